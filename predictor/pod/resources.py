@@ -1,0 +1,80 @@
+"""What the pod owns, as one frozen value: the input of every placement decision.
+
+All sizes are bytes that may be used now, after everything that cannot be taken back was subtracted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """One device that torch sees.
+
+    Attributes:
+        index: torch's index of the device, from 0.
+        kind: torch's device type: ``"cuda"`` (ROCm too) or ``"xpu"``.
+        name: What the driver calls it.
+        total: Bytes of the device, or of the MIG slice.
+        free: Bytes that this pod may still use: free now, and its fraction of a shared device.
+    """
+
+    index: int
+    kind: str
+    name: str
+    total: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Main memory.
+
+    Attributes:
+        limit: The tightest limit on this process's control groups; None without any limit.
+        available: Bytes that can still be taken before the limit (or the host) is reached.
+        source: Where the number comes from, for people: ``"cgroup v2 memory.max"``, ``"host"``...
+    """
+
+    limit: int | None
+    available: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """The offload volume.
+
+    Attributes:
+        path: The offload folder.
+        available: Bytes that may still be written: the file system's free space, and no more than
+            the claim's (or the ephemeral-storage limit's) size less what is used.
+        writable: Whether this process can write there.
+        filesystem: Its type, as in ``/proc/mounts``.
+        claim: The PersistentVolumeClaim behind it, where the Pod tells.
+    """
+
+    path: Path
+    available: int
+    writable: bool
+    filesystem: str
+    claim: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PodResources:
+    """Everything that a model can be placed on.
+
+    Attributes:
+        accelerators: In torch's order; empty without any.
+        memory: Main memory.
+        volume: The offload volume; None where there is no offload folder.
+        notes: Sentences for the log about what could not be found out or was adjusted.
+    """
+
+    accelerators: tuple[Accelerator, ...]
+    memory: Memory
+    volume: Volume | None
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,55 @@
+"""Amounts of memory as people write them: Kubernetes quantities and Accelerate's file sizes.
+
+Inside the predictor memory is an ``int`` of bytes; this module is the only place that turns text
+into bytes and bytes into text.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+_BINARY = {prefix: 1024**power for power, prefix in enumerate("KMGTPE", start=1)}
+_DECIMAL = {prefix: 1000**power for power, prefix in enumerate("KMGTPE", start=1)}
+_PATTERN = re.compile(
+    r"(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*(?P<unit>m|[kKMGTPE]?i?[bB]?)"
+)
+
+
+def parse_bytes(text: str | int) -> int:
+    """Returns the bytes that a quantity means.
+
+    Takes what Kubernetes writes (``40Gi``, ``500M``, ``128974848000m``, ``1e9``) and what
+    Accelerate's ``max_memory`` takes (``10GiB``, ``10GB``); a bare number is bytes. ``i`` means
+    powers of 1024, its absence powers of 1000.
+
+    Raises:
+        ValueError: The text is no such quantity; the message says what one looks like.
+    """
+    if isinstance(text, int) and not isinstance(text, bool):
+        if text < 0:
+            raise ValueError(f"{text} bytes is negative")
+        return text
+    match = _PATTERN.fullmatch(str(text).strip())
+    if match is None or match["unit"] in {"i", "ib", "iB"}:
+        raise ValueError(f"{text!r} is no amount of memory; write it like 40Gi, 10GiB or 500M")
+    return int(Decimal(match["number"]) * _factor(match["unit"]))
+
+
+def _factor(unit: str) -> Decimal:
+    if unit == "m":
+        return Decimal("0.001")
+    prefix = unit.rstrip("bB").upper()
+    if not prefix:
+        return Decimal(1)
+    table = _BINARY if prefix.endswith("I") else _DECIMAL
+    return Decimal(table[prefix[0]])
+
+
+def format_bytes(count: int) -> str:
+    """Returns bytes in the largest binary unit that leaves a number of at least 1: ``1.5 GiB``."""
+    sign, size = ("-", -count) if count < 0 else ("", count)
+    for prefix in reversed("KMGTPE"):
+        if size >= _BINARY[prefix]:
+            return f"{sign}{size / _BINARY[prefix]:.2f} {prefix}iB"
+    return f"{sign}{size} B"

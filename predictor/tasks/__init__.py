@@ -1,0 +1,1 @@
+"""Tasks: a typed request becomes tokens, tokens become a typed response."""

@@ -1,0 +1,122 @@
+"""Checks generation parameters as they come from a client, in any protocol's JSON types."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from predictor.errors import RequestError
+from predictor.tasks.request import GenerationParameters
+
+NAMES = tuple(field.name for field in dataclasses.fields(GenerationParameters))
+"""The names of all parameters."""
+
+_MOST_STOPS = 16
+_LONGEST_STOP = 1024
+_LARGEST_SEED = 2**63 - 1
+
+
+def parse_parameters(given: Mapping[str, Any]) -> GenerationParameters:
+    """Returns checked parameters; a value of ``None`` means that it was not said.
+
+    Raises:
+        RequestError: A name is unknown (the sentence names the nearest known one), or a value has
+            the wrong type or lies outside its range.
+    """
+    said = {name: value for name, value in given.items() if value is not None}
+    for name in said:
+        if name not in NAMES:
+            raise RequestError(_unknown(name))
+    return GenerationParameters(**{name: _CHECKS[name](name, said[name]) for name in said})
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NAMES)}."
+    return f"Unknown parameter {name!r}; {hint}"
+
+
+def _integer(name: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RequestError(f"{name} must be an integer, not {_kind(value)}.")
+    if not least <= value <= most:
+        raise RequestError(f"{name} must be between {least} and {most}, not {value}.")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RequestError(f"{name} must be a number, not {_kind(value)}.")
+    if not math.isfinite(value):
+        raise RequestError(f"{name} must be a finite number.")
+    return float(value)
+
+
+def _max_new_tokens(name: str, value: Any) -> int:
+    return _integer(name, value, 1, 2**31 - 1)
+
+
+def _temperature(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not 0 <= number <= 100:
+        raise RequestError(f"{name} must be between 0 (greedy) and 100, not {number:g}.")
+    return number
+
+
+def _top_p(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not 0 < number <= 1:
+        raise RequestError(f"{name} must be above 0 and at most 1, not {number:g}.")
+    return number
+
+
+def _top_k(name: str, value: Any) -> int:
+    return _integer(name, value, 0, 2**31 - 1)
+
+
+def _repetition_penalty(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not 0 < number <= 100:
+        raise RequestError(f"{name} must be above 0 and at most 100, not {number:g}.")
+    return number
+
+
+def _seed(name: str, value: Any) -> int:
+    return _integer(name, value, 0, _LARGEST_SEED)
+
+
+def _stop(name: str, value: Any) -> tuple[str, ...]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
+        raise RequestError(f"{name} must be a string or a list of strings.")
+    if len(stops) > _MOST_STOPS or any(not 0 < len(stop) <= _LONGEST_STOP for stop in stops):
+        raise RequestError(
+            f"{name} takes at most {_MOST_STOPS} strings of 1 to {_LONGEST_STOP} characters."
+        )
+    return tuple(stops)
+
+
+def _return_full_text(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} must be true or false, not {_kind(value)}.")
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "a boolean", int: "an integer", float: "a number", str: "a string"}
+    return names.get(type(value), "a list" if isinstance(value, list) else "an object")
+
+
+_CHECKS = {
+    "max_new_tokens": _max_new_tokens,
+    "temperature": _temperature,
+    "top_p": _top_p,
+    "top_k": _top_k,
+    "repetition_penalty": _repetition_penalty,
+    "seed": _seed,
+    "stop": _stop,
+    "return_full_text": _return_full_text,
+}
