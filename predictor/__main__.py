@@ -1,0 +1,7 @@
+"""Lets ``python -m predictor`` be the command."""
+
+import sys
+
+from predictor.cli import main
+
+sys.exit(main())

@@ -1,0 +1,132 @@
+"""The `predictor` command: ``serve`` and ``plan``.
+
+Every setting is a flag of its name, with underscores or dashes; a repeated flag's last value wins
+(KServe concatenates the arguments of a runtime and of an InferenceService). Errors become a
+sentence on stderr and in Kubernetes' termination log, and an exit code, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import predictor
+from predictor.errors import PredictorError
+from predictor.settings import Settings, check_known, names, read_settings
+
+TERMINATION_LOG = Path("/dev/termination-log")
+"""Where Kubernetes takes a container's last words from, by default."""
+
+_TERMINATION_BYTES = 4096
+_SWITCH = object()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code.
+
+    Args:
+        arguments: The command line without the program's name; None takes `sys.argv`.
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        command, flags = _parse(sys.argv[1:] if arguments is None else arguments)
+        return _plan(flags) if command == "plan" else _serve(flags)
+    except PredictorError as error:
+        _say_last(str(error))
+        return error.exit_code
+
+
+def _parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    parser = _parser()
+    found, unknown = parser.parse_known_args([_underscored(word) for word in arguments])
+    check_known(
+        [word.partition("=")[0].removeprefix("--") for word in unknown if word.startswith("--")],
+        "flag",
+        shown=lambda name: f"--{name}",
+    )
+    if unknown:
+        parser.error(f"unexpected argument {unknown[0]!r}")
+    flags = {name: value for name, value in vars(found).items() if value is not None}
+    return flags.pop("command"), flags
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="predictor", description=predictor.__doc__)
+    parser.add_argument("--version", action="version", version=predictor.__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", allow_abbrev=False, help="serve a model")
+    plan = commands.add_parser(
+        "plan", allow_abbrev=False, help="print where a model would go, without reading a weight"
+    )
+    plan.add_argument("model_dir", nargs="?", help="a model directory or a bare config.json")
+    plan.add_argument("--gpus", help="stated GPUs, such as 2x24GiB, instead of this pod's")
+    plan.add_argument("--memory", help="stated main memory, such as 32GiB")
+    plan.add_argument("--disk", help="stated space on the offload volume, such as 200GiB")
+    plan.add_argument("--output", choices=("table", "json"), default="table")
+    for command in (serve, plan):
+        _add_settings(command)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("settings", "see the README's table")
+    for name in names():
+        field = Settings.model_fields.get(name)
+        switch: dict[str, Any] = (
+            {"nargs": "?", "const": "true"} if field is not None and _is_switch(field) else {}
+        )
+        group.add_argument(f"--{name}", default=None, **switch)
+
+
+def _is_switch(field: Any) -> bool:
+    return field.annotation in (bool, bool | None)
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _serve(flags: dict[str, Any]) -> int:
+    settings = read_settings(flags)
+    from predictor.server import Server
+
+    Server(settings).run()
+    return 0
+
+
+def _plan(flags: dict[str, Any]) -> int:
+    stated = {name: flags.pop(name, None) for name in ("gpus", "memory", "disk")}
+    output = flags.pop("output")
+    settings = read_settings(flags)
+    from predictor import pod, startup
+    from predictor.placement.report import as_json, table
+    from predictor.pod.stated import state
+
+    if any(stated.values()):
+        resources = state(**stated)
+    else:
+        resources = pod.read(settings.offload_folder, gpu_fraction=settings.gpu_fraction)
+    checkpoint = startup.open_for_planning(settings)
+    placement = startup.prepare(settings, checkpoint, resources).placement
+    text = table(placement) if output == "table" else json.dumps(as_json(placement), indent=2)
+    print(text)  # noqa: T201 - what the command is asked for
+    return 0
+
+
+def _say_last(sentence: str) -> None:
+    """Says why the process ends, where people look and where Kubernetes does."""
+    sys.stderr.write(f"predictor: {sentence}\n")
+    if TERMINATION_LOG.exists():
+        with contextlib.suppress(OSError):
+            TERMINATION_LOG.write_bytes(sentence.encode()[:_TERMINATION_BYTES])

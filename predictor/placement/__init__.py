@@ -1,0 +1,1 @@
+"""Placement: what a model needs, where each part of it goes, and the table that says so."""

@@ -1,0 +1,207 @@
+"""Which unit goes to which device: the search, and the bytes that an assignment makes.
+
+All of it is arithmetic over integers. An assignment is a tuple of device names, one for each unit.
+Units are placed in order (what is no block first, smallest first; then blocks), on GPUs, then in
+main memory, then on disk, so that more memory on a tier never moves a unit to a slower one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from predictor.placement.plan import Tier
+from predictor.placement.units import Footprint, Unit
+
+Assignment = tuple[str, ...]
+_STEPS = 50
+"""Halvings when searching a number of bytes: more than the bits of any memory size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Bytes that may be planned on each tier.
+
+    Attributes:
+        gpus: By name, in order; empty without any.
+        cpu: Main memory.
+        disk: The disk tier; None where it is not bounded.
+    """
+
+    gpus: Mapping[str, int]
+    cpu: int
+    disk: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What is to be placed: a model and how many full sequences are to run at one time."""
+
+    footprint: Footprint
+    concurrency: int
+
+    def kv(self, unit: Unit) -> int:
+        """Bytes of KV cache of a unit at full load."""
+        per_sequence = unit.kv_fixed + unit.kv_per_token * self.footprint.max_model_len
+        return self.concurrency * per_sequence
+
+    def resident(self, unit: Unit) -> int:
+        """Bytes of a unit on the device where it both stays and executes."""
+        return unit.weights + unit.buffers + self.kv(unit)
+
+    def staging(self, units: Sequence[Unit]) -> int:
+        """Bytes to stream these units one leaf module at a time."""
+        return max((unit.largest_leaf for unit in units), default=0)
+
+
+def tiers(demand: Demand, assignment: Assignment, budgets: Budgets) -> dict[str, Tier]:
+    """Returns what an assignment puts on each tier; `owned` is left to the caller.
+
+    Parts in main memory execute there only where no part is on a GPU; else they, like parts on
+    disk, are streamed to the first GPU in use (`accelerate.dispatch_model`'s main device), which
+    then holds their KV cache and computed buffers.
+    """
+    bounds: dict[str, int | None] = {**budgets.gpus, "cpu": budgets.cpu, "disk": budgets.disk}
+    main = main_device(assignment)
+    sums = {name: _Sum() for name in bounds}
+    for unit, device in zip(demand.footprint.units, assignment, strict=True):
+        runs_on = device if device in budgets.gpus else main
+        sums[device].weights += unit.weights
+        sums[device].units += 1
+        sums[runs_on].weights += unit.buffers
+        sums[runs_on].kv += demand.kv(unit)
+        sums[runs_on].executes = True
+    _add_staging(demand, assignment, sums, main)
+    return {
+        name: Tier(
+            name=name,
+            owned=None,
+            budget=bounds[name],
+            weights=total.weights,
+            kv=total.kv,
+            staging=total.staging,
+            activations=demand.footprint.activations if total.executes else 0,
+            units=total.units,
+        )
+        for name, total in sums.items()
+    }
+
+
+@dataclass(slots=True)
+class _Sum:
+    weights: int = 0
+    kv: int = 0
+    staging: int = 0
+    units: int = 0
+    executes: bool = False
+
+
+def _add_staging(demand: Demand, assignment: Assignment, sums: dict[str, _Sum], main: str) -> None:
+    placed = list(zip(demand.footprint.units, assignment, strict=True))
+    on_disk = [unit for unit, device in placed if device == "disk"]
+    streamed = on_disk + [unit for unit, device in placed if device == "cpu" and main != "cpu"]
+    if main != "cpu":
+        sums[main].staging = demand.staging(streamed)
+    copies = 2 if demand.footprint.cast else 1
+    sums["cpu"].staging = copies * demand.staging(on_disk)
+
+
+def main_device(assignment: Assignment) -> str:
+    """Returns where offloaded parts execute: the first GPU in use, else main memory's processor."""
+    return min(set(assignment) - {"cpu", "disk"}, key=int, default="cpu")
+
+
+def fits(found: Mapping[str, Tier]) -> bool:
+    """Whether no tier is over its budget."""
+    return all(tier.budget is None or tier.planned <= tier.budget for tier in found.values())
+
+
+def search(demand: Demand, budgets: Budgets, strategy: str) -> Assignment | None:
+    """Returns the assignment with most on the fastest tiers; None where nothing fits.
+
+    Args:
+        demand: What is to be placed.
+        budgets: Bytes of each tier.
+        strategy: How several GPUs share what is placed on them.
+    """
+    units = demand.footprint.units
+    on_gpus = _most_on_gpus(demand, budgets) if budgets.gpus else ()
+    if on_gpus is None:
+        return None
+    if len(budgets.gpus) > 1 and strategy != "sequential":
+        on_gpus = _balance(demand, budgets, len(on_gpus), low_first=strategy == "balanced_low_0")
+    spilled = units[len(on_gpus) :]
+    assignment = on_gpus + _spill(demand, budgets, spilled, executes=not on_gpus)
+    return assignment if fits(tiers(demand, assignment, budgets)) else None
+
+
+def _most_on_gpus(demand: Demand, budgets: Budgets) -> Assignment | None:
+    for count in range(len(demand.footprint.units), 0, -1):
+        found = _fill(demand, budgets.gpus, count)
+        if found is not None:
+            return found
+    return None
+
+
+def _fill(demand: Demand, caps: Mapping[str, int], count: int) -> Assignment | None:
+    """Puts the first units on the GPUs in order, each GPU up to its cap; None if they do not fit.
+
+    The first GPU holds besides what the remaining units need to be streamed through it.
+    """
+    units, streamed = demand.footprint.units[:count], demand.footprint.units[count:]
+    names = list(caps)
+    used = demand.footprint.activations + demand.staging(streamed)
+    used += sum(unit.buffers + demand.kv(unit) for unit in streamed)
+    found: list[str] = []
+    index = 0
+    for unit in units:
+        need = demand.resident(unit)
+        while used + need > caps[names[index]]:
+            index += 1
+            if index == len(names) or not found:
+                return None
+            used = demand.footprint.activations
+        used += need
+        found.append(names[index])
+    return tuple(found)
+
+
+def _balance(demand: Demand, budgets: Budgets, count: int, *, low_first: bool) -> Assignment:
+    """Spreads the first units evenly: the lowest cap under which they all still fit."""
+    caps = dict(budgets.gpus)
+    first = next(iter(caps))
+    if low_first:
+        caps[first] = _lowest_cap(demand, caps, count, only=first)
+    lowest = _lowest_cap(demand, caps, count, only=None)
+    return _fill(demand, _capped(caps, lowest, None), count) or ()
+
+
+def _lowest_cap(demand: Demand, caps: Mapping[str, int], count: int, only: str | None) -> int:
+    low, high = 0, max(caps.values())
+    for _ in range(_STEPS):
+        middle = (low + high) // 2
+        if _fill(demand, _capped(caps, middle, only), count) is None:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _capped(caps: Mapping[str, int], cap: int, only: str | None) -> dict[str, int]:
+    return {name: min(own, cap) if only in (None, name) else own for name, own in caps.items()}
+
+
+def _spill(
+    demand: Demand, budgets: Budgets, units: Sequence[Unit], *, executes: bool
+) -> Assignment:
+    """Puts as many of these units as fit in main memory, the first ones, and the rest on disk."""
+    fixed = demand.footprint.activations if executes else 0
+    fixed += sum(unit.buffers + demand.kv(unit) for unit in units) if executes else 0
+    copies = 2 if demand.footprint.cast else 1
+    weights = sum(unit.weights for unit in units)
+    for count in range(len(units), -1, -1):
+        staging = copies * demand.staging(units[count:])
+        if fixed + weights + staging <= budgets.cpu:
+            return ("cpu",) * count + ("disk",) * (len(units) - count)
+        weights -= units[count - 1].weights if count else 0
+    return ("disk",) * len(units)

@@ -1,0 +1,203 @@
+"""What a model needs, found on the meta device without reading a weight.
+
+A model is cut into `Unit`s: its blocks (what transformers says must not be split) and, apart from
+them, embeddings, norms and head. What needs running code to know (KV cache, activations) is left
+to `probe`; where units go is left to `planner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from predictor.errors import ConfigurationError
+from predictor.placement.probe import Probe, probe
+from predictor.placement.units import Footprint, Unit
+
+
+def build_on_meta(
+    config: PreTrainedConfig, dtype: str, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Returns the model without memory for its weights.
+
+    Raises:
+        ConfigurationError: The architecture is no causal language model that transformers has.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+            )
+    except (ValueError, ImportError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ConfigurationError(
+            f"A {config.model_type!r} model cannot be built as a causal language model: "
+            f"{first_line}"
+        ) from error
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def measure_footprint(
+    model: PreTrainedModel,
+    *,
+    max_model_len: int,
+    prefill_chunk: int,
+    stored_dtype: str | None = None,
+    stored_kind: str = "safetensors",
+) -> Footprint:
+    """Returns what the model needs.
+
+    Args:
+        model: A model on the meta device, see `build_on_meta`.
+        max_model_len: Tokens of the longest sequence that has to fit.
+        prefill_chunk: Tokens of the largest forward pass.
+        stored_dtype: The dtype that the checkpoint is stored in; None where that is unknown.
+        stored_kind: ``"safetensors"`` or ``"pickle"``.
+    """
+    blocks = find_blocks(model)
+    probed = probe(
+        model, len(blocks), max_model_len=max_model_len, chunk=min(prefill_chunk, max_model_len)
+    )
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Footprint(
+        architecture=type(model).__name__,
+        dtype=dtype,
+        units=_units(model, blocks, probed),
+        max_model_len=max_model_len,
+        activations=probed.activations,
+        cast=stored_dtype not in (None, dtype),
+        rewritten=stored_kind == "pickle" or _is_converted(model),
+        probed=probed.measured,
+    )
+
+
+def find_blocks(model: PreTrainedModel) -> tuple[str, ...]:
+    """Returns the names of the blocks in execution order.
+
+    They are the modules that transformers does not let be split; where a model names none, the
+    members of its longest `ModuleList`. A model without either is one block.
+    """
+    unsplit = set(model._no_split_modules or ())
+    longest: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) <= len(longest):
+            continue
+        if not unsplit or any(type(member).__name__ in unsplit for member in module):
+            longest = tuple(f"{name}.{index}" for index in range(len(module)))
+    return longest or ("",)
+
+
+def _units(model: PreTrainedModel, blocks: tuple[str, ...], probed: Probe) -> tuple[Unit, ...]:
+    order = {name: index for index, name in enumerate(blocks)}
+    stored = frozenset(model.state_dict())
+    parts = [
+        _measure(model, name, order.get(name), probed, stored) for name in _cut(model, "", order)
+    ]
+    rest = [part for part in parts if part.unit.block is None]
+    units = _merge_tied(rest) + [part.unit for part in parts if part.unit.block is not None]
+    return tuple(sorted(units, key=lambda u: (u.block is not None, u.block or 0, u.weights)))
+
+
+def _cut(model: nn.Module, name: str, blocks: dict[str, int]) -> Iterator[str]:
+    """Yields the names of the largest modules that hold no block, the blocks, and lone tensors."""
+    if name in blocks or not any(block.startswith(f"{name}." if name else "") for block in blocks):
+        yield name
+        return
+    module = model.get_submodule(name)
+    prefix = f"{name}." if name else ""
+    lone = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    yield from (prefix + key for key, _ in lone)
+    for child, _ in module.named_children():
+        yield from _cut(model, prefix + child, blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    unit: Unit
+    parameters: frozenset[int]
+
+
+def _measure(
+    model: PreTrainedModel, name: str, block: int | None, probed: Probe, stored: frozenset[str]
+) -> _Part:
+    parameters, buffers = _tensors(model, name)
+    unit = Unit(
+        names=(name,),
+        block=block,
+        weights=_bytes(parameters.values())
+        + _bytes(tensor for key, tensor in buffers.items() if key in stored),
+        buffers=_bytes(tensor for key, tensor in buffers.items() if key not in stored),
+        largest_leaf=_largest_leaf(model, name),
+        kv_per_token=probed.kv_per_token[block] if block is not None else 0,
+        kv_fixed=probed.kv_fixed[block] if block is not None else 0,
+    )
+    return _Part(unit, frozenset(id(tensor) for tensor in parameters.values()))
+
+
+def _tensors(
+    model: nn.Module, name: str
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    owner, _, key = name.rpartition(".")
+    holder = model.get_submodule(owner)
+    if key in holder._parameters:
+        return {name: model.get_parameter(name)}, {}
+    if key in holder._buffers:
+        return {}, {name: model.get_buffer(name)}
+    module, prefix = model.get_submodule(name), f"{name}." if name else ""
+    return (
+        {prefix + key: tensor for key, tensor in module.named_parameters()},
+        {prefix + key: tensor for key, tensor in module.named_buffers()},
+    )
+
+
+def _merge_tied(parts: list[_Part]) -> list[Unit]:
+    """Joins parts that share a parameter, and counts what they share once."""
+    merged: list[_Part] = []
+    for part in parts:
+        twin = next((other for other in merged if other.parameters & part.parameters), None)
+        if twin is None:
+            merged.append(part)
+            continue
+        merged.remove(twin)
+        merged.append(_join(twin, part))
+    return [part.unit for part in merged]
+
+
+def _join(first: _Part, second: _Part) -> _Part:
+    a, b = first.unit, second.unit
+    new = 0 if second.parameters <= first.parameters else b.weights
+    unit = Unit(
+        names=a.names + b.names,
+        block=None,
+        weights=max(a.weights + new, b.weights),
+        buffers=a.buffers + b.buffers,
+        largest_leaf=max(a.largest_leaf, b.largest_leaf),
+    )
+    return _Part(unit, first.parameters | second.parameters)
+
+
+def _largest_leaf(model: nn.Module, name: str) -> int:
+    parameters, _ = _tensors(model, name)
+    by_leaf: dict[str, int] = {}
+    for key, tensor in parameters.items():
+        leaf = key.rpartition(".")[0]
+        by_leaf[leaf] = by_leaf.get(leaf, 0) + tensor.nbytes
+    return max(by_leaf.values(), default=0)
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _is_converted(model: PreTrainedModel) -> bool:
+    """Whether transformers changes stored tensors while loading (fused experts of most MoE)."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    mapping: list[Any] = get_model_conversion_mapping(model) or []
+    return any(isinstance(entry, WeightConverter) for entry in mapping)

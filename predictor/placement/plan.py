@@ -1,0 +1,95 @@
+"""The result of planning: where every part of the model goes and what each tier then holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user asks of the plan, beyond what the model is and what the pod owns.
+
+    Attributes:
+        device_map: A strategy (``auto``, ``balanced``, ``balanced_low_0``, ``sequential``), one
+            device, or an explicit map from module names to devices.
+        max_memory: Most bytes by device: ``"0"``, ``"1"``... are GPUs, then ``"cpu"``, ``"disk"``.
+        max_concurrency: Sequences of full length that the KV cache is planned for.
+        headroom: The fraction of a tier that is never planned.
+        reserve: Bytes of main memory that are never planned besides.
+        disk: Bytes that the disk tier may take; None where blocks are read in place from the
+            checkpoint and take no new space.
+    """
+
+    device_map: str | dict[str, str] = "auto"
+    max_memory: dict[str, int] = field(default_factory=dict)
+    max_concurrency: int = 1
+    headroom: float = 0.05
+    reserve: int = 0
+    disk: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One device of a plan, in bytes.
+
+    Attributes:
+        name: ``"0"``, ``"1"``... for GPUs, ``"cpu"`` or ``"disk"``.
+        owned: What the pod owns there; None for a disk tier that takes no new space.
+        budget: What may be planned: owned less headroom and reserve, or the user's wish.
+        weights: Weights and computed buffers.
+        kv: KV cache of all blocks that execute there.
+        staging: What streaming an offloaded part through needs at one time.
+        activations: What one forward pass needs besides.
+        units: How many units are placed there.
+    """
+
+    name: str
+    owned: int | None
+    budget: int | None
+    weights: int = 0
+    kv: int = 0
+    staging: int = 0
+    activations: int = 0
+    units: int = 0
+
+    @property
+    def planned(self) -> int:
+        """Bytes that the plan takes."""
+        return self.weights + self.kv + self.staging + self.activations
+
+    @property
+    def reserve(self) -> int:
+        """Bytes that the pod owns and the plan leaves alone whatever happens."""
+        return 0 if self.owned is None or self.budget is None else self.owned - self.budget
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A plan that fits.
+
+    Attributes:
+        architecture: The model class.
+        dtype: The serving dtype.
+        device_map: From module (or tensor) names to GPU indices, ``"cpu"`` or ``"disk"``, as
+            Accelerate takes it.
+        tiers: GPUs in order, then main memory, then disk.
+        execution_device: Where offloaded parts execute: a GPU's index or ``"cpu"``.
+        max_model_len: Tokens of the longest sequence.
+        kv_tokens: Tokens of KV cache that may be in use at one time.
+        limited_by: What keeps more of the model from a faster tier, for people.
+        notes: Wishes that were cut, and the like.
+    """
+
+    architecture: str
+    dtype: str
+    device_map: dict[str, int | str]
+    tiers: tuple[Tier, ...]
+    execution_device: int | str
+    max_model_len: int
+    kv_tokens: int
+    limited_by: str
+    notes: tuple[str, ...] = ()
+
+    def tier(self, name: str) -> Tier:
+        """Returns the tier of this name."""
+        return next(tier for tier in self.tiers if tier.name == name)

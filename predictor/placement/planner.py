@@ -1,0 +1,193 @@
+"""Decides where every part of the model goes, from what the pod owns and the model needs.
+
+This module turns resources and wishes into budgets, asks `assignment` for the best way to fill
+them, and says in one sentence what is missing where there is none.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+
+from predictor.errors import ConfigurationError
+from predictor.placement.assignment import (
+    Assignment,
+    Budgets,
+    Demand,
+    fits,
+    main_device,
+    search,
+    tiers,
+)
+from predictor.placement.plan import Placement, Tier, Wishes
+from predictor.placement.refusal import does_not_fit
+from predictor.placement.units import Footprint
+from predictor.pod.resources import PodResources
+from predictor.quantity import format_bytes
+
+STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Ways to share a model among several GPUs; ``auto`` is ``balanced``."""
+
+
+def plan(footprint: Footprint, resources: PodResources, wishes: Wishes) -> Placement:
+    """Returns the placement.
+
+    Raises:
+        DoesNotFit: No placement keeps within every budget; the sentence says which tier lacks how
+            much and what would make it fit.
+        ConfigurationError: A wish names a device or a module that is not there.
+    """
+    owned = _owned(resources, wishes)
+    budgets, notes = _budgets(owned, wishes)
+    demand = Demand(footprint, wishes.max_concurrency)
+    explicit = _explicit_map(wishes.device_map)
+    if explicit is None:
+        assignment = search(demand, budgets, str(wishes.device_map))
+    else:
+        assignment = _assign(footprint, explicit, budgets)
+    if assignment is None or not fits(tiers(demand, assignment, budgets)):
+        raise does_not_fit(demand, budgets, wishes, assignment)
+    return _placement(demand, budgets, assignment, owned, notes)
+
+
+def _owned(resources: PodResources, wishes: Wishes) -> dict[str, int | None]:
+    gpus: dict[str, int | None] = {str(gpu.index): gpu.free for gpu in resources.accelerators}
+    return {**gpus, "cpu": resources.memory.available, "disk": wishes.disk}
+
+
+def _budgets(owned: Mapping[str, int | None], wishes: Wishes) -> tuple[Budgets, tuple[str, ...]]:
+    """What may be planned on each tier; a wish above what the pod owns is cut to that."""
+    _check_devices(wishes.max_memory, owned)
+    notes: list[str] = []
+    found: dict[str, int | None] = {}
+    for name, have in owned.items():
+        reserve = wishes.reserve if name == "cpu" else 0
+        usable = None if have is None else int(have * (1 - wishes.headroom)) - reserve
+        wish = wishes.max_memory.get(name)
+        if wish is not None and usable is not None and wish > usable:
+            notes.append(
+                f"max_memory asks for {format_bytes(wish)} on {_title(name)}, but this pod can "
+                f"use {format_bytes(max(0, usable))} there, and no more is planned."
+            )
+        bounds = [bound for bound in (usable, wish) if bound is not None]
+        found[name] = min(bounds) if bounds else None
+    gpus = {name: size or 0 for name, size in found.items() if name not in ("cpu", "disk")}
+    return Budgets(gpus, found["cpu"] or 0, found["disk"]), tuple(notes)
+
+
+def _check_devices(max_memory: Mapping[str, int], owned: Mapping[str, int | None]) -> None:
+    for device in max_memory:
+        if device in owned:
+            continue
+        if device.isdigit():
+            gpus = len(owned) - 2
+            raise ConfigurationError(
+                f"max_memory names GPU {device}, but this pod sees "
+                f"{'no GPU' if not gpus else f'{gpus} GPU(s)'}; take the key {device!r} out of "
+                "max_memory, or give the pod the GPU."
+            )
+        raise ConfigurationError(
+            f"max_memory names {device!r}; devices are '0', '1'... for GPUs, 'cpu' and 'disk'."
+        )
+
+
+def _explicit_map(wish: str | dict[str, str]) -> dict[str, str] | None:
+    """The map that was asked for, with our device names; None for a strategy."""
+    if isinstance(wish, dict):
+        return {name: _device(device) for name, device in wish.items()}
+    return None if wish in STRATEGIES else {"": _device(wish)}
+
+
+def _device(name: str) -> str:
+    plain = name.removeprefix("cuda:").removeprefix("xpu:")
+    if name in ("cuda", "xpu"):
+        return "0"
+    if plain.isdigit() or plain in ("cpu", "disk"):
+        return plain
+    near = difflib.get_close_matches(name, [*STRATEGIES, "cpu", "disk", "cuda"], n=1)
+    raise ConfigurationError(
+        f"device_map names {name!r}, which is no strategy and no device"
+        + (f"; did you mean {near[0]!r}?" if near else ".")
+    )
+
+
+def _assign(footprint: Footprint, wish: dict[str, str], budgets: Budgets) -> Assignment:
+    for device in wish.values():
+        if device not in (*budgets.gpus, "cpu", "disk"):
+            raise ConfigurationError(
+                f"device_map names GPU {device}, but this pod sees {len(budgets.gpus)} GPU(s)."
+            )
+    names = [name for unit in footprint.units for name in unit.names]
+    for key in wish:
+        if not any(_covers(key, name) for name in names):
+            raise ConfigurationError(
+                f"device_map names {key!r}, which is no module of {footprint.architecture} that "
+                "can be placed apart; blocks are placed whole."
+            )
+    return tuple(_device_of(unit.names, wish) for unit in footprint.units)
+
+
+def _covers(key: str, name: str) -> bool:
+    return key == "" or name == key or name.startswith(f"{key}.")
+
+
+def _device_of(names: tuple[str, ...], wish: dict[str, str]) -> str:
+    found = set()
+    for name in names:
+        keys = [key for key in wish if _covers(key, name)]
+        if not keys:
+            raise ConfigurationError(f"device_map leaves {name!r} out.")
+        found.add(wish[max(keys, key=len)])
+    if len(found) > 1:
+        raise ConfigurationError(
+            f"device_map puts {' and '.join(names)} on different devices, but they share weights."
+        )
+    return found.pop()
+
+
+def _placement(
+    demand: Demand,
+    budgets: Budgets,
+    assignment: Assignment,
+    owned: Mapping[str, int | None],
+    notes: tuple[str, ...],
+) -> Placement:
+    footprint = demand.footprint
+    main = main_device(assignment)
+    filled = tiers(demand, assignment, budgets)
+    return Placement(
+        architecture=footprint.architecture,
+        dtype=footprint.dtype,
+        device_map={
+            name: int(device) if device.isdigit() else device
+            for unit, device in zip(footprint.units, assignment, strict=True)
+            for name in unit.names
+        },
+        tiers=tuple(replace(tier, owned=owned[name]) for name, tier in filled.items()),
+        execution_device=int(main) if main.isdigit() else main,
+        max_model_len=footprint.max_model_len,
+        kv_tokens=demand.concurrency * footprint.max_model_len,
+        limited_by=_limit(filled, footprint),
+        notes=notes,
+    )
+
+
+def _limit(filled: Mapping[str, Tier], footprint: Footprint) -> str:
+    slower = [tier for tier in filled.values() if tier.units]
+    fastest = next(iter(filled))
+    if all(tier.name not in ("cpu", "disk") for tier in slower) or (
+        fastest == "cpu" and not filled["disk"].units
+    ):
+        return "nothing: every weight is where it executes"
+    offloaded = sum(tier.weights for tier in slower if tier.name == "disk") or sum(
+        tier.weights for tier in slower if tier.name == "cpu"
+    )
+    scarce = "main memory" if filled["disk"].units else "GPU memory"
+    share = 100 * offloaded / max(1, footprint.weights)
+    where = "disk" if filled["disk"].units else "main memory"
+    return f"{scarce}: {format_bytes(offloaded)} ({share:.0f} %) are streamed from {where}"
+
+
+def _title(name: str) -> str:
+    return {"cpu": "main memory", "disk": "the offload volume"}.get(name, f"GPU {name}")

@@ -1,0 +1,87 @@
+"""A placement as people and programs read it: the table of `predictor plan`, and JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from predictor.placement.plan import Placement, Tier
+from predictor.quantity import format_bytes
+
+_COLUMNS = (
+    "tier",
+    "units",
+    "weights",
+    "KV cache",
+    "staging",
+    "activ.",
+    "planned",
+    "can use",
+    "full",
+)
+
+
+def table(placement: Placement) -> str:
+    """Returns the placement as a table with a line per tier and what limits it below."""
+    rows = [_COLUMNS, *(_row(tier) for tier in placement.tiers)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join(
+        [
+            f"Placement of {placement.architecture} in {placement.dtype}",
+            lines[0],
+            rule,
+            *lines[1:],
+            f"executes offloaded parts on: {_title(str(placement.execution_device))}",
+            f"KV cache: {placement.kv_tokens} tokens; "
+            f"longest sequence: {placement.max_model_len} tokens",
+            f"limited by {placement.limited_by}",
+            *(f"note: {note}" for note in placement.notes),
+        ]
+    )
+
+
+def _row(tier: Tier) -> tuple[str, ...]:
+    full = f"{100 * tier.planned / tier.budget:.0f} %" if tier.budget else "-"
+    amounts = (tier.weights, tier.kv, tier.staging, tier.activations, tier.planned)
+    usable = "in place" if tier.budget is None else format_bytes(tier.budget)
+    return (_title(tier.name), str(tier.units), *map(format_bytes, amounts), usable, full)
+
+
+def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
+    first, *rest = zip(row, widths, strict=True)
+    return [first[0].ljust(first[1])] + [cell.rjust(width) for cell, width in rest]
+
+
+def _title(name: str) -> str:
+    return f"GPU {name}" if name.isdigit() else name
+
+
+def as_json(placement: Placement) -> dict[str, Any]:
+    """Returns the placement as JSON values; all sizes are bytes."""
+    return {
+        "architecture": placement.architecture,
+        "dtype": placement.dtype,
+        "max_model_len": placement.max_model_len,
+        "kv_tokens": placement.kv_tokens,
+        "execution_device": placement.execution_device,
+        "limited_by": placement.limited_by,
+        "notes": list(placement.notes),
+        "tiers": [_tier_json(tier) for tier in placement.tiers],
+        "device_map": placement.device_map,
+    }
+
+
+def _tier_json(tier: Tier) -> dict[str, Any]:
+    return {
+        "name": tier.name,
+        "owned": tier.owned,
+        "budget": tier.budget,
+        "planned": tier.planned,
+        "weights": tier.weights,
+        "kv": tier.kv,
+        "staging": tier.staging,
+        "activations": tier.activations,
+        "reserve": tier.reserve,
+        "units": tier.units,
+    }

@@ -1,0 +1,107 @@
+"""What a checkpoint holds on disk, from file names and safetensors headers; no weight is read.
+
+The safetensors format: 8 bytes of header length (little endian), then a JSON object from tensor
+names to dtype, shape and offsets (https://github.com/huggingface/safetensors#format).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from predictor.errors import CheckpointError
+
+_LARGEST_HEADER = 100_000_000
+"""The limit of the safetensors library itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """A checkpoint's files.
+
+    Attributes:
+        kind: ``"safetensors"`` or ``"pickle"`` (``.bin`` files).
+        files: The files that hold the weights.
+        weight_bytes: Bytes of all tensors; of the files where the kind has no header.
+        dtype: torch's name of the floating dtype that most bytes have; None for pickles.
+    """
+
+    kind: str
+    files: tuple[Path, ...]
+    weight_bytes: int
+    dtype: str | None
+
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def read_stored(model_dir: Path) -> StoredWeights | None:
+    """Returns what lies in a model directory; None where there are no weights at all.
+
+    Safetensors are preferred where both kinds lie side by side, as transformers does.
+
+    Raises:
+        CheckpointError: The index names a file that is missing, or a header is damaged.
+    """
+    for kind, single in (("safetensors", "model.safetensors"), ("pickle", "pytorch_model.bin")):
+        files = _files(model_dir, single)
+        if files and kind == "safetensors":
+            return _from_headers(files)
+        if files:
+            return StoredWeights(kind, files, sum(file.stat().st_size for file in files), None)
+    return None
+
+
+def _files(model_dir: Path, single: str) -> tuple[Path, ...]:
+    if (model_dir / single).is_file():
+        return (model_dir / single,)
+    index = model_dir / f"{single}.index.json"
+    if not index.is_file():
+        return ()
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise CheckpointError(f"{index} is damaged: it holds no JSON object weight_map.") from None
+    missing = [name for name in names if not (model_dir / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{model_dir} is incomplete: {missing[0]}"
+            + (f" and {len(missing) - 1} more files are" if len(missing) > 1 else " is")
+            + f" named in {index.name} but not there."
+        )
+    return tuple(model_dir / name for name in names)
+
+
+def _from_headers(files: tuple[Path, ...]) -> StoredWeights:
+    by_dtype: dict[str, int] = {}
+    for file in files:
+        for entry in read_header(file).values():
+            begin, end = entry["data_offsets"]
+            by_dtype[entry["dtype"]] = by_dtype.get(entry["dtype"], 0) + end - begin
+    floating = {_DTYPES[name]: count for name, count in by_dtype.items() if name in _DTYPES}
+    dtype = max(floating, key=lambda name: floating[name]) if floating else None
+    return StoredWeights("safetensors", files, sum(by_dtype.values()), dtype)
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Returns a safetensors file's header: ``{name: {"dtype", "shape", "data_offsets"}}``.
+
+    Raises:
+        CheckpointError: The file is no safetensors file or is cut short.
+    """
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > _LARGEST_HEADER:
+                raise ValueError("header too long")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, struct.error, KeyError, AttributeError, TypeError, IndexError):
+        raise CheckpointError(f"{file} is no safetensors file, or is damaged.") from None
+    if file.stat().st_size < 8 + length + end:
+        raise CheckpointError(f"{file} is cut short: fewer bytes than its header says.")
+    return header  # type: ignore[no-any-return]

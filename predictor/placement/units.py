@@ -1,0 +1,65 @@
+"""The parts that a model is placed by, and what each needs: plain numbers, no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A part of the model that is placed as one; sizes are bytes in the serving dtype.
+
+    Attributes:
+        names: The modules (or lone parameters) in it: several where weights are tied.
+        block: Its index among the blocks; None for embeddings, norms and head.
+        weights: Bytes of parameters, tied ones once, and of the buffers stored with them.
+        buffers: Bytes of the buffers that are computed, which stay where the unit executes.
+        largest_leaf: Bytes of its largest leaf module: what streaming it needs at one time.
+        kv_per_token: Bytes of KV cache for one more token of one sequence.
+        kv_fixed: Bytes of cache that a sequence takes whatever its length.
+    """
+
+    names: tuple[str, ...]
+    block: int | None
+    weights: int
+    buffers: int
+    largest_leaf: int
+    kv_per_token: int = 0
+    kv_fixed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """All that the planner knows of a model.
+
+    Attributes:
+        architecture: The model class.
+        dtype: torch's name of the serving dtype.
+        units: First what is no block, smallest first; then the blocks in execution order.
+        max_model_len: Tokens of context that KV and activations were measured for.
+        activations: Bytes that one forward pass of a prefill chunk needs besides weights and KV.
+        cast: Whether the checkpoint is stored in another dtype, so that a streamed tensor is
+            held twice while it is converted.
+        rewritten: Whether the weights must be written anew to be streamed (pickles, and models
+            whose stored tensors are not the served ones).
+        probed: Whether KV and activations were measured; formulas were used otherwise.
+    """
+
+    architecture: str
+    dtype: str
+    units: tuple[Unit, ...]
+    max_model_len: int
+    activations: int
+    cast: bool
+    rewritten: bool
+    probed: bool
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all weights."""
+        return sum(unit.weights for unit in self.units)
+
+    @property
+    def kv_per_token(self) -> int:
+        """Bytes of KV cache for one token over all blocks."""
+        return sum(unit.kv_per_token for unit in self.units)

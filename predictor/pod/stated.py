@@ -1,0 +1,43 @@
+"""Resources that the user states instead of having them measured, for ``predictor plan``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from predictor.errors import ConfigurationError
+from predictor.pod.resources import Accelerator, Memory, PodResources, Volume
+from predictor.quantity import parse_bytes
+
+
+def state(gpus: str | None, memory: str | None, disk: str | None) -> PodResources:
+    """Returns resources as stated: all of them free, and none that is not named.
+
+    Args:
+        gpus: ``2x24GiB``, ``24GiB`` or a list of these with commas; None is no GPU.
+        memory: Main memory, such as ``32GiB``.
+        disk: Space on the offload volume; None means that blocks are read in place.
+
+    Raises:
+        ConfigurationError: An amount cannot be read.
+    """
+    try:
+        cards = tuple(size for part in (gpus or "").split(",") if part for size in _cards(part))
+        limit = parse_bytes(memory or 0)
+        space = None if disk is None else parse_bytes(disk)
+    except ValueError as error:
+        raise ConfigurationError(f"The stated resources cannot be read: {error}.") from None
+    return PodResources(
+        accelerators=tuple(
+            Accelerator(index, "cuda", "stated", size, size) for index, size in enumerate(cards)
+        ),
+        memory=Memory(limit, limit, "stated"),
+        volume=None if space is None else Volume(Path("stated"), space, True, "stated", None),
+    )
+
+
+def _cards(part: str) -> list[int]:
+    match = re.fullmatch(r"(?:(\d+)x)?(.+)", part.strip())
+    if match is None:
+        raise ValueError(f"{part!r} is no GPU; write it like 2x24GiB")
+    return [parse_bytes(match[2])] * int(match[1] or 1)

@@ -1,0 +1,158 @@
+"""KServe's `ModelServer` with a life of its own: ports first, then loading; a drain that is one.
+
+The SDK opens its ports after `load()`, binds every address, lets uvicorn close the socket at the
+first SIGTERM and stops the model before its requests are done (see `ModelServer.stop`). Here the
+ports open at once, readiness turns true after loading and false at SIGTERM, and what runs may end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+from predictor.errors import ConfigurationError
+from predictor.model import PredictorModel
+from predictor.protocol import rest
+from predictor.protocol.grpc_server import make_server
+from predictor.settings import Settings
+
+from kserve import ModelServer  # isort: skip
+from kserve.model_server import app  # isort: skip
+from kserve.protocol.rest.server import RESTServer  # isort: skip
+
+logger = logging.getLogger(__name__)
+
+_TERMINATED = 128 + signal.SIGTERM
+_POLL = 0.05
+_APPLICATION = "kserve.model_server:app"
+
+
+class Server(ModelServer):
+    """Serves one model over REST and gRPC until it is told to stop."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(
+            http_port=settings.http_port,
+            grpc_port=settings.grpc_port,
+            workers=1,
+            enable_grpc=settings.enable_grpc,
+            enable_latency_logging=False,
+            grace_period=int(settings.grace_period),
+        )
+        self._settings = settings
+        self._stopping = asyncio.Event()
+        self._model = PredictorModel(settings)
+        self.register_model(self._model)
+        rest.install(
+            app,
+            models=self.registered_models,
+            max_body_bytes=settings.max_body_size,
+            load_unload=settings.enable_load_unload,
+        )
+
+    def run(self) -> None:
+        """Serves until SIGTERM or SIGINT; then drains and returns.
+
+        Raises:
+            PredictorError: The model cannot be served here.
+        """
+        listening = _listen(self._settings.host, self._settings.http_port)
+        with listening:
+            asyncio.run(self._run(listening))
+        if self._model.running:
+            logger.warning("Stopping with %d requests unfinished", self._model.running)
+            logging.shutdown()
+            os._exit(0)  # a forward pass cannot be interrupted, and its thread would be waited for
+
+    async def _run(self, listening: socket.socket) -> None:
+        http = self._rest()
+        serving = asyncio.create_task(http.serve(sockets=[listening]))
+        grpc_server = await self._start_grpc()
+        while not http.started:
+            await asyncio.sleep(_POLL)
+        self._take_signals()
+        logger.info("REST on http://%s:%d", *listening.getsockname()[:2])
+        try:
+            await self._load()
+            await self._stopping.wait()
+            await self._drain()
+        finally:
+            http.should_exit = True
+            if grpc_server is not None:
+                await grpc_server.stop(grace=1.0)
+            await serving
+
+    def _rest(self) -> Any:
+        server = RESTServer(
+            _APPLICATION,
+            self.dataplane,
+            self.model_repository_extension,
+            self.http_port,
+            grace_period=1,
+            timeout_keep_alive=self.timeout_keep_alive,
+            ssl_certfile=self.ssl_certfile,
+            ssl_keyfile=self.ssl_keyfile,
+        )
+        server.create_application()
+        return server._server  # the uvicorn server, which RESTServer offers no other way to stop
+
+    async def _start_grpc(self) -> Any:
+        if not self.enable_grpc:
+            return None
+        bound = make_server(
+            self.registered_models,
+            host=self._settings.host,
+            port=self.grpc_port,
+            max_message_bytes=self._settings.max_body_size,
+        )
+        await bound.server.start()
+        logger.info("gRPC on %s:%d", self._settings.host, bound.port)
+        return bound.server
+
+    def _take_signals(self) -> None:
+        """Replaces uvicorn's handlers, which close the port at once."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        if self._stopping.is_set() or not self._model.ready:
+            logger.warning("Signal %d: exiting at once", number)
+            logging.shutdown()
+            os._exit(128 + number)
+        logger.info("Signal %d: draining, %d requests are running", number, self._model.running)
+        self._model.drain()
+        self._stopping.set()
+
+    async def _load(self) -> None:
+        began = time.monotonic()
+        await asyncio.to_thread(self._model.load)
+        logger.info("Model %r is ready after %.1f s", self._model.name, time.monotonic() - began)
+
+    async def _drain(self) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._idle(), self._settings.grace_period)
+
+    async def _idle(self) -> None:
+        while self._model.running:
+            await asyncio.sleep(_POLL)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise ConfigurationError(
+            f"The REST server cannot listen on {host}:{port}: {error.strerror}."
+        ) from None
+    return listening

@@ -1,0 +1,257 @@
+"""All settings, from flags, the environment and a ``setup_config.json``, as one frozen value.
+
+Strength: flag, then ``PREDICTOR_*`` environment variable, then ``setup_config.json`` in the model
+directory (the predecessor's file; it may hold any setting by its name), then the default. This
+module knows names, types and defaults; what a wish means is decided in `placement` and above.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from predictor.errors import ConfigurationError
+from predictor.quantity import parse_bytes
+
+ALIASES = {"revision": "model_revision", "torch_dtype": "dtype"}
+"""The predecessor's names for settings that KServe's Hugging Face server names otherwise."""
+
+PREFIX = "PREDICTOR_"
+_SETUP_CONFIG = "setup_config.json"
+_SERVICE_LINK = re.compile(r"PREDICTOR_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")
+_DTYPES = {"float": "float32", "half": "float16"}
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"is no JSON object ({error})") from None
+    return value
+
+
+def _memory_by_device(value: Any) -> Any:
+    wishes = _from_json(value)
+    if wishes is None:
+        return None
+    if not isinstance(wishes, dict):
+        raise ValueError('must be an object such as {"0": "10GiB", "cpu": "30GiB"}')
+    return {str(device): parse_bytes(amount) for device, amount in wishes.items()}
+
+
+def _devices(value: Any) -> Any:
+    found = _from_json(value)
+    if isinstance(found, dict):
+        return {name: str(device) for name, device in found.items()}
+    return str(found)
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Dtype = Annotated[
+    Literal["auto", "float32", "float16", "bfloat16", "float64"],
+    BeforeValidator(lambda text: _DTYPES.get(str(text), str(text).removeprefix("torch."))),
+]
+
+
+class Settings(BaseSettings):
+    """What the predictor was told. Memory is in bytes, time in seconds.
+
+    Amounts of memory are written like ``40Gi``, ``10GiB`` or ``500M``.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_name: str = Field("model", min_length=1, pattern=r"^[^/:\s]+$")
+    """The name in every URL."""
+
+    model_version: str = Field("1", min_length=1, pattern=r"^[^/\s]+$")
+    """The one version that V2's versioned paths and metadata name."""
+
+    model_dir: Path = Path("/mnt/models")
+    """Where the model lies; KServe mounts it at the default."""
+
+    model_id: str | None = None
+    """A repository on the Hugging Face hub; then `model_dir` is not read."""
+
+    model_revision: str | None = None
+    """Branch, tag or commit of `model_id`. The predecessor's `revision`."""
+
+    dtype: Dtype = "auto"
+    """The serving dtype; `auto` is the checkpoint's own. The predecessor's `torch_dtype`."""
+
+    max_model_len: int | None = Field(None, ge=2)
+    """Most tokens of prompt and reply together; the KV cache is planned for it.
+
+    Default: the model's own context length, but at most 8192, so that a context that nobody asked
+    for does not push weights to a slower tier.
+    """
+
+    max_length: int | None = Field(None, ge=1)
+    """The predecessor's key: prompts of up to so many tokens and, unless a request says otherwise,
+    replies of up to as many. Sets `max_model_len` to twice this where that is not given."""
+
+    max_concurrency: int = Field(1, ge=1)
+    """How many requests of `max_model_len` tokens the KV cache is planned for."""
+
+    prefill_chunk: int = Field(512, ge=1)
+    """Prompt tokens in one forward pass; bounds the memory of activations. 512 keeps the matrix
+    products large enough to be efficient on every device that was tried."""
+
+    device_map: Annotated[str | dict[str, str], BeforeValidator(_devices)] = "auto"
+    """`auto` (the same as `balanced`), `balanced`, `balanced_low_0`, `sequential`, one device
+    (`cpu`, `disk`, `cuda:0`, `0`), or an object from module names to devices."""
+
+    max_memory: Annotated[dict[str, int] | None, BeforeValidator(_memory_by_device)] = None
+    """Most bytes of each device for weights, KV cache, staging and activations together, such as
+    `{"0": "10GiB", "cpu": "30GiB"}`. A wish above what the pod owns is cut to that."""
+
+    memory_headroom: float = Field(0.05, ge=0, lt=1)
+    """The fraction of each tier that is never planned, for what no plan sees: allocator
+    fragments, libraries' workspaces. Measured growth while serving stayed below 5 %."""
+
+    memory_reserve: Bytes = 128 * 1024**2
+    """Bytes of main memory kept free besides: requests and replies in flight, thread arenas."""
+
+    gpu_fraction: float | None = Field(None, gt=0, le=1)
+    """This pod's share of a time-sliced GPU's memory, such as 0.25 for one of four replicas."""
+
+    offload_folder: Path | None = None
+    """A folder on the offload volume, for weights that have to be rewritten to be streamed."""
+
+    low_cpu_mem_usage: bool | None = None
+    """Accepted from the predecessor; models are always built without their weights first."""
+
+    offload_state_dict: bool | None = None
+    """Accepted from the predecessor; weights are never gathered in memory while loading."""
+
+    allow_pickle: bool = False
+    """Whether `.bin` checkpoints, which can run code when read, are accepted."""
+
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model may run."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - a pod's server is reached through the pod's address
+    """The address to listen on."""
+
+    http_port: int = Field(8080, ge=0, le=65535)
+    """REST port; 0 takes a free one."""
+
+    grpc_port: int = Field(8081, ge=0, le=65535)
+    """gRPC port; 0 takes a free one."""
+
+    enable_grpc: bool = True
+    """Whether gRPC is served."""
+
+    grace_period: float = Field(25.0, ge=0)
+    """Seconds that running requests get to finish after SIGTERM; below the 30 s after which
+    Kubernetes kills a pod by default."""
+
+    max_body_size: Bytes = 8 * 1024**2
+    """Bytes of one request, REST or gRPC; the same as KServe's default for gRPC messages."""
+
+    enable_load_unload: bool = False
+    """Whether KServe's unauthenticated routes that unload the model are served."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Returns the sources in order of strength; `read_settings` adds the environment."""
+        return init_settings, SetupConfig(settings_cls)
+
+
+class SetupConfig(PydanticBaseSettingsSource):
+    """The predecessor's ``setup_config.json``, read from the model directory where there is one."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: `__call__` reads the whole file."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        """Returns the file's keys by the names of the settings."""
+        if self.current_state.get("model_id"):
+            return {}
+        path = Path(self.current_state.get("model_dir", "/mnt/models")) / _SETUP_CONFIG
+        try:
+            keys = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{path} cannot be read as JSON: {error}.") from None
+        if not isinstance(keys, dict):
+            raise ConfigurationError(f"{path} must hold one JSON object.")
+        check_known(keys, f"key in {path}")
+        return _by_field({key: value for key, value in keys.items() if value is not None})
+
+
+def read_settings(flags: Mapping[str, Any], *, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Returns the settings that flags, environment and ``setup_config.json`` make together.
+
+    Args:
+        flags: Values as given on the command line, by the names of the settings or their aliases.
+        environ: The environment.
+
+    Raises:
+        ConfigurationError: A key is unknown (the sentence names the nearest known one) or a value
+            is not what its setting takes.
+    """
+    variables = _own_variables(environ)
+    check_known(flags, "flag", shown=lambda name: f"--{name}")
+    check_known(variables, "environment variable", shown=lambda name: PREFIX + name.upper())
+    try:
+        return Settings(**(_by_field(variables) | _by_field(flags)))
+    except ValidationError as error:
+        raise ConfigurationError(_sentence(error)) from None
+
+
+def names() -> tuple[str, ...]:
+    """Returns the names of all settings and their aliases."""
+    return (*Settings.model_fields, *ALIASES)
+
+
+def check_known(given: Iterable[str], kind: str, *, shown: Callable[[str], str] = str) -> None:
+    """Refuses names that are no setting.
+
+    Raises:
+        ConfigurationError: Names the first unknown name and the nearest known one.
+    """
+    for name in given:
+        if name not in names():
+            near = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
+            hint = f"; did you mean {shown(near[0])}?" if near else "."
+            raise ConfigurationError(f"Unknown {kind} {shown(name)}{hint}")
+
+
+def _by_field(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {ALIASES.get(name, name): value for name, value in given.items()}
+
+
+def _own_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Our variables; what Kubernetes sets for a Service named `predictor` is not ours."""
+    return {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in environ.items()
+        if name.startswith(PREFIX) and not _SERVICE_LINK.fullmatch(name)
+    }
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][:1])
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {reason} (given: {str(first['input'])[:64]!r})."

@@ -1,0 +1,177 @@
+"""A start, top to bottom: settings, checkpoint, footprint, placement, weights, engine, task.
+
+The rim's one composition of the floors below it; `predictor plan` walks it halfway.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from predictor.placement.footprint import build_on_meta, measure_footprint
+from predictor.placement.plan import Placement, Wishes
+from predictor.placement.planner import plan
+from predictor.placement.stored import read_stored
+from predictor.placement.units import Footprint
+from predictor.pod.resources import PodResources
+from predictor.settings import Settings
+from predictor.tasks.generation import TextGeneration
+from predictor.tasks.loading import open_task
+from predictor.weights.checkpoint import (
+    Checkpoint,
+    context_length,
+    fetch_weights,
+    open_directory,
+    open_hub,
+    read_config,
+)
+from predictor.weights.loader import load
+from predictor.weights.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model that was decided on and of which no weight was read.
+
+    Attributes:
+        checkpoint: Its files.
+        skeleton: The model on the meta device.
+        footprint: What it needs.
+        placement: Where it goes.
+    """
+
+    checkpoint: Checkpoint
+    skeleton: Any
+    footprint: Footprint
+    placement: Placement
+
+
+def open_checkpoint(settings: Settings) -> Checkpoint:
+    """Returns the model that the settings name, from the hub or a directory.
+
+    Raises:
+        CheckpointError: It cannot be served.
+        HubUnreachable: It is on the hub, which cannot be reached.
+    """
+    rules = {
+        "allow_pickle": settings.allow_pickle,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    if settings.model_id is not None:
+        return open_hub(settings.model_id, settings.model_revision, **rules)
+    return open_directory(settings.model_dir, **rules)
+
+
+def open_for_planning(settings: Settings) -> Checkpoint:
+    """Returns a checkpoint to plan for: a bare ``config.json`` is enough."""
+    path = settings.model_dir
+    bare = path.is_file() or (path.is_dir() and read_stored(path) is None)
+    if settings.model_id is None and bare:
+        config = read_config(path, trust_remote_code=settings.trust_remote_code)
+        return Checkpoint(path, config, "safetensors", None)
+    return open_checkpoint(settings)
+
+
+def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources) -> Prepared:
+    """Returns the placement of a model, decided without reading a weight.
+
+    Raises:
+        DoesNotFit: There is none.
+        ConfigurationError: A wish makes no sense for this model or this pod.
+    """
+    dtype = _serving_dtype(settings, checkpoint)
+    skeleton = build_on_meta(checkpoint.config, dtype, trust_remote_code=settings.trust_remote_code)
+    footprint = measure_footprint(
+        skeleton,
+        max_model_len=_max_model_len(settings, checkpoint),
+        prefill_chunk=settings.prefill_chunk,
+        stored_dtype=checkpoint.dtype,
+        stored_kind=checkpoint.kind,
+    )
+    placement = plan(footprint, resources, _wishes(settings, footprint, resources))
+    return Prepared(checkpoint, skeleton, footprint, placement)
+
+
+def bring_up(settings: Settings, prepared: Prepared, progress: Progress) -> TextGeneration:
+    """Returns the task, loaded and warm.
+
+    Raises:
+        CheckpointError: The files lack something.
+        HubUnreachable: The weights have to come from the hub, which cannot be reached.
+        LoadFailed: Reading failed.
+    """
+    checkpoint = fetch_weights(prepared.checkpoint)
+    model = load(
+        checkpoint,
+        prepared.placement,
+        offload_folder=settings.offload_folder,
+        rewritten=prepared.footprint.rewritten,
+        trust_remote_code=settings.trust_remote_code,
+        progress=progress,
+        skeleton=prepared.skeleton,
+    )
+    return open_task(
+        model,
+        checkpoint.path,
+        execution_device=prepared.placement.execution_device,
+        prefill_chunk=settings.prefill_chunk,
+        max_model_len=prepared.footprint.max_model_len,
+        max_length=settings.max_length,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def inherited_notes(settings: Settings) -> tuple[str, ...]:
+    """Returns a sentence for each of the predecessor's keys that no longer changes anything."""
+    notes = []
+    if settings.low_cpu_mem_usage is not None:
+        notes.append(
+            "low_cpu_mem_usage is no longer needed: a model is always built without its weights."
+        )
+    if settings.offload_state_dict is not None:
+        notes.append(
+            "offload_state_dict is no longer needed: weights are never gathered in memory."
+        )
+    return tuple(notes)
+
+
+def _serving_dtype(settings: Settings, checkpoint: Checkpoint) -> str:
+    if settings.dtype != "auto":
+        return settings.dtype
+    declared = getattr(checkpoint.config, "dtype", None)
+    if declared is not None:
+        return str(declared).removeprefix("torch.")
+    return checkpoint.dtype or "float32"
+
+
+def _max_model_len(settings: Settings, checkpoint: Checkpoint) -> int:
+    if settings.max_model_len is not None:
+        return settings.max_model_len
+    if settings.max_length is not None:
+        return 2 * settings.max_length
+    return context_length(checkpoint.config)
+
+
+def _wishes(settings: Settings, footprint: Footprint, resources: PodResources) -> Wishes:
+    return Wishes(
+        device_map=settings.device_map,
+        max_memory=settings.max_memory or {},
+        max_concurrency=settings.max_concurrency,
+        headroom=settings.memory_headroom,
+        reserve=settings.memory_reserve,
+        disk=_disk(footprint, resources),
+    )
+
+
+def _disk(footprint: Footprint, resources: PodResources) -> int | None:
+    """Bytes of the disk tier: bounded where blocks must be written anew, or a size was stated."""
+    volume = resources.volume
+    if volume is not None and volume.path == Path("stated"):
+        return volume.available
+    if not footprint.rewritten:
+        return None
+    return volume.available if volume is not None and volume.writable else 0

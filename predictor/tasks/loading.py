@@ -1,0 +1,52 @@
+"""Makes a task that is ready to be asked from a loaded model and its directory."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedModel
+
+from predictor.engine.serial import SerialEngine
+from predictor.errors import CheckpointError
+from predictor.tasks.generation import Defaults, TextGeneration
+
+logger = logging.getLogger(__name__)
+
+
+def open_task(
+    model: PreTrainedModel,
+    path: Path,
+    *,
+    execution_device: int | str,
+    prefill_chunk: int,
+    max_model_len: int,
+    max_length: int | None,
+    trust_remote_code: bool,
+) -> TextGeneration:
+    """Returns the text-generation task of a loaded model, after a warm-up run.
+
+    Args:
+        model: The model, every part in its place.
+        path: Its directory, for the tokenizer.
+        execution_device: Where its first part runs.
+        prefill_chunk: Prompt tokens in one forward pass.
+        max_model_len: Most tokens of prompt and reply.
+        max_length: The setting of this name.
+        trust_remote_code: Whether a tokenizer that comes as code may run.
+
+    Raises:
+        CheckpointError: There is no tokenizer that can be used.
+        GenerationFailed: The warm-up failed.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise CheckpointError(f"{path} holds no tokenizer that can be used: {reason}") from None
+    defaults = Defaults.of(model.generation_config, max_length)
+    engine = SerialEngine(model, execution_device=execution_device, prefill_chunk=prefill_chunk)
+    engine.warm_up()
+    return TextGeneration(tokenizer, engine, defaults, max_model_len=max_model_len)

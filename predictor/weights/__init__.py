@@ -1,0 +1,1 @@
+"""Weights: from files to devices. Acts on a placement; decides nothing."""

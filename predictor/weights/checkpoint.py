@@ -1,0 +1,211 @@
+"""Finds a model's files, in a directory or on the hub, and what may be used of them.
+
+On the hub the small files come first and the weights after the placement was decided, so that a
+model that does not fit is refused before a weight is read.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers import AutoConfig, PreTrainedConfig
+
+from predictor.errors import CheckpointError, ConfigurationError, HubUnreachable
+from predictor.placement.stored import StoredWeights, read_stored
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.onnx", "*.h5")
+_WANTED = {"safetensors": "*.safetensors", "pickle": "pytorch_model*.bin"}
+_CONTEXT = ("max_position_embeddings", "n_positions", "seq_length", "max_sequence_length")
+_LONGEST_DEFAULT = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model that can be planned and loaded.
+
+    Attributes:
+        path: Its directory.
+        config: Its config.
+        kind: ``"safetensors"`` or ``"pickle"``.
+        stored: What lies on disk; None while the weights are still on the hub.
+        model_id: Where on the hub it comes from; None for a local directory.
+        revision: The commit on the hub.
+    """
+
+    path: Path
+    config: PreTrainedConfig
+    kind: str
+    stored: StoredWeights | None
+    model_id: str | None = None
+    revision: str | None = None
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype (torch's name) that the checkpoint is stored in, where it can be told."""
+        if self.stored is not None and self.stored.dtype is not None:
+            return self.stored.dtype
+        declared = getattr(self.config, "dtype", None)
+        return None if declared is None else str(declared).removeprefix("torch.")
+
+
+def open_directory(
+    path: Path, *, allow_pickle: bool = False, trust_remote_code: bool = False
+) -> Checkpoint:
+    """Returns the checkpoint in a local directory.
+
+    Raises:
+        CheckpointError: Files are missing or damaged, or of a kind that is not allowed.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"There is no model directory {path}.")
+    config = read_config(path, trust_remote_code=trust_remote_code)
+    stored = read_stored(path)
+    if stored is None:
+        raise CheckpointError(
+            f"{path} holds no weights: neither model.safetensors nor pytorch_model.bin, "
+            "nor an index of one."
+        )
+    _check_kind(stored.kind, str(path), allow_pickle)
+    return Checkpoint(path, config, stored.kind, stored)
+
+
+def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Returns the config of a model directory, or of a bare ``config.json``.
+
+    Raises:
+        CheckpointError: There is none, it cannot be read, needs code that is not trusted, or
+            describes a quantised model.
+    """
+    file = path if path.is_file() else path / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"There is no config.json in {path}.")
+    try:
+        config = AutoConfig.from_pretrained(file, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{file} needs Python code that comes with the model; "
+                "run it with --trust_remote_code if you trust its author."
+            ) from None
+        reason = str(error).strip().splitlines()[0][:200]
+        raise CheckpointError(f"{file} cannot be used: {reason}") from None
+    if getattr(config, "quantization_config", None):
+        raise CheckpointError(
+            f"{file} describes a quantised model; only unquantised checkpoints can be served."
+        )
+    return config  # type: ignore[no-any-return]
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """Returns the default `max_model_len`: the model's own context, at most 8192 tokens."""
+    text = config.get_text_config(decoder=True)
+    own = next((getattr(text, name) for name in _CONTEXT if getattr(text, name, None)), 2048)
+    return min(int(own), _LONGEST_DEFAULT)
+
+
+def open_hub(
+    model_id: str,
+    revision: str | None,
+    *,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Checkpoint:
+    """Returns a checkpoint on the hub, of which only the small files were fetched.
+
+    The token is taken from ``HF_TOKEN``, the cache's place from ``HF_HOME``.
+
+    Raises:
+        HubUnreachable: The hub cannot be reached.
+        CheckpointError: There is no such model, or no weights of an allowed kind.
+    """
+    with _hub_errors(model_id, revision):
+        info = HfApi().model_info(model_id, revision=revision)
+        names = [sibling.rfilename for sibling in info.siblings or ()]
+        kind = _kind(names)
+        if kind is None:
+            raise CheckpointError(f"{model_id} holds no safetensors and no pytorch_model.bin.")
+        _check_kind(kind, model_id, allow_pickle)
+        ignored = [*_WEIGHTS, *(() if trust_remote_code else ("*.py",))]
+        path = snapshot_download(model_id, revision=info.sha, ignore_patterns=ignored)
+    config = read_config(Path(path), trust_remote_code=trust_remote_code)
+    return Checkpoint(Path(path), config, kind, None, model_id, info.sha)
+
+
+def fetch_weights(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns the checkpoint with its weights on local disk, fetched from the hub if need be.
+
+    Raises:
+        HubUnreachable: The hub cannot be reached.
+        CheckpointError: What was fetched is incomplete.
+    """
+    if checkpoint.stored is not None or checkpoint.model_id is None:
+        return checkpoint
+    with _hub_errors(checkpoint.model_id, checkpoint.revision):
+        path = snapshot_download(
+            checkpoint.model_id,
+            revision=checkpoint.revision,
+            allow_patterns=[_WANTED[checkpoint.kind]],
+        )
+    stored = read_stored(Path(path))
+    if stored is None:
+        raise CheckpointError(f"{checkpoint.model_id} holds no weights that can be used.")
+    return Checkpoint(
+        Path(path),
+        checkpoint.config,
+        checkpoint.kind,
+        stored,
+        checkpoint.model_id,
+        checkpoint.revision,
+    )
+
+
+def _kind(names: Iterable[str]) -> str | None:
+    listed = list(names)
+    return next((kind for kind, glob in _WANTED.items() if fnmatch.filter(listed, glob)), None)
+
+
+def _check_kind(kind: str, where: str, allow_pickle: bool) -> None:
+    if kind == "pickle" and not allow_pickle:
+        raise CheckpointError(
+            f"{where} holds only .bin files, which can run code when they are read; convert it "
+            "to safetensors, or run with --allow_pickle if you trust its author."
+        )
+
+
+class _hub_errors:  # noqa: N801 - read as a statement: `with _hub_errors(...)`
+    """Turns the hub's errors into ours, one sentence each."""
+
+    def __init__(self, model_id: str, revision: str | None) -> None:
+        self._what = f"{model_id} (revision {revision})" if revision else model_id
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, GatedRepoError):
+            raise ConfigurationError(
+                f"{self._what} is gated: accept its terms on the hub and set HF_TOKEN."
+            ) from None
+        if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
+            raise CheckpointError(
+                f"The hub has no {self._what}, or HF_TOKEN gives no access to it."
+            ) from None
+        if isinstance(
+            error, HfHubHTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled | OSError
+        ):
+            raise HubUnreachable(
+                f"{self._what} must come from the hub at {constants.ENDPOINT}, which cannot be "
+                "reached; mount the model and give --model_dir, or let this pod reach the hub."
+            ) from None

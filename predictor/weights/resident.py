@@ -1,0 +1,96 @@
+"""Makes the weights that stay in main memory resident there.
+
+With safetensors, what `from_pretrained` puts on ``"cpu"`` are views of the mapped checkpoint file:
+nothing was read yet, and a memory limit silently takes the pages back, so that they are read again
+for every token. A copy into anonymous memory is read once and stays.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from predictor.weights.progress import Progress
+
+
+def make_resident(
+    model: nn.Module, progress: Progress, *, blocks: tuple[str, ...] = (), maps: str | None = None
+) -> int:
+    """Copies every tensor in main memory that is backed by a file; returns the bytes copied.
+
+    Args:
+        model: A loaded model; parts that Accelerate streams to a GPU are found too.
+        progress: Is told of every tensor.
+        blocks: Names of the blocks, for the progress.
+        maps: Text of ``/proc/self/maps``; None reads it.
+    """
+    files = _FileMappings(Path("/proc/self/maps").read_text() if maps is None else maps)
+    found = {name: tensor for name, tensor in _in_main_memory(model) if files.hold(tensor)}
+    progress.begin("reading weights", {name: t.nbytes for name, t in found.items()}, blocks)
+    copies: dict[tuple[int, torch.Size, tuple[int, ...]], torch.Tensor] = {}
+    total = 0
+    for name, tensor in found.items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if key not in copies:
+            copies[key] = tensor.detach().clone()
+            total += tensor.nbytes
+        tensor.data = copies[key]
+        progress.done(name)
+    progress.end()
+    return total
+
+
+def _in_main_memory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from (
+        (name, tensor)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if tensor.device.type == "cpu"
+    )
+    yield from (
+        (name, tensor)
+        for weights in _streamed_from_memory(model)
+        for name, tensor in weights.items()
+        if tensor.device.type == "cpu"
+    )
+
+
+def _streamed_from_memory(model: nn.Module) -> list[dict[str, torch.Tensor]]:
+    """The dicts from which Accelerate's hooks take what they stream to a GPU from main memory."""
+    found: dict[int, dict[str, torch.Tensor]] = {}
+    for module in model.modules():
+        weights: Any = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+        while hasattr(weights, "dataset"):  # accelerate.utils.PrefixedDataset
+            weights = weights.dataset
+        weights = getattr(weights, "state_dict", weights)  # accelerate.utils.OffloadedWeightsLoader
+        if isinstance(weights, dict):
+            found[id(weights)] = weights
+    return list(found.values())
+
+
+class _FileMappings:
+    """The address ranges of this process that are backed by files."""
+
+    def __init__(self, maps: str) -> None:
+        ranges = sorted(_file_ranges(maps))
+        self._starts = [start for start, _ in ranges]
+        self._ends = [end for _, end in ranges]
+
+    def hold(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor's first byte lies in such a range."""
+        address = tensor.data_ptr()
+        index = bisect.bisect_right(self._starts, address) - 1
+        return index >= 0 and address < self._ends[index]
+
+
+def _file_ranges(maps: str) -> Iterator[tuple[int, int]]:
+    """Lines are ``start-end perms offset device inode path``; inode 0 is anonymous (proc(5))."""
+    for line in maps.splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[4] != "0":
+            start, _, end = fields[0].partition("-")
+            yield int(start, 16), int(end, 16)

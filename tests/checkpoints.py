@@ -1,0 +1,130 @@
+"""Small real checkpoints: real architectures with seeded random weights, and a byte-level tokenizer.
+
+Random weights make tokens without sense, but each is the argmax of real logits, so a wrong or
+missing weight changes the text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
+
+VOCABULARY = 264
+_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=64, n_layer=6, n_head=4, **_IDS),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY, n_embd=64, n_layer=6, n_head=4, n_positions=256, **_IDS
+    ),
+    "llama": LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        **_IDS,
+    ),
+    "llama-tied": LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        **_IDS,
+    ),
+    "opt": OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        word_embed_proj_dim=64,
+        ffn_dim=128,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        **_IDS,
+    ),
+    "mixtral": MixtralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        max_position_embeddings=256,
+        **_IDS,
+    ),
+}
+
+
+def make_checkpoint(
+    folder: Path,
+    architecture: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    shards: bool = True,
+    pickle: bool = False,
+    config: PreTrainedConfig | None = None,
+) -> Path:
+    """Writes a model and its tokenizer; returns the folder.
+
+    Args:
+        folder: Where to write.
+        architecture: A key of `CONFIGS`.
+        dtype: What the weights are stored in.
+        shards: Whether there are several files.
+        pickle: Whether they are ``.bin`` files.
+        config: Another config than the one of this name.
+    """
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config or CONFIGS[architecture])
+    for parameter in model.parameters():  # larger than the default, so that tokens vary
+        torch.nn.init.normal_(parameter, std=0.15)
+    model = model.to(dtype).eval()
+    size = "200KB" if shards else "10GB"
+    model.save_pretrained(folder, max_shard_size=size)
+    if pickle:
+        _as_pickle(folder, model)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def _as_pickle(folder: Path, model: torch.nn.Module) -> None:
+    for file in folder.glob("model*.safetensors*"):
+        file.unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Returns a tokenizer with one token for each byte, after four special ones."""
+    special = ["<unk>", "<s>", "</s>", "<pad>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+    )
