@@ -1,0 +1,58 @@
+# The two commands of the README: `make serve` and `make test`. Each does all the set-up it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIN := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+
+# The demo model has 7 MiB of weights. A budget of $(BUDGET) for weights, KV cache, staging and
+# activations together makes part of it go to disk.
+BUDGET ?= 9MiB
+SERVE_FLAGS ?= --host 127.0.0.1 --model_name demo --model_dir examples/demo-model \
+	--max_model_len 256 --prefill_chunk 64 --max_memory '{"cpu": "$(BUDGET)"}'
+
+.PHONY: serve test lint types contracts tests benchmarks constraints clean
+
+serve: $(VENV)/serve.stamp
+	$(BIN)/predictor serve $(SERVE_FLAGS)
+
+test: lint types contracts tests
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/test.stamp
+	$(BIN)/mypy
+
+contracts: $(VENV)/test.stamp
+	$(BIN)/lint-imports
+
+tests: $(VENV)/test.stamp
+	$(BIN)/python -m pytest
+
+benchmarks: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/plan.py
+	$(BIN)/python benchmarks/contrast.py
+
+constraints: $(VENV)/test.stamp
+	{ echo "# Every version that the tests run with. Made by: make constraints"; \
+	  $(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	    --no-annotate --no-header --quiet; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache \
+	  .hypothesis .schemathesis
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed; name one with PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(VENV)/serve.stamp: $(BIN)/uv pyproject.toml constraints.txt
+	$(PIN) --editable .
+	touch $@
+
+$(VENV)/test.stamp: $(BIN)/uv pyproject.toml constraints.txt
+	$(PIN) --editable '.[dev]'
+	touch $@ $(VENV)/serve.stamp

@@ -1,0 +1,147 @@
+"""What the Pod asks for held against what is there, and the shares of devices that others use too.
+
+Pure decisions over measured values: nothing is read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from predictor.errors import ConfigurationError
+from predictor.pod.pod_spec import GpuRequest, OwnPod
+from predictor.pod.resources import Accelerator, Memory
+from predictor.quantity import format_bytes
+
+_CHECKS = {
+    "cuda": (
+        "check CUDA_VISIBLE_DEVICES (HIP_VISIBLE_DEVICES on AMD) and NVIDIA_VISIBLE_DEVICES in the "
+        "container, that the image's torch is built for these devices, and the node's driver and "
+        "device plugin"
+    ),
+    "xpu": (
+        "check ZE_AFFINITY_MASK in the container, that the image's torch is built for XPU, and the "
+        "node's driver and device plugin"
+    ),
+    "hpu": "this predictor runs on NVIDIA, AMD and Intel GPUs; ask for one of those instead",
+}
+
+
+def check_devices(
+    seen: Sequence[Accelerator], pod: OwnPod, gpu_fraction: float | None
+) -> tuple[str, ...]:
+    """Returns sentences for the log about how asked and seen differ without harm.
+
+    Args:
+        seen: What torch sees.
+        pod: What the Pod asks for.
+        gpu_fraction: This process's share of each device; stated means that devices are shared.
+
+    Raises:
+        ConfigurationError: The Pod asks for devices that torch does not see.
+    """
+    notes = []
+    for kind in sorted({request.kind for request in pod.gpus}):
+        asked = [request for request in pod.gpus if request.kind == kind]
+        found = sum(device.kind == kind for device in seen)
+        notes += _compare_kind(kind, asked, found, gpu_fraction)
+    return (*notes, *_unasked(seen, pod), *_unstated_share(pod, gpu_fraction))
+
+
+def take_share(seen: Sequence[Accelerator], gpu_fraction: float | None) -> tuple[Accelerator, ...]:
+    """Returns the devices with no more free than this process's share of each.
+
+    Args:
+        seen: What torch sees.
+        gpu_fraction: Above 0, at most 1; None takes all that is free.
+
+    Raises:
+        ConfigurationError: The fraction is no fraction.
+    """
+    if gpu_fraction is None:
+        return tuple(seen)
+    if not 0 < gpu_fraction <= 1:
+        raise ConfigurationError(
+            f"gpu_fraction is {gpu_fraction:g}; it must be above 0 and at most 1, such as 0.5 for "
+            f"half of each device"
+        )
+    return tuple(
+        replace(device, free=min(device.free, int(device.total * gpu_fraction))) for device in seen
+    )
+
+
+def bound_memory(memory: Memory, pod: OwnPod, own_anonymous: int) -> Memory:
+    """Returns the memory within the Pod's limit where the control groups do not show that limit.
+
+    Args:
+        memory: What was measured.
+        pod: What the Pod asks for.
+        own_anonymous: Bytes that this process holds already.
+    """
+    limit = pod.memory_limit
+    if limit is None or (memory.limit is not None and memory.limit <= limit):
+        return memory
+    left = max(0, limit - own_anonymous)
+    if memory.available <= left:
+        return replace(memory, limit=limit)
+    return Memory(limit=limit, available=left, source="the Pod's memory limit")
+
+
+def memory_notes(memory: Memory, pod: OwnPod) -> tuple[str, ...]:
+    """Returns a sentence for the log where nothing but the host limits the memory."""
+    if memory.limit is not None:
+        return ()
+    asked = "none" if pod.memory_request is None else format_bytes(pod.memory_request)
+    return (
+        f"Container {pod.container} has no memory limit (request: {asked}): what the host has "
+        f"available is planned with, and a node short of memory may evict the Pod; set a limit.",
+    )
+
+
+def _compare_kind(
+    kind: str, asked: Sequence[GpuRequest], found: int, gpu_fraction: float | None
+) -> list[str]:
+    count = sum(request.count for request in asked)
+    if found >= count:
+        return []
+    shared = gpu_fraction is not None or all(request.shared for request in asked)
+    if found and shared:
+        return [
+            f"The Pod asks for {_asked(asked)} and torch sees {_devices(found)}: shares of one "
+            f"card appear as one device."
+        ]
+    hint = _CHECKS[kind]
+    if found and all(request.sliced for request in asked):
+        hint = "CUDA shows one MIG slice to a process; ask for one larger slice"
+    raise ConfigurationError(
+        f"the Pod asks for {_asked(asked)} and torch sees {_devices(found)} of that kind; {hint}"
+    )
+
+
+def _unasked(seen: Sequence[Accelerator], pod: OwnPod) -> tuple[str, ...]:
+    asked = sum(request.count for request in pod.gpus)
+    if pod.device_claims or len(seen) <= asked:
+        return ()
+    return (
+        f"The Pod asks for {_asked(pod.gpus)} and torch sees {_devices(len(seen))} "
+        f"(NVIDIA_VISIBLE_DEVICES=all, or a privileged container): all are used, though others may "
+        f"own them; ask for them in resources.limits.",
+    )
+
+
+def _unstated_share(pod: OwnPod, gpu_fraction: float | None) -> tuple[str, ...]:
+    shared = [request for request in pod.gpus if request.shared]
+    if not shared or gpu_fraction is not None:
+        return ()
+    return (
+        f"The Pod asks for {_asked(shared)}, whose memory is not divided, and gpu_fraction is not "
+        f"set: all memory that is free now is planned with; set gpu_fraction to this Pod's share.",
+    )
+
+
+def _asked(requests: Sequence[GpuRequest]) -> str:
+    return ", ".join(f"{request.count} {request.resource}" for request in requests) or "no GPU"
+
+
+def _devices(count: int) -> str:
+    return "1 device" if count == 1 else f"{count or 'no'} devices"

@@ -1,0 +1,64 @@
+"""Brings a model up in this process the way the server does, without the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from predictor import startup
+from predictor.pod.resources import Memory, PodResources, Volume
+from predictor.settings import read_settings
+from predictor.startup import Prepared
+from predictor.tasks.generation import TextGeneration
+from predictor.weights.progress import Progress
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """A model that is up."""
+
+    task: TextGeneration
+    prepared: Prepared
+    progress: Progress
+
+    @property
+    def model(self) -> Any:
+        return self.task._engine._model
+
+
+def resources(memory: int = GIB, folder: Path | None = None) -> PodResources:
+    volume = None if folder is None else Volume(folder, 10 * GIB, True, "ext4", None)
+    return PodResources((), Memory(memory, memory, "stated by a test"), volume)
+
+
+def bring_up(folder: Path, *, memory: int = GIB, **flags: Any) -> Up:
+    """Returns a served model; `flags` are settings."""
+    settings = read_settings(
+        {"model_dir": str(folder), "max_model_len": 128, "prefill_chunk": 16, **flags}, environ={}
+    )
+    prepared = startup.prepare(
+        settings,
+        startup.open_checkpoint(settings),
+        resources(memory, settings.offload_folder),
+    )
+    progress = Progress()
+    return Up(startup.bring_up(settings, prepared, progress), prepared, progress)
+
+
+def everything_on(device: str) -> str:
+    return device
+
+
+def blocks_on_disk(folder: Path) -> dict[str, str]:
+    """A map with every second block on disk and the rest in main memory."""
+    from predictor.placement.footprint import build_on_meta, find_blocks, measure_footprint
+    from predictor.weights.checkpoint import read_config
+
+    skeleton = build_on_meta(read_config(folder), "float32")
+    units = measure_footprint(skeleton, max_model_len=16, prefill_chunk=16).units
+    blocks = find_blocks(skeleton)
+    names = [name for unit in units for name in unit.names]
+    return {name: "disk" if name in blocks[::2] else "cpu" for name in names}

@@ -1,0 +1,138 @@
+"""Every placement of every architecture gives the tokens that transformers gives without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from predictor.engine.sampling import Sampling
+from predictor.errors import CheckpointError, LoadFailed
+from tests.conftest import Checkpoints
+from tests.serving import blocks_on_disk, bring_up
+
+PROMPTS = ("The quick brown fox", "Zwölf Boxkämpfer jagen Viktor quer über den Deich, sagt man; ja")
+NEW_TOKENS = 12
+
+
+def reference(folder: Path, ids: list[int]) -> list[int]:
+    """Greedy tokens of transformers' own generate, with everything in memory and no chunks."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    prompt = torch.tensor([ids])
+    found = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+    )
+    return list(found[0, len(ids) :].tolist())
+
+
+def placements(folder: Path) -> dict[str, Any]:
+    return {"memory": "cpu", "mixed": blocks_on_disk(folder), "disk": "disk"}
+
+
+CASES = [
+    ("bloom", {}),
+    ("bloom", {"dtype": torch.bfloat16}),
+    ("gpt2", {}),
+    ("gpt2", {"shards": False}),
+    ("llama", {}),
+    ("llama", {"dtype": torch.bfloat16, "shards": False}),
+    ("llama-tied", {}),
+    ("opt", {}),
+    ("opt", {"pickle": True}),
+    ("llama", {"pickle": True}),
+    ("mixtral", {}),
+]
+
+
+@pytest.mark.parametrize("where", ["memory", "mixed", "disk"])
+@pytest.mark.parametrize(("architecture", "form"), CASES)
+def test_greedy_tokens_are_those_of_transformers_wherever_the_weights_are(
+    checkpoints: Checkpoints,
+    tmp_path: Path,
+    architecture: str,
+    form: dict[str, Any],
+    where: str,
+) -> None:
+    folder = checkpoints(architecture, **form)
+    up = bring_up(
+        folder,
+        device_map=placements(folder)[where],
+        allow_pickle=form.get("pickle", False),
+        offload_folder=str(tmp_path / "offload"),
+    )
+    devices = set(up.prepared.placement.device_map.values())
+    assert devices == {"memory": {"cpu"}, "mixed": {"cpu", "disk"}, "disk": {"disk"}}[where]
+    for prompt in PROMPTS:
+        ids = up.task._tokenizer(prompt).input_ids
+        generated = up.task._engine.generate(ids, Sampling(max_new_tokens=NEW_TOKENS))
+        assert list(generated.tokens) == reference(folder, ids)
+
+
+def test_a_checkpoint_stored_in_fp32_is_served_in_bf16_from_every_tier(
+    checkpoints: Checkpoints,
+) -> None:
+    folder = checkpoints("llama")
+    maps = placements(folder)
+    found = []
+    for where in maps.values():
+        up = bring_up(folder, device_map=where, dtype="bfloat16")
+        assert up.model.dtype == torch.bfloat16
+        assert up.prepared.footprint.cast
+        ids = up.task._tokenizer(PROMPTS[0]).input_ids
+        found.append(up.task._engine.generate(ids, Sampling(max_new_tokens=8)).tokens)
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_plan_for_little_memory_puts_the_last_blocks_on_disk_and_still_answers(
+    checkpoints: Checkpoints,
+) -> None:
+    folder = checkpoints("bloom")
+    up = bring_up(folder, max_memory='{"cpu": "1500KiB"}')
+    placement = up.prepared.placement
+    assert placement.device_map["transformer.h.5"] == "disk"
+    assert placement.device_map["lm_head"] == "cpu"
+    ids = up.task._tokenizer(PROMPTS[0]).input_ids
+    tokens = up.task._engine.generate(ids, Sampling(max_new_tokens=NEW_TOKENS)).tokens
+    assert list(tokens) == reference(folder, ids)
+
+
+def test_parts_on_disk_stay_out_of_memory(checkpoints: Checkpoints) -> None:
+    folder = checkpoints("llama")
+    up = bring_up(folder, device_map=blocks_on_disk(folder))
+    on_meta = {name for name, tensor in up.model.named_parameters() if tensor.device.type == "meta"}
+    assert on_meta
+    assert all(name.split(".")[2] in "024" for name in on_meta)
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = checkpoints("gpt2", shards=False)
+    for file in source.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["transformer.h.3.mlp.c_fc.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights.*h\.3\.mlp\.c_fc\.weight"):
+        bring_up(tmp_path)
+
+
+def test_weights_of_another_shape_are_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = checkpoints("gpt2", shards=False)
+    for file in source.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["transformer.ln_f.weight"] = torch.zeros(7)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises((CheckpointError, LoadFailed)):
+        bring_up(tmp_path)
