@@ -1,0 +1,86 @@
+"""What an exception means on the wire: the one translation for HTTP and the one for gRPC.
+
+Only what was raised on purpose is told to the client: our own errors, those of the SDK that say
+what was wrong with a call, and the framework's. Anything else becomes one neutral sentence, and
+its traceback goes to the log here, because the sentence promises so.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+
+import grpc
+from fastapi.exceptions import RequestValidationError
+from kserve import errors as sdk
+from starlette.exceptions import HTTPException
+
+from predictor.errors import NotReady, PredictorError, RequestError, UnknownModel
+
+NEUTRAL = "Internal error; the server's log has the cause."
+"""All that a client learns of an error that nobody foresaw."""
+
+_LONGEST = 500
+"""Characters of a sentence. gRPC sends it percent-encoded (up to 12 bytes for one character) in the
+trailers, and clients refuse more than 8 KiB of those."""
+
+_WORDS = {
+    HTTPStatus.NOT_FOUND: "There is nothing at this path.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This path does not take this method.",
+}
+
+_log = logging.getLogger(__name__)
+
+
+def http_error(exception: Exception) -> tuple[int, str]:
+    """Returns the HTTP status and the sentence; logs what is the server's fault."""
+    if isinstance(exception, HTTPException):
+        return exception.status_code, _shortened(_http_words(exception))
+    error = _understood(exception)
+    return error.http_status, _shortened(str(error))
+
+
+def grpc_error(exception: Exception) -> tuple[grpc.StatusCode, str]:
+    """Returns the gRPC status and the sentence; logs what is the server's fault."""
+    error = _understood(exception)
+    return grpc.StatusCode[error.grpc_code], _shortened(str(error))
+
+
+def _understood(exception: Exception) -> PredictorError:
+    error = _as_ours(exception)
+    if error.http_status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error("A request failed.", exc_info=exception)
+    return error
+
+
+def _as_ours(exception: Exception) -> PredictorError:
+    if isinstance(exception, PredictorError):
+        return exception
+    if isinstance(exception, sdk.ModelNotFound):
+        return UnknownModel(str(exception))
+    if isinstance(exception, sdk.ModelNotReady | sdk.ServerNotReady | sdk.ServerNotLive):
+        return NotReady(str(exception))
+    if isinstance(exception, sdk.InvalidInput):
+        return RequestError(str(exception))
+    if isinstance(exception, RequestValidationError):
+        return RequestError(_validation_words(exception))
+    return PredictorError(NEUTRAL)
+
+
+def _http_words(exception: HTTPException) -> str:
+    status = HTTPStatus(exception.status_code)
+    if exception.detail == status.phrase:
+        return _WORDS.get(status, f"{status.phrase}.")
+    return str(exception.detail)
+
+
+def _validation_words(exception: RequestValidationError) -> str:
+    problems = exception.errors()
+    if not problems:
+        return "The request does not have the form that this path takes."
+    where = ".".join(str(part) for part in problems[0].get("loc", ())) or "body"
+    return f"{where[:64]} is missing or is not what this path takes."
+
+
+def _shortened(sentence: str) -> str:
+    return sentence if len(sentence) <= _LONGEST else sentence[: _LONGEST - 1] + "…"

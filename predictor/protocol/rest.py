@@ -1,0 +1,116 @@
+"""Puts our HTTP border on the SDK's application.
+
+Starlette takes the first route that matches, so what is installed before ``ModelServer.start``
+(which registers the SDK's own routes on the same application) is what answers; the SDK's remaining
+routes, ``/metrics`` and ``/openapi.json`` among them, stay. The schema at ``/openapi.json`` is the
+SDK's too: our routes have the same paths and forms and are not listed twice.
+
+Exceptions: the SDK registers handlers for its own classes and for ``Exception`` on the application
+later and so replaces any of ours. Therefore every route of ours answers for its own exceptions
+(`_answering`), the `Border` for those of the SDK's routes, and only the two classes that the SDK
+leaves alone (the framework's, for unknown paths and malformed requests) get handlers here. All
+three ask `errors.http_error`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, Iterator
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from predictor.protocol.errors import http_error
+from predictor.protocol.middleware import Border
+from predictor.protocol.rest_inference import InferenceEndpoints
+from predictor.protocol.rest_status import StatusEndpoints
+from predictor.protocol.served import Models
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_MODEL = "/v2/models/{model}"
+_VERSION = "/v2/models/{model}/versions/{version}"
+_REPOSITORY_MODEL = "/v2/repository/models/{model}"
+
+
+def install(
+    app: FastAPI,
+    *,
+    models: Models,
+    max_body_bytes: int,
+    load_unload: bool = False,
+    is_draining: Callable[[], bool] = lambda: False,
+) -> None:
+    """Puts routes, middleware and handlers on `app`; to be called before ``ModelServer.start``.
+
+    Args:
+        app: The SDK's application, ``kserve.model_server.app``.
+        models: The SDK's repository of the models that are served.
+        max_body_bytes: Largest body of a request, on any path; a larger one is answered with 413.
+        load_unload: Whether the SDK's routes that load and unload models stay reachable. They ask
+            nobody for permission, so the default is no.
+        is_draining: Whether the server is about to stop; readiness is then 503.
+    """
+    status = StatusEndpoints(models, is_draining)
+    app.router.routes.extend(_status_routes(status))
+    app.router.routes.extend(_inference_routes(InferenceEndpoints(models)))
+    if not load_unload:
+        app.router.routes.extend(
+            _post(f"{_REPOSITORY_MODEL}/{verb}", status.no_loading) for verb in ("load", "unload")
+        )
+    app.add_middleware(Border, max_body_bytes=max_body_bytes)
+    app.add_exception_handler(HTTPException, _on_exception)
+    app.add_exception_handler(RequestValidationError, _on_exception)
+
+
+def _status_routes(status: StatusEndpoints) -> Iterator[Route]:
+    yield _get("/", status.alive)
+    yield _get("/v1/models", status.names)
+    yield _get("/v1/models/{model}", status.model_ready)
+    yield _get("/v2", status.server)
+    yield _get("/v2/", status.server)
+    yield _get("/v2/health/live", status.live)
+    yield _get("/v2/health/ready", status.ready)
+    yield _get("/v2/models", status.names)
+    for path in (_MODEL, _VERSION):
+        yield _get(path, status.model)
+        yield _get(f"{path}/ready", status.model_ready)
+    yield _post("/v2/repository/index", status.index)
+
+
+def _inference_routes(inference: InferenceEndpoints) -> Iterator[Route]:
+    yield _post("/v1/models/{model}:predict", inference.predict)
+    yield _post("/v1/models/{model}:explain", inference.explain)
+    for path in (_MODEL, _VERSION):
+        yield _post(f"{path}/infer", inference.infer)
+
+
+def _get(path: str, endpoint: Endpoint) -> Route:
+    return Route(path, _answering(endpoint), methods=["GET"], include_in_schema=False)
+
+
+def _post(path: str, endpoint: Endpoint) -> Route:
+    return Route(path, _answering(endpoint), methods=["POST"], include_in_schema=False)
+
+
+def _answering(endpoint: Endpoint) -> Endpoint:
+    @functools.wraps(endpoint)
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it; nginx's number for the access log
+        except Exception as error:
+            return await _on_exception(request, error)
+
+    return answer
+
+
+async def _on_exception(_: Request, exception: Exception) -> Response:
+    status, sentence = http_error(exception)
+    headers = exception.headers if isinstance(exception, HTTPException) else None
+    return JSONResponse({"error": sentence}, status, headers)

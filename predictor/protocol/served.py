@@ -1,0 +1,92 @@
+"""What the protocols need of a model and of the repository it is registered in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from predictor.errors import NotReady, UnknownModel
+from predictor.protocol.document import quoted
+
+
+class ServedModel(Protocol):
+    """A ``kserve.Model`` with what kserve's does not tell.
+
+    Attributes:
+        name: Name under which the model answers.
+        version: Its only version.
+    """
+
+    name: str
+    version: str
+
+    async def healthy(self) -> bool:
+        """Returns whether the model can answer now."""
+        ...
+
+    def progress(self) -> dict[str, object]:
+        """Returns how far loading is, as JSON values; empty if there is nothing to tell."""
+        ...
+
+    def metadata(self) -> dict[str, Any]:
+        """Returns ``platform``, a string, and ``properties``, a dict of JSON values."""
+        ...
+
+    async def __call__(
+        self, payload: Any, headers: dict[str, str] | None = None
+    ) -> tuple[Any, dict[str, str]]:
+        """Returns the response to a payload, and headers for it."""
+        ...
+
+
+class Models(Protocol):
+    """The part of kserve's ``ModelRepository`` that is used."""
+
+    def get_model(self, name: str) -> ServedModel | None:
+        """Returns the model of this name, if there is one."""
+        ...
+
+    def get_models(self) -> Mapping[str, ServedModel]:
+        """Returns all models by name."""
+        ...
+
+
+def find(models: Models, name: str, version: str | None = None) -> ServedModel:
+    """Returns the model of this name; an empty or absent version is any version.
+
+    Raises:
+        UnknownModel: There is no such model, or not in this version.
+    """
+    model = models.get_model(name)
+    if model is None:
+        raise UnknownModel(f"There is no model {quoted(name)}.")
+    if version and version != model.version:
+        raise UnknownModel(
+            f"Model {quoted(name)} has no version {quoted(version)}; it has {model.version!r}."
+        )
+    return model
+
+
+async def require_ready(model: ServedModel) -> None:
+    """Returns if the model can answer now.
+
+    Raises:
+        NotReady: It cannot.
+    """
+    if not await model.healthy():
+        raise NotReady(f"Model {quoted(model.name)} is not ready.")
+
+
+async def unready(models: Models) -> list[ServedModel]:
+    """Returns the models that cannot answer now."""
+    return [model for model in models.get_models().values() if not await model.healthy()]
+
+
+async def all_ready(models: Models) -> bool:
+    """Returns whether there is a model and every model can answer now.
+
+    That is what the protocol means by a ready server (``inference_rest.md``, "Server Ready"); the
+    SDK says yes always (``dataplane.py``, ``ready``). A server without any model answers nothing,
+    so it is not ready.
+    """
+    return bool(models.get_models()) and not await unready(models)

@@ -1,0 +1,74 @@
+"""The V1 protocol: ``{"instances": [...]}`` in, ``{"predictions": [...]}`` out.
+
+V1 has no machine-readable specification; the source is the SDK's ``v1_endpoints.py`` and KServe's
+data plane documentation. An instance is a string, or an object with the prompt under one of
+`PROMPT_KEYS` and optional parameters of its own, which override the request's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from predictor.errors import RequestError
+from predictor.protocol.document import check_keys, expect, kind
+from predictor.tasks.parameters import parse_parameters
+from predictor.tasks.request import Completion, GenerationRequest, Prompt
+
+PROMPT_KEYS = ("text", "prompt", "data")
+"""Keys of an instance that may hold its prompt."""
+
+_KEYS = ("instances", "parameters")
+_INSTANCE_KEYS = (*PROMPT_KEYS, "parameters")
+
+
+def decode(document: Mapping[str, object]) -> GenerationRequest:
+    """Returns the request of a V1 body.
+
+    Raises:
+        RequestError: The body is not of the form above, has no instance, or a parameter is wrong.
+    """
+    check_keys(document, _KEYS, "the body")
+    if "instances" not in document:
+        raise RequestError("The body has no 'instances'.")
+    instances = expect(document["instances"], list, "instances")
+    if not instances:
+        raise RequestError("instances is empty; give at least one prompt.")
+    shared = _parameters(document, "parameters")
+    parse_parameters(shared)
+    return GenerationRequest(
+        tuple(_prompt(instance, shared, number) for number, instance in enumerate(instances))
+    )
+
+
+def encode(completions: Sequence[Completion]) -> dict[str, object]:
+    """Returns the V1 response for completions, in their order."""
+    return {"predictions": [dataclasses.asdict(completion) for completion in completions]}
+
+
+def _prompt(instance: object, shared: Mapping[str, object], number: int) -> Prompt:
+    where = f"instances[{number}]"
+    if isinstance(instance, str):
+        return Prompt(instance, parse_parameters(shared))
+    if not isinstance(instance, dict):
+        raise RequestError(f"{where} must be a string or an object, not {kind(instance)}.")
+    check_keys(instance, _INSTANCE_KEYS, where)
+    own = _parameters(instance, f"{where}.parameters")
+    try:
+        parameters = parse_parameters({**shared, **own})
+    except RequestError as error:
+        raise RequestError(f"{where}: {error}") from None
+    return Prompt(_text(instance, where), parameters)
+
+
+def _text(instance: Mapping[str, object], where: str) -> str:
+    given = [key for key in PROMPT_KEYS if key in instance]
+    if len(given) != 1:
+        count = "none" if not given else " and ".join(given)
+        raise RequestError(f"{where} needs one of {', '.join(PROMPT_KEYS)}; it has {count}.")
+    return expect(instance[given[0]], str, f"{where}.{given[0]}")
+
+
+def _parameters(holder: Mapping[str, object], where: str) -> dict[str, object]:
+    given = expect(holder.get("parameters", {}), dict, where)
+    return {name: value for name, value in given.items() if value is not None}

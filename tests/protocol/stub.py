@@ -1,0 +1,176 @@
+"""A stub model behind the real borders: it echoes every prompt upper-cased and runs nothing.
+
+Everything around it is real: kserve's `Model`, kserve's own routes and handlers behind ours,
+uvicorn and grpc.aio on loopback sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import kserve
+import uvicorn
+from fastapi import FastAPI
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from kserve.protocol.rest.server import RESTServer
+
+from predictor.errors import NotReady
+from predictor.protocol.exchange import Exchange, open_exchange
+from predictor.protocol.grpc_server import make_server
+from predictor.protocol.rest import install
+from predictor.tasks.request import Completion, GenerationRequest
+
+MAX_BODY_BYTES = 256 * 1024
+
+
+class EchoModel(kserve.Model):
+    """Answers every prompt with itself, upper-cased; tests set what it should do besides."""
+
+    def __init__(self, name: str = "echo", version: str = "1") -> None:
+        super().__init__(name)
+        self.version = version
+        self.ready = True
+        self.failure: Exception | None = None
+        self.loading: dict[str, object] = {}
+        self.asked: list[GenerationRequest] = []
+
+    def progress(self) -> dict[str, object]:
+        return self.loading
+
+    def metadata(self) -> dict[str, Any]:
+        placement = {"gpu": 0, "cpu": 2, "disk": 1}
+        return {"platform": "stub", "properties": {"placement": placement, "dtype": "none"}}
+
+    def load(self) -> bool:
+        raise AssertionError("no request may load a model")
+
+    def validate(self, payload: Any) -> Any:
+        return payload
+
+    async def preprocess(self, payload: Any, headers: Any = None) -> Exchange:
+        if not self.ready:
+            raise NotReady("The stub is not ready.")
+        return open_exchange(payload, model_name=self.name, model_version=self.version)
+
+    async def predict(self, payload: Exchange, headers: Any = None) -> Any:
+        if self.failure:
+            raise self.failure
+        self.asked.append(payload.request)
+        completions = [
+            Completion(prompt.text.upper(), "stop", len(prompt.text), len(prompt.text))
+            for prompt in payload.request.prompts
+        ]
+        return payload, completions
+
+    async def postprocess(self, result: Any, headers: Any = None) -> Any:
+        exchange, completions = result
+        return exchange.encode(completions)
+
+
+@dataclass
+class Served:
+    """A running server and the model behind it."""
+
+    model: EchoModel
+    models: kserve.ModelRepository
+    draining: bool = False
+    http_port: int = 0
+    grpc_port: int = 0
+    failures: list[BaseException] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+
+@contextlib.contextmanager
+def serve(*, load_unload: bool = False) -> Iterator[Served]:
+    """Serves one `EchoModel` over HTTP and gRPC in a thread with an event loop of its own."""
+    models = kserve.ModelRepository()
+    served = Served(EchoModel(), models)
+    models.update(served.model)
+    app = _application(served, load_unload=load_unload)
+    web = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", lifespan="off"))
+    listener = socket.create_server(("127.0.0.1", 0))
+    served.http_port = listener.getsockname()[1]
+    thread = threading.Thread(target=_run, args=(served, web, listener))
+    thread.start()
+    try:
+        _wait_until_started(served, web)
+        yield served
+    finally:
+        web.should_exit = True
+        thread.join(30)
+        listener.close()
+    assert not served.failures, served.failures
+
+
+def _application(served: Served, *, load_unload: bool) -> FastAPI:
+    """Ours first, then what kserve's ``RESTServer.create_application`` does, in its order."""
+    app = FastAPI()
+    install(
+        app,
+        models=served.models,
+        max_body_bytes=MAX_BODY_BYTES,
+        load_unload=load_unload,
+        is_draining=lambda: served.draining,
+    )
+    plane = DataPlane(model_registry=served.models)
+    extension = ModelRepositoryExtension(model_registry=served.models)
+    theirs = RESTServer("unused:app", plane, extension, http_port=0)
+    theirs._add_middlewares(app)
+    theirs._register_endpoints(app)
+    theirs._add_exception_handlers(app)
+
+    @app.get("/test/unforeseen")
+    async def unforeseen() -> None:
+        raise KeyError("a secret")
+
+    @app.post("/test/typed")
+    async def typed(body: list[int]) -> int:
+        return len(body)
+
+    return app
+
+
+def _run(served: Served, web: uvicorn.Server, listener: socket.socket) -> None:
+    try:
+        asyncio.run(_serve(served, web, listener))
+    except BaseException as error:
+        served.failures.append(error)
+
+
+async def _serve(served: Served, web: uvicorn.Server, listener: socket.socket) -> None:
+    bound = make_server(
+        served.models,
+        host="127.0.0.1",
+        port=0,
+        max_message_bytes=MAX_BODY_BYTES,
+        is_draining=lambda: served.draining,
+    )
+    served.grpc_port = bound.port
+    stopping = asyncio.Event()
+    grpc_serving = asyncio.create_task(bound.serve(stopping, grace=5))
+    await web.serve(sockets=[listener])
+    stopping.set()
+    await grpc_serving
+
+
+def _wait_until_started(served: Served, web: uvicorn.Server) -> None:
+    deadline = time.monotonic() + 30
+    while not web.started:
+        assert not served.failures, served.failures
+        assert time.monotonic() < deadline, "the server did not start"
+        time.sleep(0.01)
