@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import predictor
+from predictor import logs
 from predictor.errors import PredictorError
 from predictor.settings import Settings, check_known, names, read_settings
 
@@ -33,9 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The command line without the program's name; None takes `sys.argv`.
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure()
     try:
         command, flags = _parse(sys.argv[1:] if arguments is None else arguments)
         return _plan(flags) if command == "plan" else _serve(flags)
@@ -66,7 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser(
         "plan", allow_abbrev=False, help="print where a model would go, without reading a weight"
     )
-    plan.add_argument("model_dir", nargs="?", help="a model directory or a bare config.json")
+    plan.add_argument(
+        "model_dir",
+        nargs="?",
+        default=argparse.SUPPRESS,  # else its absence would undo the flag of the same name
+        help="a model directory or a bare config.json",
+    )
     plan.add_argument("--gpus", help="stated GPUs, such as 2x24GiB, instead of this pod's")
     plan.add_argument("--memory", help="stated main memory, such as 32GiB")
     plan.add_argument("--disk", help="stated space on the offload volume, such as 200GiB")

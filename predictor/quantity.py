@@ -12,7 +12,7 @@ from decimal import Decimal
 _BINARY = {prefix: 1024**power for power, prefix in enumerate("KMGTPE", start=1)}
 _DECIMAL = {prefix: 1000**power for power, prefix in enumerate("KMGTPE", start=1)}
 _PATTERN = re.compile(
-    r"(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*(?P<unit>m|[kKMGTPE]?i?[bB]?)"
+    r"(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d{1,2})?|\.\d+)\s*(?P<unit>m|[kKMGTPE]?i?B?)"
 )
 
 
@@ -21,7 +21,7 @@ def parse_bytes(text: str | int) -> int:
 
     Takes what Kubernetes writes (``40Gi``, ``500M``, ``128974848000m``, ``1e9``) and what
     Accelerate's ``max_memory`` takes (``10GiB``, ``10GB``); a bare number is bytes. ``i`` means
-    powers of 1024, its absence powers of 1000.
+    powers of 1024, its absence powers of 1000. A small ``b`` is refused: to Accelerate it is bits.
 
     Raises:
         ValueError: The text is no such quantity; the message says what one looks like.
@@ -31,7 +31,7 @@ def parse_bytes(text: str | int) -> int:
             raise ValueError(f"{text} bytes is negative")
         return text
     match = _PATTERN.fullmatch(str(text).strip())
-    if match is None or match["unit"] in {"i", "ib", "iB"}:
+    if match is None or match["unit"] in {"i", "iB"}:
         raise ValueError(f"{text!r} is no amount of memory; write it like 40Gi, 10GiB or 500M")
     return int(Decimal(match["number"]) * _factor(match["unit"]))
 
@@ -39,17 +39,24 @@ def parse_bytes(text: str | int) -> int:
 def _factor(unit: str) -> Decimal:
     if unit == "m":
         return Decimal("0.001")
-    prefix = unit.rstrip("bB").upper()
+    prefix = unit.rstrip("B").upper()
     if not prefix:
         return Decimal(1)
     table = _BINARY if prefix.endswith("I") else _DECIMAL
     return Decimal(table[prefix[0]])
 
 
-def format_bytes(count: int) -> str:
-    """Returns bytes in the largest binary unit that leaves a number of at least 1: ``1.5 GiB``."""
+def format_bytes(count: int, *, round_up: bool = False) -> str:
+    """Returns bytes in the largest binary unit that leaves a number of at least 1: ``1.50 GiB``.
+
+    Args:
+        count: Bytes.
+        round_up: Whether the text must not mean less than `count`, for amounts that are asked for.
+    """
     sign, size = ("-", -count) if count < 0 else ("", count)
     for prefix in reversed("KMGTPE"):
-        if size >= _BINARY[prefix]:
-            return f"{sign}{size / _BINARY[prefix]:.2f} {prefix}iB"
+        unit = _BINARY[prefix]
+        if size >= unit:
+            shown = -(-size * 100 // unit) / 100 if round_up else size / unit
+            return f"{sign}{shown:.2f} {prefix}iB"
     return f"{sign}{size} B"

@@ -8,7 +8,6 @@ ports open at once, readiness turns true after loading and false at SIGTERM, and
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -16,10 +15,11 @@ import socket
 import time
 from typing import Any
 
+from predictor import logs
 from predictor.errors import ConfigurationError
 from predictor.model import PredictorModel
 from predictor.protocol import rest
-from predictor.protocol.grpc_server import make_server
+from predictor.protocol.grpc_server import BoundServer, make_server
 from predictor.settings import Settings
 
 from kserve import ModelServer  # isort: skip
@@ -28,7 +28,6 @@ from kserve.protocol.rest.server import RESTServer  # isort: skip
 
 logger = logging.getLogger(__name__)
 
-_TERMINATED = 128 + signal.SIGTERM
 _POLL = 0.05
 _APPLICATION = "kserve.model_server:app"
 
@@ -45,6 +44,7 @@ class Server(ModelServer):
             enable_latency_logging=False,
             grace_period=int(settings.grace_period),
         )
+        logs.quiet()
         self._settings = settings
         self._stopping = asyncio.Event()
         self._model = PredictorModel(settings)
@@ -65,15 +65,12 @@ class Server(ModelServer):
         listening = _listen(self._settings.host, self._settings.http_port)
         with listening:
             asyncio.run(self._run(listening))
-        if self._model.running:
-            logger.warning("Stopping with %d requests unfinished", self._model.running)
-            logging.shutdown()
-            os._exit(0)  # a forward pass cannot be interrupted, and its thread would be waited for
 
     async def _run(self, listening: socket.socket) -> None:
-        http = self._rest()
-        serving = asyncio.create_task(http.serve(sockets=[listening]))
-        grpc_server = await self._start_grpc()
+        http, closing = self._rest(), asyncio.Event()
+        serving = [asyncio.create_task(http.serve(sockets=[listening]))]
+        if self.enable_grpc:
+            serving.append(asyncio.create_task(self._bind_grpc().serve(closing, grace=1.0)))
         while not http.started:
             await asyncio.sleep(_POLL)
         self._take_signals()
@@ -84,9 +81,8 @@ class Server(ModelServer):
             await self._drain()
         finally:
             http.should_exit = True
-            if grpc_server is not None:
-                await grpc_server.stop(grace=1.0)
-            await serving
+            closing.set()
+            await asyncio.gather(*serving)
 
     def _rest(self) -> Any:
         server = RESTServer(
@@ -102,18 +98,16 @@ class Server(ModelServer):
         server.create_application()
         return server._server  # the uvicorn server, which RESTServer offers no other way to stop
 
-    async def _start_grpc(self) -> Any:
-        if not self.enable_grpc:
-            return None
+    def _bind_grpc(self) -> BoundServer:
+        settings = self._settings
         bound = make_server(
             self.registered_models,
-            host=self._settings.host,
-            port=self.grpc_port,
-            max_message_bytes=self._settings.max_body_size,
+            host=settings.host,
+            port=settings.grpc_port,
+            max_message_bytes=settings.max_body_size,
         )
-        await bound.server.start()
-        logger.info("gRPC on %s:%d", self._settings.host, bound.port)
-        return bound.server
+        logger.info("gRPC on %s:%d", settings.host, bound.port)
+        return bound
 
     def _take_signals(self) -> None:
         """Replaces uvicorn's handlers, which close the port at once."""
@@ -124,8 +118,7 @@ class Server(ModelServer):
     def _on_signal(self, number: int) -> None:
         if self._stopping.is_set() or not self._model.ready:
             logger.warning("Signal %d: exiting at once", number)
-            logging.shutdown()
-            os._exit(128 + number)
+            _exit(128 + number)
         logger.info("Signal %d: draining, %d requests are running", number, self._model.running)
         self._model.drain()
         self._stopping.set()
@@ -136,12 +129,21 @@ class Server(ModelServer):
         logger.info("Model %r is ready after %.1f s", self._model.name, time.monotonic() - began)
 
     async def _drain(self) -> None:
-        with contextlib.suppress(asyncio.TimeoutError):
+        try:
             await asyncio.wait_for(self._idle(), self._settings.grace_period)
+        except TimeoutError:
+            logger.warning("Stopping with %d requests unfinished", self._model.running)
+            _exit(0)
 
     async def _idle(self) -> None:
         while self._model.running:
             await asyncio.sleep(_POLL)
+
+
+def _exit(code: int) -> None:
+    """Ends the process now: a forward pass cannot be interrupted, its thread would be awaited."""
+    logging.shutdown()
+    os._exit(code)
 
 
 def _listen(host: str, port: int) -> socket.socket:

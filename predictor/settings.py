@@ -27,7 +27,12 @@ ALIASES = {"revision": "model_revision", "torch_dtype": "dtype"}
 
 PREFIX = "PREDICTOR_"
 _SETUP_CONFIG = "setup_config.json"
-_SERVICE_LINK = re.compile(r"PREDICTOR_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")
+_SERVICE_LINK = re.compile(
+    r"PREDICTOR_(\w+_)?(SERVICE_HOST=|SERVICE_PORT(_\w+)?=\d|PORT(_\d+_\w+)?=\w+://"
+    r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=).*"
+)
+"""``NAME=value`` of what Kubernetes sets for Services named ``predictor`` or ``predictor-...``."""
+
 _DTYPES = {"float": "float32", "half": "float16"}
 
 
@@ -80,7 +85,7 @@ class Settings(BaseSettings):
     model_dir: Path = Path("/mnt/models")
     """Where the model lies; KServe mounts it at the default."""
 
-    model_id: str | None = None
+    model_id: str | None = Field(None, min_length=1)
     """A repository on the Hugging Face hub; then `model_dir` is not read."""
 
     model_revision: str | None = None
@@ -152,7 +157,7 @@ class Settings(BaseSettings):
     enable_grpc: bool = True
     """Whether gRPC is served."""
 
-    grace_period: float = Field(25.0, ge=0)
+    grace_period: float = Field(25.0, ge=0, allow_inf_nan=False)
     """Seconds that running requests get to finish after SIGTERM; below the 30 s after which
     Kubernetes kills a pod by default."""
 
@@ -189,7 +194,7 @@ class SetupConfig(PydanticBaseSettingsSource):
         path = Path(self.current_state.get("model_dir", "/mnt/models")) / _SETUP_CONFIG
         try:
             keys = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # a bare config.json can be planned for
             return {}
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{path} cannot be read as JSON: {error}.") from None
@@ -242,11 +247,11 @@ def _by_field(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Our variables; what Kubernetes sets for a Service named `predictor` is not ours."""
+    """Our variables; what Kubernetes sets for Services whose names begin like ours is not."""
     return {
         name.removeprefix(PREFIX).lower(): value
         for name, value in environ.items()
-        if name.startswith(PREFIX) and not _SERVICE_LINK.fullmatch(name)
+        if name.startswith(PREFIX) and not _SERVICE_LINK.fullmatch(f"{name}={value}")
     }
 
 

@@ -1,4 +1,4 @@
-"""Small real checkpoints: real architectures with seeded random weights, and a byte-level tokenizer.
+"""Small real checkpoints: real architectures, seeded random weights, a byte-level tokenizer.
 
 Random weights make tokens without sense, but each is the argmax of real logits, so a wrong or
 missing weight changes the text.

@@ -36,14 +36,14 @@ def parse_parameters(given: Mapping[str, Any]) -> GenerationParameters:
 def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, NAMES, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NAMES)}."
-    return f"Unknown parameter {name!r}; {hint}"
+    return f"Unknown parameter {name[:64]!r}; {hint}"
 
 
 def _integer(name: str, value: Any, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise RequestError(f"{name} must be an integer, not {_kind(value)}.")
     if not least <= value <= most:
-        raise RequestError(f"{name} must be between {least} and {most}, not {value}.")
+        raise RequestError(f"{name} must be between {least} and {most}.")
     return value
 
 

@@ -1,0 +1,191 @@
+"""Starting, draining, stopping: real processes, real signals."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import time
+
+import httpx
+import pytest
+
+import predictor.protocol  # noqa: F401  (imports kserve with pytest's arguments hidden)
+from tests.conftest import Checkpoints
+from tests.server.process import Served, serve
+
+from kserve import InferenceGRPCClient  # isort: skip
+import grpc  # isort: skip
+
+SMALL = ("--max_model_len=2048", "--prefill_chunk=16", "--device_map=disk")
+"""Everything on disk: a long generation takes seconds."""
+
+
+def status(server: Served, path: str) -> int:
+    return httpx.get(f"{server.url}{path}", timeout=30).status_code
+
+
+def grpc_ready(server: Served) -> bool:
+    async def ask() -> bool:
+        client = InferenceGRPCClient(server.grpc)
+        try:
+            return bool(await client.is_server_ready())
+        finally:
+            await client.close()
+
+    return asyncio.run(ask())
+
+
+def grpc_infer_code(server: Served) -> grpc.StatusCode:
+    from tests.server.test_clients import v2_request
+
+    async def ask() -> grpc.StatusCode:
+        client = InferenceGRPCClient(server.grpc, retries=0)
+        request = v2_request(server.name, ["x"])
+        request.inputs[0].data = [b"x"]
+        try:
+            await client.infer(request)
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        finally:
+            await client.close()
+        return grpc.StatusCode.OK
+
+    return asyncio.run(ask())
+
+
+def long_generation(server: Served) -> httpx.Response:
+    return server.predict("a long one", max_new_tokens=400, temperature=1.0, seed=3)
+
+
+def await_running(server: Served) -> None:
+    """Waits until the model is at work: until a request would have to wait."""
+    time.sleep(1.0)
+
+
+def test_a_start_opens_its_ports_first_is_live_and_not_ready_and_then_is(
+    checkpoints: Checkpoints,
+) -> None:
+    with serve(checkpoints("bloom"), "--max_model_len=64", "--prefill_chunk=16") as server:
+        assert status(server, "/v2/health/live") == 200
+        assert status(server, "/") == 200
+        not_ready = httpx.get(f"{server.url}/v2/health/ready")
+        assert not_ready.status_code == 503
+        assert not_ready.json()["ready"] is False
+        assert "phase" in not_ready.json()["progress"]
+        assert status(server, f"/v2/models/{server.name}/ready") == 503
+        assert status(server, f"/v1/models/{server.name}") == 503
+        assert not grpc_ready(server)
+        assert grpc_infer_code(server) is grpc.StatusCode.UNAVAILABLE
+        assert server.predict("too early").status_code == 503
+        server.await_ready()
+        assert httpx.get(f"{server.url}/v2/health/ready").json() == {"ready": True}
+        assert status(server, f"/v2/models/{server.name}/ready") == 200
+        assert status(server, f"/v1/models/{server.name}") == 200
+        assert grpc_ready(server)
+        assert grpc_infer_code(server) is grpc.StatusCode.OK
+        assert server.log.count("Placement of") == 1  # the early gRPC call loaded nothing
+
+
+def test_health_answers_while_a_generation_runs(checkpoints: Checkpoints) -> None:
+    with (
+        serve(checkpoints("bloom"), *SMALL) as server,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        server.await_ready()
+        running = pool.submit(long_generation, server)
+        await_running(server)
+        for path in ("/v2/health/live", "/v2/health/ready", f"/v1/models/{server.name}"):
+            assert status(server, path) == 200
+        assert grpc_ready(server)
+        assert not running.done()
+        assert running.result().status_code == 200
+
+
+def test_sigterm_lets_what_runs_end_refuses_the_rest_and_exits_with_0(
+    checkpoints: Checkpoints,
+) -> None:
+    with (
+        serve(checkpoints("bloom"), *SMALL, "--grace_period=120") as server,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        server.await_ready()
+        running = pool.submit(long_generation, server)
+        await_running(server)
+        server.terminate()
+        time.sleep(0.3)
+        assert not running.done()
+        assert status(server, "/v2/health/ready") == 503
+        assert status(server, f"/v2/models/{server.name}/ready") == 503
+        assert status(server, "/v2/health/live") == 200
+        assert not grpc_ready(server)
+        assert server.predict("too late").status_code == 503
+        assert grpc_infer_code(server) is grpc.StatusCode.UNAVAILABLE
+        answer = running.result()
+        assert answer.status_code == 200
+        assert answer.json()["predictions"][0]["completion_tokens"] > 0
+        assert server.process.wait(30) == 0
+
+
+def test_a_generation_longer_than_the_grace_period_is_cut_off(checkpoints: Checkpoints) -> None:
+    with (
+        serve(checkpoints("bloom"), *SMALL, "--grace_period=0.5") as server,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        server.await_ready()
+        running = pool.submit(
+            server.predict, "endless", max_new_tokens=2000, temperature=1.0, seed=3
+        )
+        await_running(server)
+        server.terminate()
+        assert server.process.wait(30) == 0
+        assert "1 requests unfinished" in server.log
+        with pytest.raises(httpx.TransportError):
+            running.result()
+
+
+def test_a_second_sigterm_exits_at_once(checkpoints: Checkpoints) -> None:
+    with (
+        serve(checkpoints("bloom"), *SMALL, "--grace_period=120") as server,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        server.await_ready()
+        running = pool.submit(long_generation, server)
+        await_running(server)
+        server.terminate()
+        time.sleep(0.3)
+        server.terminate()
+        assert server.process.wait(10) == 143
+        with pytest.raises(httpx.TransportError):
+            running.result()
+
+
+def test_sigterm_while_loading_exits_at_once(checkpoints: Checkpoints) -> None:
+    with serve(checkpoints("bloom")) as server:
+        assert server.url
+        server.terminate()
+        assert server.process.wait(10) == 143
+
+
+def test_a_model_that_does_not_fit_ends_the_process_with_78_and_one_sentence(
+    checkpoints: Checkpoints,
+) -> None:
+    with serve(checkpoints("bloom"), '--max_memory={"cpu": "300KiB"}') as server:
+        assert server.process.wait(120) == 78
+        last = server.log.strip().splitlines()[-1]
+        assert last.startswith("predictor: BloomForCausalLM in float32 does not fit: main memory")
+        assert "max_memory" in last
+
+
+def test_a_port_that_is_taken_is_one_sentence(served: Served, checkpoints: Checkpoints) -> None:
+    port = served.url.rpartition(":")[2]
+    with serve(checkpoints("bloom"), f"--http_port={port}") as server:
+        assert server.process.wait(60) == 78
+        assert f"cannot listen on 127.0.0.1:{port}" in server.log.strip().splitlines()[-1]
+
+
+def test_a_missing_model_is_one_sentence(tmp_path: object) -> None:
+    from pathlib import Path
+
+    with serve(Path(str(tmp_path)) / "nowhere") as server:
+        assert server.process.wait(60) == 78
+        assert "There is no model directory" in server.log.strip().splitlines()[-1]
