@@ -14,7 +14,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -202,10 +203,14 @@ class _hub_errors:  # noqa: N801 - read as a statement: `with _hub_errors(...)`
             raise CheckpointError(
                 f"The hub has no {self._what}, or HF_TOKEN gives no access to it."
             ) from None
-        if isinstance(
-            error, HfHubHTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled | OSError
-        ):
+        if isinstance(error, HFValidationError):
+            raise CheckpointError(f"{self._what} is no name of a model on the hub.") from None
+        if isinstance(error, HTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled):
             raise HubUnreachable(
                 f"{self._what} must come from the hub at {constants.ENDPOINT}, which cannot be "
                 "reached; mount the model and give --model_dir, or let this pod reach the hub."
+            ) from None
+        if isinstance(error, OSError):
+            raise CheckpointError(
+                f"{self._what} cannot be kept in {constants.HF_HOME}: {error.strerror}."
             ) from None

@@ -1,0 +1,212 @@
+"""Finding a model: directories, and a hub that answers on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, PreTrainedConfig
+
+from predictor.errors import CheckpointError
+from predictor.weights.checkpoint import context_length, open_directory
+from tests.checkpoints import CONFIGS
+from tests.conftest import Checkpoints
+
+
+def test_a_directory_tells_kind_and_dtype(checkpoints: Checkpoints) -> None:
+    import torch
+
+    checkpoint = open_directory(checkpoints("llama", dtype=torch.bfloat16))
+    assert (checkpoint.kind, checkpoint.dtype) == ("safetensors", "bfloat16")
+    assert len(checkpoint.stored.files) > 1  # type: ignore[union-attr]
+
+
+def test_pickles_are_refused_unless_they_are_allowed(checkpoints: Checkpoints) -> None:
+    folder = checkpoints("opt", pickle=True)
+    with pytest.raises(CheckpointError, match="--allow_pickle"):
+        open_directory(folder)
+    assert open_directory(folder, allow_pickle=True).kind == "pickle"
+
+
+def test_safetensors_are_taken_where_both_kinds_lie(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoints("gpt2", shards=False), tmp_path / "m")
+    (tmp_path / "m" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/x'\ntR.")
+    assert open_directory(tmp_path / "m").kind == "safetensors"
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ("{", "config.json"),
+        ("[]", "config.json"),
+        ('{"model_type": "no-such-model"}', "no-such-model"),
+        ('{"model_type": "x", "auto_map": {"AutoConfig": "c.C"}}', "trust_remote_code"),
+        (
+            '{"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}',
+            "quantised",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_served_is_one_sentence(
+    tmp_path: Path, config: str, word: str
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "c.py").write_text("raise SystemExit('code of the model ran')")
+    with pytest.raises(CheckpointError, match=word) as raised:
+        open_directory(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_directory_without_weights_says_what_was_looked_for(tmp_path: Path) -> None:
+    CONFIGS["llama"].save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        open_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        (LlamaConfig(max_position_embeddings=4096), 4096),
+        (LlamaConfig(max_position_embeddings=131072), 8192),
+        (CONFIGS["gpt2"], 256),
+        (CONFIGS["bloom"], 2048),
+    ],
+)
+def test_the_default_context_is_the_models_own_up_to_8192(
+    config: PreTrainedConfig, tokens: int
+) -> None:
+    assert context_length(config) == tokens
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """The part of the hub's API that a download of one repository uses."""
+
+    folder: Path
+    token = "hf_secret"
+    asked: list[str]
+    sha = "0123456789abcdef0123456789abcdef01234567"
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self, *, body: bool) -> None:
+        self.asked.append(self.path)
+        if self.headers.get("authorization") != f"Bearer {self.token}":
+            self._send(401, b'{"error": "Invalid credentials"}', {}, body)
+        elif self.path.startswith("/api/models/me/model"):
+            names = [{"rfilename": file.name} for file in sorted(self.folder.iterdir())]
+            document = {"id": "me/model", "modelId": "me/model", "sha": self.sha, "siblings": names}
+            if "tree" in self.path:
+                document = [  # type: ignore[assignment]
+                    {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "x"}
+                    for file in sorted(self.folder.iterdir())
+                ]
+            self._send(200, json.dumps(document).encode(), {}, body)
+        elif self.path.startswith("/me/model/resolve/"):
+            file = self.folder / self.path.rpartition("/")[2]
+            headers = {"ETag": f'"{file.name}"', "X-Repo-Commit": self.sha}
+            self._send(200, file.read_bytes(), headers, body)
+        else:
+            headers = {"X-Error-Code": "RepoNotFound"}
+            self._send(404, b'{"error": "Repository not found"}', headers, body)
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Type", "application/json")
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def hub(checkpoints: Checkpoints) -> Iterator[tuple[str, list[str]]]:
+    """A loopback server that answers like the hub; the hub itself cannot be reached here."""
+    handler = type("Hub", (_Hub,), {"folder": checkpoints("gpt2"), "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler.asked  # type: ignore[attr-defined]
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def run_with_hub(
+    code: str, endpoint: str, home: Path, token: str = "hf_secret"
+) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process of its own: the hub's library reads its environment at import."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={
+            **os.environ,
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(home),
+            "HF_TOKEN": token,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_ETAG_TIMEOUT": "2",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+OPEN = """
+from predictor.weights.checkpoint import fetch_weights, open_hub
+from predictor.errors import PredictorError
+try:
+    checkpoint = open_hub("{model}", None)
+    print("small", sorted(f.name for f in checkpoint.path.iterdir() if f.suffix == ".safetensors"))
+    whole = fetch_weights(checkpoint)
+    print("whole", len(whole.stored.files), whole.revision)
+except PredictorError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_weights_come_from_the_hub_after_the_small_files(
+    hub: tuple[str, list[str]], tmp_path: Path, checkpoints: Checkpoints
+) -> None:
+    endpoint, asked = hub
+    done = run_with_hub(OPEN.format(model="me/model"), endpoint, tmp_path)
+    shards = len(list(checkpoints("gpt2").glob("*.safetensors")))
+    assert "small []" in done.stdout, done.stderr
+    assert f"whole {shards} {_Hub.sha}" in done.stdout
+    weights = [
+        index for index, path in enumerate(asked) if ".safetensors" in path and "index" not in path
+    ]
+    config = [index for index, path in enumerate(asked) if path.endswith("/config.json")]
+    assert max(config) < min(weights)
+
+
+def test_a_model_that_the_hub_has_not_is_one_sentence(
+    hub: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    done = run_with_hub(OPEN.format(model="me/other"), hub[0], tmp_path)
+    assert "CheckpointError The hub has no me/other" in done.stdout, done.stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
+    done = run_with_hub(OPEN.format(model="me/model"), "http://127.0.0.1:9", tmp_path)
+    assert "HubUnreachable me/model must come from the hub" in done.stdout, done.stderr
+    assert "--model_dir" in done.stdout
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,73 @@
+"""The numbers that the readiness body and the log show."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from predictor.weights import progress as module
+from predictor.weights.progress import Progress
+from tests.conftest import Checkpoints
+from tests.serving import bring_up
+
+SIZES = {"embed.weight": 100, "h.0.a": 10, "h.0.b": 30, "h.1.a": 60, "h.10.a": 5}
+BLOCKS = ("h.0", "h.1", "h.10")
+
+
+def test_bytes_and_blocks_are_counted_as_tensors_are_done() -> None:
+    progress = Progress()
+    progress.begin("reading weights", SIZES, BLOCKS)
+    for name in ("embed.weight", "h.0.a"):
+        progress.done(name)
+    seen = progress.as_json()
+    assert (seen["phase"], seen["bytes_done"], seen["bytes_total"]) == ("reading weights", 110, 205)
+    assert (seen["blocks_done"], seen["blocks_total"]) == (0, 3)
+    progress.done("h.0.b")
+    assert progress.as_json()["blocks_done"] == 1
+    progress.done("h.10.a")
+    assert progress.as_json()["blocks_done"] == 2
+
+
+def test_a_tensor_counts_once_and_an_unknown_one_not_at_all() -> None:
+    progress = Progress()
+    progress.begin("reading weights", SIZES, BLOCKS)
+    for name in ("h.1.a", "h.1.a", "nothing.known"):
+        progress.done(name)
+    assert progress.as_json()["bytes_done"] == 60
+
+
+def test_time_left_follows_from_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    progress = Progress()
+    progress.begin("reading weights", {"a": 300, "b": 100}, ())
+    now = 103.0
+    progress.done("a")
+    seen = progress.as_json()
+    assert seen["bytes_per_second"] == 100
+    assert seen["seconds_left"] == 1.0
+
+
+def test_log_lines_come_at_most_every_few_seconds(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    caplog.set_level(logging.INFO)
+    progress = Progress()
+    progress.begin("reading weights", {str(index): 1024 for index in range(100)}, ())
+    for index in range(100):
+        now += 0.11
+        progress.done(str(index))
+    assert len(caplog.records) == 2
+    assert "of 100.00 KiB" in caplog.text
+
+
+def test_loading_tells_every_byte(checkpoints: Checkpoints) -> None:
+    up = bring_up(checkpoints("llama"))
+    seen = up.progress.as_json()
+    assert seen["phase"] == "reading weights"
+    assert seen["bytes_done"] == seen["bytes_total"]
+    assert seen["bytes_total"] == sum(t.nbytes for t in up.model.parameters())
+    assert seen["blocks_done"] == seen["blocks_total"] == 6

@@ -1,0 +1,144 @@
+"""The folder for rewritten weights: one for each model, locked, whole or thrown away."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from predictor.errors import ConfigurationError
+from predictor.weights.checkpoint import Checkpoint, open_directory
+from predictor.weights.rewritten import folder_name, rewriting
+from tests.conftest import Checkpoints
+from tests.serving import bring_up
+
+
+@pytest.fixture
+def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
+    return open_directory(checkpoints("mixtral"))
+
+
+def test_a_finished_write_is_marked_complete(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with rewriting(tmp_path, checkpoint, "float32") as folder:
+        (folder / "weight.safetensors").write_bytes(b"whole")
+        assert not (folder / "complete.json").exists()
+    assert (folder / "complete.json").exists()
+
+
+def test_what_an_interrupted_write_left_is_thrown_away(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    folder = tmp_path / folder_name(checkpoint, "float32")
+
+    def interrupted() -> None:
+        with rewriting(tmp_path, checkpoint, "float32"):
+            (folder / "half.safetensors").write_bytes(b"ha")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not (folder / "complete.json").exists()
+    with rewriting(tmp_path, checkpoint, "float32") as again:
+        assert again == folder
+        assert list(again.iterdir()) == []
+
+
+def test_every_model_revision_dtype_and_kind_has_a_folder_of_its_own(
+    checkpoint: Checkpoint, checkpoints: Checkpoints
+) -> None:
+    other = open_directory(checkpoints("llama"))
+    names = {
+        folder_name(checkpoint, "float32"),
+        folder_name(checkpoint, "bfloat16"),
+        folder_name(other, "float32"),
+        folder_name(replace(checkpoint, revision="abc"), "float32"),
+        folder_name(replace(checkpoint, kind="pickle"), "float32"),
+        folder_name(replace(checkpoint, model_id="someone/model"), "float32"),
+    }
+    assert len(names) == 6
+    assert folder_name(checkpoint, "float32") in names
+
+
+def test_a_checkpoint_that_changed_on_disk_gets_another_folder(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoints("llama"), tmp_path / "m")
+    before = folder_name(open_directory(tmp_path / "m"), "float32")
+    file = next((tmp_path / "m").glob("*.safetensors"))
+    time.sleep(0.01)
+    file.write_bytes(file.read_bytes())
+    assert folder_name(open_directory(tmp_path / "m"), "float32") != before
+
+
+_HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_writer_waits_for_the_first(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    lock = tmp_path / f"{folder_name(checkpoint, 'float32')}.lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"held\n"
+        released = threading.Event()
+
+        def release() -> None:
+            released.set()
+            first.stdin.close()  # type: ignore[union-attr]
+
+        timer = threading.Timer(0.3, release)
+        timer.start()
+        with rewriting(tmp_path, checkpoint, "float32"):
+            assert released.is_set()
+        timer.join()
+
+
+def test_no_offload_folder_is_one_sentence(checkpoint: Checkpoint) -> None:
+    with (
+        pytest.raises(ConfigurationError, match="--offload_folder"),
+        rewriting(None, checkpoint, "float32"),
+    ):
+        pass
+
+
+def test_an_offload_folder_that_cannot_be_made_is_one_sentence(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigurationError, match="cannot be written"),
+        rewriting(tmp_path / "file" / "folder", checkpoint, "float32"),
+    ):
+        pass
+
+
+def test_two_models_on_one_volume_answer_each_with_its_own_weights(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    """Both rewrite tensors of the same names; transformers alone would mix them."""
+    flags = {"device_map": "disk", "allow_pickle": True, "offload_folder": str(tmp_path)}
+    alone = bring_up(checkpoints("llama", pickle=True), device_map="cpu", allow_pickle=True)
+    first = bring_up(checkpoints("llama", pickle=True), **flags)
+    second = bring_up(checkpoints("llama-tied", pickle=True), **flags)
+    folders = [folder for folder in tmp_path.iterdir() if folder.is_dir()]
+    assert len(folders) == 2
+    assert all(list(folder.glob("*.safetensors")) for folder in folders)
+    from predictor.engine.sampling import Sampling
+
+    recipe = Sampling(max_new_tokens=8)
+    prompt = [7, 8, 9, 10]
+    tokens = [up.task._engine.generate(prompt, recipe).tokens for up in (alone, first, second)]
+    assert tokens[0] == tokens[1] != tokens[2]
