@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIN := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-# The demo model has 7 MiB of weights. A budget of $(BUDGET) for weights, KV cache, staging and
+# The demo model has 6 MiB of weights. A budget of $(BUDGET) for weights, KV cache, staging and
 # activations together makes part of it go to disk.
-BUDGET ?= 9MiB
+BUDGET ?= 7MiB
 SERVE_FLAGS ?= --host 127.0.0.1 --model_name demo --model_dir examples/demo-model \
 	--max_model_len 256 --prefill_chunk 64 --max_memory '{"cpu": "$(BUDGET)"}'
 

@@ -1,0 +1,70 @@
+"""Hand-made footprints and resources: small numbers, so that every byte can be followed.
+
+`plan` deals in MiB where it proposes remedies, so these sizes are in MiB.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from predictor.placement.units import Footprint, Unit
+from predictor.pod.resources import Accelerator, Memory, PodResources, Volume
+
+MIB = 1024**2
+
+
+def footprint(
+    *,
+    blocks: int = 4,
+    block: int = 10,
+    kv: int = 1,
+    embeddings: int = 6,
+    head: int = 8,
+    norm: int = 0,
+    activations: int = 3,
+    leaf: int = 4,
+    max_model_len: int = 4,
+    cast: bool = False,
+    rewritten: bool = False,
+) -> Footprint:
+    """Returns a model of a norm, embeddings, a head and equal blocks.
+
+    Sizes are in MiB; `kv` is for one token in one block. With the defaults:
+
+    ===========  =======  ==  ===========
+    unit         weights  kv  largest leaf
+    ===========  =======  ==  ===========
+    norm               0   0            0
+    embeddings         6   0            6
+    head               8   0            8
+    4 blocks          10   4            4    (kv for 4 tokens)
+    ===========  =======  ==  ===========
+    """
+    parts = [("norm", norm), ("embeddings", embeddings), ("head", head)]
+    others = tuple(Unit((name,), None, size * MIB, 0, size * MIB) for name, size in parts)
+    return Footprint(
+        architecture="Small",
+        dtype="float32",
+        units=others
+        + tuple(
+            Unit((f"blocks.{index}",), index, block * MIB, 0, leaf * MIB, kv * MIB)
+            for index in range(blocks)
+        ),
+        max_model_len=max_model_len,
+        activations=activations * MIB,
+        cast=cast,
+        rewritten=rewritten,
+        probed=True,
+    )
+
+
+def pod(*gpus: int, memory: int = 0) -> PodResources:
+    """Returns a pod with GPUs and main memory of these MiB."""
+    return PodResources(
+        accelerators=tuple(
+            Accelerator(index, "cuda", "test", size * MIB, size * MIB)
+            for index, size in enumerate(gpus)
+        ),
+        memory=Memory(None, memory * MIB, "test"),
+        volume=Volume(Path("/offload"), 0, True, "ext4", None),
+    )

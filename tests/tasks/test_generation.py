@@ -1,0 +1,180 @@
+"""Prompts become tokens and tokens become text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from predictor.engine.sampling import Generated, Sampling
+from predictor.errors import PromptTooLong, RequestError
+from predictor.tasks.generation import Defaults, TextGeneration
+from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
+from tests.checkpoints import byte_tokenizer
+from tests.conftest import Checkpoints
+from tests.serving import Up, bring_up
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
+README_PROMPT = "Today the weather is really nice and I am planning on"
+
+
+@pytest.fixture(scope="module")
+def demo() -> Up:
+    return bring_up(DEMO, device_map="cpu", max_model_len=256, prefill_chunk=64)
+
+
+def ask(task: TextGeneration, text: str, **parameters: Any) -> Any:
+    prompt = Prompt(text, GenerationParameters(**parameters))
+    return task.run(GenerationRequest((prompt,)))[0]
+
+
+def test_the_demo_continues_the_readmes_prompt_like_transformers_does(demo: Up) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype="auto").eval()
+    inputs = tokenizer(README_PROMPT, return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=30, do_sample=False)
+    expected = tokenizer.decode(tokens[0], skip_special_tokens=True)
+    found = ask(demo.task, README_PROMPT, max_new_tokens=30, return_full_text=True, temperature=0)
+    assert found.text == expected
+    assert found.prompt_tokens == inputs.input_ids.shape[1]
+    assert found.completion_tokens == 30
+
+
+def test_the_reply_alone_begins_where_the_prompt_ends(demo: Up) -> None:
+    reply = ask(demo.task, README_PROMPT, max_new_tokens=10)
+    whole = ask(demo.task, README_PROMPT, max_new_tokens=10, return_full_text=True)
+    assert whole.text == README_PROMPT + reply.text
+    assert reply.text.startswith(" ")
+
+
+def test_the_demo_ends_by_itself(demo: Up) -> None:
+    found = ask(demo.task, README_PROMPT, max_new_tokens=200)
+    assert found.finish_reason == "stop"
+    assert found.completion_tokens < 200
+    assert "</s>" not in found.text
+
+
+def test_a_stop_sequence_is_cut_out_even_across_tokens(demo: Up) -> None:
+    whole = ask(demo.task, README_PROMPT, max_new_tokens=60).text
+    stop = whole[len(whole) // 2 - 3 : len(whole) // 2 + 4]  # begins and ends within words
+    found = ask(demo.task, README_PROMPT, max_new_tokens=60, stop=(stop, "never in it"))
+    assert found.text == whole[: whole.index(stop)]
+    assert found.finish_reason == "stop"
+    assert found.completion_tokens < 60
+
+
+def test_prompts_of_one_request_are_answered_in_order_with_their_own_parameters(demo: Up) -> None:
+    texts = ["It was raining in the morning, so", "My friend Anna likes to", "The train"]
+    prompts = tuple(
+        Prompt(text, GenerationParameters(max_new_tokens=count))
+        for count, text in enumerate(texts, start=3)
+    )
+    found = demo.task.run(GenerationRequest(prompts))
+    assert [completion.completion_tokens for completion in found] == [3, 4, 5]
+    assert found[1] == ask(demo.task, texts[1], max_new_tokens=4)
+
+
+def test_one_prompt_that_is_too_long_stops_the_request_before_any_is_generated(demo: Up) -> None:
+    prompts = (
+        Prompt("short", GenerationParameters()),
+        Prompt("long " * 500, GenerationParameters()),
+    )
+    before = demo.task._engine
+    demo.task._engine = None  # type: ignore[assignment]  # to use it would be an AttributeError
+    try:
+        with pytest.raises(PromptTooLong) as raised:
+            demo.task.run(GenerationRequest(prompts))
+    finally:
+        demo.task._engine = before
+    assert raised.value.limit == 256
+    assert str(raised.value.tokens - 1) in str(raised.value)
+    assert "256" in str(raised.value)
+
+
+def test_a_prompt_may_fill_the_context_but_for_one_token(checkpoints: Checkpoints) -> None:
+    task = bring_up(checkpoints("bloom"), max_model_len=32).task
+    found = ask(task, "x" * 31)
+    assert (found.prompt_tokens, found.completion_tokens) == (31, 1)
+    with pytest.raises(PromptTooLong):
+        ask(task, "x" * 32)
+
+
+def test_more_new_tokens_than_there_is_room_for_are_refused(checkpoints: Checkpoints) -> None:
+    task = bring_up(checkpoints("bloom"), max_model_len=32).task
+    assert ask(task, "x" * 20, max_new_tokens=12).completion_tokens <= 12
+    with pytest.raises(PromptTooLong, match="max_new_tokens 13"):
+        ask(task, "x" * 20, max_new_tokens=13)
+
+
+def test_text_of_any_script_comes_back_whole(demo: Up) -> None:
+    text = "Zürich 東京 🙂 é"
+    found = ask(demo.task, text, max_new_tokens=1, return_full_text=True)
+    assert found.text.startswith(text)
+
+
+class Recorder:
+    """Stands in for the engine: keeps the recipes; no tokens are generated in these tests."""
+
+    def __init__(self) -> None:
+        self.recipes: list[Sampling] = []
+
+    def generate(self, prompt: Any, sampling: Sampling) -> Generated:
+        self.recipes.append(sampling)
+        return Generated((7,), "length")
+
+
+def recipe(config: GenerationConfig, max_length: int | None = None, **asked: Any) -> Sampling:
+    recorder = Recorder()
+    defaults = Defaults.of(config, max_length)
+    task = TextGeneration(byte_tokenizer(), recorder, defaults, max_model_len=100)  # type: ignore[arg-type]
+    ask(task, "ten chars.", **asked)
+    return recorder.recipes[0]
+
+
+CHAT = GenerationConfig(
+    do_sample=True, temperature=0.6, top_p=0.9, top_k=20, repetition_penalty=1.1, max_new_tokens=30
+)
+PLAIN = GenerationConfig()
+
+
+def test_what_a_request_does_not_say_comes_from_the_models_config() -> None:
+    found = recipe(CHAT)
+    assert (found.temperature, found.top_p, found.top_k) == (0.6, 0.9, 20)
+    assert (found.repetition_penalty, found.max_new_tokens) == (1.1, 30)
+
+
+def test_temperature_0_is_greedy_whatever_the_models_config_says() -> None:
+    assert recipe(CHAT, temperature=0.0).temperature == 0
+
+
+def test_a_plain_model_is_greedy_without_any_limit_of_its_own() -> None:
+    found = recipe(PLAIN)
+    assert (found.temperature, found.top_p, found.top_k, found.repetition_penalty) == (0, 1, 0, 1)
+    assert found.max_new_tokens == 64
+
+
+def test_asking_for_top_p_or_top_k_alone_is_asking_to_sample() -> None:
+    assert recipe(PLAIN, top_p=0.5).temperature == 1.0
+    assert recipe(PLAIN, top_k=5).temperature == 1.0
+    assert recipe(PLAIN, top_k=5, temperature=0.0).temperature == 0.0
+    assert recipe(CHAT, top_p=0.5).temperature == 0.6
+
+
+def test_default_new_tokens_come_from_config_then_max_length_and_keep_to_the_context() -> None:
+    assert recipe(CHAT, max_length=50).max_new_tokens == 30
+    assert recipe(PLAIN, max_length=50).max_new_tokens == 50
+    assert recipe(PLAIN, max_length=500).max_new_tokens == 90  # 100 less the prompt's ten
+
+
+def test_an_empty_prompt_begins_with_the_first_token_of_a_text(demo: Up) -> None:
+    assert ask(demo.task, "", max_new_tokens=5).prompt_tokens == 1
+
+
+def test_an_empty_prompt_for_a_model_without_such_a_token_is_refused() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = None
+    task = TextGeneration(tokenizer, Recorder(), Defaults(), max_model_len=100)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="empty"):
+        ask(task, "")

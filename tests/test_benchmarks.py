@@ -1,0 +1,184 @@
+"""The benchmarks run, say in JSON what they measured, and fail where they measured something else.
+
+Sizes are tiny, so that no number means anything here; the benchmarks' own checks are at work.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cgroups import memory_cgroup
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+COSTS = {"seconds", "cpu_seconds", "peak"}
+
+
+@pytest.fixture(scope="module")
+def tiny_plan(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess, Any]:
+    return run("plan.py", tmp_path_factory, "--rounds=1", "--models", "BLOOM-176B")
+
+
+@pytest.fixture(scope="module")
+def plan_module() -> Any:
+    return load("plan")
+
+
+@pytest.fixture(scope="module")
+def contrast_module() -> Any:
+    return load("contrast")
+
+
+def load(name: str) -> Any:
+    """Imports a script the way it finds its neighbours when it is run."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def run(
+    script: str, folders: pytest.TempPathFactory, *flags: str
+) -> tuple[subprocess.CompletedProcess, Any]:
+    path = folders.mktemp("benchmark") / "numbers.json"
+    argv = [sys.executable, BENCHMARKS / script, "--json", path, *flags]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
+    return done, json.loads(path.read_text())
+
+
+def test_planning_is_timed_apart_from_the_imports(tiny_plan):
+    done, numbers = tiny_plan
+    assert done.returncode == 0, done.stderr
+    found = numbers["models"]["BLOOM-176B"]
+    for part in ("whole", "libraries", "predictor", "planning"):
+        assert set(found[part]) == COSTS
+        assert all(found[part].values())
+    assert len(found["other_resources"]) == 3
+    assert 0 < found["planning_over_whole"] < 1
+    assert found["planning"]["seconds"] < found["whole"]["seconds"]
+
+
+def test_the_table_says_the_target_and_whether_it_was_reached(tiny_plan):
+    done, numbers = tiny_plan
+    assert numbers["target"] == {"seconds": 5.0, "bytes": 2**30}
+    assert "BLOOM-176B: target under 5 s and 1024 MiB: whole command time " in done.stdout
+
+
+def test_the_peak_of_a_plan_is_that_of_torch_and_little_more(tiny_plan):
+    _, numbers = tiny_plan
+    found = numbers["models"]["BLOOM-176B"]
+    assert 2**27 < found["libraries"]["peak"] <= found["planning"]["peak"] < 2**30
+
+
+def test_a_command_that_cannot_plan_fails_the_benchmark(tmp_path_factory):
+    done, numbers = run("plan.py", tmp_path_factory, "--rounds=1", "--python=/bin/false")
+    assert done.returncode == 1
+    assert "predictor plan for BLOOM-176B ended with status 1" in done.stderr
+    assert numbers["failure"] in done.stderr
+
+
+@pytest.mark.parametrize("name", ["BLOOM-176B", "Llama-3-70B"])
+def test_the_expected_sizes_are_the_published_ones(plan_module, name):
+    parameters = {"BLOOM-176B": 176_247_271_424, "Llama-3-70B": 70_553_706_496}
+    kv_per_token = {"BLOOM-176B": 4_014_080, "Llama-3-70B": 327_680}
+    shape = plan_module.SHAPES[name]
+    assert shape.weights == 2 * parameters[name]
+    assert shape.kv == kv_per_token[name] * {"BLOOM-176B": 2048, "Llama-3-70B": 8192}[name]
+
+
+def sound(plan: Any) -> dict[str, Any]:
+    shape = plan.SHAPES["BLOOM-176B"]
+    tier = {"name": "0", "weights": shape.weights, "kv": shape.kv, "planned": 7, "budget": 7}
+    return {"tiers": [tier], "device_map": {f"h.{index}": "disk" for index in range(shape.blocks)}}
+
+
+def test_a_sound_plan_passes(plan_module):
+    plan_module.check("BLOOM-176B", plan_module.RESOURCES[0], sound(plan_module))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("weights", 352_494_542_847, "places 352494542847 bytes of weights"),
+        ("kv", 1, "has 1 bytes of KV cache"),
+        ("planned", 8, "over the budget of tier 0"),
+    ],
+)
+def test_a_plan_with_wrong_bytes_is_nonsense(plan_module, key, value, reason):
+    plan = sound(plan_module)
+    plan["tiers"][0][key] = value
+    with pytest.raises(plan_module.CannotMeasure, match=reason):
+        plan_module.check("BLOOM-176B", plan_module.RESOURCES[0], plan)
+
+
+def test_a_plan_that_leaves_a_block_out_is_nonsense(plan_module):
+    plan = sound(plan_module)
+    del plan["device_map"]["h.69"]
+    with pytest.raises(plan_module.CannotMeasure, match="leaves out block 69"):
+        plan_module.check("BLOOM-176B", plan_module.RESOURCES[0], plan)
+
+
+def test_a_plan_where_there_is_no_room_is_nonsense_and_so_is_none_where_there_is(plan_module):
+    first, *_, last = plan_module.RESOURCES
+    with pytest.raises(plan_module.CannotMeasure, match="was made"):
+        plan_module.check("BLOOM-176B", last, sound(plan_module))
+    with pytest.raises(plan_module.CannotMeasure, match="was refused"):
+        plan_module.check("BLOOM-176B", first, None)
+    plan_module.check("BLOOM-176B", last, None)
+
+
+@pytest.mark.root
+def test_contestants_of_a_small_pod_give_the_same_reply(tmp_path_factory):
+    with memory_cgroup(2**26):
+        pass  # says why not, or fails, where there are no cgroups
+    size = ("--hidden=512", "--blocks=30", "--vocabulary=512", "--limit=0.6")
+    done, numbers = run("contrast.py", tmp_path_factory, *size, "--rounds=1", "--tokens=3")
+    assert done.returncode == 0, done.stderr
+    assert numbers["failure"] is None
+    found = numbers["contestants"]
+    assert set(found) == {"predictor", "plain", "by-hand"}
+    assert found["predictor"]["survived"] == 1
+    assert found["predictor"]["on_disk"] > 0
+    assert found["predictor"]["anonymous"] <= found["predictor"]["peak"] <= numbers["limit"]
+    assert numbers["ratios"]["plain"]["seconds_per_token"] == 1
+    assert len(numbers["rounds"][0]["predictor"]["per_token"]) == 3
+
+
+def test_contrast_fails_where_there_are_no_cgroups(tmp_path_factory):
+    done, numbers = run("contrast.py", tmp_path_factory, "--mounts=/dev/null")
+    assert done.returncode == 1
+    assert "No memory controller is mounted here" in done.stderr
+    assert numbers["failure"] in done.stderr
+
+
+def alive(*tokens: int, on_disk: int = 1) -> dict[str, Any]:
+    return {"survived": True, "tokens": list(tokens), "on_disk": on_disk}
+
+
+DEAD: dict[str, Any] = {"survived": False}
+
+
+@pytest.mark.parametrize(
+    ("predictor", "plain", "reason"),
+    [
+        (alive(1, 2), DEAD, "Only 1 of the contestants survived"),
+        (DEAD, DEAD, "Only 0 of the contestants survived"),
+        (alive(1, 2), alive(1, 3), "gave 2 different replies"),
+        (alive(1, 1), alive(1, 1), "equal replies prove nothing"),
+        (alive(1, 2, on_disk=0), alive(1, 2), "offloaded nothing"),
+    ],
+)
+def test_runs_that_compare_nothing_fail_the_benchmark(contrast_module, predictor, plain, reason):
+    assert reason in contrast_module._failure([{"predictor": predictor, "plain": plain}])
+
+
+def test_runs_with_one_reply_from_two_survivors_are_a_comparison(contrast_module):
+    runs = {"predictor": alive(1, 2), "plain": alive(1, 2, on_disk=0), "by-hand": DEAD}
+    assert contrast_module._failure([runs]) is None
