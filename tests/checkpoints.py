@@ -83,6 +83,7 @@ def make_checkpoint(
     shards: bool = True,
     pickle: bool = False,
     config: PreTrainedConfig | None = None,
+    shard_size: str = "200KB",
 ) -> Path:
     """Writes a model and its tokenizer; returns the folder.
 
@@ -93,14 +94,14 @@ def make_checkpoint(
         shards: Whether there are several files.
         pickle: Whether they are ``.bin`` files.
         config: Another config than the one of this name.
+        shard_size: The most that a file holds where there are several.
     """
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config or CONFIGS[architecture])
     for parameter in model.parameters():  # larger than the default, so that tokens vary
         torch.nn.init.normal_(parameter, std=0.15)
     model = model.to(dtype).eval()
-    size = "200KB" if shards else "10GB"
-    model.save_pretrained(folder, max_shard_size=size)
+    model.save_pretrained(folder, max_shard_size=shard_size if shards else "10GB")
     if pickle:
         _as_pickle(folder, model)
     byte_tokenizer().save_pretrained(folder)
