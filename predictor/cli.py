@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +19,14 @@ from typing import Any
 import predictor
 from predictor import logs
 from predictor.errors import PredictorError
-from predictor.settings import Settings, check_known, names, read_settings
+from predictor.settings import ALIASES, Settings, check_known, names, read_settings
+
+logger = logging.getLogger(__name__)
 
 TERMINATION_LOG = Path("/dev/termination-log")
 """Where Kubernetes takes a container's last words from, by default."""
 
 _TERMINATION_BYTES = 4096
-_SWITCH = object()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PredictorError as error:
         _say_last(str(error))
         return error.exit_code
+    except Exception as error:
+        logger.exception("The predictor ends because of an error that nobody expected")
+        _say_last(f"An error that nobody expected, {type(error).__name__}; the log has its trace.")
+        return PredictorError.exit_code
 
 
 def _parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -80,13 +86,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("settings", "see the README's table")
+    group = parser.add_argument_group("settings", "also PREDICTOR_NAME in the environment")
     for name in names():
-        field = Settings.model_fields.get(name)
-        switch: dict[str, Any] = (
-            {"nargs": "?", "const": "true"} if field is not None and _is_switch(field) else {}
+        field = Settings.model_fields[ALIASES.get(name, name)]
+        switch = {"nargs": "?", "const": "true"} if _is_switch(field) else {}
+        text = (field.description or "").replace("%", "%%")
+        group.add_argument(
+            f"--{name}",
+            default=None,
+            metavar="VALUE",
+            help=f"the same as --{ALIASES[name]}" if name in ALIASES else text,
+            **switch,  # type: ignore[arg-type]
         )
-        group.add_argument(f"--{name}", default=None, **switch)
 
 
 def _is_switch(field: Any) -> bool:

@@ -8,6 +8,7 @@ ports open at once, readiness turns true after loading and false at SIGTERM, and
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -29,6 +30,7 @@ from kserve.protocol.rest.server import RESTServer  # isort: skip
 logger = logging.getLogger(__name__)
 
 _POLL = 0.05
+_PROMPT = "Today the weather is really nice and I am planning on"
 _APPLICATION = "kserve.model_server:app"
 
 
@@ -74,9 +76,10 @@ class Server(ModelServer):
         while not http.started:
             await asyncio.sleep(_POLL)
         self._take_signals()
-        logger.info("REST on http://%s:%d", *listening.getsockname()[:2])
+        address = "{}:{}".format(*listening.getsockname()[:2])
+        logger.info("REST on http://%s", address)
         try:
-            await self._load()
+            await self._load(address)
             await self._stopping.wait()
             await self._drain()
         finally:
@@ -123,10 +126,11 @@ class Server(ModelServer):
         self._model.drain()
         self._stopping.set()
 
-    async def _load(self) -> None:
+    async def _load(self, address: str) -> None:
         began = time.monotonic()
         await asyncio.to_thread(self._model.load)
         logger.info("Model %r is ready after %.1f s", self._model.name, time.monotonic() - began)
+        logger.info("Try it:\n%s", _examples(address.replace("0.0.0.0", "127.0.0.1"), self._model))  # noqa: S104
 
     async def _drain(self) -> None:
         try:
@@ -138,6 +142,21 @@ class Server(ModelServer):
     async def _idle(self) -> None:
         while self._model.running:
             await asyncio.sleep(_POLL)
+
+
+def _examples(address: str, model: PredictorModel) -> str:
+    """Returns the curl lines that work against this server."""
+    v1 = {"instances": [_PROMPT], "parameters": {"max_new_tokens": 25}}
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [_PROMPT]}
+    v2 = {"inputs": [tensor], "parameters": {"max_new_tokens": 25}}
+    url = f"http://{address}"
+    return "\n".join(
+        [
+            f"curl {url}/v1/models/{model.name}:predict -d '{json.dumps(v1)}'",
+            f"curl {url}/v2/models/{model.name}/infer -d '{json.dumps(v2)}'",
+            f"curl {url}/v2/models/{model.name}",
+        ]
+    )
 
 
 def _exit(code: int) -> None:

@@ -74,7 +74,9 @@ class Settings(BaseSettings):
     Amounts of memory are written like ``40Gi``, ``10GiB`` or ``500M``.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
     model_name: str = Field("model", min_length=1, pattern=r"^[^/:\s]+$")
     """The name in every URL."""
@@ -109,8 +111,8 @@ class Settings(BaseSettings):
     """How many requests of `max_model_len` tokens the KV cache is planned for."""
 
     prefill_chunk: int = Field(512, ge=1)
-    """Prompt tokens in one forward pass; bounds the memory of activations. 512 keeps the matrix
-    products large enough to be efficient on every device that was tried."""
+    """Prompt tokens in one forward pass; bounds the memory of activations. With 512 rows matrix
+    products are large, and the activations still small beside a block."""
 
     device_map: Annotated[str | dict[str, str], BeforeValidator(_devices)] = "auto"
     """`auto` (the same as `balanced`), `balanced`, `balanced_low_0`, `sequential`, one device
@@ -122,7 +124,7 @@ class Settings(BaseSettings):
 
     memory_headroom: float = Field(0.05, ge=0, lt=1)
     """The fraction of each tier that is never planned, for what no plan sees: allocator
-    fragments, libraries' workspaces. Measured growth while serving stayed below 5 %."""
+    fragments, libraries' workspaces."""
 
     memory_reserve: Bytes = 128 * 1024**2
     """Bytes of main memory kept free besides: requests and replies in flight, thread arenas."""
