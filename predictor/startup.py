@@ -21,6 +21,7 @@ from predictor.tasks.generation import TextGeneration
 from predictor.tasks.loading import open_task
 from predictor.weights.checkpoint import (
     Checkpoint,
+    check_context_length,
     context_length,
     fetch_weights,
     open_directory,
@@ -149,11 +150,13 @@ def _serving_dtype(settings: Settings, checkpoint: Checkpoint) -> str:
 
 
 def _max_model_len(settings: Settings, checkpoint: Checkpoint) -> int:
-    if settings.max_model_len is not None:
-        return settings.max_model_len
-    if settings.max_length is not None:
-        return 2 * settings.max_length
-    return context_length(checkpoint.config)
+    length = settings.max_model_len
+    if length is None and settings.max_length is not None:
+        length = 2 * settings.max_length
+    if length is None:
+        return context_length(checkpoint.config)
+    check_context_length(checkpoint.config, length)
+    return length
 
 
 def _wishes(settings: Settings, footprint: Footprint, resources: PodResources) -> Wishes:

@@ -125,31 +125,41 @@ def search(demand: Demand, budgets: Budgets, strategy: str) -> Assignment | None
         strategy: How several GPUs share what is placed on them.
     """
     units = demand.footprint.units
-    on_gpus = _most_on_gpus(demand, budgets) if budgets.gpus else ()
-    if on_gpus is None:
-        return None
-    if len(budgets.gpus) > 1 and strategy != "sequential":
+    on_gpus = _most_on_gpus(demand, budgets)
+    if on_gpus and len(budgets.gpus) > 1 and strategy != "sequential":
         on_gpus = _balance(demand, budgets, len(on_gpus), low_first=strategy == "balanced_low_0")
     spilled = units[len(on_gpus) :]
     assignment = on_gpus + _spill(demand, budgets, spilled, executes=not on_gpus)
     return assignment if fits(tiers(demand, assignment, budgets)) else None
 
 
-def _most_on_gpus(demand: Demand, budgets: Budgets) -> Assignment | None:
+def _most_on_gpus(demand: Demand, budgets: Budgets) -> Assignment:
+    """Puts as many units as fit on GPUs; none where no GPU can hold what executing there needs."""
     for count in range(len(demand.footprint.units), 0, -1):
         found = _fill(demand, budgets.gpus, count)
         if found is not None:
             return found
-    return None
+    return ()
 
 
 def _fill(demand: Demand, caps: Mapping[str, int], count: int) -> Assignment | None:
     """Puts the first units on the GPUs in order, each GPU up to its cap; None if they do not fit.
 
-    The first GPU holds besides what the remaining units need to be streamed through it.
+    GPUs are left out at the front only where the first cannot hold its part.
     """
-    units, streamed = demand.footprint.units[:count], demand.footprint.units[count:]
     names = list(caps)
+    for start in range(len(names)):
+        found = _fill_in_order(demand, caps, names[start:], count)
+        if found is not None:
+            return found
+    return None
+
+
+def _fill_in_order(
+    demand: Demand, caps: Mapping[str, int], names: Sequence[str], count: int
+) -> Assignment | None:
+    """The first GPU holds besides what the remaining units need to be streamed through it."""
+    units, streamed = demand.footprint.units[:count], demand.footprint.units[count:]
     used = demand.footprint.activations + demand.staging(streamed)
     used += sum(unit.buffers + demand.kv(unit) for unit in streamed)
     found: list[str] = []

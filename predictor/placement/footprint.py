@@ -7,6 +7,7 @@ to `probe`; where units go is left to `planner`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +34,17 @@ def build_on_meta(
             model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
             )
-    except (ValueError, ImportError) as error:
-        first_line = str(error).strip().splitlines()[0]
+    # What a config may lack or hold wrongly is each architecture's own, and so is how it complains.
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        AssertionError,
+        ArithmeticError,
+        ImportError,
+    ) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigurationError(
             f"A {config.model_type!r} model cannot be built as a causal language model: "
             f"{first_line}"
@@ -98,8 +108,7 @@ def _units(model: PreTrainedModel, blocks: tuple[str, ...], probed: Probe) -> tu
     parts = [
         _measure(model, name, order.get(name), probed, stored) for name in _cut(model, "", order)
     ]
-    rest = [part for part in parts if part.unit.block is None]
-    units = _merge_tied(rest) + [part.unit for part in parts if part.unit.block is not None]
+    units = _merge_tied(parts)
     return tuple(sorted(units, key=lambda u: (u.block is not None, u.block or 0, u.weights)))
 
 
@@ -118,8 +127,10 @@ def _cut(model: nn.Module, name: str, blocks: dict[str, int]) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
+    """A unit and the bytes of its parameters by their identity, which ties share."""
+
     unit: Unit
-    parameters: frozenset[int]
+    parameters: dict[int, int]
 
 
 def _measure(
@@ -136,7 +147,7 @@ def _measure(
         kv_per_token=probed.kv_per_token[block] if block is not None else 0,
         kv_fixed=probed.kv_fixed[block] if block is not None else 0,
     )
-    return _Part(unit, frozenset(id(tensor) for tensor in parameters.values()))
+    return _Part(unit, {id(tensor): tensor.nbytes for tensor in parameters.values()})
 
 
 def _tensors(
@@ -159,24 +170,24 @@ def _merge_tied(parts: list[_Part]) -> list[Unit]:
     """Joins parts that share a parameter, and counts what they share once."""
     merged: list[_Part] = []
     for part in parts:
-        twin = next((other for other in merged if other.parameters & part.parameters), None)
-        if twin is None:
-            merged.append(part)
-            continue
-        merged.remove(twin)
-        merged.append(_join(twin, part))
+        twins = [other for other in merged if other.parameters.keys() & part.parameters.keys()]
+        merged = [other for other in merged if other not in twins]
+        merged.append(functools.reduce(_join, [*twins, part]))
     return [part.unit for part in merged]
 
 
 def _join(first: _Part, second: _Part) -> _Part:
     a, b = first.unit, second.unit
-    new = 0 if second.parameters <= first.parameters else b.weights
+    blocks = [block for block in (a.block, b.block) if block is not None]
+    shared = sum(size for key, size in second.parameters.items() if key in first.parameters)
     unit = Unit(
         names=a.names + b.names,
-        block=None,
-        weights=max(a.weights + new, b.weights),
+        block=min(blocks) if len(blocks) == 2 else None,
+        weights=a.weights + b.weights - shared,
         buffers=a.buffers + b.buffers,
         largest_leaf=max(a.largest_leaf, b.largest_leaf),
+        kv_per_token=a.kv_per_token + b.kv_per_token,
+        kv_fixed=a.kv_fixed + b.kv_fixed,
     )
     return _Part(unit, first.parameters | second.parameters)
 

@@ -47,7 +47,8 @@ def plan(footprint: Footprint, resources: PodResources, wishes: Wishes) -> Place
     else:
         assignment = _assign(footprint, explicit, budgets)
     if assignment is None or not fits(tiers(demand, assignment, budgets)):
-        raise does_not_fit(demand, budgets, wishes, assignment)
+        roof, _ = _budgets(owned, replace(wishes, max_memory={}))
+        raise does_not_fit(demand, budgets, roof, wishes, None if explicit is None else assignment)
     return _placement(demand, budgets, assignment, owned, notes)
 
 
@@ -168,24 +169,20 @@ def _placement(
         execution_device=int(main) if main.isdigit() else main,
         max_model_len=footprint.max_model_len,
         kv_tokens=demand.concurrency * footprint.max_model_len,
-        limited_by=_limit(filled, footprint),
+        limited_by=_limit(filled, footprint, main),
         notes=notes,
     )
 
 
-def _limit(filled: Mapping[str, Tier], footprint: Footprint) -> str:
-    slower = [tier for tier in filled.values() if tier.units]
-    fastest = next(iter(filled))
-    if all(tier.name not in ("cpu", "disk") for tier in slower) or (
-        fastest == "cpu" and not filled["disk"].units
-    ):
+def _limit(filled: Mapping[str, Tier], footprint: Footprint, main: str) -> str:
+    slowest = next((name for name in ("disk", "cpu") if filled[name].units), main)
+    if slowest == main:
+        if main == "cpu" and next(iter(filled)) != "cpu":
+            return "GPUs that hold no part: the processor executes the whole model"
         return "nothing: every weight is where it executes"
-    offloaded = sum(tier.weights for tier in slower if tier.name == "disk") or sum(
-        tier.weights for tier in slower if tier.name == "cpu"
-    )
-    scarce = "main memory" if filled["disk"].units else "GPU memory"
+    offloaded = filled[slowest].weights
     share = 100 * offloaded / max(1, footprint.weights)
-    where = "disk" if filled["disk"].units else "main memory"
+    scarce, where = ("main memory", "disk") if slowest == "disk" else ("GPU memory", "main memory")
     return f"{scarce}: {format_bytes(offloaded)} ({share:.0f} %) are streamed from {where}"
 
 

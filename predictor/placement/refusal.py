@@ -1,13 +1,13 @@
 """Why a model does not fit, in one sentence, with the smallest changes that would make it fit.
 
-Each remedy is found by planning again with more of one tier, or for shorter sequences, so it is
-true by construction.
+Each remedy is found by planning again with more of one tier, or for less to run at one time, so it
+is true by construction.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from predictor.errors import DoesNotFit
@@ -16,115 +16,177 @@ from predictor.placement.plan import Wishes
 from predictor.quantity import format_bytes
 
 _GRAIN = 1024**2
-"""Remedies are said to the next MiB."""
+"""Remedies are found to the next MiB."""
+
+_SHORTEST = 2
+"""The least that `max_model_len` takes: a token of prompt and one of reply."""
 
 _TITLES = {"gpu": "GPU memory", "cpu": "main memory", "disk": "space on the offload volume"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Lack:
+    """Bytes that these devices (several GPUs, or one device) would each need besides."""
+
+    devices: tuple[str, ...]
+    extra: int
+
+    @property
+    def tier(self) -> str:
+        return self.devices[0] if self.devices[0] in _TITLES else "gpu"
 
 
 @dataclass(frozen=True, slots=True)
 class _Case:
     demand: Demand
     budgets: Budgets
+    roof: Budgets
     wishes: Wishes
     explicit: Assignment | None
 
-    def feasible(self, budgets: Budgets, demand: Demand) -> bool:
+    def feasible(self, *, budgets: Budgets | None = None, demand: Demand | None = None) -> bool:
+        budgets, demand = budgets or self.budgets, demand or self.demand
         if self.explicit is not None:
             return fits(tiers(demand, self.explicit, budgets))
         return search(demand, budgets, str(self.wishes.device_map)) is not None
 
-    def budget(self, tier: str) -> int:
-        gpus = min(self.budgets.gpus.values(), default=0)
-        return {"gpu": gpus, "cpu": self.budgets.cpu, "disk": self.budgets.disk or 0}[tier]
+    def budget(self, devices: tuple[str, ...]) -> int:
+        return min(_bound(self.budgets, device) or 0 for device in devices)
 
 
 def does_not_fit(
-    demand: Demand, budgets: Budgets, wishes: Wishes, explicit: Assignment | None
+    demand: Demand,
+    budgets: Budgets,
+    roof: Budgets,
+    wishes: Wishes,
+    explicit: Assignment | None,
 ) -> DoesNotFit:
     """Returns the error for a demand that no assignment within the budgets satisfies.
 
     Args:
         demand: What was to be placed.
         budgets: What may be planned on each tier.
+        roof: What might be planned there if `max_memory` asked for nothing less.
         wishes: What the user asked for.
         explicit: The assignment that the user stated; None where one was searched for.
     """
-    case = _Case(demand, budgets, wishes, explicit)
-    bounded = [*(["gpu"] if budgets.gpus else []), "cpu"]
-    bounded += [] if budgets.disk is None else ["disk"]
-    extras = {tier: _smallest_extra(case, tier) for tier in bounded}
-    lacking = next((tier for tier, extra in extras.items() if extra is not None), bounded[0])
-    remedies = [_more_memory(case, tier, extra) for tier, extra in extras.items() if extra]
-    shorter = _longest_len(case)
-    if shorter is not None:
-        remedies.append(f"max_model_len {shorter} instead of {demand.footprint.max_model_len}")
-    return _error(case, lacking, extras, tuple(remedies))
-
-
-def _error(
-    case: _Case, tier: str, extras: Mapping[str, int | None], remedies: tuple[str, ...]
-) -> DoesNotFit:
-    footprint, usable = case.demand.footprint, max(0, case.budget(tier))
-    needed = case.budget(tier) + (extras[tier] or 0)
-    subject = f"{footprint.architecture} in {footprint.dtype} does not fit"
-    if not remedies:
-        reason = f"{_TITLES[tier]} of {format_bytes(usable)} is not all that it lacks"
+    case = _Case(demand, budgets, roof, wishes, explicit)
+    if explicit is None:
+        lacks = _alternatives(case)
+        remedies = [_more_memory(case, lack) for lack in lacks]
     else:
-        reason = (
-            f"{_TITLES[tier]} lacks {format_bytes(needed - usable)} (needs {format_bytes(needed)}, "
-            f"can use {format_bytes(usable)}); it would fit with {' or '.join(remedies)}"
-        )
+        lacks = _over(case, explicit)
+        remedies = [" and ".join(_more_memory(case, lack) for lack in lacks)]
+    return _error(case, lacks[0], (*remedies, *_less(case)))
+
+
+def _error(case: _Case, lack: _Lack, remedies: tuple[str, ...]) -> DoesNotFit:
+    footprint, budget = case.demand.footprint, case.budget(lack.devices)
+    needed, usable = budget + lack.extra, max(0, budget)
+    reserve = case.wishes.reserve if lack.tier == "cpu" else 0
+    beside = f" beside a reserve of {format_bytes(reserve)}" if reserve else ""
     return DoesNotFit(
-        f"{subject}: {reason}.", tier=tier, needed=needed, available=usable, remedies=remedies
+        f"{footprint.architecture} in {footprint.dtype} does not fit: {_TITLES[lack.tier]} lacks "
+        f"{format_bytes(needed - usable)} (needs {format_bytes(needed)}, can use "
+        f"{format_bytes(usable)}{beside}); it would fit with {' or '.join(remedies)}.",
+        tier=lack.tier,
+        needed=needed,
+        available=usable,
+        remedies=remedies,
     )
 
 
-def _more_memory(case: _Case, tier: str, extra: int) -> str:
-    """A remedy in what the user controls: the wish that bounds a tier, or what the pod owns."""
-    device = next(iter(case.budgets.gpus), "") if tier == "gpu" else tier
-    wish = case.wishes.max_memory.get(device)
-    if wish is not None and wish <= case.budget(tier):
-        return f"{format_bytes(extra)} more for {device!r} in max_memory"
-    owned = math.ceil(extra / (1 - case.wishes.headroom) / _GRAIN) * _GRAIN
-    return f"{format_bytes(owned)} more {_TITLES[tier]}"
+def _over(case: _Case, explicit: Assignment) -> list[_Lack]:
+    """What every device lacks that a stated assignment fills over its budget."""
+    filled = tiers(case.demand, explicit, case.budgets).values()
+    return [
+        _Lack((tier.name,), tier.planned - tier.budget)
+        for tier in filled
+        if tier.budget is not None and tier.planned > tier.budget
+    ]
 
 
-def _more(budgets: Budgets, tier: str, extra: int) -> Budgets:
-    if tier == "gpu":
-        return replace(budgets, gpus={k: size + extra for k, size in budgets.gpus.items()})
-    if tier == "cpu":
-        return replace(budgets, cpu=budgets.cpu + extra)
-    return replace(budgets, disk=(budgets.disk or 0) + extra)
+def _alternatives(case: _Case) -> list[_Lack]:
+    """For each tier the smallest extra bytes, to the MiB, that alone make it fit.
+
+    There is always one: enough main memory holds and executes everything.
+    """
+    found = []
+    for devices in (tuple(case.budgets.gpus), ("cpu",), ("disk",)):
+        if devices and _bound(case.budgets, devices[0]) is not None:
+            extra = _smallest_extra(case, devices)
+            found += [] if extra is None else [_Lack(devices, extra)]
+    return found
 
 
-def _smallest_extra(case: _Case, tier: str) -> int | None:
-    """The smallest extra bytes, to the MiB, that make it fit; None where no amount does."""
-
+def _smallest_extra(case: _Case, devices: tuple[str, ...]) -> int | None:
     def feasible(grains: int) -> bool:
-        return case.feasible(_more(case.budgets, tier, grains * _GRAIN), case.demand)
+        return case.feasible(budgets=_more(case.budgets, devices, grains * _GRAIN))
 
     units = case.demand.footprint.units
     all_in_one = tiers(case.demand, ("cpu",) * len(units), Budgets({}, 0, None))["cpu"]
-    most = 4 * all_in_one.planned + abs(case.budget(tier))
-    return _bisect(feasible, most // _GRAIN + 1)
-
-
-def _bisect(feasible: Callable[[int], bool], high: int) -> int | None:
+    high = (4 * all_in_one.planned + abs(case.budget(devices))) // _GRAIN + 1
     if not feasible(high):
         return None
+    return (high - _most(lambda less: feasible(high - less), high)) * _GRAIN
+
+
+def _less(case: _Case) -> list[str]:
+    """The remedies that ask less of the KV cache."""
+    demand, footprint = case.demand, case.demand.footprint
+
+    def shorter(tokens: int) -> bool:
+        cut = replace(footprint, max_model_len=tokens)
+        return case.feasible(demand=replace(demand, footprint=cut))
+
+    def fewer(sequences: int) -> bool:
+        return case.feasible(demand=replace(demand, concurrency=sequences))
+
+    tokens, sequences = _most(shorter, footprint.max_model_len), _most(fewer, demand.concurrency)
+    found = []
+    if tokens >= _SHORTEST:
+        found.append(f"max_model_len {tokens} instead of {footprint.max_model_len}")
+    if sequences:
+        found.append(f"max_concurrency {sequences} instead of {demand.concurrency}")
+    return found
+
+
+def _most(feasible: Callable[[int], bool], high: int) -> int:
+    """The largest number below `high` that is feasible; 0 where none above it is."""
     low = 0
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if feasible(middle) else (middle, high)
-    return high * _GRAIN
+        low, high = (middle, high) if feasible(middle) else (low, middle)
+    return low
 
 
-def _longest_len(case: _Case) -> int | None:
-    """The longest shorter `max_model_len` that fits; None where none does."""
-    low, high = 0, case.demand.footprint.max_model_len
-    while high - low > 1:
-        middle = (low + high) // 2
-        footprint = replace(case.demand.footprint, max_model_len=middle)
-        shorter = replace(case.demand, footprint=footprint)
-        low, high = (middle, high) if case.feasible(case.budgets, shorter) else (low, middle)
-    return low or None
+def _more_memory(case: _Case, lack: _Lack) -> str:
+    """A remedy in what the user controls: the wishes that bound a tier, what the pod owns, or both.
+
+    Amounts are rounded up, so that what is asked for is enough.
+    """
+    targets = {device: (_bound(case.budgets, device) or 0) + lack.extra for device in lack.devices}
+    wishes = case.wishes.max_memory
+    parts = [
+        f"{format_bytes(target, round_up=True)} instead of {format_bytes(wishes[device])} "
+        f"for {device!r} in max_memory"
+        for device, target in targets.items()
+        if device in wishes and wishes[device] < target
+    ]
+    roofs = {device: _bound(case.roof, device) for device in targets}
+    short = max(targets[device] - roof for device, roof in roofs.items() if roof is not None)
+    if short > 0:
+        owned = math.ceil(short / (1 - case.wishes.headroom) / _GRAIN) * _GRAIN
+        each = " on each GPU" if len(targets) > 1 else ""
+        parts.append(f"{format_bytes(owned, round_up=True)} more {_TITLES[lack.tier]}{each}")
+    return " and ".join(parts)
+
+
+def _bound(budgets: Budgets, device: str) -> int | None:
+    return {**budgets.gpus, "cpu": budgets.cpu, "disk": budgets.disk}[device]
+
+
+def _more(budgets: Budgets, devices: tuple[str, ...], extra: int) -> Budgets:
+    bounds = {device: (_bound(budgets, device) or 0) + extra for device in devices}
+    gpus = {name: bounds.get(name, size) for name, size in budgets.gpus.items()}
+    return Budgets(gpus, bounds.get("cpu", budgets.cpu), bounds.get("disk", budgets.disk))

@@ -62,7 +62,11 @@ def _files(model_dir: Path, single: str) -> tuple[Path, ...]:
     if not index.is_file():
         return ()
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        names = sorted(
+            {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        )
+    except OSError as error:
+        raise CheckpointError(f"{index} cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, AttributeError, TypeError):
         raise CheckpointError(f"{index} is damaged: it holds no JSON object weight_map.") from None
     missing = [name for name in names if not (model_dir / name).is_file()]
@@ -99,9 +103,18 @@ def read_header(file: Path) -> dict[str, Any]:
                 raise ValueError("header too long")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, struct.error, KeyError, AttributeError, TypeError, IndexError):
+        end = max((_end(entry) for entry in header.values()), default=0)
+    except (ValueError, struct.error, KeyError, AttributeError, TypeError):
         raise CheckpointError(f"{file} is no safetensors file, or is damaged.") from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
     if file.stat().st_size < 8 + length + end:
         raise CheckpointError(f"{file} is cut short: fewer bytes than its header says.")
     return header  # type: ignore[no-any-return]
+
+
+def _end(entry: dict[str, Any]) -> int:
+    begin, end = entry["data_offsets"]
+    if not (isinstance(entry["dtype"], str) and 0 <= int(begin) <= int(end)):
+        raise ValueError("no tensor")
+    return int(end)

@@ -28,7 +28,8 @@ from predictor.placement.stored import StoredWeights, read_stored
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.onnx", "*.h5")
 _WANTED = {"safetensors": "*.safetensors", "pickle": "pytorch_model*.bin"}
-_CONTEXT = ("max_position_embeddings", "n_positions", "seq_length", "max_sequence_length")
+_POSITIONS = ("max_position_embeddings", "n_positions")
+_CONTEXT = (*_POSITIONS, "seq_length", "max_sequence_length", "max_seq_len")
 _LONGEST_DEFAULT = 8192
 
 
@@ -114,6 +115,21 @@ def context_length(config: PreTrainedConfig) -> int:
     text = config.get_text_config(decoder=True)
     own = next((getattr(text, name) for name in _CONTEXT if getattr(text, name, None)), 2048)
     return min(int(own), _LONGEST_DEFAULT)
+
+
+def check_context_length(config: PreTrainedConfig, max_model_len: int) -> None:
+    """Refuses a context that is longer than the positions that the model knows.
+
+    Raises:
+        ConfigurationError: Names both numbers.
+    """
+    text = config.get_text_config(decoder=True)
+    known = next((getattr(text, name) for name in _POSITIONS if getattr(text, name, None)), None)
+    if known is not None and max_model_len > known:
+        raise ConfigurationError(
+            f"max_model_len {max_model_len} is longer than the {known} positions that this model "
+            "was made for."
+        )
 
 
 def open_hub(

@@ -21,6 +21,20 @@ from predictor.placement.footprint import build_on_meta, measure_footprint
 from predictor.placement.probe import probe
 from tests.placement.models import ARCHITECTURES, WINDOW, measured, real_model
 
+COUNTER = 8
+"""A sliding window's layer keeps besides, as a tensor, how many tokens it saw."""
+
+SCRATCH = 160 * 1024
+"""What the CPU's attention kernel takes for each thread, whatever the model: not in the probe."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 def run(model, tokens, past=None):
     ids = torch.ones(1, tokens, dtype=torch.long)
@@ -45,7 +59,8 @@ def test_the_cache_is_what_a_real_pass_holds(name, length):
     found = measured(name, max_model_len=length, prefill_chunk=length)
 
     assert found.probed
-    assert planned_cache(found, length) == real_cache(real_model(name), length)
+    pairs = zip(planned_cache(found, length), real_cache(real_model(name), length), strict=True)
+    assert {planned - real for planned, real in pairs} <= {0, COUNTER}
 
 
 @pytest.mark.parametrize("longest", [WINDOW + 2, 2 * WINDOW - 2, 4 * WINDOW])
@@ -59,11 +74,12 @@ def test_the_cache_is_never_planned_too_small_for_shorter_sequences(name, longes
 
 
 def test_a_sliding_window_takes_the_same_however_long_the_sequence():
-    # window 8, of which the cache keeps 7; 2 heads of 16, keys and values, float32
+    # window 8, of which the cache keeps 7; 2 heads of 16, keys and values, float32; the counter
+    kept = 7 * 2 * 16 * 2 * 4 + COUNTER
     found = measured("mistral", max_model_len=128)
 
     assert {unit.kv_per_token for unit in found.units} == {0}
-    assert {unit.kv_fixed for unit in found.units if unit.block is not None} == {7 * 2 * 16 * 2 * 4}
+    assert {unit.kv_fixed for unit in found.units if unit.block is not None} == {kept}
 
 
 def test_only_the_sliding_blocks_of_a_mixed_model_are_fixed():
@@ -115,7 +131,7 @@ def test_the_bytes_per_token_of_known_models(config: PreTrainedConfig, expected:
 
 
 def allocated_at_worst(model, longest, chunk):
-    """Bytes alive besides weights and cache at the worst moment of a real pass of the last chunk."""
+    """Bytes alive besides weights and cache at the worst moment of the last chunk's real pass."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         past = run(model, longest - chunk).past_key_values if longest > chunk else None
         with record_function("last chunk"):
@@ -153,8 +169,8 @@ def test_activations_are_not_below_a_real_pass_and_not_far_above(config, longest
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
     real = allocated_at_worst(model, longest, chunk)
 
-    assert real > 0
-    assert real <= found.activations <= 3 * real
+    assert real > 2 * SCRATCH
+    assert real - SCRATCH <= found.activations <= 3 * real
 
 
 def test_a_smaller_chunk_needs_fewer_activations():

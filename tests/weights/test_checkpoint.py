@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, PreTrainedConfig
 
-from predictor.errors import CheckpointError
-from predictor.weights.checkpoint import context_length, open_directory
+from predictor.errors import CheckpointError, ConfigurationError
+from predictor.weights.checkpoint import check_context_length, context_length, open_directory
 from tests.checkpoints import CONFIGS
 from tests.conftest import Checkpoints
 
@@ -86,6 +86,13 @@ def test_the_default_context_is_the_models_own_up_to_8192(
     config: PreTrainedConfig, tokens: int
 ) -> None:
     assert context_length(config) == tokens
+
+
+def test_a_context_beyond_the_models_positions_is_refused_with_both_numbers() -> None:
+    check_context_length(CONFIGS["gpt2"], 256)
+    check_context_length(CONFIGS["bloom"], 10**6)  # ALiBi knows no positions
+    with pytest.raises(ConfigurationError, match="257 is longer than the 256"):
+        check_context_length(CONFIGS["gpt2"], 257)
 
 
 class _Hub(BaseHTTPRequestHandler):

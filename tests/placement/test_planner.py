@@ -1,0 +1,193 @@
+"""Whole plans: wishes and resources in, exact maps and refusals out."""
+
+import pytest
+
+from predictor.errors import ConfigurationError, DoesNotFit
+from predictor.placement.plan import Tier, Wishes
+from predictor.placement.planner import plan
+from predictor.placement.units import Footprint, Unit
+from predictor.pod.resources import PodResources
+from tests.placement.small import MIB, footprint, pod
+
+BARE = {"headroom": 0.0}
+
+
+def wishes(**given):
+    return Wishes(**(BARE | given))
+
+
+def test_the_device_map_and_the_tiers_in_exact_numbers():
+    # GPU 57: 3 activations + 16 KV + 4 staged + 0 + 6 + 8 + 2 blocks of 10
+    # main memory 14: a block of 10 and 4 for a leaf on its way from disk
+    found = plan(footprint(), pod(57, memory=14), wishes())
+
+    assert found.device_map == {
+        "norm": 0,
+        "embeddings": 0,
+        "head": 0,
+        "blocks.0": 0,
+        "blocks.1": 0,
+        "blocks.2": "cpu",
+        "blocks.3": "disk",
+    }
+    assert found.tiers == (
+        Tier("0", 57 * MIB, 57 * MIB, 34 * MIB, 16 * MIB, 4 * MIB, 3 * MIB, units=5),
+        Tier("cpu", 14 * MIB, 14 * MIB, 10 * MIB, 0, 4 * MIB, 0, units=1),
+        Tier("disk", None, None, 10 * MIB, 0, 0, 0, units=1),
+    )
+    assert found.execution_device == 0
+    assert found.kv_tokens == 4
+    assert found.limited_by == "main memory: 10.00 MiB (19 %) are streamed from disk"
+    assert found.notes == ()
+
+
+def test_embeddings_and_head_are_placed_before_blocks():
+    # room for 0 + 6 + 8 beside 23 of KV, staging and activations, and not for one block more
+    found = plan(footprint(), pod(46, memory=40), wishes())
+
+    assert [name for name, device in found.device_map.items() if device == 0] == [
+        "norm",
+        "embeddings",
+        "head",
+    ]
+
+
+def test_kv_tokens_are_the_sequences_that_were_asked_for():
+    assert plan(footprint(), pod(memory=200), wishes(max_concurrency=3)).kv_tokens == 12
+
+
+def test_headroom_and_reserve_are_never_planned():
+    # 5 % of 100 MiB, and 10 MiB of main memory besides
+    found = plan(footprint(), pod(100, memory=100), Wishes(headroom=0.05, reserve=10 * MIB))
+
+    assert found.tier("0").budget == 95 * MIB
+    assert found.tier("0").reserve == 5 * MIB
+    assert found.tier("cpu").budget == 85 * MIB
+    assert found.tier("cpu").reserve == 15 * MIB
+
+
+def test_a_bounded_disk_is_a_tier_with_a_budget():
+    found = plan(footprint(rewritten=True), pod(memory=67), wishes(disk=11 * MIB))
+
+    assert found.tier("disk").planned == 10 * MIB
+    assert found.tier("disk").budget == 11 * MIB
+
+
+def test_a_wish_below_what_is_owned_is_kept():
+    found = plan(footprint(), pod(100, memory=100), wishes(max_memory={"0": 57 * MIB}))
+
+    assert found.tier("0").budget == 57 * MIB
+    assert found.tier("0").units == 5
+    assert found.tier("0").reserve == 43 * MIB
+    assert found.notes == ()
+
+
+def test_a_wish_above_what_is_owned_is_cut_with_a_note_that_names_both():
+    found = plan(footprint(), pod(100), Wishes(max_memory={"0": 2048 * MIB, "cpu": MIB}))
+
+    assert found.tier("0").budget == 95 * MIB
+    assert found.notes == (
+        "max_memory asks for 2.00 GiB on GPU 0, but this pod can use 95.00 MiB there, "
+        "and no more is planned.",
+        "max_memory asks for 1.00 MiB on main memory, but this pod can use 0 B there, "
+        "and no more is planned.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpus", "seen"), [((), "no GPU"), ((10,), "1 GPU(s)"), ((10, 10), "2 GPU(s)")]
+)
+def test_a_gpu_that_is_not_there_cannot_be_wished_for(gpus, seen):
+    with pytest.raises(ConfigurationError, match="max_memory names GPU 2") as raised:
+        plan(footprint(), pod(*gpus, memory=99), wishes(max_memory={"2": MIB}))
+
+    assert seen in str(raised.value)
+
+
+def test_an_unknown_device_in_max_memory_is_refused():
+    with pytest.raises(ConfigurationError, match="max_memory names 'ram'; devices are '0', '1'"):
+        plan(footprint(), pod(memory=99), wishes(max_memory={"ram": MIB}))
+
+
+@pytest.mark.parametrize("wish", ["cpu", "disk", "0", "cuda:0", "cuda"])
+def test_one_device_takes_everything(wish):
+    expected = {"cpu": "cpu", "disk": "disk"}.get(wish, 0)
+    found = plan(footprint(), pod(99, memory=99), wishes(device_map=wish))
+
+    assert set(found.device_map.values()) == {expected}
+
+
+def test_an_explicit_map_is_followed_and_its_longest_key_wins():
+    wish = {"": "cuda:0", "blocks": "cpu", "blocks.3": "disk"}
+    found = plan(footprint(), pod(99, memory=99), wishes(device_map=wish))
+
+    assert found.device_map == {
+        "norm": 0,
+        "embeddings": 0,
+        "head": 0,
+        "blocks.0": "cpu",
+        "blocks.1": "cpu",
+        "blocks.2": "cpu",
+        "blocks.3": "disk",
+    }
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ({"": "0", "block": "cpu"}, "device_map names 'block', which is no module of Small"),
+        ({"": "0", "blocks.0.mlp": "cpu"}, "blocks are placed whole"),
+        ({"blocks": "cpu"}, "device_map leaves 'norm' out"),
+        ({"": "3"}, r"device_map names GPU 3, but this pod sees 1 GPU\(s\)"),
+        ("cuda:1", r"device_map names GPU 1, but this pod sees 1 GPU\(s\)"),
+        ("balancd", "no strategy and no device; did you mean 'balanced'?"),
+        ({"": "tpu"}, "device_map names 'tpu', which is no strategy and no device"),
+    ],
+)
+def test_a_map_that_makes_no_sense_is_refused(wish, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        plan(footprint(), pod(99, memory=99), wishes(device_map=wish))
+
+
+def test_tied_parts_cannot_be_put_apart():
+    tied = Unit(("embeddings", "head"), None, MIB, 0, MIB)
+    model = Footprint("Small", "float32", (tied,), 4, 0, False, False, True)
+    wish = {"embeddings": "0", "head": "cpu"}
+
+    with pytest.raises(ConfigurationError, match="embeddings and head on different devices"):
+        plan(model, pod(9, memory=9), wishes(device_map=wish))
+
+
+def test_tied_parts_go_together():
+    tied = Unit(("embeddings", "head"), None, MIB, 0, MIB)
+    model = Footprint("Small", "float32", (tied,), 4, 0, False, False, True)
+
+    assert plan(model, pod(9), wishes()).device_map == {"embeddings": 0, "head": 0}
+
+
+@pytest.mark.parametrize(
+    ("resources", "given", "expected"),
+    [
+        (pod(99), {}, "nothing: every weight is where it executes"),
+        (pod(memory=99), {}, "nothing: every weight is where it executes"),
+        (pod(46, memory=99), {}, "GPU memory: 40.00 MiB (74 %) are streamed from main memory"),
+        (pod(memory=67), {}, "main memory: 10.00 MiB (19 %) are streamed from disk"),
+        (
+            pod(9, memory=99),
+            {},
+            "GPUs that hold no part: the processor executes the whole model",
+        ),
+        (
+            pod(99, memory=99),
+            {"device_map": "cpu"},
+            "GPUs that hold no part: the processor executes the whole model",
+        ),
+    ],
+)
+def test_what_limits_the_plan_is_said(resources: PodResources, given, expected):
+    assert plan(footprint(), resources, wishes(**given)).limited_by == expected
+
+
+def test_where_nothing_fits_the_plan_is_refused():
+    with pytest.raises(DoesNotFit):
+        plan(footprint(), pod(memory=20), wishes())

@@ -1,0 +1,71 @@
+"""The table and the JSON of a placement."""
+
+import dataclasses
+import json
+
+from predictor.placement.plan import Placement, Tier, Wishes
+from predictor.placement.planner import plan
+from predictor.placement.report import as_json, table
+from tests.placement.small import MIB, footprint, pod
+
+PLACEMENT = plan(
+    footprint(),
+    pod(60, memory=16),
+    Wishes(headroom=0.05, max_memory={"cpu": 20 * MIB}, disk=100 * MIB),
+)
+
+
+def test_the_table_line_by_line():
+    # GPU 0: 57 of 60 MiB can be used, and are; main memory: 14 of 15.2
+    assert table(PLACEMENT).splitlines() == [
+        "Placement of Small in float32",
+        "tier   units    weights   KV cache   staging    activ.    planned    can use   full",
+        "-----  -----  ---------  ---------  --------  --------  ---------  ---------  -----",
+        "GPU 0      5  34.00 MiB  16.00 MiB  4.00 MiB  3.00 MiB  57.00 MiB  57.00 MiB  100 %",
+        "cpu        1  10.00 MiB        0 B  4.00 MiB       0 B  14.00 MiB  15.20 MiB   92 %",
+        "disk       1  10.00 MiB        0 B       0 B       0 B  10.00 MiB  95.00 MiB   11 %",
+        "executes offloaded parts on: GPU 0",
+        "KV cache: 4 tokens; longest sequence: 4 tokens",
+        "limited by main memory: 10.00 MiB (19 %) are streamed from disk",
+        "note: max_memory asks for 20.00 MiB on main memory, but this pod can use 15.20 MiB there, "
+        "and no more is planned.",
+    ]
+
+
+def test_a_disk_that_is_read_in_place_has_no_size():
+    line = table(plan(footprint(), pod(memory=67), Wishes(headroom=0))).splitlines()[4]
+
+    assert line.split("  ")[-1].strip() == "-"
+    assert line.split() == [
+        *("disk", "1", "10.00", "MiB", "0", "B", "0", "B", "0", "B", "10.00", "MiB"),
+        *("in", "place", "-"),
+    ]
+
+
+def test_json_holds_every_field_of_the_placement_and_its_tiers():
+    found = json.loads(json.dumps(as_json(PLACEMENT)))
+
+    assert set(found) == {field.name for field in dataclasses.fields(Placement)}
+    for tier in found["tiers"]:
+        names = {field.name for field in dataclasses.fields(Tier)}
+        assert set(tier) == names | {"planned", "reserve"}
+
+
+def test_json_is_in_bytes():
+    found = as_json(PLACEMENT)
+
+    assert found["device_map"] == PLACEMENT.device_map
+    assert found["tiers"][0] == {
+        "name": "0",
+        "owned": 60 * MIB,
+        "budget": 57 * MIB,
+        "planned": 57 * MIB,
+        "weights": 34 * MIB,
+        "kv": 16 * MIB,
+        "staging": 4 * MIB,
+        "activations": 3 * MIB,
+        "reserve": 3 * MIB,
+        "units": 5,
+    }
+    assert found["execution_device"] == 0
+    assert found["notes"] == list(PLACEMENT.notes)

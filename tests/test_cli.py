@@ -1,0 +1,282 @@
+"""The command: its flags, its plan, and its last words."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from predictor import cli
+from predictor.settings import PREFIX
+from tests.checkpoints import CONFIGS
+
+STATED = ["--memory", "1GiB"]
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def termination_log(tmp_path, monkeypatch):
+    file = tmp_path / "termination-log"
+    file.touch()
+    monkeypatch.setattr(cli, "TERMINATION_LOG", file)
+    return file
+
+
+@pytest.fixture
+def bloom(tmp_path):
+    """A directory with the config of a small model and nothing else."""
+    folder = tmp_path / "bloom"
+    CONFIGS["bloom"].save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command; returns its exit code and what it wrote."""
+
+    def main(*arguments):
+        code = cli.main(list(arguments))
+        return code, *capsys.readouterr()
+
+    return main
+
+
+@pytest.fixture
+def plan(run):
+    """Runs ``plan --output json``; returns what it printed."""
+
+    def main(*arguments):
+        code, out, err = run("plan", *arguments, "--output", "json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return main
+
+
+def test_plan_prints_the_table_of_a_directory(run, bloom):
+    code, out, _ = run("plan", bloom, *STATED)
+
+    assert code == 0
+    assert out.startswith("Placement of BloomForCausalLM in float32\n")
+    assert "limited by nothing: every weight is where it executes" in out
+
+
+def test_plan_prints_json_and_nothing_else(run, bloom):
+    _, out, _ = run("plan", bloom, "--gpus", "24GiB", *STATED, "--output", "json")
+    found = json.loads(out)
+
+    assert found["device_map"]["transformer.h.0"] == 0
+    assert found["architecture"] == "BloomForCausalLM"
+
+
+def test_plan_takes_a_bare_config_file(plan, bloom):
+    assert plan(f"{bloom}/config.json", *STATED)["architecture"] == "BloomForCausalLM"
+
+
+@pytest.mark.parametrize("flag", ["--model_dir", "--model-dir"])
+def test_plan_takes_the_directory_as_a_flag_too(plan, bloom, flag):
+    assert plan(flag, bloom, *STATED)["architecture"] == "BloomForCausalLM"
+
+
+def test_plan_takes_the_directory_from_the_environment(plan, bloom, monkeypatch):
+    monkeypatch.setenv("PREDICTOR_MODEL_DIR", bloom)
+
+    assert plan(*STATED)["architecture"] == "BloomForCausalLM"
+
+
+def test_stated_resources_stand_in_for_the_pods(plan, bloom):
+    # 4 MiB hold one block and what executing needs, on the first of two GPUs or on both
+    found = plan(bloom, "--gpus", "2x4MiB,8MiB", "--memory", "1GiB", "--disk", "2GiB")
+    owned = {tier["name"]: tier["owned"] for tier in found["tiers"]}
+
+    mib = 1024**2
+    assert owned == {
+        "0": 4 * mib,
+        "1": 4 * mib,
+        "2": 8 * mib,
+        "cpu": 1024 * mib,
+        "disk": 2048 * mib,
+    }
+
+
+def test_without_stated_resources_the_pods_own_are_measured(plan, bloom):
+    found = plan(bloom)
+    memory = next(tier for tier in found["tiers"] if tier["name"] == "cpu")
+
+    assert memory["owned"] > 0
+
+
+def test_stated_resources_that_cannot_be_read_are_refused(run, bloom):
+    code, _, err = run("plan", bloom, "--gpus", "two")
+
+    assert code == 78
+    assert "The stated resources cannot be read: 'two' is no amount of memory" in err
+
+
+@pytest.mark.parametrize("flag", ["--max_model_len", "--max-model-len"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_underscores_and_dashes_both_work(plan, bloom, flag, joined):
+    words = [f"{flag}=48"] if joined else [flag, "48"]
+
+    assert plan(bloom, *STATED, *words)["max_model_len"] == 48
+
+
+def test_dashes_in_a_value_stay(run):
+    _, _, err = run("plan", "--model-dir=/no-such-dir")
+
+    assert "/no-such-dir" in err
+
+
+def test_a_repeated_flags_last_value_wins(plan, bloom):
+    found = plan(bloom, *STATED, "--max_model_len", "48", "--max-model-len=64")
+
+    assert found["max_model_len"] == 64
+
+
+def test_a_repeated_switchs_last_value_wins(run, tmp_path, bloom):
+    torch.save({}, f"{bloom}/pytorch_model.bin")
+
+    assert run("plan", "--allow-pickle", "--allow_pickle=false", bloom, *STATED)[0] == 78
+    assert run("plan", bloom, *STATED, "--allow_pickle=false", "--allow-pickle")[0] == 0
+
+
+def test_flags_reach_the_plan(plan, bloom):
+    found = plan(bloom, *STATED, "--dtype", "bfloat16", "--max_concurrency", "3", "--max_length=16")
+
+    assert found["dtype"] == "bfloat16"
+    assert found["max_model_len"] == 32
+    assert found["kv_tokens"] == 96
+
+
+def test_the_setup_config_beside_the_model_reaches_the_plan(plan, bloom):
+    with open(f"{bloom}/setup_config.json", "w") as file:
+        json.dump({"max_length": "80", "torch_dtype": "float16"}, file)
+    found = plan(bloom, *STATED)
+
+    assert (found["dtype"], found["max_model_len"]) == ("float16", 160)
+
+
+@pytest.mark.parametrize("command", ["plan", "serve"])
+@pytest.mark.parametrize("flag", ["--max_memmory", "--max-memmory"])
+def test_an_unknown_flag_names_the_nearest(run, command, flag):
+    code, _, err = run(command, flag, "{}")
+
+    assert code == 78
+    assert "predictor: Unknown flag --max_memmory; did you mean --max_memory?\n" in err
+
+
+def test_a_flag_is_not_guessed_from_its_beginning(run):
+    assert run("serve", "--max_mem", "{}")[0] == 78
+
+
+def test_no_command_at_all_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main([])
+
+    assert raised.value.code == 2
+    assert "the following arguments are required: command" in capsys.readouterr().err
+
+
+def test_last_words_go_to_stderr_and_to_the_termination_log(run, bloom, termination_log):
+    code, out, err = run("plan", bloom, "--memory", "1MiB")
+    sentence = termination_log.read_text()
+
+    assert code == 78
+    assert out == ""
+    assert sentence.startswith("BloomForCausalLM in float32 does not fit: main memory lacks ")
+    assert f"predictor: {sentence}\n" in err
+
+
+def test_last_words_are_cut_to_what_kubernetes_takes(run, termination_log):
+    run("plan", "--model_dir", "/" + "x/" * 4000)
+
+    assert len(termination_log.read_bytes()) == 4096
+
+
+def test_without_a_termination_log_none_is_made(run, termination_log):
+    termination_log.unlink()
+
+    assert run("plan", "--model_dir", "/nowhere")[0] == 78
+    assert not termination_log.exists()
+
+
+def test_a_directory_that_is_not_there_is_said(run):
+    code, _, err = run("plan", "/nowhere", *STATED)
+
+    assert code == 78
+    assert "There is no model directory /nowhere." in err
+
+
+def test_plan_reads_no_weight(plan, tmp_path):
+    """The data of a 16 GB model is a hole: its header is there, not a block of it is."""
+    folder = tmp_path / "hole"
+    config = CONFIGS["llama"].__class__(vocab_size=32_000, num_hidden_layers=16)
+    config.save_pretrained(folder)
+    size = 16 * 10**9
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}})
+    file = folder / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    os.truncate(file, 8 + len(header) + size)
+    before = read_bytes()
+
+    found = plan(str(folder), "--gpus", "8GiB", "--memory", "64GiB", "--max_model_len", "128")
+
+    assert found["dtype"] == "bfloat16"
+    assert file.stat().st_blocks * 512 <= 8192
+    assert read_bytes() - before < 50 * 10**6
+
+
+def read_bytes():
+    """Bytes that this process asked the kernel to read so far (proc(5), rchar)."""
+    with open("/proc/self/io") as file:
+        return int(file.readline().split()[1])
+
+
+def in_a_new_process(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+HEAVY = {"torch", "transformers", "accelerate", "kserve", "kubernetes", "fastapi", "grpc", "numpy"}
+
+
+@pytest.mark.parametrize("module", ["predictor", "predictor.cli", "predictor.pod"])
+def test_importing_it_imports_nothing_heavy(module):
+    found = in_a_new_process(f"import sys, {module}; print(*sys.modules)").stdout.split()
+
+    assert module in found
+    assert not HEAVY & set(found)
+
+
+def test_the_deciding_modules_work_without_torch():
+    code = (
+        "import sys, predictor.placement.planner, predictor.placement.report; print(*sys.modules)"
+    )
+
+    assert not HEAVY & set(in_a_new_process(code).stdout.split())
+
+
+def test_python_m_predictor_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "predictor", "--version"], capture_output=True, text=True
+    )
+
+    assert (done.returncode, done.stdout) == (0, "0.1.0\n")
+
+
+def test_the_process_ends_with_the_errors_exit_code(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "predictor", "serve", "--bogus_flag"], capture_output=True, text=True
+    )
+
+    assert done.returncode == 78
+    assert done.stderr.splitlines()[-1].startswith("predictor: Unknown flag --bogus_flag")
