@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,19 @@ def test_the_readmes_plans_are_what_the_command_prints(make_serve: str, command:
     found = run(command)
     expected = shown()[command]
     assert found == expected if expected else json.loads(found)["tiers"]
+
+
+def test_the_refusal_that_the_readme_shows_is_the_commands() -> None:
+    stated = ("--gpus=2x80GiB", "--memory=64GiB", "--disk=100GiB")
+    done = subprocess.run(
+        [sys.executable, "-m", "predictor", "plan", "examples/bloom-176b.json", *stated],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 78
+    assert done.stderr.strip().splitlines()[-1] in README.splitlines()
 
 
 def test_every_command_of_the_readme_is_run_here() -> None:
