@@ -71,7 +71,7 @@ def test_an_instances_parameters_override_the_requests() -> None:
         ),
         (
             {"instances": ["a", {"text": "b", "parameters": {"top_k": -1}}]},
-            "instances[1]: top_k must be between 0 and 2147483647, not -1.",
+            "instances[1]: top_k must be between 0 and 2147483647.",
         ),
     ],
 )
