@@ -1,7 +1,5 @@
 """Lets ``python -m predictor`` be the command."""
 
-import sys
+from predictor.cli import run
 
-from predictor.cli import main
-
-sys.exit(main())
+run()

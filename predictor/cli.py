@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import predictor
 from predictor import logs
@@ -27,6 +29,15 @@ TERMINATION_LOG = Path("/dev/termination-log")
 """Where Kubernetes takes a container's last words from, by default."""
 
 _TERMINATION_BYTES = 4096
+
+
+def run() -> NoReturn:
+    """Runs the command as a process: exits without taking torch apart, a second of work."""
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,6 +131,7 @@ def _serve(flags: dict[str, Any]) -> int:
 
 
 def _plan(flags: dict[str, Any]) -> int:
+    gc.disable()  # a short process; collecting what imports make takes a quarter of its time
     stated = {name: flags.pop(name, None) for name in ("gpus", "memory", "disk")}
     output = flags.pop("output")
     settings = read_settings(flags)

@@ -8,6 +8,7 @@ ports open at once, readiness turns true after loading and false at SIGTERM, and
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -129,6 +130,7 @@ class Server(ModelServer):
     async def _load(self, address: str) -> None:
         began = time.monotonic()
         await asyncio.to_thread(self._model.load)
+        gc.freeze()  # libraries made millions of objects that stay; a collection would stop us all
         logger.info("Model %r is ready after %.1f s", self._model.name, time.monotonic() - began)
         logger.info("Try it:\n%s", _examples(address.replace("0.0.0.0", "127.0.0.1"), self._model))  # noqa: S104
 

@@ -1,0 +1,193 @@
+"""A large random checkpoint, made quickly, and the page cache taken away from it.
+
+The weights are those of a Llama: written a block at a time with numpy, so that neither torch nor
+the whole model is in this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from measuring import CannotMeasure
+from tokenizers import Tokenizer, models
+
+_HEAD = 128
+_STORED = {"float32": "F32", "bfloat16": "BF16"}
+_READ = 16 * 2**20
+_SCALE = 0.05
+"""Standard deviation of the weights: large enough that the tokens vary."""
+
+_MOST_CACHED = 0.01
+"""The fraction of a checkpoint that may be in the page cache when a run starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a model is.
+
+    Attributes:
+        hidden: Width; a multiple of 512.
+        blocks: How many.
+        vocabulary: Tokens.
+        dtype: ``"float32"`` or ``"bfloat16"``.
+    """
+
+    hidden: int
+    blocks: int
+    vocabulary: int
+    dtype: str
+
+    @property
+    def inner(self) -> int:
+        """Width of the MLP."""
+        return self.hidden * 5 // 2
+
+
+def make(folder: Path, size: Size) -> int:
+    """Writes a checkpoint with a file for each block; returns the bytes of its weights."""
+    weight_map: dict[str, str] = {}
+    total = 0
+    random = np.random.default_rng(0)
+    for index, shapes in enumerate(_files(size)):
+        file = f"model-{index + 1:05d}-of-{size.blocks + 1:05d}.safetensors"
+        tensors = {name: _tensor(random, shape, size.dtype) for name, shape in shapes.items()}
+        _write_safetensors(folder / file, tensors, size.dtype)
+        weight_map |= dict.fromkeys(shapes, file)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index_json))
+    (folder / "config.json").write_text(json.dumps(_config(size)))
+    _write_tokenizer(folder, size.vocabulary)
+    return total
+
+
+def _files(size: Size) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Yields names and shapes, file by file: a block each, then what is no block."""
+    hidden, keys, inner = size.hidden, size.hidden // 4, size.inner
+    block = {
+        "input_layernorm": (hidden,),
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "post_attention_layernorm": (hidden,),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    for index in range(size.blocks):
+        yield {f"model.layers.{index}.{name}.weight": shape for name, shape in block.items()}
+    table = (size.vocabulary, hidden)
+    yield {
+        "model.embed_tokens.weight": table,
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": table,
+    }
+
+
+def _tensor(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Returns random weights; bfloat16, which numpy has not, as the upper halves of float32."""
+    values = random.standard_normal(shape, dtype=np.float32)
+    values *= _SCALE
+    if len(shape) == 1:
+        values[...] = 1  # a norm's
+    return (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else values
+
+
+def _write_safetensors(file: Path, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
+    """Writes the format by hand: its length, a JSON header padded to 8 bytes, the tensors."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _STORED[dtype],
+            "shape": tensor.shape,
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            stream.write(tensor.data)
+
+
+def _config(size: Size) -> dict[str, object]:
+    heads = size.hidden // _HEAD
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": size.vocabulary,
+        "hidden_size": size.hidden,
+        "intermediate_size": size.inner,
+        "num_hidden_layers": size.blocks,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 4,
+        "head_dim": _HEAD,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "dtype": size.dtype,
+    }
+
+
+def _write_tokenizer(folder: Path, vocabulary: int) -> None:
+    words = {"<unk>": 0} | {f"w{index}": index for index in range(1, vocabulary)}
+    Tokenizer(models.WordLevel(words, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Takes a checkpoint's pages out of the page cache, and makes sure.
+
+    Raises:
+        CannotMeasure: They stay, as they do on a file system in memory.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())  # dirty pages cannot be dropped
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    cached = sum(_cached_bytes(file) for file in files)
+    size = sum(file.stat().st_size for file in files)
+    if cached > _MOST_CACHED * size:
+        raise CannotMeasure(
+            f"{cached} of the checkpoint's {size} bytes stay in the page cache; "
+            "put --workdir on a disk."
+        )
+
+
+def _cached_bytes(file: Path) -> int:
+    """Returns how much of a file the page cache holds: mincore(2)."""
+    length = file.stat().st_size
+    pages = (ctypes.c_ubyte * -(-length // mmap.PAGESIZE))()
+    view = np.memmap(file, mode="r")
+    libc = ctypes.CDLL(None, use_errno=True)
+    failed = libc.mincore(ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(length), pages)
+    if failed:
+        raise CannotMeasure(f"mincore failed on {file}: {os.strerror(ctypes.get_errno())}.")
+    return sum(page & 1 for page in pages) * mmap.PAGESIZE
+
+
+def read_speed(folder: Path) -> float:
+    """Returns the bytes per second of reading a checkpoint from disk once, front to back."""
+    drop_from_cache(folder)
+    buffer = bytearray(_READ)
+    total, began = 0, time.perf_counter()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb", buffering=0) as stream:
+            while count := stream.readinto(buffer):
+                total += count
+    return total / (time.perf_counter() - began)

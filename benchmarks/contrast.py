@@ -1,0 +1,269 @@
+"""A model that is bigger than its pod: the predictor beside what transformers does alone.
+
+Makes a random Llama of some gigabytes and has each contestant give the same greedy reply, in a
+fresh process in a fresh memory cgroup that is too small for the model, from a cold page cache:
+
+- ``predictor``: plans for the group's limit, keeps a fixed part resident, streams the rest.
+- ``plain``: ``from_pretrained(device_map="auto")``, which sees the memory of the host.
+- ``by-hand``: the same with ``max_memory`` set to the limit less the process.
+
+Rounds are interleaved and their order rotates; ratios are formed within a round. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from checkpoint import Size, drop_from_cache, make, read_speed
+from contestants import CONTESTANTS
+from groups import memory_group
+from measuring import (
+    CannotMeasure,
+    Finished,
+    compile_modules,
+    finish,
+    machine,
+    mib,
+    run,
+    table,
+)
+
+BASELINE = "plain"
+Run = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark and returns the exit code."""
+    flags = _parser().parse_args(arguments)
+    return finish(lambda: measure(flags), flags.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--limit", type=float, default=1.6, help="GiB of each contestant's cgroup")
+    add("--hidden", type=int, default=1536, help="width of the model, a multiple of 512")
+    add("--blocks", type=int, default=22, help="blocks of the model")
+    add("--vocabulary", type=int, default=4096, help="tokens of the model")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
+    add("--tokens", type=int, default=4, help="new tokens; the first is not timed with the others")
+    add("--rounds", type=int, default=3, help="runs of each contestant")
+    add("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    add("--workdir", type=Path, help="a folder on a disk; a temporary one otherwise")
+    add("--mounts", type=Path, default=Path("/proc/self/mounts"), help="where cgroups are found")
+    add("--json", type=Path, help="where to write the numbers")
+    return parser
+
+
+def measure(flags: argparse.Namespace) -> dict[str, Any]:
+    """Returns all numbers, after printing them.
+
+    Raises:
+        CannotMeasure: A contestant did not do what is measured.
+    """
+    if flags.tokens < 2 or flags.rounds < 1 or flags.hidden % 512:
+        raise CannotMeasure("It takes 2 tokens, 1 round and a width that is a multiple of 512.")
+    limit, before = int(flags.limit * 2**30), machine()
+    with memory_group(limit, mounts=flags.mounts):
+        pass  # before gigabytes are written for nothing
+    compile_modules([sys.executable, "-c", "import predictor.startup"])
+    with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="contrast-") as work:
+        folder = Path(work) / "model"
+        folder.mkdir()
+        weights = make(folder, Size(flags.hidden, flags.blocks, flags.vocabulary, flags.dtype))
+        rounds, speeds = [], []
+        for index in range(flags.rounds):
+            speeds.append(read_speed(folder))
+            rounds.append(_round(folder, limit, flags, index))
+    result = _summary(rounds, weights, limit, flags.tokens)
+    result |= {"disk_bytes_per_second": speeds, "machine": [before, machine()], "rounds": rounds}
+    print(_report(result, flags.dtype))
+    return result | {"failure": _failure(rounds)}
+
+
+def _round(folder: Path, limit: int, flags: argparse.Namespace, index: int) -> dict[str, Run]:
+    """Runs every contestant once, each round beginning with another."""
+    names = flags.contestants
+    start = index % len(names)
+    return {name: _run(name, folder, limit, flags) for name in (*names[start:], *names[:start])}
+
+
+def _run(name: str, folder: Path, limit: int, flags: argparse.Namespace) -> Run:
+    drop_from_cache(folder)
+    script = str(Path(__file__).with_name("contestants.py"))
+    argv = [sys.executable, script, name, str(folder), f"--limit={limit}"]
+    with memory_group(limit, mounts=flags.mounts) as group:
+        found = run(group.command([*argv, f"--tokens={flags.tokens}"]), watch=group.sample)
+        killed = group.oom_kills()
+        seen: Run = {"oom_kills": killed, "peak": group.peak(), "anonymous": group.anonymous_peak}
+    seen["survived"] = not (killed and found.returncode == -signal.SIGKILL)
+    if seen["survived"]:
+        seen |= _result(name, found, group.folder.name, flags.tokens)
+    if seen["peak"] > limit:
+        raise CannotMeasure(f"{name} held {seen['peak']} bytes: its limit was not in force.")
+    return seen
+
+
+def _result(name: str, found: Finished, group: str, tokens: int) -> Run:
+    """Returns what a contestant printed, if it measured what it was to measure."""
+    if found.returncode != 0:
+        raise CannotMeasure(f"{name} ended with status {found.returncode}: {found.last_words}")
+    result: Run = json.loads(found.stdout.strip().splitlines()[-1])
+    if group not in result.pop("group"):
+        raise CannotMeasure(f"{name} did not run in its memory cgroup.")
+    counts = len(result["tokens"]), len(result["per_token"])
+    if counts != (tokens, tokens):
+        raise CannotMeasure(
+            f"{name} gave {counts[0]} tokens and {counts[1]} were timed, not {tokens}."
+        )
+    decoded = result["per_token"][1:]
+    for key in ("seconds", "read_bytes", "cpu_seconds", "major_faults"):
+        result[f"{key}_per_token"] = statistics.median(token[key] for token in decoded)
+    return result
+
+
+def _summary(
+    rounds: Sequence[Mapping[str, Run]], weights: int, limit: int, tokens: int
+) -> dict[str, Any]:
+    return {
+        "limit": limit,
+        "weights": weights,
+        "tokens": tokens,
+        "contestants": {name: _medians([found[name] for found in rounds]) for name in rounds[0]},
+        "ratios": {name: _ratios(rounds, name) for name in rounds[0]},
+    }
+
+
+def _medians(runs: Sequence[Run]) -> dict[str, Any]:
+    """Returns a contestant's numbers over all rounds; peaks are the highest."""
+    alive = [found for found in runs if found["survived"]]
+    keys = ("ready_seconds", "seconds_per_token", "cpu_seconds_per_token", "read_bytes_per_token")
+    return {
+        "survived": len(alive),
+        "oom_killed": len(runs) - len(alive),
+        "peak": max(found["peak"] for found in runs),
+        "anonymous": max(found["anonymous"] for found in runs),
+        **{
+            key: statistics.median(found[key] for found in alive) if alive else None
+            for key in (*keys, "on_disk")
+        },
+    }
+
+
+def _ratios(rounds: Sequence[Mapping[str, Run]], name: str) -> dict[str, float | None]:
+    """Returns the medians of what a contestant took, divided by the baseline of the same round."""
+    pairs = [
+        (found[name], found[BASELINE])
+        for found in rounds
+        if found[name]["survived"] and found[BASELINE]["survived"]
+    ]
+
+    def ratio(of: Callable[[Run], float], choose: Any = statistics.median) -> float | None:
+        found = [of(own) / of(base) for own, base in pairs if of(base)]
+        return choose(found) if found else None
+
+    return {
+        "seconds_per_token": ratio(lambda run: run["seconds_per_token"]),
+        "seconds_per_token_least": ratio(lambda run: run["seconds_per_token"], min),
+        "seconds_per_token_most": ratio(lambda run: run["seconds_per_token"], max),
+        "read_bytes_per_token": ratio(lambda run: run["read_bytes_per_token"]),
+        "ready_seconds": ratio(lambda run: run["ready_seconds"]),
+    }
+
+
+def _failure(rounds: Sequence[Mapping[str, Run]]) -> str | None:
+    """Returns why these runs compare nothing; None where they do."""
+    runs = [(name, run) for found in rounds for name, run in found.items() if run["survived"]]
+    survivors = {name for name, _ in runs}
+    if len(survivors) < 2:
+        return f"Only {len(survivors)} of the contestants survived: there is nothing to compare."
+    replies = {tuple(run["tokens"]) for _, run in runs}
+    if len(replies) > 1:
+        return f"The contestants gave {len(replies)} different replies to one prompt."
+    if len(set(next(iter(replies)))) < 2:
+        return "All tokens of the reply are the same, so that equal replies prove nothing."
+    if not any(run["on_disk"] for name, run in runs if name == "predictor"):
+        return "The predictor offloaded nothing to disk: make the model larger or the limit less."
+    return None
+
+
+_COLUMNS = (
+    "contestant",
+    "survived",
+    "ready s",
+    "s/token",
+    "x plain",
+    "range",
+    "CPU s/token",
+    "read/token",
+    "x plain",
+    "GB/s",
+    "on disk",
+    "anon. peak",
+    "group peak",
+)
+
+
+def _report(result: Mapping[str, Any], dtype: str) -> str:
+    rows = [
+        _row(name, found, result["ratios"][name]) for name, found in result["contestants"].items()
+    ]
+    count = len(result["rounds"])
+    speeds = ", ".join(f"{speed / 1e9:.2f}" for speed in result["disk_bytes_per_second"])
+    before, after = result["machine"]
+    return "\n".join(
+        [
+            f"A Llama of {mib(result['weights'])} in {dtype} in a pod of {mib(result['limit'])}, "
+            f"{result['tokens']} tokens, medians of {count} round(s)",
+            "",
+            table(_COLUMNS, rows),
+            "",
+            "s/token: median after the first token. x plain: ratio within a round, and its range",
+            "over the rounds. read/token: from /proc/self/io; GB/s: that per s/token. on disk:",
+            "weights that the placement leaves there. anon. peak: sampled; what cannot be taken",
+            "back. group peak: page cache among it, which fills any limit. ready: load and a first",
+            "reply of 2 tokens. No GPU is shown to any contestant.",
+            "Cold start: before each run the checkpoint is fsynced and dropped from the page cache",
+            "with posix_fadvise(DONTNEED), and mincore says that it is gone.",
+            f"Disk, one cold sequential read per round: {speeds} GB/s.",
+            f"machine: {before} at the start, {after} at the end.",
+        ]
+    )
+
+
+def _row(name: str, found: Mapping[str, Any], ratios: Mapping[str, float | None]) -> list[str]:
+    runs = found["survived"] + found["oom_killed"]
+    dead = found["survived"] == 0
+    costs = [
+        _number(found["ready_seconds"]),
+        _number(found["seconds_per_token"]),
+        _number(ratios["seconds_per_token"]),
+        _range(ratios["seconds_per_token_least"], ratios["seconds_per_token_most"]),
+        _number(found["cpu_seconds_per_token"]),
+        "-" if dead else mib(found["read_bytes_per_token"]),
+        _number(ratios["read_bytes_per_token"]),
+        "-" if dead else f"{found['read_bytes_per_token'] / found['seconds_per_token'] / 1e9:.2f}",
+        "-" if dead else mib(found["on_disk"]),
+    ]
+    survived = f"{found['survived']} of {runs}"
+    return [name, survived, *costs, mib(found["anonymous"]), mib(found["peak"])]
+
+
+def _range(least: float | None, most: float | None) -> str:
+    return "-" if least is None or most is None else f"{least:.2f} to {most:.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""A memory cgroup of its own for each measured process, of version 1 or 2."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from measuring import CannotMeasure
+
+_MOUNTS = Path("/proc/self/mounts")
+
+
+class MemoryGroup:
+    """A cgroup with a memory limit, and what it saw."""
+
+    def __init__(self, folder: Path, version: int) -> None:
+        """Takes a folder of the cgroup file system; see `memory_group`."""
+        self.folder = folder
+        self._version = version
+        self.anonymous_peak = 0
+        """Most bytes of anonymous memory, as far as `sample` was called often enough."""
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """Returns the command line that runs a program in this group."""
+        procs = str(self.folder / "cgroup.procs")
+        return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', procs, *argv]
+
+    def limit(self, limit: int) -> None:
+        """Sets the limit in bytes, and that nothing is swapped."""
+        name = "memory.limit_in_bytes" if self._version == 1 else "memory.max"
+        (self.folder / name).write_text(str(limit))
+        swap = self.folder / "memory.swap.max"
+        if swap.exists():
+            swap.write_text("0")
+
+    def sample(self) -> None:
+        """Looks at the anonymous memory that the group holds now."""
+        key = "total_rss" if self._version == 1 else "anon"
+        self.anonymous_peak = max(self.anonymous_peak, self._field("memory.stat", key))
+
+    def peak(self) -> int:
+        """Returns the most bytes ever charged, page cache among them."""
+        name = "memory.max_usage_in_bytes" if self._version == 1 else "memory.peak"
+        return int((self.folder / name).read_text())
+
+    def oom_kills(self) -> int:
+        """Returns how many processes were killed for memory."""
+        name = "memory.oom_control" if self._version == 1 else "memory.events"
+        return self._field(name, "oom_kill")
+
+    def _field(self, name: str, key: str) -> int:
+        lines = (self.folder / name).read_text().splitlines()
+        return int(dict(line.split() for line in lines).get(key, 0))
+
+
+@contextmanager
+def memory_group(limit: int, *, mounts: Path = _MOUNTS) -> Iterator[MemoryGroup]:
+    """Yields a new group with a limit in bytes, and removes it.
+
+    Raises:
+        CannotMeasure: None can be made here.
+    """
+    root, version = _controller(mounts)
+    group = MemoryGroup(root / f"predictor-benchmark-{uuid.uuid4().hex[:8]}", version)
+    try:
+        group.folder.mkdir()
+    except OSError as error:
+        raise CannotMeasure(
+            f"No memory cgroup can be made in {root} ({error.strerror}); this benchmark needs root."
+        ) from None
+    try:
+        group.limit(limit)
+        yield group
+    finally:
+        _remove(group.folder)
+
+
+def _controller(mounts: Path) -> tuple[Path, int]:
+    """Returns where the memory controller is mounted, and its version."""
+    lines = [line.split() for line in mounts.read_text().splitlines()]
+    for _, point, kind, options, *_ in lines:
+        if kind == "cgroup" and "memory" in options.split(","):
+            return Path(point), 1
+    for _, point, kind, *_ in lines:
+        controllers = Path(point) / "cgroup.controllers"
+        if kind == "cgroup2" and "memory" in controllers.read_text().split():
+            (Path(point) / "cgroup.subtree_control").write_text("+memory")
+            return Path(point), 2
+    raise CannotMeasure("No memory controller is mounted here; this benchmark needs cgroups.")
+
+
+def _remove(folder: Path) -> None:
+    """Removes a group, which stays busy for a moment after its last process."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            os.rmdir(folder)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
