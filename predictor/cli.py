@@ -13,6 +13,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 
 import predictor
 from predictor import logs
-from predictor.errors import PredictorError
+from predictor.errors import ConfigurationError, PredictorError
 from predictor.settings import ALIASES, Settings, check_known, names, read_settings
 
 logger = logging.getLogger(__name__)
@@ -73,8 +74,16 @@ def _parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return flags.pop("command"), flags
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line as every other mistake is said."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the one sentence."""
+        raise ConfigurationError(f"{message[0].upper()}{message[1:]}.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="predictor", description=predictor.__doc__)
+    parser = _Parser(prog="predictor", description=predictor.__doc__)
     parser.add_argument("--version", action="version", version=predictor.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", allow_abbrev=False, help="serve a model")
@@ -104,6 +113,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         text = (field.description or "").replace("%", "%%")
         group.add_argument(
             f"--{name}",
+            dest=ALIASES.get(name, name),
             default=None,
             metavar="VALUE",
             help=f"the same as --{ALIASES[name]}" if name in ALIASES else text,
@@ -123,6 +133,9 @@ def _underscored(word: str) -> str:
 
 
 def _serve(flags: dict[str, Any]) -> int:
+    # Until the server takes the signals: as PID 1 a process is not even ended by them.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda got, _: os._exit(128 + got))
     settings = read_settings(flags)
     from predictor.server import Server
 

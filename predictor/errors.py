@@ -99,5 +99,12 @@ class NotReady(PredictorError):
     grpc_code = "UNAVAILABLE"
 
 
+class Overloaded(PredictorError):
+    """As many requests as may be are running and waiting."""
+
+    http_status = 429
+    grpc_code = "RESOURCE_EXHAUSTED"
+
+
 class GenerationFailed(PredictorError):
     """The model failed on this request; the cause is in the log, not in the answer."""

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from predictor.errors import NotReady
+from predictor.errors import NotReady, Overloaded
 from predictor.placement.report import as_json, table
 from predictor.protocol.exchange import Exchange, open_exchange  # first: imports kserve safely
 from predictor.settings import Settings
@@ -100,11 +100,14 @@ class PredictorModel(Model):
         """Returns the typed request of a V1 or V2 payload.
 
         Raises:
-            NotReady: The model is not loaded; gRPC of kserve's SDK would come here all the same.
+            NotReady: The model is not loaded, or the server drains.
+            Overloaded: As many requests as may be are running and waiting.
             RequestError: The payload cannot be understood.
         """
         if not await self.healthy():
             raise NotReady(f"Model {self.name!r} is not ready.")
+        if self.running >= self._settings.max_requests:
+            raise Overloaded(f"{self.running} requests are running and waiting; try again later.")
         return open_exchange(payload, model_name=self.name, model_version=self.version)
 
     async def predict(
@@ -137,3 +140,4 @@ class PredictorModel(Model):
         """Lets nothing new begin; kserve calls this when it unregisters the model."""
         self.drain()
         self.ready = False
+        self._task = None

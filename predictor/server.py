@@ -50,6 +50,7 @@ class Server(ModelServer):
         logs.quiet()
         self._settings = settings
         self._stopping = asyncio.Event()
+        self._loaded = False
         self._model = PredictorModel(settings)
         self.register_model(self._model)
         rest.install(
@@ -120,7 +121,7 @@ class Server(ModelServer):
             loop.add_signal_handler(number, self._on_signal, number)
 
     def _on_signal(self, number: int) -> None:
-        if self._stopping.is_set() or not self._model.ready:
+        if self._stopping.is_set() or not self._loaded:
             logger.warning("Signal %d: exiting at once", number)
             _exit(128 + number)
         logger.info("Signal %d: draining, %d requests are running", number, self._model.running)
@@ -130,6 +131,7 @@ class Server(ModelServer):
     async def _load(self, address: str) -> None:
         began = time.monotonic()
         await asyncio.to_thread(self._model.load)
+        self._loaded = True
         gc.freeze()  # libraries made millions of objects that stay; a collection would stop us all
         logger.info("Model %r is ready after %.1f s", self._model.name, time.monotonic() - began)
         logger.info("Try it:\n%s", _examples(address.replace("0.0.0.0", "127.0.0.1"), self._model))  # noqa: S104

@@ -163,11 +163,17 @@ class Settings(BaseSettings):
     """Seconds that running requests get to finish after SIGTERM; below the 30 s after which
     Kubernetes kills a pod by default."""
 
-    max_body_size: Bytes = 8 * 1024**2
-    """Bytes of one request, REST or gRPC; the same as KServe's default for gRPC messages."""
+    max_body_size: Bytes = 1024**2
+    """Bytes of one request, REST or gRPC. A megabyte is a hundred thousand tokens and more; what is
+    much larger takes so long to decode that health answers wait."""
+
+    max_requests: int = Field(64, ge=1)
+    """Requests that run or wait at one time; one more is refused (429, RESOURCE_EXHAUSTED), so
+    that those who wait take bounded memory."""
 
     enable_load_unload: bool = False
-    """Whether KServe's unauthenticated routes that unload the model are served."""
+    """Whether KServe's unauthenticated route that unloads the model is served. What was unloaded
+    stays so until the process starts again."""
 
     @classmethod
     def settings_customise_sources(

@@ -7,29 +7,31 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from predictor.errors import ConfigurationError
 from predictor.placement.footprint import build_on_meta, measure_footprint
 from predictor.placement.plan import Placement, Wishes
 from predictor.placement.planner import plan
 from predictor.placement.stored import read_stored
 from predictor.placement.units import Footprint
 from predictor.pod.resources import PodResources
+from predictor.pod.usage import count_usage
 from predictor.settings import Settings
 from predictor.tasks.generation import TextGeneration
 from predictor.tasks.loading import open_task
 from predictor.weights.checkpoint import (
     Checkpoint,
-    check_context_length,
     context_length,
     fetch_weights,
+    known_positions,
     open_directory,
     open_hub,
     read_config,
 )
 from predictor.weights.loader import load
 from predictor.weights.progress import Progress
+from predictor.weights.rewritten import folder_name
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         stored_dtype=checkpoint.dtype,
         stored_kind=checkpoint.kind,
     )
-    placement = plan(footprint, resources, _wishes(settings, footprint, resources))
+    placement = plan(footprint, resources, _wishes(settings, checkpoint, footprint, resources))
     return Prepared(checkpoint, skeleton, footprint, placement)
 
 
@@ -150,31 +152,41 @@ def _serving_dtype(settings: Settings, checkpoint: Checkpoint) -> str:
 
 
 def _max_model_len(settings: Settings, checkpoint: Checkpoint) -> int:
+    known = known_positions(checkpoint.config)
     length = settings.max_model_len
+    if length is not None and known is not None and length > known:
+        raise ConfigurationError(
+            f"max_model_len {length} is longer than the {known} positions that this model was "
+            "made for."
+        )
     if length is None and settings.max_length is not None:
-        length = 2 * settings.max_length
-    if length is None:
-        return context_length(checkpoint.config)
-    check_context_length(checkpoint.config, length)
-    return length
+        length = min(2 * settings.max_length, known or 2 * settings.max_length)
+    return length or context_length(checkpoint.config)
 
 
-def _wishes(settings: Settings, footprint: Footprint, resources: PodResources) -> Wishes:
+def _wishes(
+    settings: Settings, checkpoint: Checkpoint, footprint: Footprint, resources: PodResources
+) -> Wishes:
     return Wishes(
         device_map=settings.device_map,
         max_memory=settings.max_memory or {},
         max_concurrency=settings.max_concurrency,
         headroom=settings.memory_headroom,
         reserve=settings.memory_reserve,
-        disk=_disk(footprint, resources),
+        disk=_disk(settings, checkpoint, footprint, resources),
     )
 
 
-def _disk(footprint: Footprint, resources: PodResources) -> int | None:
+def _disk(
+    settings: Settings, checkpoint: Checkpoint, footprint: Footprint, resources: PodResources
+) -> int | None:
     """Bytes of the disk tier: bounded where blocks must be written anew, or a size was stated."""
     volume = resources.volume
-    if volume is not None and volume.path == Path("stated"):
+    if volume is not None and volume.stated:
         return volume.available
     if not footprint.rewritten:
         return None
-    return volume.available if volume is not None and volume.writable else 0
+    if volume is None or not volume.writable or settings.offload_folder is None:
+        return 0
+    written = settings.offload_folder / folder_name(checkpoint, footprint.dtype)
+    return volume.available + count_usage(written).used  # an earlier start's files are replaced

@@ -179,12 +179,46 @@ def test_a_flag_is_not_guessed_from_its_beginning(run):
     assert run("serve", "--max_mem", "{}")[0] == 78
 
 
-def test_no_command_at_all_is_a_usage_error(capsys):
-    with pytest.raises(SystemExit) as raised:
-        cli.main([])
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "The following arguments are required: command."),
+        (("serve", "--model_name"), "Argument --model_name: expected one argument."),
+        (("plan", "--output", "xml"), "Argument --output: invalid choice: 'xml'"),
+        (("plan", "one", "two"), "Unexpected argument 'two'."),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(run, termination_log, arguments, sentence):
+    code, _, err = run(*arguments)
 
-    assert raised.value.code == 2
-    assert "the following arguments are required: command" in capsys.readouterr().err
+    assert code == 78
+    assert err.startswith(f"predictor: {sentence}")
+    assert termination_log.read_text().startswith(sentence)
+
+
+def test_the_last_value_wins_under_either_name_of_a_setting(plan, bloom):
+    own = ("--dtype=bfloat16", "--torch_dtype=float16")
+
+    assert plan(bloom, *STATED, *own)["dtype"] == "float16"
+    assert plan(bloom, *STATED, *reversed(own))["dtype"] == "bfloat16"
+
+
+def test_a_model_that_fits_its_gpu_needs_no_main_memory(plan, bloom):
+    tiers = plan(bloom, "--gpus", "1GiB")["tiers"]
+
+    assert [tier["units"] > 0 for tier in tiers] == [True, False, False]
+
+
+def test_a_max_length_beyond_the_models_positions_is_cut_and_a_max_model_len_refused(
+    run, plan, tmp_path
+):
+    CONFIGS["gpt2"].save_pretrained(tmp_path)
+
+    assert plan(str(tmp_path), *STATED, "--max_length", "200")["max_model_len"] == 256
+    assert plan(str(tmp_path), *STATED, "--max_length", "100")["max_model_len"] == 200
+    code, _, err = run("plan", str(tmp_path), *STATED, "--max_model_len", "257")
+    assert code == 78
+    assert "257 is longer than the 256 positions" in err
 
 
 def test_last_words_go_to_stderr_and_to_the_termination_log(run, bloom, termination_log):

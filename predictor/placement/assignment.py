@@ -113,7 +113,9 @@ def main_device(assignment: Assignment) -> str:
 
 def fits(found: Mapping[str, Tier]) -> bool:
     """Whether no tier is over its budget."""
-    return all(tier.budget is None or tier.planned <= tier.budget for tier in found.values())
+    return all(
+        tier.budget is None or tier.planned <= max(0, tier.budget) for tier in found.values()
+    )
 
 
 def search(demand: Demand, budgets: Budgets, strategy: str) -> Assignment | None:

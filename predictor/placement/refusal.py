@@ -21,7 +21,11 @@ _GRAIN = 1024**2
 _SHORTEST = 2
 """The least that `max_model_len` takes: a token of prompt and one of reply."""
 
-_TITLES = {"gpu": "GPU memory", "cpu": "main memory", "disk": "space on the offload volume"}
+_TITLES = {
+    "gpu": "GPU memory",
+    "cpu": "main memory",
+    "disk": "space on the offload volume (--offload_folder)",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ class Volume:
         writable: Whether this process can write there.
         filesystem: Its type, as in ``/proc/mounts``.
         claim: The PersistentVolumeClaim behind it, where the Pod tells.
+        stated: Whether the size was stated by the user and not measured.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Volume:
     writable: bool
     filesystem: str
     claim: str | None
+    stated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

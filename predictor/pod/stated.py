@@ -32,7 +32,9 @@ def state(gpus: str | None, memory: str | None, disk: str | None) -> PodResource
             Accelerator(index, "cuda", "stated", size, size) for index, size in enumerate(cards)
         ),
         memory=Memory(limit, limit, "stated"),
-        volume=None if space is None else Volume(Path("stated"), space, True, "stated", None),
+        volume=None
+        if space is None
+        else Volume(Path("stated"), space, True, "stated", None, stated=True),
     )
 
 

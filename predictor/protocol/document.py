@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NoReturn, TypeVar
 
 from predictor.errors import RequestError
+from predictor.tasks.request import MOST_PROMPTS
 
 _T = TypeVar("_T")
 
@@ -129,3 +130,13 @@ def optional(document: Mapping[str, object], key: str, wanted: type[_T], what: s
         RequestError: The value is of another type.
     """
     return expect(document[key], wanted, what) if key in document else None
+
+
+def check_count(prompts: int) -> None:
+    """Refuses more prompts than one request may have, before any is looked at.
+
+    Raises:
+        RequestError: Names both numbers.
+    """
+    if prompts > MOST_PROMPTS:
+        raise RequestError(f"A request has at most {MOST_PROMPTS} prompts; here are {prompts}.")

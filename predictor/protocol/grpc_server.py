@@ -65,7 +65,6 @@ def make_server(
     host: str,
     port: int,
     max_message_bytes: int,
-    is_draining: Callable[[], bool] = lambda: False,
 ) -> BoundServer:
     """Returns a server with the inference service, bound; to be called within its event loop.
 
@@ -74,7 +73,6 @@ def make_server(
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         max_message_bytes: Largest message either way; a larger one is ``RESOURCE_EXHAUSTED``.
-        is_draining: Whether the server is about to stop; then it says that it is not ready.
 
     Raises:
         ConfigurationError: The port cannot be bound.
@@ -87,7 +85,7 @@ def make_server(
             ("grpc.so_reuseport", 0),
         ]
     )
-    services.add_GRPCInferenceServiceServicer_to_server(Inference(models, is_draining), server)
+    services.add_GRPCInferenceServiceServicer_to_server(Inference(models), server)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         return BoundServer(server, server.add_insecure_port(address))
@@ -110,9 +108,8 @@ def _answering(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
 class Inference(services.GRPCInferenceServiceServicer):
     """The service ``inference.GRPCInferenceService``; methods are named by the protocol."""
 
-    def __init__(self, models: Models, is_draining: Callable[[], bool]) -> None:
+    def __init__(self, models: Models) -> None:
         self._models = models
-        self._is_draining = is_draining
 
     @_answering
     async def ServerLive(self, _request: Any, _context: Any) -> Any:  # noqa: N802
@@ -122,14 +119,14 @@ class Inference(services.GRPCInferenceServiceServicer):
     @_answering
     async def ServerReady(self, _request: Any, _context: Any) -> Any:  # noqa: N802
         """Says whether every model can answer."""
-        ready = not self._is_draining() and await all_ready(self._models)
+        ready = await all_ready(self._models)
         return pb.ServerReadyResponse(ready=ready)
 
     @_answering
     async def ModelReady(self, request: Any, _context: Any) -> Any:  # noqa: N802
         """Says whether one model can answer."""
         model = find(self._models, request.name, request.version)
-        ready = not self._is_draining() and await model.healthy()
+        ready = await model.healthy()
         return pb.ModelReadyResponse(ready=ready)
 
     @_answering

@@ -43,7 +43,6 @@ def install(
     models: Models,
     max_body_bytes: int,
     load_unload: bool = False,
-    is_draining: Callable[[], bool] = lambda: False,
 ) -> None:
     """Puts routes, middleware and handlers on `app`; to be called before ``ModelServer.start``.
 
@@ -53,9 +52,8 @@ def install(
         max_body_bytes: Largest body of a request, on any path; a larger one is answered with 413.
         load_unload: Whether the SDK's routes that load and unload models stay reachable. They ask
             nobody for permission, so the default is no.
-        is_draining: Whether the server is about to stop; readiness is then 503.
     """
-    status = StatusEndpoints(models, is_draining)
+    status = StatusEndpoints(models)
     app.router.routes.extend(_status_routes(status))
     app.router.routes.extend(_inference_routes(InferenceEndpoints(models)))
     if not load_unload:

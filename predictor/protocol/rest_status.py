@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -25,12 +24,9 @@ class StatusEndpoints:
 
     Attributes:
         models: The models that are served.
-        is_draining: Whether the server is about to stop; then it says that it is not ready, while
-            it still answers what comes.
     """
 
     models: Models
-    is_draining: Callable[[], bool]
 
     async def alive(self, _request: Request) -> JSONResponse:
         """``GET /``: the process answers."""
@@ -42,7 +38,7 @@ class StatusEndpoints:
 
     async def ready(self, _request: Request) -> JSONResponse:
         """``GET /v2/health/ready``: 200 if every model can answer, else 503 and what is known."""
-        if not self.is_draining() and await all_ready(self.models):
+        if await all_ready(self.models):
             return JSONResponse({"ready": True})
         told = [model.progress() for model in await unready(self.models)]
         progress = next(filter(None, told), None)
@@ -60,7 +56,7 @@ class StatusEndpoints:
     async def model_ready(self, request: Request) -> JSONResponse:
         """``GET`` of a model's readiness, V1 and V2: 200 if it can answer, else 503."""
         model = asked(self.models, request)
-        is_ready = not self.is_draining() and await model.healthy()
+        is_ready = await model.healthy()
         about = {"name": request.path_params["model"], "ready": is_ready}
         if is_ready:
             return JSONResponse(about)

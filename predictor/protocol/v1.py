@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from predictor.errors import RequestError
-from predictor.protocol.document import check_keys, expect, kind
+from predictor.protocol.document import check_count, check_keys, expect, kind
 from predictor.tasks.parameters import parse_parameters
 from predictor.tasks.request import Completion, GenerationRequest, Prompt
 
@@ -34,10 +34,16 @@ def decode(document: Mapping[str, object]) -> GenerationRequest:
     instances = expect(document["instances"], list, "instances")
     if not instances:
         raise RequestError("instances is empty; give at least one prompt.")
+    check_count(len(instances))
     shared = _parameters(document, "parameters")
-    parse_parameters(shared)
+    checked = parse_parameters(shared)
     return GenerationRequest(
-        tuple(_prompt(instance, shared, number) for number, instance in enumerate(instances))
+        tuple(
+            Prompt(instance, checked)
+            if isinstance(instance, str)
+            else _prompt(instance, shared, f"instances[{number}]")
+            for number, instance in enumerate(instances)
+        )
     )
 
 
@@ -46,10 +52,7 @@ def encode(completions: Sequence[Completion]) -> dict[str, object]:
     return {"predictions": [dataclasses.asdict(completion) for completion in completions]}
 
 
-def _prompt(instance: object, shared: Mapping[str, object], number: int) -> Prompt:
-    where = f"instances[{number}]"
-    if isinstance(instance, str):
-        return Prompt(instance, parse_parameters(shared))
+def _prompt(instance: object, shared: Mapping[str, object], where: str) -> Prompt:
     if not isinstance(instance, dict):
         raise RequestError(f"{where} must be a string or an object, not {kind(instance)}.")
     check_keys(instance, _INSTANCE_KEYS, where)

@@ -9,6 +9,7 @@ metadata cannot mark an input as optional, so `inputs` lists the prompt only.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from kserve import InferOutput, InferRequest, InferResponse
 from kserve.protocol.infer_type import to_http_parameters
 
 from predictor.errors import RequestError
-from predictor.protocol.document import nearest, quoted
+from predictor.protocol.document import check_count, nearest, quoted
 from predictor.protocol.tensors import elements
 from predictor.protocol.v2_parameters import parse_v2_parameters
 from predictor.tasks.parameters import NAMES
@@ -73,6 +74,7 @@ def decode(request: InferRequest) -> Call:
             that could be it, a tensor is malformed, a parameter wrong, an output unknown.
     """
     prompt, parameter_tensors = _tell_apart(request.inputs)
+    check_count(math.prod(prompt.shape))
     texts = [str(text) for text in elements(prompt)]
     if not texts:
         raise RequestError(f"Input {quoted(prompt.name)} has no element; give at least one prompt.")

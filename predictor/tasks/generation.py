@@ -132,7 +132,7 @@ class TextGeneration:
             if asked.repetition_penalty is None
             else asked.repetition_penalty,
             seed=asked.seed,
-            stopped=self._stop_check(asked.stop) if asked.stop else None,
+            stopped=self._stop_check(ids, asked.stop) if asked.stop else None,
         )
 
     def _temperature(self, asked: GenerationParameters) -> float:
@@ -155,12 +155,14 @@ class TextGeneration:
             )
         return asked
 
-    def _stop_check(self, stops: tuple[str, ...]) -> Callable[[Sequence[int]], bool]:
+    def _stop_check(
+        self, ids: list[int], stops: tuple[str, ...]
+    ) -> Callable[[Sequence[int]], bool]:
         """Looks at the last tokens alone; a character takes at most four of them."""
         window = 4 * max(len(stop) for stop in stops) + _CONTEXT_TOKENS
 
         def stopped(tokens: Sequence[int]) -> bool:
-            text = self._decode(tokens[-window:])
+            text = self._reply([*ids, *tokens[:-window]], tokens[-window:])
             return any(stop in text for stop in stops)
 
         return stopped
@@ -171,7 +173,7 @@ class TextGeneration:
         text = text[: min(found)] if found else text
         return Completion(
             text=prompt.text + text if prompt.parameters.return_full_text else text,
-            finish_reason=generated.finish_reason,
+            finish_reason="stop" if found else generated.finish_reason,
             prompt_tokens=len(ids),
             completion_tokens=len(generated.tokens),
         )

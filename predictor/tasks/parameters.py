@@ -14,6 +14,9 @@ from predictor.tasks.request import GenerationParameters
 NAMES = tuple(field.name for field in dataclasses.fields(GenerationParameters))
 """The names of all parameters."""
 
+_LEAST, _MOST = 0.01, 100.0
+"""Bounds of what logits are divided by: beyond them probabilities overflow to infinity and NaN."""
+
 _MOST_STOPS = 16
 _LONGEST_STOP = 1024
 _LARGEST_SEED = 2**63 - 1
@@ -61,8 +64,10 @@ def _max_new_tokens(name: str, value: Any) -> int:
 
 def _temperature(name: str, value: Any) -> float:
     number = _number(name, value)
-    if not 0 <= number <= 100:
-        raise RequestError(f"{name} must be between 0 (greedy) and 100, not {number:g}.")
+    if number != 0 and not _LEAST <= number <= _MOST:
+        raise RequestError(
+            f"{name} must be 0 (greedy) or between {_LEAST:g} and {_MOST:g}, not {number:g}."
+        )
     return number
 
 
@@ -79,8 +84,8 @@ def _top_k(name: str, value: Any) -> int:
 
 def _repetition_penalty(name: str, value: Any) -> float:
     number = _number(name, value)
-    if not 0 < number <= 100:
-        raise RequestError(f"{name} must be above 0 and at most 100, not {number:g}.")
+    if not _LEAST <= number <= _MOST:
+        raise RequestError(f"{name} must be between {_LEAST:g} and {_MOST:g}, not {number:g}.")
     return number
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MOST_PROMPTS = 256
+"""Prompts in one request; more are better sent as several, which others can come between."""
+
 FINISH_REASONS = ("stop", "length")
 """``stop``: the model ended the text or a stop sequence was met; ``length``: `max_new_tokens`."""
 

@@ -22,15 +22,18 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from predictor.errors import CheckpointError, ConfigurationError, HubUnreachable
 from predictor.placement.stored import StoredWeights, read_stored
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.onnx", "*.h5")
-_WANTED = {"safetensors": "*.safetensors", "pickle": "pytorch_model*.bin"}
+_SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_WANTED = {"safetensors": "model*.safetensors", "pickle": "pytorch_model*.bin"}
 _POSITIONS = ("max_position_embeddings", "n_positions")
 _CONTEXT = (*_POSITIONS, "seq_length", "max_sequence_length", "max_seq_len")
 _LONGEST_DEFAULT = 8192
+_HUB_SECONDS = 10.0
+"""For the first answer of the hub; without it a silent network would hang the start for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +97,34 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
     if not file.is_file():
         raise CheckpointError(f"There is no config.json in {path}.")
     try:
-        config = AutoConfig.from_pretrained(file, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    # A config may be wrong in any way, and transformers complains in as many.
+    except Exception as error:
         if "trust_remote_code" in str(error):
             raise CheckpointError(
                 f"{file} needs Python code that comes with the model; "
                 "run it with --trust_remote_code if you trust its author."
             ) from None
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = " ".join((str(error).strip() or type(error).__name__).split())[:200]
         raise CheckpointError(f"{file} cannot be used: {reason}") from None
+    _check_architecture(config, file)
     if getattr(config, "quantization_config", None):
         raise CheckpointError(
             f"{file} describes a quantised model; only unquantised checkpoints can be served."
         )
     return config  # type: ignore[no-any-return]
+
+
+def _check_architecture(config: PreTrainedConfig, file: Path) -> None:
+    """Refuses a model with another head: transformers would give it a new, untrained one."""
+    named = [name for name in config.architectures or () if "For" in name]
+    known = {
+        name
+        for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        for name in ([names] if isinstance(names, str) else names)
+    }
+    if named and not known.intersection(named) and not hasattr(config, "auto_map"):
+        raise CheckpointError(f"{file} describes a {named[0]}, which is no causal language model.")
 
 
 def context_length(config: PreTrainedConfig) -> int:
@@ -117,19 +134,11 @@ def context_length(config: PreTrainedConfig) -> int:
     return min(int(own), _LONGEST_DEFAULT)
 
 
-def check_context_length(config: PreTrainedConfig, max_model_len: int) -> None:
-    """Refuses a context that is longer than the positions that the model knows.
-
-    Raises:
-        ConfigurationError: Names both numbers.
-    """
+def known_positions(config: PreTrainedConfig) -> int | None:
+    """Returns how many positions the model was made for; None where it knows none (ALiBi)."""
     text = config.get_text_config(decoder=True)
-    known = next((getattr(text, name) for name in _POSITIONS if getattr(text, name, None)), None)
-    if known is not None and max_model_len > known:
-        raise ConfigurationError(
-            f"max_model_len {max_model_len} is longer than the {known} positions that this model "
-            "was made for."
-        )
+    found = next((getattr(text, name) for name in _POSITIONS if getattr(text, name, None)), None)
+    return None if found is None else int(found)
 
 
 def open_hub(
@@ -148,14 +157,14 @@ def open_hub(
         CheckpointError: There is no such model, or no weights of an allowed kind.
     """
     with _hub_errors(model_id, revision):
-        info = HfApi().model_info(model_id, revision=revision)
+        info = HfApi().model_info(model_id, revision=revision, timeout=_HUB_SECONDS)
         names = [sibling.rfilename for sibling in info.siblings or ()]
         kind = _kind(names)
         if kind is None:
             raise CheckpointError(f"{model_id} holds no safetensors and no pytorch_model.bin.")
         _check_kind(kind, model_id, allow_pickle)
-        ignored = [*_WEIGHTS, *(() if trust_remote_code else ("*.py",))]
-        path = snapshot_download(model_id, revision=info.sha, ignore_patterns=ignored)
+        wanted = [*_SMALL, *(("*.py",) if trust_remote_code else ())]
+        path = snapshot_download(model_id, revision=info.sha, allow_patterns=wanted)
     config = read_config(Path(path), trust_remote_code=trust_remote_code)
     return Checkpoint(Path(path), config, kind, None, model_id, info.sha)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,14 @@ def _from_pretrained(
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{checkpoint.path} holds a .bin file that is damaged or does more than hold weights."
+        ) from error
+    # Files, devices and volumes fail in any way, and the libraries complain in as many.
+    except Exception as error:
         logger.exception("from_pretrained failed")
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else "no reason"
+        reason = " ".join((str(error).strip() or type(error).__name__).split())[:300]
         raise LoadFailed(f"The weights in {checkpoint.path} cannot be loaded: {reason}") from error
     model, info = loaded
     lacking = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])

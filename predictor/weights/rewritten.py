@@ -1,9 +1,11 @@
 """The folder for weights that transformers writes anew to stream them.
 
 That happens to `.bin` checkpoints and to models whose stored tensors are not the served ones (most
-mixtures of experts). transformers names the files by parameter alone, so each model, revision,
-dtype and format gets a folder of its own; a lock keeps two pods from writing it at once, and what
-has no marker of completeness is thrown away.
+mixtures of experts), at every start. transformers names the files by parameter alone, so each
+model, revision, dtype and format gets a folder of its own, and a lock lets one process write it at
+a time. Each file is replaced at once (safetensors writes a temporary file and renames it), and
+every start replaces every file that it then uses: nothing half-written is ever read, and a process
+that already streams from the folder is not disturbed. The marker says that a folder is whole.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +29,7 @@ FORMAT = 1
 """Raised when what these folders hold changes."""
 
 _MARKER = "complete.json"
+_SAMPLE = 256 * 1024
 
 
 @contextlib.contextmanager
@@ -42,34 +45,42 @@ def rewriting(offload_folder: Path | None, checkpoint: Checkpoint, dtype: str) -
             "set --offload_folder to a folder on a volume that can be written."
         )
     folder = offload_folder / folder_name(checkpoint, dtype)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder.parent / f"{folder.name}.lock").open("w")
-    except OSError as error:
-        raise ConfigurationError(
-            f"The offload folder {offload_folder} cannot be written: {error.strerror}."
-        ) from None
-    with lock:
-        _wait_for(lock.fileno(), folder)
-        _begin(folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder.parent / f"{folder.name}.lock").open("w"))
+            _wait_for(lock.fileno(), folder)
+            for left in folder.glob(".tmp*"):  # by a write that was cut short; we alone write now
+                left.unlink()
+        except OSError as error:
+            raise ConfigurationError(
+                f"The offload folder {offload_folder} cannot be written: {error.strerror}."
+            ) from None
         yield folder
         (folder / _MARKER).write_text(json.dumps({"format": FORMAT, "model": _source(checkpoint)}))
 
 
 def folder_name(checkpoint: Checkpoint, dtype: str) -> str:
-    """Returns a name that no other model, revision, dtype or format has."""
+    """Returns a name that no other model, revision, dtype or format has.
+
+    A model on the hub is told apart by its commit; local files by their names, sizes and samples of
+    their bytes, and not by their times, which are new for every pod that downloads them.
+    """
     files = checkpoint.stored.files if checkpoint.stored is not None else ()
-    identity = [
-        FORMAT,
-        _source(checkpoint),
-        checkpoint.revision,
-        dtype,
-        checkpoint.kind,
-        [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-    ]
+    version = checkpoint.revision or [_fingerprint(file) for file in files]
+    identity = [FORMAT, _source(checkpoint), version, dtype, checkpoint.kind]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", _source(checkpoint)).strip("-")[-60:]
     return f"{readable}-{dtype}-{digest}"
+
+
+def _fingerprint(file: Path) -> list[str | int]:
+    with file.open("rb") as stream:
+        sample = hashlib.sha256(stream.read(_SAMPLE))
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - _SAMPLE))
+        sample.update(stream.read())
+    return [file.name, size, sample.hexdigest()]
 
 
 def _source(checkpoint: Checkpoint) -> str:
@@ -82,16 +93,3 @@ def _wait_for(lock: int, folder: Path) -> None:
     except BlockingIOError:
         logger.info("Waiting for another process that writes %s", folder)
         fcntl.flock(lock, fcntl.LOCK_EX)
-
-
-def _begin(folder: Path) -> None:
-    """Throws away what an interrupted write left; a complete folder is written over in place.
-
-    Each file is replaced at once (safetensors writes a new inode), so a process that streams from
-    a complete folder is not disturbed by another start that writes the same tensors again.
-    """
-    marker = folder / _MARKER
-    if not marker.exists():
-        shutil.rmtree(folder)
-        folder.mkdir()
-    marker.unlink(missing_ok=True)

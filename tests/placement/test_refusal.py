@@ -61,7 +61,7 @@ def _more(what: str, amount: int, resources: PodResources, wishes: Wishes):
     if what == "main memory":
         memory = replace(resources.memory, available=resources.memory.available + amount)
         return replace(resources, memory=memory), wishes
-    assert what == "space on the offload volume"
+    assert what == "space on the offload volume (--offload_folder)"
     return resources, replace(wishes, disk=wishes.disk + amount)
 
 

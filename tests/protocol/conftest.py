@@ -23,7 +23,6 @@ def running() -> Iterator[Served]:
 @pytest.fixture
 def served(running: Served) -> Iterator[Served]:
     yield running
-    running.draining = False
     running.model.ready = True
     running.model.failure = None
     running.model.loading = {}

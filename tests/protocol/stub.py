@@ -81,7 +81,6 @@ class Served:
 
     model: EchoModel
     models: kserve.ModelRepository
-    draining: bool = False
     http_port: int = 0
     grpc_port: int = 0
     failures: list[BaseException] = field(default_factory=list)
@@ -125,7 +124,6 @@ def _application(served: Served, *, load_unload: bool) -> FastAPI:
         models=served.models,
         max_body_bytes=MAX_BODY_BYTES,
         load_unload=load_unload,
-        is_draining=lambda: served.draining,
     )
     plane = DataPlane(model_registry=served.models)
     extension = ModelRepositoryExtension(model_registry=served.models)
@@ -158,7 +156,6 @@ async def _serve(served: Served, web: uvicorn.Server, listener: socket.socket) -
         host="127.0.0.1",
         port=0,
         max_message_bytes=MAX_BODY_BYTES,
-        is_draining=lambda: served.draining,
     )
     served.grpc_port = bound.port
     stopping = asyncio.Event()

@@ -54,12 +54,8 @@ def test_metadata_are_those_of_rest(service: Any) -> None:
     assert [tensor.datatype for tensor in model.outputs] == ["BYTES", "BYTES", "INT32", "INT32"]
 
 
-@pytest.mark.parametrize("is_draining", [True, False])
-def test_an_unready_model_is_unready_everywhere(
-    served: Served, service: Any, is_draining: bool
-) -> None:
-    served.draining = is_draining
-    served.model.ready = is_draining
+def test_an_unready_model_is_unready_everywhere(served: Served, service: Any) -> None:
+    served.model.ready = False
     assert service.ServerLive(pb.ServerLiveRequest()).live
     assert not service.ServerReady(pb.ServerReadyRequest()).ready
     assert not service.ModelReady(pb.ModelReadyRequest(name="echo")).ready

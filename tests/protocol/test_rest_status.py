@@ -84,16 +84,6 @@ def test_an_unready_model_without_progress_says_none(served: Served, client: htt
     assert client.get("/v2/health/ready").json() == {"ready": False}
 
 
-def test_a_draining_server_is_unready_but_still_answers(
-    served: Served, client: httpx.Client
-) -> None:
-    served.draining = True
-    assert client.get("/v2/health/ready").status_code == 503
-    assert client.get("/v2/models/echo/ready").status_code == 503
-    assert client.get("/v1/models/echo").status_code == 503
-    assert client.post(PREDICT, json={"instances": ["a"]}).status_code == 200
-
-
 def test_a_server_without_models_is_not_ready(served: Served, client: httpx.Client) -> None:
     served.models.models.clear()
     try:

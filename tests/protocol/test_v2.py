@@ -230,7 +230,7 @@ def test_the_metadata_lists_the_prompt_and_the_outputs() -> None:
 
 @given(
     texts=st.lists(st.text(), min_size=1, max_size=3),
-    temperature=st.floats(0, 100, width=32),
+    temperature=st.floats(0.015625, 100, width=32),
     top_k=st.integers(0, 2**31 - 1),
     stop=st.lists(st.text(min_size=1), max_size=3),
     full=st.booleans(),

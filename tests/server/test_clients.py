@@ -126,6 +126,7 @@ def test_counts_and_reasons_are_right(served: Served) -> None:
         ({"instances": ["hi"], "parameters": {"top_p": 0}}, 400, "top_p"),
         ({"instances": [5]}, 400, "instances"),
         ({"instances": []}, 400, "instances"),
+        ({"instances": ["a"] * 257}, 400, "256"),
         ({}, 400, "instances"),
     ],
 )

@@ -166,6 +166,33 @@ def test_sigterm_while_loading_exits_at_once(checkpoints: Checkpoints) -> None:
         assert server.process.wait(10) == 143
 
 
+def test_sigterm_before_the_ports_are_open_exits_at_once(checkpoints: Checkpoints) -> None:
+    """A container's first process gets no signal that it has no handler for, not even to die."""
+    with serve(checkpoints("bloom")) as server:
+        time.sleep(1.0)
+        assert "REST on" not in server.log
+        server.terminate()
+        assert server.process.wait(10) == 143
+
+
+def test_one_request_more_than_may_wait_is_refused_and_the_others_are_answered(
+    checkpoints: Checkpoints,
+) -> None:
+    with (
+        serve(checkpoints("bloom"), *SMALL, "--max_requests=2") as server,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        server.await_ready()
+        running = [pool.submit(long_generation, server) for _ in range(2)]
+        await_running(server)
+        refused = server.predict("one too many")
+        assert refused.status_code == 429
+        assert "2 requests are running and waiting" in refused.json()["error"]
+        assert grpc_infer_code(server) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert [job.result().status_code for job in running] == [200, 200]
+        assert server.predict("now there is room", max_new_tokens=1).status_code == 200
+
+
 def test_a_model_that_does_not_fit_ends_the_process_with_78_and_one_sentence(
     checkpoints: Checkpoints,
 ) -> None:

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
 from predictor.engine.sampling import Generated, Sampling
 from predictor.errors import PromptTooLong, RequestError
@@ -178,3 +184,35 @@ def test_an_empty_prompt_for_a_model_without_such_a_token_is_refused() -> None:
     task = TextGeneration(tokenizer, Recorder(), Defaults(), max_model_len=100)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="empty"):
         ask(task, "")
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Returns a tokenizer as SentencePiece makes them: decoding drops a leading space."""
+    words = ["<s>", "\u2581hello", "\u2581foo", "\u2581bar"]
+    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+
+
+class Parrot:
+    """Stands in for the engine: says ` foo bar bar...` until it is stopped."""
+
+    def generate(self, prompt: Any, sampling: Sampling) -> Generated:
+        tokens: list[int] = []
+        while len(tokens) < sampling.max_new_tokens:
+            tokens.append(3 if tokens else 2)
+            if sampling.stopped is not None and sampling.stopped(tokens):
+                break
+        return Generated(tuple(tokens), "length")
+
+
+@pytest.mark.parametrize(("stop", "text", "count"), [(" foo", "", 1), ("o bar", " fo", 2)])
+def test_a_stop_that_begins_with_a_space_is_seen_as_the_first_token(
+    stop: str, text: str, count: int
+) -> None:
+    tokenizer = word_tokenizer()
+    task = TextGeneration(tokenizer, Parrot(), Defaults(), max_model_len=100)  # type: ignore[arg-type]
+    task._encode = lambda prompt: [1]  # type: ignore[method-assign]  # "hello"
+    found = ask(task, "hello", max_new_tokens=5, stop=(stop,))
+    assert (found.text, found.completion_tokens, found.finish_reason) == (text, count, "stop")

@@ -15,8 +15,13 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, PreTrainedConfig
 
-from predictor.errors import CheckpointError, ConfigurationError
-from predictor.weights.checkpoint import check_context_length, context_length, open_directory
+from predictor.errors import CheckpointError
+from predictor.weights.checkpoint import (
+    context_length,
+    known_positions,
+    open_directory,
+    read_config,
+)
 from tests.checkpoints import CONFIGS
 from tests.conftest import Checkpoints
 
@@ -50,6 +55,8 @@ def test_safetensors_are_taken_where_both_kinds_lie(
         ("{", "config.json"),
         ("[]", "config.json"),
         ('{"model_type": "no-such-model"}', "no-such-model"),
+        ('{"model_type": "llama", "hidden_size": "abc"}', "hidden_size"),
+        ('{"model_type": "llama", "x": ' + "[" * 100_000 + "}", "config.json"),
         ('{"model_type": "x", "auto_map": {"AutoConfig": "c.C"}}', "trust_remote_code"),
         (
             '{"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}',
@@ -88,11 +95,30 @@ def test_the_default_context_is_the_models_own_up_to_8192(
     assert context_length(config) == tokens
 
 
-def test_a_context_beyond_the_models_positions_is_refused_with_both_numbers() -> None:
-    check_context_length(CONFIGS["gpt2"], 256)
-    check_context_length(CONFIGS["bloom"], 10**6)  # ALiBi knows no positions
-    with pytest.raises(ConfigurationError, match="257 is longer than the 256"):
-        check_context_length(CONFIGS["gpt2"], 257)
+def test_models_tell_the_positions_that_they_were_made_for() -> None:
+    assert known_positions(CONFIGS["gpt2"]) == 256
+    assert known_positions(CONFIGS["bloom"]) is None  # ALiBi knows no positions
+
+
+def test_remote_code_of_a_directory_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MineConfig"}}'
+    )
+    (tmp_path / "configuration_mine.py").write_text(
+        "from transformers import LlamaConfig\nclass MineConfig(LlamaConfig):\n"
+        "    model_type = 'mine'\n"
+    )
+    with pytest.raises(CheckpointError, match="trust_remote_code"):
+        read_config(tmp_path)
+    assert type(read_config(tmp_path, trust_remote_code=True)).__name__ == "MineConfig"
+
+
+def test_a_model_with_another_head_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "bert", "architectures": ["BertForSequenceClassification"]}'
+    )
+    with pytest.raises(CheckpointError, match="BertForSequenceClassification"):
+        read_config(tmp_path)
 
 
 class _Hub(BaseHTTPRequestHandler):

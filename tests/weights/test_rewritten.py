@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,22 +31,57 @@ def test_a_finished_write_is_marked_complete(checkpoint: Checkpoint, tmp_path: P
     assert (folder / "complete.json").exists()
 
 
-def test_what_an_interrupted_write_left_is_thrown_away(
+def test_an_interrupted_write_leaves_no_marker_and_no_part_of_a_file(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     folder = tmp_path / folder_name(checkpoint, "float32")
 
     def interrupted() -> None:
         with rewriting(tmp_path, checkpoint, "float32"):
-            (folder / "half.safetensors").write_bytes(b"ha")
+            (folder / ".tmpAb3xYz").write_bytes(b"ha")  # as safetensors names what it will rename
+            (folder / "done.safetensors").write_bytes(b"whole")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not (folder / "complete.json").exists()
-    with rewriting(tmp_path, checkpoint, "float32") as again:
-        assert again == folder
-        assert list(again.iterdir()) == []
+    with rewriting(tmp_path, checkpoint, "float32"):
+        assert [file.name for file in folder.iterdir()] == ["done.safetensors"]
+
+
+def test_a_start_beside_a_running_process_takes_no_file_from_it(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    with rewriting(tmp_path, checkpoint, "float32") as folder:
+        (folder / "weight.safetensors").write_bytes(b"in use")
+    with rewriting(tmp_path, checkpoint, "float32"):
+        assert (folder / "weight.safetensors").read_bytes() == b"in use"
+        assert (folder / "complete.json").exists()
+
+
+def test_a_restart_on_a_volume_that_just_holds_the_model_fits(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    from predictor import startup
+    from predictor.pod.resources import Memory, PodResources, Volume
+    from predictor.settings import read_settings
+
+    flags = {
+        "model_dir": str(checkpoints("mixtral")),
+        "device_map": "disk",
+        "max_model_len": 128,
+        "offload_folder": str(tmp_path),
+        "memory_headroom": 0,
+    }
+    settings = read_settings(flags, environ={})
+    first = bring_up(checkpoints("mixtral"), **flags).prepared
+    needed = first.placement.tier("disk").planned
+    written = sum(f.stat().st_blocks * 512 for f in tmp_path.rglob("*") if f.is_file())
+    left = needed - written + 64 * 1024
+    volume = Volume(tmp_path, max(left, 64 * 1024), True, "ext4", None)
+    pod = PodResources((), Memory(2**30, 2**30, "stated by a test"), volume)
+    again = startup.prepare(settings, startup.open_checkpoint(settings), pod)
+    assert again.placement.device_map == first.placement.device_map
 
 
 def test_every_model_revision_dtype_and_kind_has_a_folder_of_its_own(
@@ -65,14 +100,17 @@ def test_every_model_revision_dtype_and_kind_has_a_folder_of_its_own(
     assert folder_name(checkpoint, "float32") in names
 
 
-def test_a_checkpoint_that_changed_on_disk_gets_another_folder(
+def test_a_checkpoint_that_changed_on_disk_gets_another_folder_and_a_copy_does_not(
     checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
     shutil.copytree(checkpoints("llama"), tmp_path / "m")
     before = folder_name(open_directory(tmp_path / "m"), "float32")
     file = next((tmp_path / "m").glob("*.safetensors"))
-    time.sleep(0.01)
-    file.write_bytes(file.read_bytes())
+    os.utime(file, (1, 1))
+    assert folder_name(open_directory(tmp_path / "m"), "float32") == before
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
     assert folder_name(open_directory(tmp_path / "m"), "float32") != before
 
 
