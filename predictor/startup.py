@@ -45,12 +45,14 @@ class Prepared:
         skeleton: The model on the meta device.
         footprint: What it needs.
         placement: Where it goes.
+        threads: Threads to compute with; None leaves that to torch.
     """
 
     checkpoint: Checkpoint
     skeleton: Any
     footprint: Footprint
     placement: Placement
+    threads: int | None
 
 
 def open_checkpoint(settings: Settings) -> Checkpoint:
@@ -96,7 +98,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         stored_kind=checkpoint.kind,
     )
     placement = plan(footprint, resources, _wishes(settings, checkpoint, footprint, resources))
-    return Prepared(checkpoint, skeleton, footprint, placement)
+    return Prepared(checkpoint, skeleton, footprint, placement, resources.processors)
 
 
 def bring_up(settings: Settings, prepared: Prepared, progress: Progress) -> TextGeneration:
@@ -122,6 +124,7 @@ def bring_up(settings: Settings, prepared: Prepared, progress: Progress) -> Text
         checkpoint.path,
         execution_device=prepared.placement.execution_device,
         prefill_chunk=settings.prefill_chunk,
+        threads=prepared.threads,
         max_model_len=prepared.footprint.max_model_len,
         max_length=settings.max_length,
         trust_remote_code=settings.trust_remote_code,

@@ -23,7 +23,12 @@ class SerialEngine:
     """One model, one forward pass at a time: Accelerate's hooks are not thread-safe."""
 
     def __init__(
-        self, model: PreTrainedModel, *, execution_device: int | str, prefill_chunk: int
+        self,
+        model: PreTrainedModel,
+        *,
+        execution_device: int | str,
+        prefill_chunk: int,
+        threads: int | None = None,
     ) -> None:
         """Takes the model over.
 
@@ -33,7 +38,10 @@ class SerialEngine:
             execution_device: Where the first part runs; `model.device` says meta where that part
                 is offloaded.
             prefill_chunk: Prompt tokens in one forward pass.
+            threads: Most threads to compute with; fewer where ``OMP_NUM_THREADS`` says so.
         """
+        if threads is not None:
+            torch.set_num_threads(min(threads, torch.get_num_threads()))
         self._model = model
         self._device = torch.device(execution_device)
         self._chunk = prefill_chunk

@@ -1,4 +1,4 @@
-"""The memory limits of this process's control groups, versions 1 and 2.
+"""The memory and CPU limits of this process's control groups, versions 1 and 2.
 
 Knows the layouts that are met in the field: version 2 alone, version 1, the hybrid of both (a
 ``0::`` line that carries no memory controller), and version 1 in a container, where
@@ -40,7 +40,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class _Hierarchy:
-    """Where the memory controller is mounted and which group below it is this process's."""
+    """Where a controller is mounted and which group below it is this process's."""
 
     version: int
     mount: Path
@@ -55,21 +55,45 @@ def limited_groups(*, cgroup_root: Path, proc: Path) -> tuple[Group, ...]:
         cgroup_root: Where control groups are mounted if ``/proc/self/mountinfo`` does not say.
         proc: The proc file system.
     """
-    hierarchy = _hierarchy(cgroup_root, proc)
+    hierarchy = _hierarchy("memory", cgroup_root, proc)
     read = _read_v1 if hierarchy.version == 1 else _read_v2
     groups = (read(folder) for folder in _levels(hierarchy))
     return tuple(group for group in groups if group is not None)
 
 
-def _hierarchy(cgroup_root: Path, proc: Path) -> _Hierarchy:
-    # A controller is in one hierarchy only: a line that names `memory` means version 1, whatever
-    # a `0::` line beside it suggests.
+def processor_quota(*, cgroup_root: Path, proc: Path) -> float | None:
+    """Returns how many processors' time this process may use; None without a limit.
+
+    Args:
+        cgroup_root: Where control groups are mounted if ``/proc/self/mountinfo`` does not say.
+        proc: The proc file system.
+    """
+    hierarchy = _hierarchy("cpu", cgroup_root, proc)
+    read = _quota_v1 if hierarchy.version == 1 else _quota_v2
+    quotas = [quota for folder in _levels(hierarchy) if (quota := read(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _quota_v1(folder: Path) -> float | None:
+    quota = _number(folder / "cpu.cfs_quota_us")  # -1 means none
+    period = _number(folder / "cpu.cfs_period_us")
+    return None if quota is None or period is None or quota <= 0 else quota / period
+
+
+def _quota_v2(folder: Path) -> float | None:
+    quota, _, period = (_read(folder / "cpu.max") or "max").strip().partition(" ")
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _hierarchy(controller: str, cgroup_root: Path, proc: Path) -> _Hierarchy:
+    # A controller is in one hierarchy only: a line that names it means version 1, whatever a `0::`
+    # line beside it suggests.
     paths = _memberships(proc)
     mounts = read_mounts(proc)
-    if "memory" in paths or (not paths and (cgroup_root / "memory").is_dir()):
-        found = [m for m in mounts if m.filesystem == "cgroup" and "memory" in m.options]
-        mount = _visible(found, mounts) or _default(cgroup_root / "memory")
-        return _Hierarchy(1, mount.point, mount.root, paths.get("memory", "/"))
+    if controller in paths or (not paths and (cgroup_root / controller).is_dir()):
+        found = [m for m in mounts if m.filesystem == "cgroup" and controller in m.options]
+        mount = _visible(found, mounts) or _default(cgroup_root / controller)
+        return _Hierarchy(1, mount.point, mount.root, paths.get(controller, "/"))
     found = [m for m in mounts if m.filesystem == "cgroup2"]
     mount = _visible(found, mounts) or _default(cgroup_root)
     return _Hierarchy(2, mount.point, mount.root, paths.get("", "/"))

@@ -12,6 +12,7 @@ from predictor.pod.compare import bound_memory, check_devices, memory_notes, tak
 from predictor.pod.memory import CGROUP_ROOT, PROC, read_memory, read_own_anonymous
 from predictor.pod.own_pod import SERVICE_ACCOUNT, read_own_pod
 from predictor.pod.pod_spec import OwnPod, OwnPodUnknown
+from predictor.pod.processors import read_processors
 from predictor.pod.resources import Memory, PodResources, Volume
 from predictor.pod.volume import read_volume
 
@@ -61,6 +62,7 @@ def read(
         accelerators=take_share(seen, gpu_fraction),
         memory=memory,
         volume=volume,
+        processors=read_processors(cgroup_root=cgroup_root, proc=proc),
         notes=(*notes, *_volume_notes(volume, pod)),
     )
 

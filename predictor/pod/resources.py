@@ -73,10 +73,12 @@ class PodResources:
         accelerators: In torch's order; empty without any.
         memory: Main memory.
         volume: The offload volume; None where there is no offload folder.
+        processors: Processors that may be kept busy; None where they were not measured.
         notes: Sentences for the log about what could not be found out or was adjusted.
     """
 
     accelerators: tuple[Accelerator, ...]
     memory: Memory
     volume: Volume | None
+    processors: int | None = None
     notes: tuple[str, ...] = ()

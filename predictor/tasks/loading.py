@@ -20,6 +20,7 @@ def open_task(
     *,
     execution_device: int | str,
     prefill_chunk: int,
+    threads: int | None,
     max_model_len: int,
     max_length: int | None,
     trust_remote_code: bool,
@@ -31,6 +32,7 @@ def open_task(
         path: Its directory, for the tokenizer.
         execution_device: Where its first part runs.
         prefill_chunk: Prompt tokens in one forward pass.
+        threads: Threads to compute with; None leaves that to torch.
         max_model_len: Most tokens of prompt and reply.
         max_length: The setting of this name.
         trust_remote_code: Whether a tokenizer that comes as code may run.
@@ -47,6 +49,8 @@ def open_task(
         reason = str(error).strip().splitlines()[0][:200]
         raise CheckpointError(f"{path} holds no tokenizer that can be used: {reason}") from None
     defaults = Defaults.of(model.generation_config, max_length)
-    engine = SerialEngine(model, execution_device=execution_device, prefill_chunk=prefill_chunk)
+    engine = SerialEngine(
+        model, execution_device=execution_device, prefill_chunk=prefill_chunk, threads=threads
+    )
     engine.warm_up()
     return TextGeneration(tokenizer, engine, defaults, max_model_len=max_model_len)
