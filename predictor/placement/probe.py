@@ -13,7 +13,6 @@ import inspect
 import itertools
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +95,7 @@ def _forward(model: PreTrainedModel, tokens: int, past: Any = None) -> Any:
     extra: dict[str, Any] = {}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         extra["logits_to_keep"] = 1
-    with torch.no_grad(), _fused_attention():
+    with torch.no_grad(), _AsOnDevices():
         return model(input_ids=ids, past_key_values=past, use_cache=True, **extra).past_key_values
 
 
@@ -158,7 +157,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= count
 
 
-class _Fused(TorchFunctionMode):
+class _AsOnDevices(TorchFunctionMode):
     """What meta tensors would otherwise decide differently from real ones.
 
     Attention runs as on real devices, where fused kernels hold no matrix of scores (on meta, torch
@@ -203,12 +202,6 @@ def _attend_by_the_book(query: torch.Tensor, key: torch.Tensor, **named: Any) ->
     result = functional.scaled_dot_product_attention(query, key, **named)
     del hidden
     return result
-
-
-@contextmanager
-def _fused_attention() -> Iterator[None]:
-    with _Fused():
-        yield
 
 
 def _by_formula(model: PreTrainedModel, blocks: int, max_model_len: int, chunk: int) -> Probe:

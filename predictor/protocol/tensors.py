@@ -54,7 +54,7 @@ def elements(tensor: Any) -> list[Element]:
     """
     where = f"Input {quoted(tensor.name)}"
     check_datatype(tensor.datatype, where)
-    size = _size(tensor.shape, where)
+    size = size_of(tensor.shape, where)
     # The SDK's one public way to the raw bytes, as_numpy(), fails on whatever is wrong with them.
     raw: bytes | None = tensor._raw_data
     if raw is None:
@@ -75,16 +75,12 @@ def check_datatype(datatype: str, where: str) -> None:
         raise RequestError(f"{where} has datatype {quoted(datatype)}; known are {known}.")
 
 
-def to_raw(values: Iterable[Element], datatype: str) -> bytes:
-    """Returns the binary form of elements that are known to be of `datatype`."""
-    if datatype != "BYTES":
-        numbers = list(values)
-        return struct.pack(f"<{len(numbers)}{_FORMATS[datatype]}", *numbers)
-    texts = [str(value).encode() for value in values]
-    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+def size_of(shape: Sequence[object], where: str) -> int:
+    """Returns how many elements a shape says.
 
-
-def _size(shape: Sequence[object], where: str) -> int:
+    Raises:
+        RequestError: It is no shape.
+    """
     if len(shape) > _MOST_DIMENSIONS:
         raise RequestError(f"{where} has more than {_MOST_DIMENSIONS} dimensions.")
     size = 1
@@ -95,6 +91,15 @@ def _size(shape: Sequence[object], where: str) -> int:
             raise RequestError(f"{where} has a dimension below 0 or above {_LARGEST_DIMENSION}.")
         size *= dimension
     return size
+
+
+def to_raw(values: Iterable[Element], datatype: str) -> bytes:
+    """Returns the binary form of elements that are known to be of `datatype`."""
+    if datatype != "BYTES":
+        numbers = list(values)
+        return struct.pack(f"<{len(numbers)}{_FORMATS[datatype]}", *numbers)
+    texts = [str(value).encode() for value in values]
+    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
 
 
 def _flat(data: object, shape: Sequence[int], size: int, where: str) -> list[object]:

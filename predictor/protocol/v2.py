@@ -9,7 +9,6 @@ metadata cannot mark an input as optional, so `inputs` lists the prompt only.
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from kserve.protocol.infer_type import to_http_parameters
 
 from predictor.errors import RequestError
 from predictor.protocol.document import check_count, nearest, quoted
-from predictor.protocol.tensors import elements
+from predictor.protocol.tensors import elements, size_of
 from predictor.protocol.v2_parameters import parse_v2_parameters
 from predictor.tasks.parameters import NAMES
 from predictor.tasks.request import Completion, GenerationRequest, Prompt
@@ -74,7 +73,7 @@ def decode(request: InferRequest) -> Call:
             that could be it, a tensor is malformed, a parameter wrong, an output unknown.
     """
     prompt, parameter_tensors = _tell_apart(request.inputs)
-    check_count(math.prod(prompt.shape))
+    check_count(size_of(prompt.shape, f"Input {quoted(prompt.name)}"))
     texts = [str(text) for text in elements(prompt)]
     if not texts:
         raise RequestError(f"Input {quoted(prompt.name)} has no element; give at least one prompt.")
