@@ -119,12 +119,15 @@ class PredictorModel(Model):
             RequestError: A prompt is too long, or empty.
             GenerationFailed: The model failed on it.
         """
-        if self._task is None:
+        task = self._task
+        if task is None:
             raise NotReady(f"Model {self.name!r} is not ready.")
         self.running += 1
         try:
+            # What is wrong with a request is said at once, and not after those before it.
+            jobs = await asyncio.to_thread(task.prepare, payload.request)
             completions = await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._task.run, payload.request
+                self._executor, task.complete, jobs
             )
         finally:
             self.running -= 1

@@ -62,6 +62,15 @@ class Defaults:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A checked prompt, its tokens, and the whole recipe for its reply."""
+
+    prompt: Prompt
+    ids: tuple[int, ...]
+    sampling: Sampling
+
+
 class TextGeneration:
     """The task that continues prompts."""
 
@@ -86,24 +95,27 @@ class TextGeneration:
         self._defaults = defaults
         self._max_model_len = max_model_len
 
-    def run(self, request: GenerationRequest) -> tuple[Completion, ...]:
-        """Returns a completion for each prompt, in order; blocks until all are done.
-
-        Every prompt is checked before the first is generated.
+    def prepare(self, request: GenerationRequest) -> tuple[Job, ...]:
+        """Returns what is to be generated for each prompt, in order; does not wait for the model.
 
         Raises:
             RequestError: A prompt is empty for this tokenizer.
             PromptTooLong: Prompt, or prompt and reply, exceed `max_model_len`.
+        """
+        encoded = [(prompt, self._encode(prompt)) for prompt in request.prompts]
+        return tuple(
+            Job(prompt, tuple(ids), self._sampling(prompt.parameters, ids))
+            for prompt, ids in encoded
+        )
+
+    def complete(self, jobs: Sequence[Job]) -> tuple[Completion, ...]:
+        """Returns a completion for each job, in order; blocks until all are done.
+
+        Raises:
             GenerationFailed: The model failed.
         """
-        encoded = [self._encode(prompt) for prompt in request.prompts]
-        recipes = [
-            self._sampling(prompt.parameters, ids)
-            for prompt, ids in zip(request.prompts, encoded, strict=True)
-        ]
         return tuple(
-            self._complete(prompt, ids, self._engine.generate(ids, sampling))
-            for prompt, ids, sampling in zip(request.prompts, encoded, recipes, strict=True)
+            self._completion(job, self._engine.generate(job.ids, job.sampling)) for job in jobs
         )
 
     def _encode(self, prompt: Prompt) -> list[int]:
@@ -167,7 +179,8 @@ class TextGeneration:
 
         return stopped
 
-    def _complete(self, prompt: Prompt, ids: list[int], generated: Generated) -> Completion:
+    def _completion(self, job: Job, generated: Generated) -> Completion:
+        prompt, ids = job.prompt, job.ids
         text = self._reply(ids, generated.tokens)
         found = [text.find(stop) for stop in prompt.parameters.stop if stop in text]
         text = text[: min(found)] if found else text
@@ -178,7 +191,7 @@ class TextGeneration:
             completion_tokens=len(generated.tokens),
         )
 
-    def _reply(self, ids: list[int], tokens: Sequence[int]) -> str:
+    def _reply(self, ids: Sequence[int], tokens: Sequence[int]) -> str:
         context = ids[-_CONTEXT_TOKENS:]
         before, after = self._decode(context), self._decode([*context, *tokens])
         return after.removeprefix(before) if after.startswith(before) else self._decode(tokens)

@@ -94,6 +94,7 @@ def test_health_answers_while_a_generation_runs(checkpoints: Checkpoints) -> Non
         server.await_ready()
         running = pool.submit(long_generation, server)
         await_running(server)
+        assert server.predict("too long " * 300).status_code == 400  # said now, not in its turn
         for path in ("/v2/health/live", "/v2/health/ready", f"/v1/models/{server.name}"):
             assert status(server, path) == 200
         assert grpc_ready(server)

@@ -17,7 +17,7 @@ from transformers import (
 from predictor.engine.sampling import Generated, Sampling
 from predictor.errors import PromptTooLong, RequestError
 from predictor.tasks.generation import Defaults, TextGeneration
-from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
+from predictor.tasks.request import Completion, GenerationParameters, GenerationRequest, Prompt
 from tests.checkpoints import byte_tokenizer
 from tests.conftest import Checkpoints
 from tests.serving import Up, bring_up
@@ -33,7 +33,11 @@ def demo() -> Up:
 
 def ask(task: TextGeneration, text: str, **parameters: Any) -> Any:
     prompt = Prompt(text, GenerationParameters(**parameters))
-    return task.run(GenerationRequest((prompt,)))[0]
+    return run(task, prompt)[0]
+
+
+def run(task: TextGeneration, *prompts: Prompt) -> tuple[Completion, ...]:
+    return task.complete(task.prepare(GenerationRequest(prompts)))
 
 
 def test_the_demo_continues_the_readmes_prompt_like_transformers_does(demo: Up) -> None:
@@ -77,7 +81,7 @@ def test_prompts_of_one_request_are_answered_in_order_with_their_own_parameters(
         Prompt(text, GenerationParameters(max_new_tokens=count))
         for count, text in enumerate(texts, start=3)
     )
-    found = demo.task.run(GenerationRequest(prompts))
+    found = run(demo.task, *prompts)
     assert [completion.completion_tokens for completion in found] == [3, 4, 5]
     assert found[1] == ask(demo.task, texts[1], max_new_tokens=4)
 
@@ -87,13 +91,8 @@ def test_one_prompt_that_is_too_long_stops_the_request_before_any_is_generated(d
         Prompt("short", GenerationParameters()),
         Prompt("long " * 500, GenerationParameters()),
     )
-    before = demo.task._engine
-    demo.task._engine = None  # type: ignore[assignment]  # to use it would be an AttributeError
-    try:
-        with pytest.raises(PromptTooLong) as raised:
-            demo.task.run(GenerationRequest(prompts))
-    finally:
-        demo.task._engine = before
+    with pytest.raises(PromptTooLong) as raised:
+        demo.task.prepare(GenerationRequest(prompts))
     assert raised.value.limit == 256
     assert str(raised.value.tokens - 1) in str(raised.value)
     assert "256" in str(raised.value)
