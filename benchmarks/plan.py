@@ -152,7 +152,7 @@ def _plan(settings: Any, stated: Stated) -> dict[str, Any] | None:
     from predictor.pod.stated import state
 
     resources = state(stated.gpus, stated.memory, stated.disk)
-    checkpoint = startup.open_for_planning(settings)
+    checkpoint = startup.open_checkpoint(settings, needs_weights=False)
     try:
         return as_json(startup.prepare(settings, checkpoint, resources).placement)
     except DoesNotFit:

@@ -156,7 +156,7 @@ def _plan(flags: dict[str, Any]) -> int:
         resources = state(**stated)
     else:
         resources = pod.read(settings.offload_folder, gpu_fraction=settings.gpu_fraction)
-    checkpoint = startup.open_for_planning(settings)
+    checkpoint = startup.open_checkpoint(settings, needs_weights=False)
     placement = startup.prepare(settings, checkpoint, resources).placement
     text = table(placement) if output == "table" else json.dumps(as_json(placement), indent=2)
     print(text)  # noqa: T201 - what the command is asked for

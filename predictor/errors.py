@@ -3,10 +3,17 @@
 An error carries one clear sentence and, as class attributes, its meaning on each border: the HTTP
 status, the name of the gRPC status code and the process's exit code. The translation itself is
 done at one place for each border (`protocol.errors`, `cli`). Exit codes follow sysexits.h: 78 is a
-wrong configuration (what does not fit among them), 69 is a service that cannot be reached.
+wrong configuration (what does not fit among them), 69 is a service that cannot be reached. Two
+phrases that many sentences need, what a library said and which name is nearest, are made here too.
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+_MOST_SHOWN = 64
+"""Characters of a name that are compared; a client may send any number."""
 
 
 class PredictorError(Exception):
@@ -108,3 +115,14 @@ class Overloaded(PredictorError):
 
 class GenerationFailed(PredictorError):
     """The model failed on this request; the cause is in the log, not in the answer."""
+
+
+def reason_of(error: BaseException, *, most: int = 200) -> str:
+    """Returns what a library's error says as one line, or its class where it says nothing."""
+    return " ".join((str(error).strip() or type(error).__name__).split())[:most]
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Returns the end of a sentence: ``did you mean 'x'?``, or all that is known."""
+    near = difflib.get_close_matches(name[:_MOST_SHOWN], known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."

@@ -5,7 +5,6 @@ The rim's one composition of the floors below it; `predictor plan` walks it half
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,6 @@ from predictor.errors import ConfigurationError
 from predictor.placement.footprint import build_on_meta, measure_footprint
 from predictor.placement.plan import Placement, Wishes
 from predictor.placement.planner import plan
-from predictor.placement.stored import read_stored
 from predictor.placement.units import Footprint
 from predictor.pod.resources import PodResources
 from predictor.pod.usage import count_usage
@@ -27,13 +25,10 @@ from predictor.weights.checkpoint import (
     known_positions,
     open_directory,
     open_hub,
-    read_config,
 )
 from predictor.weights.loader import load
 from predictor.weights.progress import Progress
 from predictor.weights.rewritten import folder_name
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +50,12 @@ class Prepared:
     threads: int | None
 
 
-def open_checkpoint(settings: Settings) -> Checkpoint:
+def open_checkpoint(settings: Settings, *, needs_weights: bool = True) -> Checkpoint:
     """Returns the model that the settings name, from the hub or a directory.
+
+    Args:
+        settings: The settings.
+        needs_weights: Whether a bare ``config.json``, which is enough to plan, is not.
 
     Raises:
         CheckpointError: It cannot be served.
@@ -68,17 +67,7 @@ def open_checkpoint(settings: Settings) -> Checkpoint:
     }
     if settings.model_id is not None:
         return open_hub(settings.model_id, settings.model_revision, **rules)
-    return open_directory(settings.model_dir, **rules)
-
-
-def open_for_planning(settings: Settings) -> Checkpoint:
-    """Returns a checkpoint to plan for: a bare ``config.json`` is enough."""
-    path = settings.model_dir
-    bare = path.is_file() or (path.is_dir() and read_stored(path) is None)
-    if settings.model_id is None and bare:
-        config = read_config(path, trust_remote_code=settings.trust_remote_code)
-        return Checkpoint(path, config, "safetensors", None)
-    return open_checkpoint(settings)
+    return open_directory(settings.model_dir, needs_weights=needs_weights, **rules)
 
 
 def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources) -> Prepared:

@@ -48,10 +48,6 @@ def bring_up(folder: Path, *, memory: int = GIB, **flags: Any) -> Up:
     return Up(startup.bring_up(settings, prepared, progress), prepared, progress)
 
 
-def everything_on(device: str) -> str:
-    return device
-
-
 def blocks_on_disk(folder: Path) -> dict[str, str]:
     """A map with every second block on disk and the rest in main memory."""
     from predictor.placement.footprint import build_on_meta, find_blocks, measure_footprint

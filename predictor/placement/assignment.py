@@ -53,6 +53,10 @@ class Demand:
         """Bytes to stream these units one leaf module at a time."""
         return max((unit.largest_leaf for unit in units), default=0)
 
+    def reading(self, units: Sequence[Unit]) -> int:
+        """Bytes of main memory to read these units from disk, twice while one is converted."""
+        return (2 if self.footprint.cast else 1) * self.staging(units)
+
 
 def tiers(demand: Demand, assignment: Assignment, budgets: Budgets) -> dict[str, Tier]:
     """Returns what an assignment puts on each tier; `owned` is left to the caller.
@@ -102,8 +106,7 @@ def _add_staging(demand: Demand, assignment: Assignment, sums: dict[str, _Sum], 
     streamed = on_disk + [unit for unit, device in placed if device == "cpu" and main != "cpu"]
     if main != "cpu":
         sums[main].staging = demand.staging(streamed)
-    copies = 2 if demand.footprint.cast else 1
-    sums["cpu"].staging = copies * demand.staging(on_disk)
+    sums["cpu"].staging = demand.reading(on_disk)
 
 
 def main_device(assignment: Assignment) -> str:
@@ -209,11 +212,9 @@ def _spill(
     """Puts as many of these units as fit in main memory, the first ones, and the rest on disk."""
     fixed = demand.footprint.activations if executes else 0
     fixed += sum(unit.buffers + demand.kv(unit) for unit in units) if executes else 0
-    copies = 2 if demand.footprint.cast else 1
     weights = sum(unit.weights for unit in units)
     for count in range(len(units), -1, -1):
-        staging = copies * demand.staging(units[count:])
-        if fixed + weights + staging <= budgets.cpu:
+        if fixed + weights + demand.reading(units[count:]) <= budgets.cpu:
             return ("cpu",) * count + ("disk",) * (len(units) - count)
         weights -= units[count - 1].weights if count else 0
     return ("disk",) * len(units)

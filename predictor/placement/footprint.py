@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from predictor.errors import ConfigurationError
+from predictor.errors import ConfigurationError, reason_of
 from predictor.placement.probe import Probe, probe
 from predictor.placement.units import Footprint, Unit
 
@@ -44,10 +44,9 @@ def build_on_meta(
         ArithmeticError,
         ImportError,
     ) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigurationError(
             f"A {config.model_type!r} model cannot be built as a causal language model: "
-            f"{first_line}"
+            f"{reason_of(error)}"
         ) from error
     return model.eval()  # type: ignore[no-any-return]
 

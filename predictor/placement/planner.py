@@ -6,11 +6,10 @@ them, and says in one sentence what is missing where there is none.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 
-from predictor.errors import ConfigurationError
+from predictor.errors import ConfigurationError, nearest
 from predictor.placement.assignment import (
     Assignment,
     Budgets,
@@ -46,10 +45,12 @@ def plan(footprint: Footprint, resources: PodResources, wishes: Wishes) -> Place
         assignment = search(demand, budgets, str(wishes.device_map))
     else:
         assignment = _assign(footprint, explicit, budgets)
-    if assignment is None or not fits(tiers(demand, assignment, budgets)):
+    filled = {} if assignment is None else tiers(demand, assignment, budgets)
+    if assignment is None or not fits(filled):
         roof, _ = _budgets(owned, replace(wishes, max_memory={}))
         raise does_not_fit(demand, budgets, roof, wishes, None if explicit is None else assignment)
-    return _placement(demand, budgets, assignment, owned, notes)
+    filled = {name: replace(tier, owned=owned[name]) for name, tier in filled.items()}
+    return _placement(demand, assignment, filled, notes)
 
 
 def _owned(resources: PodResources, wishes: Wishes) -> dict[str, int | None]:
@@ -106,10 +107,9 @@ def _device(name: str) -> str:
         return "0"
     if plain.isdigit() or plain in ("cpu", "disk"):
         return plain
-    near = difflib.get_close_matches(name, [*STRATEGIES, "cpu", "disk", "cuda"], n=1)
     raise ConfigurationError(
-        f"device_map names {name!r}, which is no strategy and no device"
-        + (f"; did you mean {near[0]!r}?" if near else ".")
+        f"device_map names {name!r}, which is no strategy and no device; "
+        + nearest(name, (*STRATEGIES, "cpu", "disk", "cuda"))
     )
 
 
@@ -149,14 +149,12 @@ def _device_of(names: tuple[str, ...], wish: dict[str, str]) -> str:
 
 def _placement(
     demand: Demand,
-    budgets: Budgets,
     assignment: Assignment,
-    owned: Mapping[str, int | None],
+    filled: Mapping[str, Tier],
     notes: tuple[str, ...],
 ) -> Placement:
     footprint = demand.footprint
     main = main_device(assignment)
-    filled = tiers(demand, assignment, budgets)
     return Placement(
         architecture=footprint.architecture,
         dtype=footprint.dtype,
@@ -165,7 +163,7 @@ def _placement(
             for unit, device in zip(footprint.units, assignment, strict=True)
             for name in unit.names
         },
-        tiers=tuple(replace(tier, owned=owned[name]) for name, tier in filled.items()),
+        tiers=tuple(filled.values()),
         execution_device=int(main) if main.isdigit() else main,
         max_model_len=footprint.max_model_len,
         kv_tokens=demand.concurrency * footprint.max_model_len,

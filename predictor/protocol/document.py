@@ -6,13 +6,12 @@ because a value may be a prompt.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import NoReturn, TypeVar
 
-from predictor.errors import RequestError
+from predictor.errors import RequestError, nearest
 from predictor.tasks.request import MOST_PROMPTS
 
 _T = TypeVar("_T")
@@ -108,12 +107,6 @@ def check_keys(document: Iterable[str], known: Collection[str], where: str) -> N
     for key in document:
         if key not in known:
             raise RequestError(f"Unknown key {quoted(key)} in {where}; {nearest(key, known)}")
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """Returns the end of a sentence: ``did you mean 'x'?``, or all that is known."""
-    near = difflib.get_close_matches(name[:_MOST_SHOWN], known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
 
 
 def quoted(name: str) -> str:

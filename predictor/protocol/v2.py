@@ -17,8 +17,8 @@ from typing import Any
 from kserve import InferOutput, InferRequest, InferResponse
 from kserve.protocol.infer_type import to_http_parameters
 
-from predictor.errors import RequestError
-from predictor.protocol.document import check_count, nearest, quoted
+from predictor.errors import RequestError, nearest
+from predictor.protocol.document import check_count, quoted
 from predictor.protocol.tensors import elements, size_of
 from predictor.protocol.v2_parameters import parse_v2_parameters
 from predictor.tasks.parameters import NAMES

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel
 
 from predictor.engine.serial import SerialEngine
-from predictor.errors import CheckpointError
+from predictor.errors import CheckpointError, reason_of
 from predictor.tasks.generation import Defaults, TextGeneration
-
-logger = logging.getLogger(__name__)
 
 
 def open_task(
@@ -45,9 +42,11 @@ def open_task(
         tokenizer = AutoTokenizer.from_pretrained(
             path, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise CheckpointError(f"{path} holds no tokenizer that can be used: {reason}") from None
+    # A tokenizer's files may be wrong in any way, and the libraries complain in as many.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} holds no tokenizer that can be used: {reason_of(error)}"
+        ) from None
     defaults = Defaults.of(model.generation_config, max_length)
     engine = SerialEngine(
         model, execution_device=execution_device, prefill_chunk=prefill_chunk, threads=threads

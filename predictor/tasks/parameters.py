@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from predictor.errors import RequestError
+from predictor.errors import RequestError, nearest
 from predictor.tasks.request import GenerationParameters
 
 NAMES = tuple(field.name for field in dataclasses.fields(GenerationParameters))
@@ -32,14 +31,8 @@ def parse_parameters(given: Mapping[str, Any]) -> GenerationParameters:
     said = {name: value for name, value in given.items() if value is not None}
     for name in said:
         if name not in NAMES:
-            raise RequestError(_unknown(name))
+            raise RequestError(f"Unknown parameter {name[:64]!r}; {nearest(name, NAMES)}")
     return GenerationParameters(**{name: _CHECKS[name](name, said[name]) for name in said})
-
-
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, NAMES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NAMES)}."
-    return f"Unknown parameter {name[:64]!r}; {hint}"
 
 
 def _integer(name: str, value: Any, least: int, most: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from predictor.errors import CheckpointError, ConfigurationError, HubUnreachable
+from predictor.errors import CheckpointError, ConfigurationError, HubUnreachable, reason_of
 from predictor.placement.stored import StoredWeights, read_stored
 
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -66,17 +66,23 @@ class Checkpoint:
 
 
 def open_directory(
-    path: Path, *, allow_pickle: bool = False, trust_remote_code: bool = False
+    path: Path,
+    *,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    needs_weights: bool = True,
 ) -> Checkpoint:
-    """Returns the checkpoint in a local directory.
+    """Returns the checkpoint in a local directory, or, to plan with, of a bare ``config.json``.
 
     Raises:
         CheckpointError: Files are missing or damaged, or of a kind that is not allowed.
     """
-    if not path.is_dir():
+    if not path.is_dir() and (needs_weights or not path.is_file()):
         raise CheckpointError(f"There is no model directory {path}.")
     config = read_config(path, trust_remote_code=trust_remote_code)
     stored = read_stored(path)
+    if stored is None and not needs_weights:
+        return Checkpoint(path, config, "safetensors", None)
     if stored is None:
         raise CheckpointError(
             f"{path} holds no weights: neither model.safetensors nor pytorch_model.bin, "
@@ -105,8 +111,7 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
                 f"{file} needs Python code that comes with the model; "
                 "run it with --trust_remote_code if you trust its author."
             ) from None
-        reason = " ".join((str(error).strip() or type(error).__name__).split())[:200]
-        raise CheckpointError(f"{file} cannot be used: {reason}") from None
+        raise CheckpointError(f"{file} cannot be used: {reason_of(error)}") from None
     _check_architecture(config, file)
     if getattr(config, "quantization_config", None):
         raise CheckpointError(
@@ -129,16 +134,19 @@ def _check_architecture(config: PreTrainedConfig, file: Path) -> None:
 
 def context_length(config: PreTrainedConfig) -> int:
     """Returns the default `max_model_len`: the model's own context, at most 8192 tokens."""
-    text = config.get_text_config(decoder=True)
-    own = next((getattr(text, name) for name in _CONTEXT if getattr(text, name, None)), 2048)
-    return min(int(own), _LONGEST_DEFAULT)
+    return min(_stated(config, _CONTEXT) or 2048, _LONGEST_DEFAULT)
 
 
 def known_positions(config: PreTrainedConfig) -> int | None:
     """Returns how many positions the model was made for; None where it knows none (ALiBi)."""
+    return _stated(config, _POSITIONS)
+
+
+def _stated(config: PreTrainedConfig, names: Iterable[str]) -> int | None:
+    """The first of these numbers that the config of the text model states."""
     text = config.get_text_config(decoder=True)
-    found = next((getattr(text, name) for name in _POSITIONS if getattr(text, name, None)), None)
-    return None if found is None else int(found)
+    found = (getattr(text, name, None) for name in names)
+    return next((int(number) for number in found if number), None)
 
 
 def open_hub(
@@ -187,14 +195,7 @@ def fetch_weights(checkpoint: Checkpoint) -> Checkpoint:
     stored = read_stored(Path(path))
     if stored is None:
         raise CheckpointError(f"{checkpoint.model_id} holds no weights that can be used.")
-    return Checkpoint(
-        Path(path),
-        checkpoint.config,
-        checkpoint.kind,
-        stored,
-        checkpoint.model_id,
-        checkpoint.revision,
-    )
+    return replace(checkpoint, path=Path(path), stored=stored)
 
 
 def _kind(names: Iterable[str]) -> str | None:

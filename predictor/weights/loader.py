@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from predictor.errors import CheckpointError, LoadFailed
+from predictor.errors import CheckpointError, LoadFailed, reason_of
 from predictor.placement.footprint import find_blocks
 from predictor.placement.plan import Placement
 from predictor.quantity import format_bytes
@@ -94,8 +94,9 @@ def _from_pretrained(
     # Files, devices and volumes fail in any way, and the libraries complain in as many.
     except Exception as error:
         logger.exception("from_pretrained failed")
-        reason = " ".join((str(error).strip() or type(error).__name__).split())[:300]
-        raise LoadFailed(f"The weights in {checkpoint.path} cannot be loaded: {reason}") from error
+        raise LoadFailed(
+            f"The weights in {checkpoint.path} cannot be loaded: {reason_of(error, most=300)}"
+        ) from error
     model, info = loaded
     lacking = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
     if lacking:

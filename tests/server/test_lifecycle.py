@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -53,13 +56,20 @@ def grpc_infer_code(server: Served) -> grpc.StatusCode:
     return asyncio.run(ask())
 
 
-def long_generation(server: Served) -> httpx.Response:
-    return server.predict("a long one", max_new_tokens=400, temperature=1.0, seed=3)
-
-
-def await_running(server: Served) -> None:
-    """Waits until the model is at work: until a request would have to wait."""
-    time.sleep(1.0)
+@contextlib.contextmanager
+def at_work(
+    checkpoints: Checkpoints, *flags: str, **parameters: Any
+) -> Iterator[tuple[Served, concurrent.futures.Future[httpx.Response]]]:
+    """A server that is ready and has been generating for a second, and the reply to come."""
+    asked = {"max_new_tokens": 400, "temperature": 1.0, "seed": 3, **parameters}
+    with (
+        serve(checkpoints("bloom"), *SMALL, *flags) as server,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        server.await_ready()
+        running = pool.submit(server.predict, "a long one", **asked)
+        time.sleep(1.0)
+        yield server, running
 
 
 def test_a_start_opens_its_ports_first_is_live_and_not_ready_and_then_is(
@@ -87,13 +97,7 @@ def test_a_start_opens_its_ports_first_is_live_and_not_ready_and_then_is(
 
 
 def test_health_answers_while_a_generation_runs(checkpoints: Checkpoints) -> None:
-    with (
-        serve(checkpoints("bloom"), *SMALL) as server,
-        concurrent.futures.ThreadPoolExecutor() as pool,
-    ):
-        server.await_ready()
-        running = pool.submit(long_generation, server)
-        await_running(server)
+    with at_work(checkpoints) as (server, running):
         assert server.predict("too long " * 300).status_code == 400  # said now, not in its turn
         for path in ("/v2/health/live", "/v2/health/ready", f"/v1/models/{server.name}"):
             assert status(server, path) == 200
@@ -105,13 +109,7 @@ def test_health_answers_while_a_generation_runs(checkpoints: Checkpoints) -> Non
 def test_sigterm_lets_what_runs_end_refuses_the_rest_and_exits_with_0(
     checkpoints: Checkpoints,
 ) -> None:
-    with (
-        serve(checkpoints("bloom"), *SMALL, "--grace_period=120") as server,
-        concurrent.futures.ThreadPoolExecutor() as pool,
-    ):
-        server.await_ready()
-        running = pool.submit(long_generation, server)
-        await_running(server)
+    with at_work(checkpoints, "--grace_period=120") as (server, running):
         server.terminate()
         time.sleep(0.3)
         assert not running.done()
@@ -128,15 +126,7 @@ def test_sigterm_lets_what_runs_end_refuses_the_rest_and_exits_with_0(
 
 
 def test_a_generation_longer_than_the_grace_period_is_cut_off(checkpoints: Checkpoints) -> None:
-    with (
-        serve(checkpoints("bloom"), *SMALL, "--grace_period=0.5") as server,
-        concurrent.futures.ThreadPoolExecutor() as pool,
-    ):
-        server.await_ready()
-        running = pool.submit(
-            server.predict, "endless", max_new_tokens=2000, temperature=1.0, seed=3
-        )
-        await_running(server)
+    with at_work(checkpoints, "--grace_period=0.5", max_new_tokens=2000) as (server, running):
         server.terminate()
         assert server.process.wait(30) == 0
         assert "1 requests unfinished" in server.log
@@ -145,13 +135,7 @@ def test_a_generation_longer_than_the_grace_period_is_cut_off(checkpoints: Check
 
 
 def test_a_second_sigterm_exits_at_once(checkpoints: Checkpoints) -> None:
-    with (
-        serve(checkpoints("bloom"), *SMALL, "--grace_period=120") as server,
-        concurrent.futures.ThreadPoolExecutor() as pool,
-    ):
-        server.await_ready()
-        running = pool.submit(long_generation, server)
-        await_running(server)
+    with at_work(checkpoints, "--grace_period=120") as (server, running):
         server.terminate()
         time.sleep(0.3)
         server.terminate()
@@ -180,17 +164,16 @@ def test_one_request_more_than_may_wait_is_refused_and_the_others_are_answered(
     checkpoints: Checkpoints,
 ) -> None:
     with (
-        serve(checkpoints("bloom"), *SMALL, "--max_requests=2") as server,
+        at_work(checkpoints, "--max_requests=2") as (server, running),
         concurrent.futures.ThreadPoolExecutor() as pool,
     ):
-        server.await_ready()
-        running = [pool.submit(long_generation, server) for _ in range(2)]
-        await_running(server)
+        waiting = pool.submit(server.predict, "its turn will come", max_new_tokens=2)
+        time.sleep(0.5)
         refused = server.predict("one too many")
         assert refused.status_code == 429
         assert "2 requests are running and waiting" in refused.json()["error"]
         assert grpc_infer_code(server) is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert [job.result().status_code for job in running] == [200, 200]
+        assert running.result().status_code == waiting.result().status_code == 200
         assert server.predict("now there is room", max_new_tokens=1).status_code == 200
 
 
