@@ -107,10 +107,32 @@ class NotReady(PredictorError):
 
 
 class Overloaded(PredictorError):
-    """As many requests as may be are running and waiting."""
+    """As many requests as may be are running and waiting.
+
+    Attributes:
+        retry_after: Seconds after which a place is likely to be free.
+    """
 
     http_status = 429
     grpc_code = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, sentence: str, *, retry_after: int) -> None:
+        super().__init__(sentence)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(PredictorError):
+    """A request was not answered within the time that it or the server allows."""
+
+    http_status = 504
+    grpc_code = "DEADLINE_EXCEEDED"
+
+
+class EngineBroken(PredictorError):
+    """The engine has failed for good; the process ends, to be started again."""
+
+    http_status = 503
+    grpc_code = "UNAVAILABLE"
 
 
 class GenerationFailed(PredictorError):

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from predictor.errors import NotReady, Overloaded
+from predictor.errors import DeadlineExceeded, EngineBroken, NotReady, Overloaded
+from predictor.metrics import PLACEMENT_BYTES
+from predictor.placement.plan import Placement
 from predictor.placement.report import as_json, table
-from predictor.protocol.exchange import Exchange, open_exchange  # first: imports kserve safely
+from predictor.protocol.deadline import asked_timeout  # first: imports kserve safely
+from predictor.protocol.exchange import Exchange, open_exchange
 from predictor.settings import Settings
-from predictor.tasks.request import Completion
+from predictor.tasks.request import Completion, GenerationRequest, Piece
 from predictor.weights.progress import Progress
 
 from kserve import InferRequest, InferResponse, Model  # isort: skip
@@ -41,17 +46,25 @@ class PredictorModel(Model):
         running: Requests that were accepted and are not answered yet.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, on_broken: Callable[[EngineBroken], None] | None = None
+    ) -> None:
+        """Takes the settings; `load` does the work.
+
+        Args:
+            settings: The settings.
+            on_broken: Is told, in another thread, that the model has failed for good.
+        """
         super().__init__(settings.model_name)
         self.version = settings.model_version
         self.running = 0
         self._settings = settings
+        self._on_broken = on_broken
         self._progress = Progress()
         self._task: TextGeneration | None = None
         self._placement: dict[str, Any] = {}
         self._draining = False
-        # One thread: the model runs one forward pass at a time, and never on the event loop.
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generate")
+        self._rate = _Rate()
 
     def load(self) -> bool:
         """Plans, loads and warms the model; blocks, so it is called from a thread.
@@ -69,7 +82,8 @@ class PredictorModel(Model):
         prepared = startup.prepare(settings, checkpoint, resources)
         self._placement = as_json(prepared.placement)
         logger.info("%s", table(prepared.placement))
-        self._task = startup.bring_up(settings, prepared, self._progress)
+        _show(self.name, prepared.placement)
+        self._task = startup.bring_up(settings, prepared, self._progress, self._break)
         self.ready = True
         return self.ready
 
@@ -104,10 +118,7 @@ class PredictorModel(Model):
             Overloaded: As many requests as may be are running and waiting.
             RequestError: The payload cannot be understood.
         """
-        if not await self.healthy():
-            raise NotReady(f"Model {self.name!r} is not ready.")
-        if self.running >= self._settings.max_requests:
-            raise Overloaded(f"{self.running} requests are running and waiting; try again later.")
+        self._check_open()
         return open_exchange(payload, model_name=self.name, model_version=self.version)
 
     async def predict(
@@ -118,20 +129,9 @@ class PredictorModel(Model):
         Raises:
             RequestError: A prompt is too long, or empty.
             GenerationFailed: The model failed on it.
+            DeadlineExceeded: It took too long.
         """
-        task = self._task
-        if task is None:
-            raise NotReady(f"Model {self.name!r} is not ready.")
-        self.running += 1
-        try:
-            # What is wrong with a request is said at once, and not after those before it.
-            jobs = await asyncio.to_thread(task.prepare, payload.request)
-            completions = await asyncio.get_running_loop().run_in_executor(
-                self._executor, task.complete, jobs
-            )
-        finally:
-            self.running -= 1
-        return Answered(payload, completions)
+        return Answered(payload, await self.answer(payload.request, asked_timeout(headers)))
 
     async def postprocess(
         self, result: Answered, headers: Any = None, response_headers: Any = None
@@ -139,8 +139,144 @@ class PredictorModel(Model):
         """Returns the answer in the protocol of the request."""
         return result.exchange.encode(result.completions)
 
+    async def answer(
+        self, request: GenerationRequest, timeout: float | None
+    ) -> tuple[Completion, ...]:
+        """Returns a completion for each prompt; cancelling this gives their places up.
+
+        Args:
+            request: The request.
+            timeout: Seconds that it may take, besides what it and the settings say.
+
+        Raises:
+            NotReady: The model is not loaded, or the server drains.
+            Overloaded: As many requests as may be are running and waiting.
+            RequestError: A prompt is too long, or empty.
+            GenerationFailed: The model failed on it.
+            DeadlineExceeded: It took too long.
+        """
+        task = self._check_open()
+        limit = self._limit(request, timeout)
+        place = _Place(self)
+        try:
+            async with asyncio.timeout(limit):
+                # What is wrong with a request is said at once, and not after those before it.
+                jobs = await asyncio.to_thread(task.prepare, request)
+                completions = await task.complete(jobs)
+        except TimeoutError:
+            raise _too_late(limit) from None
+        finally:
+            place.give_up()
+        self._rate.count()
+        return completions
+
+    async def stream(
+        self, request: GenerationRequest, timeout: float | None
+    ) -> AsyncIterator[Piece]:
+        """Checks a request and returns its pieces to come; closing them gives the places up.
+
+        Raises what `answer` raises, what happens later while the pieces are read.
+        """
+        task = self._check_open()
+        limit = self._limit(request, timeout)
+        deadline = asyncio.get_running_loop().time() + limit
+        place = _Place(self)
+        jobs = await asyncio.to_thread(task.prepare, request)
+        return self._pieces(task.stream(jobs), place, deadline, limit)
+
+    async def _pieces(
+        self, pieces: AsyncIterator[Piece], place: _Place, deadline: float, limit: float
+    ) -> AsyncIterator[Piece]:
+        loop = asyncio.get_running_loop()
+        generator: Any = pieces
+        try:
+            async with aclosing(generator):
+                while True:
+                    yield await asyncio.wait_for(anext(generator), deadline - loop.time())
+        except StopAsyncIteration:
+            self._rate.count()
+        except TimeoutError:
+            raise _too_late(limit) from None
+        finally:
+            place.give_up()
+
     def stop(self) -> None:
         """Lets nothing new begin; kserve calls this when it unregisters the model."""
         self.drain()
         self.ready = False
         self._task = None
+
+    def _check_open(self) -> TextGeneration:
+        """Returns the task if one more request may come in now."""
+        task = self._task
+        if task is None or not self.ready or self._draining:
+            raise NotReady(f"Model {self.name!r} is not ready.")
+        if self.running >= self._settings.max_requests:
+            raise Overloaded(
+                f"{self.running} requests are running and waiting; try again later.",
+                retry_after=self._rate.seconds_to_next(),
+            )
+        return task
+
+    def _limit(self, request: GenerationRequest, timeout: float | None) -> float:
+        said = (self._settings.request_timeout, request.timeout, timeout)
+        return min(seconds for seconds in said if seconds is not None)
+
+    def _break(self, error: EngineBroken) -> None:
+        """Is called in the engine's thread."""
+        self.ready = False
+        if self._on_broken is not None:
+            self._on_broken(error)
+
+
+class _Place:
+    """A request's place among those that run, until it is given up or forgotten."""
+
+    def __init__(self, model: PredictorModel) -> None:
+        self._model: PredictorModel | None = model
+        model.running += 1
+
+    def give_up(self) -> None:
+        if self._model is not None:
+            self._model.running -= 1
+            self._model = None
+
+    def __del__(self) -> None:
+        self.give_up()
+
+
+class _Rate:
+    """How often requests are answered: a moving average of the time between two answers."""
+
+    _WEIGHT = 0.2
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._interval = 1.0
+
+    def count(self) -> None:
+        now = time.monotonic()
+        if self._last is not None:
+            self._interval += self._WEIGHT * (now - self._last - self._interval)
+        self._last = now
+
+    def seconds_to_next(self) -> int:
+        """Returns whole seconds, at least 1, in which a place is likely to come free."""
+        return max(1, math.ceil(self._interval))
+
+
+def _too_late(limit: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"The request was not answered within {limit:g} seconds.")
+
+
+def _show(model_name: str, placement: Placement) -> None:
+    """Puts the placement on /metrics."""
+    for tier in placement.tiers:
+        kinds = {
+            "weights": tier.weights,
+            "kv": tier.kv,
+            "staging": tier.staging,
+            "activations": tier.activations,
+        }
+        for kind, size in kinds.items():
+            PLACEMENT_BYTES.labels(model_name, tier.name, kind).set(size)

@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 from predictor import logs
-from predictor.errors import ConfigurationError
+from predictor.errors import ConfigurationError, EngineBroken
 from predictor.model import PredictorModel
 from predictor.protocol import rest
 from predictor.protocol.grpc_server import BoundServer, make_server
@@ -50,8 +50,10 @@ class Server(ModelServer):
         logs.quiet()
         self._settings = settings
         self._stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._broken: EngineBroken | None = None
         self._loaded = False
-        self._model = PredictorModel(settings)
+        self._model = PredictorModel(settings, self._on_broken)
         self.register_model(self._model)
         rest.install(
             app,
@@ -71,6 +73,7 @@ class Server(ModelServer):
             asyncio.run(self._run(listening))
 
     async def _run(self, listening: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
         http, closing = self._rest(), asyncio.Event()
         serving = [asyncio.create_task(http.serve(sockets=[listening]))]
         if self.enable_grpc:
@@ -84,6 +87,8 @@ class Server(ModelServer):
             await self._load(address)
             await self._stopping.wait()
             await self._drain()
+            if self._broken is not None:
+                raise self._broken
         finally:
             http.should_exit = True
             closing.set()
@@ -127,6 +132,12 @@ class Server(ModelServer):
         logger.info("Signal %d: draining, %d requests are running", number, self._model.running)
         self._model.drain()
         self._stopping.set()
+
+    def _on_broken(self, error: EngineBroken) -> None:
+        """Is called in the engine's thread: lets those who wait hear it, then ends the process."""
+        self._broken = error
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def _load(self, address: str) -> None:
         began = time.monotonic()

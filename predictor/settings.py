@@ -107,8 +107,10 @@ class Settings(BaseSettings):
     """The predecessor's key: prompts of up to so many tokens and, unless a request says otherwise,
     replies of up to as many. Sets `max_model_len` to twice this where that is not given."""
 
-    max_concurrency: int = Field(1, ge=1)
-    """How many requests of `max_model_len` tokens the KV cache is planned for."""
+    max_concurrency: int | None = Field(None, ge=1)
+    """How many requests of `max_model_len` tokens the KV cache is planned for; shorter ones share
+    it, so more of them run. Default: one, and as many more, up to `max_batch_size`, as memory is
+    left for without moving a weight."""
 
     prefill_chunk: int = Field(512, ge=1)
     """Prompt tokens in one forward pass; bounds the memory of activations. With 512 rows matrix
@@ -167,9 +169,18 @@ class Settings(BaseSettings):
     """Bytes of one request, REST or gRPC. A megabyte is a hundred thousand tokens and more; what is
     much larger takes so long to decode that health answers wait."""
 
-    max_requests: int = Field(64, ge=1)
+    max_batch_size: int = Field(64, ge=1, le=1024)
+    """Most sequences that run in one batch. Beyond some dozens a processor or a link to a GPU is
+    busy and more only wait together."""
+
+    max_requests: int = Field(128, ge=1)
     """Requests that run or wait at one time; one more is refused (429, RESOURCE_EXHAUSTED), so
-    that those who wait take bounded memory."""
+    that those who wait take bounded memory. Twice `max_batch_size`: one batch waits for another."""
+
+    request_timeout: float = Field(600.0, gt=0, allow_inf_nan=False)
+    """Seconds after which a request is given up (504, DEADLINE_EXCEEDED), unless it says less in
+    the header `x-request-timeout`, the parameter `timeout` or its gRPC deadline. Ten minutes: what
+    an offloaded model may take for a long reply, and no proxy waits longer."""
 
     enable_load_unload: bool = False
     """Whether KServe's unauthenticated route that unloads the model is served. What was unloaded

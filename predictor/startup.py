@@ -5,10 +5,12 @@ The rim's one composition of the floors below it; `predictor plan` walks it half
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from predictor.errors import ConfigurationError
+from predictor.engine.opening import open_engine
+from predictor.errors import ConfigurationError, EngineBroken
 from predictor.placement.footprint import build_on_meta, measure_footprint
 from predictor.placement.plan import Placement, Wishes
 from predictor.placement.planner import plan
@@ -83,6 +85,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         skeleton,
         max_model_len=_max_model_len(settings, checkpoint),
         prefill_chunk=settings.prefill_chunk,
+        max_batch_size=settings.max_batch_size,
         stored_dtype=checkpoint.dtype,
         stored_kind=checkpoint.kind,
     )
@@ -90,8 +93,19 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     return Prepared(checkpoint, skeleton, footprint, placement, resources.processors)
 
 
-def bring_up(settings: Settings, prepared: Prepared, progress: Progress) -> TextGeneration:
+def bring_up(
+    settings: Settings,
+    prepared: Prepared,
+    progress: Progress,
+    on_broken: Callable[[EngineBroken], None] | None = None,
+) -> TextGeneration:
     """Returns the task, loaded and warm.
+
+    Args:
+        settings: The settings.
+        prepared: What was decided.
+        progress: Is told how far loading is.
+        on_broken: Is told, in another thread, when the model has failed for good.
 
     Raises:
         CheckpointError: The files lack something.
@@ -108,12 +122,19 @@ def bring_up(settings: Settings, prepared: Prepared, progress: Progress) -> Text
         progress=progress,
         skeleton=prepared.skeleton,
     )
+    opened = open_engine(
+        model,
+        prepared.placement,
+        prefill_chunk=settings.prefill_chunk,
+        max_sequences=settings.max_batch_size,
+        threads=prepared.threads,
+        model_name=settings.model_name,
+        on_broken=on_broken,
+    )
     return open_task(
         model,
         checkpoint.path,
-        execution_device=prepared.placement.execution_device,
-        prefill_chunk=settings.prefill_chunk,
-        threads=prepared.threads,
+        opened,
         max_model_len=prepared.footprint.max_model_len,
         max_length=settings.max_length,
         trust_remote_code=settings.trust_remote_code,
@@ -163,6 +184,7 @@ def _wishes(
         device_map=settings.device_map,
         max_memory=settings.max_memory or {},
         max_concurrency=settings.max_concurrency,
+        max_batch_size=settings.max_batch_size,
         headroom=settings.memory_headroom,
         reserve=settings.memory_reserve,
         disk=_disk(settings, checkpoint, footprint, resources),

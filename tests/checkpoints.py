@@ -13,12 +13,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    FalconConfig,
+    Gemma3TextConfig,
     GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     MixtralConfig,
+    MptConfig,
     OPTConfig,
+    PhiConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
 )
 
 VOCABULARY = 264
@@ -74,6 +82,36 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
 }
 
+_SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    **_IDS,
+}
+_ROTARY = _SHAPE | {"intermediate_size": 128, "max_position_embeddings": 256}
+_GROUPED = _ROTARY | {"num_key_value_heads": 2}
+_GPTJ = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256}
+_MPT = {"vocab_size": VOCABULARY, "d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 256}
+
+ALL_CONFIGS: dict[str, PreTrainedConfig] = CONFIGS | {
+    "falcon": FalconConfig(**_SHAPE),
+    "falcon-alibi": FalconConfig(**_SHAPE, alibi=True),
+    "mpt": MptConfig(**_MPT, **_IDS),
+    "gptj": GPTJConfig(**_GPTJ, rotary_dim=8, **_IDS),
+    "gpt_neox": GPTNeoXConfig(**_ROTARY),
+    "phi": PhiConfig(**_ROTARY),
+    "qwen2": Qwen2Config(**_GROUPED),
+    "mistral": MistralConfig(**_GROUPED, sliding_window=8),
+    "gemma3": Gemma3TextConfig(
+        **_GROUPED,
+        head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+}
+"""With further ways to attend: ALiBi and rotary positions of several kinds, sliding windows."""
+
 
 def make_checkpoint(
     folder: Path,
@@ -89,7 +127,7 @@ def make_checkpoint(
 
     Args:
         folder: Where to write.
-        architecture: A key of `CONFIGS`.
+        architecture: A key of `ALL_CONFIGS`.
         dtype: What the weights are stored in.
         shards: Whether there are several files.
         pickle: Whether they are ``.bin`` files.
@@ -97,7 +135,7 @@ def make_checkpoint(
         shard_size: The most that a file holds where there are several.
     """
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config or CONFIGS[architecture])
+    model = AutoModelForCausalLM.from_config(config or ALL_CONFIGS[architecture])
     for parameter in model.parameters():  # larger than the default, so that tokens vary
         torch.nn.init.normal_(parameter, std=0.15)
     model = model.to(dtype).eval()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from predictor import startup
+from predictor.engine.engine import Engine
+from predictor.engine.sampling import Sampling, Token
 from predictor.pod.resources import Memory, PodResources, Volume
 from predictor.settings import read_settings
 from predictor.startup import Prepared
@@ -26,7 +29,46 @@ class Up:
 
     @property
     def model(self) -> Any:
-        return self.task._engine._model
+        runner: Any = self.task._engine._runner
+        return runner._model
+
+    def tokens(self, ids: list[int], **recipe: Any) -> list[int]:
+        """Tokens that follow a prompt; `recipe` is a `Sampling`."""
+        return Collected.of(self.task._engine, ids, **recipe).tokens
+
+
+class Collected:
+    """Collects what the engine tells of one sequence."""
+
+    def __init__(self, on_token: Any = None) -> None:
+        self.tokens: list[int] = []
+        self.told: list[Token] = []
+        self.outcome: Any = None
+        self._on_token = on_token
+        self._ended = threading.Event()
+
+    @classmethod
+    def of(cls, engine: Engine, ids: list[int], **recipe: Any) -> Collected:
+        """Runs one sequence to its end; raises what the engine ends it with."""
+        collected = cls()
+        engine.submit(ids, Sampling(**recipe), collected)
+        return collected.wait()
+
+    def token(self, token: Token) -> bool:
+        self.tokens.append(token.id)
+        self.told.append(token)
+        return bool(self._on_token and self._on_token(token))
+
+    def end(self, outcome: Any) -> None:
+        self.outcome = outcome
+        self._ended.set()
+
+    def wait(self) -> Collected:
+        """Waits for the end; raises the error that it may be."""
+        assert self._ended.wait(60), "the engine did not end this sequence"
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self
 
 
 def resources(memory: int = GIB, folder: Path | None = None) -> PodResources:

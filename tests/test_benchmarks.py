@@ -183,3 +183,69 @@ def test_runs_that_compare_nothing_fail_the_benchmark(contrast_module, predictor
 def test_runs_with_one_reply_from_two_survivors_are_a_comparison(contrast_module):
     runs = {"predictor": alive(1, 2), "plain": alive(1, 2, on_disk=0), "by-hand": DEAD}
     assert contrast_module._failure([runs]) is None
+
+
+def test_serving_compares_a_server_with_raw_generate(tmp_path_factory):
+    done, numbers = run("serving.py", tmp_path_factory, "--quick", "--parts=resident", "--wait=0")
+    assert done.returncode == 0, done.stderr
+    found = numbers["parts"]["resident"]
+    assert found["raw"]["tokens"] == 3 * 4
+    assert [(level["users"], level["tokens"]) for level in found["levels"]] == [(1, 12), (2, 24)]
+    assert all(level["x_raw"] > 0 for level in found["levels"])
+    assert all(level["inter_token_seconds"]["p99"] > 0 for level in found["levels"])
+    assert found["short_beside_long"]["chunks"] > 0
+    assert {target["target"] for target in numbers["targets"]} == {">= 0.95", "< 2"}
+
+
+def test_serving_leaves_the_offloaded_part_out_where_there_are_no_cgroups(tmp_path_factory):
+    flags = ("--quick", "--parts=offloaded", "--mounts=/dev/null")
+    done, numbers = run("serving.py", tmp_path_factory, *flags)
+    assert done.returncode == 1
+    assert numbers["failure"] in done.stderr
+    assert numbers["failure"].startswith("offloaded: No memory controller is mounted here")
+
+
+@pytest.fixture(scope="module")
+def load_module() -> Any:
+    return load("load")
+
+
+def received(
+    *pieces: bytes, status: bytes = b"HTTP/1.1 200 OK\r\n\r\n"
+) -> list[tuple[float, bytes]]:
+    return [(float(when), piece) for when, piece in enumerate((status, *pieces), start=1)]
+
+
+def event(text: str, **more: Any) -> bytes:
+    data = {"index": 0, "text": text, "finish_reason": None, **more}
+    return b"5f\r\ndata: " + json.dumps(data).encode() + b"\n\n\r\n"
+
+
+LAST = event("", finish_reason="length", prompt_tokens=2, completion_tokens=2)
+
+
+def reply(module: Any, pieces: list[tuple[float, bytes]]) -> Any:
+    connection = module._Connection(b"", None, sent=0.5, received=pieces)
+    return module._reply(connection, module.Prompt("a b", 2))
+
+
+def test_the_client_times_each_text_by_the_bytes_that_end_it(load_module):
+    whole = event(" c")
+    found = reply(load_module, received(event("b"), whole[:20], whole[20:] + LAST))
+    assert (found.first, found.gaps, found.tokens) == (1.5, (2.0,), 2)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "reason"),
+    [
+        ([], "no answer"),
+        (received(b"busy", status=b"HTTP/1.1 429 Too Many Requests\r\n\r\n"), "429"),
+        (received(event("b")), "A request failed"),
+        (received(event("b"), b'data: {"error": "broken"}\n\n'), "broken"),
+        (received(LAST), "no text"),
+        (received(event("b"), LAST.replace(b'"prompt_tokens": 2', b'"prompt_tokens": 3')), "not 2"),
+    ],
+)
+def test_a_request_that_was_not_answered_fails_the_benchmark(load_module, pieces, reason):
+    with pytest.raises(load_module.CannotMeasure, match=reason):
+        reply(load_module, pieces)

@@ -13,8 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+from prometheus_client.metrics import MetricWrapperBase
 
+from predictor import metrics
 from predictor.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -138,10 +141,38 @@ def settings_table() -> str:
     return "\n".join(rows)
 
 
+def metrics_table() -> str:
+    """The README's table of metrics, as the metrics say it themselves."""
+    rows = ["| metric | type | labels besides | meaning |", "| --- | --- | --- | --- |"]
+    for metric in vars(metrics).values():
+        if not isinstance(metric, MetricWrapperBase):
+            continue
+        family = next(iter(metric.describe()))
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = ", ".join(f"`{label}`" for label in metric._labelnames if label != "model_name")
+        rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(rows)
+
+
+def between(name: str) -> str:
+    begin = f"<!-- {name}: begin (kept true by tests/test_readme.py) -->"
+    return README[README.index(begin) + len(begin) : README.index(f"<!-- {name}: end -->")].strip()
+
+
 def test_the_table_of_settings_is_the_settings() -> None:
-    begin, end = (
-        "<!-- settings: begin (kept true by tests/test_readme.py) -->",
-        "<!-- settings: end -->",
-    )
-    found = README[README.index(begin) + len(begin) : README.index(end)].strip()
-    assert found == settings_table()
+    assert between("settings") == settings_table()
+
+
+def test_the_table_of_metrics_is_the_metrics() -> None:
+    assert between("metrics") == metrics_table()
+
+
+def test_every_metric_of_the_table_is_on_metrics(make_serve: str) -> None:
+    asked = {"instances": ["The weather"], "parameters": {"max_new_tokens": 2}}
+    httpx.post(f"{URL}/v1/models/demo:predict", json=asked, timeout=60).raise_for_status()
+    told = httpx.get(f"{URL}/metrics", timeout=30).text
+    for name in re.findall(r"^\| `(predictor_\w+)`", between("metrics"), re.MULTILINE):
+        assert re.search(rf'^{name}(_bucket)?{{.*model_name="demo".*}} ', told, re.MULTILINE), name
+    ours = set(re.findall(r"^# TYPE (predictor_\w+) (?!gauge\n.*_created)", told, re.MULTILINE))
+    known = set(re.findall(r"`(predictor_\w+)`", between("metrics")))
+    assert {name for name in ours if not name.endswith("_created")} <= known

@@ -46,7 +46,7 @@ def test_without_any_source_every_setting_has_its_default():
     assert settings.dtype == "auto"
     assert settings.device_map == "auto"
     assert settings.max_memory is None
-    assert settings.max_concurrency == 1
+    assert settings.max_concurrency is None
     assert settings.http_port == 8080
     assert settings.memory_reserve == 128 * 1024**2
     assert settings.allow_pickle is False

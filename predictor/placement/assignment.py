@@ -45,6 +45,12 @@ class Demand:
         per_sequence = unit.kv_fixed + unit.kv_per_token * self.footprint.max_model_len
         return self.concurrency * per_sequence
 
+    @property
+    def activations(self) -> int:
+        """Bytes of one forward pass at full load, besides weights and KV."""
+        more = (self.concurrency - 1) * self.footprint.activations_per_sequence
+        return self.footprint.activations + more
+
     def resident(self, unit: Unit) -> int:
         """Bytes of a unit on the device where it both stays and executes."""
         return unit.weights + unit.buffers + self.kv(unit)
@@ -84,7 +90,7 @@ def tiers(demand: Demand, assignment: Assignment, budgets: Budgets) -> dict[str,
             weights=total.weights,
             kv=total.kv,
             staging=total.staging,
-            activations=demand.footprint.activations if total.executes else 0,
+            activations=demand.activations if total.executes else 0,
             units=total.units,
         )
         for name, total in sums.items()
@@ -165,7 +171,7 @@ def _fill_in_order(
 ) -> Assignment | None:
     """The first GPU holds besides what the remaining units need to be streamed through it."""
     units, streamed = demand.footprint.units[:count], demand.footprint.units[count:]
-    used = demand.footprint.activations + demand.staging(streamed)
+    used = demand.activations + demand.staging(streamed)
     used += sum(unit.buffers + demand.kv(unit) for unit in streamed)
     found: list[str] = []
     index = 0
@@ -175,7 +181,7 @@ def _fill_in_order(
             index += 1
             if index == len(names) or not found:
                 return None
-            used = demand.footprint.activations
+            used = demand.activations
         used += need
         found.append(names[index])
     return tuple(found)
@@ -210,7 +216,7 @@ def _spill(
     demand: Demand, budgets: Budgets, units: Sequence[Unit], *, executes: bool
 ) -> Assignment:
     """Puts as many of these units as fit in main memory, the first ones, and the rest on disk."""
-    fixed = demand.footprint.activations if executes else 0
+    fixed = demand.activations if executes else 0
     fixed += sum(unit.buffers + demand.kv(unit) for unit in units) if executes else 0
     weights = sum(unit.weights for unit in units)
     for count in range(len(units), -1, -1):

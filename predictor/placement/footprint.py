@@ -56,6 +56,7 @@ def measure_footprint(
     *,
     max_model_len: int,
     prefill_chunk: int,
+    max_batch_size: int = 1,
     stored_dtype: str | None = None,
     stored_kind: str = "safetensors",
 ) -> Footprint:
@@ -65,12 +66,17 @@ def measure_footprint(
         model: A model on the meta device, see `build_on_meta`.
         max_model_len: Tokens of the longest sequence that has to fit.
         prefill_chunk: Tokens of the largest forward pass.
+        max_batch_size: Most sequences of a forward pass.
         stored_dtype: The dtype that the checkpoint is stored in; None where that is unknown.
         stored_kind: ``"safetensors"`` or ``"pickle"``.
     """
     blocks = find_blocks(model)
     probed = probe(
-        model, len(blocks), max_model_len=max_model_len, chunk=min(prefill_chunk, max_model_len)
+        model,
+        len(blocks),
+        max_model_len=max_model_len,
+        chunk=min(prefill_chunk, max_model_len),
+        rows=max_batch_size,
     )
     dtype = str(model.dtype).removeprefix("torch.")
     return Footprint(
@@ -79,6 +85,7 @@ def measure_footprint(
         units=_units(model, blocks, probed),
         max_model_len=max_model_len,
         activations=probed.activations,
+        activations_per_sequence=probed.activations_per_token * max_model_len,
         cast=stored_dtype not in (None, dtype),
         rewritten=stored_kind == "pickle" or _is_converted(model),
         probed=probed.measured,

@@ -13,7 +13,9 @@ class Wishes:
         device_map: A strategy (``auto``, ``balanced``, ``balanced_low_0``, ``sequential``), one
             device, or an explicit map from module names to devices.
         max_memory: Most bytes by device: ``"0"``, ``"1"``... are GPUs, then ``"cpu"``, ``"disk"``.
-        max_concurrency: Sequences of full length that the KV cache is planned for.
+        max_concurrency: Sequences of full length that the KV cache is planned for; None plans for
+            one, and for as many more as change nothing else.
+        max_batch_size: Most sequences that run at one time.
         headroom: The fraction of a tier that is never planned.
         reserve: Bytes of main memory that are never planned besides.
         disk: Bytes that the disk tier may take; None where blocks are read in place from the
@@ -22,7 +24,8 @@ class Wishes:
 
     device_map: str | dict[str, str] = "auto"
     max_memory: dict[str, int] = field(default_factory=dict)
-    max_concurrency: int = 1
+    max_concurrency: int | None = 1
+    max_batch_size: int = 1
     headroom: float = 0.05
     reserve: int = 0
     disk: int | None = None

@@ -39,7 +39,7 @@ def plan(footprint: Footprint, resources: PodResources, wishes: Wishes) -> Place
     """
     owned = _owned(resources, wishes)
     budgets, notes = _budgets(owned, wishes)
-    demand = Demand(footprint, wishes.max_concurrency)
+    demand = Demand(footprint, wishes.max_concurrency or 1)
     explicit = _explicit_map(wishes.device_map)
     if explicit is None:
         assignment = search(demand, budgets, str(wishes.device_map))
@@ -49,8 +49,21 @@ def plan(footprint: Footprint, resources: PodResources, wishes: Wishes) -> Place
     if assignment is None or not fits(filled):
         roof, _ = _budgets(owned, replace(wishes, max_memory={}))
         raise does_not_fit(demand, budgets, roof, wishes, None if explicit is None else assignment)
+    if wishes.max_concurrency is None:
+        demand = _at_most_load(demand, assignment, budgets, wishes.max_batch_size)
+        filled = tiers(demand, assignment, budgets)
     filled = {name: replace(tier, owned=owned[name]) for name, tier in filled.items()}
     return _placement(demand, assignment, filled, notes)
+
+
+def _at_most_load(demand: Demand, assignment: Assignment, budgets: Budgets, most: int) -> Demand:
+    """The same model for as many sequences, up to `most`, as memory is left for."""
+    low, high = demand.concurrency, max(demand.concurrency, most)
+    while low < high:
+        middle = (low + high + 1) // 2
+        more = replace(demand, concurrency=middle)
+        low, high = (middle, high) if fits(tiers(more, assignment, budgets)) else (low, middle - 1)
+    return replace(demand, concurrency=low)
 
 
 def _owned(resources: PodResources, wishes: Wishes) -> dict[str, int | None]:

@@ -11,28 +11,20 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
 
 from predictor.errors import ConfigurationError
+from predictor.placement.meta import AsOnDevices, LiveBytes
 
-_GROUPED = (functional.grouped_mm, torch._grouped_mm)
-"""The matrix products of experts, whose kernels on meta know bfloat16 alone."""
-
-_ANSWERS = {torch.Tensor.__bool__: True, torch.Tensor.item: True, torch.Tensor.__contains__: False}
-"""What a sequence without padding answers to "does the mask show all?" and "is padding in it?"."""
-
-_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-"""The positional parameters of `scaled_dot_product_attention`."""
+WHOLE_KINDS = frozenset({"full_attention", "sliding_attention"})
+"""Kinds of layers that the engine keeps keys and values of, token by token."""
 
 _SAMPLING_COPIES = 8
 """Copies of one row of fp32 logits that sampling makes: sort with indices, softmax, cumsum..."""
@@ -46,18 +38,24 @@ class Probe:
         kv_per_token: For each block, bytes of cache for one more token of one sequence.
         kv_fixed: For each block, bytes of cache of a sequence of no tokens (the whole cache where
             it does not grow: sliding windows, state-space layers).
-        activations: Bytes alive besides weights and cache at the worst moment of a forward pass
-            of one chunk at the end of a sequence of `max_model_len` tokens.
+        activations: Bytes alive besides weights and cache at the worst moment of a forward pass:
+            of one chunk at the end of a sequence of `max_model_len` tokens, or of the most
+            sequences that together have as many tokens. What a layer gathers of the cache for
+            attention is among them.
+        activations_per_token: Bytes more for each token by which a batch's sequences are longer.
         measured: False where formulas were used.
     """
 
     kv_per_token: tuple[int, ...]
     kv_fixed: tuple[int, ...]
     activations: int
+    activations_per_token: int
     measured: bool
 
 
-def probe(model: PreTrainedModel, blocks: int, *, max_model_len: int, chunk: int) -> Probe:
+def probe(
+    model: PreTrainedModel, blocks: int, *, max_model_len: int, chunk: int, rows: int = 1
+) -> Probe:
     """Returns the cache per block and the activations of a model on the meta device.
 
     The cache is measured at a quarter, half and full length. Where it grows linearly the line is
@@ -69,17 +67,38 @@ def probe(model: PreTrainedModel, blocks: int, *, max_model_len: int, chunk: int
         blocks: How many blocks it has.
         max_model_len: Tokens of the longest sequence.
         chunk: Tokens of the pass whose activations are measured.
+        rows: Most sequences of a pass.
     """
     lengths = [max(1, max_model_len * quarters // 4) for quarters in (1, 2, 4)]
     try:
-        sizes = [_cache_bytes(_forward(model, tokens), blocks) for tokens in lengths]
-        activations = _activations(model, max_model_len, chunk)
+        caches = [_forward(model, _one_row(tokens), _empty(model)) for tokens in lengths]
+        sizes = [_cache_bytes(cache, blocks) for cache in caches]
+        gathered = max(map(_gathered_per_token, caches[-1].layers), default=0)
+        activations, per_token = _activations(
+            model, caches[-1], _Shape(max_model_len, chunk, rows), gathered
+        )
     # Models fail on meta in every way there is: data-dependent shapes, `.item()`, missing kernels.
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError):
         return _by_formula(model, blocks, max_model_len, chunk)
     slopes = tuple(_slope(lengths, block) for block in zip(*sizes, strict=True))
     fixed = tuple(full - slope * lengths[-1] for full, slope in zip(sizes[-1], slopes, strict=True))
-    return Probe(slopes, fixed, activations, measured=True)
+    return Probe(slopes, fixed, activations, per_token, measured=True)
+
+
+def kept_whole(model: PreTrainedModel) -> bool:
+    """Returns whether all layers' caches are keys and values of the whole sequence.
+
+    So it is for windows too: the engine keeps what has left them, and masks hide it.
+    """
+    config: Any = model.config.get_text_config(decoder=True)
+    return set(get_layer_types_and_kwargs(config)[0]) <= WHOLE_KINDS
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    max_model_len: int
+    chunk: int
+    rows: int
 
 
 def _slope(lengths: Sequence[int], sizes: Sequence[int]) -> int:
@@ -89,13 +108,21 @@ def _slope(lengths: Sequence[int], sizes: Sequence[int]) -> int:
     return slope if y - x == slope * (b - a) and z - y == slope * (c - b) else 0
 
 
-def _forward(model: PreTrainedModel, tokens: int, past: Any = None) -> Any:
-    """Runs tokens of one sequence; without an attention mask, whose values meta has not."""
-    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+def _one_row(tokens: int) -> torch.Tensor:
+    return torch.zeros(1, tokens, dtype=torch.long, device="meta")
+
+
+def _empty(model: PreTrainedModel) -> Any:
+    """A cache that keeps whole sequences where the engine will; else the model's own choice."""
+    return DynamicCache() if kept_whole(model) else None
+
+
+def _forward(model: PreTrainedModel, ids: torch.Tensor, past: Any) -> Any:
+    """Runs tokens, (rows, tokens); without an attention mask, whose values meta has not."""
     extra: dict[str, Any] = {}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         extra["logits_to_keep"] = 1
-    with torch.no_grad(), _AsOnDevices():
+    with torch.no_grad(), AsOnDevices():
         return model(input_ids=ids, past_key_values=past, use_cache=True, **extra).past_key_values
 
 
@@ -115,93 +142,61 @@ def _tensors_of(layer: Any) -> Iterator[torch.Tensor]:
             yield leaf
 
 
-def _activations(model: PreTrainedModel, max_model_len: int, chunk: int) -> int:
-    past_tokens = max_model_len - chunk
-    past = _forward(model, past_tokens) if past_tokens else None
-    with _LiveBytes() as live:
+def _activations(
+    model: PreTrainedModel, full: Any, shape: _Shape, gathered: int
+) -> tuple[int, int]:
+    """The bytes of the worst pass, and how they grow with the tokens of a batch."""
+    logits: int = model.config.get_text_config().vocab_size * 4 * _SAMPLING_COPIES
+    reading = _peak(model, shape.chunk, _resized(model, full, 1, shape.max_model_len - shape.chunk))
+    if not kept_whole(model):
+        return reading + logits, 0
+    past = max(1, shape.max_model_len // shape.rows)
+    short, long = (
+        _peak(model, 1, _resized(model, full, shape.rows, length)) for length in (past, 2 * past)
+    )
+    per_token = gathered + max(0, long - short) // (shape.rows * past)
+    worst = max(reading, short) + gathered * shape.max_model_len
+    return worst + logits, per_token
+
+
+def _peak(model: PreTrainedModel, tokens: int, past: Any) -> int:
+    """Bytes alive at the worst moment of a pass besides weights and what the cache holds after."""
+    layers = past.layers if past is not None else ()
+    rows = layers[0].keys.shape[0] if layers and getattr(layers[0], "keys", None) is not None else 1
+    with LiveBytes() as live:
         live.count(itertools.chain(model.parameters(), model.buffers()))
         weights: int = live.now
-        for layer in past.layers if past is not None else ():
+        for layer in layers:
             live.count(_tensors_of(layer))
-        cache = _forward(model, chunk, past)
-        full = sum(tensor.nbytes for layer in cache.layers for tensor in _tensors_of(layer))
-    logits: int = model.config.get_text_config().vocab_size * 4 * _SAMPLING_COPIES
-    return max(int(live.peak) - weights - full, 0) + logits
+        ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
+        cache = _forward(model, ids, past)
+        held = sum(tensor.nbytes for layer in cache.layers for tensor in _tensors_of(layer))
+    return max(int(live.peak) - weights - held, 0)
 
 
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages alive, by watching every operation's results."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = 0
-        self.peak = 0
-        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.count(leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
-        return result
-
-    def count(self, tensors: Iterator[torch.Tensor]) -> None:
-        """Adds the storages of these tensors until they are freed."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if storage not in self._seen:
-                self._seen.add(storage)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, storage.nbytes())
-
-    def _freed(self, count: int) -> None:
-        self.now -= count
+def _resized(model: PreTrainedModel, full: Any, rows: int, tokens: int) -> Any:
+    """A cache like a full one, of so many rows and tokens; run anew where its form is unknown."""
+    if tokens == 0:
+        return _empty(model)
+    if not kept_whole(model):
+        return _forward(model, _one_row(tokens), None)
+    cache = DynamicCache()
+    for index, layer in enumerate(full.layers):
+        keys, values = (
+            tensor.new_empty(rows, tensor.shape[1], tokens, tensor.shape[3])
+            for tensor in (layer.keys, layer.values)
+        )
+        cache.update(keys, values, index)
+    return cache
 
 
-class _AsOnDevices(TorchFunctionMode):
-    """What meta tensors would otherwise decide differently from real ones.
-
-    Attention runs as on real devices, where fused kernels hold no matrix of scores (on meta, torch
-    would choose the textbook form and count the scores of all heads). And a question to a mask,
-    whose values meta has not, is answered as for a sequence that hides no token.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.scaled_dot_product_attention:
-            named = dict(zip(_ATTENTION, args, strict=False)) | (kwargs or {})
-            attend = _attend_fused if _is_fused(**named) else _attend_by_the_book
-            return attend(**named)
-        if func in _GROUPED:
-            return args[0].new_empty((args[0].shape[0], args[1].shape[-1]))
-        if func in _ANSWERS and args[0].is_meta:
-            return _ANSWERS[func]
-        return func(*args, **(kwargs or {}))
-
-
-def _is_fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> bool:
-    """Whether real devices have a kernel for it; a broadcast head (Falcon) is left to the textbook.
-
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention
-    """
-    same_heads = query.shape[-3] == key.shape[-3] or bool(options.get("enable_gqa"))
-    return same_heads and query.shape[-1] == value.shape[-1]
-
-
-def _attend_fused(
-    query: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None, **_: Any
-) -> torch.Tensor:
-    """The result of a fused kernel, made beside the mask as numbers, which kernels add."""
-    bias = None if attn_mask is None else query.new_empty(attn_mask.shape)
-    result = query.new_empty((*query.shape[:-1], value.shape[-1]))
-    del bias
-    return result
-
-
-def _attend_by_the_book(query: torch.Tensor, key: torch.Tensor, **named: Any) -> torch.Tensor:
-    """The scores of all heads, counted as torch makes them, beside the softmax's own mask."""
-    hidden = query.new_empty((*query.shape[:-1], key.shape[-2]), dtype=torch.bool)
-    result = functional.scaled_dot_product_attention(query, key, **named)
-    del hidden
-    return result
+def _gathered_per_token(layer: Any) -> int:
+    """Bytes of one token's keys and values in a layer; 0 where the layer keeps something else."""
+    keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+    if keys is None or values is None:
+        return 0
+    held: int = keys.nbytes + values.nbytes
+    return held // max(1, int(keys.shape[-2]))
 
 
 def _by_formula(model: PreTrainedModel, blocks: int, max_model_len: int, chunk: int) -> Probe:
@@ -223,7 +218,13 @@ def _by_formula(model: PreTrainedModel, blocks: int, max_model_len: int, chunk: 
             f"The KV cache of a {model.config.model_type!r} model can neither be measured nor "
             "computed from its config."
         )
-    return Probe((per_token,) * blocks, (0,) * blocks, activations, measured=False)
+    return Probe(
+        (per_token,) * blocks,
+        (0,) * blocks,
+        activations + per_token * max_model_len,
+        per_token + heads * (itemsize + 4),
+        measured=False,
+    )
 
 
 def _number(config: Any, name: str) -> int:

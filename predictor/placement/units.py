@@ -37,12 +37,14 @@ class Footprint:
         dtype: torch's name of the serving dtype.
         units: First what is no block, smallest first; then the blocks in execution order.
         max_model_len: Tokens of context that KV and activations were measured for.
-        activations: Bytes that one forward pass of a prefill chunk needs besides weights and KV.
+        activations: Bytes that one forward pass needs besides weights and KV: of a prefill chunk,
+            or of a batch with as many tokens as one sequence of full length.
         cast: Whether the checkpoint is stored in another dtype, so that a streamed tensor is
             held twice while it is converted.
         rewritten: Whether the weights must be written anew to be streamed (pickles, and models
             whose stored tensors are not the served ones).
         probed: Whether KV and activations were measured; formulas were used otherwise.
+        activations_per_sequence: Bytes more for a batch with the tokens of one more such sequence.
     """
 
     architecture: str
@@ -53,6 +55,7 @@ class Footprint:
     cast: bool
     rewritten: bool
     probed: bool
+    activations_per_sequence: int = 0
 
     @property
     def weights(self) -> int:

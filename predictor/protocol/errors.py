@@ -15,7 +15,13 @@ from fastapi.exceptions import RequestValidationError
 from kserve import errors as sdk
 from starlette.exceptions import HTTPException
 
-from predictor.errors import NotReady, PredictorError, RequestError, UnknownModel
+from predictor.errors import (
+    NotReady,
+    Overloaded,
+    PredictorError,
+    RequestError,
+    UnknownModel,
+)
 
 NEUTRAL = "Internal error; the server's log has the cause."
 """All that a client learns of an error that nobody foresaw."""
@@ -38,6 +44,13 @@ def http_error(exception: Exception) -> tuple[int, str]:
         return exception.status_code, _shortened(_http_words(exception))
     error = _understood(exception)
     return error.http_status, _shortened(str(error))
+
+
+def error_headers(exception: Exception) -> dict[str, str] | None:
+    """Returns the HTTP headers that go with an exception."""
+    if isinstance(exception, Overloaded):
+        return {"Retry-After": str(exception.retry_after)}
+    return dict(exception.headers or {}) if isinstance(exception, HTTPException) else None
 
 
 def grpc_error(exception: Exception) -> tuple[grpc.StatusCode, str]:

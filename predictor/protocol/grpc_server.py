@@ -4,8 +4,7 @@ The SDK's service loads a model that is not ready, on the event loop, forgets th
 and has no code for "not ready" (``kserve/protocol/grpc/servicer.py``, ``dataplane.py``,
 ``interceptors.py``). Of a model's placement nothing is said here: ``ModelMetadataResponse`` has no
 field for properties, and clients refuse trailers from 8 KiB on, which the placement of a large
-model exceeds; the REST metadata has it. The standard health service is not served: its package,
-grpcio-health-checking, is no dependency of the SDK.
+model exceeds; the REST metadata has it.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2_grpc
 from kserve import InferRequest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
@@ -24,12 +24,15 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 import predictor
 from predictor.errors import ConfigurationError, RequestError
 from predictor.protocol import v2
+from predictor.protocol.deadline import TIMEOUT_HEADER, counted
 from predictor.protocol.document import quoted
-from predictor.protocol.errors import grpc_error
+from predictor.protocol.errors import error_headers, grpc_error
+from predictor.protocol.grpc_health import Health
 from predictor.protocol.rest_status import EXTENSIONS, SERVER_NAME
 from predictor.protocol.served import Models, all_ready, find, require_ready
 from predictor.protocol.tensors import check_datatype
 
+_LEAST_TIMEOUT = 1e-3
 _NO_LOADING = "Loading and unloading of models is not offered over gRPC."
 
 
@@ -86,6 +89,7 @@ def make_server(
         ]
     )
     services.add_GRPCInferenceServiceServicer_to_server(Inference(models), server)
+    health_pb2_grpc.add_HealthServicer_to_server(Health(models), server)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         return BoundServer(server, server.add_insecure_port(address))
@@ -100,6 +104,8 @@ def _answering(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
             return await method(self, request, context)
         except Exception as error:
             code, sentence = grpc_error(error)
+            headers = error_headers(error) or {}
+            context.set_trailing_metadata(tuple((name.lower(), v) for name, v in headers.items()))
         return await context.abort(code, sentence)  # raises
 
     return answer
@@ -152,10 +158,14 @@ class Inference(services.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Answers prompts."""
         model = find(self._models, request.model_name, request.model_version)
-        await require_ready(model)
-        _check_transport(request)
-        headers = {key: str(value) for key, value in context.invocation_metadata()}
-        answer, _ = await model(InferRequest.from_grpc(request), headers=headers)
+        with counted(model.name, "grpc"):
+            await require_ready(model)
+            _check_transport(request)
+            headers = {key: str(value) for key, value in context.invocation_metadata()}
+            remaining = context.time_remaining()
+            if remaining is not None:
+                headers[TIMEOUT_HEADER] = str(max(remaining, _LEAST_TIMEOUT))
+            answer, _ = await model(InferRequest.from_grpc(request), headers=headers)
         return answer.to_grpc()
 
     async def RepositoryModelLoad(self, _request: Any, context: Any) -> Any:  # noqa: N802

@@ -5,11 +5,10 @@ Plain ASGI, so that nothing is buffered on the way.
 
 from __future__ import annotations
 
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from predictor.errors import BodyTooLarge
-from predictor.protocol.errors import http_error
+from predictor.protocol.error_forms import error_response
 
 
 class Border:
@@ -37,8 +36,7 @@ class Border:
         except Exception as error:
             if call.has_started:
                 raise
-            status, sentence = http_error(error)
-            await JSONResponse({"error": sentence}, status)(scope, receive, send)
+            await error_response(scope["path"], error)(scope, receive, send)
 
 
 class _Call:

@@ -9,7 +9,7 @@ Exceptions: the SDK registers handlers for its own classes and for ``Exception``
 later and so replaces any of ours. Therefore every route of ours answers for its own exceptions
 (`_answering`), the `Border` for those of the SDK's routes, and only the two classes that the SDK
 leaves alone (the framework's, for unknown paths and malformed requests) get handlers here. All
-three ask `errors.http_error`.
+three ask `error_forms.error_response`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from predictor.protocol.errors import http_error
+from predictor.protocol.error_forms import error_response
+from predictor.protocol.generate import GenerateEndpoints
 from predictor.protocol.middleware import Border
+from predictor.protocol.openai import OpenAIEndpoints
 from predictor.protocol.rest_inference import InferenceEndpoints
 from predictor.protocol.rest_status import StatusEndpoints
 from predictor.protocol.served import Models
@@ -56,6 +58,8 @@ def install(
     status = StatusEndpoints(models)
     app.router.routes.extend(_status_routes(status))
     app.router.routes.extend(_inference_routes(InferenceEndpoints(models)))
+    app.router.routes.extend(_generate_routes(GenerateEndpoints(models)))
+    app.router.routes.extend(_openai_routes(OpenAIEndpoints(models)))
     if not load_unload:
         app.router.routes.extend(
             _post(f"{_REPOSITORY_MODEL}/{verb}", status.no_loading) for verb in ("load", "unload")
@@ -87,6 +91,19 @@ def _inference_routes(inference: InferenceEndpoints) -> Iterator[Route]:
         yield _post(f"{path}/infer", inference.infer)
 
 
+def _generate_routes(generate: GenerateEndpoints) -> Iterator[Route]:
+    for path in (_MODEL, _VERSION):
+        yield _post(f"{path}/generate", generate.generate)
+        yield _post(f"{path}/generate_stream", generate.generate_stream)
+
+
+def _openai_routes(openai: OpenAIEndpoints) -> Iterator[Route]:
+    yield _get("/openai/v1/models", openai.list_models)
+    yield _get("/openai/v1/models/{model:path}", openai.model)
+    yield _post("/openai/v1/completions", openai.completions)
+    yield _post("/openai/v1/chat/completions", openai.chat_completions)
+
+
 def _get(path: str, endpoint: Endpoint) -> Route:
     return Route(path, _answering(endpoint), methods=["GET"], include_in_schema=False)
 
@@ -108,7 +125,5 @@ def _answering(endpoint: Endpoint) -> Endpoint:
     return answer
 
 
-async def _on_exception(_: Request, exception: Exception) -> Response:
-    status, sentence = http_error(exception)
-    headers = exception.headers if isinstance(exception, HTTPException) else None
-    return JSONResponse({"error": sentence}, status, headers)
+async def _on_exception(request: Request, exception: Exception) -> Response:
+    return error_response(request.scope["path"], exception)

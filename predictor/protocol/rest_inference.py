@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
@@ -10,14 +11,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from predictor.errors import RequestError
-from predictor.protocol.document import quoted
+from predictor.protocol import v1
+from predictor.protocol.deadline import asked_timeout, counted, while_connected
+from predictor.protocol.document import parse_document, quoted
+from predictor.protocol.events import event_stream
 from predictor.protocol.rest_codec import (
     LENGTH_HEADER,
     encode_infer_response,
     parse_infer_request,
 )
 from predictor.protocol.rest_status import asked
-from predictor.protocol.served import Models, require_ready
+from predictor.protocol.served import Models, ServedModel, require_ready
 
 _OURS = frozenset({"content-length", "content-type", LENGTH_HEADER.lower()})
 
@@ -31,21 +35,37 @@ class InferenceEndpoints:
     async def predict(self, request: Request) -> Response:
         """``POST /v1/models/{model}:predict``: the body is JSON, whatever its content type says."""
         model = asked(self.models, request)
-        await require_ready(model)
-        answer, headers = await model(await _body(request), headers=dict(request.headers))
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return await self._predict_stream(request, model)
+        with counted(model.name, "v1"):
+            await require_ready(model)
+            body = await read_body(request)
+            call = model(body, headers=dict(request.headers))
+            answer, headers = await while_connected(request, call)
         return JSONResponse(answer, headers=_passed_on(headers))
+
+    async def _predict_stream(self, request: Request, model: ServedModel) -> Response:
+        """The same where the client accepts events: one for each piece of a reply."""
+        with ExitStack() as count:
+            count.enter_context(counted(model.name, "v1"))
+            await require_ready(model)
+            asked_for = v1.decode(parse_document(await read_body(request)))
+            pieces = await model.stream(asked_for, asked_timeout(request.headers))
+            return event_stream(request, count.pop_all(), pieces, v1.encode_piece)
 
     async def infer(self, request: Request) -> Response:
         """``POST /v2/models/{model}/infer``: JSON, or JSON and binary data."""
         model = asked(self.models, request)
-        await require_ready(model)
-        payload = parse_infer_request(
-            await _body(request),
-            header_length=request.headers.get(LENGTH_HEADER),
-            model_name=model.name,
-            model_version=model.version,
-        )
-        answer, headers = await model(payload, headers=dict(request.headers))
+        with counted(model.name, "v2"):
+            await require_ready(model)
+            payload = parse_infer_request(
+                await read_body(request),
+                header_length=request.headers.get(LENGTH_HEADER),
+                model_name=model.name,
+                model_version=model.version,
+            )
+            call = model(payload, headers=dict(request.headers))
+            answer, headers = await while_connected(request, call)
         encoded = encode_infer_response(answer, payload)
         return Response(encoded.body, headers=_passed_on(headers) | encoded.headers)
 
@@ -55,7 +75,12 @@ class InferenceEndpoints:
         raise HTTPException(501, "This model does not explain; it predicts.")
 
 
-async def _body(request: Request) -> bytes:
+async def read_body(request: Request) -> bytes:
+    """Returns the whole body.
+
+    Raises:
+        RequestError: It is compressed.
+    """
     coding = request.headers.get("content-encoding", "identity")
     if coding.lower() != "identity":
         raise RequestError(f"Content-Encoding {quoted(coding)} is not supported.")

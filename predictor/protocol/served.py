@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
 from predictor.errors import NotReady, UnknownModel
 from predictor.protocol.document import quoted
+from predictor.tasks.request import Completion, GenerationRequest, Piece
 
 
 class ServedModel(Protocol):
@@ -36,6 +37,18 @@ class ServedModel(Protocol):
         self, payload: Any, headers: dict[str, str] | None = None
     ) -> tuple[Any, dict[str, str]]:
         """Returns the response to a payload, and headers for it."""
+        ...
+
+    async def answer(
+        self, request: GenerationRequest, timeout: float | None
+    ) -> tuple[Completion, ...]:
+        """Returns a completion for each prompt; cancelling this gives their places up."""
+        ...
+
+    async def stream(
+        self, request: GenerationRequest, timeout: float | None
+    ) -> AsyncIterator[Piece]:
+        """Checks a request and returns its pieces to come; closing them gives the places up."""
         ...
 
 

@@ -7,13 +7,18 @@ data plane documentation. An instance is a string, or an object with the prompt 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from predictor.errors import RequestError
 from predictor.protocol.document import check_count, check_keys, expect, kind
 from predictor.tasks.parameters import parse_parameters
-from predictor.tasks.request import Completion, GenerationRequest, Prompt
+from predictor.tasks.request import (
+    Completion,
+    GenerationRequest,
+    Piece,
+    Prompt,
+    finish_reason,
+)
 
 PROMPT_KEYS = ("text", "prompt", "data")
 """Keys of an instance that may hold its prompt."""
@@ -49,7 +54,26 @@ def decode(document: Mapping[str, object]) -> GenerationRequest:
 
 def encode(completions: Sequence[Completion]) -> dict[str, object]:
     """Returns the V1 response for completions, in their order."""
-    return {"predictions": [dataclasses.asdict(completion) for completion in completions]}
+    return {"predictions": [_prediction(completion) for completion in completions]}
+
+
+def encode_piece(piece: Piece) -> list[object]:
+    """Returns the one event of a streamed reply's piece; its counts come with the last one."""
+    event: dict[str, object] = {"index": piece.index, "text": piece.text, "finish_reason": None}
+    if piece.ending is not None:
+        event["finish_reason"] = finish_reason(piece.ending)
+        event["prompt_tokens"] = piece.prompt_tokens
+        event["completion_tokens"] = piece.completion_tokens
+    return [event]
+
+
+def _prediction(completion: Completion) -> dict[str, object]:
+    return {
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
+    }
 
 
 def _prompt(instance: object, shared: Mapping[str, object], where: str) -> Prompt:

@@ -23,7 +23,16 @@ PROTOCOL_PARAMETERS = frozenset(
 """Parameters that say how tensors travel, not how to generate: the binary tensor data extension's,
 and the content type that MLServer's clients send."""
 
-_FRACTIONS = frozenset({"temperature", "top_p", "repetition_penalty"})
+_FRACTIONS = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "timeout",
+    }
+)
 _NUMERIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from predictor.engine.sampling import Generated, Sampling
-from predictor.engine.serial import SerialEngine
-from predictor.errors import PromptTooLong, RequestError
+from predictor.engine.engine import Engine
+from predictor.engine.sampling import Sampling
+from predictor.errors import PredictorError, PromptTooLong, RequestError, reason_of
+from predictor.tasks.reply import Reply, as_completion
 from predictor.tasks.request import (
     Completion,
     GenerationParameters,
     GenerationRequest,
+    Message,
+    Piece,
     Prompt,
 )
-
-_CONTEXT_TOKENS = 8
-"""Prompt tokens that a reply is decoded with: tokenizers drop a space at the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,11 @@ class TextGeneration:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        engine: SerialEngine,
+        engine: Engine,
         defaults: Defaults,
         *,
         max_model_len: int,
+        vocabulary: int,
     ) -> None:
         """Puts the parts together.
 
@@ -89,17 +92,20 @@ class TextGeneration:
             engine: Runs the model.
             defaults: For what requests leave open.
             max_model_len: Most tokens of prompt and reply together.
+            vocabulary: How many token ids the model knows.
         """
         self._tokenizer: Any = tokenizer
         self._engine = engine
         self._defaults = defaults
         self._max_model_len = max_model_len
+        self._vocabulary = vocabulary
 
     def prepare(self, request: GenerationRequest) -> tuple[Job, ...]:
         """Returns what is to be generated for each prompt, in order; does not wait for the model.
 
         Raises:
-            RequestError: A prompt is empty for this tokenizer.
+            RequestError: A prompt is empty for this tokenizer, a token id is not in the
+                vocabulary, or a conversation does not suit the model's chat template.
             PromptTooLong: Prompt, or prompt and reply, exceed `max_model_len`.
         """
         encoded = [(prompt, self._encode(prompt)) for prompt in request.prompts]
@@ -108,18 +114,73 @@ class TextGeneration:
             for prompt, ids in encoded
         )
 
-    def complete(self, jobs: Sequence[Job]) -> tuple[Completion, ...]:
-        """Returns a completion for each job, in order; blocks until all are done.
+    async def complete(self, jobs: Sequence[Job]) -> tuple[Completion, ...]:
+        """Returns a completion for each job, in order.
+
+        Cancelling this gives the places of all jobs up.
 
         Raises:
-            GenerationFailed: The model failed.
+            GenerationFailed: The model failed on one of them.
+            EngineBroken: The model failed altogether.
         """
-        return tuple(
-            self._completion(job, self._engine.generate(job.ids, job.sampling)) for job in jobs
-        )
+        found: dict[int, Completion] = {}
+        async for piece in self._follow(jobs, by_token=False):
+            before = self._full_text(jobs[piece.index])
+            found[piece.index] = as_completion(piece, before=before)
+        return tuple(found[index] for index in range(len(jobs)))
+
+    async def stream(self, jobs: Sequence[Job]) -> AsyncIterator[Piece]:
+        """Yields the replies' pieces as they come; closing this gives the places of all jobs up.
+
+        Raises:
+            GenerationFailed: The model failed on one of them.
+            EngineBroken: The model failed altogether.
+        """
+        for index, job in enumerate(jobs):
+            if job.prompt.parameters.return_full_text:
+                yield Piece(index, self._full_text(job), None, len(job.ids), 0)
+        async for piece in self._follow(jobs, by_token=True):
+            yield piece
+
+    async def _follow(self, jobs: Sequence[Job], *, by_token: bool) -> AsyncIterator[Piece]:
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Piece | PredictorError] = asyncio.Queue()
+        keys: dict[int, int] = {}
+        try:
+            for index, job in enumerate(jobs):
+                reply = Reply(
+                    index,
+                    job.ids,
+                    self._tokenizer,
+                    stops=job.prompt.parameters.stop,
+                    scores=job.sampling.logprobs is not None,
+                    by_token=by_token,
+                    loop=loop,
+                    take=inbox.put_nowait,
+                )
+                keys[index] = self._engine.submit(job.ids, job.sampling, reply)
+            while keys:
+                item = await inbox.get()
+                if isinstance(item, PredictorError):
+                    raise item
+                if item.ending is not None:
+                    del keys[item.index]
+                yield item
+        finally:
+            for key in keys.values():
+                self._engine.cancel(key)
+
+    def _full_text(self, job: Job) -> str:
+        if not job.prompt.parameters.return_full_text:
+            return ""
+        text = job.prompt.text
+        if isinstance(text, str):
+            return text
+        decoded: str = self._tokenizer.decode(list(job.ids), skip_special_tokens=True)
+        return decoded
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        ids: list[int] = self._tokenizer(prompt.text).input_ids
+        ids = self._ids(prompt.text)
         if not ids and self._tokenizer.bos_token_id is not None:
             ids = [self._tokenizer.bos_token_id]
         if not ids:
@@ -131,10 +192,35 @@ class TextGeneration:
                 tokens=len(ids) + 1,
                 limit=self._max_model_len,
             )
+        if not all(0 <= token < self._vocabulary for token in ids):
+            raise RequestError(f"A token id is not between 0 and {self._vocabulary - 1}.")
+        return ids
+
+    def _ids(self, text: str | tuple[int, ...] | tuple[Message, ...]) -> list[int]:
+        if isinstance(text, str):
+            ids: list[int] = self._tokenizer(text).input_ids
+            return ids
+        turns = [item for item in text if isinstance(item, Message)]
+        return self._chat_ids(turns) if turns else [item for item in text if isinstance(item, int)]
+
+    def _chat_ids(self, turns: Sequence[Message]) -> list[int]:
+        if not self._tokenizer.chat_template:
+            raise RequestError("This model has no chat template; ask it for completions.")
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [{"role": turn.role, "content": turn.content} for turn in turns],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except TemplateError as error:
+            raise RequestError(f"The model's chat template refuses: {reason_of(error)}.") from None
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
     def _sampling(self, asked: GenerationParameters, ids: list[int]) -> Sampling:
         defaults = self._defaults
+        if any(token >= self._vocabulary for token in asked.logit_bias):
+            raise RequestError(f"logit_bias names a token id above {self._vocabulary - 1}.")
         return Sampling(
             max_new_tokens=self._new_tokens(asked.max_new_tokens, len(ids)),
             temperature=self._temperature(asked),
@@ -143,8 +229,11 @@ class TextGeneration:
             repetition_penalty=defaults.repetition_penalty
             if asked.repetition_penalty is None
             else asked.repetition_penalty,
+            presence_penalty=asked.presence_penalty or 0.0,
+            frequency_penalty=asked.frequency_penalty or 0.0,
+            logit_bias=asked.logit_bias,
             seed=asked.seed,
-            stopped=self._stop_check(ids, asked.stop) if asked.stop else None,
+            logprobs=asked.logprobs,
         )
 
     def _temperature(self, asked: GenerationParameters) -> float:
@@ -160,44 +249,9 @@ class TextGeneration:
             return min(self._defaults.max_new_tokens, room)
         if asked > room:
             raise PromptTooLong(
-                f"A prompt of {prompt_tokens} tokens and max_new_tokens {asked} exceed the "
+                f"A prompt of {prompt_tokens} tokens and {asked} new tokens exceed the "
                 f"{self._max_model_len} tokens that this model takes (max_model_len).",
                 tokens=prompt_tokens + asked,
                 limit=self._max_model_len,
             )
         return asked
-
-    def _stop_check(
-        self, ids: list[int], stops: tuple[str, ...]
-    ) -> Callable[[Sequence[int]], bool]:
-        """Looks at the last tokens alone; a character takes at most four of them."""
-        window = 4 * max(len(stop) for stop in stops) + _CONTEXT_TOKENS
-
-        def stopped(tokens: Sequence[int]) -> bool:
-            text = self._reply([*ids, *tokens[:-window]], tokens[-window:])
-            return any(stop in text for stop in stops)
-
-        return stopped
-
-    def _completion(self, job: Job, generated: Generated) -> Completion:
-        prompt, ids = job.prompt, job.ids
-        text = self._reply(ids, generated.tokens)
-        found = [text.find(stop) for stop in prompt.parameters.stop if stop in text]
-        text = text[: min(found)] if found else text
-        return Completion(
-            text=prompt.text + text if prompt.parameters.return_full_text else text,
-            finish_reason="stop" if found else generated.finish_reason,
-            prompt_tokens=len(ids),
-            completion_tokens=len(generated.tokens),
-        )
-
-    def _reply(self, ids: Sequence[int], tokens: Sequence[int]) -> str:
-        context = ids[-_CONTEXT_TOKENS:]
-        before, after = self._decode(context), self._decode([*context, *tokens])
-        return after.removeprefix(before) if after.startswith(before) else self._decode(tokens)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,15 +9,14 @@ from typing import Any
 from predictor.errors import RequestError, nearest
 from predictor.tasks.request import GenerationParameters
 
-NAMES = tuple(field.name for field in dataclasses.fields(GenerationParameters))
-"""The names of all parameters."""
-
 _LEAST, _MOST = 0.01, 100.0
 """Bounds of what logits are divided by: beyond them probabilities overflow to infinity and NaN."""
 
 _MOST_STOPS = 16
 _LONGEST_STOP = 1024
 _LARGEST_SEED = 2**63 - 1
+_MOST_BIASES = 1024
+_MOST_LOGPROBS = 20
 
 
 def parse_parameters(given: Mapping[str, Any]) -> GenerationParameters:
@@ -30,7 +28,7 @@ def parse_parameters(given: Mapping[str, Any]) -> GenerationParameters:
     """
     said = {name: value for name, value in given.items() if value is not None}
     for name in said:
-        if name not in NAMES:
+        if name not in _CHECKS:
             raise RequestError(f"Unknown parameter {name[:64]!r}; {nearest(name, NAMES)}")
     return GenerationParameters(**{name: _CHECKS[name](name, said[name]) for name in said})
 
@@ -82,6 +80,38 @@ def _repetition_penalty(name: str, value: Any) -> float:
     return number
 
 
+def _penalty(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not -2 <= number <= 2:
+        raise RequestError(f"{name} must be between -2 and 2, not {number:g}.")
+    return number
+
+
+def _timeout(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if number <= 0:
+        raise RequestError(f"{name} must be a number of seconds above 0, not {number:g}.")
+    return number
+
+
+def _logit_bias(name: str, value: Any) -> dict[int, float]:
+    if not isinstance(value, dict) or len(value) > _MOST_BIASES:
+        raise RequestError(f"{name} must be an object of at most {_MOST_BIASES} token ids.")
+    found = {}
+    for token, bias in value.items():
+        if not (isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 10):
+            raise RequestError(f"{name} must have token ids as keys.")
+        number = _number(name, bias)
+        if not -100 <= number <= 100:
+            raise RequestError(f"{name} must have values between -100 and 100.")
+        found[int(token)] = number
+    return found
+
+
+def _logprobs(name: str, value: Any) -> int:
+    return _integer(name, value, 0, _MOST_LOGPROBS)
+
+
 def _seed(name: str, value: Any) -> int:
     return _integer(name, value, 0, _LARGEST_SEED)
 
@@ -117,4 +147,12 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "seed": _seed,
     "stop": _stop,
     "return_full_text": _return_full_text,
+    "presence_penalty": _penalty,
+    "frequency_penalty": _penalty,
+    "timeout": _timeout,
 }
+
+NAMES = tuple(_CHECKS)
+"""The names of the parameters that V1 and V2 know."""
+
+_CHECKS |= {"logit_bias": _logit_bias, "logprobs": _logprobs}

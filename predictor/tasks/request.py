@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from predictor.engine.sampling import Ending
 
 MOST_PROMPTS = 256
 """Prompts in one request; more are better sent as several, which others can come between."""
-
-FINISH_REASONS = ("stop", "length")
-"""``stop``: the model ended the text or a stop sequence was met; ``length``: `max_new_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,11 @@ class GenerationParameters:
         seed: Makes a sampled reply repeatable.
         stop: The reply ends before the first of these strings that appears in it.
         return_full_text: Whether the reply begins with the prompt.
+        presence_penalty: Is taken from the logits of tokens that are in the reply.
+        frequency_penalty: Is taken as often as a token is in the reply.
+        logit_bias: Is added to the logits of these token ids.
+        logprobs: How many alternatives are told with each token; None tells of no token.
+        timeout: Seconds after which the whole request is given up.
     """
 
     max_new_tokens: int | None = None
@@ -34,13 +39,31 @@ class GenerationParameters:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     return_full_text: bool = False
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One text to continue, and how."""
+    """What to continue, and how.
 
-    text: str
+    Attributes:
+        text: A text, token ids, or the turns of a conversation for the model's chat template.
+        parameters: How.
+    """
+
+    text: str | tuple[int, ...] | tuple[Message, ...]
     parameters: GenerationParameters
 
 
@@ -50,6 +73,31 @@ class GenerationRequest:
 
     prompts: tuple[Prompt, ...]
 
+    @property
+    def timeout(self) -> float | None:
+        """The least of the prompts' own timeouts."""
+        said = [prompt.parameters.timeout for prompt in self.prompts]
+        return min((seconds for seconds in said if seconds is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token as text, with its log probability.
+
+    Attributes:
+        id: Its number in the vocabulary.
+        text: What it says by itself.
+        logprob: Natural logarithm of its probability.
+        special: Whether it is a special token, which is in no reply.
+        top: The most probable tokens in its place, as text and log probability, best first.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    special: bool = False
+    top: tuple[tuple[str, float], ...] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
@@ -57,12 +105,45 @@ class Completion:
 
     Attributes:
         text: The reply, without special tokens; after the prompt if it asked for the full text.
-        finish_reason: One of `FINISH_REASONS`.
+        ending: Why it ended.
         prompt_tokens: Tokens of the prompt.
         completion_tokens: Tokens that were generated, the one that ended the reply included.
+        tokens: The generated tokens, where log probabilities were asked for.
     """
 
     text: str
-    finish_reason: str
+    ending: Ending
     prompt_tokens: int
     completion_tokens: int
+    tokens: tuple[ScoredToken, ...] = ()
+
+    @property
+    def finish_reason(self) -> str:
+        """``"stop"`` where the model or a stop sequence ended the reply, else ``"length"``."""
+        return finish_reason(self.ending)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The next part of a reply that is streamed.
+
+    Attributes:
+        index: Which of the request's prompts it replies to.
+        text: New text; never half a character, nor what may become a stop sequence.
+        ending: Why the reply ended, in its last piece; None before.
+        prompt_tokens: Tokens of the prompt.
+        completion_tokens: Tokens generated so far.
+        tokens: The new tokens, where log probabilities were asked for.
+    """
+
+    index: int
+    text: str
+    ending: Ending | None
+    prompt_tokens: int
+    completion_tokens: int
+    tokens: tuple[ScoredToken, ...] = ()
+
+
+def finish_reason(ending: Ending) -> str:
+    """Returns an ending as V1, V2 and OpenAI say it."""
+    return "length" if ending == "length" else "stop"

@@ -77,9 +77,13 @@ def measured(
     dtype: str = "float32",
     max_model_len: int = 64,
     prefill_chunk: int = 16,
+    max_batch_size: int = 1,
 ) -> Footprint:
     """Returns the footprint of a config, or of the architecture of this name."""
     found = copy.deepcopy(ARCHITECTURES[config] if isinstance(config, str) else config)
     return measure_footprint(
-        build_on_meta(found, dtype), max_model_len=max_model_len, prefill_chunk=prefill_chunk
+        build_on_meta(found, dtype),
+        max_model_len=max_model_len,
+        prefill_chunk=prefill_chunk,
+        max_batch_size=max_batch_size,
     )

@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     DeepseekV3Config,
+    DynamicCache,
     FalconConfig,
     LlamaConfig,
     Mamba2Config,
@@ -44,7 +45,7 @@ def run(model, tokens, past=None):
 
 def real_cache(model, tokens):
     """Bytes of keys and values of each block after a real pass over so many tokens."""
-    layers = run(model, tokens).past_key_values.layers
+    layers = run(model, tokens, DynamicCache()).past_key_values.layers
     return [layer.keys.nbytes + layer.values.nbytes for layer in layers]
 
 
@@ -73,20 +74,29 @@ def test_the_cache_is_never_planned_too_small_for_shorter_sequences(name, longes
         assert all(planned >= real for planned, real in pairs), length
 
 
-def test_a_sliding_window_takes_the_same_however_long_the_sequence():
-    # window 8, of which the cache keeps 7; 2 heads of 16, keys and values, float32; the counter
-    kept = 7 * 2 * 16 * 2 * 4 + COUNTER
-    found = measured("mistral", max_model_len=128)
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_a_sliding_window_is_planned_whole_as_the_engine_keeps_it(name):
+    found = measured(name, max_model_len=128)
+    blocks = [unit for unit in found.units if unit.block is not None]
 
-    assert {unit.kv_per_token for unit in found.units} == {0}
-    assert {unit.kv_fixed for unit in found.units if unit.block is not None} == {kept}
+    # 2 heads of 16, keys and values, float32
+    assert {unit.kv_per_token for unit in blocks} == {256}
+    assert {unit.kv_fixed for unit in blocks} == {0}
 
 
-def test_only_the_sliding_blocks_of_a_mixed_model_are_fixed():
-    found = measured("gemma3", max_model_len=128)
-    per_token = [unit.kv_per_token for unit in found.units if unit.block is not None]
+def test_a_batch_of_more_tokens_gathers_more_for_each_layer():
+    found = measured("llama", max_model_len=64, max_batch_size=4)
+    per_layer = max(unit.kv_per_token for unit in found.units)
 
-    assert per_token == [0, 256, 0, 256]  # 2 heads of 16, keys and values, float32
+    assert found.activations_per_sequence >= 64 * per_layer
+
+
+def test_the_rows_of_a_large_batch_are_counted():
+    few, many = (
+        measured("llama", max_model_len=64, prefill_chunk=1, max_batch_size=n) for n in (1, 64)
+    )
+
+    assert many.activations > few.activations
 
 
 LLAMA_3_8B = LlamaConfig(
@@ -119,7 +129,7 @@ MISTRAL_7B = MistralConfig(sliding_window=32)
         (BLOOM_176B, 4_014_080),  # 70 blocks x 14,336 x keys and values x 2 B
         (FALCON_7B, 8_192),  # 32 blocks x 1 head x 64 x keys and values x 2 B
         (DEEPSEEK_V3, 4_608),  # 4 blocks x (512 latent + 64 rotary) x 2 B
-        (MISTRAL_7B, 0),  # a window of 32 is full at the 64 tokens of this test
+        (MISTRAL_7B, 131_072),  # as many; the engine keeps what has left the window
     ],
     ids=["llama-3-8b", "bloom-176b", "falcon-7b", "deepseek-v3", "mistral-7b"],
 )

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +23,18 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
 
 from predictor.errors import NotReady
+from predictor.protocol.deadline import asked_timeout
 from predictor.protocol.exchange import Exchange, open_exchange
 from predictor.protocol.grpc_server import make_server
 from predictor.protocol.rest import install
-from predictor.tasks.request import Completion, GenerationRequest
+from predictor.tasks.request import (
+    Completion,
+    GenerationRequest,
+    Message,
+    Piece,
+    Prompt,
+    ScoredToken,
+)
 
 MAX_BODY_BYTES = 256 * 1024
 
@@ -39,6 +47,8 @@ class EchoModel(kserve.Model):
         self.version = version
         self.ready = True
         self.failure: Exception | None = None
+        self.late_failure: Exception | None = None
+        self.timeouts: list[float | None] = []
         self.loading: dict[str, object] = {}
         self.asked: list[GenerationRequest] = []
 
@@ -61,18 +71,71 @@ class EchoModel(kserve.Model):
         return open_exchange(payload, model_name=self.name, model_version=self.version)
 
     async def predict(self, payload: Exchange, headers: Any = None) -> Any:
+        return payload, await self.answer(payload.request, asked_timeout(headers))
+
+    async def answer(
+        self, request: GenerationRequest, timeout: float | None
+    ) -> tuple[Completion, ...]:
+        self._take(request, timeout)
+        return tuple(_completion(prompt) for prompt in request.prompts)
+
+    async def stream(
+        self, request: GenerationRequest, timeout: float | None
+    ) -> AsyncIterator[Piece]:
+        self._take(request, timeout)
+        return self._pieces(request)
+
+    def _take(self, request: GenerationRequest, timeout: float | None) -> None:
         if self.failure:
             raise self.failure
-        self.asked.append(payload.request)
-        completions = [
-            Completion(prompt.text.upper(), "stop", len(prompt.text), len(prompt.text))
-            for prompt in payload.request.prompts
-        ]
-        return payload, completions
+        self.asked.append(request)
+        self.timeouts.append(timeout)
+
+    async def _pieces(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+        """A piece for each character; those of several prompts take turns."""
+        done = [_completion(prompt) for prompt in request.prompts]
+        for position in range(max(len(completion.text) for completion in done)):
+            for index, completion in enumerate(done):
+                if position < len(completion.text):
+                    yield _piece(index, completion, position)
+        if self.late_failure:
+            raise self.late_failure
 
     async def postprocess(self, result: Any, headers: Any = None) -> Any:
         exchange, completions = result
         return exchange.encode(completions)
+
+
+def _completion(prompt: Prompt) -> Completion:
+    """The prompt upper-cased; each character is a token, half as likely as the one before."""
+    given = _text(prompt)
+    text = given.upper()
+    scored = prompt.parameters.logprobs is not None
+    tokens = tuple(
+        ScoredToken(ord(char), char, -0.5 * (n + 1), top=((char, -0.5 * (n + 1)), ("?", -9.0)))
+        for n, char in enumerate(text)
+    )
+    return Completion(text, "eos_token", len(given), len(given), tokens if scored else ())
+
+
+def _text(prompt: Prompt) -> str:
+    if isinstance(prompt.text, str):
+        return prompt.text
+    return " ".join(
+        f"{t.role}: {t.content}" if isinstance(t, Message) else f"#{t}" for t in prompt.text
+    )
+
+
+def _piece(index: int, whole: Completion, position: int) -> Piece:
+    after = position + 1
+    return Piece(
+        index,
+        whole.text[position:after],
+        whole.ending if after == len(whole.text) else None,
+        whole.prompt_tokens,
+        after,
+        whole.tokens[position:after],
+    )
 
 
 @dataclass

@@ -126,7 +126,7 @@ def test_binary_and_json_tensors_may_be_mixed() -> None:
 def encoded(**keys: Any) -> Encoded:
     request = parsed({"id": "i", "inputs": [_TEXT], **keys})
     exchange = open_exchange(request, model_name="m", model_version="1")
-    return encode_infer_response(exchange.encode([Completion("é", "stop", 1, 2)]), request)
+    return encode_infer_response(exchange.encode([Completion("é", "eos_token", 1, 2)]), request)
 
 
 def test_a_response_is_json_without_null() -> None:
@@ -204,5 +204,5 @@ def test_any_body_is_a_request_or_refused(document: Any, tail: bytes) -> None:
     with contextlib.suppress(RequestError):
         request = parsed(json.dumps(document).encode(), tail)
         exchange = open_exchange(request, model_name="m", model_version="1")
-        completions = [Completion("", "stop", 0, 0) for _ in exchange.request.prompts]
+        completions = [Completion("", "eos_token", 0, 0) for _ in exchange.request.prompts]
         json.loads(encode_infer_response(exchange.encode(completions), request).body)

@@ -83,7 +83,7 @@ def test_a_wrong_body_is_refused_in_one_sentence(document: Any, sentence: str) -
 
 def test_predictions_come_in_the_order_of_the_instances() -> None:
     exchange = open_exchange({"instances": ["a", "b"]}, model_name="m", model_version="1")
-    answer = exchange.encode([Completion("A", "stop", 1, 2), Completion("B", "length", 3, 4)])
+    answer = exchange.encode([Completion("A", "eos_token", 1, 2), Completion("B", "length", 3, 4)])
     assert answer == {
         "predictions": [
             {"text": "A", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 2},

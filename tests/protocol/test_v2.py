@@ -57,9 +57,14 @@ def test_every_parameter_may_be_a_parameter_of_the_request(way: Transport) -> No
         "seed": 2**40,
         "stop": ["x", "y"],
         "return_full_text": True,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -1.5,
+        "timeout": 2.5,
         "binary_data_output": False,
     }
-    expected = GenerationParameters(5, 0.7, 1.0, 3, 1.5, 2**40, ("x", "y"), True)
+    expected = GenerationParameters(
+        5, 0.7, 1.0, 3, 1.5, 2**40, ("x", "y"), True, 0.5, -1.5, timeout=2.5
+    )
     assert parameters_of([_TEXT], given_, way) == [expected, expected]
 
 
@@ -169,7 +174,7 @@ def test_a_generation_parameter_of_an_input_is_refused_rather_than_ignored() -> 
 def exchanged(request: Any) -> Any:
     exchange = open_exchange(request, model_name="m", model_version="7")
     count = len(exchange.request.prompts)
-    return exchange.encode([Completion(f"r{n}", "stop", n, n + 1) for n in range(count)])
+    return exchange.encode([Completion(f"r{n}", "eos_token", n, n + 1) for n in range(count)])
 
 
 def with_outputs(*names: str) -> Any:

@@ -167,11 +167,14 @@ def test_one_request_more_than_may_wait_is_refused_and_the_others_are_answered(
         at_work(checkpoints, "--max_requests=2") as (server, running),
         concurrent.futures.ThreadPoolExecutor() as pool,
     ):
-        waiting = pool.submit(server.predict, "its turn will come", max_new_tokens=2)
+        waiting = pool.submit(
+            server.predict, "another long one", max_new_tokens=400, temperature=1.0, seed=3
+        )
         time.sleep(0.5)
         refused = server.predict("one too many")
         assert refused.status_code == 429
         assert "2 requests are running and waiting" in refused.json()["error"]
+        assert int(refused.headers["retry-after"]) >= 1
         assert grpc_infer_code(server) is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert running.result().status_code == waiting.result().status_code == 200
         assert server.predict("now there is room", max_new_tokens=1).status_code == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from predictor.engine.sampling import Generated, Sampling
+from predictor.engine.sampling import Listener, Sampling, Token
 from predictor.errors import PromptTooLong, RequestError
 from predictor.tasks.generation import Defaults, TextGeneration
 from predictor.tasks.request import Completion, GenerationParameters, GenerationRequest, Prompt
@@ -37,7 +38,7 @@ def ask(task: TextGeneration, text: str, **parameters: Any) -> Any:
 
 
 def run(task: TextGeneration, *prompts: Prompt) -> tuple[Completion, ...]:
-    return task.complete(task.prepare(GenerationRequest(prompts)))
+    return asyncio.run(task.complete(task.prepare(GenerationRequest(prompts))))
 
 
 def test_the_demo_continues_the_readmes_prompt_like_transformers_does(demo: Up) -> None:
@@ -109,7 +110,7 @@ def test_a_prompt_may_fill_the_context_but_for_one_token(checkpoints: Checkpoint
 def test_more_new_tokens_than_there_is_room_for_are_refused(checkpoints: Checkpoints) -> None:
     task = bring_up(checkpoints("bloom"), max_model_len=32).task
     assert ask(task, "x" * 20, max_new_tokens=12).completion_tokens <= 12
-    with pytest.raises(PromptTooLong, match="max_new_tokens 13"):
+    with pytest.raises(PromptTooLong, match="13 new tokens"):
         ask(task, "x" * 20, max_new_tokens=13)
 
 
@@ -125,15 +126,17 @@ class Recorder:
     def __init__(self) -> None:
         self.recipes: list[Sampling] = []
 
-    def generate(self, prompt: Any, sampling: Sampling) -> Generated:
+    def submit(self, prompt: Any, sampling: Sampling, listener: Listener) -> int:
         self.recipes.append(sampling)
-        return Generated((7,), "length")
+        listener.token(Token(7))
+        listener.end("length")
+        return 0
 
 
 def recipe(config: GenerationConfig, max_length: int | None = None, **asked: Any) -> Sampling:
     recorder = Recorder()
     defaults = Defaults.of(config, max_length)
-    task = TextGeneration(byte_tokenizer(), recorder, defaults, max_model_len=100)  # type: ignore[arg-type]
+    task = TextGeneration(byte_tokenizer(), recorder, defaults, max_model_len=100, vocabulary=300)  # type: ignore[arg-type]
     ask(task, "ten chars.", **asked)
     return recorder.recipes[0]
 
@@ -180,7 +183,7 @@ def test_an_empty_prompt_begins_with_the_first_token_of_a_text(demo: Up) -> None
 def test_an_empty_prompt_for_a_model_without_such_a_token_is_refused() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.bos_token = None
-    task = TextGeneration(tokenizer, Recorder(), Defaults(), max_model_len=100)  # type: ignore[arg-type]
+    task = TextGeneration(tokenizer, Recorder(), Defaults(), max_model_len=100, vocabulary=300)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="empty"):
         ask(task, "")
 
@@ -197,13 +200,10 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 class Parrot:
     """Stands in for the engine: says ` foo bar bar...` until it is stopped."""
 
-    def generate(self, prompt: Any, sampling: Sampling) -> Generated:
-        tokens: list[int] = []
-        while len(tokens) < sampling.max_new_tokens:
-            tokens.append(3 if tokens else 2)
-            if sampling.stopped is not None and sampling.stopped(tokens):
-                break
-        return Generated(tuple(tokens), "length")
+    def submit(self, prompt: Any, sampling: Sampling, listener: Listener) -> int:
+        stops = (listener.token(Token(3 if n else 2)) for n in range(sampling.max_new_tokens))
+        listener.end("stop_sequence" if any(stops) else "length")
+        return 0
 
 
 @pytest.mark.parametrize(("stop", "text", "count"), [(" foo", "", 1), ("o bar", " fo", 2)])
@@ -211,7 +211,7 @@ def test_a_stop_that_begins_with_a_space_is_seen_as_the_first_token(
     stop: str, text: str, count: int
 ) -> None:
     tokenizer = word_tokenizer()
-    task = TextGeneration(tokenizer, Parrot(), Defaults(), max_model_len=100)  # type: ignore[arg-type]
+    task = TextGeneration(tokenizer, Parrot(), Defaults(), max_model_len=100, vocabulary=300)  # type: ignore[arg-type]
     task._encode = lambda prompt: [1]  # type: ignore[method-assign]  # "hello"
     found = ask(task, "hello", max_new_tokens=5, stop=(stop,))
     assert (found.text, found.completion_tokens, found.finish_reason) == (text, count, "stop")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from predictor.engine.sampling import Sampling
 from predictor.errors import CheckpointError, LoadFailed
 from tests.conftest import Checkpoints
 from tests.serving import blocks_on_disk, bring_up
@@ -70,8 +69,8 @@ def test_greedy_tokens_are_those_of_transformers_wherever_the_weights_are(
     assert devices == {"memory": {"cpu"}, "mixed": {"cpu", "disk"}, "disk": {"disk"}}[where]
     for prompt in PROMPTS:
         ids = up.task._tokenizer(prompt).input_ids
-        generated = up.task._engine.generate(ids, Sampling(max_new_tokens=NEW_TOKENS))
-        assert list(generated.tokens) == reference(folder, ids)
+        generated = up.tokens(ids, max_new_tokens=NEW_TOKENS)
+        assert generated == reference(folder, ids)
 
 
 def test_a_checkpoint_stored_in_fp32_is_served_in_bf16_from_every_tier(
@@ -85,7 +84,7 @@ def test_a_checkpoint_stored_in_fp32_is_served_in_bf16_from_every_tier(
         assert up.model.dtype == torch.bfloat16
         assert up.prepared.footprint.cast
         ids = up.task._tokenizer(PROMPTS[0]).input_ids
-        found.append(up.task._engine.generate(ids, Sampling(max_new_tokens=8)).tokens)
+        found.append(up.tokens(ids, max_new_tokens=8))
     assert found[0] == found[1] == found[2]
 
 
@@ -98,8 +97,8 @@ def test_a_plan_for_little_memory_puts_the_last_blocks_on_disk_and_still_answers
     assert placement.device_map["transformer.h.5"] == "disk"
     assert placement.device_map["lm_head"] == "cpu"
     ids = up.task._tokenizer(PROMPTS[0]).input_ids
-    tokens = up.task._engine.generate(ids, Sampling(max_new_tokens=NEW_TOKENS)).tokens
-    assert list(tokens) == reference(folder, ids)
+    tokens = up.tokens(ids, max_new_tokens=NEW_TOKENS)
+    assert tokens == reference(folder, ids)
 
 
 def test_parts_on_disk_stay_out_of_memory(checkpoints: Checkpoints) -> None:

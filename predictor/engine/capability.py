@@ -1,0 +1,148 @@
+"""Whether a model can be batched: what its config says, then what two sequences show.
+
+A model that cannot be is served one sequence at a time. A config may promise too much, so the
+promise is tested: two sequences of different lengths are computed in one batch, one of them in
+chunks, and must give the logits that each gives alone. Wrong masks or positions change them a lot;
+rounding, which differs with the batch's size, changes them a little.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+from predictor.engine.cache import Row
+from predictor.engine.runner import BatchRunner, Runner
+from predictor.placement.probe import WHOLE_KINDS
+
+_TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}
+_HALF_TOLERANCE = 0.05
+"""Most difference, as a fraction of how much the logits vary. Rounding changes about 1e-6 of it in
+float32 and one or two hundredths in bfloat16; wrong masks and positions mostly more than a tenth,
+in a model of windows, which sees little, six hundredths."""
+
+_TRIES = 3
+"""Pairs of sequences; a mixture of experts may choose others where two are nearly as good."""
+
+_LENGTHS = (9, 4)
+_SPLITS = (5, 3)
+"""How many tokens of each are computed in the first pass."""
+
+_MEASURED_TOKENS = 32
+
+
+def count_layers(model: PreTrainedModel) -> int:
+    """Returns how many layers a cache of the model may have."""
+    config: Any = model.config.get_text_config(decoder=True)
+    return len(get_layer_types_and_kwargs(config)[0])
+
+
+def count_vocabulary(model: PreTrainedModel) -> int:
+    """Returns how many token ids the model knows."""
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.num_embeddings)
+
+
+def why_serial(model: PreTrainedModel) -> str | None:
+    """Returns what in the model's config keeps it from being batched; None where nothing does."""
+    accepted = inspect.signature(model.forward).parameters
+    for name in ("past_key_values", "attention_mask"):
+        if name not in accepted:
+            return f"its forward pass takes no {name}"
+    if getattr(model, "_is_stateful", False):
+        return "it keeps a state that cannot be shared"
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "it has an encoder"
+    config: Any = model.config.get_text_config(decoder=True)
+    kinds = set(get_layer_types_and_kwargs(config)[0]) - WHOLE_KINDS
+    return f"it has layers of the kind {sorted(kinds)[0]}" if kinds else None
+
+
+def fails_together(runner: BatchRunner, model: PreTrainedModel, device: torch.device) -> str | None:
+    """Runs two sequences together and alone; returns what differs, None where nothing does."""
+    reason = None
+    for attempt in range(_TRIES):
+        try:
+            difference = _difference(runner, model, device, seed=attempt)
+        # Models fail in any way at what they were not made for, and that is an answer.
+        except Exception as error:
+            return f"it fails on two sequences at once ({type(error).__name__})"
+        if difference <= _TOLERANCE.get(model.dtype, _HALF_TOLERANCE):
+            return None
+        reason = f"two sequences together give other logits than alone (by {difference:.2f})"
+    return reason
+
+
+def measure_pass_tokens(runner: Runner, *, vocabulary: int, most: int) -> int:
+    """Returns how many tokens' computation takes as long as one pass over the weights.
+
+    From the time of a pass of one token and of one of `_MEASURED_TOKENS`, each the quicker of two.
+
+    Args:
+        runner: Runs the passes.
+        vocabulary: Tokens that there are.
+        most: The result's bound, and that of the tokens in a pass.
+    """
+    tokens = min(_MEASURED_TOKENS, most)
+    if tokens < 2:
+        return 0
+    one, many = (_seconds(runner, vocabulary, count) for count in (1, tokens))
+    per_token = max((many - one) / (tokens - 1), one / most)
+    return min(most, int(one / per_token))
+
+
+def _seconds(runner: Runner, vocabulary: int, count: int) -> float:
+    taken = []
+    for _ in range(2):
+        began = time.perf_counter()
+        runner.run([Row(-1, 0, [index % vocabulary for index in range(count)])]).argmax().item()
+        taken.append(time.perf_counter() - began)
+        runner.release(-1)
+    return min(taken)
+
+
+def _difference(
+    runner: BatchRunner, model: PreTrainedModel, device: torch.device, seed: int
+) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = count_vocabulary(model)
+    sequences = [
+        torch.randint(vocabulary, (length,), generator=generator).tolist() for length in _LENGTHS
+    ]
+    try:
+        found = [
+            runner.run([Row(-1 - i, 0, s[:n]) for i, (s, n) in enumerate(_split(sequences))]),
+            runner.run([Row(-1 - i, n, s[n:]) for i, (s, n) in enumerate(_split(sequences))]),
+        ]
+    finally:
+        for index in range(len(sequences)):
+            runner.release(-1 - index)
+    worst = 0.0
+    for index, (sequence, split) in enumerate(_split(sequences)):
+        alone = _alone(model, device, sequence)
+        for batch, position in zip(found, (split - 1, len(sequence) - 1), strict=True):
+            worst = max(worst, _apart(batch[index], alone[position]))
+    return worst
+
+
+def _split(sequences: Sequence[list[int]]) -> list[tuple[list[int], int]]:
+    return list(zip(sequences, _SPLITS, strict=True))
+
+
+@torch.inference_mode()
+def _alone(model: Any, device: torch.device, sequence: list[int]) -> torch.Tensor:
+    ids = torch.tensor([sequence], device=device)
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
+    return logits
+
+
+def _apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    a, b = found.double().cpu(), expected.double().cpu()
+    a, b = a - a.mean(), b - b.mean()
+    return float((a - b).norm() / b.norm().clamp(min=1e-9))

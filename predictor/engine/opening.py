@@ -1,0 +1,123 @@
+"""Makes an engine that is warm of a loaded model: can it be batched, and what does a pass cost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from predictor.engine.cache import WIDTH_STEP
+from predictor.engine.capability import (
+    count_layers,
+    count_vocabulary,
+    fails_together,
+    measure_pass_tokens,
+    why_serial,
+)
+from predictor.engine.engine import Engine
+from predictor.engine.runner import BatchRunner, Runner, SerialRunner
+from predictor.engine.scheduler import Limits
+from predictor.errors import EngineBroken, LoadFailed, reason_of
+from predictor.metrics import EngineMetrics
+from predictor.placement.plan import Placement
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An engine that runs.
+
+    Attributes:
+        engine: The engine.
+        runner: What runs the passes.
+        vocabulary: Token ids that the model knows.
+    """
+
+    engine: Engine
+    runner: Runner
+    vocabulary: int
+
+
+def open_engine(
+    model: PreTrainedModel,
+    placement: Placement,
+    *,
+    prefill_chunk: int,
+    max_sequences: int,
+    threads: int | None,
+    model_name: str,
+    on_broken: Callable[[EngineBroken], None] | None = None,
+) -> Opened:
+    """Returns a running engine, after passes that warm, test and time the model.
+
+    Args:
+        model: The model, every part in its place.
+        placement: Where that is, and how many tokens the KV cache was planned for.
+        prefill_chunk: Prompt tokens in one pass.
+        max_sequences: Most sequences that run at one time.
+        threads: Threads to compute with; None leaves that to torch.
+        model_name: Label of the metrics.
+        on_broken: Is told when the engine has ended for good.
+
+    Raises:
+        LoadFailed: The model cannot run even one token.
+    """
+    if threads is not None:
+        torch.set_num_threads(min(threads, torch.get_num_threads()))
+    runner, reason = _runner(model, placement, torch.device(placement.execution_device))
+    vocabulary = count_vocabulary(model)
+    chunk = min(prefill_chunk, placement.max_model_len)
+    try:
+        pass_tokens = measure_pass_tokens(runner, vocabulary=vocabulary, most=chunk)
+    # Models raise whatever they like.
+    except Exception as error:
+        logger.exception("The model fails on its first token")
+        raise LoadFailed(
+            f"The model was loaded but fails on its first token: {reason_of(error)}"
+        ) from error
+    limits = _limits(placement, reason, max_sequences, chunk, pass_tokens)
+    metrics = EngineMetrics(model_name)
+    engine = Engine(runner, limits, ends=_ends(model), metrics=metrics, on_broken=on_broken)
+    return Opened(engine, runner, vocabulary)
+
+
+def _limits(
+    placement: Placement, reason: str | None, sequences: int, chunk: int, pass_tokens: int
+) -> Limits:
+    # One place of the KV cache is the padding's; a sequence's last token is never cached.
+    kv_tokens = placement.kv_tokens - 1
+    if reason is None:
+        logger.info("A pass over the weights costs as much as computing %d tokens", pass_tokens)
+        step = WIDTH_STEP if placement.execution_device == "cpu" else 1
+        return Limits(kv_tokens, sequences, chunk, pass_tokens, step)
+    logger.warning("Requests are answered one at a time, because of this model: %s", reason)
+    # What keeps a model from being batched mostly keeps it from being read in chunks too.
+    return Limits(kv_tokens, sequences=1, chunk=placement.max_model_len)
+
+
+def _runner(
+    model: PreTrainedModel, placement: Placement, device: torch.device
+) -> tuple[Runner, str | None]:
+    """The runner that suits the model, and why it is not the batching one."""
+    reason = why_serial(model)
+    if reason is None:
+        batching = BatchRunner(
+            model,
+            device=device,
+            layers=count_layers(model),
+            kv_tokens=placement.kv_tokens,
+            max_length=placement.max_model_len,
+        )
+        reason = fails_together(batching, model, device)
+        if reason is None:
+            return batching, None
+    return SerialRunner(model, device=device), reason
+
+
+def _ends(model: PreTrainedModel) -> frozenset[int]:
+    ends = model.generation_config.eos_token_id
+    return frozenset(() if ends is None else [ends] if isinstance(ends, int) else ends)

@@ -1,0 +1,127 @@
+"""How long a request may take, and who still waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from predictor.errors import (
+    DeadlineExceeded,
+    NotReady,
+    Overloaded,
+    PredictorError,
+    RequestError,
+)
+from predictor.metrics import REQUEST_SECONDS, REQUESTS
+
+TIMEOUT_HEADER = "x-request-timeout"
+"""Seconds that the client waits; over gRPC the call's own deadline says so."""
+
+_T = TypeVar("_T")
+
+
+def asked_timeout(headers: Mapping[str, str] | None) -> float | None:
+    """Returns the seconds that a request's headers allow it; None where they say nothing.
+
+    Raises:
+        RequestError: The header is no number of seconds above 0.
+    """
+    text = (headers or {}).get(TIMEOUT_HEADER)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise RequestError(f"The header {TIMEOUT_HEADER} must be a number of seconds above 0.")
+    return seconds
+
+
+@contextmanager
+def counted(model_name: str, protocol: str) -> Iterator[None]:
+    """Counts one request and its time; what is raised within says its outcome."""
+    began = asyncio.get_running_loop().time()
+    outcome = "ok"
+    try:
+        yield
+    except BaseException as error:
+        outcome = _outcome(error)
+        raise
+    finally:
+        REQUESTS.labels(model_name, protocol, outcome).inc()
+        seconds = asyncio.get_running_loop().time() - began
+        REQUEST_SECONDS.labels(model_name, protocol).observe(seconds)
+
+
+def _outcome(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError | GeneratorExit | ClientDisconnect):
+        return "cancelled"
+    kinds: dict[type[PredictorError], str] = {
+        RequestError: "bad_request",
+        Overloaded: "rejected",
+        NotReady: "not_ready",
+        DeadlineExceeded: "deadline",
+    }
+    return next((word for kind, word in kinds.items() if isinstance(error, kind)), "failed")
+
+
+async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
+    """Returns what the work returns; cancels it when the client hangs up.
+
+    Raises:
+        ClientDisconnect: The client has hung up.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        await _end(task, gone)
+
+
+async def read_along(request: Request, pieces: AsyncIterator[_T]) -> AsyncIterator[_T]:
+    """Yields what a generator yields; closes it when the client hangs up.
+
+    Raises:
+        ClientDisconnect: The client has hung up.
+    """
+    generator: Any = pieces
+    gone = asyncio.ensure_future(_until_gone(request))
+    async with aclosing(generator):
+        try:
+            while True:
+                item = asyncio.ensure_future(anext(generator))
+                try:
+                    await asyncio.wait({item, gone}, return_when=asyncio.FIRST_COMPLETED)
+                    if not item.done():
+                        raise ClientDisconnect
+                    yield item.result()
+                except StopAsyncIteration:
+                    return
+                finally:
+                    await _end(item)
+        finally:
+            await _end(gone)
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with contextlib.suppress(BaseException):
+            await task

@@ -1,0 +1,55 @@
+"""The standard health service ``grpc.health.v1``, which Kubernetes' native gRPC probes ask.
+
+https://github.com/grpc/grpc/blob/master/doc/health-checking.md. Its own servicer keeps what it was
+told; this one asks the models at each call, so that there is one truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from predictor.protocol.served import Models, all_ready
+
+_INFERENCE = "inference.GRPCInferenceService"
+_POLL = 0.5
+"""Seconds between two looks while somebody watches."""
+
+
+class Health(health_pb2_grpc.HealthServicer):
+    """Answers for the server (no name, or that of the inference service) and for each model."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Says whether a service can answer now; one that nobody knows is ``NOT_FOUND``."""
+        status = await self._status(request.service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: Any, _context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Says it at once and after each change, until the client hangs up."""
+        told = None
+        while True:
+            status = await self._status(request.service)
+            if status != told:
+                yield health_pb2.HealthCheckResponse(status=status)
+                told = status
+            await asyncio.sleep(_POLL)
+
+    async def _status(self, service: str) -> Any:
+        statuses = health_pb2.HealthCheckResponse
+        if service in ("", _INFERENCE):
+            is_ready = await all_ready(self._models)
+        else:
+            model = self._models.get_model(service)
+            if model is None:
+                return statuses.SERVICE_UNKNOWN
+            is_ready = await model.healthy()
+        return statuses.SERVING if is_ready else statuses.NOT_SERVING

@@ -1,0 +1,125 @@
+"""One reply on its way from the engine's thread to the event loop that waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from predictor.engine.sampling import Ending, Token
+from predictor.errors import PredictorError
+from predictor.tasks.request import Completion, Piece, ScoredToken
+from predictor.tasks.text import TextStream
+
+Take = Callable[[Piece | PredictorError], None]
+
+
+class Reply:
+    """Listens to one sequence and passes on pieces of text, or an error, in the event loop.
+
+    Where nobody reads along, there is one piece, the last.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        prompt: tuple[int, ...],
+        tokenizer: Any,
+        *,
+        stops: tuple[str, ...],
+        scores: bool,
+        by_token: bool,
+        loop: asyncio.AbstractEventLoop,
+        take: Take,
+    ) -> None:
+        """Begins a reply.
+
+        Args:
+            index: Which of the request's prompts it replies to.
+            prompt: Tokens of the prompt.
+            tokenizer: Makes text.
+            stops: Strings before which the reply ends.
+            scores: Whether log probabilities are passed on.
+            by_token: Whether somebody reads along.
+            loop: Where `take` is called.
+            take: Takes pieces, the last of which has an ending, or an error.
+        """
+        self._index = index
+        self._prompt_tokens = len(prompt)
+        self._tokenizer = tokenizer
+        self._scores = scores
+        self._by_token = by_token
+        self._stops = stops
+        self._loop = loop
+        self._take = take
+        self._stream = TextStream(tokenizer, prompt, stops)
+        self._count = 0
+        self._text = ""
+        self._tokens: list[ScoredToken] = []
+
+    def token(self, token: Token) -> bool:
+        """Takes the next token; returns whether a stop sequence ends the reply with it."""
+        self._count += 1
+        if self._by_token or self._stops:
+            self._text += self._stream.push(token.id)
+        else:
+            self._stream.take(token.id)
+        if self._scores:
+            self._tokens.append(self._scored(token))
+        if self._by_token and not self._stream.stopped and (self._text or self._tokens):
+            self._pass_on(None)
+        return self._stream.stopped
+
+    def end(self, outcome: Ending | PredictorError) -> None:
+        """Passes on what is left, and how the reply ended."""
+        if isinstance(outcome, PredictorError):
+            self._send(outcome)
+            return
+        self._text += self._stream.finish()
+        self._pass_on("stop_sequence" if self._stream.stopped else outcome)
+
+    def _pass_on(self, ending: Ending | None) -> None:
+        self._send(
+            Piece(
+                index=self._index,
+                text=self._text,
+                ending=ending,
+                prompt_tokens=self._prompt_tokens,
+                completion_tokens=self._count,
+                tokens=tuple(self._tokens),
+            )
+        )
+        self._text = ""
+        self._tokens = []
+
+    def _send(self, item: Piece | PredictorError) -> None:
+        # The loop is closed where the process ends with work unfinished; then nobody waits.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._take, item)
+
+    def _scored(self, token: Token) -> ScoredToken:
+        return ScoredToken(
+            id=token.id,
+            text=self._tokenizer.decode([token.id]),
+            logprob=token.logprob or 0.0,
+            special=token.id in self._tokenizer.all_special_ids,
+            top=tuple((self._tokenizer.decode([i]), logprob) for i, logprob in token.top),
+        )
+
+
+def as_completion(piece: Piece, *, before: str = "") -> Completion:
+    """Returns the completion that a reply's only piece is.
+
+    Args:
+        piece: The piece, which has an ending.
+        before: Text to begin with.
+    """
+    if piece.ending is None:
+        raise ValueError("the reply goes on")
+    return Completion(
+        text=before + piece.text,
+        ending=piece.ending,
+        prompt_tokens=piece.prompt_tokens,
+        completion_tokens=piece.completion_tokens,
+        tokens=piece.tokens,
+    )

@@ -1,0 +1,108 @@
+"""Tokens become text as they come: whole characters only, and nothing that may be a stop sequence.
+
+A tokenizer decodes a token differently beside others (spaces, characters of several tokens), so new
+text is the difference of two decodings that begin a few tokens earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_CONTEXT_TOKENS = 8
+"""Prompt tokens that a reply is decoded with: tokenizers drop a space at the beginning."""
+
+_MOST_HELD = 16
+"""Tokens that are held back at most for a character's end; a longer run is no character."""
+
+_INCOMPLETE = "\ufffd"
+
+
+class TextStream:
+    """The text of one reply.
+
+    Attributes:
+        text: All of it that is final.
+        stopped: Whether a stop sequence was met; the text ends before it.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
+        """Begins a reply.
+
+        Args:
+            tokenizer: A transformers tokenizer.
+            prompt: Tokens of the prompt.
+            stops: Strings before which the reply ends.
+        """
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._ids = list(prompt[-_CONTEXT_TOKENS:])
+        self._begin = 0
+        self._read = len(self._ids)
+        self._before = self._decode(self._ids)
+        self._held = ""
+        self.text = ""
+        self.stopped = False
+
+    def take(self, token: int) -> None:
+        """Takes the next token; its text comes with the next call of another method."""
+        self._ids.append(token)
+
+    def push(self, token: int) -> str:
+        """Takes the next token and returns the text that became final."""
+        self.take(token)
+        return self._settle(self._fresh(is_last=False))
+
+    def finish(self) -> str:
+        """Returns what was held back; no token comes any more."""
+        if self.stopped:
+            return ""
+        released = self._settle(self._fresh(is_last=True))
+        held, self._held = self._held, ""
+        self.text += held
+        return released + held
+
+    def _fresh(self, *, is_last: bool) -> str:
+        """New text since the last call, once its last character is whole."""
+        after = self._decode(self._ids[self._begin :])
+        waits = len(self._ids) - self._read <= _MOST_HELD
+        if after.endswith(_INCOMPLETE) and waits and not is_last:
+            return ""
+        # What was before may end in half a character that is whole now, so it may be no prefix.
+        fresh = after[_alike(self._before, after) :]
+        if fresh:
+            self._begin, self._read = self._read, len(self._ids)
+            self._before = self._decode(self._ids[self._begin :])
+        return fresh
+
+    def _settle(self, fresh: str) -> str:
+        """Cuts at a stop sequence and holds back what may begin one."""
+        self._held += fresh
+        found = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            final, self._held = self._held[: min(found)], ""
+        else:
+            keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+            cut = len(self._held) - keep
+            final, self._held = self._held[:cut], self._held[cut:]
+        self.text += final
+        return final
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    differences = (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differences, min(len(one), len(other)))
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of a text are the beginning of a stop sequence."""
+    most = min(len(text), len(stop) - 1)
+    return next((n for n in range(most, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,475 @@
+"""No sequence sees another: in any company everyone gets the tokens that it gets alone.
+
+Sequences come while others run, some are cancelled, the KV budget is so small that some are
+preempted. All that happens at given passes, in the engine's thread, so a run repeats exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    FalconH1Config,
+    JambaConfig,
+    Lfm2Config,
+    MambaConfig,
+    Qwen3NextConfig,
+    RwkvConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from predictor.engine.cache import Row
+from predictor.engine.capability import fails_together, why_serial
+from predictor.engine.runner import BatchRunner, SerialRunner
+from predictor.engine.sampling import Sampling
+from predictor.engine.scheduler import Limits
+from tests.checkpoints import ALL_CONFIGS, VOCABULARY
+from tests.conftest import Checkpoints
+from tests.engine.test_engine import Opened, Wrapped, batch_runner
+from tests.serving import Collected, blocks_on_disk, bring_up
+
+ARCHITECTURES = [name for name in ALL_CONFIGS if name != "llama-tied"]
+
+KV_TOKENS = 76
+
+GREEDY, SAMPLED = 23, 12
+"""Requests that make a crowd in which three are preempted."""
+
+CPU = torch.device("cpu")
+EMPTY = 600
+"""Free slots of a runner of `batch_runner` that nobody uses."""
+
+_ROUNDING = 1e-4
+"""How far a log probability may be from the one that is computed alone: in fp32 a batch of another
+size rounds otherwise, by up to 6e-6 as measured here. Other tokens change it by more than 0.1."""
+
+
+@functools.cache
+def tiny(name: str) -> Any:
+    """Returns a model of three layers whose tokens depend on all that came before."""
+    return seeded(ALL_CONFIGS[name])
+
+
+def seeded(config: Any) -> Any:
+    """Returns a model with random weights that attends to some tokens more than to others.
+
+    Input and output embeddings are not tied and norms keep to about 1: else such a model says its
+    last token again and again, attends to all alike and hardly notices what it sees.
+    """
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = 3
+    config.tie_word_embeddings = False
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn_like(parameter) * 0.15
+            parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)
+    return model
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request: when it comes, and when it is cancelled, in passes of the model."""
+
+    prompt: list[int]
+    sampling: Sampling
+    at: int
+    gone: int | None = None
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What transformers says to a prompt, without sampling."""
+
+    tokens: list[int]
+    logprobs: list[float]
+
+
+def asks(seed: int, *, scored: bool = False, sampled: bool = False) -> list[Ask]:
+    """Returns requests of random lengths that come at random passes; two are cancelled."""
+    chance = random.Random(seed)
+    found = []
+    at = 0
+    for index in range(12):
+        sampling = Sampling(
+            max_new_tokens=chance.randint(8, 35),
+            logprobs=0 if scored else None,
+            **({"temperature": 1.0, "top_p": 0.9, "seed": index} if sampled else {}),
+        )
+        longest = chance.choice([5, 15, 40])
+        prompt = [chance.randrange(4, VOCABULARY) for _ in range(chance.randint(1, longest))]
+        gone = at + chance.randint(3, 15) if index in (3, 7) else None
+        found.append(Ask(prompt, sampling, at, gone))
+        at += chance.choice([0, 0, 1, 2, 4])
+    return found
+
+
+class Company:
+    """Runs requests in one engine."""
+
+    def __init__(self, runner: Any, requests: Sequence[Ask], **limits: Any) -> None:
+        self._asks = list(requests)
+        self._listeners = [Told(self) for _ in requests]
+        self._keys: dict[int, int] = {}
+        self.runner = Wrapped(runner, lambda _: self._come_and_go())
+        self._limits = Limits(KV_TOKENS, **{"sequences": 6, "chunk": 16} | limits)
+        self.preemptions = 0
+
+    def run(self, ends: Sequence[int] = ()) -> list[Collected]:
+        with Opened(self.runner, limits=self._limits, ends=ends) as opened:
+            self._engine = opened.engine
+            with opened.held():
+                self._come_and_go()
+            for ask, listener in zip(self._asks, self._listeners, strict=True):
+                if ask.gone is None:
+                    listener.wait()
+            counted: Any = opened.metrics.preemptions
+            self.preemptions = int(counted._value.get())
+        return list(self._listeners)
+
+    def _come_and_go(self) -> None:
+        """Before each pass, those come and go whose time it is."""
+        now = len(self.runner.passes)
+        for index, ask in enumerate(self._asks):
+            if ask.at <= now and index not in self._keys:
+                self._come(index)
+            if ask.gone is not None and ask.gone <= now and index in self._keys:
+                self._engine.cancel(self._keys[index])
+
+    def _come(self, index: int) -> None:
+        ask = self._asks[index]
+        self._keys[index] = self._engine.submit(ask.prompt, ask.sampling, self._listeners[index])
+
+    def someone_ended(self) -> None:
+        """Where nobody runs there are no passes to count, so the next comes at once."""
+        coming = [index for index in range(len(self._asks)) if index not in self._keys]
+        if coming:
+            self._come(coming[0])
+
+
+class Told(Collected):
+    """Tells the company too when it ends."""
+
+    def __init__(self, company: Company) -> None:
+        super().__init__()
+        self._company = company
+
+    def end(self, outcome: Any) -> None:
+        self._company.someone_ended()
+        super().end(outcome)
+
+
+@functools.cache
+def alone(name: str) -> tuple[Alone, ...]:
+    """What transformers says to each of the requests of the greedy seed."""
+    return tuple(generated(tiny(name), ask) for ask in asks(GREEDY))
+
+
+def generated(model: Any, ask: Ask) -> Alone:
+    ids = torch.tensor([ask.prompt])
+    found = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=ask.sampling.max_new_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=3,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    tokens = found.sequences[0, len(ask.prompt) :].tolist()
+    logprobs = [
+        float(torch.log_softmax(logits[0].float(), dim=-1)[token])
+        for logits, token in zip(found.logits, tokens, strict=True)
+    ]
+    return Alone(tokens, logprobs)
+
+
+def check(requests: Sequence[Ask], found: Sequence[Collected], wanted: Sequence[list[int]]) -> None:
+    for ask, listener, tokens in zip(requests, found, wanted, strict=True):
+        if ask.gone is None or listener.outcome is not None:
+            assert listener.tokens == tokens
+        else:
+            assert listener.tokens == tokens[: len(listener.tokens)]
+
+
+# Every architecture, in memory
+
+
+@pytest.mark.parametrize("pass_tokens", [0, 16, 64])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_tokens_in_company_are_those_of_transformers_alone(
+    name: str, pass_tokens: int
+) -> None:
+    is_scored = pass_tokens == 16
+    requests = asks(GREEDY, scored=is_scored)
+    runner = batch_runner(tiny(name), kv_tokens=KV_TOKENS)
+    company = Company(runner, requests, pass_tokens=pass_tokens)
+    found = company.run()
+    check(requests, found, [one.tokens for one in alone(name)])
+    assert company.preemptions >= 3
+    assert company.runner.most_rows >= 3
+    assert has_mixed_pass(company) == (pass_tokens > 0)
+    if is_scored:
+        for listener, wanted in zip(found, alone(name), strict=True):
+            logprobs = [token.logprob for token in listener.told]
+            assert logprobs == pytest.approx(wanted.logprobs[: len(logprobs)], abs=_ROUNDING)
+
+
+def has_mixed_pass(company: Company) -> bool:
+    """Whether rows with different counts of new tokens were in one pass."""
+    return any(len({len(row.tokens) for row in rows}) > 1 for rows in company.runner.passes)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_these_models_would_notice_what_they_must_not_see(name: str) -> None:
+    """Two tokens more at the beginning of a row, and log probabilities differ far over rounding."""
+    ids = torch.tensor([asks(GREEDY)[0].prompt[:6]])
+    with torch.inference_mode():
+        wanted = tiny(name)(ids).logits[0, -1].log_softmax(dim=-1)
+        more = torch.cat([torch.tensor([[50, 60]]), ids], dim=1)
+        found = tiny(name)(more).logits[0, -1].log_softmax(dim=-1)
+    assert float((found - wanted).abs().median()) > 0.1
+    said = [token for one in alone(name) for token in one.tokens]
+    assert len(set(said)) > 10
+
+
+@pytest.mark.parametrize("name", ["bloom", "llama", "gpt2", "gemma3"])
+def test_tokens_that_end_a_sequence_end_it_alone(name: str) -> None:
+    ends = [alone(name)[index].tokens[3] for index in (0, 5)]
+    requests = asks(GREEDY)
+    company = Company(batch_runner(tiny(name), kv_tokens=KV_TOKENS), requests, pass_tokens=16)
+    wanted = []
+    for one in alone(name):
+        first = next((i for i, token in enumerate(one.tokens) if token in ends), len(one.tokens))
+        wanted.append(one.tokens[: first + 1])
+    found = company.run(ends)
+    check(requests, found, wanted)
+    assert {found[0].outcome, found[5].outcome} == {"eos_token"}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_seed_gives_in_company_what_it_gives_alone(name: str) -> None:
+    requests = asks(SAMPLED, sampled=True)
+    runner = batch_runner(tiny(name), kv_tokens=KV_TOKENS)
+    with Opened(runner, limits=Limits(KV_TOKENS, sequences=1, chunk=64)) as opened:
+        wanted = []
+        for ask in requests:
+            listener = Collected()
+            opened.engine.submit(ask.prompt, ask.sampling, listener)
+            wanted.append(listener.wait().tokens)
+    company = Company(runner, requests, pass_tokens=16)
+    check(requests, company.run(), wanted)
+    assert company.preemptions > 0
+    assert runner._cache._free_count == KV_TOKENS
+
+
+# With parts on disk
+
+
+@pytest.mark.parametrize("name", list(ALL_CONFIGS))
+def test_parts_on_disk_change_nothing_of_that(
+    checkpoints: Checkpoints, tmp_path: Path, name: str
+) -> None:
+    folder = checkpoints(name)
+    up = bring_up(folder, device_map=blocks_on_disk(folder), offload_folder=str(tmp_path))
+    engine = up.task._engine
+    runner: Any = engine._runner
+    assert isinstance(runner, BatchRunner)
+    wrapped = engine._runner = Wrapped(runner, lambda _: None)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    requests = asks(3)[:6]
+    try:
+        listeners = [Collected() for _ in requests]
+        recipe = Sampling(max_new_tokens=8, logprobs=0)
+        for ask, listener in zip(requests, listeners, strict=True):
+            engine.submit(ask.prompt, recipe, listener)
+        for ask, listener in zip(requests, listeners, strict=True):
+            wanted = generated(model, Ask(ask.prompt, recipe, 0))
+            tokens = listener.wait().tokens
+            until = tokens.index(2) + 1 if 2 in tokens else 8  # </s> ends it here
+            assert tokens == wanted.tokens[:until]
+            found = [token.logprob for token in listener.told]
+            assert found == pytest.approx(wanted.logprobs[:until], abs=_ROUNDING)
+        assert wrapped.most_rows > 1
+    finally:
+        engine.stop()
+        engine._thread.join(30)
+
+
+# What cannot be batched
+
+
+@functools.cache
+def mamba() -> Any:
+    torch.manual_seed(0)
+    config = MambaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        num_hidden_layers=3,
+        state_size=8,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_a_model_with_a_state_is_served_one_sequence_at_a_time() -> None:
+    assert why_serial(mamba()) is not None
+    requests = asks(GREEDY)
+    company = Company(SerialRunner(mamba(), device=CPU), requests, sequences=1, chunk=KV_TOKENS)
+    check(requests, company.run(), [generated(mamba(), ask).tokens for ask in requests])
+    assert company.runner.most_rows == 1
+
+
+def test_a_model_that_could_be_batched_gives_the_same_tokens_one_at_a_time() -> None:
+    requests = asks(GREEDY)
+    runner = SerialRunner(tiny("llama"), device=CPU)
+    company = Company(runner, requests, sequences=1)
+    check(requests, company.run(), [one.tokens for one in alone("llama")])
+    assert not runner._caches
+
+
+_SMALL = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+_HYBRID = _SMALL | {"num_key_value_heads": 2, "intermediate_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (MambaConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2), "past_key_values"),
+        (JambaConfig(**_HYBRID, num_experts=2), "state"),
+        (Lfm2Config(**_HYBRID, layer_types=["conv", "full_attention"]), "conv"),
+        (Qwen3NextConfig(**_HYBRID, num_experts=2), "state"),
+        (FalconH1Config(**_HYBRID), "state"),
+        (RwkvConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2), "past_key_values"),
+        (
+            T5Config(vocab_size=32, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2),
+            "encoder",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else value,
+)
+def test_a_config_says_why_its_model_cannot_be_batched(config: Any, reason: str) -> None:
+    is_t5 = isinstance(config, T5Config)
+    make = T5ForConditionalGeneration if is_t5 else AutoModelForCausalLM.from_config
+    with torch.device("meta"):
+        found = why_serial(make(config))
+    assert found is not None
+    assert reason in found
+
+
+@pytest.mark.parametrize("name", list(ALL_CONFIGS))
+def test_models_that_can_be_batched_are(name: str) -> None:
+    model = tiny(name)
+    assert why_serial(model) is None
+    runner = batch_runner(model)
+    assert fails_together(runner, model, CPU) is None
+    assert runner._cache._free_count == EMPTY  # nothing of the test is left
+
+
+# A promise that does not hold
+
+
+class Changed:
+    """A model whose passes are given something else."""
+
+    def __init__(self, model: Any, change: Any) -> None:
+        self._model = model
+        self._change = change
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self._model(**self._change(inputs))
+
+
+def shifted(inputs: dict[str, Any]) -> dict[str, Any]:
+    return inputs | {"position_ids": inputs["position_ids"] + 1}
+
+
+def counted_by_column(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Positions that count the padding."""
+    width, new = inputs["attention_mask"].shape[1], inputs["input_ids"].shape[1]
+    columns = torch.arange(width - new, width).expand_as(inputs["input_ids"])
+    return inputs | {"position_ids": columns}
+
+
+def unmasked(inputs: dict[str, Any]) -> dict[str, Any]:
+    return inputs | {"attention_mask": torch.ones_like(inputs["attention_mask"])}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gpt2", shifted),
+        ("gpt2", counted_by_column),
+        ("opt", shifted),
+        ("opt", counted_by_column),
+        ("llama", counted_by_column),
+        ("phi", counted_by_column),
+        ("gptj", counted_by_column),
+        ("gemma3", counted_by_column),
+        *((name, unmasked) for name in ARCHITECTURES),
+    ],
+)
+def test_a_model_that_is_wrong_in_company_is_found_out(name: str, change: Any) -> None:
+    model = tiny(name)
+    runner = batch_runner(model)
+    runner._model = Changed(model, change)
+    reason = fails_together(runner, model, CPU)
+    assert reason is not None
+    assert "other logits than alone" in reason
+    assert runner._cache._free_count == EMPTY
+
+
+def test_a_model_that_counts_its_positions_itself_is_found_out() -> None:
+    """Its config promises all that is needed, but it takes the padding for tokens."""
+    config = BartConfig(
+        vocab_size=VOCABULARY,
+        d_model=64,
+        encoder_layers=1,
+        decoder_layers=3,
+        decoder_ffn_dim=64,
+        decoder_attention_heads=4,
+        max_position_embeddings=256,
+    )
+    model = seeded(config)
+    assert why_serial(model) is None
+    assert "other logits than alone" in (fails_together(batch_runner(model), model, CPU) or "")
+
+
+def test_rows_that_see_each_other_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = BatchRunner.run
+
+    def mixed(self: BatchRunner, rows: Sequence[Row]) -> torch.Tensor:
+        logits = run(self, rows)
+        return logits + 0.05 * logits.flip(0) * (len(rows) > 1)
+
+    monkeypatch.setattr(BatchRunner, "run", mixed)
+    model = tiny("llama")
+    assert "other logits" in (fails_together(batch_runner(model), model, CPU) or "")
+
+
+def test_a_model_that_fails_on_two_at_once_is_found_out() -> None:
+    def fail(inputs: dict[str, Any]) -> Any:
+        raise NotImplementedError("batches")
+
+    model = tiny("llama")
+    runner = batch_runner(model)
+    runner._model = Changed(model, fail)
+    reason = fails_together(runner, model, CPU)
+    assert reason == "it fails on two sequences at once (NotImplementedError)"
+    assert runner._cache._free_count == EMPTY

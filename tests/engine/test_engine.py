@@ -1,0 +1,586 @@
+"""The step loop: how sequences end, and that what fails on one's account fails it alone."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from predictor.engine.cache import Row
+from predictor.engine.capability import count_layers
+from predictor.engine.engine import Engine
+from predictor.engine.runner import BatchRunner, Runner
+from predictor.engine.sampling import Sampling, Token
+from predictor.engine.scheduler import Limits
+from predictor.errors import EngineBroken, GenerationFailed
+from predictor.metrics import EngineMetrics
+from tests.conftest import Checkpoints
+from tests.serving import Collected
+
+PROMPT = list(range(10, 60))
+PROMPTS = [list(range(start, start + 20)) for start in (10, 50, 90, 130)]
+KV_TOKENS, LONGEST = 600, 128
+
+_names = (f"test-{number}" for number in itertools.count())
+
+
+def batch_runner(model: Any, *, kv_tokens: int = KV_TOKENS) -> BatchRunner:
+    return BatchRunner(
+        model,
+        device=torch.device("cpu"),
+        layers=count_layers(model),
+        kv_tokens=kv_tokens + 1,  # one place is the padding's
+        max_length=LONGEST,
+    )
+
+
+class Opened:
+    """An engine in a test, stopped at its end."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        ends: Sequence[int] = (),
+        limits: Limits | None = None,
+        on_broken: Any = None,
+    ) -> None:
+        self.metrics = EngineMetrics(next(_names))
+        self.engine = Engine(
+            runner,
+            limits or Limits(KV_TOKENS, sequences=8, chunk=256, pass_tokens=256),
+            ends=frozenset(ends),
+            metrics=self.metrics,
+            on_broken=on_broken,
+        )
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.stop()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+    @property
+    def thread(self) -> threading.Thread:
+        return self.engine._thread
+
+    @property
+    def counts(self) -> tuple[float, float, float]:
+        """Running, waiting and cached, as the metrics say."""
+        m: Any = self.metrics
+        return (m.running._value.get(), m.waiting._value.get(), m.kv_used._value.get())
+
+    def run(self, prompt: list[int], **recipe: Any) -> Collected:
+        return Collected.of(self.engine, prompt, **recipe)
+
+    def together(self, prompts: Sequence[list[int]], listeners: Any = None, **recipe: Any) -> Any:
+        """Submits prompts while the engine waits, so that all come in at one step; waits."""
+        listeners = listeners or [Collected() for _ in prompts]
+        with self.held():
+            for prompt, listener in zip(prompts, listeners, strict=True):
+                self.engine.submit(prompt, Sampling(**recipe), listener)
+        for listener in listeners:
+            assert listener._ended.wait(60)
+        return listeners
+
+    def held(self) -> Held:
+        return Held(self.engine)
+
+
+class Held:
+    """Keeps the engine's thread waiting."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._go = threading.Event()
+        self._engine = engine
+
+    def __enter__(self) -> None:
+        self._engine._inbox.put(lambda: assert_(self._go.wait(60)))
+
+    def __exit__(self, *_: object) -> None:
+        self._go.set()
+
+
+def assert_(happened: bool) -> None:
+    assert happened
+
+
+class Wrapped:
+    """A runner that does something before each pass, and keeps what each was about."""
+
+    def __init__(self, runner: Runner, before: Callable[[Sequence[Row]], None]) -> None:
+        self._runner = runner
+        self._before = before
+        self.passes: list[list[Row]] = []
+
+    def run(self, rows: Sequence[Row]) -> torch.Tensor:
+        self.passes.append(list(rows))
+        self._before(rows)
+        return self._runner.run(rows)
+
+    def release(self, key: int) -> None:
+        self._runner.release(key)
+
+    @property
+    def most_rows(self) -> int:
+        return max(len(rows) for rows in self.passes)
+
+
+@pytest.fixture(scope="module")
+def model(request: pytest.FixtureRequest) -> Any:
+    checkpoints: Checkpoints = request.getfixturevalue("checkpoints")
+    return AutoModelForCausalLM.from_pretrained(checkpoints("llama")).eval()
+
+
+@pytest.fixture(scope="module")
+def greedy(model: Any) -> list[list[int]]:
+    """Twelve tokens after each of the prompts, by transformers."""
+    return [generate(model, prompt, 12) for prompt in PROMPTS]
+
+
+@pytest.fixture
+def opened(model: Any) -> Iterator[Opened]:
+    with Opened(batch_runner(model)) as found:
+        yield found
+
+
+def generate(model: Any, prompt: list[int], count: int) -> list[int]:
+    """Greedy tokens of transformers' own generate, which no token ends."""
+    ids = torch.tensor([prompt])
+    found = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=count,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=3,
+    )
+    return list(found[0, len(prompt) :].tolist())
+
+
+# One sequence
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 49, 50])
+def test_the_size_of_prefill_chunks_changes_no_token(model: Any, chunk: int) -> None:
+    with Opened(batch_runner(model), limits=Limits(KV_TOKENS, 4, chunk)) as opened:
+        assert opened.run(PROMPT, max_new_tokens=8).tokens == generate(model, PROMPT, 8)
+
+
+def test_a_seed_repeats_a_sampled_reply_and_leaves_torchs_generator_as_it_was(
+    opened: Opened,
+) -> None:
+    recipe = {"max_new_tokens": 16, "temperature": 2.0, "seed": 11}
+    before = torch.get_rng_state()
+    first = opened.run(PROMPT, **recipe).tokens
+    assert torch.equal(torch.get_rng_state(), before)
+    opened.run(PROMPT, max_new_tokens=4, temperature=2.0)
+    assert opened.run(PROMPT, **recipe).tokens == first
+    assert opened.run(PROMPT, **recipe | {"seed": 12}).tokens != first
+
+
+def test_replies_without_a_seed_differ(opened: Opened) -> None:
+    found = [opened.run(PROMPT, max_new_tokens=16, temperature=5.0).tokens for _ in range(4)]
+    assert len(set(map(tuple, found))) > 1
+
+
+def test_greedy_inherits_no_sampling_from_the_models_own_config(checkpoints: Checkpoints) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoints("llama")).eval()
+    expected = generate(model, PROMPT, 12)
+    model.generation_config.do_sample = True
+    model.generation_config.temperature = 9.0
+    model.generation_config.repetition_penalty = 5.0
+    with Opened(batch_runner(model)) as opened:
+        for _ in range(3):
+            assert opened.run(PROMPT, max_new_tokens=12).tokens == expected
+
+
+def test_top_k_of_one_is_greedy_and_a_penalty_changes_the_reply(opened: Opened) -> None:
+    greedy = opened.run(PROMPT, max_new_tokens=12).tokens
+    hot = {"max_new_tokens": 12, "temperature": 3.0}
+    assert opened.run(PROMPT, **hot, top_k=1).tokens == greedy
+    assert opened.run(PROMPT, **hot, top_p=1e-6).tokens == greedy
+    assert opened.run(PROMPT, max_new_tokens=12, repetition_penalty=50.0).tokens != greedy
+
+
+def test_log_probabilities_are_told_with_each_token(opened: Opened) -> None:
+    found = opened.run(PROMPT, max_new_tokens=6, logprobs=3)
+    assert found.tokens == opened.run(PROMPT, max_new_tokens=6).tokens
+    for token in found.told:
+        assert token.top[0] == (token.id, token.logprob)  # greedy takes the most probable
+        assert len(token.top) == 3
+
+
+# How sequences end
+
+
+def test_tokens_that_run_out_end_a_sequence(opened: Opened) -> None:
+    for count in (1, 4):
+        found = opened.run(PROMPT, max_new_tokens=count)
+        assert (len(found.tokens), found.outcome) == (count, "length")
+
+
+def test_an_end_of_sequence_token_ends_a_sequence_where_transformers_ends_it(model: Any) -> None:
+    tokens = generate(model, PROMPT, 12)
+    end = tokens[5]
+    ids = torch.tensor([PROMPT])
+    expected = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=[end, 2],
+        pad_token_id=3,
+    )[0, len(PROMPT) :].tolist()
+    with Opened(batch_runner(model), ends=[end, 2]) as opened:
+        found = opened.run(PROMPT, max_new_tokens=12)
+        assert found.tokens == expected == tokens[: tokens.index(end) + 1]
+        assert found.outcome == "eos_token"
+        # Also where it is the last that was allowed.
+        last = opened.run(PROMPT, max_new_tokens=len(expected))
+        assert (last.tokens, last.outcome) == (expected, "eos_token")
+
+
+def test_a_listener_ends_its_sequence(opened: Opened) -> None:
+    counted = itertools.count(1)
+    listener = Collected(lambda _: next(counted) == 3)
+    opened.engine.submit(PROMPT, Sampling(max_new_tokens=9), listener)
+    assert listener.wait().outcome == "stop_sequence"
+    assert len(listener.tokens) == 3
+
+
+def test_what_has_ended_leaves_nothing_behind(opened: Opened) -> None:
+    for listener in opened.together(PROMPTS, max_new_tokens=5):
+        assert listener.outcome == "length"
+    opened.engine.stop()
+    opened.thread.join(30)
+    assert opened.counts == (0, 0, 0)
+    assert not opened.engine._sequences
+    assert opened.engine._runner._cache._free_count == KV_TOKENS  # type: ignore[attr-defined]
+
+
+# Cancelling
+
+
+def test_a_cancelled_sequence_frees_its_place_and_its_listener_hears_nothing_more(
+    opened: Opened,
+) -> None:
+    fifth = threading.Event()
+    counted = itertools.count(1)
+    listener = Collected(lambda _: next(counted) == 5 and fifth.set())
+    key = opened.engine.submit(PROMPT, Sampling(max_new_tokens=70), listener)
+    assert fifth.wait(60)
+    opened.engine.cancel(key)
+    opened.run(PROMPT, max_new_tokens=1)  # comes in after the cancel
+    heard = len(listener.tokens)
+    opened.run(PROMPT, max_new_tokens=3)
+    assert 5 <= len(listener.tokens) == heard < 70
+    assert listener.outcome is None
+    opened.engine.stop()
+    opened.thread.join(30)
+    assert opened.counts == (0, 0, 0)
+    assert (opened.engine._scheduler.running, opened.engine._scheduler.waiting) == (0, 0)
+
+
+def test_sequences_are_cancelled_before_they_run_and_after_they_ended(model: Any) -> None:
+    with Opened(batch_runner(model), limits=Limits(KV_TOKENS, 1, 64)) as opened:
+        first, second, third = Collected(), Collected(), Collected()
+        with opened.held():
+            opened.engine.submit(PROMPT, Sampling(max_new_tokens=8), first)
+            key = opened.engine.submit(PROMPT, Sampling(max_new_tokens=8), second)
+            opened.engine.cancel(key)
+            last = opened.engine.submit(PROMPT, Sampling(max_new_tokens=8), third)
+        assert first.wait().tokens == third.wait().tokens
+        assert (second.tokens, second.outcome) == ([], None)
+        opened.engine.cancel(last)
+        opened.engine.cancel(10**6)
+        assert opened.run(PROMPT, max_new_tokens=8).tokens == first.tokens
+
+
+def test_a_cancel_in_a_crowd_changes_nobody_elses_tokens(
+    opened: Opened, greedy: list[list[int]]
+) -> None:
+    counted = itertools.count(1)
+    gone = Collected(lambda _: next(counted) == 4 and opened.engine.cancel(gone_key))
+    others = [Collected() for _ in PROMPTS[1:]]
+    with opened.held():
+        gone_key = opened.engine.submit(PROMPTS[0], Sampling(max_new_tokens=12), gone)
+        for prompt, listener in zip(PROMPTS[1:], others, strict=True):
+            opened.engine.submit(prompt, Sampling(max_new_tokens=12), listener)
+    assert [listener.wait().tokens for listener in others] == greedy[1:]
+    assert gone.tokens == greedy[0][:4]
+    assert gone.outcome is None
+
+
+# Failures of one
+
+
+def poisoned(model: Any, token: int) -> Wrapped:
+    """A runner that fails where a token is in any row."""
+
+    def fail(rows: Sequence[Row]) -> None:
+        if any(token in row.tokens for row in rows):
+            raise RuntimeError("poison")
+
+    return Wrapped(batch_runner(model), fail)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_prompt_that_fails_fails_alone(model: Any, greedy: Any, place: int) -> None:
+    runner = poisoned(model, 200)
+    assert not any(200 in tokens for tokens in greedy)
+    prompts = list(PROMPTS)
+    prompts[place] = [200] * 20
+    with Opened(runner) as opened:
+        found = opened.together(prompts, max_new_tokens=12)
+        assert len(runner.passes[0]) == 4  # they were in one pass
+        assert isinstance(found[place].outcome, GenerationFailed)
+        assert "poison" not in str(found[place].outcome)
+        for index in set(range(4)) - {place}:
+            assert (found[index].tokens, found[index].outcome) == (greedy[index], "length")
+        assert opened.run(PROMPTS[0], max_new_tokens=12).tokens == greedy[0]
+
+
+def test_a_sequence_that_fails_later_has_told_what_came_before(model: Any, greedy: Any) -> None:
+    # A token that one of the replies has and no other, nor any prompt.
+    others = {token for tokens in (*greedy[1:], *PROMPTS) for token in tokens}
+    poison = next(token for token in greedy[0][1:-1] if token not in others)
+    with Opened(poisoned(model, poison)) as opened:
+        found = opened.together(PROMPTS, max_new_tokens=12)
+        assert found[0].tokens == greedy[0][: greedy[0].index(poison) + 1]
+        assert isinstance(found[0].outcome, GenerationFailed)
+        assert [listener.tokens for listener in found[1:]] == greedy[1:]
+
+
+def test_one_that_fails_by_itself_leaves_the_engine_whole(model: Any, greedy: Any) -> None:
+    broken: list[EngineBroken] = []
+    with Opened(poisoned(model, 200), on_broken=broken.append) as opened:
+        for _ in range(3):
+            with pytest.raises(GenerationFailed):
+                opened.run([200], max_new_tokens=3)
+        assert opened.run(PROMPTS[1], max_new_tokens=12).tokens == greedy[1]
+        assert not broken
+
+
+def test_a_token_that_the_model_does_not_know_fails_its_sequence_alone(
+    model: Any, greedy: Any
+) -> None:
+    with Opened(batch_runner(model)) as opened:
+        found = opened.together([PROMPTS[0], [10**6] * 20], max_new_tokens=12)
+        assert found[0].tokens == greedy[0]
+        assert isinstance(found[1].outcome, GenerationFailed)
+        assert "index" not in str(found[1].outcome)
+
+
+def test_logits_that_are_no_numbers_fail_their_sequence_alone(model: Any, greedy: Any) -> None:
+    inner = batch_runner(model)
+
+    class Spoilt(Wrapped):
+        def run(self, rows: Sequence[Row]) -> torch.Tensor:
+            logits = inner.run(rows).clone()
+            for index, row in enumerate(rows):
+                if row.start == 0 and row.tokens[0] == PROMPTS[2][0]:
+                    logits[index, 5] = float("nan")
+            return logits
+
+    for recipe in ({}, {"logprobs": 1}):
+        with Opened(Spoilt(inner, lambda _: None)) as opened:
+            found = opened.together(PROMPTS, max_new_tokens=12, **recipe)
+            assert isinstance(found[2].outcome, GenerationFailed)
+            for index in (0, 1, 3):
+                assert found[index].tokens == greedy[index]
+
+
+def test_a_recipe_that_fails_fails_its_sequence_alone(model: Any, greedy: Any) -> None:
+    with Opened(batch_runner(model)) as opened:
+        bad, good = Collected(), Collected()
+        with opened.held():
+            recipe = Sampling(max_new_tokens=12, logit_bias={10**6: 1.0})
+            opened.engine.submit(PROMPTS[0], recipe, bad)
+            opened.engine.submit(PROMPTS[1], Sampling(max_new_tokens=12), good)
+        assert good.wait().tokens == greedy[1]
+        with pytest.raises(GenerationFailed):
+            bad.wait()
+
+
+def test_a_listener_that_raises_fails_alone(opened: Opened, greedy: Any) -> None:
+    counted = itertools.count(1)
+
+    def fail(_: Token) -> bool:
+        if next(counted) == 3:
+            raise ValueError("of the listener")
+        return False
+
+    listeners = [Collected(), Collected(fail), Collected(), Collected()]
+    opened.together(PROMPTS, listeners, max_new_tokens=12)
+    assert isinstance(listeners[1].outcome, GenerationFailed)
+    assert listeners[1].tokens == greedy[1][:3]
+    for index in (0, 2, 3):
+        assert (listeners[index].tokens, listeners[index].outcome) == (greedy[index], "length")
+
+
+class BadEnd(Collected):
+    """A listener that fails at its end."""
+
+    def end(self, outcome: Any) -> None:
+        super().end(outcome)
+        raise ValueError("of the listener")
+
+
+def test_a_listener_that_raises_at_its_end_harms_nobody(opened: Opened, greedy: Any) -> None:
+    listeners = [Collected(), BadEnd(), Collected(), BadEnd()]
+    opened.together(PROMPTS, listeners, max_new_tokens=12)
+    assert [listener.tokens for listener in listeners] == greedy
+    assert opened.run(PROMPTS[0], max_new_tokens=12).tokens == greedy[0]
+
+
+# Memory
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_pass_that_needs_too_much_memory_is_run_again_in_halves(
+    model: Any, greedy: Any, most: int
+) -> None:
+    def fail(rows: Sequence[Row]) -> None:
+        if len(rows) > most:
+            raise torch.OutOfMemoryError("no room")
+
+    runner = Wrapped(batch_runner(model), fail)
+    with Opened(runner) as opened:
+        found = opened.together(PROMPTS, max_new_tokens=12)
+        assert runner.most_rows == 4
+        assert [listener.tokens for listener in found] == greedy
+        assert {listener.outcome for listener in found} == {"length"}
+
+
+def test_what_a_failed_pass_held_is_let_go_before_its_halves_run(model: Any) -> None:
+    """Else the halves find as little memory as the whole did."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def fail(rows: Sequence[Row]) -> None:
+        alive.append(sum(ref() is not None for ref in held))
+        if len(rows) > 1:
+            activations = torch.zeros(10)
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("no room")
+
+    with Opened(Wrapped(batch_runner(model), fail)) as opened:
+        opened.together(PROMPTS, max_new_tokens=1)
+    assert len(held) == 3  # of four rows, and twice of two
+    assert set(alive) == {0}
+
+
+# A broken engine
+
+
+def always_failing(model: Any) -> Wrapped:
+    def fail(_: Sequence[Row]) -> None:
+        raise RuntimeError("device-side assert")
+
+    return Wrapped(batch_runner(model), fail)
+
+
+def test_an_engine_whose_model_always_fails_is_broken_for_good(model: Any) -> None:
+    broken: list[EngineBroken] = []
+    told = threading.Event()
+
+    def on_broken(error: EngineBroken) -> None:
+        broken.append(error)
+        told.set()
+
+    limits = Limits(KV_TOKENS, sequences=2, chunk=64)  # so that two wait
+    with Opened(always_failing(model), limits=limits, on_broken=on_broken) as opened:
+        found = opened.together(PROMPTS, max_new_tokens=5)
+        assert told.wait(30)
+        opened.thread.join(30)
+        assert not opened.thread.is_alive()
+        assert all(isinstance(listener.outcome, Exception) for listener in found)
+        assert [type(listener.outcome) for listener in found[2:]] == [EngineBroken] * 2
+        assert "assert" not in str(found[2].outcome)
+        assert len(broken) == 1
+        with pytest.raises(EngineBroken):
+            opened.engine.submit(PROMPT, Sampling(max_new_tokens=1), Collected())
+        opened.engine.cancel(0)
+        assert opened.counts == (0, 0, 0)
+
+
+def test_all_hear_that_the_engine_is_broken_those_in_the_failed_pass_too(model: Any) -> None:
+    limits = Limits(KV_TOKENS, sequences=2, chunk=64)
+    with Opened(always_failing(model), limits=limits) as opened:
+        found = opened.together(PROMPTS, max_new_tokens=5)
+        assert [type(listener.outcome) for listener in found] == [EngineBroken] * 4
+
+
+def test_a_listener_that_raises_does_not_keep_others_from_hearing_of_a_broken_engine(
+    model: Any,
+) -> None:
+    told = threading.Event()
+    listeners = [Collected(), BadEnd(), BadEnd(), Collected()]
+    limits = Limits(KV_TOKENS, sequences=2, chunk=64)
+    with Opened(always_failing(model), limits=limits, on_broken=lambda _: told.set()) as opened:
+        opened.together(PROMPTS, listeners, max_new_tokens=5)
+        assert told.wait(30)
+    assert isinstance(listeners[3].outcome, EngineBroken)
+
+
+def test_one_that_comes_while_the_engine_breaks_is_told(model: Any) -> None:
+    """Whatever is in the inbox at that moment is not forgotten."""
+    late = Collected()
+    runner = always_failing(model)
+    with Opened(runner) as opened:
+        runner._before = lambda rows: submit_and_fail(opened.engine, late, rows)
+        first = opened.together([PROMPT], max_new_tokens=5)[0]
+        assert isinstance(first.outcome, GenerationFailed | EngineBroken)
+        with pytest.raises(EngineBroken):
+            late.wait()
+
+
+def submit_and_fail(engine: Engine, late: Collected, rows: Sequence[Row]) -> None:
+    if rows[0].key == -1:  # the pass that tells whether the model works
+        engine.submit(PROMPT, Sampling(max_new_tokens=5), late)
+    raise RuntimeError("device-side assert")
+
+
+# The thread
+
+
+def test_the_thread_ends_when_it_is_stopped_idle_or_at_work(model: Any) -> None:
+    for work in (False, True):
+        opened = Opened(batch_runner(model))
+        listener = Collected()
+        if work:
+            begun = threading.Event()
+            listener = Collected(lambda _, begun=begun: begun.set())
+            opened.engine.submit(PROMPT, Sampling(max_new_tokens=70), listener)
+            assert begun.wait(60)
+        opened.engine.stop()
+        opened.thread.join(30)
+        assert not opened.thread.is_alive()
+        assert listener.outcome is None
+
+
+def test_many_threads_submit_and_cancel(opened: Opened, greedy: list[list[int]]) -> None:
+    def work(index: int) -> None:
+        for _ in range(3):
+            gone = Collected()
+            key = opened.engine.submit(PROMPTS[index], Sampling(max_new_tokens=12), gone)
+            kept = Collected.of(opened.engine, PROMPTS[index], max_new_tokens=12)
+            opened.engine.cancel(key)
+            found[index].append(kept.tokens)
+
+    found: list[list[list[int]]] = [[] for _ in PROMPTS]
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == [[tokens] * 3 for tokens in greedy]

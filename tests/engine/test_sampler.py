@@ -1,0 +1,258 @@
+"""The choice of the next token, against recipes written out the long way."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from predictor.engine.sampler import Sampler, choose_plain
+from predictor.engine.sampling import Sampling
+
+NAN, INF = float("nan"), float("inf")
+
+
+def sampler(*prompt: int, **recipe: Any) -> Sampler:
+    return Sampler(Sampling(max_new_tokens=100, **recipe), prompt)
+
+
+def choices(logits: list[float], count: int, *prompt: int, **recipe: Any) -> list[int]:
+    """Tokens that are chosen one after another where the model always says the same."""
+    chooser = sampler(*prompt, **recipe)
+    return [chooser.choose(torch.tensor(logits)).id for _ in range(count)]
+
+
+def reference(
+    logits: torch.Tensor, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
+) -> torch.Tensor:
+    """The distribution that is to be sampled, by sorting everything in double precision."""
+    scores = logits.double() / temperature
+    order = scores.argsort(descending=True)
+    if top_k:
+        order = order[:top_k]
+    probabilities = torch.softmax(scores[order], dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    probabilities = torch.where(before < top_p, probabilities, 0.0)
+    found = torch.zeros_like(scores)
+    found[order] = probabilities / probabilities.sum()
+    return found
+
+
+def check_distribution(found: Counter[int], wanted: torch.Tensor) -> None:
+    """Holds counts against a distribution; chi-square within five deviations of its mean."""
+    total = sum(found.values())
+    possible = {index for index, p in enumerate(wanted.tolist()) if p > 0}
+    assert set(found) <= possible, "a token outside of the recipe"
+    if (freedom := len(possible) - 1) == 0:
+        return
+    chi_square = sum(
+        (found[index] - total * float(wanted[index])) ** 2 / (total * float(wanted[index]))
+        for index in possible
+    )
+    assert chi_square < freedom + 5 * math.sqrt(2 * freedom)
+
+
+# Greedy
+
+
+def test_temperature_0_takes_the_most_probable() -> None:
+    assert choices([0.5, 3.0, -1.0, 2.9], 3) == [1, 1, 1]
+    assert sampler().is_plain
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"temperature": 0.5},
+        {"repetition_penalty": 1.1},
+        {"presence_penalty": 0.5},
+        {"frequency_penalty": -0.5},
+        {"logit_bias": {3: 1.0}},
+        {"logprobs": 0},
+    ],
+)
+def test_a_recipe_that_asks_for_more_is_not_plain(recipe: dict[str, Any]) -> None:
+    assert not sampler(**recipe).is_plain
+
+
+def test_many_rows_at_once_choose_as_each_alone_would() -> None:
+    logits = torch.randn(50, 264, generator=torch.Generator().manual_seed(1))
+    assert choose_plain(logits) == [sampler().choose(row).id for row in logits]
+
+
+def test_a_row_without_numbers_has_no_choice_and_spoils_no_other() -> None:
+    rows = [[1.0, 2.0], [NAN, 1.0], [-INF, -INF], [INF, 1.0], [-INF, 1.0]]
+    assert choose_plain(torch.tensor(rows)) == [1, None, None, None, 1]
+
+
+@pytest.mark.parametrize("logits", [[NAN, 1.0], [1.0, NAN], [-INF, -INF], [INF, 1.0]])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_raise(logits: list[float], temperature: float) -> None:
+    with pytest.raises(ArithmeticError, match="not finite"):
+        sampler(temperature=temperature).choose(torch.tensor(logits))
+
+
+def test_a_model_may_rule_tokens_out() -> None:
+    assert set(choices([-INF, 0.0, 0.0, -INF], 40, temperature=1.0, seed=1)) == {1, 2}
+
+
+# Penalties and bias
+
+
+def test_the_repetition_penalty_divides_what_is_positive_and_multiplies_what_is_negative() -> None:
+    # Prompt 0: 4 / 2 = 2 < 3, so 1; then 3 / 2 = 1.5 < 2, so 0.
+    assert choices([4.0, 3.0, -1.0], 2, 0, repetition_penalty=2.0) == [1, 0]
+    # Prompt 0: -1 * 2 = -2 < -1.5, so 1; then -1.5 * 2 = -3 < -2, so 0.
+    assert choices([-1.0, -1.5, -9.0], 2, 0, repetition_penalty=2.0) == [1, 0]
+    # Below 1 it rewards: 1 / 0.5 = 2 > 1.5.
+    assert choices([1.0, 1.5], 1, 0, repetition_penalty=0.5) == [0]
+
+
+def test_the_presence_penalty_is_taken_once_and_for_the_reply_alone() -> None:
+    # 2, 1.6 with 0 in the prompt: 0. Then 1, 1.6: 1. Then 1, 0.6: 0 for good.
+    assert choices([2.0, 1.6], 5, 0, presence_penalty=1.0) == [0, 1, 0, 0, 0]
+
+
+def test_the_frequency_penalty_is_taken_each_time() -> None:
+    # 2, 1.6 | 1, 1.6 | 1, 0.6 | 0, 0.6 | 0, -0.4
+    assert choices([2.0, 1.6], 5, 0, frequency_penalty=1.0) == [0, 1, 0, 1, 0]
+
+
+def test_both_penalties_add_up() -> None:
+    # 3: 0. Then 3 - 1 - 0.5 = 1.5, 3 - 1 - 1 = 1 and 0.5: 0. Then 0 < 0.1: 1.
+    assert choices([3.0, 0.1], 5, presence_penalty=1.0, frequency_penalty=0.5) == [0, 0, 0, 0, 1]
+
+
+def test_a_bias_forbids_forces_and_tips() -> None:
+    assert choices([5.0, 4.0, 0.0], 1, logit_bias={0: -100.0}) == [1]
+    assert choices([5.0, 4.0, 0.0], 1, logit_bias={2: 100.0}) == [2]
+    assert choices([5.0, 4.0, 0.0], 1, logit_bias={1: 0.5, 0: -0.6}) == [1]
+
+
+def test_a_bias_acts_where_it_is_sampled_too() -> None:
+    found = choices([0.0] * 5, 200, temperature=1.0, seed=3, logit_bias={1: -100.0, 4: -100.0})
+    assert set(found) == {0, 2, 3}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_models_logits_are_left_as_they_are(dtype: torch.dtype) -> None:
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(2)).to(dtype)
+    before = logits.clone()
+    recipe = {"repetition_penalty": 2.0, "presence_penalty": 1.0, "logit_bias": {1: 3.0}}
+    chooser = sampler(1, 2, 3, temperature=0.7, top_p=0.8, seed=1, **recipe)
+    for _ in range(3):
+        chooser.choose(logits)
+    assert torch.equal(logits, before)
+
+
+# Log probabilities
+
+
+def test_log_probabilities_are_the_models_own_before_the_recipe() -> None:
+    logits = torch.randn(264, generator=torch.Generator().manual_seed(4)) * 3
+    wanted = torch.log_softmax(logits, dim=-1)
+    best = wanted.sort(descending=True)
+    recipe = {"repetition_penalty": 3.0, "logit_bias": {7: 50.0}, "temperature": 2.0, "seed": 1}
+    chooser = sampler(*range(50), logprobs=5, **recipe)
+    for _ in range(3):
+        token = chooser.choose(logits)
+        assert token.id == 7
+        assert token.logprob == pytest.approx(float(wanted[7]), abs=1e-6)
+        assert [index for index, _ in token.top] == best.indices[:5].tolist()
+        assert [value for _, value in token.top] == pytest.approx(best.values[:5].tolist())
+
+
+@pytest.mark.parametrize(("asked", "told"), [(0, 0), (3, 3), (20, 4)])
+def test_as_many_alternatives_are_told_as_asked_for_and_there_are(asked: int, told: int) -> None:
+    token = sampler(logprobs=asked).choose(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert token.logprob is not None
+    assert len(token.top) == told
+
+
+def test_no_log_probability_is_told_unasked() -> None:
+    token = sampler(temperature=1.0).choose(torch.tensor([1.0, 2.0]))
+    assert (token.logprob, token.top) == (None, ())
+
+
+# Sampling
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"temperature": 0.4},
+        {"temperature": 3.0},
+        {"top_k": 1},
+        {"top_k": 5},
+        {"top_k": 1000},
+        {"top_p": 0.01},
+        {"top_p": 0.6},
+        {"top_p": 0.95},
+        {"top_p": 0.9999999},
+        {"top_k": 7, "top_p": 0.6},
+        {"top_k": 7, "top_p": 0.7, "temperature": 2.0},
+    ],
+    ids=str,
+)
+def test_tokens_are_drawn_as_the_recipe_says(recipe: dict[str, Any]) -> None:
+    logits = torch.randn(20, generator=torch.Generator().manual_seed(6)) * 1.5
+    chooser = sampler(**{"temperature": 1.0, "seed": 7} | recipe)
+    found = Counter(chooser.choose(logits).id for _ in range(4000))
+    check_distribution(found, reference(logits, **recipe))
+
+
+def test_top_p_holds_where_many_tokens_are_needed_for_it() -> None:
+    # Nearly flat over 3000 tokens: the 512 most probable hold far less than 0.5.
+    logits = torch.randn(3000, generator=torch.Generator().manual_seed(8)) * 0.1
+    wanted = reference(logits, top_p=0.5)
+    assert int((wanted > 0).sum()) > 1000
+    chooser = sampler(temperature=1.0, top_p=0.5, seed=9)
+    found = Counter(chooser.choose(logits).id for _ in range(3000))
+    assert len(found) > 700
+    check_distribution(found, wanted)
+
+
+def test_top_p_holds_where_few_of_many_tokens_suffice() -> None:
+    logits = torch.randn(3000, generator=torch.Generator().manual_seed(10)) * 4
+    wanted = reference(logits, top_p=0.7)
+    assert int((wanted > 0).sum()) < 100
+    chooser = sampler(temperature=1.0, top_p=0.7, seed=11)
+    check_distribution(Counter(chooser.choose(logits).id for _ in range(3000)), wanted)
+
+
+def test_the_one_most_probable_is_always_kept() -> None:
+    assert set(choices([0.0, 0.1, 0.0], 50, temperature=1.0, top_p=1e-6)) == {1}
+
+
+# Seeds
+
+
+@pytest.mark.parametrize("seed", [0, 11, 2**63 - 1])
+def test_a_seed_repeats_and_another_differs(seed: int) -> None:
+    flat = [0.0] * 1000
+    found = choices(flat, 20, temperature=1.0, seed=seed)
+    assert choices(flat, 20, temperature=1.0, seed=seed) == found
+    assert choices(flat, 20, temperature=1.0, seed=seed ^ 1) != found
+    assert len(set(found)) > 10
+
+
+def test_without_a_seed_replies_differ() -> None:
+    flat = [0.0] * 1000
+    assert choices(flat, 20, temperature=1.0) != choices(flat, 20, temperature=1.0)
+
+
+def test_samplers_share_no_generator_with_each_other_or_with_torch() -> None:
+    logits = torch.zeros(1000)
+    alone = choices([0.0] * 1000, 10, temperature=1.0, seed=5)
+    before = torch.get_rng_state()
+    one, other = (sampler(temperature=1.0, seed=seed) for seed in (5, 6))
+    found = []
+    for _ in range(10):
+        found.append(one.choose(logits).id)
+        other.choose(logits)
+    assert found == alone
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,460 @@
+"""Arithmetic of the scheduler: exact steps, then rules that hold in any run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from predictor.engine.scheduler import LOOKAHEAD, PATIENCE, Chunk, Limits, Scheduler, Step
+
+
+def scheduler(
+    *prompts: int, kv: int = 1000, sequences: int = 64, chunk: int = 64, pass_tokens: int = 0
+) -> Scheduler:
+    """Returns a scheduler with these prompts in line, under the keys 0, 1, 2, ..."""
+    found = Scheduler(Limits(kv, sequences, chunk, pass_tokens))
+    for key, tokens in enumerate(prompts):
+        found.add(key, tokens)
+    return found
+
+
+def feed(scheduler: Scheduler, step: Step) -> list[int]:
+    """Feeds a step; returns who has a next token, which is not yet taken as known."""
+    return [chunk.key for rows in step.passes for chunk in rows if scheduler.fed(chunk)]
+
+
+def advance(scheduler: Scheduler) -> Step:
+    """Plans and feeds a step; everyone who has a next token goes on."""
+    step = scheduler.plan()
+    for key in feed(scheduler, step):
+        scheduler.grew(key)
+    return step
+
+
+def read_all(scheduler: Scheduler) -> None:
+    """Reads the prompts of all that run or can, and only then takes a next token for each."""
+    done: list[int] = []
+    while (step := scheduler.plan()).passes:
+        done += feed(scheduler, step)
+    for key in done:
+        scheduler.grew(key)
+
+
+def keys(rows: Iterable[Chunk]) -> list[int]:
+    return [chunk.key for chunk in rows]
+
+
+# What one sequence goes through
+
+
+def test_a_prompt_is_read_in_chunks_and_then_goes_on_token_by_token() -> None:
+    s = scheduler(20, chunk=8)
+    assert s.plan() == Step((), ((Chunk(0, 0, 8),),))
+    assert not s.fed(Chunk(0, 0, 8))
+    assert s.plan() == Step((), ((Chunk(0, 8, 8),),))
+    assert not s.fed(Chunk(0, 8, 8))
+    assert s.plan() == Step((), ((Chunk(0, 16, 4),),))
+    assert s.fed(Chunk(0, 16, 4))
+    assert s.plan() == Step((), ())  # nobody said that it goes on
+    s.grew(0)
+    assert s.plan() == Step((), ((Chunk(0, 20, 1),),))
+    assert s.cached == 20
+
+
+def test_a_chunk_that_was_not_fed_is_planned_again() -> None:
+    s = scheduler(20, chunk=8)
+    assert s.plan() == s.plan() == Step((), ((Chunk(0, 0, 8),),))
+
+
+def test_a_prompt_of_one_token_is_read_like_a_token_that_was_generated() -> None:
+    s = scheduler(1, 1)
+    assert s.plan() == Step((), ((Chunk(0, 0, 1), Chunk(1, 0, 1)),))
+
+
+@pytest.mark.parametrize("tokens", [0, 101])
+def test_a_sequence_that_could_never_run_is_refused(tokens: int) -> None:
+    s = scheduler(kv=100)
+    with pytest.raises(ValueError, match="never fit 100"):
+        s.add(0, tokens)
+    assert s.plan() == Step((), ())
+    s.add(0, 100)
+    assert s.plan().passes == ((Chunk(0, 0, 64),),)
+
+
+# Admission
+
+
+def test_a_newcomer_needs_room_for_itself_and_a_lookahead_for_everyone_who_runs() -> None:
+    # 40 run. 40 + 44 + 16 = 100 fits, 45 would not; then 84 run and 1 + 84 + 2 * 16 does not.
+    assert LOOKAHEAD == 16
+    s = scheduler(40, 45, kv=100)
+    s.plan()
+    assert (s.running, s.waiting) == (1, 1)
+    s = scheduler(40, 44, 1, kv=100)
+    s.plan()
+    assert (s.running, s.waiting) == (2, 1)
+
+
+def test_no_lookahead_is_asked_of_the_first() -> None:
+    s = scheduler(100, kv=100)
+    s.plan()
+    assert s.running == 1
+
+
+def test_no_more_run_than_the_limit_says_and_they_run_in_order_of_arrival() -> None:
+    s = scheduler(5, 5, 5, 5, sequences=2)
+    assert sorted(keys(s.plan().passes[0])) == [0, 1]
+    assert (s.running, s.waiting) == (2, 2)
+    s.remove(1)
+    assert sorted(keys(s.plan().passes[0])) == [0, 2]
+    s.remove(0)
+    assert sorted(keys(s.plan().passes[0])) == [2, 3]
+
+
+def test_room_counts_generated_tokens_too() -> None:
+    # 30 + 20 + 16 = 66 fits at first; after 5 tokens of the first it is 71.
+    s = scheduler(30, kv=66)
+    for _ in range(5):
+        advance(s)
+    s.add(1, 20)
+    s.plan()
+    assert (s.running, s.waiting) == (1, 1)
+    s.add(2, 15)  # 35 + 15 + 16 = 66
+    s.plan()
+    assert (s.running, s.waiting) == (2, 1)
+
+
+def test_the_first_in_line_is_passed_by_shorter_ones_as_often_as_patience_says() -> None:
+    # 40 run; 60 more never fit beside them, 10 do: 40 + 10 + 16 = 66.
+    s = scheduler(40, 60, kv=100)
+    advance(s)
+    for key in range(2, 2 + PATIENCE):
+        s.add(key, 10)
+        s.plan()
+        assert s.running == 2
+        s.remove(key)
+    s.add(20, 10)
+    s.plan()
+    assert (s.running, s.waiting) == (1, 2)  # nobody passes any more
+    s.remove(0)
+    s.plan()
+    assert (s.running, s.waiting) == (2, 0)  # 60 + 10 + 16 = 86: the next follows
+
+
+def test_patience_counts_those_who_pass_in_one_step_too() -> None:
+    # 400 run; 600 more never fit; ten of 10 would all: 400 + 100 + 10 * 16 = 660.
+    s = scheduler(400, 600, *[10] * 10, kv=1000)
+    s.plan()
+    assert (s.running, s.waiting) == (1 + PATIENCE, 1 + 2)
+
+
+# Reading prompts
+
+
+def test_prompts_of_one_length_share_a_pass_without_any_padding() -> None:
+    # 2 * 30 = 60 are within the chunk of 64, and as many as in two passes; a third would make 90.
+    s = scheduler(30, 30, 30)
+    assert s.plan().passes == ((Chunk(0, 0, 30), Chunk(1, 0, 30)),)
+
+
+@pytest.mark.parametrize(
+    ("pass_tokens", "passes"),
+    [(6, ((Chunk(1, 0, 24), Chunk(0, 0, 30)),)), (5, ((Chunk(1, 0, 24),),))],
+)
+def test_prompts_share_a_pass_where_padding_costs_no_more_than_a_pass(
+    pass_tokens: int, passes: object
+) -> None:
+    # Together 2 * 30 = 60 tokens, apart 30 + 24 = 54: six more.
+    s = scheduler(30, 24, pass_tokens=pass_tokens)
+    assert s.plan().passes == passes
+
+
+def test_the_padded_tokens_of_a_shared_pass_are_within_the_chunk() -> None:
+    # 2 * 33 = 66 > 64, cheap as the padding is.
+    s = scheduler(33, 32, pass_tokens=1000)
+    assert s.plan().passes == ((Chunk(1, 0, 32),),)
+    s = scheduler(32, 31, pass_tokens=1000)  # 2 * 32 = 64
+    assert s.plan().passes == ((Chunk(1, 0, 31), Chunk(0, 0, 32)),)
+
+
+def test_rows_times_the_longest_of_a_shared_pass_are_within_the_kv_budget() -> None:
+    # 60 + 24 + 16 = 100 run. The first has 61 known: 2 * 61 = 122 > 100.
+    s = scheduler(60, kv=100, pass_tokens=1000)
+    advance(s)
+    s.add(1, 23)
+    assert s.plan().passes == ((Chunk(1, 0, 23),), (Chunk(0, 60, 1),))
+    s = scheduler(49, kv=100, pass_tokens=1000)  # 50 known: 2 * 50 = 100
+    advance(s)
+    s.add(1, 23)
+    assert s.plan().passes == ((Chunk(1, 0, 23), Chunk(0, 49, 1)),)
+
+
+@pytest.mark.parametrize(
+    ("pass_tokens", "passes"),
+    [(3, ((Chunk(1, 0, 4), Chunk(0, 10, 1)),)), (2, ((Chunk(1, 0, 4),), (Chunk(0, 10, 1),)))],
+)
+def test_a_prompt_takes_the_tokens_of_others_along_where_that_costs_no_more_than_a_pass(
+    pass_tokens: int, passes: object
+) -> None:
+    # Together 2 * 4 = 8 tokens, apart 4 + 1 = 5: three more.
+    s = scheduler(10, pass_tokens=pass_tokens)
+    advance(s)
+    s.add(1, 4)
+    assert s.plan().passes == passes
+
+
+def test_a_short_prompt_goes_with_the_next_chunk_of_a_long_one() -> None:
+    s = scheduler(1500, chunk=512, kv=4000)
+    assert advance(s).passes == ((Chunk(0, 0, 512),),)
+    s.add(1, 20)
+    # Beside 512 tokens it would make 1024, so it goes first, alone.
+    assert advance(s).passes == ((Chunk(1, 0, 20),),)
+    assert advance(s).passes == ((Chunk(0, 512, 512),), (Chunk(1, 20, 1),))
+
+
+def test_a_long_prompt_is_passed_by_short_ones_as_often_as_patience_says() -> None:
+    s = scheduler(1500, chunk=512, kv=4000)
+    order = []
+    for key in range(1, 40):
+        s.add(key, 20)
+        step = s.plan()
+        order.append(keys(step.passes[0]))
+        for done in feed(s, step):
+            s.remove(done)
+    # Eight short ones, a chunk, eight short ones, a chunk, ... and the prompt is read.
+    turns = [index for index, rows in enumerate(order) if rows == [0]]
+    assert turns == [PATIENCE, 2 * PATIENCE + 1, 3 * PATIENCE + 2]
+    # The one that waited for a chunk goes with the next, at no cost; all in order of arrival.
+    assert order[PATIENCE + 1] == [PATIENCE + 1, PATIENCE + 2]
+    assert [key for rows in order for key in rows if key] == list(range(1, 40))
+
+
+def test_a_chunk_of_a_long_prompt_makes_no_short_one_impatient() -> None:
+    s = scheduler(1500, chunk=512, kv=4000)
+    for key in range(1, 1 + PATIENCE):
+        s.add(key, 20)
+        s.plan()
+        s.remove(key)
+    s.add(20, 20)
+    s.add(21, 19)
+    assert advance(s).passes == ((Chunk(0, 0, 512),),)
+    assert advance(s).passes == ((Chunk(21, 0, 19),),)  # still the shortest first
+
+
+# Passes of one token
+
+
+def test_rows_times_the_longest_of_a_pass_are_within_the_kv_budget() -> None:
+    # Known 50, 20 and 10: 2 * 50 = 100 fit 110 and 3 * 50 do not.
+    s = scheduler(49, 19, 9, kv=110)
+    read_all(s)
+    assert s.plan().passes == ((Chunk(0, 49, 1), Chunk(1, 19, 1)), (Chunk(2, 9, 1),))
+
+
+def test_as_few_passes_as_possible_the_longest_first() -> None:
+    # Known 60, 10, 10, 10, 10 (the third to fifth need no room beyond 60 + 40 + 4 * 16 = 164).
+    s = scheduler(9, 9, 59, 9, 9, kv=164)
+    read_all(s)
+    # 2 * 60 = 120 fit 164 and 3 * 60 do not; then 3 * 10.
+    assert [keys(rows) for rows in s.plan().passes] == [[2, 0], [1, 3, 4]]
+
+
+# Preemption
+
+
+def test_the_last_to_have_arrived_goes_back_to_its_place_in_the_line() -> None:
+    # Known 10 and 10, each with one more token in a step: 50 after 15 steps, 52 after 16.
+    s = scheduler(10, 10, kv=50, chunk=32)
+    s.plan()
+    s.add(2, 30)  # no room yet
+    read_all(s)
+    for _ in range(14):
+        assert advance(s).preempted == ()
+    assert (s.running, s.waiting, s.cached) == (2, 1, 48)
+    assert advance(s) == Step((), ((Chunk(0, 24, 1), Chunk(1, 24, 1)),))
+    # 52 > 50. The first keeps 26; 26 more and the lookahead of 16 are no room for the second.
+    assert advance(s) == Step((1,), ((Chunk(0, 25, 1),),))
+    assert (s.running, s.waiting, s.cached) == (1, 2, 26)
+    s.remove(0)
+    # It is ahead of the one that came after it, and is computed from its beginning.
+    assert advance(s) == Step((), ((Chunk(1, 0, 26),),))
+    assert (s.running, s.waiting) == (1, 1)
+
+
+def test_one_that_arrived_before_the_preempted_is_before_it_in_line() -> None:
+    # 20 runs; 60 has no room (20 + 60 + 16 > 90), 20 has and passes. They grow to 46 each.
+    s = scheduler(20, 60, 20, kv=90)
+    read_all(s)
+    while not (step := advance(s)).preempted:
+        pass
+    assert step.preempted == (2,)
+    s.remove(0)
+    assert keys(s.plan().passes[0]) == [1]
+    assert (s.running, s.waiting) == (1, 1)
+
+
+def test_several_are_preempted_where_one_does_not_suffice() -> None:
+    # 1, 1 and 1 known: 3 + 2 * 16 fit 36. Only the first grows, to 35 and then to 36.
+    s = scheduler(1, 1, 1, kv=36)
+    s.plan()
+    for _ in range(33):
+        s.grew(0)
+    assert s.plan().preempted == ()  # 34 + 1 + 1 = 36
+    s.grew(0)
+    assert s.plan().preempted == (2,)
+    s.grew(0)
+    assert s.plan().preempted == (1,)
+    assert (s.running, s.waiting) == (1, 2)
+
+
+# Removal
+
+
+def test_a_sequence_is_removed_wherever_it_stands() -> None:
+    s = scheduler(40, 60, 30, kv=100)
+    advance(s)  # 0 and 2 run: 40 + 30 + 16
+    s.remove(1)
+    assert (s.running, s.waiting) == (2, 0)
+    s.remove(2)
+    s.remove(0)
+    assert (s.running, s.waiting, s.cached) == (0, 0, 0)
+    s.remove(7)
+    assert s.plan() == Step((), ())
+    s.add(3, 100)  # the whole budget is free again
+    s.plan()
+    assert s.running == 1
+
+
+def test_a_preempted_sequence_is_removed_from_the_line() -> None:
+    s = scheduler(1, 1, kv=20)
+    s.plan()
+    for _ in range(19):
+        s.grew(0)
+    assert s.plan().preempted == (1,)
+    s.remove(1)
+    assert (s.running, s.waiting) == (1, 0)
+
+
+# Any run
+
+
+class Simulation:
+    """Drives a scheduler like the engine does, with arrivals and cancels by chance.
+
+    It keeps books of its own and holds every step against them.
+    """
+
+    def __init__(self, seed: int) -> None:
+        chance = self.chance = random.Random(seed)
+        self.limits = Limits(
+            kv_tokens=chance.choice([40, 64, 150, 400]),
+            sequences=chance.choice([1, 2, 4, 8]),
+            chunk=chance.choice([1, 4, 16, 64]),
+            pass_tokens=chance.choice([0, 0, 8, 32, 1000]),
+        )
+        self.scheduler = Scheduler(self.limits)
+        self.rate = chance.choice([0.02, 0.1, 0.3])
+        self.longest = chance.choice([10, 40, self.limits.kv_tokens])
+        self.known: dict[int, int] = {}  # in order of arrival
+        self.cached: dict[int, int] = {}
+        self.goals: dict[int, int] = {}
+        self.passed: dict[int, int] = {}  # for who waits: by how many later ones
+        self.running: set[int] = set()
+        self.arrivals = 0
+        self.preempted = 0
+        self.steps = 0
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            if self.chance.random() < self.rate and len(self.known) < 24:
+                self.arrive()
+            if self.known and self.chance.random() < 0.003:
+                self.forget(self.chance.choice(list(self.known)))
+            self.step()
+        # All that is left ends: no step is without a pass, so each brings somebody forward.
+        most = self.steps + 200 * (1 + sum(self.goals.values()))
+        while self.known:
+            self.step()
+            assert self.steps < most, "a sequence starves"
+        assert self.scheduler.running == self.scheduler.waiting == self.scheduler.cached == 0
+
+    def arrive(self) -> None:
+        prompt = self.chance.randint(1, self.longest)
+        goal = min(prompt + self.chance.randint(1, 40), self.limits.kv_tokens + 1)
+        key = self.arrivals
+        self.arrivals += 1
+        self.known[key], self.cached[key], self.goals[key] = prompt, 0, goal
+        self.passed[key] = 0
+        self.scheduler.add(key, prompt)
+
+    def forget(self, key: int) -> None:
+        self.scheduler.remove(key)
+        del self.known[key], self.cached[key], self.goals[key]
+        self.passed.pop(key, None)
+        self.running.discard(key)
+
+    def step(self) -> None:
+        step = self.scheduler.plan()
+        self.steps += 1
+        for key in step.preempted:
+            assert key != next(iter(self.known)), "the first to have arrived is preempted"
+            self.preempted += 1
+            self.cached[key] = self.passed[key] = 0
+            self.running.discard(key)
+        self.admitted()
+        assert step.passes or not self.known, "nobody comes forward"
+        seen: set[int] = set()
+        for rows in step.passes:
+            self.check(rows, seen)
+        for rows in step.passes:
+            for chunk in rows:
+                self.feed(chunk)
+
+    def admitted(self) -> None:
+        """Notes who runs now, and by how many each that waits was passed."""
+        running = self.scheduler._running.keys()
+        if newcomers := running - self.running:
+            self.running |= newcomers
+            for new in newcomers:
+                del self.passed[new]
+            for key in self.passed:
+                self.passed[key] += sum(new > key for new in newcomers)
+                assert self.passed[key] <= PATIENCE
+        assert len(self.running) <= self.limits.sequences
+        assert sum([self.known[key] for key in running]) <= self.limits.kv_tokens
+
+    def check(self, rows: tuple[Chunk, ...], seen: set[int]) -> None:
+        most = width = 0
+        for chunk in rows:
+            key, start, count, end = chunk.key, chunk.start, chunk.count, chunk.end
+            assert key not in seen, "a sequence is in two passes"
+            seen.add(key)
+            assert start == self.cached[key]
+            assert count > 0
+            assert end <= self.known[key]
+            most = max(most, count)
+            width = max(width, end)
+        assert len(rows) * width <= self.limits.kv_tokens
+        assert most == 1 or len(rows) * most <= self.limits.chunk
+
+    def feed(self, chunk: Chunk) -> None:
+        key = chunk.key
+        self.cached[key] += chunk.count
+        has_next = self.scheduler.fed(chunk)
+        assert has_next == (self.cached[key] == self.known[key])
+        if has_next:
+            if self.known[key] + 1 >= self.goals[key]:
+                self.forget(key)
+            else:
+                self.known[key] += 1
+                self.scheduler.grew(key)
+
+
+def test_a_million_steps_keep_all_the_rules_and_everyone_ends() -> None:
+    simulations = [Simulation(seed) for seed in range(100)]
+    for simulation in simulations:
+        simulation.run(10_000)
+    assert sum(simulation.steps for simulation in simulations) >= 1_000_000
+    assert sum(simulation.preempted for simulation in simulations) > 1_000

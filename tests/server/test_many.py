@@ -1,0 +1,269 @@
+"""Many users of one real server: streams, hang-ups, deadlines, overload, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+import predictor.protocol  # noqa: F401  (imports kserve with pytest's arguments hidden)
+from tests.conftest import Checkpoints
+from tests.server.process import Served, serve
+
+from kserve import InferenceGRPCClient  # isort: skip
+import grpc  # isort: skip
+
+LONG = {"max_new_tokens": 1500, "temperature": 1.0, "seed": 3}
+"""Takes many seconds: everything is on disk."""
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
+
+
+@pytest.fixture(scope="module")
+def slow(checkpoints: Checkpoints) -> Iterator[Served]:
+    """Every block on disk, at most four requests."""
+    flags = ("--max_model_len=2048", "--prefill_chunk=16", "--device_map=disk", "--max_requests=4")
+    with serve(checkpoints("bloom"), *flags) as server:
+        yield server.await_ready()
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Served]:
+    flags = ("--max_model_len=256", "--prefill_chunk=64", "--device_map=cpu", "--max_concurrency=2")
+    with serve(DEMO, *flags, name="demo") as server:
+        yield server.await_ready()
+
+
+def gauge(server: Served, name: str) -> float:
+    """A metric of one sample."""
+    text = httpx.get(f"{server.url}/metrics", timeout=30).text
+    found = re.search(rf"^{name}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
+    assert found is not None, name
+    return float(found[1])
+
+
+def await_gauge(server: Served, name: str, value: float, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while gauge(server, name) != value:
+        assert time.monotonic() < deadline, f"{name} stayed {gauge(server, name)}"
+        time.sleep(0.05)
+
+
+def outcomes(server: Served, protocol: str, outcome: str) -> float:
+    text = httpx.get(f"{server.url}/metrics", timeout=30).text
+    labels = rf'model_name="{server.name}",outcome="{outcome}",protocol="{protocol}"'
+    found = re.search(rf"^predictor_requests_total\{{{labels}\}} (\S+)$", text, re.MULTILINE)
+    return float(found[1]) if found else 0
+
+
+def body(text: str, **parameters: Any) -> dict[str, Any]:
+    return {"instances": [text], "parameters": parameters}
+
+
+def predict_url(server: Served) -> str:
+    return f"{server.url}/v1/models/{server.name}:predict"
+
+
+async def events(
+    client: httpx.AsyncClient, server: Served, text: str, **parameters: Any
+) -> AsyncIterator[dict[str, Any]]:
+    headers = {"Accept": "text/event-stream"}
+    document = body(text, **parameters)
+    async with client.stream(
+        "POST", predict_url(server), json=document, headers=headers
+    ) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        async for line in response.aiter_lines():
+            if line:
+                yield json.loads(line.removeprefix("data: "))
+
+
+async def collected(server: Served, text: str, **parameters: Any) -> list[dict[str, Any]]:
+    async with httpx.AsyncClient(timeout=120) as client:
+        return [event async for event in events(client, server, text, **parameters)]
+
+
+def test_a_stream_says_what_the_whole_reply_says(demo: Served) -> None:
+    whole = demo.predict("The weather is", max_new_tokens=30).json()["predictions"][0]
+    found = asyncio.run(collected(demo, "The weather is", max_new_tokens=30))
+    assert "".join(event["text"] for event in found) == whole["text"]
+    assert len(found) > 10
+    last = found[-1]
+    assert {key: last[key] for key in whole if key != "text"} == {
+        key: whole[key] for key in whole if key != "text"
+    }
+    assert all(event["finish_reason"] is None for event in found[:-1])
+
+
+def test_a_stop_sequence_is_in_no_event(demo: Served) -> None:
+    whole = demo.predict("The weather is", max_new_tokens=30).json()["predictions"][0]["text"]
+    stop = whole[len(whole) // 2 - 2 : len(whole) // 2 + 3]
+    found = asyncio.run(collected(demo, "The weather is", max_new_tokens=30, stop=[stop]))
+    assert "".join(event["text"] for event in found) == whole[: whole.index(stop)]
+    assert found[-1]["finish_reason"] == "stop"
+
+
+def test_requests_run_together_and_each_gets_its_own_answer(demo: Served) -> None:
+    prompts = [f"My friend number {n} likes to" for n in range(8)]
+    alone = [demo.predict(text, max_new_tokens=20).json() for text in prompts]
+
+    async def together() -> list[Any]:
+        async with httpx.AsyncClient(timeout=120) as client:
+            asked = [
+                client.post(predict_url(demo), json=body(text, max_new_tokens=20))
+                for text in prompts
+            ]
+            return [answer.json() for answer in await asyncio.gather(*asked)]
+
+    # bfloat16 rounds differently in larger batches: lengths and counts are the same for sure.
+    found = asyncio.run(together())
+    counts = [[p["prompt_tokens"] for p in answer["predictions"]] for answer in alone]
+    assert [[p["prompt_tokens"] for p in answer["predictions"]] for answer in found] == counts
+    assert 'le="1.0"' in httpx.get(f"{demo.url}/metrics").text
+    rows = httpx.get(f"{demo.url}/metrics").text
+    assert re.search(r'predictor_batch_sequences_bucket\{le="1.0"[^}]*\} (\S+)', rows)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_frees_its_place(slow: Served, stream: bool) -> None:
+    before = outcomes(slow, "v1", "cancelled")
+
+    async def hang_up() -> None:
+        async with httpx.AsyncClient(timeout=60) as client:
+            if stream:
+                async for _ in events(client, slow, "to be left", **LONG):
+                    break
+                return
+            asked = asyncio.create_task(
+                client.post(predict_url(slow), json=body("to be left", **LONG))
+            )
+            await asyncio.sleep(0.7)
+            asked.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asked
+
+    asyncio.run(hang_up())
+    await_gauge(slow, "predictor_sequences_running", 0)
+    await_gauge(slow, "predictor_kv_tokens_used", 0)
+    assert outcomes(slow, "v1", "cancelled") == before + 1
+
+
+def grpc_infer(server: Served, timeout: float) -> grpc.StatusCode:
+    from tests.server.test_clients import v2_request
+
+    async def ask() -> grpc.StatusCode:
+        client = InferenceGRPCClient(server.grpc, retries=0)
+        request = v2_request(server.name, ["x"], max_new_tokens=1500)
+        request.inputs[0].data = [b"x"]
+        try:
+            await client.infer(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        finally:
+            await client.close()
+        return grpc.StatusCode.OK
+
+    return asyncio.run(ask())
+
+
+def test_a_deadline_ends_a_request_over_every_way_to_say_it(slow: Served) -> None:
+    document = body("too slow", **LONG)
+    began = time.monotonic()
+    by_header = httpx.post(
+        predict_url(slow), json=document, headers={"X-Request-Timeout": "0.5"}, timeout=60
+    )
+    by_parameter = httpx.post(
+        predict_url(slow), json=body("too slow", **LONG, timeout=0.5), timeout=60
+    )
+    assert [by_header.status_code, by_parameter.status_code] == [504, 504]
+    assert by_header.json() == {"error": "The request was not answered within 0.5 seconds."}
+    assert grpc_infer(slow, 0.5) is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert time.monotonic() - began < 20
+    await_gauge(slow, "predictor_sequences_running", 0)
+    bad = httpx.post(predict_url(slow), json=document, headers={"X-Request-Timeout": "soon"})
+    assert bad.status_code == 400
+
+
+def test_a_stream_that_is_too_slow_ends_with_an_event_that_says_so(slow: Served) -> None:
+    found = asyncio.run(collected(slow, "too slow", **LONG, timeout=1.5))
+    assert found[-1] == {"error": "The request was not answered within 1.5 seconds."}
+    assert len(found) > 1
+
+
+def test_overload_is_said_at_once_and_when_to_come_again(slow: Served) -> None:
+    async def overload() -> None:
+        async with httpx.AsyncClient(timeout=60) as client:
+            held = [
+                asyncio.create_task(client.post(predict_url(slow), json=body("long", **LONG)))
+                for _ in range(4)
+            ]
+            await asyncio.sleep(0.7)
+            refused = await client.post(predict_url(slow), json=body("one too many"))
+            stream = await client.post(
+                predict_url(slow), json=body("x"), headers={"Accept": "text/event-stream"}
+            )
+            for task in held:
+                task.cancel()
+            await asyncio.gather(*held, return_exceptions=True)
+        for answer in (refused, stream):
+            assert answer.status_code == 429
+            assert int(answer.headers["retry-after"]) >= 1
+
+    asyncio.run(overload())
+    await_gauge(slow, "predictor_sequences_running", 0)
+
+
+def memory(server: Served) -> int:
+    return int(psutil.Process(server.process.pid).memory_info().rss)
+
+
+def test_a_soak_loses_no_request_and_leaves_nothing_behind(demo: Served) -> None:
+    """Random arrivals, lengths, hang-ups, deadlines and bad requests for a while."""
+    seconds = 25.0
+    chance = random.Random(7)
+
+    async def user(client: httpx.AsyncClient, until: float, found: list[int]) -> None:
+        while time.monotonic() < until:
+            kind = chance.random()
+            document = body("word " * chance.randint(1, 40), max_new_tokens=chance.randint(1, 40))
+            if kind < 0.1:
+                document["parameters"] = {"max_new_tokens": -1}
+            headers = {"X-Request-Timeout": "0.02"} if 0.1 <= kind < 0.2 else {}
+            try:
+                patience = 0.05 if 0.2 <= kind < 0.35 else 60
+                answer = await asyncio.wait_for(
+                    client.post(predict_url(demo), json=document, headers=headers), patience
+                )
+                found.append(answer.status_code)
+            except TimeoutError:
+                found.append(0)
+            await asyncio.sleep(chance.random() * 0.05)
+
+    async def soak() -> list[int]:
+        found: list[int] = []
+        until = time.monotonic() + seconds
+        limits = httpx.Limits(max_connections=40)
+        async with httpx.AsyncClient(timeout=60, limits=limits) as client:
+            await asyncio.gather(*(user(client, until, found) for _ in range(24)))
+        return found
+
+    asyncio.run(soak())
+    before = memory(demo)
+    found = asyncio.run(soak())
+    assert found.count(200) > 50
+    assert set(found) <= {0, 200, 400, 504}
+    for name in ("sequences_running", "sequences_waiting", "kv_tokens_used"):
+        await_gauge(demo, f"predictor_{name}", 0)
+    assert memory(demo) - before < 64 * 2**20
+    assert demo.predict("and it goes on", max_new_tokens=3).status_code == 200
