@@ -187,12 +187,13 @@ class PredictorModel(Model):
     async def _pieces(
         self, pieces: AsyncIterator[Piece], place: _Place, deadline: float, limit: float
     ) -> AsyncIterator[Piece]:
-        loop = asyncio.get_running_loop()
         generator: Any = pieces
         try:
             async with aclosing(generator):
                 while True:
-                    yield await asyncio.wait_for(anext(generator), deadline - loop.time())
+                    async with asyncio.timeout_at(deadline):
+                        piece = await anext(generator)
+                    yield piece
         except StopAsyncIteration:
             self._rate.count()
         except TimeoutError:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import Awaitable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -87,31 +87,6 @@ async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
         return task.result()
     finally:
         await _end(task, gone)
-
-
-async def read_along(request: Request, pieces: AsyncIterator[_T]) -> AsyncIterator[_T]:
-    """Yields what a generator yields; closes it when the client hangs up.
-
-    Raises:
-        ClientDisconnect: The client has hung up.
-    """
-    generator: Any = pieces
-    gone = asyncio.ensure_future(_until_gone(request))
-    async with aclosing(generator):
-        try:
-            while True:
-                item = asyncio.ensure_future(anext(generator))
-                try:
-                    await asyncio.wait({item, gone}, return_when=asyncio.FIRST_COMPLETED)
-                    if not item.done():
-                        raise ClientDisconnect
-                    yield item.result()
-                except StopAsyncIteration:
-                    return
-                finally:
-                    await _end(item)
-        finally:
-            await _end(gone)
 
 
 async def _until_gone(request: Request) -> None:

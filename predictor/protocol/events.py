@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, aclosing
+from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 
-from predictor.protocol.deadline import read_along
 from predictor.protocol.errors import http_error
 from predictor.tasks.request import Piece
 
@@ -27,7 +26,6 @@ def error_event(_status: int, sentence: str) -> object:
 
 
 def event_stream(
-    request: Request,
     count: ExitStack,
     pieces: AsyncIterator[Piece],
     encode: Encode,
@@ -35,28 +33,28 @@ def event_stream(
     encode_error: Callable[[int, str], object] = error_event,
     last: str | None = None,
 ) -> StreamingResponse:
-    """Returns the response that sends events until the pieces end or the client hangs up.
+    """Returns the response that sends events until the pieces end.
+
+    Where the client hangs up before, Starlette cancels it (`StreamingResponse.__call__`).
 
     Args:
-        request: The request, which tells when its client is gone.
         count: Is closed when the stream ends, with what ended it.
         pieces: The pieces; closed whatever happens.
         encode: Makes events of a piece.
         encode_error: Makes an event of an HTTP status and a sentence.
         last: Data of an event after the last one, where nothing went wrong.
     """
+    generator: Any = pieces
 
     async def events() -> AsyncIterator[str]:
         try:
             with count:
-                async with aclosing(read_along(request, pieces)) as read:  # type: ignore[type-var]
-                    async for piece in read:
+                async with aclosing(generator):
+                    async for piece in generator:
                         for value in encode(piece):
                             yield _event(json.dumps(value, ensure_ascii=False))
             if last is not None:
                 yield _event(last)
-        except ClientDisconnect:
-            return
         except Exception as error:
             yield _event(json.dumps(encode_error(*http_error(error))))
 

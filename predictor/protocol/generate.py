@@ -71,7 +71,7 @@ class GenerateEndpoints:
             await require_ready(model)
             wish = decode(parse_document(await read_body(request)))
             pieces = await model.stream(wish, asked_timeout(request.headers))
-            return event_stream(request, count.pop_all(), pieces, Events(model).encode)
+            return event_stream(count.pop_all(), pieces, Events(model).encode)
 
 
 def decode(document: Mapping[str, object]) -> GenerationRequest:

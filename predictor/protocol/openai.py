@@ -80,7 +80,6 @@ class OpenAIEndpoints:
                 pieces = await model.stream(wish.request, timeout)
                 events = Chunks(style, head, wish).encode
                 return event_stream(
-                    request,
                     count.pop_all(),
                     pieces,
                     events,

@@ -51,7 +51,7 @@ class InferenceEndpoints:
             await require_ready(model)
             asked_for = v1.decode(parse_document(await read_body(request)))
             pieces = await model.stream(asked_for, asked_timeout(request.headers))
-            return event_stream(request, count.pop_all(), pieces, v1.encode_piece)
+            return event_stream(count.pop_all(), pieces, v1.encode_piece)
 
     async def infer(self, request: Request) -> Response:
         """``POST /v2/models/{model}/infer``: JSON, or JSON and binary data."""
