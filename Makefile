@@ -33,6 +33,7 @@ tests: $(VENV)/test.stamp
 benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/contrast.py
+	$(BIN)/python benchmarks/serving.py
 
 constraints: $(VENV)/test.stamp
 	{ echo "# Every version that the tests run with. Made by: make constraints"; \

@@ -18,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 from measuring import CannotMeasure
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-_HEAD = 128
 _STORED = {"float32": "F32", "bfloat16": "BF16"}
 _READ = 16 * 2**20
 _SCALE = 0.05
@@ -35,21 +34,27 @@ class Size:
     """How large a model is.
 
     Attributes:
-        hidden: Width; a multiple of 512.
+        hidden: Width; a multiple of ``head * heads_per_key``.
         blocks: How many.
         vocabulary: Tokens.
         dtype: ``"float32"`` or ``"bfloat16"``.
+        head: Width of an attention head.
+        heads_per_key: Query heads that share a key head.
+        mlp: Width of the MLP; None for five halves of the model's.
     """
 
     hidden: int
     blocks: int
     vocabulary: int
     dtype: str
+    head: int = 128
+    heads_per_key: int = 4
+    mlp: int | None = None
 
     @property
     def inner(self) -> int:
         """Width of the MLP."""
-        return self.hidden * 5 // 2
+        return self.mlp or self.hidden * 5 // 2
 
 
 def make(folder: Path, size: Size) -> int:
@@ -72,7 +77,7 @@ def make(folder: Path, size: Size) -> int:
 
 def _files(size: Size) -> Iterator[dict[str, tuple[int, ...]]]:
     """Yields names and shapes, file by file: a block each, then what is no block."""
-    hidden, keys, inner = size.hidden, size.hidden // 4, size.inner
+    hidden, keys, inner = size.hidden, size.hidden // size.heads_per_key, size.inner
     block = {
         "input_layernorm": (hidden,),
         "self_attn.q_proj": (hidden, hidden),
@@ -123,7 +128,7 @@ def _write_safetensors(file: Path, tensors: Mapping[str, np.ndarray], dtype: str
 
 
 def _config(size: Size) -> dict[str, object]:
-    heads = size.hidden // _HEAD
+    heads = size.hidden // size.head
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -132,8 +137,8 @@ def _config(size: Size) -> dict[str, object]:
         "intermediate_size": size.inner,
         "num_hidden_layers": size.blocks,
         "num_attention_heads": heads,
-        "num_key_value_heads": heads // 4,
-        "head_dim": _HEAD,
+        "num_key_value_heads": heads // size.heads_per_key,
+        "head_dim": size.head,
         "max_position_embeddings": 2048,
         "tie_word_embeddings": False,
         "bos_token_id": None,
@@ -144,7 +149,9 @@ def _config(size: Size) -> dict[str, object]:
 
 def _write_tokenizer(folder: Path, vocabulary: int) -> None:
     words = {"<unk>": 0} | {f"w{index}": index for index in range(1, vocabulary)}
-    Tokenizer(models.WordLevel(words, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 

@@ -73,7 +73,7 @@ def run(argv: Sequence[str], *, watch: Callable[[], None] | None = None) -> Fini
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         began = time.perf_counter()
         try:
-            child = subprocess.Popen(argv, stdout=out, stderr=err, cwd=ROOT, env=_environment())
+            child = subprocess.Popen(argv, stdout=out, stderr=err, cwd=ROOT, env=environment())
         except OSError as error:
             raise CannotMeasure(f"{argv[0]} cannot be started: {error.strerror}.") from None
         try:
@@ -119,7 +119,7 @@ def compile_modules(argv: Sequence[str]) -> None:
         raise CannotMeasure(f"No bytecode came to lie in {BYTECODE}; imports would be compiled.")
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This environment without settings of the predictor, GPUs and the network."""
     dropped = ("PREDICTOR_", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}

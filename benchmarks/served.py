@@ -1,0 +1,86 @@
+"""A real `predictor serve` process on free ports, for benchmarks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from groups import MemoryGroup
+from load import Server
+from measuring import ROOT, CannotMeasure, environment
+
+_SECONDS_TO_START = 300
+_POLL = 0.05
+
+
+def check_placement(server: Server, device_map: Mapping[str, str]) -> None:
+    """Makes sure that the server has put the model where the baseline had it.
+
+    Raises:
+        CannotMeasure: It has not.
+    """
+    url = f"http://{server.host}:{server.port}/v2/models/{server.model}"
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        placement = json.loads(json.load(answer)["properties"]["placement"])
+    expected = device_map.get("")
+    mine = dict.fromkeys(placement["device_map"], expected) if expected else dict(device_map)
+    if placement["device_map"] != mine:
+        raise CannotMeasure("The server has placed the model otherwise than the baseline.")
+
+
+@contextlib.contextmanager
+def serve(settings: Sequence[str], group: MemoryGroup | None, work: Path) -> Iterator[Server]:
+    """Starts a server and yields it when it is ready; it has to live until it is ended here.
+
+    Args:
+        settings: Flags of `predictor serve`.
+        group: The memory cgroup to run in; None for none.
+        work: A folder for its log.
+
+    Raises:
+        CannotMeasure: It does not get ready, or dies.
+    """
+    argv = [sys.executable, "-m", "predictor", "serve", "--host=127.0.0.1", "--model_name=m"]
+    argv += ["--http_port=0", "--grpc_port=0", *settings]
+    log = work / "serve.log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            argv if group is None else group.command(argv),
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            cwd=ROOT,
+            env=environment(),
+        )
+    try:
+        port = int(_await(process, log, r"REST on http://[\d.]+:(\d+)"))
+        _await(process, log, r"is ready after ()")
+        yield Server("127.0.0.1", port, "m", process.pid)
+        if process.poll() is not None:
+            raise CannotMeasure(f"The server died: {_last_words(log)}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _await(process: subprocess.Popen[bytes], log: Path, pattern: str) -> str:
+    deadline = time.monotonic() + _SECONDS_TO_START
+    while time.monotonic() < deadline:
+        found = re.search(pattern, log.read_text(errors="replace"))
+        if found is not None:
+            return found[1]
+        if process.poll() is not None:
+            break
+        time.sleep(_POLL)
+    raise CannotMeasure(f"The server did not get ready: {_last_words(log)}")
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1][:300] if lines else "it said nothing"
