@@ -22,10 +22,11 @@ from predictor.engine.runner import BatchRunner, Runner
 from predictor.placement.probe import WHOLE_KINDS
 
 _TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}
-_HALF_TOLERANCE = 0.05
+_HALF_TOLERANCE = 0.15
 """Most difference, as a fraction of how much the logits vary. Rounding changes about 1e-6 of it in
-float32 and one or two hundredths in bfloat16; wrong masks and positions mostly more than a tenth,
-in a model of windows, which sees little, six hundredths."""
+float32 and 0.02 to 0.06 in bfloat16 over 22 blocks of random weights. Another sequence's tokens in
+sight change a third and more. What is smaller than rounding cannot be seen
+this way: the architectures that batch are tested in float32."""
 
 _TRIES = 3
 """Pairs of sequences; a mixture of experts may choose others where two are nearly as good."""
