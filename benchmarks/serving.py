@@ -260,6 +260,7 @@ def _levels(part: Part, prompts: Prompts, server: Server, wait: float) -> dict[s
         taken = [prompts.take(each, seed=1000 * users + user) for user in range(users)]
         await_quiet(wait, server.pid)
         levels.append(_checked(part, measure_users(server, taken, part.new_tokens)))
+        _say(f"{part.name}, {users} users", levels[-1])
     return {"levels": levels, "new_tokens": part.new_tokens}
 
 
@@ -290,7 +291,16 @@ def _raw(
     found: dict[str, Any] = json.loads(_output(argv, group, "The baseline").splitlines()[-1])
     counts = [reply["tokens"] for reply in found["replies"]]
     _checked(part, {"tokens_per_request": [min(counts), max(counts)]})
+    others = found["others_seconds"] / found["seconds"]
+    each = {"tokens_per_second": sum(counts) / found["seconds"], "others_cpu_share": others}
+    _say(f"{part.name}, raw", each)
     return found
+
+
+def _say(what: str, found: Mapping[str, Any]) -> None:
+    """Tells how far the run is, which takes minutes."""
+    speed, others = found["tokens_per_second"], found["others_cpu_share"]
+    print(f"{what}: {speed:.1f} tokens/s (others: {others:.2f})", file=sys.stderr, flush=True)
 
 
 def _forget(part: Part) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from predictor import startup
-from predictor.engine.sampling import Sampling
 from predictor.pod import read
 from predictor.pod.accelerators import read_accelerators
 from predictor.settings import read_settings
 from predictor.weights.progress import Progress
 from tests.conftest import Checkpoints
+from tests.serving import Collected
 from tests.weights.test_loader import reference
 
 pytestmark = [
@@ -35,7 +35,7 @@ def bring_up(folder: Path, **flags: Any) -> Any:
 
 
 def tokens(task: Any) -> list[int]:
-    return list(task._engine.generate(PROMPT, Sampling(max_new_tokens=12)).tokens)
+    return Collected.of(task._engine, PROMPT, max_new_tokens=12).tokens
 
 
 def spread(folder: Path) -> dict[str, str]:

@@ -174,9 +174,5 @@ def test_two_models_on_one_volume_answer_each_with_its_own_weights(
     folders = [folder for folder in tmp_path.iterdir() if folder.is_dir()]
     assert len(folders) == 2
     assert all(list(folder.glob("*.safetensors")) for folder in folders)
-    from predictor.engine.sampling import Sampling
-
-    recipe = Sampling(max_new_tokens=8)
-    prompt = [7, 8, 9, 10]
-    tokens = [up.task._engine.generate(prompt, recipe).tokens for up in (alone, first, second)]
+    tokens = [up.tokens([7, 8, 9, 10], max_new_tokens=8) for up in (alone, first, second)]
     assert tokens[0] == tokens[1] != tokens[2]
