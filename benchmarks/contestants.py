@@ -11,6 +11,7 @@ import json
 import re
 import resource
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -55,26 +56,40 @@ def _predictor(checkpoint: Path, _: int) -> tuple[Generate, Any, dict[str, Any]]
     from predictor.settings import read_settings
     from predictor.weights.progress import Progress
 
-    settings = read_settings({"model_dir": checkpoint, "max_model_len": 128})
+    settings = read_settings({"model_dir": checkpoint, "max_model_len": 128, "max_concurrency": 1})
     resources = pod.read(settings.offload_folder)
     prepared = startup.prepare(settings, startup.open_checkpoint(settings), resources)
     task = startup.bring_up(settings, prepared, Progress())
     engine = task._engine  # tokens, and when each came, are seen at the engine only
 
-    def generate(prompt: Sequence[int], count: int, mark: Callable[[], None]) -> list[int]:
-        seen = 0
+    class Listening:
+        """Notes each token of one sequence."""
 
-        def stopped(tokens: Sequence[int]) -> bool:
-            nonlocal seen
-            if len(tokens) > seen:  # the engine asks once more when all is done
-                seen = len(tokens)
-                mark()
+        def __init__(self, mark: Callable[[], None]) -> None:
+            self.tokens: list[int] = []
+            self.outcome: Any = None
+            self.ended = threading.Event()
+            self._mark = mark
+
+        def token(self, token: Any) -> bool:
+            self.tokens.append(token.id)
+            self._mark()
             return False
 
-        return list(engine.generate(prompt, Sampling(count, stopped=stopped)).tokens)
+        def end(self, outcome: Any) -> None:
+            self.outcome = outcome
+            self.ended.set()
+
+    def generate(prompt: Sequence[int], count: int, mark: Callable[[], None]) -> list[int]:
+        listening = Listening(mark)
+        engine.submit(prompt, Sampling(count), listening)
+        listening.ended.wait()
+        if isinstance(listening.outcome, Exception):
+            raise listening.outcome
+        return listening.tokens
 
     facts = {"available": resources.memory.available, "tiers": as_json(prepared.placement)["tiers"]}
-    return generate, engine._model, facts
+    return generate, engine._runner._model, facts
 
 
 def _plain(checkpoint: Path, _: int) -> tuple[Generate, Any, dict[str, Any]]:
