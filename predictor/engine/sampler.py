@@ -60,7 +60,7 @@ class Sampler:
         return self._told(chosen, raw)
 
     def _penalised(self, raw: torch.Tensor) -> torch.Tensor:
-        """The logits after penalties and bias; a copy where there is any."""
+        """A copy of the logits, after penalties and bias."""
         recipe = self._recipe
         scores = raw.clone()
         if recipe.repetition_penalty != 1:

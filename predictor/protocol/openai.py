@@ -83,7 +83,7 @@ class OpenAIEndpoints:
                     count.pop_all(),
                     pieces,
                     events,
-                    encode_error=_error_event,
+                    encode_error=openai_error,
                     last=_LAST,
                 )
             completions = await while_connected(request, model.answer(wish.request, timeout))
@@ -91,7 +91,3 @@ class OpenAIEndpoints:
 
     def _row(self, name: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self.created, "owned_by": SERVER_NAME}
-
-
-def _error_event(status: int, sentence: str) -> object:
-    return openai_error(status, sentence)
