@@ -23,9 +23,7 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-_NEW_STEP, WIDTH_STEP = 16, 64
-"""Steps that computed columns and all columns are rounded up to: some dozens of shapes instead of
-thousands, for a few percent of padding."""
+from predictor.engine.shapes import rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +56,18 @@ class Layout:
     """
 
     def __init__(
-        self, rows: Sequence[Row], slots: Sequence[torch.Tensor], *, rounded: bool = False
+        self, rows: Sequence[Row], slots: Sequence[torch.Tensor], *, few_shapes: bool = False
     ) -> None:
         """Lays out rows.
 
         Args:
             rows: The rows.
             slots: For each row the slots of all its tokens, of shape (tokens,).
-            rounded: Whether there are a few columns of padding more, so that passes come in few
-                shapes: on a processor oneDNN compiles a kernel for each shape and keeps it.
+            few_shapes: Whether there are a few columns of padding more, see `shapes`.
         """
-        new, width = max(len(row.tokens) for row in rows), max(row.end for row in rows)
-        self.new = _rounded(new, _NEW_STEP) if rounded and new > 1 else new
-        width = max(width, self.new)
-        width = _rounded(width, WIDTH_STEP) if rounded and width > self.new else width
+        self.new, width = max(len(row.tokens) for row in rows), max(row.end for row in rows)
+        if few_shapes:
+            self.new, width = rounded(self.new), rounded(width)
         self.past = width - self.new
         self.lengths = torch.tensor([row.end for row in rows])
         gather = torch.zeros(len(rows), width, dtype=torch.long)
@@ -122,18 +118,18 @@ class SlotCache(Cache):
         self._owned: dict[int, tuple[torch.Tensor, int]] = {}
         super().__init__(layers=[_Layer(self, slots) for _ in range(layers)])
 
-    def lay_out(self, rows: Sequence[Row], *, rounded: bool = False) -> Layout:
+    def lay_out(self, rows: Sequence[Row], *, few_shapes: bool = False) -> Layout:
         """Gives the rows the slots that they lack, and returns the layout of the next pass.
 
         Args:
             rows: The rows.
-            rounded: Whether passes shall come in few shapes, see `Layout`.
+            few_shapes: Whether passes shall come in few shapes, see `Layout`.
 
         Raises:
             MemoryError: There are not enough; whoever planned the pass miscounted.
         """
         slots = [self._slots(row.key, row.end) for row in rows]
-        self.layout = Layout(rows, slots, rounded=rounded)
+        self.layout = Layout(rows, slots, few_shapes=few_shapes)
         return self.layout
 
     def release(self, key: int) -> None:
@@ -154,10 +150,6 @@ class SlotCache(Cache):
             own[have:count] = self._free[self._free_count : self._free_count + lacking]
             self._owned[key] = (own, count)
         return own[:count]
-
-
-def _rounded(count: int, step: int) -> int:
-    return -(-count // step) * step
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]

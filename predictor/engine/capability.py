@@ -9,7 +9,6 @@ rounding, which differs with the batch's size, changes them a little.
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from predictor.engine.cache import Row
-from predictor.engine.runner import BatchRunner, Runner
+from predictor.engine.runner import BatchRunner
 from predictor.placement.probe import WHOLE_KINDS
 
 _TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}
@@ -34,8 +33,6 @@ _TRIES = 3
 _LENGTHS = (9, 4)
 _SPLITS = (5, 3)
 """How many tokens of each are computed in the first pass."""
-
-_MEASURED_TOKENS = 32
 
 
 def count_layers(model: PreTrainedModel) -> int:
@@ -78,34 +75,6 @@ def fails_together(runner: BatchRunner, model: PreTrainedModel, device: torch.de
             return None
         reason = f"two sequences together give other logits than alone (by {difference:.2f})"
     return reason
-
-
-def measure_pass_tokens(runner: Runner, *, vocabulary: int, most: int) -> int:
-    """Returns how many tokens' computation takes as long as one pass over the weights.
-
-    From the time of a pass of one token and of one of `_MEASURED_TOKENS`, each the quicker of two.
-
-    Args:
-        runner: Runs the passes.
-        vocabulary: Tokens that there are.
-        most: The result's bound, and that of the tokens in a pass.
-    """
-    tokens = min(_MEASURED_TOKENS, most)
-    if tokens < 2:
-        return 0
-    one, many = (_seconds(runner, vocabulary, count) for count in (1, tokens))
-    per_token = max((many - one) / (tokens - 1), one / most)
-    return min(most, int(one / per_token))
-
-
-def _seconds(runner: Runner, vocabulary: int, count: int) -> float:
-    taken = []
-    for _ in range(2):
-        began = time.perf_counter()
-        runner.run([Row(-1, 0, [index % vocabulary for index in range(count)])]).argmax().item()
-        taken.append(time.perf_counter() - began)
-        runner.release(-1)
-    return min(taken)
 
 
 def _difference(

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from predictor.engine.cache import WIDTH_STEP
 from predictor.engine.capability import (
     count_layers,
     count_vocabulary,
     fails_together,
-    measure_pass_tokens,
     why_serial,
 )
 from predictor.engine.engine import Engine
 from predictor.engine.runner import BatchRunner, Runner, SerialRunner
 from predictor.engine.scheduler import Limits
+from predictor.engine.timing import time_passes
 from predictor.errors import EngineBroken, LoadFailed, reason_of
 from predictor.metrics import EngineMetrics
 from predictor.placement.plan import Placement
@@ -59,7 +58,7 @@ def open_engine(
         placement: Where that is, and how many tokens the KV cache was planned for.
         prefill_chunk: Prompt tokens in one pass.
         max_sequences: Most sequences that run at one time.
-        threads: Threads to compute with; None leaves that to torch.
+        threads: Most threads to compute with; None leaves that to torch.
         model_name: Label of the metrics.
         on_broken: Is told when the engine has ended for good.
 
@@ -72,7 +71,7 @@ def open_engine(
     vocabulary = count_vocabulary(model)
     chunk = min(prefill_chunk, placement.max_model_len)
     try:
-        pass_tokens = measure_pass_tokens(runner, vocabulary=vocabulary, most=chunk)
+        pass_tokens = time_passes(runner, vocabulary=vocabulary, most=chunk).pass_tokens(chunk)
     # Models raise whatever they like.
     except Exception as error:
         logger.exception("The model fails on its first token")
@@ -92,8 +91,14 @@ def _limits(
     kv_tokens = placement.kv_tokens - 1
     if reason is None:
         logger.info("A pass over the weights costs as much as computing %d tokens", pass_tokens)
-        step = WIDTH_STEP if placement.execution_device == "cpu" else 1
-        return Limits(kv_tokens, sequences, chunk, pass_tokens, step)
+        return Limits(
+            kv_tokens,
+            sequences,
+            chunk,
+            pass_tokens,
+            width=placement.pass_width,
+            few_shapes=placement.execution_device == "cpu",
+        )
     logger.warning("Requests are answered one at a time, because of this model: %s", reason)
     # What keeps a model from being batched mostly keeps it from being read in chunks too.
     return Limits(kv_tokens, sequences=1, chunk=placement.max_model_len)

@@ -58,7 +58,7 @@ class BatchRunner:
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> torch.Tensor:
         """Returns logits of shape (rows, vocabulary)."""
-        layout = self._cache.lay_out(rows, rounded=self._device.type == "cpu")
+        layout = self._cache.lay_out(rows, few_shapes=self._device.type == "cpu")
         ids = torch.zeros(len(rows), layout.new, dtype=torch.long)
         for index, row in enumerate(rows):
             ids[index, layout.new - len(row.tokens) :] = torch.tensor(row.tokens)

@@ -18,7 +18,7 @@ token.
 - **Passes**: one pass over the weights takes as long as computing `Limits.pass_tokens` tokens
   (measured), and rows of a pass are padded to the longest. So rows share a pass where the padding
   costs less than a pass of their own would. Padding also widens what attention reads: rows times
-  the longest row stay within the KV budget.
+  the longest row stay within `Limits.width`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+from predictor.engine.shapes import rounded
 
 LOOKAHEAD = 16
 """Tokens of room for everyone who runs that a newcomer must leave."""
@@ -43,19 +45,20 @@ class Limits:
         sequences: Most sequences that run at one time.
         chunk: Most tokens of a pass that reads prompts, padding included.
         pass_tokens: Tokens whose computation takes as long as one pass over the weights.
-        width_step: What the longest row's length is rounded up to in a pass.
+        width: Cached tokens that a pass may read, padding included; at least `kv_tokens`.
+        few_shapes: Whether rows are padded a little more, see `shapes`.
     """
 
     kv_tokens: int
     sequences: int
     chunk: int
     pass_tokens: int = 0
-    width_step: int = 1
+    width: int = 0
+    few_shapes: bool = False
 
-    def holds(self, rows: int, longest: int) -> bool:
-        """Returns whether so many rows as long as the longest are within the KV budget."""
-        width = -(-longest // self.width_step) * self.width_step
-        return rows * width <= self.kv_tokens
+    def padded(self, rows: int, longest: int) -> int:
+        """Returns the tokens of so many rows as long as the longest, padding included."""
+        return rows * (rounded(longest) if self.few_shapes else longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,22 +230,28 @@ class Scheduler:
 
     def _share_a_pass(self, some: Sequence[Chunk], others: Sequence[Chunk]) -> bool:
         """Whether the padding of one pass costs less than a second pass would."""
-        rows = len(some) + len(others)
-        tokens = rows * max(chunk.count for chunk in (*some, *others))
+        together = self._computed([*some, *others])
+        apart = self._computed(some) + self._computed(others)
         longest = max(chunk.end for chunk in (*some, *others))
-        apart = sum(len(part) * max(chunk.count for chunk in part) for part in (some, others))
         return (
-            tokens <= self._limits.chunk
-            and tokens - apart <= self._limits.pass_tokens
-            and self._limits.holds(rows, longest)
+            together <= self._limits.chunk
+            and together - apart <= self._limits.pass_tokens
+            and self._fits(len(some) + len(others), longest)
         )
 
+    def _computed(self, chunks: Sequence[Chunk]) -> int:
+        return self._limits.padded(len(chunks), max(chunk.count for chunk in chunks))
+
+    def _fits(self, rows: int, longest: int) -> bool:
+        most = max(self._limits.width, self._limits.kv_tokens)
+        return self._limits.padded(rows, longest) <= most
+
     def _by_length(self, decoding: list[Chunk]) -> list[tuple[Chunk, ...]]:
-        """As few passes as keep rows times the longest row within the KV budget."""
+        """As few passes as keep rows times the longest row within `Limits.width`."""
         passes: list[list[Chunk]] = []
         for chunk in sorted(decoding, key=lambda chunk: -chunk.end):
             last = passes[-1] if passes else None
-            if last is not None and self._limits.holds(len(last) + 1, last[0].end):
+            if last is not None and self._fits(len(last) + 1, last[0].end):
                 last.append(chunk)
             else:
                 passes.append([chunk])

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+ROOM_FOR_PADDING = 2
+"""Cached tokens that one pass may read, in times of those that there are. Its rows are padded to
+the longest, and what does not fit takes another pass over all weights; more room costs little,
+because a layer's rows are gathered for that layer alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
@@ -92,6 +97,11 @@ class Placement:
     kv_tokens: int
     limited_by: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def pass_width(self) -> int:
+        """Most cached tokens that one pass may read, padding included."""
+        return ROOM_FOR_PADDING * self.kv_tokens
 
     def tier(self, name: str) -> Tier:
         """Returns the tier of this name."""

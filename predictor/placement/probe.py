@@ -22,6 +22,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from predictor.errors import ConfigurationError
 from predictor.placement.meta import AsOnDevices, LiveBytes
+from predictor.placement.plan import ROOM_FOR_PADDING
 
 WHOLE_KINDS = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers that the engine keeps keys and values of, token by token."""
@@ -40,9 +41,9 @@ class Probe:
             it does not grow: sliding windows, state-space layers).
         activations: Bytes alive besides weights and cache at the worst moment of a forward pass:
             of one chunk at the end of a sequence of `max_model_len` tokens, or of the most
-            sequences that together have as many tokens. What a layer gathers of the cache for
-            attention is among them.
-        activations_per_token: Bytes more for each token by which a batch's sequences are longer.
+            sequences that together have as many tokens and padding (`ROOM_FOR_PADDING`). What a
+            layer gathers of the cache for attention is among them.
+        activations_per_token: Bytes more for each token more that the cache holds.
         measured: False where formulas were used.
     """
 
@@ -150,13 +151,13 @@ def _activations(
     reading = _peak(model, shape.chunk, _resized(model, full, 1, shape.max_model_len - shape.chunk))
     if not kept_whole(model):
         return reading + logits, 0
-    past = max(1, shape.max_model_len // shape.rows)
+    past = max(1, ROOM_FOR_PADDING * shape.max_model_len // shape.rows)
     short, long = (
         _peak(model, 1, _resized(model, full, shape.rows, length)) for length in (past, 2 * past)
     )
     per_token = gathered + max(0, long - short) // (shape.rows * past)
-    worst = max(reading, short) + gathered * shape.max_model_len
-    return worst + logits, per_token
+    worst = max(reading, short) + gathered * ROOM_FOR_PADDING * shape.max_model_len
+    return worst + logits, ROOM_FOR_PADDING * per_token
 
 
 def _peak(model: PreTrainedModel, tokens: int, past: Any) -> int:
@@ -221,8 +222,8 @@ def _by_formula(model: PreTrainedModel, blocks: int, max_model_len: int, chunk: 
     return Probe(
         (per_token,) * blocks,
         (0,) * blocks,
-        activations + per_token * max_model_len,
-        per_token + heads * (itemsize + 4),
+        activations + ROOM_FOR_PADDING * per_token * max_model_len,
+        ROOM_FOR_PADDING * (per_token + heads * (itemsize + 4)),
         measured=False,
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from predictor.engine.scheduler import LOOKAHEAD, PATIENCE, Chunk, Limits, Scheduler, Step
+from predictor.engine.shapes import rounded
 
 
 def scheduler(
@@ -353,6 +354,8 @@ class Simulation:
             sequences=chance.choice([1, 2, 4, 8]),
             chunk=chance.choice([1, 4, 16, 64]),
             pass_tokens=chance.choice([0, 0, 8, 32, 1000]),
+            width=chance.choice([0, 100, 800]),
+            few_shapes=chance.choice([False, True]),
         )
         self.scheduler = Scheduler(self.limits)
         self.rate = chance.choice([0.02, 0.1, 0.3])
@@ -436,7 +439,10 @@ class Simulation:
             assert end <= self.known[key]
             most = max(most, count)
             width = max(width, end)
-        assert len(rows) * width <= self.limits.kv_tokens
+        if self.limits.few_shapes:
+            most, width = rounded(most), rounded(width)
+        together = max(self.limits.kv_tokens, self.limits.width)
+        assert len(rows) == 1 or len(rows) * width <= together
         assert most == 1 or len(rows) * most <= self.limits.chunk
 
     def feed(self, chunk: Chunk) -> None:

@@ -1,0 +1,87 @@
+"""What a pass costs, measured once when the model has been loaded."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from predictor.engine.cache import Row
+from predictor.engine.runner import Runner
+
+_TOKENS = 32
+"""Tokens of the longer pass that is timed."""
+
+_SLOW = 1.0
+"""Seconds from which a pass is timed once: then chance changes little, and starting takes long."""
+
+_LITTLE = 1 / 3
+"""What a thread fewer may cost, as a fraction of what it costs where every thread counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds that passes take.
+
+    Attributes:
+        one: Of one token.
+        many: Of `tokens` tokens.
+        tokens: How many.
+    """
+
+    one: float
+    many: float
+    tokens: int
+
+    def pass_tokens(self, most: int) -> int:
+        """Returns how many tokens' computation takes as long as one pass over the weights.
+
+        Args:
+            most: The result's bound.
+        """
+        if self.tokens < 2:
+            return 0
+        per_token = max((self.many - self.one) / (self.tokens - 1), self.one / most)
+        return min(most, int(self.one / per_token))
+
+
+def time_passes(runner: Runner, *, vocabulary: int, most: int) -> Times:
+    """Times passes, and leaves a processor to the server where that costs the model little.
+
+    Threads that compute wait for each other. Where the server's own work takes a processor from
+    one of them they all stand still, so a small model is slower with a thread on every processor.
+
+    Args:
+        runner: Runs the passes.
+        vocabulary: Tokens that there are.
+        most: Most tokens of a pass.
+    """
+    tokens = min(_TOKENS, most)
+    found = _times(runner, vocabulary, tokens)
+    threads = torch.get_num_threads()
+    if threads == 1 or found.one > _SLOW:
+        return found
+    torch.set_num_threads(threads - 1)
+    fewer = _times(runner, vocabulary, tokens)
+    most = 1 + _LITTLE / (threads - 1)
+    if fewer.one <= most * found.one and fewer.many <= most * found.many:
+        return fewer
+    torch.set_num_threads(threads)
+    return found
+
+
+def _times(runner: Runner, vocabulary: int, tokens: int) -> Times:
+    one, many = (_seconds(runner, vocabulary, count) for count in (1, tokens))
+    return Times(one, many, tokens)
+
+
+def _seconds(runner: Runner, vocabulary: int, count: int) -> float:
+    """Of the quickest of a few passes; the first may have to make what the others find."""
+    taken: list[float] = []
+    while len(taken) < 3 and max(taken, default=0.0) < _SLOW:
+        began = time.perf_counter()
+        runner.run([Row(-1, 0, [index % vocabulary for index in range(count)])]).argmax().item()
+        taken.append(time.perf_counter() - began)
+        runner.release(-1)
+    return min(taken)

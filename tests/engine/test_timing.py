@@ -1,0 +1,89 @@
+"""Timing passes of runners whose speed is known, and with how many threads they then compute."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+
+from predictor.engine import timing
+from predictor.engine.cache import Row
+from predictor.engine.timing import Times, time_passes
+
+MOST = 100
+
+
+class Runner:
+    """Takes as long as it is told."""
+
+    def __init__(self, seconds: Callable[[int, int], float]) -> None:
+        self.seconds = seconds  # by tokens and threads
+        self.passes = 0
+        self.held: set[int] = set()
+
+    def run(self, rows: Sequence[Row]) -> torch.Tensor:
+        (row,) = rows
+        self.passes += 1
+        self.held.add(row.key)
+        time.sleep(self.seconds(len(row.tokens), torch.get_num_threads()))
+        return torch.zeros(1, 4)
+
+    def release(self, key: int) -> None:
+        self.held.discard(key)
+
+
+@pytest.fixture(autouse=True)
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def timed(seconds: Callable[[int, int], float]) -> Times:
+    runner = Runner(seconds)
+    found = time_passes(runner, vocabulary=3, most=MOST)
+    assert not runner.held
+    return found
+
+
+def test_a_model_that_is_as_fast_with_a_thread_fewer_leaves_the_processor() -> None:
+    found = timed(lambda tokens, _: 0.02)
+    assert torch.get_num_threads() == 3
+    assert found.one == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.mark.parametrize("slower", [1, 32], ids=["one token", "many tokens"])
+def test_a_model_that_needs_every_thread_keeps_it(slower: int) -> None:
+    timed(lambda tokens, threads: 0.04 if (tokens, threads) == (slower, 3) else 0.02)
+    assert torch.get_num_threads() == 4
+
+
+def test_one_thread_is_never_taken() -> None:
+    torch.set_num_threads(1)
+    timed(lambda tokens, _: 0.001)
+    assert torch.get_num_threads() == 1
+
+
+def test_a_slow_model_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_SLOW", 0.01)
+    runner = Runner(lambda tokens, _: 0.02)
+    time_passes(runner, vocabulary=3, most=MOST)
+    assert runner.passes == 2
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize(
+    ("one", "many", "tokens", "expected"),
+    [
+        (1.0, 2.0, 11, 10),  # ten tokens more take as long again
+        (1.0, 1.0, 11, MOST),  # more tokens are for nothing
+        (1.0, 0.5, 11, MOST),
+        (1.0, 11.0, 11, 1),
+        (1.0, 1.0, 1, 0),  # nothing is known
+    ],
+)
+def test_the_tokens_of_a_pass(one: float, many: float, tokens: int, expected: int) -> None:
+    assert Times(one, many, tokens).pass_tokens(MOST) == expected
