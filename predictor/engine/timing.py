@@ -64,8 +64,8 @@ def time_passes(runner: Runner, *, vocabulary: int, most: int) -> Times:
         return found
     torch.set_num_threads(threads - 1)
     fewer = _times(runner, vocabulary, tokens)
-    most = 1 + _LITTLE / (threads - 1)
-    if fewer.one <= most * found.one and fewer.many <= most * found.many:
+    at_most = 1 + _LITTLE / (threads - 1)
+    if fewer.one <= at_most * found.one and fewer.many <= at_most * found.many:
         return fewer
     torch.set_num_threads(threads)
     return found
