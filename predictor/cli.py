@@ -136,6 +136,8 @@ def _serve(flags: dict[str, Any]) -> int:
     # Until the server takes the signals: as PID 1 a process is not even ended by them.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _: os._exit(128 + got))
+    # Compiled kernels that oneDNN keeps, 1,024 by default: of a batch's many shapes too many MiB.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     settings = read_settings(flags)
     from predictor.server import Server
 

@@ -23,7 +23,7 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from predictor.engine.shapes import rounded
+from predictor.engine.shapes import all_columns, new_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Layout:
         """
         self.new, width = max(len(row.tokens) for row in rows), max(row.end for row in rows)
         if few_shapes:
-            self.new, width = rounded(self.new), rounded(width)
+            self.new, width = new_columns(self.new), all_columns(width)
         self.past = width - self.new
         self.lengths = torch.tensor([row.end for row in rows])
         gather = torch.zeros(len(rows), width, dtype=torch.long)

@@ -27,7 +27,7 @@ import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from predictor.engine.shapes import rounded
+from predictor.engine.shapes import all_columns, new_columns
 
 LOOKAHEAD = 16
 """Tokens of room for everyone who runs that a newcomer must leave."""
@@ -56,9 +56,19 @@ class Limits:
     width: int = 0
     few_shapes: bool = False
 
-    def padded(self, rows: int, longest: int) -> int:
-        """Returns the tokens of so many rows as long as the longest, padding included."""
-        return rows * (rounded(longest) if self.few_shapes else longest)
+    def computed(self, rows: int, most: int) -> int:
+        """Returns the tokens that a pass computes, padding included.
+
+        Args:
+            rows: How many sequences it is of.
+            most: New tokens of the one that has most.
+        """
+        return rows * (new_columns(most) if self.few_shapes else most)
+
+    def fits(self, rows: int, longest: int) -> bool:
+        """Returns whether a pass may read so many sequences, the longest of so many tokens."""
+        read = rows * (all_columns(longest) if self.few_shapes else longest)
+        return read <= max(self.width, self.kv_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,22 +246,18 @@ class Scheduler:
         return (
             together <= self._limits.chunk
             and together - apart <= self._limits.pass_tokens
-            and self._fits(len(some) + len(others), longest)
+            and self._limits.fits(len(some) + len(others), longest)
         )
 
     def _computed(self, chunks: Sequence[Chunk]) -> int:
-        return self._limits.padded(len(chunks), max(chunk.count for chunk in chunks))
-
-    def _fits(self, rows: int, longest: int) -> bool:
-        most = max(self._limits.width, self._limits.kv_tokens)
-        return self._limits.padded(rows, longest) <= most
+        return self._limits.computed(len(chunks), max(chunk.count for chunk in chunks))
 
     def _by_length(self, decoding: list[Chunk]) -> list[tuple[Chunk, ...]]:
         """As few passes as keep rows times the longest row within `Limits.width`."""
         passes: list[list[Chunk]] = []
         for chunk in sorted(decoding, key=lambda chunk: -chunk.end):
             last = passes[-1] if passes else None
-            if last is not None and self._fits(len(last) + 1, last[0].end):
+            if last is not None and self._limits.fits(len(last) + 1, last[0].end):
                 last.append(chunk)
             else:
                 passes.append([chunk])
