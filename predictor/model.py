@@ -19,7 +19,7 @@ from predictor.placement.report import as_json, table
 from predictor.protocol.deadline import asked_timeout  # first: imports kserve safely
 from predictor.protocol.exchange import Exchange, open_exchange
 from predictor.settings import Settings
-from predictor.tasks.request import Completion, GenerationRequest, Piece
+from predictor.tasks.request import Completion, GenerationRequest, Piece, Stream
 from predictor.weights.progress import Progress
 
 from kserve import InferRequest, InferResponse, Model  # isort: skip
@@ -170,9 +170,7 @@ class PredictorModel(Model):
         self._rate.count()
         return completions
 
-    async def stream(
-        self, request: GenerationRequest, timeout: float | None
-    ) -> AsyncIterator[Piece]:
+    async def stream(self, request: GenerationRequest, timeout: float | None) -> Stream:
         """Checks a request and returns its pieces to come; closing them gives the places up.
 
         Raises what `answer` raises, what happens later while the pieces are read.
@@ -181,8 +179,16 @@ class PredictorModel(Model):
         limit = self._limit(request, timeout)
         deadline = asyncio.get_running_loop().time() + limit
         place = _Place(self)
-        jobs = await asyncio.to_thread(task.prepare, request)
-        return self._pieces(task.stream(jobs), place, deadline, limit)
+        try:
+            async with asyncio.timeout_at(deadline):
+                jobs = await asyncio.to_thread(task.prepare, request)
+        except TimeoutError:
+            place.give_up()
+            raise _too_late(limit) from None
+        except BaseException:
+            place.give_up()
+            raise
+        return Stream(self._pieces(task.stream(jobs), place, deadline, limit), deadline)
 
     async def _pieces(
         self, pieces: AsyncIterator[Piece], place: _Place, deadline: float, limit: float
@@ -240,10 +246,12 @@ class _Place:
     def give_up(self) -> None:
         if self._model is not None:
             self._model.running -= 1
+            if not self._model.running:
+                self._model._rate.rest()
             self._model = None
 
     def __del__(self) -> None:
-        self.give_up()
+        self.give_up()  # of pieces that nobody has begun to read
 
 
 class _Rate:
@@ -260,6 +268,10 @@ class _Rate:
         if self._last is not None:
             self._interval += self._WEIGHT * (now - self._last - self._interval)
         self._last = now
+
+    def rest(self) -> None:
+        """Notes that nobody waits: the time to the next answer tells nothing."""
+        self._last = None
 
     def seconds_to_next(self) -> int:
         """Returns whole seconds, at least 1, in which a place is likely to come free."""

@@ -143,6 +143,7 @@ class Server(ModelServer):
         began = time.monotonic()
         await asyncio.to_thread(self._model.load)
         self._loaded = True
+        gc.collect()
         gc.freeze()  # libraries made millions of objects that stay; a collection would stop us all
         logger.info("Model %r is ready after %.1f s", self._model.name, time.monotonic() - began)
         logger.info("Try it:\n%s", _examples(address.replace("0.0.0.0", "127.0.0.1"), self._model))  # noqa: S104
@@ -152,7 +153,7 @@ class Server(ModelServer):
             await asyncio.wait_for(self._idle(), self._settings.grace_period)
         except TimeoutError:
             logger.warning("Stopping with %d requests unfinished", self._model.running)
-            _exit(0)
+            _exit(0 if self._broken is None else self._broken.exit_code)
 
     async def _idle(self) -> None:
         while self._model.running:

@@ -6,9 +6,10 @@ The rim's one composition of the floors below it; `predictor plan` walks it half
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from predictor.engine.capability import why_serial
 from predictor.engine.opening import open_engine
 from predictor.errors import ConfigurationError, EngineBroken
 from predictor.placement.footprint import build_on_meta, measure_footprint
@@ -43,6 +44,7 @@ class Prepared:
         footprint: What it needs.
         placement: Where it goes.
         threads: Threads to compute with; None leaves that to torch.
+        chunk: Prompt tokens in one pass, as the activations were planned for.
     """
 
     checkpoint: Checkpoint
@@ -50,6 +52,7 @@ class Prepared:
     footprint: Footprint
     placement: Placement
     threads: int | None
+    chunk: int
 
 
 def open_checkpoint(settings: Settings, *, needs_weights: bool = True) -> Checkpoint:
@@ -81,16 +84,22 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     """
     dtype = _serving_dtype(settings, checkpoint)
     skeleton = build_on_meta(checkpoint.config, dtype, trust_remote_code=settings.trust_remote_code)
+    length = _max_model_len(settings, checkpoint)
+    # What keeps a model from being batched keeps it from being read in chunks too.
+    is_serial = why_serial(skeleton) is not None
+    chunk = length if is_serial else min(settings.prefill_chunk, length)
+    rows = 1 if is_serial else settings.max_batch_size
     footprint = measure_footprint(
         skeleton,
-        max_model_len=_max_model_len(settings, checkpoint),
-        prefill_chunk=settings.prefill_chunk,
-        max_batch_size=settings.max_batch_size,
+        max_model_len=length,
+        prefill_chunk=chunk,
+        max_batch_size=rows,
         stored_dtype=checkpoint.dtype,
         stored_kind=checkpoint.kind,
     )
-    placement = plan(footprint, resources, _wishes(settings, checkpoint, footprint, resources))
-    return Prepared(checkpoint, skeleton, footprint, placement, resources.processors)
+    wishes = _wishes(settings, checkpoint, footprint, resources)
+    placement = plan(footprint, resources, replace(wishes, max_batch_size=rows))
+    return Prepared(checkpoint, skeleton, footprint, placement, resources.processors, chunk)
 
 
 def bring_up(
@@ -125,7 +134,7 @@ def bring_up(
     opened = open_engine(
         model,
         prepared.placement,
-        prefill_chunk=settings.prefill_chunk,
+        prefill_chunk=prepared.chunk,
         max_sequences=settings.max_batch_size,
         threads=prepared.threads,
         model_name=settings.model_name,
@@ -169,8 +178,8 @@ def _max_model_len(settings: Settings, checkpoint: Checkpoint) -> int:
     length = settings.max_model_len
     if length is not None and known is not None and length > known:
         raise ConfigurationError(
-            f"max_model_len {length} is longer than the {known} positions that this model was "
-            "made for."
+            f"max_model_len {length} is longer than the {known} positions that this model can be "
+            "served with."
         )
     if length is None and settings.max_length is not None:
         length = min(2 * settings.max_length, known or 2 * settings.max_length)
@@ -184,7 +193,6 @@ def _wishes(
         device_map=settings.device_map,
         max_memory=settings.max_memory or {},
         max_concurrency=settings.max_concurrency,
-        max_batch_size=settings.max_batch_size,
         headroom=settings.memory_headroom,
         reserve=settings.memory_reserve,
         disk=_disk(settings, checkpoint, footprint, resources),

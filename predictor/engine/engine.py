@@ -35,14 +35,14 @@ _CANARY = -1
 @dataclass(slots=True)
 class _Sequence:
     key: int
-    tokens: list[int]
-    prompt: int
+    prompt: Sequence[int]
     sampling: Sampling
     sampler: Sampler
     listener: Listener
     arrived: float
     told: float = 0.0
-    begun: bool = field(default=False)
+    tokens: list[int] = field(default_factory=list)
+    """All that are known; empty until its first pass, since many may wait with the same prompt."""
 
 
 class Engine:
@@ -87,7 +87,7 @@ class Engine:
 
         Args:
             prompt: Token ids of the model's vocabulary, at least one; with what is generated no
-                more than the KV cache holds.
+                more than the KV cache holds. It is not copied before its first pass.
             sampling: How to continue.
             listener: Who is told.
 
@@ -96,8 +96,7 @@ class Engine:
         """
         sequence = _Sequence(
             key=next(self._keys),
-            tokens=list(prompt),
-            prompt=len(prompt),
+            prompt=prompt,
             sampling=sampling,
             sampler=Sampler(sampling, prompt),
             listener=listener,
@@ -140,7 +139,7 @@ class Engine:
             is_idle = not (self._sequences or self._stopping)
 
     def _add(self, sequence: _Sequence) -> None:
-        self._scheduler.add(sequence.key, sequence.prompt)
+        self._scheduler.add(sequence.key, len(sequence.prompt))
         self._sequences[sequence.key] = sequence
 
     def _drop(self, key: int) -> None:
@@ -169,10 +168,10 @@ class Engine:
         sequences = [self._sequences[chunk.key] for chunk in chunks]
         began = time.monotonic()
         for sequence in sequences:
-            if not sequence.begun:
-                sequence.begun = True
+            if not sequence.tokens:
+                sequence.tokens = list(sequence.prompt)
                 self._metrics.queue_seconds.observe(began - sequence.arrived)
-                self._metrics.prompt_tokens.inc(sequence.prompt)
+                self._metrics.prompt_tokens.inc(len(sequence.prompt))
         try:
             logits = self._runner.run(
                 [
@@ -236,7 +235,7 @@ class Engine:
             return "stop_sequence"
         if token.id in self._ends:
             return "eos_token"
-        generated = len(sequence.tokens) - sequence.prompt
+        generated = len(sequence.tokens) - len(sequence.prompt)
         return "length" if generated >= sequence.sampling.max_new_tokens else None
 
     def _time(self, sequence: _Sequence) -> None:
@@ -251,10 +250,8 @@ class Engine:
     def _end(self, key: int, outcome: Ending | PredictorError) -> None:
         listener = self._sequences[key].listener
         self._drop(key)
-        try:
-            listener.end(outcome)
-        except Exception:
-            logger.exception("A listener failed at its end")
+        if not _ended(listener, outcome) and not isinstance(outcome, PredictorError):
+            _ended(listener, _failed())  # whoever waits shall not wait until the deadline
 
     def _end_failed(self) -> None:
         """Tells those that failed alone, once it is known that not all has failed."""
@@ -282,6 +279,16 @@ class Engine:
             self._end(key, broken)
         if self._on_broken is not None:
             self._on_broken(broken)
+
+
+def _ended(listener: Listener, outcome: Ending | PredictorError) -> bool:
+    """Tells a listener how its sequence ended; returns whether it took that."""
+    try:
+        listener.end(outcome)
+    except Exception:
+        logger.exception("A listener failed at its end")
+        return False
+    return True
 
 
 def _failed() -> GenerationFailed:

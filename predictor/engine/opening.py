@@ -56,7 +56,7 @@ def open_engine(
     Args:
         model: The model, every part in its place.
         placement: Where that is, and how many tokens the KV cache was planned for.
-        prefill_chunk: Prompt tokens in one pass.
+        prefill_chunk: Prompt tokens in one pass, as planned.
         max_sequences: Most sequences that run at one time.
         threads: Most threads to compute with; None leaves that to torch.
         model_name: Label of the metrics.
@@ -69,16 +69,17 @@ def open_engine(
         torch.set_num_threads(min(threads, torch.get_num_threads()))
     runner, reason = _runner(model, placement, torch.device(placement.execution_device))
     vocabulary = count_vocabulary(model)
-    chunk = min(prefill_chunk, placement.max_model_len)
     try:
-        pass_tokens = time_passes(runner, vocabulary=vocabulary, most=chunk).pass_tokens(chunk)
+        most = min(prefill_chunk, placement.kv_tokens - 1)
+        times = time_passes(runner, vocabulary=vocabulary, most=most)
     # Models raise whatever they like.
     except Exception as error:
         logger.exception("The model fails on its first token")
         raise LoadFailed(
             f"The model was loaded but fails on its first token: {reason_of(error)}"
         ) from error
-    limits = _limits(placement, reason, max_sequences, chunk, pass_tokens)
+    pass_tokens = times.pass_tokens(prefill_chunk)
+    limits = _limits(placement, reason, max_sequences, prefill_chunk, pass_tokens)
     metrics = EngineMetrics(model_name)
     engine = Engine(runner, limits, ends=_ends(model), metrics=metrics, on_broken=on_broken)
     return Opened(engine, runner, vocabulary)
@@ -100,8 +101,7 @@ def _limits(
             few_shapes=placement.execution_device == "cpu",
         )
     logger.warning("Requests are answered one at a time, because of this model: %s", reason)
-    # What keeps a model from being batched mostly keeps it from being read in chunks too.
-    return Limits(kv_tokens, sequences=1, chunk=placement.max_model_len)
+    return Limits(kv_tokens, sequences=1, chunk=chunk)
 
 
 def _runner(

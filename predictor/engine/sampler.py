@@ -28,7 +28,8 @@ class Sampler:
             prompt: Tokens of the prompt.
         """
         self._recipe = sampling
-        self._seen = set(prompt)
+        self._prompt = prompt
+        self._seen: set[int] = set()
         self._said: Counter[int] = Counter()
         self._generator: torch.Generator | None = None
         self.is_plain = (
@@ -55,7 +56,6 @@ class Sampler:
             raise ArithmeticError("the logits are not finite")
         scores = self._penalised(raw)
         chosen = self._draw(scores) if self._recipe.temperature > 0 else int(scores.argmax())
-        self._seen.add(chosen)
         self._said[chosen] += 1
         return self._told(chosen, raw)
 
@@ -64,7 +64,8 @@ class Sampler:
         recipe = self._recipe
         scores = raw.clone()
         if recipe.repetition_penalty != 1:
-            ids = torch.tensor(sorted(self._seen), device=raw.device)
+            self._seen = self._seen or set(self._prompt)
+            ids = torch.tensor(sorted(self._seen | self._said.keys()), device=raw.device)
             held = scores[ids]
             factor = recipe.repetition_penalty
             scores[ids] = torch.where(held < 0, held * factor, held / factor)

@@ -6,18 +6,24 @@ ordinary error with its status; what goes wrong later is an event with the same 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, aclosing
 from typing import Any
 
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from predictor.protocol.errors import http_error
-from predictor.tasks.request import Piece
+from predictor.tasks.request import Piece, Stream
 
 Encode = Callable[[Piece], Iterable[object]]
 """Makes JSON values, an event for each, of a piece."""
+
+
+_SECONDS_TO_SAY_SO = 5.0
+"""After the deadline, for the event that tells of it; then a client that does not read is left."""
 
 
 def error_event(_status: int, sentence: str) -> object:
@@ -27,7 +33,7 @@ def error_event(_status: int, sentence: str) -> object:
 
 def event_stream(
     count: ExitStack,
-    pieces: AsyncIterator[Piece],
+    stream: Stream,
     encode: Encode,
     *,
     encode_error: Callable[[int, str], object] = error_event,
@@ -39,12 +45,12 @@ def event_stream(
 
     Args:
         count: Is closed when the stream ends, with what ended it.
-        pieces: The pieces; closed whatever happens.
+        stream: The pieces; closed whatever happens.
         encode: Makes events of a piece.
         encode_error: Makes an event of an HTTP status and a sentence.
         last: Data of an event after the last one, where nothing went wrong.
     """
-    generator: Any = pieces
+    generator: Any = stream.pieces
 
     async def events() -> AsyncIterator[str]:
         try:
@@ -59,7 +65,21 @@ def event_stream(
             yield _event(json.dumps(encode_error(*http_error(error))))
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+    until = stream.deadline + _SECONDS_TO_SAY_SO
+    return _Events(events(), until, media_type="text/event-stream", headers=headers)
+
+
+class _Events(StreamingResponse):
+    """Is given up at its deadline even where the client has stopped to read."""
+
+    def __init__(self, events: AsyncIterator[str], until: float, **options: Any) -> None:
+        super().__init__(events, **options)
+        self._until = until
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events; raises `TimeoutError`, and uvicorn closes the connection."""
+        async with asyncio.timeout_at(self._until):
+            await super().__call__(scope, receive, send)
 
 
 def _event(data: str) -> str:

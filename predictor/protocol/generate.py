@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -20,7 +20,7 @@ from predictor.protocol.events import event_stream
 from predictor.protocol.rest_inference import read_body
 from predictor.protocol.rest_status import asked
 from predictor.protocol.served import Models, ServedModel, require_ready
-from predictor.tasks.parameters import parse_parameters
+from predictor.tasks.parameters import ALL_NAMES, parse_parameters
 from predictor.tasks.request import (
     Completion,
     GenerationParameters,
@@ -44,7 +44,7 @@ _NAMES = {
 }
 """The extension's parameters, and additional ones, by the names they have elsewhere here."""
 
-_DEFAULTS: Mapping[str, object] = {"temperature": 1.0, "max_tokens": 20}
+_DEFAULT_TEMPERATURE, _DEFAULT_TOKENS = 1.0, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class GenerateEndpoints:
             count.enter_context(counted(model.name, "generate"))
             await require_ready(model)
             wish = decode(parse_document(await read_body(request)))
-            pieces = await model.stream(wish, asked_timeout(request.headers))
-            return event_stream(count.pop_all(), pieces, Events(model).encode)
+            stream = await model.stream(wish, asked_timeout(request.headers))
+            return event_stream(count.pop_all(), stream, Events(model).encode)
 
 
 def decode(document: Mapping[str, object]) -> GenerationRequest:
@@ -119,12 +119,14 @@ def _parameters(given: Mapping[str, object]) -> GenerationParameters:
             raise RequestError(f"{key} must not be {kind(value)}.")
     optional(known, "stop", list, "stop")
     details = optional(given, "details", bool, "details") or False
-    said = {_NAMES[key]: value for key, value in {**_DEFAULTS, **known}.items()}
+    said: dict[str, object] = {"temperature": _DEFAULT_TEMPERATURE}
+    said |= {_NAMES[key]: value for key, value in known.items()}
     try:
-        return parse_parameters(said | ({"logprobs": 0} if details else {}))
+        parameters = parse_parameters(said | ({"logprobs": 0} if details else {}), ALL_NAMES)
     except RequestError as error:
         # Sentences begin with the parameter's name, and the client knows it by another.
         raise RequestError(str(error).replace("max_new_tokens", "max_tokens", 1)) from None
+    return replace(parameters, default_new_tokens=_DEFAULT_TOKENS)
 
 
 def _about(text: str, model: ServedModel) -> dict[str, object]:

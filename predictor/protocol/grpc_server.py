@@ -24,7 +24,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 import predictor
 from predictor.errors import ConfigurationError, RequestError
 from predictor.protocol import v2
-from predictor.protocol.deadline import TIMEOUT_HEADER, counted
+from predictor.protocol.deadline import TIMEOUT_HEADER, asked_timeout, counted
 from predictor.protocol.document import quoted
 from predictor.protocol.errors import error_headers, grpc_error
 from predictor.protocol.grpc_health import Health
@@ -164,7 +164,8 @@ class Inference(services.GRPCInferenceServiceServicer):
             headers = {key: str(value) for key, value in context.invocation_metadata()}
             remaining = context.time_remaining()
             if remaining is not None:
-                headers[TIMEOUT_HEADER] = str(max(remaining, _LEAST_TIMEOUT))
+                said = asked_timeout(headers) or remaining
+                headers[TIMEOUT_HEADER] = str(max(min(said, remaining), _LEAST_TIMEOUT))
             answer, _ = await model(InferRequest.from_grpc(request), headers=headers)
         return answer.to_grpc()
 

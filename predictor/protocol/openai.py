@@ -68,20 +68,21 @@ class OpenAIEndpoints:
         decode: Callable[[Mapping[str, object]], Asked],
         style: Style,
     ) -> Response:
-        document = parse_document(await read_body(request))
-        model = find(self.models, model_name(document))
         with ExitStack() as count:
-            count.enter_context(counted(model.name, "openai"))
+            # The body names the model, and may be no JSON at all; there is one model here.
+            count.enter_context(counted(next(iter(self.models.get_models()), ""), "openai"))
+            document = parse_document(await read_body(request))
+            model = find(self.models, model_name(document))
             await require_ready(model)
             wish = decode(document)
             timeout = asked_timeout(request.headers)
             head = Head.new(style, model.name)
             if wish.stream:
-                pieces = await model.stream(wish.request, timeout)
+                stream = await model.stream(wish.request, timeout)
                 events = Chunks(style, head, wish).encode
                 return event_stream(
                     count.pop_all(),
-                    pieces,
+                    stream,
                     events,
                     encode_error=openai_error,
                     last=_LAST,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from predictor.errors import RequestError
 from predictor.protocol.document import check_count, check_keys, expect, optional
 from predictor.protocol.openai_prompt import PromptText, conversation, prompt_texts
-from predictor.tasks.parameters import parse_parameters
+from predictor.tasks.parameters import ALL_NAMES, parse_parameters
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
 
 _MOST_COMPLETION_LOGPROBS = 5
@@ -123,8 +123,10 @@ def decode_completion(document: Mapping[str, object]) -> Asked:
         _integer(given, "logprobs", 0, _MOST_COMPLETION_LOGPROBS)
         if given.get("echo") is True:
             raise RequestError("echo together with logprobs is not supported.")
-    said = {"max_tokens": _DEFAULT_COMPLETION_TOKENS, **given}
-    return _asked(given, prompt_texts(given["prompt"]), _parameters(said, _COMPLETION_PARAMETERS))
+    parameters = replace(
+        _parameters(given, _COMPLETION_PARAMETERS), default_new_tokens=_DEFAULT_COMPLETION_TOKENS
+    )
+    return _asked(given, prompt_texts(given["prompt"]), parameters)
 
 
 def decode_chat(document: Mapping[str, object]) -> Asked:
@@ -168,7 +170,7 @@ def _parameters(given: Mapping[str, object], names: Mapping[str, str]) -> Genera
     """Returns checked parameters; errors name the client's keys (sentences begin with the name)."""
     said = {name: key for key, name in names.items() if key in given}
     try:
-        return parse_parameters({name: given[key] for name, key in said.items()})
+        return parse_parameters({name: given[key] for name, key in said.items()}, ALL_NAMES)
     except RequestError as error:
         name, space, rest = str(error).partition(" ")
         raise RequestError(said.get(name, name) + space + rest) from None

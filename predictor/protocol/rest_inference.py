@@ -50,8 +50,8 @@ class InferenceEndpoints:
             count.enter_context(counted(model.name, "v1"))
             await require_ready(model)
             asked_for = v1.decode(parse_document(await read_body(request)))
-            pieces = await model.stream(asked_for, asked_timeout(request.headers))
-            return event_stream(count.pop_all(), pieces, v1.encode_piece)
+            stream = await model.stream(asked_for, asked_timeout(request.headers))
+            return event_stream(count.pop_all(), stream, v1.encode_piece)
 
     async def infer(self, request: Request) -> Response:
         """``POST /v2/models/{model}/infer``: JSON, or JSON and binary data."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from predictor.errors import NotReady, UnknownModel
 from predictor.protocol.document import quoted
-from predictor.tasks.request import Completion, GenerationRequest, Piece
+from predictor.tasks.request import Completion, GenerationRequest, Stream
 
 
 class ServedModel(Protocol):
@@ -45,10 +45,8 @@ class ServedModel(Protocol):
         """Returns a completion for each prompt; cancelling this gives their places up."""
         ...
 
-    async def stream(
-        self, request: GenerationRequest, timeout: float | None
-    ) -> AsyncIterator[Piece]:
-        """Checks a request and returns its pieces to come; closing them gives the places up."""
+    async def stream(self, request: GenerationRequest, timeout: float | None) -> Stream:
+        """Checks a request and returns its pieces to come."""
         ...
 
 

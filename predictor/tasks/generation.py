@@ -108,10 +108,15 @@ class TextGeneration:
                 vocabulary, or a conversation does not suit the model's chat template.
             PromptTooLong: Prompt, or prompt and reply, exceed `max_model_len`.
         """
-        encoded = [(prompt, self._encode(prompt)) for prompt in request.prompts]
+        texts = dict.fromkeys(prompt.text for prompt in request.prompts)
+        encoded = {text: tuple(self._encode(text)) for text in texts}  # once for n replies
         return tuple(
-            Job(prompt, tuple(ids), self._sampling(prompt.parameters, ids))
-            for prompt, ids in encoded
+            Job(
+                prompt,
+                encoded[prompt.text],
+                self._sampling(prompt.parameters, encoded[prompt.text]),
+            )
+            for prompt in request.prompts
         )
 
     async def complete(self, jobs: Sequence[Job]) -> tuple[Completion, ...]:
@@ -179,8 +184,8 @@ class TextGeneration:
         decoded: str = self._tokenizer.decode(list(job.ids), skip_special_tokens=True)
         return decoded
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        ids = self._ids(prompt.text)
+    def _encode(self, text: str | tuple[int, ...] | tuple[Message, ...]) -> list[int]:
+        ids = self._ids(text)
         if not ids and self._tokenizer.bos_token_id is not None:
             ids = [self._tokenizer.bos_token_id]
         if not ids:
@@ -217,12 +222,12 @@ class TextGeneration:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
-    def _sampling(self, asked: GenerationParameters, ids: list[int]) -> Sampling:
+    def _sampling(self, asked: GenerationParameters, ids: Sequence[int]) -> Sampling:
         defaults = self._defaults
         if any(token >= self._vocabulary for token in asked.logit_bias):
             raise RequestError(f"logit_bias names a token id above {self._vocabulary - 1}.")
         return Sampling(
-            max_new_tokens=self._new_tokens(asked.max_new_tokens, len(ids)),
+            max_new_tokens=self._new_tokens(asked, len(ids)),
             temperature=self._temperature(asked),
             top_p=defaults.top_p if asked.top_p is None else asked.top_p,
             top_k=defaults.top_k if asked.top_k is None else asked.top_k,
@@ -243,10 +248,11 @@ class TextGeneration:
             return self._defaults.sampling_temperature
         return self._defaults.temperature
 
-    def _new_tokens(self, asked: int | None, prompt_tokens: int) -> int:
+    def _new_tokens(self, parameters: GenerationParameters, prompt_tokens: int) -> int:
         room = self._max_model_len - prompt_tokens
+        asked = parameters.max_new_tokens
         if asked is None:
-            return min(self._defaults.max_new_tokens, room)
+            return min(parameters.default_new_tokens or self._defaults.max_new_tokens, room)
         if asked > room:
             raise PromptTooLong(
                 f"A prompt of {prompt_tokens} tokens and {asked} new tokens exceed the "

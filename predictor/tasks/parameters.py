@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from predictor.errors import RequestError, nearest
@@ -19,8 +19,14 @@ _MOST_BIASES = 1024
 _MOST_LOGPROBS = 20
 
 
-def parse_parameters(given: Mapping[str, Any]) -> GenerationParameters:
+def parse_parameters(
+    given: Mapping[str, Any], names: Collection[str] | None = None
+) -> GenerationParameters:
     """Returns checked parameters; a value of ``None`` means that it was not said.
+
+    Args:
+        given: Values by name.
+        names: Those that may be given; None for `NAMES`.
 
     Raises:
         RequestError: A name is unknown (the sentence names the nearest known one), or a value has
@@ -28,7 +34,7 @@ def parse_parameters(given: Mapping[str, Any]) -> GenerationParameters:
     """
     said = {name: value for name, value in given.items() if value is not None}
     for name in said:
-        if name not in _CHECKS:
+        if name not in (names or NAMES):
             raise RequestError(f"Unknown parameter {name[:64]!r}; {nearest(name, NAMES)}")
     return GenerationParameters(**{name: _CHECKS[name](name, said[name]) for name in said})
 
@@ -150,9 +156,12 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "presence_penalty": _penalty,
     "frequency_penalty": _penalty,
     "timeout": _timeout,
+    "logit_bias": _logit_bias,
+    "logprobs": _logprobs,
 }
 
-NAMES = tuple(_CHECKS)
-"""The names of the parameters that V1 and V2 know."""
+ALL_NAMES = tuple(_CHECKS)
+"""The names of all parameters."""
 
-_CHECKS |= {"logit_bias": _logit_bias, "logprobs": _logprobs}
+NAMES = tuple(name for name in ALL_NAMES if name not in ("logit_bias", "logprobs"))
+"""Those that V1 and V2 know."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
 from predictor.engine.sampling import Ending
@@ -29,6 +29,7 @@ class GenerationParameters:
         logit_bias: Is added to the logits of these token ids.
         logprobs: How many alternatives are told with each token; None tells of no token.
         timeout: Seconds after which the whole request is given up.
+        default_new_tokens: `max_new_tokens` where that is not said; fewer where room is less.
     """
 
     max_new_tokens: int | None = None
@@ -44,6 +45,7 @@ class GenerationParameters:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
     timeout: float | None = None
+    default_new_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,19 @@ class Piece:
     prompt_tokens: int
     completion_tokens: int
     tokens: tuple[ScoredToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Replies that come.
+
+    Attributes:
+        pieces: Their pieces; closing them gives the places up.
+        deadline: When they are given up, on the event loop's clock.
+    """
+
+    pieces: AsyncIterator[Piece]
+    deadline: float
 
 
 def finish_reason(ending: Ending) -> str:

@@ -134,12 +134,21 @@ def _check_architecture(config: PreTrainedConfig, file: Path) -> None:
 
 def context_length(config: PreTrainedConfig) -> int:
     """Returns the default `max_model_len`: the model's own context, at most 8192 tokens."""
-    return min(_stated(config, _CONTEXT) or 2048, _LONGEST_DEFAULT)
+    return min(known_positions(config) or _stated(config, _CONTEXT) or 2048, _LONGEST_DEFAULT)
 
 
 def known_positions(config: PreTrainedConfig) -> int | None:
-    """Returns how many positions the model was made for; None where it knows none (ALiBi)."""
-    return _stated(config, _POSITIONS)
+    """Returns how many positions can be served; None where the model knows none (ALiBi).
+
+    They are those that it was made for; with LongRoPE those before it was extended. Beyond these
+    transformers turns all positions of a pass by other angles (``longrope_frequency_update`` in
+    ``modeling_rope_utils.py``): what is cached no longer fits, and neither do neighbours.
+    """
+    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    found = _stated(config, _POSITIONS)
+    if rope.get("rope_type") == "longrope" and rope.get("original_max_position_embeddings"):
+        return min(int(rope["original_max_position_embeddings"]), found or _LONGEST_DEFAULT)
+    return found
 
 
 def _stated(config: PreTrainedConfig, names: Iterable[str]) -> int | None:

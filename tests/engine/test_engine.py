@@ -442,6 +442,21 @@ def test_a_listener_that_raises_at_its_end_harms_nobody(opened: Opened, greedy: 
     assert opened.run(PROMPTS[0], max_new_tokens=12).tokens == greedy[0]
 
 
+class NoReply(Collected):
+    """A listener that cannot end with a reply, as where a tokenizer fails on it."""
+
+    def end(self, outcome: Any) -> None:
+        if not isinstance(outcome, Exception):
+            raise ValueError("of the tokenizer")
+        super().end(outcome)
+
+
+def test_a_reply_that_cannot_be_made_ends_as_a_failure(opened: Opened) -> None:
+    listener = NoReply()
+    opened.together([PROMPTS[0]], [listener], max_new_tokens=3)
+    assert isinstance(listener.outcome, GenerationFailed)
+
+
 # Memory
 
 

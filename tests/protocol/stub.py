@@ -34,6 +34,7 @@ from predictor.tasks.request import (
     Piece,
     Prompt,
     ScoredToken,
+    Stream,
 )
 
 MAX_BODY_BYTES = 256 * 1024
@@ -79,11 +80,9 @@ class EchoModel(kserve.Model):
         self._take(request, timeout)
         return tuple(_completion(prompt) for prompt in request.prompts)
 
-    async def stream(
-        self, request: GenerationRequest, timeout: float | None
-    ) -> AsyncIterator[Piece]:
+    async def stream(self, request: GenerationRequest, timeout: float | None) -> Stream:
         self._take(request, timeout)
-        return self._pieces(request)
+        return Stream(self._pieces(request), asyncio.get_running_loop().time() + 60)
 
     def _take(self, request: GenerationRequest, timeout: float | None) -> None:
         if self.failure:

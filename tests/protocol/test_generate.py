@@ -106,7 +106,7 @@ def test_every_response_follows_the_document(client: httpx.Client) -> None:
 
 def test_the_extensions_defaults_hold(served: Served, client: httpx.Client) -> None:
     client.post(f"{PLAIN}/generate", json={"text_input": "a"})
-    defaults = GenerationParameters(max_new_tokens=20, temperature=1.0)
+    defaults = GenerationParameters(default_new_tokens=20, temperature=1.0)
     assert served.model.asked[-1].prompts == (Prompt("a", defaults),)
 
 
@@ -140,6 +140,7 @@ def test_parameters_reach_the_model_and_unknown_ones_are_ignored(
         seed=5,
         stop=("x",),
         timeout=6.0,
+        default_new_tokens=20,
     )
 
 

@@ -153,13 +153,14 @@ def test_the_parameters_of_a_completion_reach_the_model(served: Served, asking: 
             seed=9,
             stop=("x", "y"),
             return_full_text=True,
+            default_new_tokens=16,
         )
     ]
 
 
 def test_what_is_not_said_or_null_is_left_to_the_model() -> None:
     plain = decode_completion(PROMPT).request.prompts[0].parameters
-    assert plain == GenerationParameters(max_new_tokens=16)
+    assert plain == GenerationParameters(default_new_tokens=16)
     nothing = dict.fromkeys({*CHAT_KEYS, *COMPLETION_KEYS, *REFUSED, *IGNORED})
     said = decode_completion({**nothing, **PROMPT} | {"messages": None})
     assert said.request.prompts[0].parameters == plain

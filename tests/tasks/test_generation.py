@@ -215,3 +215,19 @@ def test_a_stop_that_begins_with_a_space_is_seen_as_the_first_token(
     task._encode = lambda prompt: [1]  # type: ignore[method-assign]  # "hello"
     found = ask(task, "hello", max_new_tokens=5, stop=(stop,))
     assert (found.text, found.completion_tokens, found.finish_reason) == (text, count, "stop")
+
+
+def test_a_protocols_default_length_is_cut_to_the_room_and_never_refused(demo: Up) -> None:
+    words = "word " * 100
+    room = 256 - len(demo.task._tokenizer(words).input_ids)
+    assert ask(demo.task, words, default_new_tokens=7).completion_tokens <= 7
+    (job,) = demo.task.prepare(
+        GenerationRequest((Prompt(words, GenerationParameters(default_new_tokens=10_000)),))
+    )
+    assert job.sampling.max_new_tokens == room
+
+
+def test_many_replies_to_one_prompt_share_its_tokens(demo: Up) -> None:
+    prompt = Prompt("the same", GenerationParameters())
+    jobs = demo.task.prepare(GenerationRequest((prompt,) * 50))
+    assert len({id(job.ids) for job in jobs}) == 1

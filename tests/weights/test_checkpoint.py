@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, PreTrainedConfig
+from transformers import LlamaConfig, Phi3Config, PreTrainedConfig
 
 from predictor.errors import CheckpointError
 from predictor.weights.checkpoint import (
@@ -98,6 +98,19 @@ def test_the_default_context_is_the_models_own_up_to_8192(
 def test_models_tell_the_positions_that_they_were_made_for() -> None:
     assert known_positions(CONFIGS["gpt2"]) == 256
     assert known_positions(CONFIGS["bloom"]) is None  # ALiBi knows no positions
+
+
+def test_positions_beyond_those_before_longrope_are_not_served() -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    config = Phi3Config(
+        hidden_size=32,
+        num_attention_heads=2,
+        pad_token_id=0,
+        max_position_embeddings=4096,
+        original_max_position_embeddings=128,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "factor": 32.0, **factors},
+    )
+    assert known_positions(config) == context_length(config) == 128
 
 
 def test_remote_code_of_a_directory_runs_only_where_it_is_trusted(tmp_path: Path) -> None:

@@ -135,3 +135,24 @@ def test_weights_of_another_shape_are_refused(checkpoints: Checkpoints, tmp_path
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises((CheckpointError, LoadFailed)):
         bring_up(tmp_path)
+
+
+def test_a_model_that_reads_whole_prompts_is_planned_for_whole_prompts() -> None:
+    from transformers import MambaConfig
+
+    from predictor.settings import read_settings
+    from predictor.startup import prepare
+    from predictor.weights.checkpoint import Checkpoint
+    from tests.serving import resources
+
+    config = MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=100, state_size=8)
+    checkpoint = Checkpoint(Path("none"), config, "safetensors", None)
+    settings = read_settings({"max_model_len": 2048, "prefill_chunk": 16}, environ={})
+    prepared = prepare(settings, checkpoint, resources())
+    assert prepared.chunk == 2048
+    assert prepared.placement.kv_tokens == 2048
+
+
+def test_a_context_of_very_few_tokens_can_be_served(checkpoints: Checkpoints) -> None:
+    up = bring_up(checkpoints("llama"), device_map="cpu", max_model_len=16, max_concurrency=1)
+    assert len(up.tokens([5, 6, 7], max_new_tokens=4)) == 4
