@@ -59,7 +59,7 @@ def _predictor(checkpoint: Path, _: int) -> tuple[Generate, Any, dict[str, Any]]
     settings = read_settings({"model_dir": checkpoint, "max_model_len": 128, "max_concurrency": 1})
     resources = pod.read(settings.offload_folder)
     prepared = startup.prepare(settings, startup.open_checkpoint(settings), resources)
-    task = startup.bring_up(settings, prepared, Progress())
+    task = startup.bring_up(settings, prepared, Progress()).task
     engine = task._engine  # tokens, and when each came, are seen at the engine only
 
     class Listening:

@@ -135,6 +135,10 @@ class EngineBroken(PredictorError):
     grpc_code = "UNAVAILABLE"
 
 
+class WeightsUnreadable(EngineBroken):
+    """A block that is streamed cannot be read any more."""
+
+
 class GenerationFailed(PredictorError):
     """The model failed on this request; the cause is in the log, not in the answer."""
 

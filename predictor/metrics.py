@@ -7,7 +7,17 @@ Prometheus' conventions (base units, ``_total`` for counters); every metric has 
 
 from __future__ import annotations
 
+import logging
+import time
+
 from prometheus_client import Counter, Gauge, Histogram
+
+from predictor.placement.plan import Placement
+from predictor.quantity import format_bytes
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_OF_PACE = 60.0
 
 _MODEL = "model_name"
 
@@ -71,10 +81,117 @@ PLACEMENT_BYTES = Gauge(
 )
 
 
+WEIGHT_BYTES = Counter(
+    "predictor_weights_read_bytes",
+    "Bytes of streamed blocks read, by source: store, checkpoint.",
+    (_MODEL, "source"),
+)
+WEIGHT_SECONDS = Counter(
+    "predictor_weights_read_seconds",
+    "Time spent reading streamed blocks; the bytes divided by it are the bandwidth.",
+    (_MODEL, "source"),
+)
+WEIGHT_STALLS = Counter(
+    "predictor_weights_stall_seconds",
+    "Time that passes waited for blocks; the rest of predictor_step_seconds they computed.",
+    (_MODEL,),
+)
+STORE_HITS = Counter(
+    "predictor_offload_store_hits", "Starts that found the offload store they needed.", (_MODEL,)
+)
+STORE_BUILDS = Counter(
+    "predictor_offload_store_builds", "Offload stores written by this process.", (_MODEL,)
+)
+
+
+class WeightMetrics:
+    """The streaming's metrics of one model.
+
+    Attributes:
+        store_hits: Starts that found their store.
+        store_builds: Stores written.
+        bytes: Read so far, from anywhere.
+        reading: Seconds that this took.
+        stalls: Seconds that passes waited for it.
+    """
+
+    def __init__(self, model_name: str) -> None:
+        self.store_hits = STORE_HITS.labels(model_name)
+        self.store_builds = STORE_BUILDS.labels(model_name)
+        self.bytes = 0
+        self.reading = self.stalls = 0.0
+        self._model = model_name
+        self._stalls = WEIGHT_STALLS.labels(model_name)
+
+    def read(self, source: str, count: int, seconds: float) -> None:
+        """Counts a block that was read; one thread does."""
+        self.bytes += count
+        self.reading += seconds
+        WEIGHT_BYTES.labels(self._model, source).inc(count)
+        WEIGHT_SECONDS.labels(self._model, source).inc(seconds)
+
+    def stalled(self, seconds: float) -> None:
+        """Counts what a pass waited for a block."""
+        self.stalls += seconds
+        self._stalls.inc(seconds)
+
+
+class Pace:
+    """Counts passes and tokens; one thread calls it."""
+
+    def __init__(self, weights: WeightMetrics | None = None) -> None:
+        """Begins the first minute.
+
+        Args:
+            weights: What the streaming counts; None where nothing is streamed.
+        """
+        self._weights = weights
+        self._start()
+
+    def passed(self, seconds: float, tokens: int) -> None:
+        """Counts a pass, and says how the minute was where it is over.
+
+        Args:
+            seconds: That it took.
+            tokens: That it gave.
+        """
+        self._busy += seconds
+        self._tokens += tokens
+        if time.monotonic() - self._began >= _SECONDS_OF_PACE:
+            logger.info("%s", self._sentence())
+            self._start()
+
+    def _start(self) -> None:
+        self._began = time.monotonic()
+        self._busy, self._tokens = 0.0, 0
+        self._before = self._counted()
+
+    def _counted(self) -> tuple[int, float, float]:
+        found = self._weights
+        return (0, 0.0, 0.0) if found is None else (found.bytes, found.reading, found.stalls)
+
+    def _sentence(self) -> str:
+        seconds = time.monotonic() - self._began
+        text = (
+            f"{self._tokens / seconds:.1f} tokens/s in the last {seconds:.0f} s, "
+            f"{100 * self._busy / seconds:.0f} % of them in passes"
+        )
+        size, reading, stalls = (
+            now - then for now, then in zip(self._counted(), self._before, strict=True)
+        )
+        if not size:
+            return text
+        return (
+            f"{text}; {100 * stalls / max(self._busy, 1e-9):.0f} % of these waiting for blocks, "
+            f"which were read at {format_bytes(int(size / max(reading, 1e-9)))}/s"
+        )
+
+
 class EngineMetrics:
     """The engine's metrics of one model."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, weights: WeightMetrics | None = None) -> None:
+        self._pace = Pace(weights)
         self.running = RUNNING.labels(model_name)
         self.waiting = WAITING.labels(model_name)
         self.queue_seconds = QUEUE_SECONDS.labels(model_name)
@@ -87,3 +204,28 @@ class EngineMetrics:
         self.kv_used = KV_USED.labels(model_name)
         self.kv_limit = KV_LIMIT.labels(model_name)
         self.preemptions = PREEMPTIONS.labels(model_name)
+
+    def passed(self, *, rows: int, seconds: float, tokens: int) -> None:
+        """Counts a pass; the engine's thread does.
+
+        Args:
+            rows: Sequences that it was of.
+            seconds: That it took.
+            tokens: That it gave.
+        """
+        self.batch_rows.observe(rows)
+        self.step_seconds.observe(seconds)
+        self._pace.passed(seconds, tokens)
+
+
+def show_placement(model_name: str, placement: Placement) -> None:
+    """Puts a placement on ``/metrics``."""
+    for tier in placement.tiers:
+        kinds = {
+            "weights": tier.weights,
+            "kv": tier.kv,
+            "staging": tier.staging,
+            "activations": tier.activations,
+        }
+        for kind, size in kinds.items():
+            PLACEMENT_BYTES.labels(model_name, tier.name, kind).set(size)

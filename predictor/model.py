@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from predictor.errors import DeadlineExceeded, EngineBroken, NotReady, Overloaded
-from predictor.metrics import PLACEMENT_BYTES
-from predictor.placement.plan import Placement
+from predictor.metrics import show_placement
 from predictor.placement.report import as_json, table
 from predictor.protocol.deadline import asked_timeout  # first: imports kserve safely
 from predictor.protocol.exchange import Exchange, open_exchange
@@ -26,6 +25,7 @@ from kserve import InferRequest, InferResponse, Model  # isort: skip
 
 if TYPE_CHECKING:  # its import takes seconds, and the ports open first
     from predictor.tasks.generation import TextGeneration
+    from predictor.weights.loader import Loaded
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class PredictorModel(Model):
         self._on_broken = on_broken
         self._progress = Progress()
         self._task: TextGeneration | None = None
+        self._weights: Loaded | None = None
         self._placement: dict[str, Any] = {}
         self._draining = False
         self._rate = _Rate()
@@ -82,14 +83,20 @@ class PredictorModel(Model):
         prepared = startup.prepare(settings, checkpoint, resources)
         self._placement = as_json(prepared.placement)
         logger.info("%s", table(prepared.placement))
-        _show(self.name, prepared.placement)
-        self._task = startup.bring_up(settings, prepared, self._progress, self._break)
+        show_placement(self.name, prepared.placement)
+        started = startup.bring_up(settings, prepared, self._progress, self._break)
+        self._task, self._weights = started.task, started.weights
         self.ready = True
         return self.ready
 
     def drain(self) -> None:
         """Takes no more requests; those that run go on."""
         self._draining = True
+
+    def release(self) -> None:
+        """Ends the use of the offload volume; to be called where the process ends as it should."""
+        if self._weights is not None:
+            self._weights.release()
 
     async def healthy(self) -> bool:
         """Returns whether a request would be answered now."""
@@ -280,16 +287,3 @@ class _Rate:
 
 def _too_late(limit: float) -> DeadlineExceeded:
     return DeadlineExceeded(f"The request was not answered within {limit:g} seconds.")
-
-
-def _show(model_name: str, placement: Placement) -> None:
-    """Puts the placement on /metrics."""
-    for tier in placement.tiers:
-        kinds = {
-            "weights": tier.weights,
-            "kv": tier.kv,
-            "staging": tier.staging,
-            "activations": tier.activations,
-        }
-        for kind, size in kinds.items():
-            PLACEMENT_BYTES.labels(model_name, tier.name, kind).set(size)

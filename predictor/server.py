@@ -89,6 +89,7 @@ class Server(ModelServer):
             await self._drain()
             if self._broken is not None:
                 raise self._broken
+            self._model.release()
         finally:
             http.should_exit = True
             closing.set()
@@ -153,7 +154,10 @@ class Server(ModelServer):
             await asyncio.wait_for(self._idle(), self._settings.grace_period)
         except TimeoutError:
             logger.warning("Stopping with %d requests unfinished", self._model.running)
-            _exit(0 if self._broken is None else self._broken.exit_code)
+            if self._broken is not None:
+                _exit(self._broken.exit_code)
+            self._model.release()
+            _exit(0)
 
     async def _idle(self) -> None:
         while self._model.running:

@@ -135,7 +135,17 @@ class Settings(BaseSettings):
     """This pod's share of a time-sliced GPU's memory, such as 0.25 for one of four replicas."""
 
     offload_folder: Path | None = None
-    """A folder on the offload volume, for weights that have to be rewritten to be streamed."""
+    """A folder on the offload volume, for the store of blocks that do not fit, and for weights that
+    transformers rewrites to stream them."""
+
+    offload_store: Literal["auto", "always", "never"] = "auto"
+    """Whether blocks that do not fit are copied to `offload_folder` to be read at its speed: `auto`
+    does where the checkpoint is not stored as it is served, or its volume is slower; `always` or
+    not at all; `never`."""
+
+    verify_store: bool = False
+    """Whether every block of the offload store is held against its checksum at the start, which
+    takes as long as reading it. It is done in any case after a process that used it was killed."""
 
     low_cpu_mem_usage: bool | None = None
     """Accepted from the predecessor; models are always built without their weights first."""

@@ -12,6 +12,7 @@ from typing import Any
 from predictor.engine.capability import why_serial
 from predictor.engine.opening import open_engine
 from predictor.errors import ConfigurationError, EngineBroken
+from predictor.metrics import WeightMetrics
 from predictor.placement.footprint import build_on_meta, measure_footprint
 from predictor.placement.plan import Placement, Wishes
 from predictor.placement.planner import plan
@@ -21,6 +22,7 @@ from predictor.pod.usage import count_usage
 from predictor.settings import Settings
 from predictor.tasks.generation import TextGeneration
 from predictor.tasks.loading import open_task
+from predictor.weights.audit import anonymous_bytes, compare
 from predictor.weights.checkpoint import (
     Checkpoint,
     context_length,
@@ -29,9 +31,11 @@ from predictor.weights.checkpoint import (
     open_directory,
     open_hub,
 )
-from predictor.weights.loader import load
+from predictor.weights.loader import Loaded, load
+from predictor.weights.offload import Offload
 from predictor.weights.progress import Progress
 from predictor.weights.rewritten import folder_name
+from predictor.weights.store_folder import store_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Prepared:
         placement: Where it goes.
         threads: Threads to compute with; None leaves that to torch.
         chunk: Prompt tokens in one pass, as the activations were planned for.
+        offload: What is known and wanted of parts on disk.
     """
 
     checkpoint: Checkpoint
@@ -53,6 +58,20 @@ class Prepared:
     placement: Placement
     threads: int | None
     chunk: int
+    offload: Offload
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A model that answers.
+
+    Attributes:
+        task: What answers.
+        weights: What it answers with.
+    """
+
+    task: TextGeneration
+    weights: Loaded
 
 
 def open_checkpoint(settings: Settings, *, needs_weights: bool = True) -> Checkpoint:
@@ -99,7 +118,15 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     )
     wishes = _wishes(settings, checkpoint, footprint, resources)
     placement = plan(footprint, resources, replace(wishes, max_batch_size=rows))
-    return Prepared(checkpoint, skeleton, footprint, placement, resources.processors, chunk)
+    return Prepared(
+        checkpoint,
+        skeleton,
+        footprint,
+        placement,
+        resources.processors,
+        chunk,
+        _offload(settings, footprint, resources),
+    )
 
 
 def bring_up(
@@ -107,8 +134,8 @@ def bring_up(
     prepared: Prepared,
     progress: Progress,
     on_broken: Callable[[EngineBroken], None] | None = None,
-) -> TextGeneration:
-    """Returns the task, loaded and warm.
+) -> Started:
+    """Returns the model, loaded and warm.
 
     Args:
         settings: The settings.
@@ -122,32 +149,36 @@ def bring_up(
         LoadFailed: Reading failed.
     """
     checkpoint = fetch_weights(prepared.checkpoint)
-    model = load(
+    before, metrics = anonymous_bytes(), WeightMetrics(settings.model_name)
+    loaded = load(
         checkpoint,
         prepared.placement,
-        offload_folder=settings.offload_folder,
-        rewritten=prepared.footprint.rewritten,
+        prepared.offload,
         trust_remote_code=settings.trust_remote_code,
         progress=progress,
         skeleton=prepared.skeleton,
+        metrics=metrics,
     )
     opened = open_engine(
-        model,
+        loaded.model,
         prepared.placement,
         prefill_chunk=prepared.chunk,
         max_sequences=settings.max_batch_size,
         threads=prepared.threads,
         model_name=settings.model_name,
+        weights=metrics,
         on_broken=on_broken,
     )
-    return open_task(
-        model,
+    compare(prepared.placement, held=anonymous_bytes() - before)
+    task = open_task(
+        loaded.model,
         checkpoint.path,
         opened,
         max_model_len=prepared.footprint.max_model_len,
         max_length=settings.max_length,
         trust_remote_code=settings.trust_remote_code,
     )
+    return Started(task, loaded)
 
 
 def inherited_notes(settings: Settings) -> tuple[str, ...]:
@@ -199,6 +230,18 @@ def _wishes(
     )
 
 
+def _offload(settings: Settings, footprint: Footprint, resources: PodResources) -> Offload:
+    volume = resources.volume
+    return Offload(
+        folder=settings.offload_folder,
+        free=volume.available if volume is not None and volume.writable else 0,
+        store=settings.offload_store,
+        verify=settings.verify_store,
+        rewritten=footprint.rewritten,
+        cast=footprint.cast,
+    )
+
+
 def _disk(
     settings: Settings, checkpoint: Checkpoint, footprint: Footprint, resources: PodResources
 ) -> int | None:
@@ -206,9 +249,12 @@ def _disk(
     volume = resources.volume
     if volume is not None and volume.stated:
         return volume.available
-    if not footprint.rewritten:
+    if not footprint.rewritten and settings.offload_store != "always":
         return None
     if volume is None or not volume.writable or settings.offload_folder is None:
         return 0
-    written = settings.offload_folder / folder_name(checkpoint, footprint.dtype)
-    return volume.available + count_usage(written).used  # an earlier start's files are replaced
+    name = folder_name(checkpoint, footprint.dtype)
+    # What an earlier start wrote is used again, or replaced.
+    store = store_file(settings.offload_folder, name)
+    there = store.stat().st_size if store.exists() else 0
+    return volume.available + there + count_usage(settings.offload_folder / name).used

@@ -14,6 +14,7 @@ from predictor.pod.resources import Memory, PodResources, Volume
 from predictor.settings import read_settings
 from predictor.startup import Prepared
 from predictor.tasks.generation import TextGeneration
+from predictor.weights.loader import Loaded
 from predictor.weights.progress import Progress
 
 GIB = 1024**3
@@ -26,6 +27,7 @@ class Up:
     task: TextGeneration
     prepared: Prepared
     progress: Progress
+    weights: Loaded
 
     @property
     def model(self) -> Any:
@@ -87,7 +89,8 @@ def bring_up(folder: Path, *, memory: int = GIB, **flags: Any) -> Up:
         resources(memory, settings.offload_folder),
     )
     progress = Progress()
-    return Up(startup.bring_up(settings, prepared, progress), prepared, progress)
+    started = startup.bring_up(settings, prepared, progress)
+    return Up(started.task, prepared, progress, started.weights)
 
 
 def blocks_on_disk(folder: Path) -> dict[str, str]:

@@ -66,10 +66,8 @@ class Engine:
             metrics: Where counts and times go.
             on_broken: Is told, in the engine's thread, that the engine has ended for good.
         """
-        self._runner = runner
+        self._runner, self._ends, self._metrics = runner, ends, metrics
         self._scheduler = Scheduler(limits)
-        self._ends = ends
-        self._metrics = metrics
         self._on_broken = on_broken
         self._keys = itertools.count()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -186,11 +184,13 @@ class Engine:
                 ],
                 logits,
             )
+        except EngineBroken:
+            raise
         # Models raise whatever they like; here is the border between sequences.
         except Exception as error:
             return self._halve(chunks, error)
-        self._metrics.batch_rows.observe(len(chunks))
-        self._metrics.step_seconds.observe(time.monotonic() - began)
+        told = sum(isinstance(token, Token) for token in tokens)
+        self._metrics.passed(rows=len(chunks), seconds=time.monotonic() - began, tokens=told)
         for chunk, sequence, token in zip(chunks, sequences, tokens, strict=True):
             if self._scheduler.fed(chunk) and token is not None:
                 self._tell(sequence, token)
@@ -270,7 +270,11 @@ class Engine:
 
     def _break(self, error: Exception) -> None:
         logger.critical("The engine is broken", exc_info=error)
-        broken = EngineBroken("The model's engine has failed; the server's log has the cause.")
+        broken = (
+            error
+            if isinstance(error, EngineBroken)
+            else EngineBroken("The model's engine has failed; the server's log has the cause.")
+        )
         with self._lock:
             self._broken = broken
         while not self._inbox.empty():

@@ -20,7 +20,7 @@ from predictor.engine.runner import BatchRunner, Runner, SerialRunner
 from predictor.engine.scheduler import Limits
 from predictor.engine.timing import time_passes
 from predictor.errors import EngineBroken, LoadFailed, reason_of
-from predictor.metrics import EngineMetrics
+from predictor.metrics import EngineMetrics, WeightMetrics
 from predictor.placement.plan import Placement
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ def open_engine(
     max_sequences: int,
     threads: int | None,
     model_name: str,
+    weights: WeightMetrics | None = None,
     on_broken: Callable[[EngineBroken], None] | None = None,
 ) -> Opened:
     """Returns a running engine, after passes that warm, test and time the model.
@@ -60,6 +61,7 @@ def open_engine(
         max_sequences: Most sequences that run at one time.
         threads: Most threads to compute with; None leaves that to torch.
         model_name: Label of the metrics.
+        weights: What the streaming counts.
         on_broken: Is told when the engine has ended for good.
 
     Raises:
@@ -80,7 +82,7 @@ def open_engine(
         ) from error
     pass_tokens = times.pass_tokens(prefill_chunk)
     limits = _limits(placement, reason, max_sequences, prefill_chunk, pass_tokens)
-    metrics = EngineMetrics(model_name)
+    metrics = EngineMetrics(model_name, weights)
     engine = Engine(runner, limits, ends=_ends(model), metrics=metrics, on_broken=on_broken)
     return Opened(engine, runner, vocabulary)
 

@@ -7,11 +7,12 @@ main memory, then on disk, so that more memory on a tier never moves a unit to a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from predictor.placement.plan import Tier
-from predictor.placement.units import Footprint, Unit
+from predictor.placement.units import STREAM_BUFFERS, Footprint, Unit
 
 Assignment = tuple[str, ...]
 _STEPS = 50
@@ -56,12 +57,23 @@ class Demand:
         return unit.weights + unit.buffers + self.kv(unit)
 
     def staging(self, units: Sequence[Unit]) -> int:
-        """Bytes to stream these units one leaf module at a time."""
+        """Bytes of a GPU to stream these units through it, one leaf module at a time."""
         return max((unit.largest_leaf for unit in units), default=0)
 
-    def reading(self, units: Sequence[Unit]) -> int:
-        """Bytes of main memory to read these units from disk, twice while one is converted."""
-        return (2 if self.footprint.cast else 1) * self.staging(units)
+    def reading(self, units: Sequence[Unit], *, executes: bool) -> int:
+        """Bytes of main memory to read these units from disk.
+
+        Args:
+            units: The units.
+            executes: Whether they execute there, where blocks are streamed whole; what is no
+                block, and all that is on its way to a GPU, takes a leaf module at a time, and
+                converting it another.
+        """
+        by_block = executes and self.footprint.by_block
+        whole = [unit for unit in units if by_block and unit.is_block]
+        buffers = STREAM_BUFFERS * max((unit.buffer for unit in whole), default=0)
+        others = self.staging([unit for unit in units if unit not in whole])
+        return buffers + (2 if self.footprint.cast else 1) * others
 
 
 def tiers(demand: Demand, assignment: Assignment, budgets: Budgets) -> dict[str, Tier]:
@@ -112,7 +124,7 @@ def _add_staging(demand: Demand, assignment: Assignment, sums: dict[str, _Sum], 
     streamed = on_disk + [unit for unit, device in placed if device == "cpu" and main != "cpu"]
     if main != "cpu":
         sums[main].staging = demand.staging(streamed)
-    sums["cpu"].staging = demand.reading(on_disk)
+    sums["cpu"].staging = demand.reading(on_disk, executes=main == "cpu")
 
 
 def main_device(assignment: Assignment) -> str:
@@ -142,6 +154,39 @@ def search(demand: Demand, budgets: Budgets, strategy: str) -> Assignment | None
     spilled = units[len(on_gpus) :]
     assignment = on_gpus + _spill(demand, budgets, spilled, executes=not on_gpus)
     return assignment if fits(tiers(demand, assignment, budgets)) else None
+
+
+def spread(demand: Demand, assignment: Assignment, budgets: Budgets) -> Assignment:
+    """Returns an assignment of as much, with streamed blocks evenly between those that stay.
+
+    So a block is read while the ones before it compute. What is on further GPUs stays behind what
+    the main device executes. Where blocks differ in size, the result may not fit; then the
+    assignment is returned as it is.
+    """
+    main = main_device(assignment)
+    blocks = [index for index, unit in enumerate(demand.footprint.units) if unit.is_block]
+    on = {
+        name: [name for i in blocks if assignment[i] == name] for name in dict.fromkeys(assignment)
+    }
+    stay = on.pop(main, [])
+    streamed = _merged(on.pop("disk", []), on.pop("cpu", []))
+    mixed = [*_merged(streamed, stay), *itertools.chain.from_iterable(on.values())]
+    found = list(assignment)
+    for index, device in zip(blocks, mixed, strict=True):
+        found[index] = device
+    before, after = (tiers(demand, tuple(one), budgets) for one in (assignment, found))
+    as_fast = all(after[name].weights <= before[name].weights for name in ("cpu", "disk"))
+    return tuple(found) if as_fast and fits(after) else assignment
+
+
+def _merged(some: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Both in one line, each as evenly spread as it can be, beginning with the first."""
+    places = [
+        ((turn + 1) / len(names), order, name)
+        for order, names in enumerate((some, others))
+        for turn, name in enumerate(names)
+    ]
+    return [name for _, _, name in sorted(places)]
 
 
 def _most_on_gpus(demand: Demand, budgets: Budgets) -> Assignment:
@@ -220,7 +265,8 @@ def _spill(
     fixed += sum(unit.buffers + demand.kv(unit) for unit in units) if executes else 0
     weights = sum(unit.weights for unit in units)
     for count in range(len(units), -1, -1):
-        if fixed + weights + demand.reading(units[count:]) <= budgets.cpu:
+        reading = demand.reading(units[count:], executes=executes)
+        if fixed + weights + reading <= budgets.cpu:
             return ("cpu",) * count + ("disk",) * (len(units) - count)
         weights -= units[count - 1].weights if count else 0
     return ("disk",) * len(units)

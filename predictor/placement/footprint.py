@@ -7,8 +7,9 @@ to `probe`; where units go is left to `planner`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,13 +72,14 @@ def measure_footprint(
         stored_kind: ``"safetensors"`` or ``"pickle"``.
     """
     blocks = find_blocks(model)
-    probed = probe(
-        model,
-        len(blocks),
-        max_model_len=max_model_len,
-        chunk=min(prefill_chunk, max_model_len),
-        rows=max_batch_size,
-    )
+    with _counting_calls(model, blocks) as calls:
+        probed = probe(
+            model,
+            len(blocks),
+            max_model_len=max_model_len,
+            chunk=min(prefill_chunk, max_model_len),
+            rows=max_batch_size,
+        )
     dtype = str(model.dtype).removeprefix("torch.")
     return Footprint(
         architecture=type(model).__name__,
@@ -89,7 +91,29 @@ def measure_footprint(
         cast=stored_dtype not in (None, dtype),
         rewritten=stored_kind == "pickle" or _is_converted(model),
         probed=probed.measured,
+        by_block=probed.measured and all(calls.values()) and len(set(calls.values())) == 1,
     )
+
+
+@contextlib.contextmanager
+def _counting_calls(model: PreTrainedModel, blocks: Sequence[str]) -> Iterator[dict[str, int]]:
+    """Counts how often each block is called as a module while the model runs."""
+    calls = dict.fromkeys(blocks, 0)
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(count(name)) for name in blocks if name
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, ...]:

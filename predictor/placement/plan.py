@@ -85,6 +85,7 @@ class Placement:
         max_model_len: Tokens of the longest sequence.
         kv_tokens: Tokens of KV cache that may be in use at one time.
         limited_by: What keeps more of the model from a faster tier, for people.
+        by_block: Whether offloaded blocks are streamed whole, for which there are buffers.
         notes: Wishes that were cut, and the like.
     """
 
@@ -96,6 +97,7 @@ class Placement:
     max_model_len: int
     kv_tokens: int
     limited_by: str
+    by_block: bool = False
     notes: tuple[str, ...] = ()
 
     @property

@@ -17,6 +17,7 @@ from predictor.placement.assignment import (
     fits,
     main_device,
     search,
+    spread,
     tiers,
 )
 from predictor.placement.plan import Placement, Tier, Wishes
@@ -40,20 +41,33 @@ def plan(footprint: Footprint, resources: PodResources, wishes: Wishes) -> Place
     owned = _owned(resources, wishes)
     budgets, notes = _budgets(owned, wishes)
     demand = Demand(footprint, wishes.max_concurrency or 1)
-    explicit = _explicit_map(wishes.device_map)
-    if explicit is None:
-        assignment = search(demand, budgets, str(wishes.device_map))
-    else:
-        assignment = _assign(footprint, explicit, budgets)
-    filled = {} if assignment is None else tiers(demand, assignment, budgets)
-    if assignment is None or not fits(filled):
+    assignment = _assignment(demand, budgets, wishes)
+    if assignment is None and footprint.by_block:
+        # Buffers for whole blocks are too much; a leaf module at a time is slow, and less.
+        demand = replace(demand, footprint=replace(footprint, by_block=False))
+        assignment = _assignment(demand, budgets, wishes)
+    if assignment is None:
+        explicit = _explicit_map(wishes.device_map)
+        asked = None if explicit is None else _assign(footprint, explicit, budgets)
         roof, _ = _budgets(owned, replace(wishes, max_memory={}))
-        raise does_not_fit(demand, budgets, roof, wishes, None if explicit is None else assignment)
+        raise does_not_fit(demand, budgets, roof, wishes, asked)
     if wishes.max_concurrency is None:
         demand = _at_most_load(demand, assignment, budgets, wishes.max_batch_size)
-        filled = tiers(demand, assignment, budgets)
-    filled = {name: replace(tier, owned=owned[name]) for name, tier in filled.items()}
+    filled = {
+        name: replace(tier, owned=owned[name])
+        for name, tier in tiers(demand, assignment, budgets).items()
+    }
     return _placement(demand, assignment, filled, notes)
+
+
+def _assignment(demand: Demand, budgets: Budgets, wishes: Wishes) -> Assignment | None:
+    """The assignment that is asked for, or the best one; None where it does not fit."""
+    explicit = _explicit_map(wishes.device_map)
+    if explicit is None:
+        found = search(demand, budgets, str(wishes.device_map))
+        return None if found is None else spread(demand, found, budgets)
+    asked = _assign(demand.footprint, explicit, budgets)
+    return asked if fits(tiers(demand, asked, budgets)) else None
 
 
 def _at_most_load(demand: Demand, assignment: Assignment, budgets: Budgets, most: int) -> Demand:
@@ -181,6 +195,7 @@ def _placement(
         max_model_len=footprint.max_model_len,
         kv_tokens=demand.concurrency * footprint.max_model_len,
         limited_by=_limit(filled, footprint, main),
+        by_block=footprint.by_block and main == "cpu",
         notes=notes,
     )
 

@@ -66,6 +66,7 @@ def as_json(placement: Placement) -> dict[str, Any]:
         "kv_tokens": placement.kv_tokens,
         "execution_device": placement.execution_device,
         "limited_by": placement.limited_by,
+        "by_block": placement.by_block,
         "notes": list(placement.notes),
         "tiers": [_tier_json(tier) for tier in placement.tiers],
         "device_map": placement.device_map,

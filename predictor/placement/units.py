@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+STREAM_BUFFERS = 2
+"""Blocks that streaming holds at one time: one is read while the one before computes. More would
+only help where reading is fast at times and slow at others, and each takes a block's memory."""
+
+_SLACK = 64 * 1024
+"""Bytes of a buffer besides its block's: reads begin and end at whole pages, and so do tensors."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -27,6 +34,16 @@ class Unit:
     kv_per_token: int = 0
     kv_fixed: int = 0
 
+    @property
+    def is_block(self) -> bool:
+        """Whether it is one block and nothing else, which can be streamed whole."""
+        return self.block is not None and len(self.names) == 1
+
+    @property
+    def buffer(self) -> int:
+        """Bytes of a buffer that it is streamed through whole."""
+        return self.weights + _SLACK
+
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
@@ -45,6 +62,8 @@ class Footprint:
             whose stored tensors are not the served ones).
         probed: Whether KV and activations were measured; formulas were used otherwise.
         activations_per_sequence: Bytes more for a batch with the tokens of one more such sequence.
+        by_block: Whether the model calls its blocks as blocks, once each, so that they can be
+            streamed whole.
     """
 
     architecture: str
@@ -56,6 +75,7 @@ class Footprint:
     rewritten: bool
     probed: bool
     activations_per_sequence: int = 0
+    by_block: bool = False
 
     @property
     def weights(self) -> int:

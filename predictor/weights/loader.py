@@ -1,130 +1,198 @@
 """Loads a model the way a placement says, and gives it back ready to run.
 
-`load` is the one way from files to a model that runs; that offloaded parts are streamed by
-Accelerate's hooks is known to this module alone.
+`load` is the one way from files to a model that runs. Blocks on disk are streamed by `streaming`;
+that Accelerate's hooks stream what is left is known to `from_pretrained` alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
-from predictor.errors import CheckpointError, LoadFailed, reason_of
+from predictor.metrics import WeightMetrics
 from predictor.placement.footprint import find_blocks
 from predictor.placement.plan import Placement
+from predictor.pod.usage import count_usage
 from predictor.quantity import format_bytes
 from predictor.weights.checkpoint import Checkpoint
+from predictor.weights.extents import Block
+from predictor.weights.from_pretrained import from_pretrained
+from predictor.weights.offload import Offload, Supply
+from predictor.weights.packing import Index, Parameters
 from predictor.weights.progress import Progress
 from predictor.weights.resident import make_resident
-from predictor.weights.rewritten import rewriting
+from predictor.weights.rewritten import folder_name, remove, rewriting, source_of
+from predictor.weights.store import Identity
+from predictor.weights.store_folder import StoreFolder
+from predictor.weights.streaming import Streaming
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model, every part where the placement puts it.
+
+    Attributes:
+        model: The model, in evaluation mode. Exactly one forward pass may run at a time: neither
+            our hooks nor Accelerate's are thread-safe.
+        streaming: What streams its blocks; None where none are, or where Accelerate does.
+        supply: Where the blocks come from.
+    """
+
+    model: PreTrainedModel
+    streaming: Streaming | None
+    supply: Supply
+
+    def release(self) -> None:
+        """Ends the use of the offload volume, as a process does that ends as it should."""
+        self.supply.release()
 
 
 def load(
     checkpoint: Checkpoint,
     placement: Placement,
+    offload: Offload,
     *,
-    offload_folder: Path | None,
-    rewritten: bool,
     trust_remote_code: bool,
     progress: Progress,
     skeleton: PreTrainedModel,
-) -> PreTrainedModel:
-    """Returns the model with every part where the placement puts it, in evaluation mode.
-
-    Exactly one forward pass may run at a time: Accelerate's hooks are not thread-safe.
+    metrics: WeightMetrics,
+) -> Loaded:
+    """Returns the model with every part where the placement puts it.
 
     Args:
         checkpoint: Files on local disk.
         placement: Where each part goes.
-        offload_folder: Where parts that have to be written anew are put.
-        rewritten: Whether parts on disk have to be written anew to be streamed.
+        offload: What is known and wanted of parts on disk.
         trust_remote_code: Whether code that comes with the model may run.
-        progress: Is told of every tensor.
+        progress: Is told how far it is.
         skeleton: The model on the meta device, for names and sizes.
+        metrics: The streaming's.
 
     Raises:
         CheckpointError: The checkpoint lacks weights of the model, or has them in other shapes.
+        ConfigurationError: The offload folder is needed and cannot be used.
         LoadFailed: Reading failed in another way.
     """
-    on_disk = "disk" in placement.device_map.values()
-    with contextlib.ExitStack() as stack:
-        folder = None
-        if on_disk and rewritten:
-            folder = stack.enter_context(rewriting(offload_folder, checkpoint, placement.dtype))
-        blocks = find_blocks(skeleton)
+    blocks = find_blocks(skeleton)
+    streamed = _streamed(placement, blocks)
+    folder = _store_folder(checkpoint, placement, offload)
+    supply = Supply(offload, folder, streamed, progress, metrics)
+    with supply.opened():
+        device_map = _device_map(placement, skeleton, streamed if supply.store else ())
         sizes = {name: tensor.nbytes for name, tensor in skeleton.named_parameters()}
         progress.begin("placing weights", sizes, blocks)
-        stack.enter_context(_reporting(progress))
-        model = _from_pretrained(checkpoint, placement, folder, trust_remote_code=trust_remote_code)
+        with _rewriting(checkpoint, placement, offload, device_map) as rewritten:
+            model, dispatch = from_pretrained(
+                checkpoint,
+                placement,
+                device_map,
+                rewritten,
+                trust_remote_code=trust_remote_code,
+                progress=progress,
+            )
+        found = _supplied(supply, model, streamed, dispatch.index, rewritten)
+    dispatch.attach(placement.device_map, streamed if found else ())
     copied = make_resident(model, progress, blocks=blocks)
     logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
-    return model
+    if not found:
+        _say_who_streams(placement)
+    return Loaded(model, Streaming(model, found, metrics) if found else None, supply)
 
 
-def _from_pretrained(
-    checkpoint: Checkpoint, placement: Placement, folder: Path | None, *, trust_remote_code: bool
-) -> PreTrainedModel:
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path,
-            config=checkpoint.config,
-            dtype=getattr(torch, placement.dtype),
-            device_map=placement.device_map,
-            offload_folder=None if folder is None else str(folder),
-            use_safetensors=checkpoint.kind == "safetensors",
-            weights_only=True,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{checkpoint.path} holds a .bin file that is damaged or does more than hold weights."
-        ) from error
-    # Files, devices and volumes fail in any way, and the libraries complain in as many.
-    except Exception as error:
-        logger.exception("from_pretrained failed")
-        raise LoadFailed(
-            f"The weights in {checkpoint.path} cannot be loaded: {reason_of(error, most=300)}"
-        ) from error
-    model, info = loaded
-    lacking = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
-    if lacking:
-        raise CheckpointError(
-            f"{checkpoint.path} lacks {len(lacking)} weights of {placement.architecture}, "
-            f"{lacking[0]} among them."
-        )
-    return model.eval()  # type: ignore[no-any-return]
+def _rewriting(
+    checkpoint: Checkpoint,
+    placement: Placement,
+    offload: Offload,
+    device_map: Mapping[str, int | str],
+) -> contextlib.AbstractContextManager[Path | None]:
+    """Gives the folder for what transformers writes anew; None where it does not."""
+    if offload.rewritten and "disk" in device_map.values():
+        return rewriting(offload.folder, checkpoint, placement.dtype)
+    return contextlib.nullcontext()
 
 
-@contextlib.contextmanager
-def _reporting(progress: Progress) -> Iterator[None]:
-    """Lets transformers' own loop over the weights tell our progress."""
+def _supplied(
+    supply: Supply,
+    model: PreTrainedModel,
+    streamed: Sequence[str],
+    index: Index,
+    folder: Path | None,
+) -> tuple[Block, ...]:
+    """The blocks that are streamed by us; what transformers rewrote and a store now holds goes."""
+    if not streamed:
+        return ()
+    wanted = _parameters(model, streamed)
+    spent = 0 if folder is None else count_usage(folder).used
+    found = supply.blocks(wanted, index, spent=spent)
+    if folder is not None and supply.store is not None:
+        remove(folder, _files(wanted, index))
+    return found or ()
 
-    def hook(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if kwargs.get("desc") != "Loading weights":
-            return factory(*args, **kwargs)
-        return _counted(args[0], progress)
 
-    previous = transformers_logging.set_tqdm_hook(hook)
-    try:
-        yield
-    finally:
-        transformers_logging.set_tqdm_hook(previous)
-        progress.end()
+def _streamed(placement: Placement, blocks: Sequence[str]) -> tuple[str, ...]:
+    """The blocks on disk that are streamed whole; on a GPU Accelerate's hooks still do it."""
+    if not placement.by_block:
+        return ()
+    return tuple(name for name in blocks if placement.device_map.get(name) == "disk")
 
 
-def _counted(weights: Any, progress: Progress) -> Iterator[Any]:
-    for name, mapping in weights:
-        yield name, mapping
-        progress.done(name)
+def _store_folder(
+    checkpoint: Checkpoint, placement: Placement, offload: Offload
+) -> StoreFolder | None:
+    if offload.folder is None or offload.store == "never":
+        return None
+    name = folder_name(checkpoint, placement.dtype)
+    return StoreFolder(offload.folder, Identity(source_of(checkpoint), name, placement.dtype))
+
+
+def _device_map(
+    placement: Placement, skeleton: PreTrainedModel, absent: Sequence[str]
+) -> dict[str, int | str]:
+    """The placement's map; blocks that a store holds are neither read nor kept.
+
+    Their buffers are: they are computed, and stay where the block executes.
+    """
+    buffers = {
+        f"{name}.{key}": placement.execution_device
+        for name in absent
+        for key, _ in skeleton.get_submodule(name).named_buffers()
+    }
+    return placement.device_map | dict.fromkeys(absent, "meta") | buffers
+
+
+def _parameters(model: PreTrainedModel, names: Sequence[str]) -> dict[str, dict[str, torch.Tensor]]:
+    """The parameters of each of these blocks, by their names in the whole model."""
+    return {
+        name: {
+            f"{name}.{key}": parameter
+            for key, parameter in model.get_submodule(name).named_parameters(remove_duplicate=False)
+        }
+        for name in names
+    }
+
+
+def _files(wanted: Parameters, index: Index) -> Iterator[Path]:
+    for parameters in wanted.values():
+        for name in parameters:
+            if name in index:
+                yield Path(index[name]["safetensors_file"])
+
+
+def _say_who_streams(placement: Placement) -> None:
+    if "disk" not in placement.device_map.values():
+        return
+    if placement.execution_device != "cpu":
+        reason = "they execute on a GPU"
+    elif not placement.by_block:
+        reason = "there is no memory for whole blocks, or the model does not call them as blocks"
+    else:
+        reason = "the checkpoint is not stored as it is served, and there is no offload store"
+    logger.warning("Parts on disk are streamed by Accelerate's hooks, which is slow: %s", reason)

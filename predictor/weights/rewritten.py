@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from predictor.errors import ConfigurationError
@@ -57,7 +57,26 @@ def rewriting(offload_folder: Path | None, checkpoint: Checkpoint, dtype: str) -
                 f"The offload folder {offload_folder} cannot be written: {error.strerror}."
             ) from None
         yield folder
-        (folder / _MARKER).write_text(json.dumps({"format": FORMAT, "model": _source(checkpoint)}))
+        (folder / _MARKER).write_text(
+            json.dumps({"format": FORMAT, "model": source_of(checkpoint)})
+        )
+
+
+def remove(folder: Path, files: Iterable[Path]) -> None:
+    """Removes files that are not needed any more, and the folder with the last of them.
+
+    Processes that have a file mapped are not disturbed.
+
+    Args:
+        folder: A folder that `rewriting` gave.
+        files: Of all these only those in it.
+    """
+    (folder / _MARKER).unlink(missing_ok=True)
+    for file in files:
+        if file.parent == folder:
+            file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # others are still needed
+        folder.rmdir()
 
 
 def folder_name(checkpoint: Checkpoint, dtype: str) -> str:
@@ -68,9 +87,9 @@ def folder_name(checkpoint: Checkpoint, dtype: str) -> str:
     """
     files = checkpoint.stored.files if checkpoint.stored is not None else ()
     version = checkpoint.revision or [_fingerprint(file) for file in files]
-    identity = [FORMAT, _source(checkpoint), version, dtype, checkpoint.kind]
+    identity = [FORMAT, source_of(checkpoint), version, dtype, checkpoint.kind]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", _source(checkpoint)).strip("-")[-60:]
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", source_of(checkpoint)).strip("-")[-60:]
     return f"{readable}-{dtype}-{digest}"
 
 
@@ -83,7 +102,8 @@ def _fingerprint(file: Path) -> list[str | int]:
     return [file.name, size, sample.hexdigest()]
 
 
-def _source(checkpoint: Checkpoint) -> str:
+def source_of(checkpoint: Checkpoint) -> str:
+    """Returns the model's id on the hub, or its directory."""
     return checkpoint.model_id or str(checkpoint.path.resolve())
 
 

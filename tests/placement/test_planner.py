@@ -1,5 +1,7 @@
 """Whole plans: wishes and resources in, exact maps and refusals out."""
 
+import dataclasses
+
 import pytest
 
 from predictor.errors import ConfigurationError, DoesNotFit
@@ -25,10 +27,10 @@ def test_the_device_map_and_the_tiers_in_exact_numbers():
         "norm": 0,
         "embeddings": 0,
         "head": 0,
-        "blocks.0": 0,
+        "blocks.0": "disk",
         "blocks.1": 0,
         "blocks.2": "cpu",
-        "blocks.3": "disk",
+        "blocks.3": 0,
     }
     assert found.tiers == (
         Tier("0", 57 * MIB, 57 * MIB, 34 * MIB, 16 * MIB, 4 * MIB, 3 * MIB, units=5),
@@ -191,3 +193,65 @@ def test_what_limits_the_plan_is_said(resources: PodResources, given, expected):
 def test_where_nothing_fits_the_plan_is_refused():
     with pytest.raises(DoesNotFit):
         plan(footprint(), pod(memory=20), wishes())
+
+
+# Blocks that are streamed whole
+
+
+def by_block(**given):
+    return dataclasses.replace(footprint(**given), by_block=True)
+
+
+def buffers(size):
+    """Two of blocks of so many MiB, each with its slack of 64 KiB."""
+    return 2 * (size * MIB + 64 * 1024)
+
+
+def test_streaming_whole_blocks_takes_two_buffers():
+    # 3 activations + 24 KV + 6 + 8 + 2 blocks of 10, and the buffers
+    found = plan(by_block(blocks=6), pod(memory=3 + 24 + 14 + 20 + 21), wishes())
+
+    cpu = found.tier("cpu")
+    assert (cpu.staging, cpu.weights) == (buffers(10), 34 * MIB)
+    assert found.by_block
+    assert [found.device_map[f"blocks.{index}"] for index in range(6)] == [
+        *("disk", "disk", "cpu", "disk", "disk", "cpu")
+    ]
+
+
+def test_where_buffers_for_whole_blocks_do_not_fit_leaf_modules_are_streamed():
+    # 3 activations + 16 KV + 4 for a leaf + 6 + 8
+    found = plan(by_block(), pod(memory=3 + 16 + 4 + 14), wishes())
+
+    assert found.tier("cpu").staging == 4 * MIB
+    assert not found.by_block
+
+
+@pytest.mark.parametrize(
+    ("blocks", "resident"), [(22, 8), (22, 1), (22, 19), (10, 5), (7, 3), (4, 1)]
+)
+def test_streamed_blocks_are_spread_evenly_between_those_that_stay(blocks, resident):
+    memory = 3 + 4 * blocks + 14 + 10 * resident + 21
+    found = plan(by_block(blocks=blocks), pod(memory=memory), wishes())
+    where = [found.device_map[f"blocks.{index}"] for index in range(blocks)]
+
+    assert where.count("cpu") == resident
+    assert where[-1] == "cpu"
+    for length in range(1, blocks):  # in any stretch as many as its share, give or take one
+        for start in range(blocks - length):
+            share = length * resident / blocks
+            assert abs(where[start : start + length].count("cpu") - share) <= 1.5
+
+
+def test_blocks_are_not_moved_where_that_would_not_fit():
+    small, large = 10, 12
+    model = by_block(blocks=8)
+    units = [
+        dataclasses.replace(unit, weights=large * MIB) if unit.block in (0, 2) else unit
+        for unit in model.units
+    ]
+    model = dataclasses.replace(model, units=tuple(units))
+    memory = 3 + 32 + 14 + large + small + 25
+    where = plan(model, pod(memory=memory), wishes()).device_map
+
+    assert [where[f"blocks.{index}"] for index in range(8)] == ["cpu"] * 2 + ["disk"] * 6

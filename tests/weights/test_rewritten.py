@@ -78,7 +78,7 @@ def test_a_restart_on_a_volume_that_just_holds_the_model_fits(
     needed = first.placement.tier("disk").planned
     written = sum(f.stat().st_blocks * 512 for f in tmp_path.rglob("*") if f.is_file())
     left = needed - written + 64 * 1024
-    volume = Volume(tmp_path, max(left, 64 * 1024), True, "ext4", None)
+    volume = Volume(tmp_path, max(left, 128 * 1024), True, "ext4", None)
     pod = PodResources((), Memory(2**30, 2**30, "stated by a test"), volume)
     again = startup.prepare(settings, startup.open_checkpoint(settings), pod)
     assert again.placement.device_map == first.placement.device_map

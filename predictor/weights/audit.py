@@ -1,0 +1,40 @@
+"""Holds what a loaded model really takes of main memory against what was planned."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from predictor.placement.plan import Placement
+from predictor.quantity import format_bytes
+
+logger = logging.getLogger(__name__)
+
+_MOST = 0.05
+"""The difference, as a fraction of the plan, from which it is told."""
+
+_NOISE = 64 * 1024**2
+"""Bytes that loading leaves behind whatever the model: caches of libraries, allocators' arenas."""
+
+
+def anonymous_bytes(status: Path = Path("/proc/self/status")) -> int:
+    """Returns the anonymous memory of this process, which a limit cannot take back."""
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) * 1024
+
+
+def compare(placement: Placement, *, held: int) -> None:
+    """Warns where loading took more or less than was planned for weights and buffers.
+
+    Args:
+        placement: The plan.
+        held: Bytes of anonymous memory that loading took.
+    """
+    tier = placement.tier("cpu")
+    planned = tier.weights + tier.staging
+    if abs(held - planned) > _MOST * planned + _NOISE:
+        logger.warning(
+            "Weights and buffers take %s of main memory, and %s were planned",
+            format_bytes(held),
+            format_bytes(planned),
+        )

@@ -1,0 +1,150 @@
+"""Reads blocks into buffers at the device's own speed, without a trace in the page cache.
+
+Direct reads bypass the page cache, so they cost no memory that the pod's limit counts and hardly
+any processor time. Where a file system refuses them, pages are read as usual and dropped behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from predictor.weights.extents import PAGE, Block, Segment, pages
+
+logger = logging.getLogger(__name__)
+
+PIECE = 8 * 1024**2
+"""Bytes of one read. From 4 MiB on a disk was as fast as with any more."""
+
+_TRIES = 3
+_SECONDS_BETWEEN_TRIES = 0.2
+_NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
+
+
+class Buffer:
+    """Memory that direct reads may go to.
+
+    Attributes:
+        bytes: A view of it for reading files into.
+        tensor: The same memory as a tensor of uint8.
+    """
+
+    def __init__(self, size: int) -> None:
+        """Takes memory, which is aligned to pages and counts at once."""
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._map = mmap.mmap(-1, max(pages(size), 1), flags=private)
+        self.bytes = memoryview(self._map)
+        self.tensor = torch.frombuffer(self._map, dtype=torch.uint8)
+        self.tensor.zero_()
+
+
+class Files:
+    """Open files that blocks are read from; one thread at a time."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, tuple[int, bool]] = {}
+
+    def read(self, block: Block, buffer: Buffer) -> None:
+        """Reads a block's segments into a buffer.
+
+        Raises:
+            OSError: A file cannot be read, after some tries, or is shorter than it has to be.
+        """
+        for segment in block.segments:
+            self._persist(segment, buffer)
+
+    def close(self) -> None:
+        """Closes all files."""
+        for descriptor, _ in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+    def _persist(self, segment: Segment, buffer: Buffer) -> None:
+        """Reads a segment, again where that fails: a volume on the network may be away for once."""
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                self._read(segment, buffer)
+                return
+            except OSError as error:
+                self._forget(segment.file)
+                if not tries_left:
+                    raise
+                logger.warning("Reading %s failed (%s); again", segment.file, error.strerror)
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+
+    def _read(self, segment: Segment, buffer: Buffer) -> None:
+        descriptor, is_direct = self._opened(segment.file)
+        needed = _needed(segment, descriptor)
+        done = 0
+        while done < needed:
+            end = min(done + PIECE, segment.length)
+            into = buffer.bytes[segment.at + done : segment.at + end]
+            try:
+                count = os.preadv(descriptor, [into], segment.start + done)
+            except OSError as error:
+                if not is_direct or error.errno not in _NOT_DIRECT:
+                    raise
+                descriptor, is_direct = self._opened(segment.file, again=True)
+                continue
+            done += count
+            if count == 0 or (is_direct and done < needed and done % PAGE):
+                raise _too_short(segment)
+        if not is_direct:
+            os.posix_fadvise(descriptor, segment.start, segment.length, os.POSIX_FADV_DONTNEED)
+
+    def _opened(self, file: Path, *, again: bool = False) -> tuple[int, bool]:
+        """Returns a file's descriptor and whether its reads are direct."""
+        if again:
+            self._forget(file)
+            logger.info("%s does not take direct reads; its pages are dropped instead", file)
+        if file not in self._open:
+            self._open[file] = _open_plain(file) if again else _open_direct(file)
+        return self._open[file]
+
+    def _forget(self, file: Path) -> None:
+        descriptor, _ = self._open.pop(file, (-1, False))
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _needed(segment: Segment, descriptor: int) -> int:
+    """Returns how many bytes there are to read: the file may end within the last page."""
+    left = os.fstat(descriptor).st_size - segment.start
+    if left <= segment.length - PAGE:
+        raise _too_short(segment)
+    return min(segment.length, left)
+
+
+def _too_short(segment: Segment) -> OSError:
+    return OSError(errno.EIO, "the file is shorter than it was", str(segment.file))
+
+
+def _open_direct(file: Path) -> tuple[int, bool]:
+    try:
+        return os.open(file, os.O_RDONLY | os.O_DIRECT), True
+    except OSError as error:
+        if error.errno not in _NOT_DIRECT:
+            raise
+    return _open_plain(file)
+
+
+def _open_plain(file: Path) -> tuple[int, bool]:
+    return os.open(file, os.O_RDONLY), False
+
+
+@contextlib.contextmanager
+def opened_files() -> Iterator[Files]:
+    """Gives files that are closed afterwards."""
+    files = Files()
+    try:
+        yield files
+    finally:
+        files.close()

@@ -1,0 +1,213 @@
+"""The offload volume's folder of stores: who may write, who reads, what is stale.
+
+Beside a store lie, under its name, two files that are only locked:
+
+- ``.lock``: held alone by the one process that writes the store;
+- ``.used``: shared by all that serve from it. It holds a mark while someone does, which the last
+  to stop takes away. A mark that nobody holds was left by a process that was killed, or by a node
+  that went down: the next start holds every block against its checksum.
+
+Locks are those of flock(2), which die with their process, on NFS too (Linux makes them byte-range
+locks there). Where a volume is read-only nothing is locked: nobody can write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from predictor.weights.progress import Progress
+from predictor.weights.store import Identity, Store, StoreDamaged, owner_of, read_store
+from predictor.weights.store_writer import partial_of
+
+logger = logging.getLogger(__name__)
+
+_SUFFIX = ".store"
+_MARK = b"in use\n"
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def store_file(folder: Path, name: str) -> Path:
+    """Returns where in an offload folder the store is of a model, by `rewritten.folder_name`."""
+    return folder / f"{name}{_SUFFIX}"
+
+
+class StoreFolder:
+    """Where the stores of one model, in one dtype and one revision, are found and put."""
+
+    def __init__(self, folder: Path, identity: Identity) -> None:
+        """Takes the offload folder; touches nothing.
+
+        Args:
+            folder: The offload folder.
+            identity: Whose weights are served.
+        """
+        self.folder = folder
+        self.identity = identity
+        self.file = store_file(folder, identity.name)
+        self._use: _Use | None = None
+
+    def find(self, names: Iterable[str], *, verify: bool, progress: Progress) -> Store | None:
+        """Returns the store if it is whole and holds these blocks, and holds it as used.
+
+        Args:
+            names: Blocks that are needed.
+            verify: Whether every block is held against its checksum, whatever was before.
+            progress: Is told of blocks that were checked.
+        """
+        try:
+            store = read_store(self.file)
+            if store.identity != self.identity:
+                raise StoreDamaged(f"{self.file} holds other weights.")
+        except FileNotFoundError:
+            return None
+        except (StoreDamaged, OSError) as error:
+            logger.warning("The offload store is not used: %s", error)
+            return None
+        if set(names) - store.blocks.keys():
+            return None
+        use = _Use(self.file)
+        if not self.file.exists():  # removed for its space before it was seen to be used
+            use.end()
+            return None
+        if verify or use.was_left:
+            why = "a process that used it was killed" if use.was_left else "that was asked for"
+            logger.info("Checking the offload store %s: %s", self.file, why)
+            try:
+                _check(store, progress)
+            except (StoreDamaged, OSError) as error:
+                logger.warning("The offload store is not used: %s", error)
+                use.end()
+                self._remove()
+                return None
+        self._use = use
+        return store
+
+    def release(self) -> None:
+        """Ends the use of the store, as a process does that ends as it should."""
+        if self._use is not None:
+            self._use.end()
+            self._use = None
+
+    @contextlib.contextmanager
+    def writing(self, *, wait: bool, progress: Progress) -> Iterator[bool]:
+        """Gives whether this process alone may write the store now.
+
+        Args:
+            wait: Whether to wait for another that writes it.
+            progress: Is told of the waiting.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.file, ".lock") as descriptor:
+            is_ours = _try_lock(descriptor)
+            if not is_ours and wait:
+                self._await(descriptor, progress)
+                is_ours = True
+            yield is_ours
+
+    def make_room(self, needed: int, free: int) -> int:
+        """Removes unused stores of the same model while space lacks; returns what is free then.
+
+        Args:
+            needed: Bytes that are to be written.
+            free: Bytes that may be written now.
+        """
+        for file in sorted(self.folder.glob(f"*{_SUFFIX}"), key=lambda file: file.stat().st_mtime):
+            if needed <= free:
+                break
+            if file != self.file and owner_of(file) == self.identity.model:
+                free += _remove_unused(file)
+        return free
+
+    def _await(self, descriptor: int, progress: Progress) -> None:
+        logger.info("Another process writes the offload store %s; waiting for it", self.file)
+        progress.begin("waiting for another pod that writes the offload store", {})
+        while not _try_lock(descriptor):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            self.file.unlink()
+
+
+class _Use:
+    """A share in the use of a store, until the process ends.
+
+    Attributes:
+        was_left: Whether the last one that used it was killed.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.was_left = False
+        self._descriptor = -1
+        try:
+            self._descriptor = os.open(_beside(file, ".used"), os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:
+            return  # a read-only volume
+        if _try_lock(self._descriptor):
+            self.was_left = os.fstat(self._descriptor).st_size > 0
+            os.pwrite(self._descriptor, _MARK, 0)
+            os.fsync(self._descriptor)
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def end(self) -> None:
+        """Takes the mark away if nobody else uses the store."""
+        if self._descriptor < 0:
+            return
+        if _try_lock(self._descriptor):
+            os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+
+def _check(store: Store, progress: Progress) -> None:
+    """Reads every block; raises what is wrong."""
+    sizes = {name: block.size for name, block in store.blocks.items()}
+    progress.begin("checking the offload store", sizes)
+    try:
+        store.check_all(store.blocks, progress.done)
+    finally:
+        progress.end()
+
+
+def _remove_unused(file: Path) -> int:
+    """Removes a store and returns its bytes; 0 where somebody uses or writes it."""
+    with _locked(file, ".lock") as writing, _locked(file, ".used") as used:
+        if not (_try_lock(writing) and _try_lock(used)):
+            return 0
+        size = file.stat().st_size
+        logger.info("Removing the offload store %s of another revision: space is needed", file)
+        file.unlink()
+        partial_of(file).unlink(missing_ok=True)
+        _beside(file, ".used").unlink(missing_ok=True)
+    return size
+
+
+@contextlib.contextmanager
+def _locked(file: Path, suffix: str) -> Iterator[int]:
+    """Opens the file to lock beside a store; closing it lets the lock go."""
+    descriptor = os.open(_beside(file, suffix), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _beside(file: Path, suffix: str) -> Path:
+    return file.with_name(file.name + suffix)
