@@ -59,11 +59,11 @@ def pack(
     """
     others = _others(folder, wanted)
     writer = StoreWriter(folder.file, folder.identity, {**wanted, **_shapes(others)})
-    if writer.size > folder.make_room(writer.size, free) and others:
+    free = folder.make_room(writer.size, free)
+    if writer.size > free and others:
         writer.discard()
         others = {}
         writer = StoreWriter(folder.file, folder.identity, wanted)
-    free = folder.make_room(writer.size, free)
     try:
         if writer.size > free:
             raise VolumeFull(
