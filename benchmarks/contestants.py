@@ -48,6 +48,12 @@ def _read_bytes() -> int:
     return int(dict(line.split(": ") for line in Path("/proc/self/io").open())["read_bytes"])
 
 
+def own_bytes() -> int:
+    """Returns the anonymous memory of this process."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(r"RssAnon:\s+(\d+)", status)[0]) * 1024
+
+
 def _predictor(checkpoint: Path, _: int) -> tuple[Generate, Any, dict[str, Any]]:
     """The predictor: measures its pod, plans, loads, and serves with its own engine."""
     from predictor import pod, startup
@@ -102,8 +108,7 @@ def _by_hand(checkpoint: Path, limit: int) -> tuple[Generate, Any, dict[str, Any
     import transformers
 
     _ = transformers.AutoModelForCausalLM
-    own = int(re.findall(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[0]) * 1024
-    return _transformers(checkpoint, {"cpu": limit - own})
+    return _transformers(checkpoint, {"cpu": limit - own_bytes()})
 
 
 def _transformers(

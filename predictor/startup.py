@@ -167,6 +167,7 @@ def bring_up(
         threads=prepared.threads,
         model_name=settings.model_name,
         weights=metrics,
+        known=loaded.known,
         on_broken=on_broken,
     )
     compare(prepared.placement, held=anonymous_bytes() - before)

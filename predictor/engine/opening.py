@@ -22,6 +22,7 @@ from predictor.engine.timing import time_passes
 from predictor.errors import EngineBroken, LoadFailed, reason_of
 from predictor.metrics import EngineMetrics, WeightMetrics
 from predictor.placement.plan import Placement
+from predictor.weights.known import Known
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +51,10 @@ def open_engine(
     threads: int | None,
     model_name: str,
     weights: WeightMetrics | None = None,
+    known: Known,
     on_broken: Callable[[EngineBroken], None] | None = None,
 ) -> Opened:
-    """Returns a running engine, after passes that warm, test and time the model.
+    """Returns a running engine, after passes that test and time the model, where need be.
 
     Args:
         model: The model, every part in its place.
@@ -62,6 +64,7 @@ def open_engine(
         threads: Most threads to compute with; None leaves that to torch.
         model_name: Label of the metrics.
         weights: What the streaming counts.
+        known: What an earlier start found out; this one adds to it.
         on_broken: Is told when the engine has ended for good.
 
     Raises:
@@ -69,18 +72,16 @@ def open_engine(
     """
     if threads is not None:
         torch.set_num_threads(min(threads, torch.get_num_threads()))
-    runner, reason = _runner(model, placement, torch.device(placement.execution_device))
+    runner, reason = _runner(model, placement, known)
     vocabulary = count_vocabulary(model)
     try:
-        most = min(prefill_chunk, placement.kv_tokens - 1)
-        times = time_passes(runner, vocabulary=vocabulary, most=most)
+        pass_tokens = _pass_tokens(runner, vocabulary, placement, prefill_chunk, known)
     # Models raise whatever they like.
     except Exception as error:
         logger.exception("The model fails on its first token")
         raise LoadFailed(
             f"The model was loaded but fails on its first token: {reason_of(error)}"
         ) from error
-    pass_tokens = times.pass_tokens(prefill_chunk)
     limits = _limits(placement, reason, max_sequences, prefill_chunk, pass_tokens)
     metrics = EngineMetrics(model_name, weights)
     engine = Engine(runner, limits, ends=_ends(model), metrics=metrics, on_broken=on_broken)
@@ -106,10 +107,25 @@ def _limits(
     return Limits(kv_tokens, sequences=1, chunk=chunk)
 
 
+def _pass_tokens(
+    runner: Runner, vocabulary: int, placement: Placement, chunk: int, known: Known
+) -> int:
+    found, threads = known.get("pass_tokens"), known.get("threads")
+    if found is not None and threads is not None:
+        torch.set_num_threads(threads)
+    else:
+        most = min(chunk, placement.kv_tokens - 1)
+        times = time_passes(runner, vocabulary=vocabulary, most=most)
+        found = times.pass_tokens(chunk)
+        known.keep(pass_tokens=found, threads=torch.get_num_threads())
+    return min(found, chunk)
+
+
 def _runner(
-    model: PreTrainedModel, placement: Placement, device: torch.device
+    model: PreTrainedModel, placement: Placement, known: Known
 ) -> tuple[Runner, str | None]:
     """The runner that suits the model, and why it is not the batching one."""
+    device = torch.device(placement.execution_device)
     reason = why_serial(model)
     if reason is None:
         batching = BatchRunner(
@@ -119,8 +135,11 @@ def _runner(
             kv_tokens=placement.kv_tokens,
             max_length=placement.max_model_len,
         )
+        if known.get("batches"):
+            return batching, None
         reason = fails_together(batching, model, device)
         if reason is None:
+            known.keep(batches=1)
             return batching, None
     return SerialRunner(model, device=device), reason
 

@@ -13,7 +13,7 @@ from predictor.engine.runner import Runner
 _TOKENS = 32
 """Tokens of the longer pass that is timed."""
 
-_SLOW = 1.0
+_SLOW = 0.3
 """Seconds from which a pass is timed once: then chance changes little, and starting takes long."""
 
 _LITTLE = 1 / 3

@@ -23,6 +23,7 @@ from predictor.quantity import format_bytes
 from predictor.weights.checkpoint import Checkpoint
 from predictor.weights.extents import Block
 from predictor.weights.from_pretrained import from_pretrained
+from predictor.weights.known import Known
 from predictor.weights.offload import Offload, Supply
 from predictor.weights.packing import Index, Parameters
 from predictor.weights.progress import Progress
@@ -44,11 +45,13 @@ class Loaded:
             our hooks nor Accelerate's are thread-safe.
         streaming: What streams its blocks; None where none are, or where Accelerate does.
         supply: Where the blocks come from.
+        known: What was found out by running it, where that is kept: beside its store.
     """
 
     model: PreTrainedModel
     streaming: Streaming | None
     supply: Supply
+    known: Known
 
     def release(self) -> None:
         """Ends the use of the offload volume, as a process does that ends as it should."""
@@ -104,7 +107,8 @@ def load(
     logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
     if not found:
         _say_who_streams(placement)
-    return Loaded(model, Streaming(model, found, metrics) if found else None, supply)
+    streaming = Streaming(model, found, metrics) if found else None
+    return Loaded(model, streaming, supply, Known(supply.known_file))
 
 
 def _rewriting(

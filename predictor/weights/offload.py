@@ -118,6 +118,13 @@ class Supply:
                 return found if is_whole else None
         return tuple(self.store.blocks[name] for name in self._names)
 
+    @property
+    def known_file(self) -> Path | None:
+        """Where facts about the model are kept; None where it has no store."""
+        if self.store is None or self._folder is None:
+            return None
+        return self._folder.file.with_suffix(".known.json")
+
     def release(self) -> None:
         """Ends the use of the store."""
         if self._folder is not None:

@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 PIECE = 8 * 1024**2
 """Bytes of one read. From 4 MiB on a disk was as fast as with any more."""
 
+_HUGE = 2 * 1024**2
+"""Bytes of a huge page. A request to a disk takes a limited number of pieces of memory, so with
+pages of 4 KiB requests were so small that a disk gave 1.1 GB/s instead of 2.4."""
+
 _TRIES = 3
 _SECONDS_BETWEEN_TRIES = 0.2
 _NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
@@ -38,11 +42,17 @@ class Buffer:
     """
 
     def __init__(self, size: int) -> None:
-        """Takes memory, which is aligned to pages and counts at once."""
+        """Takes memory, which counts at once: in huge pages, as far as whole ones go."""
+        size = max(pages(size), PAGE)
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._map = mmap.mmap(-1, max(pages(size), 1), flags=private)
-        self.bytes = memoryview(self._map)
-        self.tensor = torch.frombuffer(self._map, dtype=torch.uint8)
+        self._map = mmap.mmap(-1, size + _HUGE, flags=private)
+        whole = torch.frombuffer(self._map, dtype=torch.uint8)
+        start = -whole.data_ptr() % _HUGE
+        self.bytes = memoryview(self._map)[start : start + size]
+        self.tensor = whole[start : start + size]
+        if size >= _HUGE:
+            with contextlib.suppress(OSError):  # a kernel without them
+                self._map.madvise(mmap.MADV_HUGEPAGE, start, size // _HUGE * _HUGE)
         self.tensor.zero_()
 
 

@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from predictor.weights.extents import PAGE, Block, Segment, pages
 from predictor.weights.progress import Progress
+from predictor.weights.reading import PIECE, Buffer, Files, opened_files
+
+_BUFFER = 2 * PIECE
+"""Bytes that are read at one time."""
 
 
 def make_resident(
@@ -29,20 +34,47 @@ def make_resident(
         blocks: Names of the blocks, for the progress.
         maps: Text of ``/proc/self/maps``; None reads it.
     """
-    files = _FileMappings(Path("/proc/self/maps").read_text() if maps is None else maps)
-    found = {name: tensor for name, tensor in _in_main_memory(model) if files.hold(tensor)}
+    mapped = _FileMappings(Path("/proc/self/maps").read_text() if maps is None else maps)
+    found = {name: tensor for name, tensor in _in_main_memory(model) if mapped.hold(tensor)}
     progress.begin("reading weights", {name: t.nbytes for name, t in found.items()}, blocks)
     copies: dict[tuple[int, torch.Size, tuple[int, ...]], torch.Tensor] = {}
     total = 0
-    for name, tensor in found.items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if key not in copies:
-            copies[key] = tensor.detach().clone()
-            total += tensor.nbytes
-        tensor.data = copies[key]
-        progress.done(name)
+    with opened_files() as files:
+        reading = _Reading(files)
+        for name, tensor in found.items():
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            if key not in copies:
+                copies[key] = reading.copy(tensor, *mapped.place(tensor))
+                total += tensor.nbytes
+            tensor.data = copies[key]
+            progress.done(name)
     progress.end()
     return total
+
+
+class _Reading:
+    """Copies tensors of mapped files past the page cache, which a memory limit makes slow."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._buffer = Buffer(_BUFFER)
+
+    def copy(self, tensor: torch.Tensor, file: Path, offset: int) -> torch.Tensor:
+        """Returns a copy of a tensor that begins at an offset of a file."""
+        copy = torch.empty_like(tensor)
+        if not tensor.is_contiguous():
+            return copy.copy_(tensor)
+        into = copy.view(-1).view(torch.uint8) if tensor.dim() else copy.view(1).view(torch.uint8)
+        done = 0
+        while done < len(into):
+            start = (offset + done) // PAGE * PAGE
+            skip = offset + done - start
+            count = min(len(into) - done, _BUFFER - skip)
+            segment = Segment(file, start, pages(skip + count), 0)
+            self._files.read(Block(file.name, (segment,), (), "checkpoint"), self._buffer)
+            into[done : done + count] = self._buffer.tensor[skip : skip + count]
+            done += count
+        return copy
 
 
 def _in_main_memory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -76,21 +108,31 @@ class _FileMappings:
     """The address ranges of this process that are backed by files."""
 
     def __init__(self, maps: str) -> None:
-        ranges = sorted(_file_ranges(maps))
-        self._starts = [start for start, _ in ranges]
-        self._ends = [end for _, end in ranges]
+        self._ranges = sorted(_file_ranges(maps))
+        self._starts = [start for start, *_ in self._ranges]
 
     def hold(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor's first byte lies in such a range."""
+        return self._range(tensor) is not None
+
+    def place(self, tensor: torch.Tensor) -> tuple[Path, int]:
+        """Returns the file of a tensor that they hold, and its first byte's offset there."""
+        found = self._range(tensor)
+        if found is None:
+            raise LookupError("the tensor is in no mapped file")
+        start, _, offset, file = found
+        return Path(file), offset + tensor.data_ptr() - start
+
+    def _range(self, tensor: torch.Tensor) -> tuple[int, int, int, str] | None:
         address = tensor.data_ptr()
         index = bisect.bisect_right(self._starts, address) - 1
-        return index >= 0 and address < self._ends[index]
+        return self._ranges[index] if index >= 0 and address < self._ranges[index][1] else None
 
 
-def _file_ranges(maps: str) -> Iterator[tuple[int, int]]:
+def _file_ranges(maps: str) -> Iterator[tuple[int, int, int, str]]:
     """Lines are ``start-end perms offset device inode path``; inode 0 is anonymous (proc(5))."""
     for line in maps.splitlines():
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and fields[4] != "0":
             start, _, end = fields[0].partition("-")
-            yield int(start, 16), int(end, 16)
+            yield int(start, 16), int(end, 16), int(fields[2], 16), fields[5]

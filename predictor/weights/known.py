@@ -1,0 +1,69 @@
+"""What an earlier start of the same model found out by running it, kept beside its store.
+
+Each pass over an offloaded model takes seconds, or minutes, so a start does not repeat what cannot
+have changed: the same weights, code and device answer the same way. It is lost with the volume, and
+then found out again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import predictor
+
+logger = logging.getLogger(__name__)
+
+
+class Known:
+    """Facts by name; none where nothing is kept or where it was found out under other versions."""
+
+    def __init__(self, file: Path | None) -> None:
+        """Reads what there is.
+
+        Args:
+            file: Where it is kept; None keeps nothing.
+        """
+        self._file = file
+        self._under = _conditions()
+        self._facts: dict[str, int] = {}
+        try:
+            kept = {} if file is None else json.loads(file.read_bytes())
+            if kept.get("under") == self._under:
+                self._facts = {str(name): int(fact) for name, fact in kept["facts"].items()}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            logger.info("%s cannot be read; what it knew is found out again", file)
+
+    def get(self, name: str) -> int | None:
+        """Returns a fact."""
+        return self._facts.get(name)
+
+    def keep(self, **facts: int) -> None:
+        """Keeps facts, where they can be kept."""
+        self._facts |= facts
+        if self._file is None:
+            return
+        partial = self._file.with_name(f"{self._file.name}.partial")
+        try:
+            partial.write_text(json.dumps({"under": self._under, "facts": self._facts}))
+            partial.rename(self._file)
+        except OSError as error:
+            logger.info("%s cannot be written: %s", self._file, error.strerror)
+
+
+def _conditions() -> dict[str, str]:
+    """All that could change what a model does, besides its weights."""
+    return {
+        "predictor": predictor.__version__,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "accelerate": version("accelerate"),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+    }
