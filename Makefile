@@ -34,6 +34,8 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/contrast.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/offload.py
+	$(BIN)/python benchmarks/limits.py
 
 constraints: $(VENV)/test.stamp
 	{ echo "# Every version that the tests run with. Made by: make constraints"; \

@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=float, default=1.6, help="GiB of each contestant's cgroup")
     add("--tokens", type=int, default=8, help="new tokens of each sequence")
     add("--sequences", type=int, nargs="+", default=[1, 8], help="at one time")
+    add("--budget", type=float, help="GiB of main memory for the predictor to plan for")
     add("--rounds", type=int, default=2, help="runs of each contestant")
     add("--quick", action="store_true", help="a tiny model; proves nothing")
     add("--workdir", type=Path, help="a folder on a disk; a temporary one otherwise")
@@ -103,6 +104,8 @@ def _run(name: str, folder: Path, store: Path, flags: argparse.Namespace) -> Run
     argv = [sys.executable, str(Path(__file__).with_name("streamers.py")), contestant, str(folder)]
     argv += [f"--limit={limit}", f"--tokens={flags.tokens}", "--sequences"]
     argv += map(str, flags.sequences)
+    if flags.budget:
+        argv += [f"--budget={flags.budget}GiB"]
     if name in ("store", "again"):
         argv += [f"--store={store}"]
     with memory_group(limit, mounts=flags.mounts) as group:

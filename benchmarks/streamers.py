@@ -83,9 +83,11 @@ def _predictor(checkpoint: Path, flags: argparse.Namespace) -> tuple[Decode, Any
     from predictor.settings import read_settings
     from predictor.weights.progress import Progress
 
-    given = {"model_dir": checkpoint, "max_model_len": 256, "max_concurrency": 1}
+    given: dict[str, Any] = {"model_dir": checkpoint, "max_model_len": 256, "max_concurrency": 1}
     if flags.store:
         given |= {"offload_folder": flags.store, "offload_store": "always"}
+    if flags.budget:
+        given["max_memory"] = json.dumps({"cpu": flags.budget})
     settings = read_settings(given)
     resources = pod.read(settings.offload_folder)
     prepared = startup.prepare(settings, startup.open_checkpoint(settings), resources)
@@ -137,6 +139,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, required=True)
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--sequences", type=int, nargs="+", required=True)
+    parser.add_argument("--budget", help="main memory that the predictor plans for")
     parser.add_argument("--store", help="the predictor's offload folder")
     flags = parser.parse_args()
     import torch

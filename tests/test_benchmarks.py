@@ -197,6 +197,31 @@ def test_serving_compares_a_server_with_raw_generate(tmp_path_factory):
     assert {target["target"] for target in numbers["targets"]} == {">= 0.95", "< 2"}
 
 
+def test_offload_compares_streaming_with_accelerates_maps(tmp_path_factory):
+    with memory_cgroup(2**30):
+        pass  # or skip
+    flags = ("--quick", "--rounds=1", "--tokens=4", "--limit=1.0", "--budget=0.07")
+    done, numbers = run("offload.py", tmp_path_factory, *flags)
+    assert done.returncode == 0, done.stderr
+    (found,) = numbers["rounds"]
+    assert set(found) == {"auto", "max_memory", "all disk", "predictor", "store", "again"}
+    for name in ("predictor", "store", "again"):
+        assert found[name]["probe"]["streamed_bytes"] > 50 * 2**20
+    assert len(numbers["targets"]) == 5
+
+
+def test_limits_holds_each_server_against_its_plan(tmp_path_factory):
+    with memory_cgroup(2**30):
+        pass  # or skip
+    flags = ("--shapes=1", "--limits", "0.8", "--users", "2")
+    done, numbers = run("limits.py", tmp_path_factory, *flags)
+    assert done.returncode == 0, done.stderr
+    (case,) = numbers["cases"]
+    assert case["outcome"] == "served"
+    assert case["on_disk"] > 0
+    assert 0 < case["planned"] < case["limit"]
+
+
 def test_serving_leaves_the_offloaded_part_out_where_there_are_no_cgroups(tmp_path_factory):
     flags = ("--quick", "--parts=offloaded", "--mounts=/dev/null")
     done, numbers = run("serving.py", tmp_path_factory, *flags)

@@ -21,8 +21,9 @@ from predictor.weights.extents import PAGE, Block, Segment, pages
 
 logger = logging.getLogger(__name__)
 
-PIECE = 8 * 1024**2
-"""Bytes of one read. From 4 MiB on a disk was as fast as with any more."""
+PIECE = 64 * 1024**2
+"""Bytes of one read. From 4 MiB on a disk is as fast as with any more, but between two reads this
+thread may have to wait for the one that computes."""
 
 _HUGE = 2 * 1024**2
 """Bytes of a huge page. A request to a disk takes a limited number of pieces of memory, so with

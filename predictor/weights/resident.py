@@ -17,9 +17,9 @@ from torch import nn
 
 from predictor.weights.extents import PAGE, Block, Segment, pages
 from predictor.weights.progress import Progress
-from predictor.weights.reading import PIECE, Buffer, Files, opened_files
+from predictor.weights.reading import Buffer, Files, opened_files
 
-_BUFFER = 2 * PIECE
+_BUFFER = 16 * 1024**2
 """Bytes that are read at one time."""
 
 

@@ -1,0 +1,221 @@
+"""No limit kills the server: a grid of models, memory limits and users, each in its own cgroup.
+
+Every case starts a real server with a model of some hundred megabytes under a limit that is mostly
+smaller than the model needs, and lets users send prompts as long as they may be at one time. The
+server must live, and its anonymous memory must stay within its plan and `memory_reserve`. Where
+the plan refuses, it is recorded what becomes of Accelerate by hand under the same limit.
+Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from checkpoint import Size, drop_from_cache, make
+from groups import MemoryGroup, memory_group
+from load import Server, measure_users
+from measuring import CannotMeasure, finish, machine, mib, run, table
+from served import serve
+from serving import Prompts
+
+SHAPES = {
+    "16 blocks of 21 MB": Size(1024, 16, 2048, "bfloat16"),
+    "16 blocks of 42 MB": Size(1024, 16, 2048, "float32"),
+    "6 blocks of 84 MB": Size(2048, 6, 2048, "bfloat16"),
+    "48 blocks of 5 MB": Size(512, 48, 2048, "bfloat16"),
+}
+LIMITS = (0.55, 0.65, 0.8, 1.0, 1.3)
+USERS = (1, 8)
+_LENGTH, _PROMPT, _NEW = 256, 160, 16
+_RESERVE = 128 * 2**20
+"""The setting `memory_reserve`: for what no plan counts."""
+
+Case = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark and returns the exit code."""
+    flags = _parser().parse_args(arguments)
+    return finish(lambda: measure(flags), flags.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--shapes", type=int, default=len(SHAPES), help="how many of the shapes")
+    add("--limits", type=float, nargs="+", default=list(LIMITS), help="GiB")
+    add("--users", type=int, nargs="+", default=list(USERS), help="at one time")
+    add("--workdir", type=Path, help="a folder on a disk; a temporary one otherwise")
+    add("--mounts", type=Path, default=Path("/proc/self/mounts"), help="where cgroups are found")
+    add("--json", type=Path, help="where to write the numbers")
+    return parser
+
+
+def measure(flags: argparse.Namespace) -> dict[str, Any]:
+    """Returns all numbers, after printing them."""
+    before, cases = machine(), []
+    with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="limits-") as work:
+        for name, size in itertools.islice(SHAPES.items(), flags.shapes):
+            folder = Path(work) / name.replace(" ", "-")
+            folder.mkdir()
+            make(folder, size)
+            for limit, users in itertools.product(flags.limits, flags.users):
+                case: Case = {"model": name, "limit": int(limit * 2**30), "users": users}
+                cases.append(case | _case(folder, case, Path(work), flags.mounts))
+                print(_line(cases[-1]), file=sys.stderr, flush=True)
+    result = {"cases": cases, "machine": [before, machine()]}
+    print(_report(cases))
+    return result | {"failure": _failure(cases)}
+
+
+def _case(folder: Path, case: Case, work: Path, mounts: Path) -> Case:
+    drop_from_cache(folder)
+    settings = [f"--model_dir={folder}", f"--max_model_len={_LENGTH}"]
+    settings += [f"--max_concurrency={case['users']}", "--prefill_chunk=128"]
+    with memory_group(case["limit"], mounts=mounts) as group, sampled(group):
+        try:
+            with serve(settings, group, work) as server:
+                found = _under_load(server, folder, case["users"])
+        except CannotMeasure as error:
+            if group.oom_kills():
+                return {"outcome": "killed", "peak": group.anonymous_peak}
+            if "does not fit" not in str(error):
+                return {"outcome": "failed", "why": str(error), "peak": group.anonymous_peak}
+            found = {"outcome": "refused", "by_hand": None}
+        found |= {"peak": group.anonymous_peak}
+        if group.oom_kills():
+            return found | {"outcome": "killed"}
+    if found["outcome"] == "refused":
+        found["by_hand"] = _by_hand(folder, case["limit"], mounts)
+    return found
+
+
+@contextmanager
+def sampled(group: MemoryGroup) -> Iterator[None]:
+    """Looks at a group's memory as long as this lasts."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            group.sample()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _under_load(server: Server, folder: Path, users: int) -> Case:
+    prompts = Prompts(folder, _PROMPT)
+    taken = [prompts.take(2, seed=user) for user in range(users)]
+    load = measure_users(server, taken, _NEW)
+    url = f"http://{server.host}:{server.port}/v2/models/{server.model}"
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        placement = json.loads(json.load(answer)["properties"]["placement"])
+    cpu = next(tier for tier in placement["tiers"] if tier["name"] == "cpu")
+    disk = next(tier for tier in placement["tiers"] if tier["name"] == "disk")
+    return {
+        "outcome": "served",
+        "tokens_per_second": load["tokens_per_second"],
+        "owned": cpu["owned"],
+        "planned": cpu["planned"],
+        "on_disk": disk["weights"],
+        "by_block": placement["by_block"],
+    }
+
+
+def _by_hand(folder: Path, limit: int, mounts: Path) -> str:
+    """Returns what becomes of a careful user of Accelerate under the same limit."""
+    drop_from_cache(folder)
+    script = str(Path(__file__).with_name("contestants.py"))
+    argv = [sys.executable, script, "by-hand", str(folder), f"--limit={limit}", "--tokens=3"]
+    with memory_group(limit, mounts=mounts) as group:
+        try:
+            done = run(group.command(argv))
+        except subprocess.TimeoutExpired:
+            return "no answer"
+        if group.oom_kills():
+            return "killed"
+        if done.returncode != 0:
+            return f"failed: {done.last_words[:80]}"
+        last = json.loads(done.stdout.strip().splitlines()[-1])["per_token"][-1]
+        return f"{last['seconds']:.2f} s/token"
+
+
+def _allowed(case: Case) -> int:
+    """What the server may hold: what it held before it planned, the plan, and the reserve."""
+    before: int = case["limit"] - case["owned"]
+    return before + int(case["planned"]) + _RESERVE
+
+
+def _failure(cases: Sequence[Case]) -> str | None:
+    """Returns what went wrong; None where every case is as promised."""
+    wrong = [_line(case) for case in cases if case["outcome"] in ("killed", "failed")]
+    over = [
+        _line(case)
+        for case in cases
+        if case["outcome"] == "served" and case["peak"] > _allowed(case)
+    ]
+    if not any(case.get("on_disk") for case in cases):
+        return "Nothing was offloaded: give smaller limits."
+    if wrong or over:
+        return f"Not as promised: {'; '.join([*wrong, *over])}"
+    return None
+
+
+def _line(case: Case) -> str:
+    return ", ".join(str(cell) for cell in _row(case))
+
+
+def _row(case: Case) -> list[str]:
+    row = [case["model"], mib(case["limit"]), str(case["users"]), case["outcome"]]
+    if case["outcome"] != "served":
+        return [*row, "-", "-", mib(case["peak"]), "-", "-", case.get("by_hand") or "-"]
+    return [
+        *row,
+        mib(case["on_disk"]),
+        mib(_allowed(case)),
+        mib(case["peak"]),
+        f"{100 * case['peak'] / _allowed(case):.0f} %",
+        f"{case['tokens_per_second']:.1f}",
+        "-",
+    ]
+
+
+_COLUMNS = (
+    *("model", "limit", "users", "outcome", "on disk", "allowed", "anon. peak", "of allowed"),
+    *("tokens/s", "Accelerate by hand"),
+)
+
+
+def _report(cases: Sequence[Mapping[str, Any]]) -> str:
+    counts = {
+        outcome: sum(case["outcome"] == outcome for case in cases)
+        for outcome in ("served", "refused", "killed", "failed")
+    }
+    return "\n".join(
+        [
+            table(_COLUMNS, [_row(dict(case)) for case in cases]),
+            "",
+            f"{len(cases)} cases: " + ", ".join(f"{n} {name}" for name, n in counts.items()),
+            "allowed: held before the plan was made, plus the plan, plus memory_reserve.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""What the log says once a minute, and of memory after loading."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from predictor import metrics
+from predictor.metrics import EngineMetrics, WeightMetrics
+from predictor.placement.plan import Wishes
+from predictor.placement.planner import plan
+from predictor.weights.audit import anonymous_bytes, compare
+from tests.placement.small import MIB, footprint, pod
+
+
+def test_once_a_minute_the_log_says_how_fast_it_is_and_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    weights = WeightMetrics("pace")
+    engine = EngineMetrics("pace", weights)
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            now[0] += 20
+            weights.read("store", 2 * 2**30, 2.0)
+            weights.stalled(5.0)
+            engine.passed(rows=4, seconds=10.0, tokens=40)
+    (said,) = caplog.messages
+    assert said == (
+        "2.0 tokens/s in the last 60 s, 50 % of them in passes; "
+        "50 % of these waiting for blocks, which were read at 1.00 GiB/s"
+    )
+
+
+def test_without_streaming_the_line_ends_with_the_passes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    engine = EngineMetrics("resident-pace")
+    with caplog.at_level(logging.INFO):
+        now[0] += 61
+        engine.passed(rows=1, seconds=6.1, tokens=61)
+    assert caplog.messages == ["1.0 tokens/s in the last 61 s, 10 % of them in passes"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"), [(0, False), (60 * MIB, False), (90 * MIB, True), (-90 * MIB, True)]
+)
+def test_a_plan_that_memory_contradicts_is_told_with_both_numbers(
+    caplog: pytest.LogCaptureFixture, more: int, said: bool
+) -> None:
+    model = footprint(blocks=30)
+    placement = plan(model, pod(memory=1000), Wishes(headroom=0.0))
+    planned = placement.tier("cpu").weights
+    with caplog.at_level(logging.WARNING):
+        compare(placement, held=planned + more)
+    assert bool(caplog.messages) is said
+    if said:
+        assert "314.00 MiB were planned" in caplog.text
+
+
+def test_anonymous_memory_is_read_from_the_kernel() -> None:
+    before = anonymous_bytes()
+    held = bytearray(64 * MIB)
+    held[::4096] = b"x" * len(held[::4096])
+    assert anonymous_bytes() - before > 32 * MIB
