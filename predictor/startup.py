@@ -36,6 +36,7 @@ from predictor.weights.offload import Offload
 from predictor.weights.progress import Progress
 from predictor.weights.rewritten import folder_name
 from predictor.weights.store_folder import store_file
+from predictor.weights.store_writer import partial_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +149,10 @@ def bring_up(
         HubUnreachable: The weights have to come from the hub, which cannot be reached.
         LoadFailed: Reading failed.
     """
-    checkpoint = fetch_weights(prepared.checkpoint)
+    prepared = replace(prepared, checkpoint=fetch_weights(prepared.checkpoint))
     before, metrics = anonymous_bytes(), WeightMetrics(settings.model_name)
     loaded = load(
-        checkpoint,
+        prepared.checkpoint,
         prepared.placement,
         prepared.offload,
         trust_remote_code=settings.trust_remote_code,
@@ -159,6 +160,23 @@ def bring_up(
         skeleton=prepared.skeleton,
         metrics=metrics,
     )
+    try:
+        task = _open(settings, prepared, loaded, metrics, on_broken)
+    except BaseException:
+        loaded.release()
+        raise
+    loaded.serve()
+    compare(prepared.placement, held=anonymous_bytes() - before)
+    return Started(task, loaded)
+
+
+def _open(
+    settings: Settings,
+    prepared: Prepared,
+    loaded: Loaded,
+    metrics: WeightMetrics,
+    on_broken: Callable[[EngineBroken], None] | None,
+) -> TextGeneration:
     opened = open_engine(
         loaded.model,
         prepared.placement,
@@ -170,16 +188,14 @@ def bring_up(
         known=loaded.known,
         on_broken=on_broken,
     )
-    compare(prepared.placement, held=anonymous_bytes() - before)
-    task = open_task(
+    return open_task(
         loaded.model,
-        checkpoint.path,
+        prepared.checkpoint.path,
         opened,
         max_model_len=prepared.footprint.max_model_len,
         max_length=settings.max_length,
         trust_remote_code=settings.trust_remote_code,
     )
-    return Started(task, loaded)
 
 
 def inherited_notes(settings: Settings) -> tuple[str, ...]:
@@ -257,5 +273,5 @@ def _disk(
     name = folder_name(checkpoint, footprint.dtype)
     # What an earlier start wrote is used again, or replaced.
     store = store_file(settings.offload_folder, name)
-    there = store.stat().st_size if store.exists() else 0
+    there = sum(f.stat().st_size for f in (store, partial_of(store)) if f.exists())
     return volume.available + there + count_usage(settings.offload_folder / name).used

@@ -112,7 +112,7 @@ def _pass_tokens(
 ) -> int:
     found, threads = known.get("pass_tokens"), known.get("threads")
     if found is not None and threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(min(threads, torch.get_num_threads()))
     else:
         most = min(chunk, placement.kv_tokens - 1)
         times = time_passes(runner, vocabulary=vocabulary, most=most)

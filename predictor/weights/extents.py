@@ -7,6 +7,7 @@ in place, in as many segments as its tensors are scattered over.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ PAGE = 4096
 """What direct reads are aligned to in the file, in memory and in length: a page is a multiple of
 every device's own block."""
 
-_SMALL_GAP = 256 * 1024
+_SMALL_GAP = PAGE
 """Bytes between two tensors that are read with them: cheaper than one more read."""
 
 _TORCH = {
@@ -37,6 +38,15 @@ _TORCH = {
 }
 
 
+Stamp = tuple[int, int, int]
+"""A file's device, number and size."""
+
+
+def stamp_of(stat: os.stat_result) -> Stamp:
+    """Returns what tells a file from another that has taken its name."""
+    return (stat.st_dev, stat.st_ino, stat.st_size)
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Consecutive bytes of a file and their place in a block's buffer.
@@ -46,12 +56,14 @@ class Segment:
         start: Of the first byte in the file; a multiple of `PAGE`.
         length: How many bytes; a multiple of `PAGE`, and so it may end behind the file's end.
         at: Of the first byte in the buffer; a multiple of `PAGE`.
+        stamp: Of the file in which the bytes lie so; another one may take its name.
     """
 
     file: Path
     start: int
     length: int
     at: int
+    stamp: Stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +170,8 @@ def _laid_out(name: str, stored: list[_Stored]) -> Block:
     for run in _runs(sorted(stored, key=lambda one: (one.file, one.begin))):
         start = run[0].begin // PAGE * PAGE
         length = pages(max(one.end for one in run) - start)
-        segments.append(Segment(run[0].file, start, length, free))
+        file = run[0].file
+        segments.append(Segment(file, start, length, free, stamp_of(file.stat())))
         tensors += [Tensor(t.name, t.dtype, t.shape, free + t.begin - start) for t in run]
         free += length
     return Block(name, tuple(segments), tuple(tensors), "checkpoint")

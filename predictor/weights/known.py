@@ -22,30 +22,42 @@ logger = logging.getLogger(__name__)
 class Known:
     """Facts by name; none where nothing is kept or where it was found out under other versions."""
 
-    def __init__(self, file: Path | None) -> None:
-        """Reads what there is.
+    def __init__(self, file: Path | None, *, streamed: int = 0) -> None:
+        """Takes the place; it is read at the first question, when torch's threads are settled.
 
         Args:
             file: Where it is kept; None keeps nothing.
+            streamed: Bytes that are read for every pass, on which its time depends.
         """
         self._file = file
-        self._under = _conditions()
+        self._streamed = streamed
+        self._under: dict[str, str] = {}
         self._facts: dict[str, int] = {}
-        try:
-            kept = {} if file is None else json.loads(file.read_bytes())
-            if kept.get("under") == self._under:
-                self._facts = {str(name): int(fact) for name, fact in kept["facts"].items()}
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, TypeError, AttributeError, KeyError):
-            logger.info("%s cannot be read; what it knew is found out again", file)
 
     def get(self, name: str) -> int | None:
         """Returns a fact."""
+        if not self._under:
+            self._under = _conditions() | {"streamed": str(self._streamed)}
+            self._facts = self._kept()
         return self._facts.get(name)
+
+    def _kept(self) -> dict[str, int]:
+        if self._file is None:
+            return {}
+        try:
+            kept = json.loads(self._file.read_bytes())
+            if kept["under"] != self._under:
+                return {}
+            return {str(name): int(fact) for name, fact in kept["facts"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            logger.info("%s cannot be read; what it knew is found out again", self._file)
+            return {}
 
     def keep(self, **facts: int) -> None:
         """Keeps facts, where they can be kept."""
+        self.get("")
         self._facts |= facts
         if self._file is None:
             return

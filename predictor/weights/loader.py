@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from predictor.errors import LoadFailed, reason_of
 from predictor.metrics import WeightMetrics
 from predictor.placement.footprint import find_blocks
 from predictor.placement.plan import Placement
@@ -53,6 +56,10 @@ class Loaded:
     supply: Supply
     known: Known
 
+    def serve(self) -> None:
+        """Marks the offload volume as used; to be called when requests are answered."""
+        self.supply.serve()
+
     def release(self) -> None:
         """Ends the use of the offload volume, as a process does that ends as it should."""
         self.supply.release()
@@ -84,31 +91,63 @@ def load(
         ConfigurationError: The offload folder is needed and cannot be used.
         LoadFailed: Reading failed in another way.
     """
-    blocks = find_blocks(skeleton)
-    streamed = _streamed(placement, blocks)
-    folder = _store_folder(checkpoint, placement, offload)
-    supply = Supply(offload, folder, streamed, progress, metrics)
-    with supply.opened():
-        device_map = _device_map(placement, skeleton, streamed if supply.store else ())
-        sizes = {name: tensor.nbytes for name, tensor in skeleton.named_parameters()}
-        progress.begin("placing weights", sizes, blocks)
-        with _rewriting(checkpoint, placement, offload, device_map) as rewritten:
-            model, dispatch = from_pretrained(
-                checkpoint,
-                placement,
-                device_map,
-                rewritten,
-                trust_remote_code=trust_remote_code,
-                progress=progress,
-            )
-        found = _supplied(supply, model, streamed, dispatch.index, rewritten)
+    streamed = _streamed(placement, skeleton)
+    supply = Supply(
+        offload,
+        _store_folder(checkpoint, placement, offload) if streamed else None,
+        _parameters(skeleton, streamed),
+        progress,
+        metrics,
+    )
+    with contextlib.ExitStack() as undone, _failures():
+        undone.callback(supply.release)
+        with supply.opened():
+            rules = {"trust_remote_code": trust_remote_code, "progress": progress}
+            model, found = _placed(checkpoint, placement, offload, skeleton, supply, **rules)
+        copied = make_resident(model, progress, blocks=find_blocks(skeleton))
+        logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
+        if not found:
+            _say_who_streams(placement)
+        streaming = Streaming(model, found, metrics) if found else None
+        undone.pop_all()
+    about = sum(block.size for block in found)
+    return Loaded(model, streaming, supply, Known(supply.known_file, streamed=about))
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """Makes one sentence of what volumes do."""
+    try:
+        yield
+    except OSError as error:
+        raise LoadFailed(f"The weights cannot be read: {reason_of(error)}") from error
+
+
+def _placed(
+    checkpoint: Checkpoint,
+    placement: Placement,
+    offload: Offload,
+    skeleton: PreTrainedModel,
+    supply: Supply,
+    **rules: Any,
+) -> tuple[PreTrainedModel, tuple[Block, ...]]:
+    """The model with parts on disk on the meta device, and its blocks that are streamed by us."""
+    streamed = supply.names
+    device_map = _device_map(placement, skeleton, streamed if supply.store else ())
+    sizes = {name: tensor.nbytes for name, tensor in skeleton.named_parameters()}
+    rules["progress"].begin("placing weights", sizes, find_blocks(skeleton))
+    with _rewriting(checkpoint, placement, offload, device_map) as folder:
+        before = 0 if folder is None else count_usage(folder).used
+        model, dispatch = from_pretrained(checkpoint, placement, device_map, folder, **rules)
+    found: tuple[Block, ...] = ()
+    if streamed:
+        wanted, index = _parameters(model, streamed), dispatch.index
+        spent = 0 if folder is None else count_usage(folder).used - before
+        found = supply.blocks(wanted, index, spent=spent) or ()
+        if folder is not None and supply.store is not None:
+            remove(folder, _files(wanted, index))
     dispatch.attach(placement.device_map, streamed if found else ())
-    copied = make_resident(model, progress, blocks=blocks)
-    logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
-    if not found:
-        _say_who_streams(placement)
-    streaming = Streaming(model, found, metrics) if found else None
-    return Loaded(model, streaming, supply, Known(supply.known_file))
+    return model, found
 
 
 def _rewriting(
@@ -123,29 +162,17 @@ def _rewriting(
     return contextlib.nullcontext()
 
 
-def _supplied(
-    supply: Supply,
-    model: PreTrainedModel,
-    streamed: Sequence[str],
-    index: Index,
-    folder: Path | None,
-) -> tuple[Block, ...]:
-    """The blocks that are streamed by us; what transformers rewrote and a store now holds goes."""
-    if not streamed:
-        return ()
-    wanted = _parameters(model, streamed)
-    spent = 0 if folder is None else count_usage(folder).used
-    found = supply.blocks(wanted, index, spent=spent)
-    if folder is not None and supply.store is not None:
-        remove(folder, _files(wanted, index))
-    return found or ()
-
-
-def _streamed(placement: Placement, blocks: Sequence[str]) -> tuple[str, ...]:
-    """The blocks on disk that are streamed whole; on a GPU Accelerate's hooks still do it."""
+def _streamed(placement: Placement, skeleton: PreTrainedModel) -> tuple[str, ...]:
+    """The blocks on disk that are streamed whole: those that share no weight with anything else."""
     if not placement.by_block:
         return ()
-    return tuple(name for name in blocks if placement.device_map.get(name) == "disk")
+    owners = Counter(id(p) for _, p in skeleton.named_parameters(remove_duplicate=False))
+    return tuple(
+        name
+        for name in find_blocks(skeleton)
+        if placement.device_map.get(name) == "disk"
+        and all(owners[id(p)] == 1 for p in skeleton.get_submodule(name).parameters())
+    )
 
 
 def _store_folder(

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from predictor.errors import ConfigurationError
+from safetensors import SafetensorError
+
+from predictor.errors import ConfigurationError, reason_of
 from predictor.metrics import WeightMetrics
 from predictor.weights.extents import Block, in_place
 from predictor.weights.packing import Index, Parameters, VolumeFull, is_faster, pack
@@ -54,6 +56,7 @@ class Supply:
     """Where the streamed blocks of one start come from.
 
     Attributes:
+        names: The blocks, in execution order.
         store: The store that holds them; None while there is none.
     """
 
@@ -61,7 +64,7 @@ class Supply:
         self,
         offload: Offload,
         folder: StoreFolder | None,
-        names: Sequence[str],
+        streamed: Parameters,
         progress: Progress,
         metrics: WeightMetrics,
     ) -> None:
@@ -70,14 +73,15 @@ class Supply:
         Args:
             offload: What is wanted.
             folder: The model's place on the offload volume; None without one, or if not wanted.
-            names: The blocks to stream, in execution order.
+            streamed: The blocks to stream, in execution order, of the model on the meta device.
             progress: Is told how far checking and writing are.
             metrics: Counts stores that were found and written.
         """
         self.store: Store | None = None
         self._offload = offload
         self._folder = folder
-        self._names = names
+        self.names = tuple(streamed)
+        self._streamed = streamed
         self._progress = progress
         self._metrics = metrics
         self._may_write = False
@@ -86,10 +90,12 @@ class Supply:
     def opened(self) -> Iterator[None]:
         """Looks for a store, and keeps others from writing one as long as this may be going to."""
         with contextlib.ExitStack() as stack:
-            if self._folder is not None and self._names:
+            if self._folder is not None and self.names:
                 self._find(self._folder)
                 if self.store is None and self._lock(self._folder, stack):
                     self._find(self._folder)  # another may have written it meanwhile
+                if self.store is not None:
+                    stack.close()  # others need not wait for what this start still does
             if self.store is not None:
                 self._metrics.store_hits.inc()
             yield
@@ -108,15 +114,15 @@ class Supply:
             ConfigurationError: A store has to be written, by the settings, and cannot be.
         """
         if self.store is None:
-            blocks = [in_place(name, wanted[name], index) for name in self._names]
+            blocks = [in_place(name, wanted[name], index) for name in self.names]
             found = tuple(block for block in blocks if block is not None)
-            is_whole = len(found) == len(self._names)
+            is_whole = len(found) == len(self.names)
             if self._may_write and self._folder is not None:
                 free = self._offload.free - spent
                 self._write(self._folder, wanted, index, free, found if is_whole else None)
             if self.store is None:
                 return found if is_whole else None
-        return tuple(self.store.blocks[name] for name in self._names)
+        return tuple(self.store.blocks[name] for name in self.names)
 
     @property
     def known_file(self) -> Path | None:
@@ -125,6 +131,11 @@ class Supply:
             return None
         return self._folder.file.with_suffix(".known.json")
 
+    def serve(self) -> None:
+        """Marks the store as used by a process that serves."""
+        if self._folder is not None:
+            self._folder.serve()
+
     def release(self) -> None:
         """Ends the use of the store."""
         if self._folder is not None:
@@ -132,9 +143,18 @@ class Supply:
 
     def _find(self, folder: StoreFolder) -> None:
         verify = self._offload.verify
-        self.store = folder.find(self._names, verify=verify, progress=self._progress)
+        found = folder.find(self.names, verify=verify, progress=self._progress)
+        self.store = found if found is not None and self._fits(found) else None
         if self.store is not None:
             logger.info("Offload store %s: %d blocks", folder.file, len(self.store.blocks))
+
+    def _fits(self, store: Store) -> bool:
+        """Whether the store has the parameters that this model has."""
+        return all(
+            {tensor.name: tensor.shape for tensor in store.blocks[name].tensors}
+            == {key: tuple(parameter.shape) for key, parameter in parameters.items()}
+            for name, parameters in self._streamed.items()
+        )
 
     def _lock(self, folder: StoreFolder, stack: contextlib.ExitStack) -> bool:
         try:
@@ -154,14 +174,14 @@ class Supply:
     ) -> None:
         """Writes the store where that is wanted, or pays."""
         is_wanted = self._offload.store == "always" or self._offload.needs_store or found is None
-        if not is_wanted and not is_faster(folder.folder, found or ()):
-            return
         try:
+            if not is_wanted and not is_faster(folder.folder, found or ()):
+                return
             pack(folder, wanted, index, free=free, progress=self._progress)
         except VolumeFull as error:
             self._complain(folder, str(error))
-        except OSError as error:
-            self._complain(folder, f"cannot be written: {error.strerror}")
+        except (OSError, SafetensorError) as error:
+            self._complain(folder, f"cannot be written: {reason_of(error)}")
         else:
             self._metrics.store_builds.inc()
             self._find(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,12 @@ import torch
 from safetensors import safe_open
 
 from predictor.quantity import format_bytes
-from predictor.weights.extents import Block, Segment
+from predictor.weights.extents import Block, Segment, stamp_of
 from predictor.weights.progress import Progress
 from predictor.weights.reading import Buffer, opened_files
 from predictor.weights.store import StoreDamaged, read_store
 from predictor.weights.store_folder import StoreFolder
-from predictor.weights.store_writer import StoreWriter
+from predictor.weights.store_writer import StoreWriter, partial_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +58,18 @@ def pack(
         VolumeFull: There is no room.
         OSError: The volume fails.
     """
+    left = partial_of(folder.file)
+    if left.exists():  # by a process that was killed; we alone write now
+        free += left.stat().st_size
+        left.unlink()
     others = _others(folder, wanted)
     writer = StoreWriter(folder.file, folder.identity, {**wanted, **_shapes(others)})
-    free = folder.make_room(writer.size, free)
     if writer.size > free and others:
         writer.discard()
         others = {}
         writer = StoreWriter(folder.file, folder.identity, wanted)
     try:
+        free = folder.make_room(writer.size, free)
         if writer.size > free:
             raise VolumeFull(
                 f"lacks space: the store takes {format_bytes(writer.size)} and "
@@ -167,15 +172,13 @@ def _speed(blocks: Sequence[Block]) -> float:
 
 def _speed_of_folder(folder: Path) -> float:
     """Bytes per second at which a file is read that was just written."""
-    sample = folder / f".sample-{os.getpid()}"
-    try:
-        with sample.open("wb") as file:
-            piece = os.urandom(1024**2)
-            for _ in range(_SAMPLE // len(piece)):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return _speed([Block("sample", (Segment(sample, 0, _SAMPLE, 0),), (), "store")])
-    finally:
-        sample.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".sample-") as file:
+        piece = os.urandom(1024**2)
+        for _ in range(_SAMPLE // len(piece)):
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        stamp = stamp_of(os.fstat(file.fileno()))
+        segment = Segment(Path(file.name), 0, _SAMPLE, 0, stamp)
+        return _speed([Block("sample", (segment,), (), "store")])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from predictor.weights.extents import PAGE, Block, Segment, pages
+from predictor.weights.extents import PAGE, Block, Segment, pages, stamp_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ pages of 4 KiB requests were so small that a disk gave 1.1 GB/s instead of 2.4."
 
 _TRIES = 3
 _SECONDS_BETWEEN_TRIES = 0.2
-_NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
+NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
+"""Errors of file systems that take no direct reads or writes."""
 
 
 class Buffer:
@@ -92,7 +93,7 @@ class Files:
                 time.sleep(_SECONDS_BETWEEN_TRIES)
 
     def _read(self, segment: Segment, buffer: Buffer) -> None:
-        descriptor, is_direct = self._opened(segment.file)
+        descriptor, is_direct = self._opened(segment)
         needed = _needed(segment, descriptor)
         done = 0
         while done < needed:
@@ -101,9 +102,9 @@ class Files:
             try:
                 count = os.preadv(descriptor, [into], segment.start + done)
             except OSError as error:
-                if not is_direct or error.errno not in _NOT_DIRECT:
+                if not is_direct or error.errno not in NOT_DIRECT:
                     raise
-                descriptor, is_direct = self._opened(segment.file, again=True)
+                descriptor, is_direct = self._opened(segment, again=True)
                 continue
             done += count
             if count == 0 or (is_direct and done < needed and done % PAGE):
@@ -111,13 +112,16 @@ class Files:
         if not is_direct:
             os.posix_fadvise(descriptor, segment.start, segment.length, os.POSIX_FADV_DONTNEED)
 
-    def _opened(self, file: Path, *, again: bool = False) -> tuple[int, bool]:
+    def _opened(self, segment: Segment, *, again: bool = False) -> tuple[int, bool]:
         """Returns a file's descriptor and whether its reads are direct."""
+        file = segment.file
         if again:
             self._forget(file)
             logger.info("%s does not take direct reads; its pages are dropped instead", file)
         if file not in self._open:
             self._open[file] = _open_plain(file) if again else _open_direct(file)
+        if stamp_of(os.fstat(self._open[file][0])) != segment.stamp:
+            raise OSError(errno.ESTALE, "the file was replaced or changed", str(file))
         return self._open[file]
 
     def _forget(self, file: Path) -> None:
@@ -142,7 +146,7 @@ def _open_direct(file: Path) -> tuple[int, bool]:
     try:
         return os.open(file, os.O_RDONLY | os.O_DIRECT), True
     except OSError as error:
-        if error.errno not in _NOT_DIRECT:
+        if error.errno not in NOT_DIRECT:
             raise
     return _open_plain(file)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from predictor.weights.extents import PAGE, Block, Segment, pages
+from predictor.weights.extents import PAGE, Block, Segment, pages, stamp_of
 from predictor.weights.progress import Progress
 from predictor.weights.reading import Buffer, Files, opened_files
 
@@ -65,12 +65,12 @@ class _Reading:
         if not tensor.is_contiguous():
             return copy.copy_(tensor)
         into = copy.view(-1).view(torch.uint8) if tensor.dim() else copy.view(1).view(torch.uint8)
-        done = 0
+        done, stamp = 0, stamp_of(file.stat())
         while done < len(into):
             start = (offset + done) // PAGE * PAGE
             skip = offset + done - start
             count = min(len(into) - done, _BUFFER - skip)
-            segment = Segment(file, start, pages(skip + count), 0)
+            segment = Segment(file, start, pages(skip + count), 0, stamp)
             self._files.read(Block(file.name, (segment,), (), "checkpoint"), self._buffer)
             into[done : done + count] = self._buffer.tensor[skip : skip + count]
             done += count

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from predictor.weights.extents import Block, Segment, Tensor
+from predictor.weights.extents import Block, Segment, Stamp, Tensor, stamp_of
 from predictor.weights.reading import Buffer, opened_files
 
 FORMAT = 1
@@ -105,13 +105,13 @@ def read_store(file: Path) -> Store:
         StoreDamaged: It is of another format, cut short, or altered.
         OSError: It cannot be read.
     """
-    header, size = _read_header(file)
+    header, stamp = _read_header(file)
     if header["format"] != FORMAT:
         raise StoreDamaged(f"{file} is of format {header['format']} and not {FORMAT}.")
-    blocks = {entry["name"]: _block(file, entry) for entry in header["blocks"]}
+    blocks = {entry["name"]: _block(file, stamp, entry) for entry in header["blocks"]}
     end = max((block.segments[0].start + block.size for block in blocks.values()), default=0)
-    if size != end:
-        raise StoreDamaged(f"{file} has {size} bytes and not the {end} of its header.")
+    if stamp[2] != end:
+        raise StoreDamaged(f"{file} has {stamp[2]} bytes and not the {end} of its header.")
     checksums = {entry["name"]: entry["checksum"] for entry in header["blocks"]}
     return Store(Identity(**header["identity"]), blocks, checksums)
 
@@ -126,23 +126,23 @@ def owner_of(file: Path) -> str | None:
     return model
 
 
-def _read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header and the bytes of the whole file."""
+def _read_header(file: Path) -> tuple[dict[str, Any], Stamp]:
+    """The header, and which file it is of."""
     with file.open("rb") as stream:
         start = stream.read(START.size)
         if len(start) < START.size or not start.startswith(MAGIC):
             raise StoreDamaged(f"{file} is no offload store.")
         _, length, checksum = START.unpack(start)
         text = stream.read(length) if length <= _LARGEST_HEADER else b""
-        size = os.fstat(stream.fileno()).st_size
+        stamp = stamp_of(os.fstat(stream.fileno()))
     if zlib.crc32(text) != checksum or len(text) != length:
         raise StoreDamaged(f"{file} is damaged: its header was altered.")
-    return json.loads(text), size
+    return json.loads(text), stamp
 
 
-def _block(file: Path, entry: Mapping[str, Any]) -> Block:
+def _block(file: Path, stamp: Stamp, entry: Mapping[str, Any]) -> Block:
     tensors = tuple(tensor_of(one) for one in entry["tensors"])
-    segment = Segment(file, entry["start"], entry["length"], 0)
+    segment = Segment(file, entry["start"], entry["length"], 0, stamp)
     return Block(entry["name"], (segment,), tensors, "store")
 
 

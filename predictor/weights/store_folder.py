@@ -83,10 +83,16 @@ class StoreFolder:
             except (StoreDamaged, OSError) as error:
                 logger.warning("The offload store is not used: %s", error)
                 use.end()
-                self._remove()
                 return None
+            use.unmark()
+        self.release()
         self._use = use
         return store
+
+    def serve(self) -> None:
+        """Marks the store as used, from when requests are answered until `release`."""
+        if self._use is not None:
+            self._use.mark()
 
     def release(self) -> None:
         """Ends the use of the store, as a process does that ends as it should."""
@@ -120,11 +126,17 @@ class StoreFolder:
             needed: Bytes that are to be written.
             free: Bytes that may be written now.
         """
-        for file in sorted(self.folder.glob(f"*{_SUFFIX}"), key=lambda file: file.stat().st_mtime):
+        unused = {
+            file: file.stat().st_size
+            for file in self.folder.glob(f"*{_SUFFIX}")
+            if file != self.file and owner_of(file) == self.identity.model and _is_unused(file)
+        }
+        if needed > free + sum(unused.values()):
+            return free  # it would be for nothing
+        for file in sorted(unused, key=lambda file: file.stat().st_mtime):
             if needed <= free:
                 break
-            if file != self.file and owner_of(file) == self.identity.model:
-                free += _remove_unused(file)
+            free += _remove_unused(file)
         return free
 
     def _await(self, descriptor: int, progress: Progress) -> None:
@@ -133,13 +145,9 @@ class StoreFolder:
         while not _try_lock(descriptor):
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def _remove(self) -> None:
-        with contextlib.suppress(OSError):
-            self.file.unlink()
-
 
 class _Use:
-    """A share in the use of a store, until the process ends.
+    """A share in the use of a store, until the process ends; nothing on a read-only volume.
 
     Attributes:
         was_left: Whether the last one that used it was killed.
@@ -148,24 +156,33 @@ class _Use:
     def __init__(self, file: Path) -> None:
         self.was_left = False
         self._descriptor = -1
-        try:
+        with contextlib.suppress(OSError):
             self._descriptor = os.open(_beside(file, ".used"), os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError:
-            return  # a read-only volume
-        if _try_lock(self._descriptor):
-            self.was_left = os.fstat(self._descriptor).st_size > 0
+            if _try_lock(self._descriptor):
+                self.was_left = os.fstat(self._descriptor).st_size > 0
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def mark(self) -> None:
+        if self._descriptor < 0:
+            return
+        with contextlib.suppress(OSError):
             os.pwrite(self._descriptor, _MARK, 0)
             os.fsync(self._descriptor)
-        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
-    def end(self) -> None:
+    def unmark(self) -> None:
         """Takes the mark away if nobody else uses the store."""
         if self._descriptor < 0:
             return
-        if _try_lock(self._descriptor):
-            os.ftruncate(self._descriptor, 0)
-        os.close(self._descriptor)
-        self._descriptor = -1
+        with contextlib.suppress(OSError):
+            if _try_lock(self._descriptor):
+                os.ftruncate(self._descriptor, 0)
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def end(self) -> None:
+        self.unmark()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def _check(store: Store, progress: Progress) -> None:
@@ -176,6 +193,11 @@ def _check(store: Store, progress: Progress) -> None:
         store.check_all(store.blocks, progress.done)
     finally:
         progress.end()
+
+
+def _is_unused(file: Path) -> bool:
+    with _locked(file, ".lock") as writing, _locked(file, ".used") as used:
+        return _try_lock(writing) and _try_lock(used)
 
 
 def _remove_unused(file: Path) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from predictor.weights.extents import PAGE, Block, pages, view_of
-from predictor.weights.reading import PIECE, Buffer, Files
+from predictor.weights.reading import NOT_DIRECT, PIECE, Buffer, Files
 from predictor.weights.store import FORMAT, MAGIC, START, Identity, tensor_of
 
 _ALIGNED = 64
@@ -155,12 +155,14 @@ class _Output:
             try:
                 count = os.pwritev(self._descriptor, [piece], start + done)
             except OSError as error:
-                if not self._direct or error.errno != errno.EINVAL:
+                if not self._direct or error.errno not in NOT_DIRECT:
                     raise
                 self._go_plain()
                 continue
-            if count % PAGE:  # the volume is full: what is left must be tried to know
+            if self._direct:
                 count = count // PAGE * PAGE
+            if count == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file))
             done += count
         if not self._direct:
             os.fdatasync(self._descriptor)
@@ -180,7 +182,7 @@ class _Output:
             try:
                 return os.open(self._file, flags | os.O_DIRECT, 0o644)
             except OSError as error:
-                if error.errno != errno.EINVAL:
+                if error.errno not in NOT_DIRECT:
                     raise
                 self._direct = False
         return os.open(self._file, flags, 0o644)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import Checkpoints
 from tests.server.process import Served, serve
+from tests.serving import blocks_on_disk
 
 MODEL = '''
 import torch
@@ -79,3 +80,30 @@ def test_a_model_that_is_broken_ends_the_process_after_saying_so(fragile: Served
         assert running.result().status_code in (200, 503)
         assert fragile.process.wait(30) == 1
     assert "The model's engine has failed" in fragile.log.strip().splitlines()[-1]
+
+
+def test_a_store_that_cannot_be_read_any_more_ends_the_process_and_the_next_writes_it_anew(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    folder = checkpoints("llama")
+    flags = (
+        "--max_model_len=256",
+        "--offload_store=always",
+        f"--offload_folder={tmp_path}",
+        f"--device_map={json.dumps(blocks_on_disk(folder))}",
+    )
+    with serve(folder, *flags) as server:
+        expected = server.await_ready().predict("a prompt", max_new_tokens=8).json()
+        (store,) = tmp_path.glob("*.store")
+        with store.open("r+b") as file:
+            file.truncate(8192)
+        answers = [server.predict("a prompt", max_new_tokens=8) for _ in range(2)]
+        broken = answers[-1] if answers[0].status_code == 200 else answers[0]
+        assert broken.status_code == 503
+        assert broken.json()["error"].startswith("model.layers.")
+        assert "cannot be read from" in broken.json()["error"]
+        assert server.process.wait(30) == 1
+    with serve(folder, *flags) as server:
+        assert server.await_ready().predict("a prompt", max_new_tokens=8).json() == expected
+        assert "The offload store is not used" in server.log
+        assert store.stat().st_size > 8192

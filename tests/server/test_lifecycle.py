@@ -19,7 +19,8 @@ from tests.server.process import Served, serve
 from kserve import InferenceGRPCClient  # isort: skip
 import grpc  # isort: skip
 
-SMALL = ("--max_model_len=2048", "--prefill_chunk=16", "--device_map=disk")
+SMALL = ("--max_model_len=2048", "--prefill_chunk=16", "--device_map=disk", "--dtype=bfloat16")
+"""Streamed from disk and converted by Accelerate's hooks: slow, so that there is time to act."""
 """Everything on disk: a long generation takes seconds."""
 
 

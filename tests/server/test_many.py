@@ -33,7 +33,9 @@ DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
 @pytest.fixture(scope="module")
 def slow(checkpoints: Checkpoints) -> Iterator[Served]:
     """Every block on disk, at most four requests."""
+    # Converted by Accelerate's hooks while it is streamed: slow, so that there is time to act.
     flags = ("--max_model_len=2048", "--prefill_chunk=16", "--device_map=disk", "--max_requests=4")
+    flags += ("--dtype=bfloat16",)
     with serve(checkpoints("bloom"), *flags) as server:
         yield server.await_ready()
 
