@@ -84,6 +84,22 @@ def test_a_restart_on_a_volume_that_just_holds_the_model_fits(
     assert again.placement.device_map == first.placement.device_map
 
 
+def test_weights_that_were_trained_further_in_any_layer_are_another_models(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(checkpoints("llama", shards=False), tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    weights = load_file(file)
+    names = {folder_name(open_directory(tmp_path / "m"), "float32")}
+    for name in weights:
+        changed = dict(weights) | {name: weights[name] + 0.01}
+        save_file(changed, file, metadata={"format": "pt"})
+        names.add(folder_name(open_directory(tmp_path / "m"), "float32"))
+    assert len(names) == 1 + len(weights)
+
+
 def test_every_model_revision_dtype_and_kind_has_a_folder_of_its_own(
     checkpoint: Checkpoint, checkpoints: Checkpoints
 ) -> None:

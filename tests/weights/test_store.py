@@ -203,6 +203,17 @@ def test_a_store_on_a_file_system_in_memory_is_written_and_read(tmp_path: Path) 
         assert_holds(write(folder / "a.store", held), held)
 
 
+def test_a_file_that_took_the_stores_name_is_never_read_with_the_old_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_SECONDS_BETWEEN_TRIES", 0.0)
+    held = tensors(4)
+    store = write(tmp_path / "a.store", {name: held[name] for name in ("layers.1", "layers.2")})
+    write(tmp_path / "a.store", held)  # by another pod, with other offsets
+    with pytest.raises(OSError, match="replaced or changed"):
+        read(store.blocks["layers.2"])
+
+
 # Who may use it, and who writes it
 
 
