@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import resource
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 PROMPT = (5, 17, 3, 42, 8, 29, 11, 2)
 _WARM_UP = (0, 0, 0, 0)
-Generate = Callable[[Sequence[int], int, Callable[[], None]], list[int]]
+Generate = Callable[[Sequence[Sequence[int]], int, Callable[[], None]], list[list[int]]]
+"""Continues prompts by so many tokens, and calls back after each token of the first."""
 
 
 @dataclass(slots=True)
@@ -48,54 +48,74 @@ def _read_bytes() -> int:
     return int(dict(line.split(": ") for line in Path("/proc/self/io").open())["read_bytes"])
 
 
-def own_bytes() -> int:
-    """Returns the anonymous memory of this process."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.findall(r"RssAnon:\s+(\d+)", status)[0]) * 1024
+class Listening:
+    """Notes each token of one sequence of the predictor's engine."""
+
+    def __init__(self, mark: Callable[[], None]) -> None:
+        self.tokens: list[int] = []
+        self.outcome: Any = None
+        self._ended = threading.Event()
+        self._mark = mark
+
+    def token(self, token: Any) -> bool:
+        """Takes a token; the sequence goes on."""
+        self.tokens.append(token.id)
+        self._mark()
+        return False
+
+    def end(self, outcome: Any) -> None:
+        """Takes the end."""
+        self.outcome = outcome
+        self._ended.set()
+
+    def wait(self) -> list[int]:
+        """Returns the tokens when there are all; raises what ended the sequence otherwise."""
+        self._ended.wait()
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.tokens
+
+
+def bring_up(given: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Returns what the predictor sees, decides and starts: resources, what is prepared, and it."""
+    from predictor import pod, startup
+    from predictor.settings import read_settings
+    from predictor.weights.progress import Progress
+
+    settings = read_settings(given)
+    resources = pod.read(settings.offload_folder)
+    prepared = startup.prepare(settings, startup.open_checkpoint(settings), resources)
+    return resources, prepared, startup.bring_up(settings, prepared, Progress())
+
+
+def engine_generates(engine: Any) -> Generate:
+    """Returns how the predictor's engine continues prompts: tokens are seen there only."""
+    from predictor.engine.sampling import Sampling
+
+    def generate(
+        prompts: Sequence[Sequence[int]], count: int, mark: Callable[[], None]
+    ) -> list[list[int]]:
+        listening = [Listening(mark if index == 0 else _ignore) for index in range(len(prompts))]
+        for prompt, listener in zip(prompts, listening, strict=True):
+            engine.submit(prompt, Sampling(count), listener)
+        return [listener.wait() for listener in listening]
+
+    return generate
+
+
+def _ignore() -> None:
+    """Is called for tokens of all sequences but the first."""
 
 
 def _predictor(checkpoint: Path, _: int) -> tuple[Generate, Any, dict[str, Any]]:
     """The predictor: measures its pod, plans, loads, and serves with its own engine."""
-    from predictor import pod, startup
-    from predictor.engine.sampling import Sampling
     from predictor.placement.report import as_json
-    from predictor.settings import read_settings
-    from predictor.weights.progress import Progress
 
-    settings = read_settings({"model_dir": checkpoint, "max_model_len": 128, "max_concurrency": 1})
-    resources = pod.read(settings.offload_folder)
-    prepared = startup.prepare(settings, startup.open_checkpoint(settings), resources)
-    task = startup.bring_up(settings, prepared, Progress()).task
-    engine = task._engine  # tokens, and when each came, are seen at the engine only
-
-    class Listening:
-        """Notes each token of one sequence."""
-
-        def __init__(self, mark: Callable[[], None]) -> None:
-            self.tokens: list[int] = []
-            self.outcome: Any = None
-            self.ended = threading.Event()
-            self._mark = mark
-
-        def token(self, token: Any) -> bool:
-            self.tokens.append(token.id)
-            self._mark()
-            return False
-
-        def end(self, outcome: Any) -> None:
-            self.outcome = outcome
-            self.ended.set()
-
-    def generate(prompt: Sequence[int], count: int, mark: Callable[[], None]) -> list[int]:
-        listening = Listening(mark)
-        engine.submit(prompt, Sampling(count), listening)
-        listening.ended.wait()
-        if isinstance(listening.outcome, Exception):
-            raise listening.outcome
-        return listening.tokens
-
+    given = {"model_dir": checkpoint, "max_model_len": 128, "max_concurrency": 1}
+    resources, prepared, started = bring_up(given)
+    engine = started.task._engine
     facts = {"available": resources.memory.available, "tiers": as_json(prepared.placement)["tiers"]}
-    return generate, engine._runner._model, facts
+    return engine_generates(engine), engine._runner._model, facts
 
 
 def _plain(checkpoint: Path, _: int) -> tuple[Generate, Any, dict[str, Any]]:
@@ -105,25 +125,44 @@ def _plain(checkpoint: Path, _: int) -> tuple[Generate, Any, dict[str, Any]]:
 
 def _by_hand(checkpoint: Path, limit: int) -> tuple[Generate, Any, dict[str, Any]]:
     """A careful user: the limit of the pod less what this process holds after its imports."""
+    return _transformers(checkpoint, memory_left(limit))
+
+
+def memory_left(limit: int) -> dict[str, int]:
+    """Returns ``max_memory`` for a limit less what this process holds after its imports."""
     import transformers
 
+    from predictor.pod.memory import read_own_anonymous
+
     _ = transformers.AutoModelForCausalLM
-    return _transformers(checkpoint, {"cpu": limit - own_bytes()})
+    return {"cpu": limit - read_own_anonymous()}
 
 
 def _transformers(
     checkpoint: Path, max_memory: dict[str, int] | None
 ) -> tuple[Generate, Any, dict[str, Any]]:
-    from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+    given = dict(max_memory) if max_memory else None
+    model = accelerate_model(checkpoint, device_map="auto", max_memory=given)
+    return transformers_generates(model), model, {"max_memory": max_memory}
 
-    model = AutoModelForCausalLM.from_pretrained(
+
+def accelerate_model(checkpoint: Path, **options: Any) -> Any:
+    """Returns the model as transformers and Accelerate alone place it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
         checkpoint,
         dtype="auto",
-        device_map="auto",
-        max_memory=dict(max_memory) if max_memory else None,
         offload_folder=tempfile.mkdtemp(dir=checkpoint.parent),
         local_files_only=True,
+        **options,
     )
+
+
+def transformers_generates(model: Any) -> Generate:
+    """Returns how transformers continues prompts of one length, as one batch."""
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList
 
     class Marking(StoppingCriteria):
         def __init__(self, mark: Callable[[], None]) -> None:
@@ -133,25 +172,22 @@ def _transformers(
             self._mark()
             return input_ids.new_zeros(len(input_ids)).bool()
 
-    def generate(prompt: Sequence[int], count: int, mark: Callable[[], None]) -> list[int]:
-        return _generate(model, prompt, count, StoppingCriteriaList([Marking(mark)]))
+    def generate(
+        prompts: Sequence[Sequence[int]], count: int, mark: Callable[[], None]
+    ) -> list[list[int]]:
+        ids = torch.tensor([list(prompt) for prompt in prompts])
+        with torch.inference_mode():
+            found = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=count,
+                do_sample=False,
+                stopping_criteria=StoppingCriteriaList([Marking(mark)]),
+            )
+        told: list[list[int]] = found[:, ids.shape[1] :].tolist()
+        return told
 
-    return generate, model, {"max_memory": max_memory}
-
-
-def _generate(model: Any, prompt: Sequence[int], count: int, criteria: Any) -> list[int]:
-    import torch
-
-    ids = torch.tensor([list(prompt)])
-    with torch.inference_mode():
-        found = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=count,
-            do_sample=False,
-            stopping_criteria=criteria,
-        )
-    return [int(token) for token in found[0, len(prompt) :]]
+    return generate
 
 
 CONTESTANTS = {"predictor": _predictor, "plain": _plain, "by-hand": _by_hand}
@@ -173,11 +209,11 @@ def main() -> None:
     generate, model, facts = CONTESTANTS[flags.contestant](flags.checkpoint, flags.limit)
     loaded = time.perf_counter()
     if flags.contestant != "predictor":  # whose loading includes the same warm-up
-        generate(_WARM_UP, 2, lambda: None)
+        generate([_WARM_UP], 2, _ignore)
     ready = time.perf_counter()
     meter = Meter()
     meter.mark()
-    tokens = generate(PROMPT, flags.tokens, meter.mark)
+    (tokens,) = generate([PROMPT], flags.tokens, meter.mark)
     result = {
         "group": Path("/proc/self/cgroup").read_text(),
         "load_seconds": loaded - began,

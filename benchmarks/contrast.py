@@ -28,6 +28,7 @@ from groups import memory_group
 from measuring import (
     CannotMeasure,
     Finished,
+    add_places,
     compile_modules,
     finish,
     machine,
@@ -57,9 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tokens", type=int, default=4, help="new tokens; the first is not timed with the others")
     add("--rounds", type=int, default=3, help="runs of each contestant")
     add("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
-    add("--workdir", type=Path, help="a folder on a disk; a temporary one otherwise")
-    add("--mounts", type=Path, default=Path("/proc/self/mounts"), help="where cgroups are found")
-    add("--json", type=Path, help="where to write the numbers")
+    add_places(parser)
     return parser
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from checkpoint import Size, drop_from_cache, make
 from groups import MemoryGroup, memory_group
 from load import Server, measure_users
-from measuring import CannotMeasure, finish, machine, mib, run, table
+from measuring import CannotMeasure, add_places, finish, machine, mib, run, table
 from served import serve
 from serving import Prompts
 
@@ -56,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--shapes", type=int, default=len(SHAPES), help="how many of the shapes")
     add("--limits", type=float, nargs="+", default=list(LIMITS), help="GiB")
     add("--users", type=int, nargs="+", default=list(USERS), help="at one time")
-    add("--workdir", type=Path, help="a folder on a disk; a temporary one otherwise")
-    add("--mounts", type=Path, default=Path("/proc/self/mounts"), help="where cgroups are found")
-    add("--json", type=Path, help="where to write the numbers")
+    add_places(parser)
     return parser
 
 

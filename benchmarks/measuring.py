@@ -6,6 +6,7 @@ into its child's peak (``exec_mmap`` in ``fs/exec.c``), so the parent has to sta
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -157,6 +158,14 @@ def machine() -> str:
 def mib(count: float) -> str:
     """Returns bytes as MiB."""
     return f"{count / 2**20:.0f} MiB"
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where to work, and where to write."""
+    add = parser.add_argument
+    add("--workdir", type=Path, help="a folder on a disk; a temporary one otherwise")
+    add("--mounts", type=Path, default=Path("/proc/self/mounts"), help="where cgroups are found")
+    add("--json", type=Path, help="where to write the numbers")
 
 
 def finish(measure: Callable[[], Mapping[str, Any]], path: Path | None) -> int:

@@ -28,7 +28,7 @@ from typing import Any
 
 from checkpoint import drop_from_cache, make
 from groups import memory_group
-from measuring import CannotMeasure, finish, machine, mib, run, table
+from measuring import CannotMeasure, add_places, finish, machine, mib, run, table
 from serving import LLAMA, TINY
 from streamers import CONTESTANTS
 
@@ -56,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--budget", type=float, help="GiB of main memory for the predictor to plan for")
     add("--rounds", type=int, default=2, help="runs of each contestant")
     add("--quick", action="store_true", help="a tiny model; proves nothing")
-    add("--workdir", type=Path, help="a folder on a disk; a temporary one otherwise")
-    add("--mounts", type=Path, default=Path("/proc/self/mounts"), help="where cgroups are found")
-    add("--json", type=Path, help="where to write the numbers")
+    add_places(parser)
     return parser
 
 

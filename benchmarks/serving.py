@@ -41,7 +41,7 @@ from load import (
     others_seconds,
     speed,
 )
-from measuring import ROOT, CannotMeasure, finish, machine, mib, run, table
+from measuring import ROOT, CannotMeasure, add_places, finish, machine, mib, run, table
 from served import check_placement, serve
 from tokenizers import Tokenizer
 
@@ -118,9 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--wait", type=float, default=60, help="most seconds to wait for a quiet machine, each time"
     )
-    add("--workdir", type=Path, help="a folder on a disk; a temporary one otherwise")
-    add("--mounts", type=Path, default=Path("/proc/self/mounts"), help="where cgroups are found")
-    add("--json", type=Path, help="where to write the numbers")
+    add_places(parser)
     return parser
 
 

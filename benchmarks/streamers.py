@@ -8,119 +8,56 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
-import threading
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from contestants import Meter, own_bytes
+from contestants import (
+    Generate,
+    Meter,
+    accelerate_model,
+    bring_up,
+    engine_generates,
+    memory_left,
+    transformers_generates,
+)
 
 _PROMPT = 8
-Decode = Callable[[int, int, Callable[[], None]], list[list[int]]]
-"""Gives that many sequences that many tokens, and calls back after each token of the first."""
 
 
-def prompt(index: int) -> list[int]:
-    """Returns the prompt of a sequence; all are as long."""
-    return [5 + (7 * index + 3 * place) % 500 for place in range(_PROMPT)]
+def prompts(count: int) -> list[list[int]]:
+    """Returns so many different prompts; all are as long."""
+    return [
+        [5 + (7 * index + 3 * place) % 500 for place in range(_PROMPT)] for index in range(count)
+    ]
 
 
-def _auto(checkpoint: Path, _: argparse.Namespace) -> tuple[Decode, Any]:
+def _auto(checkpoint: Path, _: argparse.Namespace) -> tuple[Generate, Any]:
     return _accelerate(checkpoint, device_map="auto")
 
 
-def _max_memory(checkpoint: Path, flags: argparse.Namespace) -> tuple[Decode, Any]:
-    import transformers
-
-    _ = transformers.AutoModelForCausalLM
-    left = flags.limit - own_bytes()
-    return _accelerate(checkpoint, device_map="auto", max_memory={"cpu": left})
+def _max_memory(checkpoint: Path, flags: argparse.Namespace) -> tuple[Generate, Any]:
+    return _accelerate(checkpoint, device_map="auto", max_memory=memory_left(flags.limit))
 
 
-def _all_disk(checkpoint: Path, _: argparse.Namespace) -> tuple[Decode, Any]:
+def _all_disk(checkpoint: Path, _: argparse.Namespace) -> tuple[Generate, Any]:
     return _accelerate(checkpoint, device_map={"": "disk"})
 
 
-def _accelerate(checkpoint: Path, **options: Any) -> tuple[Decode, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
-
-    folder = tempfile.mkdtemp(dir=checkpoint.parent)
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype="auto", offload_folder=folder, local_files_only=True, **options
-    )
-
-    class Marking(StoppingCriteria):
-        def __init__(self, mark: Callable[[], None]) -> None:
-            self._mark = mark
-
-        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG002
-            self._mark()
-            return input_ids.new_zeros(len(input_ids)).bool()
-
-    def decode(sequences: int, tokens: int, mark: Callable[[], None]) -> list[list[int]]:
-        ids = torch.tensor([prompt(index) for index in range(sequences)])
-        with torch.inference_mode():
-            found = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=tokens,
-                do_sample=False,
-                stopping_criteria=StoppingCriteriaList([Marking(mark)]),
-            )
-        told: list[list[int]] = found[:, _PROMPT:].tolist()
-        return told
-
-    return decode, model
+def _accelerate(checkpoint: Path, **options: Any) -> tuple[Generate, Any]:
+    model = accelerate_model(checkpoint, **options)
+    return transformers_generates(model), model
 
 
-def _predictor(checkpoint: Path, flags: argparse.Namespace) -> tuple[Decode, Any]:
-    from predictor import pod, startup
-    from predictor.engine.sampling import Sampling
-    from predictor.settings import read_settings
-    from predictor.weights.progress import Progress
-
+def _predictor(checkpoint: Path, flags: argparse.Namespace) -> tuple[Generate, Any]:
     given: dict[str, Any] = {"model_dir": checkpoint, "max_model_len": 256, "max_concurrency": 1}
     if flags.store:
         given |= {"offload_folder": flags.store, "offload_store": "always"}
     if flags.budget:
         given["max_memory"] = json.dumps({"cpu": flags.budget})
-    settings = read_settings(given)
-    resources = pod.read(settings.offload_folder)
-    prepared = startup.prepare(settings, startup.open_checkpoint(settings), resources)
-    up = startup.bring_up(settings, prepared, Progress())
-    engine: Any = up.task._engine  # tokens, and when each came, are seen at the engine only
-
-    class Listening:
-        def __init__(self, mark: Callable[[], None]) -> None:
-            self.tokens: list[int] = []
-            self.outcome: Any = None
-            self.ended = threading.Event()
-            self._mark = mark
-
-        def token(self, token: Any) -> bool:
-            self.tokens.append(token.id)
-            self._mark()
-            return False
-
-        def end(self, outcome: Any) -> None:
-            self.outcome = outcome
-            self.ended.set()
-
-    def decode(sequences: int, tokens: int, mark: Callable[[], None]) -> list[list[int]]:
-        listening = [Listening(mark if index == 0 else lambda: None) for index in range(sequences)]
-        for index, listener in enumerate(listening):
-            engine.submit(prompt(index), Sampling(tokens), listener)
-        for listener in listening:
-            listener.ended.wait()
-            if isinstance(listener.outcome, Exception):
-                raise listener.outcome
-        return [listener.tokens for listener in listening]
-
-    return decode, up
+    _, _, started = bring_up(given)
+    return engine_generates(started.task._engine), started
 
 
 CONTESTANTS = {
@@ -147,12 +84,12 @@ def main() -> None:
 
     _ = torch.Tensor, transformers.PreTrainedModel
     began = time.perf_counter()
-    decode, loaded = CONTESTANTS[flags.contestant](flags.checkpoint, flags)
+    generate, loaded = CONTESTANTS[flags.contestant](flags.checkpoint, flags)
     ready = time.perf_counter() - began
-    decode(1, 2, lambda: None)  # what transformers puts off until the first pass
+    generate(prompts(1), 2, lambda: None)  # what transformers puts off until the first pass
     streaming = getattr(getattr(loaded, "weights", None), "streaming", None)
     levels = {
-        sequences: _level(decode, sequences, flags.tokens, streaming)
+        sequences: _level(generate, sequences, flags.tokens, streaming)
         for sequences in flags.sequences
     }
     result = {
@@ -166,14 +103,14 @@ def main() -> None:
     print("\n" + json.dumps(result))
 
 
-def _level(decode: Decode, sequences: int, tokens: int, streaming: Any) -> dict[str, Any]:
+def _level(generate: Generate, sequences: int, tokens: int, streaming: Any) -> dict[str, Any]:
     meter, stalls = Meter(), []
 
     def mark() -> None:
         meter.mark()
         stalls.append(0.0 if streaming is None else streaming._metrics.stalls)
 
-    told = decode(sequences, tokens, mark)
+    told = generate(prompts(sequences), tokens, mark)
     passes = meter.per_token()[1:]  # the first that are told may come after several passes
     waited = [after - before for before, after in pairwise(stalls)][1:]
     return {

@@ -17,12 +17,13 @@ from predictor.placement.footprint import build_on_meta, measure_footprint
 from predictor.placement.plan import Placement, Wishes
 from predictor.placement.planner import plan
 from predictor.placement.units import Footprint
+from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
 from predictor.pod.usage import count_usage
 from predictor.settings import Settings
 from predictor.tasks.generation import TextGeneration
 from predictor.tasks.loading import open_task
-from predictor.weights.audit import anonymous_bytes, compare
+from predictor.weights.audit import compare
 from predictor.weights.checkpoint import (
     Checkpoint,
     context_length,
@@ -117,8 +118,8 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         stored_dtype=checkpoint.dtype,
         stored_kind=checkpoint.kind,
     )
-    wishes = _wishes(settings, checkpoint, footprint, resources)
-    placement = plan(footprint, resources, replace(wishes, max_batch_size=rows))
+    wishes = _wishes(settings, checkpoint, footprint, resources, max_batch_size=rows)
+    placement = plan(footprint, resources, wishes)
     return Prepared(
         checkpoint,
         skeleton,
@@ -150,7 +151,7 @@ def bring_up(
         LoadFailed: Reading failed.
     """
     prepared = replace(prepared, checkpoint=fetch_weights(prepared.checkpoint))
-    before, metrics = anonymous_bytes(), WeightMetrics(settings.model_name)
+    before, metrics = read_own_anonymous(), WeightMetrics(settings.model_name)
     loaded = load(
         prepared.checkpoint,
         prepared.placement,
@@ -166,7 +167,7 @@ def bring_up(
         loaded.release()
         raise
     loaded.serve()
-    compare(prepared.placement, held=anonymous_bytes() - before)
+    compare(prepared.placement, held=read_own_anonymous() - before)
     return Started(task, loaded)
 
 
@@ -235,12 +236,18 @@ def _max_model_len(settings: Settings, checkpoint: Checkpoint) -> int:
 
 
 def _wishes(
-    settings: Settings, checkpoint: Checkpoint, footprint: Footprint, resources: PodResources
+    settings: Settings,
+    checkpoint: Checkpoint,
+    footprint: Footprint,
+    resources: PodResources,
+    *,
+    max_batch_size: int,
 ) -> Wishes:
     return Wishes(
         device_map=settings.device_map,
         max_memory=settings.max_memory or {},
         max_concurrency=settings.max_concurrency,
+        max_batch_size=max_batch_size,
         headroom=settings.memory_headroom,
         reserve=settings.memory_reserve,
         disk=_disk(settings, checkpoint, footprint, resources),

@@ -10,7 +10,8 @@ from predictor import metrics
 from predictor.metrics import EngineMetrics, WeightMetrics
 from predictor.placement.plan import Wishes
 from predictor.placement.planner import plan
-from predictor.weights.audit import anonymous_bytes, compare
+from predictor.pod.memory import read_own_anonymous
+from predictor.weights.audit import compare
 from tests.placement.small import MIB, footprint, pod
 
 
@@ -63,7 +64,7 @@ def test_a_plan_that_memory_contradicts_is_told_with_both_numbers(
 
 
 def test_anonymous_memory_is_read_from_the_kernel() -> None:
-    before = anonymous_bytes()
+    before = read_own_anonymous()
     held = bytearray(64 * MIB)
     held[::4096] = b"x" * len(held[::4096])
-    assert anonymous_bytes() - before > 32 * MIB
+    assert read_own_anonymous() - before > 32 * MIB

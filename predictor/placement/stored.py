@@ -35,7 +35,8 @@ class StoredWeights:
     dtype: str | None
 
 
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""torch's names of the format's floating dtypes."""
 
 
 def read_stored(model_dir: Path) -> StoredWeights | None:
@@ -85,7 +86,7 @@ def _from_headers(files: tuple[Path, ...]) -> StoredWeights:
         for entry in read_header(file).values():
             begin, end = entry["data_offsets"]
             by_dtype[entry["dtype"]] = by_dtype.get(entry["dtype"], 0) + end - begin
-    floating = {_DTYPES[name]: count for name, count in by_dtype.items() if name in _DTYPES}
+    floating = {FLOATING[name]: count for name, count in by_dtype.items() if name in FLOATING}
     dtype = max(floating, key=lambda name: floating[name]) if floating else None
     return StoredWeights("safetensors", files, sum(by_dtype.values()), dtype)
 
@@ -111,6 +112,13 @@ def read_header(file: Path) -> dict[str, Any]:
     if file.stat().st_size < 8 + length + end:
         raise CheckpointError(f"{file} is cut short: fewer bytes than its header says.")
     return header  # type: ignore[no-any-return]
+
+
+def data_start(file: Path) -> int:
+    """Returns where in a safetensors file the bytes begin that its header's offsets count from."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+    return 8 + int(length)
 
 
 def _end(entry: dict[str, Any]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from predictor.placement.plan import Placement
 from predictor.quantity import format_bytes
@@ -15,12 +14,6 @@ _MOST = 0.05
 
 _NOISE = 64 * 1024**2
 """Bytes that loading leaves behind whatever the model: caches of libraries, allocators' arenas."""
-
-
-def anonymous_bytes(status: Path = Path("/proc/self/status")) -> int:
-    """Returns the anonymous memory of this process, which a limit cannot take back."""
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    return int(lines["RssAnon"].split()[0]) * 1024
 
 
 def compare(placement: Placement, *, held: int) -> None:

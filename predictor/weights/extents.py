@@ -7,15 +7,15 @@ in place, in as many segments as its tensors are scattered over.
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from predictor.placement.stored import read_header
+from predictor.placement.stored import FLOATING, data_start, read_header
 
 PAGE = 4096
 """What direct reads are aligned to in the file, in memory and in length: a page is a multiple of
@@ -24,19 +24,15 @@ every device's own block."""
 _SMALL_GAP = PAGE
 """Bytes between two tensors that are read with them: cheaper than one more read."""
 
-_TORCH = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+_OTHERS = {
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
-
+_TORCH = {stored: getattr(torch, name) for stored, name in (FLOATING | _OTHERS).items()}
 
 Stamp = tuple[int, int, int]
 """A file's device, number and size."""
@@ -64,6 +60,12 @@ class Segment:
     length: int
     at: int
     stamp: Stamp
+
+    @property
+    def needed(self) -> int:
+        """How many of its bytes the file has."""
+        _, _, size = self.stamp
+        return min(self.length, size - self.start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,80 +112,89 @@ def pages(count: int) -> int:
     return -(-count // PAGE) * PAGE
 
 
+def in_place(
+    wanted: Mapping[str, Mapping[str, torch.Tensor]], index: Mapping[str, Mapping[str, str]]
+) -> tuple[Block, ...] | None:
+    """Returns blocks as they lie in safetensors files; None if one is not stored as it is served.
+
+    Args:
+        wanted: For each block its parameters by name, on the meta device, as they are served.
+        index: transformers' index of weights on disk: for each parameter ``safetensors_file`` and
+            ``weight_name``.
+    """
+    tensors_of = functools.cache(_tensors_of)  # many blocks lie in one file
+    blocks = []
+    for name, parameters in wanted.items():
+        stored: dict[str, _Stored] = {}
+        for key, parameter in parameters.items():
+            entry = index.get(key, {})
+            if "safetensors_file" not in entry:
+                return None
+            found = tensors_of(Path(entry["safetensors_file"])).get(entry["weight_name"])
+            if found is None or not found.serves(parameter):
+                return None
+            stored[key] = found
+        blocks.append(_laid_out(name, stored))
+    return tuple(blocks)
+
+
 @dataclass(frozen=True, slots=True)
 class _Stored:
     """A tensor in a file."""
 
-    name: str
     file: Path
     begin: int
     end: int
     dtype: torch.dtype
     shape: tuple[int, ...]
 
-
-def in_place(
-    name: str, wanted: Mapping[str, torch.Tensor], index: Mapping[str, Mapping[str, str]]
-) -> Block | None:
-    """Returns a block as it lies in safetensors files; None where it is not stored as it is served.
-
-    Args:
-        name: The block's name.
-        wanted: Its parameters by name, on the meta device, as they are served.
-        index: transformers' index of weights on disk: for each parameter ``safetensors_file`` and
-            ``weight_name``.
-    """
-    stored = list(_stored(wanted, index))
-    fits = len(stored) == len(wanted) and all(
-        one.dtype == wanted[one.name].dtype
-        and one.shape == tuple(wanted[one.name].shape)
-        and one.begin % one.dtype.itemsize == 0
-        for one in stored
-    )
-    return _laid_out(name, stored) if fits else None
+    def serves(self, parameter: torch.Tensor) -> bool:
+        """Whether its bytes are a parameter's as they are, and can be looked at where they lie."""
+        is_alike = (self.dtype, self.shape) == (parameter.dtype, tuple(parameter.shape))
+        return is_alike and self.begin % self.dtype.itemsize == 0
 
 
-def _stored(wanted: Iterable[str], index: Mapping[str, Mapping[str, str]]) -> Iterator[_Stored]:
-    headers: dict[Path, dict[str, Any]] = {}
-    begins: dict[Path, int] = {}
-    for name in wanted:
-        entry = index.get(name)
-        if entry is None or "safetensors_file" not in entry:
-            continue
-        file = Path(entry["safetensors_file"])
-        if file not in headers:
-            headers[file] = read_header(file)
-            with file.open("rb") as stream:
-                begins[file] = 8 + int.from_bytes(stream.read(8), "little")
-        found = headers[file].get(entry["weight_name"])
-        if found is None or found["dtype"] not in _TORCH:
-            continue
-        begin, end = (begins[file] + offset for offset in found["data_offsets"])
-        yield _Stored(name, file, begin, end, _TORCH[found["dtype"]], tuple(found["shape"]))
+def _tensors_of(file: Path) -> dict[str, _Stored]:
+    start = data_start(file)
+    return {
+        name: _Stored(
+            file,
+            start + entry["data_offsets"][0],
+            start + entry["data_offsets"][1],
+            _TORCH[entry["dtype"]],
+            tuple(entry["shape"]),
+        )
+        for name, entry in read_header(file).items()
+        if entry["dtype"] in _TORCH
+    }
 
 
-def _laid_out(name: str, stored: list[_Stored]) -> Block:
+def _laid_out(name: str, stored: Mapping[str, _Stored]) -> Block:
     """Merges neighbours in a file into segments, and gives each a place in the buffer."""
     segments: list[Segment] = []
     tensors: list[Tensor] = []
     free = 0
-    for run in _runs(sorted(stored, key=lambda one: (one.file, one.begin))):
-        start = run[0].begin // PAGE * PAGE
-        length = pages(max(one.end for one in run) - start)
-        file = run[0].file
+    for run in _runs(stored):
+        file, begin = stored[run[0]].file, stored[run[0]].begin
+        start = begin // PAGE * PAGE
+        length = pages(max(stored[key].end for key in run) - start)
         segments.append(Segment(file, start, length, free, stamp_of(file.stat())))
-        tensors += [Tensor(t.name, t.dtype, t.shape, free + t.begin - start) for t in run]
+        for key in run:
+            one = stored[key]
+            tensors.append(Tensor(key, one.dtype, one.shape, free + one.begin - start))
         free += length
     return Block(name, tuple(segments), tuple(tensors), "checkpoint")
 
 
-def _runs(stored: Iterable[_Stored]) -> Iterator[list[_Stored]]:
-    run: list[_Stored] = []
-    for one in stored:
-        if run and (one.file != run[0].file or one.begin > run[-1].end + _SMALL_GAP):
+def _runs(stored: Mapping[str, _Stored]) -> Iterator[list[str]]:
+    """Names of tensors that lie one behind the other."""
+    run: list[str] = []
+    for key, one in sorted(stored.items(), key=lambda item: (item[1].file, item[1].begin)):
+        before = stored[run[-1]] if run else one
+        if one.file != before.file or one.begin > before.end + _SMALL_GAP:
             yield run
             run = []
-        run.append(one)
+        run.append(key)
     if run:
         yield run
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,17 +32,17 @@ class Known:
         """
         self._file = file
         self._streamed = streamed
-        self._under: dict[str, str] = {}
-        self._facts: dict[str, int] = {}
 
     def get(self, name: str) -> int | None:
         """Returns a fact."""
-        if not self._under:
-            self._under = _conditions() | {"streamed": str(self._streamed)}
-            self._facts = self._kept()
         return self._facts.get(name)
 
-    def _kept(self) -> dict[str, int]:
+    @cached_property
+    def _under(self) -> dict[str, str]:
+        return _conditions() | {"streamed": str(self._streamed)}
+
+    @cached_property
+    def _facts(self) -> dict[str, int]:
         if self._file is None:
             return {}
         try:
@@ -57,8 +58,7 @@ class Known:
 
     def keep(self, **facts: int) -> None:
         """Keeps facts, where they can be kept."""
-        self.get("")
-        self._facts |= facts
+        self._facts.update(facts)
         if self._file is None:
             return
         partial = self._file.with_name(f"{self._file.name}.partial")

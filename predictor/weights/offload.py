@@ -114,14 +114,12 @@ class Supply:
             ConfigurationError: A store has to be written, by the settings, and cannot be.
         """
         if self.store is None:
-            blocks = [in_place(name, wanted[name], index) for name in self.names]
-            found = tuple(block for block in blocks if block is not None)
-            is_whole = len(found) == len(self.names)
+            found = in_place(wanted, index)
             if self._may_write and self._folder is not None:
                 free = self._offload.free - spent
-                self._write(self._folder, wanted, index, free, found if is_whole else None)
+                self._write(self._folder, wanted, index, free, found)
             if self.store is None:
-                return found if is_whole else None
+                return found
         return tuple(self.store.blocks[name] for name in self.names)
 
     @property

@@ -34,6 +34,8 @@ _SECONDS_BETWEEN_TRIES = 0.2
 NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
 """Errors of file systems that take no direct reads or writes."""
 
+_MODE = 0o644
+
 
 class Buffer:
     """Memory that direct reads may go to.
@@ -94,9 +96,8 @@ class Files:
 
     def _read(self, segment: Segment, buffer: Buffer) -> None:
         descriptor, is_direct = self._opened(segment)
-        needed = _needed(segment, descriptor)
         done = 0
-        while done < needed:
+        while done < segment.needed:
             end = min(done + PIECE, segment.length)
             into = buffer.bytes[segment.at + done : segment.at + end]
             try:
@@ -107,7 +108,7 @@ class Files:
                 descriptor, is_direct = self._opened(segment, again=True)
                 continue
             done += count
-            if count == 0 or (is_direct and done < needed and done % PAGE):
+            if count == 0 or (is_direct and done < segment.needed and done % PAGE):
                 raise _too_short(segment)
         if not is_direct:
             os.posix_fadvise(descriptor, segment.start, segment.length, os.POSIX_FADV_DONTNEED)
@@ -119,7 +120,8 @@ class Files:
             self._forget(file)
             logger.info("%s does not take direct reads; its pages are dropped instead", file)
         if file not in self._open:
-            self._open[file] = _open_plain(file) if again else _open_direct(file)
+            plain = (os.open(file, os.O_RDONLY), False) if again else None
+            self._open[file] = plain or open_direct(file, os.O_RDONLY)
         if stamp_of(os.fstat(self._open[file][0])) != segment.stamp:
             raise OSError(errno.ESTALE, "the file was replaced or changed", str(file))
         return self._open[file]
@@ -130,29 +132,22 @@ class Files:
             os.close(descriptor)
 
 
-def _needed(segment: Segment, descriptor: int) -> int:
-    """Returns how many bytes there are to read: the file may end within the last page."""
-    left = os.fstat(descriptor).st_size - segment.start
-    if left <= segment.length - PAGE:
-        raise _too_short(segment)
-    return min(segment.length, left)
-
-
 def _too_short(segment: Segment) -> OSError:
     return OSError(errno.EIO, "the file is shorter than it was", str(segment.file))
 
 
-def _open_direct(file: Path) -> tuple[int, bool]:
+def open_direct(file: Path, flags: int) -> tuple[int, bool]:
+    """Returns a file's descriptor, and whether its reads and writes are direct.
+
+    Raises:
+        OSError: It cannot be opened either way.
+    """
     try:
-        return os.open(file, os.O_RDONLY | os.O_DIRECT), True
+        return os.open(file, flags | os.O_DIRECT, _MODE), True
     except OSError as error:
         if error.errno not in NOT_DIRECT:
             raise
-    return _open_plain(file)
-
-
-def _open_plain(file: Path) -> tuple[int, bool]:
-    return os.open(file, os.O_RDONLY), False
+    return os.open(file, flags, _MODE), False
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ that already streams from the folder is not disturbed. The marker says that a fo
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -21,8 +21,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from predictor.errors import ConfigurationError
-from predictor.placement.stored import read_header
+from predictor.placement.stored import data_start, read_header
 from predictor.weights.checkpoint import Checkpoint
+from predictor.weights.locks import lock
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ def rewriting(offload_folder: Path | None, checkpoint: Checkpoint, dtype: str) -
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((folder.parent / f"{folder.name}.lock").open("w"))
-            _wait_for(lock.fileno(), folder)
+            file = stack.enter_context((folder.parent / f"{folder.name}.lock").open("w"))
+            lock(file.fileno(), of=folder)
             for left in folder.glob(".tmp*"):  # by a write that was cut short; we alone write now
                 left.unlink()
         except OSError as error:
@@ -103,21 +104,26 @@ def _fingerprint(file: Path) -> list[str | int]:
     Of a file that has no header: of a page every few megabytes. So weights that were trained
     further, in whatever layers, are other ones.
     """
-    size = file.stat().st_size
+    stat = file.stat()
+    return [file.name, stat.st_size, _sampled(file, stat.st_size, stat.st_mtime_ns)]
+
+
+@functools.cache
+def _sampled(file: Path, size: int, _modified: int) -> str:
+    """The hash; a start asks for it several times, and it takes thousands of reads."""
     with file.open("rb") as stream:
         sample = hashlib.sha256(stream.read(_SAMPLE))
         for begin in (*_begins(file, size), max(0, size - _SAMPLE)):
             stream.seek(begin)
             sample.update(stream.read(_SAMPLE))
-    return [file.name, size, sample.hexdigest()]
+    return sample.hexdigest()
 
 
 def _begins(file: Path, size: int) -> list[int]:
     if file.suffix != ".safetensors":
         return list(range(0, size, max(_STRIDE, size // _MOST_SAMPLES)))
-    header = read_header(file)
-    end = size - max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    found = sorted(end + entry["data_offsets"][0] for entry in header.values())
+    start = data_start(file)
+    found = sorted(start + entry["data_offsets"][0] for entry in read_header(file).values())
     return found[:: -(-len(found) // _MOST_SAMPLES) or 1]
 
 
@@ -130,11 +136,3 @@ def source_of(checkpoint: Checkpoint) -> str:
         return checkpoint.model_id
     config = json.dumps(checkpoint.config.to_dict(), sort_keys=True, default=str)
     return f"{checkpoint.path.resolve()} {hashlib.sha256(config.encode()).hexdigest()[:8]}"
-
-
-def _wait_for(lock: int, folder: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        logger.info("Waiting for another process that writes %s", folder)
-        fcntl.flock(lock, fcntl.LOCK_EX)

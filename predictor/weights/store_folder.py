@@ -7,8 +7,7 @@ Beside a store lie, under its name, two files that are only locked:
   to stop takes away. A mark that nobody holds was left by a process that was killed, or by a node
   that went down: the next start holds every block against its checksum.
 
-Locks are those of flock(2), which die with their process, on NFS too (Linux makes them byte-range
-locks there). Where a volume is read-only nothing is locked: nobody can write.
+Where a volume is read-only nothing is locked: nobody can write.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ import contextlib
 import fcntl
 import logging
 import os
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from predictor.weights.locks import lock, try_lock
 from predictor.weights.progress import Progress
 from predictor.weights.store import Identity, Store, StoreDamaged, owner_of, read_store
 from predictor.weights.store_writer import partial_of
@@ -29,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 _SUFFIX = ".store"
 _MARK = b"in use\n"
-_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def store_file(folder: Path, name: str) -> Path:
@@ -113,9 +111,10 @@ class StoreFolder:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.file, ".lock") as descriptor:
-            is_ours = _try_lock(descriptor)
+            is_ours = try_lock(descriptor)
             if not is_ours and wait:
-                self._await(descriptor, progress)
+                progress.begin("waiting for another pod that writes the offload store", {})
+                lock(descriptor, of=self.file)
                 is_ours = True
             yield is_ours
 
@@ -139,12 +138,6 @@ class StoreFolder:
             free += _remove_unused(file)
         return free
 
-    def _await(self, descriptor: int, progress: Progress) -> None:
-        logger.info("Another process writes the offload store %s; waiting for it", self.file)
-        progress.begin("waiting for another pod that writes the offload store", {})
-        while not _try_lock(descriptor):
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-
 
 class _Use:
     """A share in the use of a store, until the process ends; nothing on a read-only volume.
@@ -158,7 +151,7 @@ class _Use:
         self._descriptor = -1
         with contextlib.suppress(OSError):
             self._descriptor = os.open(_beside(file, ".used"), os.O_RDWR | os.O_CREAT, 0o644)
-            if _try_lock(self._descriptor):
+            if try_lock(self._descriptor):
                 self.was_left = os.fstat(self._descriptor).st_size > 0
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
@@ -174,9 +167,10 @@ class _Use:
         if self._descriptor < 0:
             return
         with contextlib.suppress(OSError):
-            if _try_lock(self._descriptor):
+            if try_lock(self._descriptor):
                 os.ftruncate(self._descriptor, 0)
-                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            # A share is given up for the try, and lost where that fails (flock(2)).
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def end(self) -> None:
         self.unmark()
@@ -197,13 +191,13 @@ def _check(store: Store, progress: Progress) -> None:
 
 def _is_unused(file: Path) -> bool:
     with _locked(file, ".lock") as writing, _locked(file, ".used") as used:
-        return _try_lock(writing) and _try_lock(used)
+        return try_lock(writing) and try_lock(used)
 
 
 def _remove_unused(file: Path) -> int:
     """Removes a store and returns its bytes; 0 where somebody uses or writes it."""
     with _locked(file, ".lock") as writing, _locked(file, ".used") as used:
-        if not (_try_lock(writing) and _try_lock(used)):
+        if not (try_lock(writing) and try_lock(used)):
             return 0
         size = file.stat().st_size
         logger.info("Removing the offload store %s of another revision: space is needed", file)
@@ -221,14 +215,6 @@ def _locked(file: Path, suffix: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _beside(file: Path, suffix: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from predictor.weights.extents import PAGE, Block, pages, view_of
-from predictor.weights.reading import NOT_DIRECT, PIECE, Buffer, Files
+from predictor.weights.reading import NOT_DIRECT, PIECE, Buffer, Files, open_direct
 from predictor.weights.store import FORMAT, MAGIC, START, Identity, tensor_of
 
 _ALIGNED = 64
@@ -144,9 +144,8 @@ class _Output:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._direct = True
         file.unlink(missing_ok=True)
-        self._descriptor = self._open()
+        self._descriptor, self._direct = open_direct(file, os.O_WRONLY | os.O_CREAT)
 
     def write(self, buffer: Buffer, length: int, start: int) -> None:
         done = 0
@@ -176,21 +175,9 @@ class _Output:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_CREAT
-        if self._direct:
-            try:
-                return os.open(self._file, flags | os.O_DIRECT, 0o644)
-            except OSError as error:
-                if error.errno not in NOT_DIRECT:
-                    raise
-                self._direct = False
-        return os.open(self._file, flags, 0o644)
-
     def _go_plain(self) -> None:
         self.close()
-        self._direct = False
-        self._descriptor = self._open()
+        self._descriptor, self._direct = os.open(self._file, os.O_WRONLY), False
 
 
 def _sync_folder(folder: Path) -> None:
