@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,12 @@ class Up:
     def model(self) -> Any:
         runner: Any = self.task._engine._runner
         return runner._model
+
+    @property
+    def sources(self) -> set[str]:
+        """Where its blocks are streamed from; empty where Accelerate does it, or nobody."""
+        streaming: Any = self.weights.streaming
+        return set() if streaming is None else {block.source for block in streaming._blocks}
 
     def tokens(self, ids: list[int], **recipe: Any) -> list[int]:
         """Tokens that follow a prompt; `recipe` is a `Sampling`."""
@@ -73,21 +79,33 @@ class Collected:
         return self
 
 
-def resources(memory: int = GIB, folder: Path | None = None) -> PodResources:
-    volume = None if folder is None else Volume(folder, 10 * GIB, True, "ext4", None)
+def resources(memory: int = GIB, folder: Path | None = None, free: int = 10 * GIB) -> PodResources:
+    volume = None if folder is None else Volume(folder, free, True, "ext4", None)
     return PodResources((), Memory(memory, memory, "stated by a test"), volume)
 
 
-def bring_up(folder: Path, *, memory: int = GIB, **flags: Any) -> Up:
-    """Returns a served model; `flags` are settings."""
+def bring_up(
+    folder: Path, *, memory: int = GIB, free: int = 10 * GIB, left: int | None = None, **flags: Any
+) -> Up:
+    """Returns a served model.
+
+    Args:
+        folder: The model's.
+        memory: Main memory of the pod, in bytes.
+        free: What may be written on the offload volume.
+        left: What is left of that when a store is written; None for all.
+        flags: Settings.
+    """
     settings = read_settings(
         {"model_dir": str(folder), "max_model_len": 128, "prefill_chunk": 16, **flags}, environ={}
     )
     prepared = startup.prepare(
         settings,
         startup.open_checkpoint(settings),
-        resources(memory, settings.offload_folder),
+        resources(memory, settings.offload_folder, free),
     )
+    if left is not None:
+        prepared = replace(prepared, offload=replace(prepared.offload, free=left))
     progress = Progress()
     started = startup.bring_up(settings, prepared, progress)
     return Up(started.task, prepared, progress, started.weights)

@@ -21,7 +21,6 @@ import grpc  # isort: skip
 
 SMALL = ("--max_model_len=2048", "--prefill_chunk=16", "--device_map=disk", "--dtype=bfloat16")
 """Streamed from disk and converted by Accelerate's hooks: slow, so that there is time to act."""
-"""Everything on disk: a long generation takes seconds."""
 
 
 def status(server: Served, path: str) -> int:
@@ -39,15 +38,17 @@ def grpc_ready(server: Served) -> bool:
     return asyncio.run(ask())
 
 
-def grpc_infer_code(server: Served) -> grpc.StatusCode:
+def grpc_infer_code(
+    server: Served, timeout: float | None = None, **parameters: Any
+) -> grpc.StatusCode:
     from tests.server.test_clients import v2_request
 
     async def ask() -> grpc.StatusCode:
         client = InferenceGRPCClient(server.grpc, retries=0)
-        request = v2_request(server.name, ["x"])
+        request = v2_request(server.name, ["x"], **parameters)
         request.inputs[0].data = [b"x"]
         try:
-            await client.infer(request)
+            await client.infer(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             return error.code()
         finally:

@@ -20,8 +20,8 @@ import pytest
 import predictor.protocol  # noqa: F401  (imports kserve with pytest's arguments hidden)
 from tests.conftest import Checkpoints
 from tests.server.process import Served, serve
+from tests.server.test_lifecycle import grpc_infer_code
 
-from kserve import InferenceGRPCClient  # isort: skip
 import grpc  # isort: skip
 
 LONG = {"max_new_tokens": 1500, "temperature": 1.0, "seed": 3}
@@ -162,24 +162,6 @@ def test_a_client_that_hangs_up_frees_its_place(slow: Served, stream: bool) -> N
     assert outcomes(slow, "v1", "cancelled") == before + 1
 
 
-def grpc_infer(server: Served, timeout: float) -> grpc.StatusCode:
-    from tests.server.test_clients import v2_request
-
-    async def ask() -> grpc.StatusCode:
-        client = InferenceGRPCClient(server.grpc, retries=0)
-        request = v2_request(server.name, ["x"], max_new_tokens=1500)
-        request.inputs[0].data = [b"x"]
-        try:
-            await client.infer(request, timeout=timeout)
-        except grpc.aio.AioRpcError as error:
-            return error.code()
-        finally:
-            await client.close()
-        return grpc.StatusCode.OK
-
-    return asyncio.run(ask())
-
-
 def test_a_deadline_ends_a_request_over_every_way_to_say_it(slow: Served) -> None:
     document = body("too slow", **LONG)
     began = time.monotonic()
@@ -191,7 +173,7 @@ def test_a_deadline_ends_a_request_over_every_way_to_say_it(slow: Served) -> Non
     )
     assert [by_header.status_code, by_parameter.status_code] == [504, 504]
     assert by_header.json() == {"error": "The request was not answered within 0.5 seconds."}
-    assert grpc_infer(slow, 0.5) is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert grpc_infer_code(slow, 0.5, max_new_tokens=1500) is grpc.StatusCode.DEADLINE_EXCEEDED
     assert time.monotonic() - began < 20
     await_gauge(slow, "predictor_sequences_running", 0)
     bad = httpx.post(predict_url(slow), json=document, headers={"X-Request-Timeout": "soon"})

@@ -4,55 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from predictor import startup
 from predictor.engine import opening
 from predictor.errors import ConfigurationError
-from predictor.pod.resources import Memory, PodResources, Volume
-from predictor.settings import read_settings
 from predictor.weights.known import Known
-from predictor.weights.progress import Progress
 from tests.conftest import Checkpoints
 from tests.serving import GIB, Up, blocks_on_disk, bring_up
-from tests.weights.volumes import needs_root, read_only, small_volume
-
-IDS = torch.tensor([[7, 3, 11, 2, 19, 5]])
+from tests.volumes import read_only, small_volume
 
 
-def sources(up: Up) -> set[str]:
-    streaming: Any = up.weights.streaming
-    return set() if streaming is None else {block.source for block in streaming._blocks}
-
-
-def start(
-    folder: Path, offload: Path, free: int = GIB, left: int | None = None, **flags: Any
-) -> Up:
-    """Starts on a volume with so much room, and stops as it should.
-
-    `left` is what is left of the room when the store is written.
-    """
-    given = {
-        "model_dir": str(folder),
-        "device_map": blocks_on_disk(folder),
-        "max_model_len": 128,
-        "offload_folder": str(offload),
-        **flags,
-    }
-    settings = read_settings(given, environ={})
-    volume = Volume(offload, free, True, "ext4", None)
-    pod = PodResources((), Memory(GIB, GIB, "stated by a test"), volume)
-    prepared = startup.prepare(settings, startup.open_checkpoint(settings), pod)
-    if left is not None:
-        prepared = replace(prepared, offload=replace(prepared.offload, free=left))
-    started = startup.bring_up(settings, prepared, Progress())
-    started.weights.release()
-    return Up(started.task, prepared, Progress(), started.weights)
+def start(folder: Path, offload: Path, **flags: Any) -> Up:
+    """Starts with every second block on disk, and stops as it should."""
+    maps = {"device_map": blocks_on_disk(folder), "offload_folder": str(offload)}
+    up = bring_up(folder, **maps, **flags)
+    up.weights.release()
+    return up
 
 
 def stores(folder: Path) -> list[Path]:
@@ -63,7 +33,7 @@ def test_a_checkpoint_on_the_same_volume_is_read_in_place(
     checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
     up = start(checkpoints("llama"), tmp_path)
-    assert sources(up) == {"checkpoint"}
+    assert up.sources == {"checkpoint"}
     assert stores(tmp_path) == []
 
 
@@ -71,14 +41,14 @@ def test_never_writes_nothing_and_looks_for_nothing(
     checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
     folder = checkpoints("llama")
-    assert sources(start(folder, tmp_path, offload_store="always")) == {"store"}
-    assert sources(start(folder, tmp_path, offload_store="never")) == {"checkpoint"}
+    assert start(folder, tmp_path, offload_store="always").sources == {"store"}
+    assert start(folder, tmp_path, offload_store="never").sources == {"checkpoint"}
 
 
 def test_a_store_that_is_there_is_used_by_auto(checkpoints: Checkpoints, tmp_path: Path) -> None:
     folder = checkpoints("llama")
     start(folder, tmp_path, offload_store="always")
-    assert sources(start(folder, tmp_path)) == {"store"}
+    assert start(folder, tmp_path).sources == {"store"}
 
 
 def test_where_a_store_lacks_room_the_checkpoint_is_read_and_a_sentence_said(
@@ -87,14 +57,14 @@ def test_where_a_store_lacks_room_the_checkpoint_is_read_and_a_sentence_said(
     folder = checkpoints("llama")
     with caplog.at_level(logging.WARNING):
         up = start(folder, tmp_path, free=8192, dtype="bfloat16")
-    assert sources(up) == set()  # cast by Accelerate
+    assert up.sources == set()  # cast by Accelerate
     assert "lacks space: the store takes" in caplog.text
     with pytest.raises(ConfigurationError, match=r"lacks space: the store takes .* 8.00 KiB"):
         start(folder, tmp_path, offload_store="always", left=8192)
     assert stores(tmp_path) == []
 
 
-@needs_root
+@pytest.mark.root
 def test_a_volume_that_fills_up_while_the_store_is_written_harms_nothing(
     checkpoints: Checkpoints,
     tmp_path: Path,
@@ -110,19 +80,19 @@ def test_a_volume_that_fills_up_while_the_store_is_written_harms_nothing(
         with caplog.at_level(logging.WARNING):
             up = start(folder, volume / "offload", free=GIB)
         assert "No space left" in caplog.text
-        assert sources(up) == {"checkpoint"}
+        assert up.sources == {"checkpoint"}
         assert up.tokens([5, 6, 7], max_new_tokens=6) == expected
         assert stores(volume) == []
 
 
-@needs_root
+@pytest.mark.root
 def test_a_read_only_volume_with_a_store_serves(checkpoints: Checkpoints, tmp_path: Path) -> None:
     folder, offload = checkpoints("llama"), tmp_path / "offload"
     offload.mkdir()
     first = start(folder, offload, offload_store="always")
     with read_only(offload):
         again = start(folder, offload)
-        assert sources(again) == {"store"}
+        assert again.sources == {"store"}
         assert again.tokens([5, 6], max_new_tokens=5) == first.tokens([5, 6], max_new_tokens=5)
 
 

@@ -25,7 +25,7 @@ from predictor.weights.store import Identity, Store, StoreDamaged, owner_of, rea
 from predictor.weights.store_folder import StoreFolder
 from predictor.weights.store_writer import StoreWriter, partial_of
 from tests.conftest import Checkpoints
-from tests.weights.volumes import needs_root, small_volume, tmpfs
+from tests.volumes import small_volume, tmpfs
 
 ME = Identity("someone/model", "model-bfloat16-0123", "bfloat16")
 GIB = 2**30
@@ -196,7 +196,7 @@ def test_where_direct_reads_are_refused_pages_are_read_and_dropped(
     assert dropped == [block.segments[0].start for block in store.blocks.values()]
 
 
-@needs_root
+@pytest.mark.root
 def test_a_store_on_a_file_system_in_memory_is_written_and_read(tmp_path: Path) -> None:
     held = tensors()
     with tmpfs(tmp_path / "memory") as folder:
@@ -350,7 +350,7 @@ def test_stores_of_the_same_model_that_nobody_uses_make_room(tmp_path: Path) -> 
     used.release()
 
 
-@needs_root
+@pytest.mark.root
 def test_a_volume_that_is_full_leaves_no_store_and_no_part_of_one(tmp_path: Path) -> None:
     held = {
         f"layers.{i}": {f"layers.{i}.weight": torch.ones(2**20)} for i in range(4)

@@ -32,10 +32,6 @@ def streams(up: Up) -> Any:
     return streaming
 
 
-def sources(up: Up) -> set[str]:
-    return {block.source for block in streams(up)._blocks}
-
-
 ARCHITECTURES = sorted(ALL_CONFIGS)
 
 
@@ -54,7 +50,7 @@ def test_logits_are_those_of_resident_blocks(
                 offload_folder=str(tmp_path / "offload"),
                 offload_store=store,
             )
-            assert sources(up) == {"store" if store == "always" else "checkpoint"}
+            assert up.sources == {"store" if store == "always" else "checkpoint"}
             assert torch.equal(logits(up), expected)
             streams(up).close()
 
@@ -67,7 +63,7 @@ def test_a_second_start_reads_the_store_and_rewrites_nothing(
     flags = {"offload_folder": str(tmp_path), "allow_pickle": pickle}
     ups = [bring_up(folder, device_map=blocks_on_disk(folder), **flags) for _ in range(2)]
     (store,) = tmp_path.glob("*.store")
-    assert [sources(up) for up in ups] == [{"store"}, {"store"}]
+    assert [up.sources for up in ups] == [{"store"}, {"store"}]
     assert torch.equal(logits(ups[0]), logits(ups[1]))
     assert [file.suffix for file in tmp_path.iterdir() if file.is_dir()] == []
     assert store.stat().st_nlink == 1
@@ -81,7 +77,7 @@ def test_a_checkpoint_in_another_dtype_is_stored_as_it_is_served(
     flags = {"dtype": "bfloat16", "offload_folder": str(tmp_path)}
     for _ in range(2):
         up = bring_up(folder, device_map=blocks_on_disk(folder), **flags)
-        assert sources(up) == {"store"}
+        assert up.sources == {"store"}
         assert torch.equal(logits(up), expected)
     half = sum(block.size for block in streams(up)._blocks)
     assert half < 0.6 * 4 * sum(p.numel() for p in up.model.model.layers[::2].parameters())
