@@ -97,8 +97,7 @@ def test_a_store_that_cannot_be_read_any_more_ends_the_process_and_the_next_writ
         (store,) = tmp_path.glob("*.store")
         with store.open("r+b") as file:
             file.truncate(8192)
-        answers = [server.predict("a prompt", max_new_tokens=8) for _ in range(2)]
-        broken = answers[-1] if answers[0].status_code == 200 else answers[0]
+        broken = server.predict("a prompt", max_new_tokens=8)
         assert broken.status_code == 503
         assert broken.json()["error"].startswith("model.layers.")
         assert "cannot be read from" in broken.json()["error"]

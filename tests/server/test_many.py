@@ -22,6 +22,7 @@ from tests.conftest import Checkpoints
 from tests.server.process import Served, serve
 from tests.server.test_lifecycle import grpc_infer_code
 
+from kserve import InferenceGRPCClient  # isort: skip
 import grpc  # isort: skip
 
 LONG = {"max_new_tokens": 1500, "temperature": 1.0, "seed": 3}
@@ -160,6 +161,45 @@ def test_a_client_that_hangs_up_frees_its_place(slow: Served, stream: bool) -> N
     await_gauge(slow, "predictor_sequences_running", 0)
     await_gauge(slow, "predictor_kv_tokens_used", 0)
     assert outcomes(slow, "v1", "cancelled") == before + 1
+
+
+async def ask_v2(server: Served) -> None:
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["to be left"]}
+    url = f"{server.url}/v2/models/{server.name}/infer"
+    async with httpx.AsyncClient(timeout=60) as client:
+        await client.post(url, json={"inputs": [tensor], "parameters": {"max_new_tokens": 1500}})
+
+
+async def ask_grpc(server: Served) -> None:
+    from tests.server.test_clients import v2_request
+
+    request = v2_request(server.name, ["x"], max_new_tokens=1500)
+    request.inputs[0].data = [b"x"]
+    client = InferenceGRPCClient(server.grpc, retries=0)
+    try:
+        await client.infer(request)
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize(("protocol", "ask"), [("v2", ask_v2), ("grpc", ask_grpc)])
+def test_who_hangs_up_over_v2_or_cancels_over_grpc_frees_the_place_too(
+    slow: Served, protocol: str, ask: Any
+) -> None:
+    before = outcomes(slow, protocol, "cancelled")
+
+    async def hang_up() -> None:
+        asked = asyncio.create_task(ask(slow))
+        await asyncio.sleep(0.7)
+        assert gauge(slow, "predictor_sequences_running") == 1
+        asked.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asked
+
+    asyncio.run(hang_up())
+    await_gauge(slow, "predictor_sequences_running", 0)
+    await_gauge(slow, "predictor_kv_tokens_used", 0)
+    assert outcomes(slow, protocol, "cancelled") == before + 1
 
 
 def test_a_deadline_ends_a_request_over_every_way_to_say_it(slow: Served) -> None:
