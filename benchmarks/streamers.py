@@ -125,7 +125,7 @@ def probe(up: Any) -> dict[str, float]:
     """Returns the device's own bandwidth over the streamed blocks, and the bytes that stay."""
     from predictor.weights.reading import Buffer, opened_files
 
-    blocks = up.weights.streaming._blocks
+    blocks = up.weights.streaming.lane.blocks
     buffer = Buffer(max(block.size for block in blocks))
     speeds = []
     with opened_files() as files:

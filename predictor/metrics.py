@@ -91,6 +91,11 @@ WEIGHT_SECONDS = Counter(
     "Time spent reading streamed blocks; the bytes divided by it are the bandwidth.",
     (_MODEL, "source"),
 )
+WEIGHT_COPIED = Counter(
+    "predictor_weights_copied_bytes",
+    "Bytes of streamed blocks copied from main memory to a GPU, those from disk among them.",
+    (_MODEL,),
+)
 WEIGHT_STALLS = Counter(
     "predictor_weights_stall_seconds",
     "Time that passes waited for blocks; the rest of predictor_step_seconds they computed.",
@@ -122,6 +127,7 @@ class WeightMetrics:
         self.reading = self.stalls = 0.0
         self._model = model_name
         self._stalls = WEIGHT_STALLS.labels(model_name)
+        self._copied = WEIGHT_COPIED.labels(model_name)
 
     def read(self, source: str, count: int, seconds: float) -> None:
         """Counts a block that was read; one thread does."""
@@ -129,6 +135,10 @@ class WeightMetrics:
         self.reading += seconds
         WEIGHT_BYTES.labels(self._model, source).inc(count)
         WEIGHT_SECONDS.labels(self._model, source).inc(seconds)
+
+    def copied(self, count: int) -> None:
+        """Counts a block that was copied to an accelerator; one thread does."""
+        self._copied.inc(count)
 
     def stalled(self, seconds: float) -> None:
         """Counts what a pass waited for a block."""

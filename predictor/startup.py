@@ -160,6 +160,7 @@ def bring_up(
         progress=progress,
         skeleton=prepared.skeleton,
         metrics=metrics,
+        pinned_fraction=settings.pinned_memory_fraction,
     )
     try:
         task = _open(settings, prepared, loaded, metrics, on_broken)

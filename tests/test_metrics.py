@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import mmap
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,8 @@ from predictor.placement.planner import plan
 from predictor.pod.memory import read_own_anonymous
 from predictor.weights.audit import compare
 from tests.placement.small import MIB, footprint, pod
+
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 def test_once_a_minute_the_log_says_how_fast_it_is_and_what_it_waits_for(
@@ -65,6 +69,13 @@ def test_a_plan_that_memory_contradicts_is_told_with_both_numbers(
 
 def test_anonymous_memory_is_read_from_the_kernel() -> None:
     before = read_own_anonymous()
-    held = bytearray(64 * MIB)
-    held[::4096] = b"x" * len(held[::4096])
-    assert read_own_anonymous() - before > 32 * MIB
+    with mmap.mmap(-1, 64 * MIB) as shared, mmap.mmap(-1, 64 * MIB, flags=PRIVATE) as held:
+        for memory in (shared, held):
+            memory[::4096] = b"x" * len(memory[::4096])
+        assert 48 * MIB < read_own_anonymous() - before < 80 * MIB
+
+
+def test_where_the_kernel_tells_all_resident_memory_alone_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/status").write_text("Name:\tpython\nVmRSS:\t  300 kB\nThreads:\t1\n")
+    assert read_own_anonymous(proc=tmp_path) == 300 * 1024

@@ -56,24 +56,33 @@ class Demand:
         """Bytes of a unit on the device where it both stays and executes."""
         return unit.weights + unit.buffers + self.kv(unit)
 
-    def staging(self, units: Sequence[Unit]) -> int:
-        """Bytes of a GPU to stream these units through it, one leaf module at a time."""
-        return max((unit.largest_leaf for unit in units), default=0)
+    def copying(self, units: Sequence[Unit]) -> int:
+        """Bytes of a GPU to stream these units through it.
 
-    def reading(self, units: Sequence[Unit], *, executes: bool) -> int:
+        Blocks are streamed whole; what is none takes a leaf module at a time.
+        """
+        return STREAM_BUFFERS * self._largest_block(units) + self._largest_leaf(units)
+
+    def reading(self, units: Sequence[Unit], *, waiting: Sequence[Unit] = ()) -> int:
         """Bytes of main memory to read these units from disk.
 
         Args:
-            units: The units.
-            executes: Whether they execute there, where blocks are streamed whole; what is no
-                block, and all that is on its way to a GPU, takes a leaf module at a time, and
-                converting it another.
+            units: The units. Blocks are streamed whole; what is none takes a leaf module at a time,
+                and converting it another.
+            waiting: Units that wait in main memory for a GPU. Before anything is streamed, their
+                blocks are moved one by one to where they can be copied from fast.
         """
-        by_block = executes and self.footprint.by_block
-        whole = [unit for unit in units if by_block and unit.is_block]
-        buffers = STREAM_BUFFERS * max((unit.buffer for unit in whole), default=0)
-        others = self.staging([unit for unit in units if unit not in whole])
-        return buffers + (2 if self.footprint.cast else 1) * others
+        buffers = max(STREAM_BUFFERS * self._largest_block(units), self._largest_block(waiting))
+        return buffers + (2 if self.footprint.cast else 1) * self._largest_leaf(units)
+
+    def _is_whole(self, unit: Unit) -> bool:
+        return self.footprint.by_block and unit.is_block
+
+    def _largest_block(self, units: Sequence[Unit]) -> int:
+        return max((unit.buffer for unit in units if self._is_whole(unit)), default=0)
+
+    def _largest_leaf(self, units: Sequence[Unit]) -> int:
+        return max((unit.largest_leaf for unit in units if not self._is_whole(unit)), default=0)
 
 
 def tiers(demand: Demand, assignment: Assignment, budgets: Budgets) -> dict[str, Tier]:
@@ -121,10 +130,10 @@ class _Sum:
 def _add_staging(demand: Demand, assignment: Assignment, sums: dict[str, _Sum], main: str) -> None:
     placed = list(zip(demand.footprint.units, assignment, strict=True))
     on_disk = [unit for unit, device in placed if device == "disk"]
-    streamed = on_disk + [unit for unit, device in placed if device == "cpu" and main != "cpu"]
+    waiting = [unit for unit, device in placed if device == "cpu" and main != "cpu"]
     if main != "cpu":
-        sums[main].staging = demand.staging(streamed)
-    sums["cpu"].staging = demand.reading(on_disk, executes=main == "cpu")
+        sums[main].staging = demand.copying(on_disk + waiting)
+    sums["cpu"].staging = demand.reading(on_disk, waiting=waiting)
 
 
 def main_device(assignment: Assignment) -> str:
@@ -160,7 +169,7 @@ def spread(demand: Demand, assignment: Assignment, budgets: Budgets) -> Assignme
     """Returns an assignment of as much, with streamed blocks evenly between those that stay.
 
     So a block is read while the ones before it compute. What is on further GPUs stays behind what
-    the main device executes. Where blocks differ in size, the result may not fit; then the
+    the main device executes. Where blocks differ in size and no tier would hold the same, the
     assignment is returned as it is.
     """
     main = main_device(assignment)
@@ -175,8 +184,8 @@ def spread(demand: Demand, assignment: Assignment, budgets: Budgets) -> Assignme
     for index, device in zip(blocks, mixed, strict=True):
         found[index] = device
     before, after = (tiers(demand, tuple(one), budgets) for one in (assignment, found))
-    as_fast = all(after[name].weights <= before[name].weights for name in ("cpu", "disk"))
-    return tuple(found) if as_fast and fits(after) else assignment
+    is_alike = all(after[name].weights == before[name].weights for name in ("cpu", "disk"))
+    return tuple(found) if is_alike and fits(after) else assignment
 
 
 def _merged(some: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -216,7 +225,7 @@ def _fill_in_order(
 ) -> Assignment | None:
     """The first GPU holds besides what the remaining units need to be streamed through it."""
     units, streamed = demand.footprint.units[:count], demand.footprint.units[count:]
-    used = demand.activations + demand.staging(streamed)
+    used = demand.activations + demand.copying(streamed)
     used += sum(unit.buffers + demand.kv(unit) for unit in streamed)
     found: list[str] = []
     index = 0
@@ -265,7 +274,7 @@ def _spill(
     fixed += sum(unit.buffers + demand.kv(unit) for unit in units) if executes else 0
     weights = sum(unit.weights for unit in units)
     for count in range(len(units), -1, -1):
-        reading = demand.reading(units[count:], executes=executes)
+        reading = demand.reading(units[count:], waiting=() if executes else units[:count])
         if fixed + weights + reading <= budgets.cpu:
             return ("cpu",) * count + ("disk",) * (len(units) - count)
         weights -= units[count - 1].weights if count else 0

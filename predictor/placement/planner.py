@@ -195,7 +195,7 @@ def _placement(
         max_model_len=footprint.max_model_len,
         kv_tokens=demand.concurrency * footprint.max_model_len,
         limited_by=_limit(filled, footprint, main),
-        by_block=footprint.by_block and main == "cpu",
+        by_block=footprint.by_block,
         notes=notes,
     )
 

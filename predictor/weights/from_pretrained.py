@@ -52,13 +52,16 @@ class Dispatch:
         self.index = index or {}
         self._asked = (model, quantizer, folder, self.index, offload_buffers)
 
-    def attach(self, device_map: Mapping[str, int | str], streamed: Sequence[str]) -> None:
-        """Has Accelerate attach its hooks to all that is not streamed by us."""
-        left = {name: device for name, device in device_map.items() if name not in streamed}
-        if self._asked is None or set(left.values()) == {"cpu"}:
+    def attach(self, placement: Placement, streamed: Sequence[str]) -> None:
+        """Has Accelerate attach its hooks to all that is not streamed by us, if it is elsewhere."""
+        placed = placement.device_map.items()
+        elsewhere = {device for name, device in placed if name not in streamed}
+        elsewhere -= {placement.execution_device}
+        if self._asked is None or not elsewhere:
             return
         model, quantizer, folder, index, offload_buffers = self._asked
-        self._original(model, quantizer, dict(device_map), folder, index, offload_buffers)
+        device_map = dict(placement.device_map)
+        self._original(model, quantizer, device_map, folder, index, offload_buffers)
         for name in streamed:
             remove_hook_from_submodules(model.get_submodule(name))
 

@@ -1,6 +1,6 @@
 """Loads a model the way a placement says, and gives it back ready to run.
 
-`load` is the one way from files to a model that runs. Blocks on disk are streamed by `streaming`;
+`load` is the one way from files to a model that runs. Offloaded blocks are streamed by `streaming`;
 that Accelerate's hooks stream what is left is known to `from_pretrained` alone.
 """
 
@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -24,8 +23,9 @@ from predictor.placement.plan import Placement
 from predictor.pod.usage import count_usage
 from predictor.quantity import format_bytes
 from predictor.weights.checkpoint import Checkpoint
+from predictor.weights.copying import take_out
 from predictor.weights.extents import Block
-from predictor.weights.from_pretrained import from_pretrained
+from predictor.weights.from_pretrained import Dispatch, from_pretrained
 from predictor.weights.known import Known
 from predictor.weights.offload import Offload, Supply
 from predictor.weights.packing import Index, Parameters
@@ -34,7 +34,7 @@ from predictor.weights.resident import make_resident
 from predictor.weights.rewritten import folder_name, remove, rewriting, source_of
 from predictor.weights.store import Identity
 from predictor.weights.store_folder import StoreFolder
-from predictor.weights.streaming import Streaming
+from predictor.weights.streaming import Streaming, stream
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ def load(
     progress: Progress,
     skeleton: PreTrainedModel,
     metrics: WeightMetrics,
+    pinned_fraction: float,
 ) -> Loaded:
     """Returns the model with every part where the placement puts it.
 
@@ -85,30 +86,27 @@ def load(
         progress: Is told how far it is.
         skeleton: The model on the meta device, for names and sizes.
         metrics: The streaming's.
+        pinned_fraction: Of main memory, how much may be page-locked.
 
     Raises:
         CheckpointError: The checkpoint lacks weights of the model, or has them in other shapes.
         ConfigurationError: The offload folder is needed and cannot be used.
         LoadFailed: Reading failed in another way.
     """
-    streamed = _streamed(placement, skeleton)
-    supply = Supply(
-        offload,
-        _store_folder(checkpoint, placement, offload) if streamed else None,
-        _parameters(skeleton, streamed),
-        progress,
-        metrics,
+    loading = _Loading(
+        checkpoint, placement, offload, skeleton, trust_remote_code, progress, metrics
     )
+    blocks = _streamed(placement, skeleton)
+    on_disk = [name for name in blocks if placement.device_map[name] == "disk"]
+    waits = [name for name in blocks if name not in on_disk]
+    supply = loading.supply(on_disk)
     with contextlib.ExitStack() as undone, _failures():
         undone.callback(supply.release)
         with supply.opened():
-            rules = {"trust_remote_code": trust_remote_code, "progress": progress}
-            model, found = _placed(checkpoint, placement, offload, skeleton, supply, **rules)
+            model, dispatch, found = loading.place(supply)
         copied = make_resident(model, progress, blocks=find_blocks(skeleton))
         logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
-        if not found:
-            _say_who_streams(placement)
-        streaming = Streaming(model, found, metrics) if found else None
+        streaming = loading.stream(model, dispatch, found, waits, pinned_fraction=pinned_fraction)
         undone.pop_all()
     about = sum(block.size for block in found)
     return Loaded(model, streaming, supply, Known(supply.known_file, streamed=about))
@@ -116,38 +114,80 @@ def load(
 
 @contextlib.contextmanager
 def _failures() -> Iterator[None]:
-    """Makes one sentence of what volumes do."""
+    """Makes one sentence of what volumes and GPUs do."""
     try:
         yield
     except OSError as error:
         raise LoadFailed(f"The weights cannot be read: {reason_of(error)}") from error
+    except torch.OutOfMemoryError as error:
+        raise LoadFailed(f"A GPU has less memory than was planned: {reason_of(error)}") from error
 
 
-def _placed(
-    checkpoint: Checkpoint,
-    placement: Placement,
-    offload: Offload,
-    skeleton: PreTrainedModel,
-    supply: Supply,
-    **rules: Any,
-) -> tuple[PreTrainedModel, tuple[Block, ...]]:
-    """The model with parts on disk on the meta device, and its blocks that are streamed by us."""
-    streamed = supply.names
-    device_map = _device_map(placement, skeleton, streamed if supply.store else ())
-    sizes = {name: tensor.nbytes for name, tensor in skeleton.named_parameters()}
-    rules["progress"].begin("placing weights", sizes, find_blocks(skeleton))
-    with _rewriting(checkpoint, placement, offload, device_map) as folder:
-        before = 0 if folder is None else count_usage(folder).used
-        model, dispatch = from_pretrained(checkpoint, placement, device_map, folder, **rules)
-    found: tuple[Block, ...] = ()
-    if streamed:
-        wanted, index = _parameters(model, streamed), dispatch.index
-        spent = 0 if folder is None else count_usage(folder).used - before
-        found = supply.blocks(wanted, index, spent=spent) or ()
-        if folder is not None and supply.store is not None:
-            remove(folder, _files(wanted, index))
-    dispatch.attach(placement.device_map, streamed if found else ())
-    return model, found
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    """The steps of loading one model, and what they share."""
+
+    checkpoint: Checkpoint
+    placement: Placement
+    offload: Offload
+    skeleton: PreTrainedModel
+    trust_remote_code: bool
+    progress: Progress
+    metrics: WeightMetrics
+
+    def supply(self, on_disk: Sequence[str]) -> Supply:
+        """Where these blocks come from."""
+        folder = _store_folder(self.checkpoint, self.placement, self.offload) if on_disk else None
+        parameters = _parameters(self.skeleton, on_disk)
+        return Supply(self.offload, folder, parameters, self.progress, self.metrics)
+
+    def place(self, supply: Supply) -> tuple[PreTrainedModel, Dispatch, tuple[Block, ...]]:
+        """The model with parts on disk on the meta device, and its blocks there that we stream."""
+        streamed = supply.names
+        device_map = _device_map(self.placement, self.skeleton, streamed if supply.store else ())
+        sizes = {name: tensor.nbytes for name, tensor in self.skeleton.named_parameters()}
+        self.progress.begin("placing weights", sizes, find_blocks(self.skeleton))
+        with _rewriting(self.checkpoint, self.placement, self.offload, device_map) as folder:
+            before = 0 if folder is None else count_usage(folder).used
+            model, dispatch = from_pretrained(
+                self.checkpoint,
+                self.placement,
+                device_map,
+                folder,
+                trust_remote_code=self.trust_remote_code,
+                progress=self.progress,
+            )
+        found: tuple[Block, ...] = ()
+        if streamed:
+            wanted, index = _parameters(model, streamed), dispatch.index
+            spent = 0 if folder is None else count_usage(folder).used - before
+            found = supply.blocks(wanted, index, spent=spent) or ()
+            if folder is not None and supply.store is not None:
+                remove(folder, _files(wanted, index))
+        return model, dispatch, found
+
+    def stream(
+        self,
+        model: PreTrainedModel,
+        dispatch: Dispatch,
+        on_disk: Sequence[Block],
+        waits: Sequence[str],
+        *,
+        pinned_fraction: float,
+    ) -> Streaming | None:
+        """Streams these blocks, and has Accelerate stream what else is offloaded."""
+        waiting = {name: take_out(model, name) for name in waits}
+        ours = (*(block.name for block in on_disk), *waiting)
+        dispatch.attach(self.placement, ours)
+        _say_who_streams(self.placement, ours)
+        return stream(
+            model,
+            on_disk,
+            waiting,
+            torch.device(self.placement.execution_device),
+            pinnable=int(pinned_fraction * (self.placement.tier("cpu").owned or 0)),
+            metrics=self.metrics,
+        )
 
 
 def _rewriting(
@@ -163,14 +203,15 @@ def _rewriting(
 
 
 def _streamed(placement: Placement, skeleton: PreTrainedModel) -> tuple[str, ...]:
-    """The blocks on disk that are streamed whole: those that share no weight with anything else."""
+    """The blocks that we stream, whole: offloaded, and sharing no weight with anything else."""
     if not placement.by_block:
         return ()
     owners = Counter(id(p) for _, p in skeleton.named_parameters(remove_duplicate=False))
+    offloaded = {"disk"} if placement.execution_device == "cpu" else {"cpu", "disk"}
     return tuple(
         name
         for name in find_blocks(skeleton)
-        if placement.device_map.get(name) == "disk"
+        if placement.device_map.get(name) in offloaded
         and all(owners[id(p)] == 1 for p in skeleton.get_submodule(name).parameters())
     )
 
@@ -217,13 +258,15 @@ def _files(wanted: Parameters, index: Index) -> Iterator[Path]:
                 yield Path(index[name]["safetensors_file"])
 
 
-def _say_who_streams(placement: Placement) -> None:
-    if "disk" not in placement.device_map.values():
+def _say_who_streams(placement: Placement, ours: Sequence[str]) -> None:
+    offloaded = {"disk"} if placement.execution_device == "cpu" else {"cpu", "disk"}
+    places = placement.device_map.items()
+    if not any(device in offloaded for name, device in places if name not in ours):
         return
-    if placement.execution_device != "cpu":
-        reason = "they execute on a GPU"
-    elif not placement.by_block:
-        reason = "there is no memory for whole blocks, or the model does not call them as blocks"
+    if ours:
+        logger.info("Embeddings, norms or head are streamed by Accelerate's hooks")
     else:
         reason = "the checkpoint is not stored as it is served, and there is no offload store"
-    logger.warning("Parts on disk are streamed by Accelerate's hooks, which is slow: %s", reason)
+        if not placement.by_block:
+            reason = "there is no memory for whole blocks, or the model does not call them so"
+        logger.warning("Parts are streamed by Accelerate's hooks, which is slow: %s", reason)

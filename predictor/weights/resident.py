@@ -10,7 +10,6 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +28,7 @@ def make_resident(
     """Copies every tensor in main memory that is backed by a file; returns the bytes copied.
 
     Args:
-        model: A loaded model; parts that Accelerate streams to a GPU are found too.
+        model: A loaded model, before Accelerate takes parts that it streams out of it.
         progress: Is told of every tensor.
         blocks: Names of the blocks, for the progress.
         maps: Text of ``/proc/self/maps``; None reads it.
@@ -78,30 +77,9 @@ class _Reading:
 
 
 def _in_main_memory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from (
-        (name, tensor)
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        if tensor.device.type == "cpu"
-    )
-    yield from (
-        (name, tensor)
-        for weights in _streamed_from_memory(model)
-        for name, tensor in weights.items()
-        if tensor.device.type == "cpu"
-    )
-
-
-def _streamed_from_memory(model: nn.Module) -> list[dict[str, torch.Tensor]]:
-    """The dicts from which Accelerate's hooks take what they stream to a GPU from main memory."""
-    found: dict[int, dict[str, torch.Tensor]] = {}
-    for module in model.modules():
-        weights: Any = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
-        while hasattr(weights, "dataset"):  # accelerate.utils.PrefixedDataset
-            weights = weights.dataset
-        weights = getattr(weights, "state_dict", weights)  # accelerate.utils.OffloadedWeightsLoader
-        if isinstance(weights, dict):
-            found[id(weights)] = weights
-    return list(found.values())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type == "cpu":
+            yield name, tensor
 
 
 class _FileMappings:

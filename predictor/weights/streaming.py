@@ -1,27 +1,29 @@
 """Streams blocks through a model: each one's weights are there while it computes, and only then.
 
-A hook around every streamed block takes its slot from a `Ring`, points the block's parameters at
-the slot's memory, and gives the slot back afterwards. Nothing is copied: a read from disk goes to
-where the block computes from. Outside its forward pass a block's parameters are on the meta device,
-so that whoever used them then would fail and never see another block's weights.
+A hook around every streamed block takes its parameters from a lane, which brings them to where the
+block computes ahead of time, and gives them back afterwards. Outside its forward pass a block's
+parameters are on the meta device, so that whoever used them then would fail and never see another
+block's weights.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
+import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
+from accelerate.utils import send_to_device
 from torch import nn
 
-from predictor.errors import WeightsUnreadable
 from predictor.metrics import WeightMetrics
-from predictor.placement.units import STREAM_BUFFERS
-from predictor.weights.extents import Block, view_of
-from predictor.weights.reading import Buffer, Files
-from predictor.weights.ring import Ring
+from predictor.quantity import format_bytes
+from predictor.weights.copying import ToDevice, Waiting
+from predictor.weights.extents import Block
+from predictor.weights.from_disk import FromDisk
+from predictor.weights.link import DeviceLink, page_lock
+from predictor.weights.reading import Buffer
 
 logger = logging.getLogger(__name__)
 
@@ -29,47 +31,105 @@ Place = tuple[nn.Module, str]
 """A module and the name of one of its own parameters."""
 
 
-class _Slot:
-    """A buffer, and each block's parameters as they are in it."""
+class Lane(Protocol):
+    """What brings blocks to where they compute; one is in use at one time."""
 
-    def __init__(self, size: int, blocks: Sequence[Block]) -> None:
-        self.buffer = Buffer(size)
-        self.parameters = [
-            [
-                nn.Parameter(view_of(self.buffer.tensor, tensor), requires_grad=False)
-                for tensor in block.tensors
-            ]
-            for block in blocks
-        ]
+    def take(self, index: int) -> tuple[Sequence[nn.Parameter], float]:
+        """Returns a block's parameters, and the seconds that passes were found to have waited."""
+
+    def give_back(self) -> None:
+        """Lets the memory of the block that was taken be filled again."""
+
+    def close(self) -> None:
+        """Brings no more."""
+
+
+def stream(
+    model: nn.Module,
+    on_disk: Sequence[Block],
+    waiting: Mapping[str, Waiting],
+    device: torch.device,
+    *,
+    pinnable: int,
+    metrics: WeightMetrics,
+) -> Streaming | None:
+    """Returns what streams these blocks; None where there are none.
+
+    Args:
+        model: The model; parameters of the blocks are on the meta device.
+        on_disk: Blocks that are read for every pass.
+        waiting: By name, blocks that are in main memory and compute elsewhere.
+        device: Where all of them compute.
+        pinnable: Bytes of main memory that may be page-locked.
+        metrics: Is told what was read and copied, and how long passes waited.
+
+    Raises:
+        LoadFailed: The driver does not page-lock as much.
+    """
+    if not (on_disk or waiting):
+        return None
+    names: dict[str, Sequence[str]] = {name: block.names for name, block in waiting.items()}
+    names |= {block.name: [tensor.name for tensor in block.tensors] for block in on_disk}
+    in_order = {name: names[name] for name, _ in model.named_modules() if name in names}
+    disk = FromDisk(on_disk, metrics) if on_disk else None
+    if disk is not None and device.type == "cpu":
+        return Streaming(model, in_order, disk, metrics, device)
+    if device.type == "cuda":
+        buffers = disk.buffers if disk is not None else ()
+        _page_lock((*buffers, *(block.buffer for block in waiting.values())), pinnable)
+    indices = {block.name: index for index, block in enumerate(on_disk)}
+    sources = [waiting[name] if name in waiting else indices[name] for name in in_order]
+    lane = ToDevice(sources, disk, DeviceLink(device), device, metrics)
+    return Streaming(model, in_order, lane, metrics, device)
+
+
+def _page_lock(buffers: Iterable[Buffer], most: int) -> None:
+    """Page-locks buffers as far as that many bytes go; what is copied from others is slower."""
+    locked = left = 0
+    for buffer in buffers:
+        size = buffer.tensor.nbytes
+        if locked + size > most:
+            left += size
+            continue
+        page_lock(buffer)
+        locked += size
+    logger.info(
+        "%s of main memory are page-locked, and %s that are copied to a GPU are not",
+        format_bytes(locked),
+        format_bytes(left),
+    )
 
 
 class Streaming:
     """The streamed blocks of one model; one forward pass at a time."""
 
-    def __init__(self, model: nn.Module, blocks: Sequence[Block], metrics: WeightMetrics) -> None:
-        """Takes the slots' memory, begins to read and attaches the hooks.
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Mapping[str, Sequence[str]],
+        lane: Lane,
+        metrics: WeightMetrics,
+        device: torch.device,
+    ) -> None:
+        """Attaches the hooks.
 
         Args:
             model: The model; parameters of the blocks are on the meta device.
-            blocks: In execution order.
-            metrics: Is told what was read and how long passes waited.
+            blocks: In execution order, the names of each one's parameters as the lane gives them.
+            lane: Brings them.
+            metrics: Is told how long passes waited.
+            device: Where blocks compute.
         """
-        self._blocks = blocks
+        self.lane = lane
         self._metrics = metrics
-        self._files = Files()
-        self._places = [_places(model, block) for block in blocks]
+        self._places = [[_place(model, name) for name in names] for names in blocks.values()]
         self._absent = [[module._parameters[name] for module, name in p] for p in self._places]
-        self._held: tuple[int, _Slot] | None = None
-        size = max(block.size for block in blocks)
-        self.slots = [_Slot(size, blocks) for _ in range(STREAM_BUFFERS)]
-        self._ring = Ring(range(len(blocks)), self.slots, self._fetch)
-        for index, block in enumerate(blocks):
-            add_hook_to_module(model.get_submodule(block.name), _Hook(self, index))
-
-    @property
-    def buffer_bytes(self) -> int:
-        """Bytes of all slots."""
-        return sum(slot.buffer.tensor.nbytes for slot in self.slots)
+        self._entered: int | None = None
+        for index, name in enumerate(blocks):
+            block = model.get_submodule(name)
+            _move_buffers(block, device)
+            stay = getattr(model, "_skip_keys_device_placement", None)
+            add_hook_to_module(block, _Hook(self, index, device, stay))
 
     def enter(self, index: int) -> None:
         """Gives a block its weights.
@@ -78,51 +138,45 @@ class Streaming:
             WeightsUnreadable: They cannot be read.
         """
         self.leave()  # a pass that failed within a block has not
-        try:
-            slot, waited = self._ring.take(index)
-        except OSError as error:
-            file = error.filename or self._blocks[index].segments[0].file
-            raise WeightsUnreadable(
-                f"{self._blocks[index].name} cannot be read from {file}: {error.strerror}."
-            ) from error
+        parameters, waited = self.lane.take(index)
         self._metrics.stalled(waited)
-        self._set(index, slot.parameters[index])
-        self._held = (index, slot)
+        self._set(index, parameters)
+        self._entered = index
 
     def leave(self) -> None:
         """Takes the weights of the block that has computed away again."""
-        if self._held is not None:
-            index, slot = self._held
-            self._held = None
+        if self._entered is not None:
+            index, self._entered = self._entered, None
             self._set(index, self._absent[index])
-            self._ring.give_back(slot)
+            self.lane.give_back()
 
     def close(self) -> None:
-        """Ends reading; the model cannot run any more."""
-        self._ring.close()
-        self._files.close()
+        """Ends the lane; the model cannot run any more."""
+        self.lane.close()
 
     def _set(self, index: int, parameters: Sequence[nn.Parameter | None]) -> None:
         for (module, name), parameter in zip(self._places[index], parameters, strict=True):
             module._parameters[name] = parameter
 
-    def _fetch(self, index: int, slot: _Slot) -> None:
-        block, began = self._blocks[index], time.perf_counter()
-        self._files.read(block, slot.buffer)
-        self._metrics.read(block.source, block.size, time.perf_counter() - began)
-
 
 class _Hook(ModelHook):  # type: ignore[misc]
     """What Accelerate calls around a block's forward pass."""
 
-    def __init__(self, streaming: Streaming, index: int) -> None:
+    def __init__(
+        self, streaming: Streaming, index: int, device: torch.device, stay: Sequence[str] | None
+    ) -> None:
         self._streaming = streaming
         self._index = index
+        self._device = device
+        self._stay = stay  # arguments such as the cache
 
     def pre_forward(self, _module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Gives the block its weights."""
+        """Gives the block its weights, and brings what comes from another device."""
         self._streaming.enter(self._index)
-        return args, kwargs
+        if self._device.type == "cpu":  # where all is then
+            return args, kwargs
+        moved = send_to_device(kwargs, self._device, skip_keys=self._stay)
+        return send_to_device(args, self._device), moved
 
     def post_forward(self, _module: nn.Module, output: Any) -> Any:
         """Takes them away."""
@@ -130,9 +184,13 @@ class _Hook(ModelHook):  # type: ignore[misc]
         return output
 
 
-def _places(model: nn.Module, block: Block) -> list[Place]:
-    found = []
-    for tensor in block.tensors:
-        owner, _, name = tensor.name.rpartition(".")
-        found.append((model.get_submodule(owner), name))
-    return found
+def _place(model: nn.Module, parameter: str) -> Place:
+    owner, _, name = parameter.rpartition(".")
+    return model.get_submodule(owner), name
+
+
+def _move_buffers(block: nn.Module, device: torch.device) -> None:
+    for module in block.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)

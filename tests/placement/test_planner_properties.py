@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictor.errors import DoesNotFit
-from predictor.placement.assignment import Budgets, Demand, fits, tiers
+from predictor.placement.assignment import Budgets, Demand, fits, search, spread, tiers
 from predictor.placement.plan import Wishes
 from predictor.placement.planner import STRATEGIES, plan
 from predictor.placement.units import Footprint, Unit
@@ -23,7 +23,7 @@ SIZES = st.integers(0, 12)
 
 
 @st.composite
-def footprints(draw):
+def footprints(draw, *, by_block=False):
     count = draw(st.integers(1, 5))
     others = draw(st.integers(0, min(2, count - 1)))
     units = []
@@ -51,6 +51,7 @@ def footprints(draw):
         cast=draw(st.booleans()),
         rewritten=False,
         probed=True,
+        by_block=by_block and draw(st.booleans()),
     )
 
 
@@ -86,7 +87,7 @@ def ordered_placements(count, devices):
     return itertools.combinations_with_replacement(devices, count)
 
 
-@given(footprints(), pods(), wishes())
+@given(footprints(by_block=True), pods(), wishes())
 def test_a_plan_is_never_over_a_budget(model, resources, wish):
     placement = attempt(model, resources, wish)
 
@@ -95,7 +96,7 @@ def test_a_plan_is_never_over_a_budget(model, resources, wish):
         assert tier.owned is None or tier.planned + tier.reserve <= tier.owned
 
 
-@given(footprints(), pods(), wishes())
+@given(footprints(by_block=True), pods(), wishes())
 def test_every_unit_is_placed_exactly_once_and_every_byte_is_counted(model, resources, wish):
     placement = attempt(model, resources, wish)
     if placement is None:
@@ -118,22 +119,28 @@ def test_tied_names_are_on_one_device(model, resources, wish):
 
 
 @given(footprints(), pods(), wishes())
-def test_faster_tiers_come_first(model, resources, wish):
-    placement = attempt(model, resources, wish)
-    if placement is None:
-        return
-    speed = [tier.name for tier in placement.tiers]
-    order = [speed.index(str(device)) for device in placement.device_map.values()]
-
-    assert order == sorted(order)
-
-
-@settings(max_examples=300)
-@given(footprints(), pods(), wishes())
-def test_it_is_refused_exactly_where_no_ordered_placement_fits(model, resources, wish):
+def test_faster_tiers_come_first_and_spreading_moves_blocks_alone(model, resources, wish):
     gpus = {str(gpu.index): gpu.free for gpu in resources.accelerators}
     budgets = Budgets(gpus, resources.memory.available, wish.disk)
     demand = Demand(model, wish.max_concurrency)
+    found = search(demand, budgets, wish.device_map)
+    if found is None:
+        return
+    mixed = spread(demand, found, budgets)
+
+    order = [[*gpus, "cpu", "disk"].index(device) for device in found]
+    assert order == sorted(order)
+    assert sorted(mixed) == sorted(found)
+    for unit, before, after in zip(model.units, found, mixed, strict=True):
+        assert before == after or unit.is_block
+
+
+@settings(max_examples=300)
+@given(footprints(by_block=True), pods(), wishes())
+def test_it_is_refused_exactly_where_no_ordered_placement_fits(model, resources, wish):
+    gpus = {str(gpu.index): gpu.free for gpu in resources.accelerators}
+    budgets = Budgets(gpus, resources.memory.available, wish.disk)
+    demand = Demand(replace(model, by_block=False), wish.max_concurrency)
     placements = ordered_placements(len(model.units), [*gpus, "cpu", "disk"])
     possible = any(fits(tiers(demand, found, budgets)) for found in placements)
 

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from predictor.weights.progress import Progress
-from predictor.weights.resident import _FileMappings, _streamed_from_memory, make_resident
+from predictor.weights.resident import _FileMappings, make_resident
 from tests.conftest import Checkpoints
 from tests.serving import bring_up
 
@@ -51,20 +51,6 @@ def test_a_served_model_has_no_weight_in_file_pages(checkpoints: Checkpoints) ->
     in_memory = [t for t in up.model.parameters() if t.device.type == "cpu"]
     assert in_memory
     assert not file_backed(up.model)
-
-
-def test_weights_that_accelerate_streams_from_memory_to_a_gpu_are_found() -> None:
-    """A GPU cannot be had here, so the hook is put on by hand; its classes are Accelerate's own."""
-    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-    from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset
-
-    layer = torch.nn.Linear(2, 2)
-    weights = {"block.weight": torch.ones(2, 2), "block.bias": torch.ones(2)}
-    dataset = PrefixedDataset(OffloadedWeightsLoader(state_dict=weights), "block.")
-    hook = AlignDevicesHook(execution_device="cpu", offload=True, weights_map=dataset)
-    add_hook_to_module(layer, hook)
-    assert _streamed_from_memory(layer) == [weights]
-    assert _streamed_from_memory(layer)[0] is weights
 
 
 def test_only_lines_with_an_inode_are_files() -> None:

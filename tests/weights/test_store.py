@@ -393,7 +393,7 @@ print("begun", flush=True)
 up = bring_up(folder, device_map=blocks_on_disk(folder), offload_folder=str(offload),
               offload_store="always")
 print(up.tokens([5, 6, 7], max_new_tokens=6), flush=True)
-print({block.source for block in up.weights.streaming._blocks}, flush=True)
+print({block.source for block in up.weights.streaming.lane.blocks}, flush=True)
 up.weights.release()
 """
 

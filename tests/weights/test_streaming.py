@@ -79,7 +79,7 @@ def test_a_checkpoint_in_another_dtype_is_stored_as_it_is_served(
         up = bring_up(folder, device_map=blocks_on_disk(folder), **flags)
         assert up.sources == {"store"}
         assert torch.equal(logits(up), expected)
-    half = sum(block.size for block in streams(up)._blocks)
+    half = sum(block.size for block in streams(up).lane.blocks)
     assert half < 0.6 * 4 * sum(p.numel() for p in up.model.model.layers[::2].parameters())
 
 
