@@ -175,7 +175,8 @@ def transformers_generates(model: Any) -> Generate:
     def generate(
         prompts: Sequence[Sequence[int]], count: int, mark: Callable[[], None]
     ) -> list[list[int]]:
-        ids = torch.tensor([list(prompt) for prompt in prompts])
+        where = "cpu" if model.device.type == "meta" else model.device  # meta: all on disk
+        ids = torch.tensor([list(prompt) for prompt in prompts], device=where)
         with torch.inference_mode():
             found = model.generate(
                 ids,

@@ -61,12 +61,15 @@ class Finished:
         return lines[-1][:300] if lines else "it said nothing"
 
 
-def run(argv: Sequence[str], *, watch: Callable[[], None] | None = None) -> Finished:
+def run(
+    argv: Sequence[str], *, watch: Callable[[], None] | None = None, gpus: bool = False
+) -> Finished:
     """Returns a child process that ran to its end.
 
     Args:
         argv: Its command line.
         watch: Is called about fifty times a second while it runs.
+        gpus: Whether it may see GPUs.
 
     Raises:
         CannotMeasure: It cannot be started.
@@ -74,7 +77,9 @@ def run(argv: Sequence[str], *, watch: Callable[[], None] | None = None) -> Fini
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         began = time.perf_counter()
         try:
-            child = subprocess.Popen(argv, stdout=out, stderr=err, cwd=ROOT, env=environment())
+            child = subprocess.Popen(
+                argv, stdout=out, stderr=err, cwd=ROOT, env=environment(gpus=gpus)
+            )
         except OSError as error:
             raise CannotMeasure(f"{argv[0]} cannot be started: {error.strerror}.") from None
         try:
@@ -120,16 +125,16 @@ def compile_modules(argv: Sequence[str]) -> None:
         raise CannotMeasure(f"No bytecode came to lie in {BYTECODE}; imports would be compiled.")
 
 
-def environment() -> dict[str, str]:
-    """This environment without settings of the predictor, GPUs and the network."""
+def environment(*, gpus: bool = False) -> dict[str, str]:
+    """This environment without settings of the predictor, the network and, mostly, GPUs."""
     dropped = ("PREDICTOR_", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    return kept | {
+    kept |= {
         "PYTHONPATH": str(ROOT),
         "PYTHONPYCACHEPREFIX": str(BYTECODE),
         "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
     }
+    return kept if gpus else kept | {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def _text(stream: IO[bytes]) -> str:

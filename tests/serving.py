@@ -85,7 +85,13 @@ def resources(memory: int = GIB, folder: Path | None = None, free: int = 10 * GI
 
 
 def bring_up(
-    folder: Path, *, memory: int = GIB, free: int = 10 * GIB, left: int | None = None, **flags: Any
+    folder: Path,
+    *,
+    memory: int = GIB,
+    free: int = 10 * GIB,
+    left: int | None = None,
+    pod: PodResources | None = None,
+    **flags: Any,
 ) -> Up:
     """Returns a served model.
 
@@ -94,6 +100,7 @@ def bring_up(
         memory: Main memory of the pod, in bytes.
         free: What may be written on the offload volume.
         left: What is left of that when a store is written; None for all.
+        pod: What the pod owns, instead of these.
         flags: Settings.
     """
     settings = read_settings(
@@ -102,7 +109,7 @@ def bring_up(
     prepared = startup.prepare(
         settings,
         startup.open_checkpoint(settings),
-        resources(memory, settings.offload_folder, free),
+        pod or resources(memory, settings.offload_folder, free),
     )
     if left is not None:
         prepared = replace(prepared, offload=replace(prepared.offload, free=left))

@@ -210,6 +210,13 @@ def test_offload_compares_streaming_with_accelerates_maps(tmp_path_factory):
     assert len(numbers["targets"]) == 5
 
 
+def test_the_benchmark_of_a_gpu_fails_where_there_is_none(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done, numbers = run("gpu.py", tmp_path_factory, "--quick")
+    assert done.returncode == 1
+    assert numbers["failure"].endswith("torch sees no CUDA device")
+
+
 def test_limits_holds_each_server_against_its_plan(tmp_path_factory):
     with memory_cgroup(2**30):
         pass  # or skip

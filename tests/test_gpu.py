@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from predictor import startup
 from predictor.pod import read
 from predictor.pod.accelerators import read_accelerators
-from predictor.settings import read_settings
-from predictor.weights.progress import Progress
+from predictor.pod.resources import PodResources
+from predictor.weights.copying import ToDevice
+from predictor.weights.link import DeviceLink, page_lock
+from predictor.weights.reading import Buffer
 from tests.conftest import Checkpoints
-from tests.serving import Collected
+from tests.serving import Up, bring_up
 from tests.weights.test_loader import reference
+from tests.weights.test_streaming import IDS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,68 +29,93 @@ PROMPT = list(range(10, 40))
 MIB = 1024**2
 
 
-def bring_up(folder: Path, **flags: Any) -> Any:
-    settings = read_settings(
-        {"model_dir": str(folder), "max_model_len": 128, "prefill_chunk": 16, **flags}, environ={}
-    )
-    prepared = startup.prepare(settings, startup.open_checkpoint(settings), read(None))
-    return prepared, startup.bring_up(settings, prepared, Progress())
+@pytest.fixture(scope="module")
+def pod() -> PodResources:
+    return read(None)
 
 
-def tokens(task: Any) -> list[int]:
-    return Collected.of(task._engine, PROMPT, max_new_tokens=12).tokens
-
-
-def spread(folder: Path) -> dict[str, str]:
+def spread(folder: Path, pod: PodResources) -> dict[str, str]:
     """Blocks in turn on the GPU, in main memory and on disk; the rest on the GPU."""
-    settings = read_settings({"model_dir": str(folder), "max_model_len": 128}, environ={})
-    prepared = startup.prepare(settings, startup.open_checkpoint(settings), read(None))
+    prepared = bring_up(folder, pod=pod).prepared
     blocks = [unit for unit in prepared.footprint.units if unit.block is not None]
     devices = {unit.names[0]: ("0", "cpu", "disk")[unit.block % 3] for unit in blocks}
     return {name: devices.get(name, "0") for name in prepared.placement.device_map}
 
 
-@pytest.mark.parametrize("architecture", ["bloom", "gpt2", "llama", "llama-tied", "opt"])
+def tokens(up: Up) -> list[int]:
+    return up.tokens(PROMPT, max_new_tokens=12)
+
+
+@torch.inference_mode()
+def logits(up: Up) -> torch.Tensor:
+    """Of two passes, the second through memory that the first has used."""
+    up.model(input_ids=IDS.cuda())
+    found: torch.Tensor = up.model(input_ids=IDS.cuda()).logits
+    return found
+
+
+@pytest.mark.parametrize("architecture", ["bloom", "gpt2", "llama", "llama-tied", "mixtral", "opt"])
 def test_a_model_over_gpu_memory_and_disk_gives_the_tokens_of_the_cpu(
-    checkpoints: Checkpoints, architecture: str
+    checkpoints: Checkpoints, architecture: str, pod: PodResources, tmp_path: Path
 ) -> None:
     folder = checkpoints(architecture)
-    prepared, task = bring_up(folder, device_map=spread(folder))
-    assert set(prepared.placement.device_map.values()) == {0, "cpu", "disk"}
-    assert tokens(task) == reference(folder, PROMPT)
+    device_map = spread(folder, pod)
+    up = bring_up(folder, pod=pod, device_map=device_map, offload_folder=str(tmp_path))
+    assert set(up.prepared.placement.device_map.values()) == {0, "cpu", "disk"}
+    assert tokens(up) == reference(folder, PROMPT)
+
+
+@pytest.mark.parametrize("fraction", [0.9, 0.0])
+def test_streamed_blocks_give_the_logits_of_resident_ones_bit_for_bit(
+    checkpoints: Checkpoints, pod: PodResources, fraction: float
+) -> None:
+    folder = checkpoints("llama", dtype=torch.bfloat16)
+    flags = {"pod": pod, "dtype": "bfloat16", "pinned_memory_fraction": fraction}
+    expected = logits(bring_up(folder, device_map="cuda:0", **flags))
+    up = bring_up(folder, device_map=spread(folder, pod), **flags)
+    lane: Any = up.weights.streaming.lane  # type: ignore[union-attr]
+    assert isinstance(lane, ToDevice)
+    for _ in range(20):
+        assert torch.equal(logits(up), expected)
+    waiting = [source for source in lane._sources if not isinstance(source, int)]
+    assert waiting
+    assert all(tensor.is_pinned() == bool(fraction) for w in waiting for tensor in w.tensors)
+
+
+def test_copies_from_page_locked_memory_run_beside_the_thread_and_the_computation() -> None:
+    device = torch.device("cuda", 0)
+    link, source = DeviceLink(device), Buffer(512 * MIB)
+    page_lock(source)
+    into = torch.empty_like(source.tensor, device=device)
+    link.finish(link.copy([into], [source.tensor], link.mark()))
+    began = time.perf_counter()
+    copied = link.copy([into], [source.tensor], link.mark())
+    asked = time.perf_counter() - began
+    link.finish(copied)
+    assert asked < 0.2 * (time.perf_counter() - began)
+    began_waiting = link.mark()
+    link.wait(link.copy([into], [source.tensor], link.mark()), since=began_waiting)
+    link.finish(link.mark())
+    assert link.stalled() > 0.001  # 512 MiB take more on any link
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cuda:0", "cpu"])
-def test_strategies_and_single_devices_work(checkpoints: Checkpoints, device_map: str) -> None:
-    folder = checkpoints("llama")
-    _, task = bring_up(folder, device_map=device_map)
-    assert tokens(task) == reference(folder, PROMPT)
-
-
-def test_weights_that_wait_in_memory_for_the_gpu_are_in_no_file_pages(
-    checkpoints: Checkpoints,
+def test_strategies_and_single_devices_work(
+    checkpoints: Checkpoints, device_map: str, pod: PodResources
 ) -> None:
-    from predictor.weights.resident import _FileMappings, _streamed_from_memory
-
     folder = checkpoints("llama")
-    _, task = bring_up(folder, device_map=spread(folder))
-    files = _FileMappings(Path("/proc/self/maps").read_text())
-    waiting = [
-        t for weights in _streamed_from_memory(task._engine._model) for t in weights.values()
-    ]
-    assert waiting
-    assert not any(files.hold(tensor) for tensor in waiting if tensor.device.type == "cpu")
+    assert tokens(bring_up(folder, pod=pod, device_map=device_map)) == reference(folder, PROMPT)
 
 
-def test_a_small_wish_for_the_gpu_is_kept(checkpoints: Checkpoints) -> None:
+def test_a_small_wish_for_the_gpu_is_kept(checkpoints: Checkpoints, pod: PodResources) -> None:
     folder = checkpoints("llama")
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    prepared, task = bring_up(folder, max_memory='{"0": "2MiB"}')
-    planned = prepared.placement.tier("0").planned
-    assert prepared.placement.tier("cpu").units
-    assert tokens(task) == reference(folder, PROMPT)
+    up = bring_up(folder, pod=pod, max_memory='{"0": "2MiB"}')
+    planned = up.prepared.placement.tier("0").planned
+    assert up.prepared.placement.tier("cpu").units
+    assert tokens(up) == reference(folder, PROMPT)
     workspace = 16 * MIB  # cuBLAS takes its workspace once, whatever the model; headroom covers it
     assert torch.cuda.max_memory_allocated() - before <= planned + workspace
 

@@ -40,12 +40,7 @@ def plan(footprint: Footprint, resources: PodResources, wishes: Wishes) -> Place
     """
     owned = _owned(resources, wishes)
     budgets, notes = _budgets(owned, wishes)
-    demand = Demand(footprint, wishes.max_concurrency or 1)
-    assignment = _assignment(demand, budgets, wishes)
-    if assignment is None and footprint.by_block:
-        # Buffers for whole blocks are too much; a leaf module at a time is slow, and less.
-        demand = replace(demand, footprint=replace(footprint, by_block=False))
-        assignment = _assignment(demand, budgets, wishes)
+    demand, assignment = _decide(Demand(footprint, wishes.max_concurrency or 1), budgets, wishes)
     if assignment is None:
         explicit = _explicit_map(wishes.device_map)
         asked = None if explicit is None else _assign(footprint, explicit, budgets)
@@ -58,6 +53,27 @@ def plan(footprint: Footprint, resources: PodResources, wishes: Wishes) -> Place
         for name, tier in tiers(demand, assignment, budgets).items()
     }
     return _placement(demand, assignment, filled, notes)
+
+
+def _decide(demand: Demand, budgets: Budgets, wishes: Wishes) -> tuple[Demand, Assignment | None]:
+    """The assignment, and whether blocks are streamed whole for it; None where nothing fits.
+
+    Buffers for whole blocks may be too much, or for any GPU to compute; a leaf module at a time is
+    slow, and less.
+    """
+    whole = _assignment(demand, budgets, wishes)
+    if not demand.footprint.by_block or (whole is not None and _is_on_gpu(whole, budgets)):
+        return demand, whole
+    less = replace(demand, footprint=replace(demand.footprint, by_block=False))
+    by_leaf = _assignment(less, budgets, wishes)
+    if whole is None or (by_leaf is not None and _is_on_gpu(by_leaf, budgets)):
+        return less, by_leaf
+    return demand, whole
+
+
+def _is_on_gpu(assignment: Assignment, budgets: Budgets) -> bool:
+    """Whether a GPU computes, or there is none."""
+    return main_device(assignment) in budgets.gpus or not budgets.gpus
 
 
 def _assignment(demand: Demand, budgets: Budgets, wishes: Wishes) -> Assignment | None:

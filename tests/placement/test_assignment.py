@@ -1,5 +1,7 @@
 """Bytes of stated assignments, and the search, on a model small enough to follow."""
 
+import dataclasses
+
 import pytest
 
 from predictor.placement.assignment import Budgets, Demand, fits, main_device, search, tiers
@@ -36,6 +38,25 @@ def test_kv_of_an_offloaded_block_counts_where_the_block_executes():
     assert in_mib(found["cpu"]) == (20, 0, 4, 0)  # and a leaf on its way from the disk
     assert in_mib(found["disk"]) == (10, 0, 0, 0)
     assert [found[name].units for name in ("0", "cpu", "disk")] == [4, 2, 1]
+
+
+def test_blocks_are_streamed_to_a_gpu_whole_through_two_buffers():
+    demand = Demand(dataclasses.replace(footprint(), by_block=True), 1)
+    # GPU: norm, embeddings, head and a block. Buffers of 10 MiB and 64 KiB, and no leaf besides.
+    found = tiers(demand, ("0", "0", "0", "0", "cpu", "cpu", "disk"), budgets(100, cpu=100))
+    buffer = 10 * MIB + 64 * 1024
+
+    assert in_mib(found["0"]) == (24, 16, 20, 3)
+    assert found["0"].staging == found["cpu"].staging == 2 * buffer
+
+    waiting = tiers(demand, ("0", "0", "0", "0", "cpu", "cpu", "cpu"), budgets(100, cpu=100))
+
+    assert waiting["0"].staging == 2 * buffer
+    assert waiting["cpu"].staging == buffer  # to move one block to where it is copied from fast
+
+    head = tiers(demand, ("0", "0", "disk", "0", "0", "0", "0"), budgets(100, cpu=100))
+
+    assert in_mib(head["0"])[2] == in_mib(head["cpu"])[2] == 8  # no block: its largest leaf
 
 
 def test_without_a_gpu_in_use_main_memory_executes_and_holds_the_cache():

@@ -227,6 +227,24 @@ def test_where_buffers_for_whole_blocks_do_not_fit_leaf_modules_are_streamed():
     assert not found.by_block
 
 
+def test_blocks_are_streamed_to_a_gpu_whole_where_it_has_room_for_two():
+    # GPU: 3 activations + 16 KV + two buffers + 14; main memory: a block and two buffers
+    found = plan(by_block(), pod(3 + 16 + 21 + 14 + 10, memory=10 + 21), wishes())
+
+    assert found.by_block
+    assert found.execution_device == 0
+    assert found.tier("0").staging == found.tier("cpu").staging == buffers(10)
+    assert [found.device_map[f"blocks.{index}"] for index in range(4)] == ["disk", "disk", "cpu", 0]
+
+
+def test_a_gpu_with_no_room_for_two_blocks_computes_all_the_same():
+    # 3 activations + 16 KV + 8 for the head as a leaf: no room for buffers
+    found = plan(by_block(), pod(27, memory=200), wishes())
+
+    assert not found.by_block
+    assert found.execution_device == 0
+
+
 @pytest.mark.parametrize(
     ("blocks", "resident"), [(22, 8), (22, 1), (22, 19), (10, 5), (7, 3), (4, 1)]
 )

@@ -7,19 +7,26 @@ block's weights. `tests/test_gpu.py` has what needs a real one.
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import remove_hook_from_module
 
-from predictor.errors import WeightsUnreadable
+from predictor.errors import LoadFailed, WeightsUnreadable
 from predictor.metrics import WeightMetrics
+from predictor.placement.footprint import find_blocks
 from predictor.weights.copying import ToDevice, take_out
 from predictor.weights.from_disk import FromDisk
-from predictor.weights.streaming import Streaming
+from predictor.weights.link import page_lock
+from predictor.weights.reading import Buffer
+from predictor.weights.streaming import Streaming, _page_lock
 from tests.checkpoints import ALL_CONFIGS
 from tests.conftest import Checkpoints
 from tests.serving import Up, blocks_on_disk, bring_up
@@ -28,32 +35,48 @@ from tests.weights.test_streaming import logits, streams
 CPU = torch.device("cpu")
 
 
-class LazyLink:
-    """Stands in for an accelerator's link: what is asked happens when it is waited for, in order.
+class Marked(threading.Event):
+    """An event of the stand-in's; `number` counts those of what was computed."""
 
-    Whatever is computed is done at once, so every mark has happened, except the one that a copy has
-    to come after: until then the memory it goes to is in use, and a copy that came before is found.
+    def __init__(self, number: int, memory: int = 0) -> None:
+        super().__init__()
+        self.number = number
+        self.memory = memory
+
+
+class LazyLink:
+    """Stands in for an accelerator's link: a copy is done when it is waited for, in order.
+
+    What is computed is done at once; that a copy waits for what used the memory that it goes to is
+    checked when it is asked for.
     """
 
     def __init__(self) -> None:
         self._asked: list[Any] = []
         self._lock = threading.Lock()
-        self.copies = 0
+        self._marks = 0
+        self._used: dict[int, int] = {}
 
     def copy(self, into: Any, source: Any, after: Any) -> Any:
-        done = threading.Event()
+        memory = into[0].untyped_storage().data_ptr()
         with self._lock:
-            self._asked.append((into, source, after, done))
+            assert after.is_set()
+            assert after.number > self._used.get(memory, 0), "the memory may still be in use"
+            done = Marked(0, memory)
+            self._asked.append((into, source, done))
         return done
 
     def mark(self) -> Any:
-        event = threading.Event()
+        with self._lock:
+            self._marks += 1
+            event = Marked(self._marks)
         event.set()
         return event
 
     def wait(self, event: Any, *, since: Any) -> None:
         assert since.is_set()
         self._happen(event)
+        self._used[event.memory] = self._marks
 
     def finish(self, event: Any) -> None:
         self._happen(event)
@@ -64,11 +87,9 @@ class LazyLink:
     def _happen(self, event: Any) -> None:
         with self._lock:
             while not event.is_set():
-                into, source, after, done = self._asked.pop(0)
-                assert after.is_set()
+                into, source, done = self._asked.pop(0)
                 for target, tensor in zip(into, source, strict=True):
                     target.copy_(tensor)
-                self.copies += 1
                 done.set()
 
 
@@ -89,35 +110,40 @@ def to_device(up: Up, device_link: Any, *, waiting: slice) -> Streaming:
         for name in order
     }
     for name in blocks:  # the processor's hooks make way
-        from accelerate.hooks import remove_hook_from_module
-
         remove_hook_from_module(up.model.get_submodule(name))
     return Streaming(up.model, named, lane, metrics, CPU)
 
 
 def resident(up: Up) -> list[str]:
-    from predictor.placement.footprint import find_blocks
-
     device_map = up.prepared.placement.device_map
     return [name for name in find_blocks(up.prepared.skeleton) if device_map[name] == "cpu"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("architecture", sorted(ALL_CONFIGS))
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [*((name, torch.float32) for name in sorted(ALL_CONFIGS)), ("mixtral", torch.bfloat16)],
+)
 def test_logits_are_those_of_resident_blocks(
     checkpoints: Checkpoints, architecture: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     folder = checkpoints(architecture, dtype=dtype)
     expected = logits(bring_up(folder, device_map="cpu"))
     flags = {"offload_folder": str(tmp_path), "offload_store": "always"}
-    up = bring_up(folder, device_map=blocks_on_disk(folder), **flags)
-    streaming = to_device(up, LazyLink(), waiting=slice(None))
-    assert {
-        p.device.type for n in resident(up) for p in up.model.get_submodule(n).parameters()
-    } == {"meta"}
-    for _ in range(3):
-        assert torch.equal(logits(up), expected)
-    streaming.close()
+    for where in (blocks_on_disk(folder), all_blocks_on_disk(folder)):
+        up = bring_up(folder, device_map=where, **flags)
+        streaming = to_device(up, LazyLink(), waiting=slice(None))
+        time.sleep(0.05)  # until what may be read ahead is read
+        for _ in range(3):
+            assert torch.equal(logits(up), expected)
+        streaming.close()
+        blocks = [up.model.get_submodule(name) for name in find_blocks(up.prepared.skeleton)]
+        assert {p.device.type for block in blocks for p in block.parameters()} == {"meta"}
+
+
+def all_blocks_on_disk(folder: Path) -> dict[str, str]:
+    some = blocks_on_disk(folder)
+    kind = next(name for name, device in some.items() if device == "disk").rpartition(".")[0]
+    return {name: "disk" if name.startswith(f"{kind}.") else "cpu" for name in some}
 
 
 def test_blocks_may_come_in_any_order(checkpoints: Checkpoints) -> None:
@@ -144,6 +170,35 @@ def checkpoint_weights(folder: Path) -> Any:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - no mapping
                 yield name, opened.get_tensor(name)
+
+
+def test_as_much_is_page_locked_as_the_setting_says(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    locked: list[Buffer] = []
+    monkeypatch.setattr("predictor.weights.streaming.page_lock", locked.append)
+    buffers = [Buffer(size * 4096) for size in (3, 5, 2)]
+    with caplog.at_level(logging.INFO):
+        _page_lock(buffers, 6 * 4096)
+    assert locked == [buffers[0], buffers[2]]
+    assert "20.00 KiB of main memory are page-locked, and 20.00 KiB" in caplog.text
+
+
+def test_a_driver_that_refuses_to_page_lock_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No driver can be had here: a stand-in answers as CUDA does (cudaErrorMemoryAllocation)."""
+    asked: list[tuple[int, int, int]] = []
+
+    def register(*arguments: int) -> int:
+        asked.append(arguments)  # type: ignore[arg-type]
+        return 2
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=register))
+    buffer = Buffer(3 * 4096)
+    with pytest.raises(LoadFailed, match=r"12\.00 KiB more .* lower --pinned_memory_fraction\."):
+        page_lock(buffer)
+    assert asked == [(buffer.tensor.data_ptr(), 3 * 4096, 1)]
 
 
 def test_a_block_that_cannot_be_read_is_said_as_on_the_processor(

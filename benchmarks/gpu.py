@@ -1,0 +1,182 @@
+"""A model bigger than its GPU: blocks wait in main memory, and are streamed for every token.
+
+A random Llama of 1.1 billion parameters in bfloat16 (2.2 GB), of which the GPU may hold `--budget`:
+the predictor plans where each block goes, and Accelerate gets the same map. Each runs alone in a
+fresh process, in rounds; ratios are formed within a round. The limit of a pass is copying the
+blocks that wait at the bandwidth of the link from page-locked memory, probed by the same process.
+Needs a CUDA device, and enough main memory for the model twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from checkpoint import make
+from contestants import (
+    Generate,
+    Meter,
+    accelerate_model,
+    bring_up,
+    engine_generates,
+    transformers_generates,
+)
+from measuring import CannotMeasure, add_places, finish, machine, run, table
+from serving import LLAMA, TINY
+from streamers import prompts
+
+TARGETS = {"x Accelerate, the same map": 4.0, "of the link": 0.85}
+"""Least times as fast as Accelerate; least fraction of the page-locked bandwidth reached."""
+
+_PROBED = 2**28
+"""Bytes of one copy that the link is probed with."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark, or one contestant of it, and returns the exit code."""
+    flags = _parser().parse_args(arguments)
+    if flags.contestant is not None:
+        return _contest(flags)
+    return finish(lambda: measure(flags), flags.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--budget", default="800MiB", help="of the GPU's memory, for the predictor to plan for")
+    add("--tokens", type=int, default=32, help="new tokens of each sequence")
+    add("--sequences", type=int, default=1, help="at one time")
+    add("--rounds", type=int, default=3, help="runs of each contestant")
+    add("--quick", action="store_true", help="a tiny model; proves nothing")
+    add("--contestant", choices=("predictor", "accelerate"), help=argparse.SUPPRESS)
+    add("--model", type=Path, help=argparse.SUPPRESS)
+    add_places(parser)
+    return parser
+
+
+def measure(flags: argparse.Namespace) -> dict[str, Any]:
+    """Returns all numbers, after printing them.
+
+    Raises:
+        CannotMeasure: There is no GPU, or a contestant did not do what is measured.
+    """
+    before = machine()
+    with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="gpu-") as work:
+        model = Path(work)
+        make(model, TINY if flags.quick else LLAMA)
+        rounds = [
+            {name: _run(name, model, flags) for name in ("predictor", "accelerate")}
+            for _ in range(flags.rounds)
+        ]
+    ratios = [one["accelerate"]["seconds"] / one["predictor"]["seconds"] for one in rounds]
+    of_link = [_of_the_link(one["predictor"]) for one in rounds]
+    found = dict(zip(TARGETS, (statistics.median(ratios), statistics.median(of_link)), strict=True))
+    result = {"rounds": rounds, "found": found, "machine": [before, machine()]}
+    print(_report(result))
+    replies = {tuple(run["tokens"]) for one in rounds for run in one.values()}
+    failure = None if len(replies) == 1 else "The contestants gave different replies to one prompt."
+    return result | {"failure": failure}
+
+
+def _run(name: str, model: Path, flags: argparse.Namespace) -> dict[str, Any]:
+    argv = [sys.executable, str(Path(__file__)), "--contestant", name, "--model", str(model)]
+    argv += ["--budget", flags.budget, f"--tokens={flags.tokens}", f"--sequences={flags.sequences}"]
+    done = run(argv, gpus=True)
+    if done.returncode != 0:
+        raise CannotMeasure(f"{name} ended with status {done.returncode}: {done.last_words}")
+    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    if name == "predictor" and not told["waiting_bytes"]:
+        raise CannotMeasure("No block waits in main memory: give a smaller --budget.")
+    return told
+
+
+def _of_the_link(found: Mapping[str, Any]) -> float:
+    fraction: float = found["waiting_bytes"] / found["bytes_per_second"] / found["seconds"]
+    return fraction
+
+
+def _report(result: Mapping[str, Any]) -> str:
+    rows = [
+        [name, f"{1000 * run['seconds']:.1f}", run["device"]]
+        for one in result["rounds"]
+        for name, run in one.items()
+    ]
+    lines = [table(["contestant", "ms/pass", "device"], rows), ""]
+    for (what, target), found in zip(TARGETS.items(), result["found"].values(), strict=True):
+        said = "reached" if found >= target else "MISSED"
+        lines.append(f"{what}: {found:.2f}, target >= {target:g}: {said}")
+    ours = result["rounds"][0]["predictor"]
+    lines.append(
+        f"{ours['waiting_bytes'] / 1e9:.2f} GB wait in main memory; the link copies "
+        f"{ours['bytes_per_second'] / 1e9:.1f} GB/s. "
+        f"machine: {result['machine'][0]} at the start, {result['machine'][1]} at the end."
+    )
+    return "\n".join(lines)
+
+
+def _contest(flags: argparse.Namespace) -> int:
+    import torch
+
+    if not torch.cuda.is_available():
+        print("torch sees no CUDA device", file=sys.stderr)
+        return 1
+    where = flags.model / "map.json"
+    generate, more = (
+        _predictor(flags, where) if flags.contestant == "predictor" else _accelerate(flags, where)
+    )
+    generate(prompts(1), 2, lambda: None)
+    meter = Meter()
+    tokens = generate(prompts(flags.sequences), flags.tokens, meter.mark)[0]
+    passes = meter.per_token()[1:]
+    seconds = statistics.median(one["seconds"] for one in passes)
+    told = {"seconds": seconds, "tokens": tokens, "device": torch.cuda.get_device_name(0)}
+    print("\n" + json.dumps(told | more))
+    return 0
+
+
+def _predictor(flags: argparse.Namespace, where: Path) -> tuple[Generate, dict[str, Any]]:
+    """The predictor, which also says where it put everything."""
+    given = {"model_dir": flags.model, "max_model_len": 256, "max_concurrency": 1}
+    given["max_memory"] = json.dumps({"0": flags.budget})
+    _, prepared, started = bring_up(given)
+    placement = prepared.placement
+    where.write_text(json.dumps(placement.device_map))
+    waiting = placement.tier("cpu").weights
+    return engine_generates(started.task._engine), {
+        "waiting_bytes": waiting,
+        "bytes_per_second": _probe(),
+    }
+
+
+def _accelerate(flags: argparse.Namespace, where: Path) -> tuple[Generate, dict[str, Any]]:
+    device_map = json.loads(where.read_text())
+    model = accelerate_model(flags.model, device_map=device_map)
+    generate = transformers_generates(model)
+    return generate, {}
+
+
+def _probe() -> float:
+    """Returns the bytes per second of large copies from page-locked memory to the GPU."""
+    import torch
+
+    source = torch.empty(_PROBED, dtype=torch.uint8, pin_memory=True)
+    into = torch.empty_like(source, device="cuda")
+    speeds = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        into.copy_(source, non_blocking=True)
+        torch.cuda.synchronize()
+        speeds.append(_PROBED / (time.perf_counter() - began))
+    return max(speeds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
