@@ -12,7 +12,7 @@ import torch
 from predictor.pod import read
 from predictor.pod.accelerators import read_accelerators
 from predictor.pod.resources import PodResources
-from predictor.weights.copying import ToDevice
+from predictor.weights.copying import ToDevice, Waiting
 from predictor.weights.link import DeviceLink, page_lock
 from predictor.weights.reading import Buffer
 from tests.conftest import Checkpoints
@@ -77,7 +77,7 @@ def test_streamed_blocks_give_the_logits_of_resident_ones_bit_for_bit(
     assert isinstance(lane, ToDevice)
     for _ in range(20):
         assert torch.equal(logits(up), expected)
-    waiting = [source for source in lane._sources if not isinstance(source, int)]
+    waiting = [source for source in lane._sources if isinstance(source, Waiting)]
     assert waiting
     assert all(tensor.is_pinned() == bool(fraction) for w in waiting for tensor in w.tensors)
 

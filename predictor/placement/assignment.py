@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from predictor.placement.plan import Tier
-from predictor.placement.units import STREAM_BUFFERS, Footprint, Unit
+from predictor.placement.units import STREAM_BUFFERS, STREAM_PIECE, Footprint, Unit
 
 Assignment = tuple[str, ...]
 _STEPS = 50
@@ -63,17 +63,25 @@ class Demand:
         """
         return STREAM_BUFFERS * self._largest_block(units) + self._largest_leaf(units)
 
-    def reading(self, units: Sequence[Unit], *, waiting: Sequence[Unit] = ()) -> int:
+    def reading(
+        self, units: Sequence[Unit], *, executes: bool, waiting: Sequence[Unit] = ()
+    ) -> int:
         """Bytes of main memory to read these units from disk.
 
         Args:
-            units: The units. Blocks are streamed whole; what is none takes a leaf module at a time,
-                and converting it another.
-            waiting: Units that wait in main memory for a GPU. Before anything is streamed, their
-                blocks are moved one by one to where they can be copied from fast.
+            units: The units. What is no block takes a leaf module at a time, and converting it
+                another.
+            executes: Whether they execute there. Blocks are then read whole, and piece by piece
+                where they are only on their way to a GPU.
+            waiting: Units that wait in main memory for a GPU. Where transformers converts them,
+                their blocks are moved one by one to where they can be copied from fast.
         """
-        buffers = max(STREAM_BUFFERS * self._largest_block(units), self._largest_block(waiting))
-        return buffers + (2 if self.footprint.cast else 1) * self._largest_leaf(units)
+        largest = self._largest_block(units)
+        buffers = STREAM_BUFFERS * (largest if executes else min(largest, STREAM_PIECE))
+        is_converted = self.footprint.cast or self.footprint.rewritten
+        moving = self._largest_block(waiting) if is_converted else 0
+        leaf = (2 if self.footprint.cast else 1) * self._largest_leaf(units)
+        return max(buffers, moving) + leaf
 
     def _is_whole(self, unit: Unit) -> bool:
         return self.footprint.by_block and unit.is_block
@@ -133,7 +141,7 @@ def _add_staging(demand: Demand, assignment: Assignment, sums: dict[str, _Sum], 
     waiting = [unit for unit, device in placed if device == "cpu" and main != "cpu"]
     if main != "cpu":
         sums[main].staging = demand.copying(on_disk + waiting)
-    sums["cpu"].staging = demand.reading(on_disk, waiting=waiting)
+    sums["cpu"].staging = demand.reading(on_disk, executes=main == "cpu", waiting=waiting)
 
 
 def main_device(assignment: Assignment) -> str:
@@ -274,7 +282,8 @@ def _spill(
     fixed += sum(unit.buffers + demand.kv(unit) for unit in units) if executes else 0
     weights = sum(unit.weights for unit in units)
     for count in range(len(units), -1, -1):
-        reading = demand.reading(units[count:], waiting=() if executes else units[:count])
+        waiting = () if executes else units[:count]
+        reading = demand.reading(units[count:], executes=executes, waiting=waiting)
         if fixed + weights + reading <= budgets.cpu:
             return ("cpu",) * count + ("disk",) * (len(units) - count)
         weights -= units[count - 1].weights if count else 0

@@ -8,6 +8,10 @@ STREAM_BUFFERS = 2
 """Blocks that streaming holds at one time: one is read while the one before computes. More would
 only help where reading is fast at times and slow at others, and each takes a block's memory."""
 
+STREAM_PIECE = 64 * 1024**2
+"""Bytes of one read. From 4 MiB on a disk is as fast as with any more, but between two reads the
+thread that reads may have to wait for the one that computes."""
+
 _SLACK = 64 * 1024
 """Bytes of a buffer besides its block's: reads begin and end at whole pages, and so do tensors."""
 

@@ -24,7 +24,7 @@ def compare(placement: Placement, *, held: int) -> None:
         held: Bytes of anonymous memory that loading took.
     """
     tier = placement.tier("cpu")
-    # What only moves blocks to their places is free again.
+    # What only moves blocks to their places while they are loaded is free again.
     planned = tier.weights + (tier.staging if placement.tier("disk").units else 0)
     if abs(held - planned) > _MOST * planned + _NOISE:
         logger.warning(

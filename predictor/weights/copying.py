@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from predictor.metrics import WeightMetrics
-from predictor.placement.units import STREAM_BUFFERS
+from predictor.placement.units import STREAM_BUFFERS, STREAM_PIECE
+from predictor.weights.extents import Block, Segment, Tensor
 from predictor.weights.from_disk import FromDisk
 from predictor.weights.link import Event, Link
 from predictor.weights.reading import Buffer
@@ -35,36 +36,103 @@ class Waiting:
     buffer: Buffer
 
 
-def take_out(model: nn.Module, name: str) -> Waiting:
+Move = Callable[[str, torch.Tensor, torch.Tensor], None]
+"""Copies a parameter of this name into another tensor of its dtype and shape."""
+
+
+def take_out(model: nn.Module, name: str, move: Move) -> Waiting:
     """Moves a block's parameters into one buffer; the block's own are on the meta device then."""
     parameters = dict(model.get_submodule(name).named_parameters(prefix=name))
-    offsets, size = _lay_out(tuple(parameters.values()))
+    places, size = _lay_out(tuple(parameters.values()))
     buffer = Buffer(size)
-    tensors = _views(buffer.tensor, tuple(parameters.values()), offsets)
+    tensors = _views(buffer.tensor, tuple(parameters.values()), places)
     for tensor, (key, parameter) in zip(tensors, parameters.items(), strict=True):
-        tensor.copy_(parameter.detach())
+        move(key, parameter, tensor)
         owner, _, own = key.rpartition(".")
         absent = torch.empty_like(parameter, device="meta")
         model.get_submodule(owner)._parameters[own] = nn.Parameter(absent, requires_grad=False)
     return Waiting(tuple(parameters), tensors, buffer)
 
 
-Source = Waiting | int
-"""A block that waits, or the index of one on disk."""
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A block on disk, read piece by piece so that little main memory is enough.
+
+    Attributes:
+        first: Index of its first piece among all.
+        pieces: They, each with one tensor of bytes for each run of bytes of one parameter.
+        runs: For each piece, where in the block's memory each of these begins.
+        tensors: The parameters, without content.
+    """
+
+    first: int
+    pieces: tuple[Block, ...]
+    runs: tuple[tuple[int, ...], ...]
+    tensors: tuple[torch.Tensor, ...]
+
+
+def cut(block: Block, first: int) -> Pieces:
+    """Returns the pieces of a block.
+
+    Args:
+        block: Where it lies on disk.
+        first: Index of its first piece.
+    """
+    tensors = tuple(torch.empty(t.shape, dtype=t.dtype, device="meta") for t in block.tensors)
+    places, _ = _lay_out(tensors)
+    pieces, runs = [], []
+    for segment in _short(block.segments):
+        found = []
+        for place, tensor, stored in zip(places, tensors, block.tensors, strict=True):
+            begin = max(stored.at, segment.at)
+            end = min(stored.at + tensor.nbytes, segment.at + segment.length)
+            if begin < end:
+                found.append((begin - segment.at, end - begin, place + begin - stored.at))
+        there = tuple(Tensor("", torch.uint8, (count,), at) for at, count, _ in found)
+        pieces.append(Block(block.name, (replace(segment, at=0),), there, block.source))
+        runs.append(tuple(place for *_, place in found))
+    return Pieces(first, tuple(pieces), tuple(runs), tensors)
+
+
+def _short(segments: Sequence[Segment]) -> Iterator[Segment]:
+    """Segments of no more than a piece each."""
+    for whole in segments:
+        for begin in range(0, whole.length, STREAM_PIECE):
+            length = min(STREAM_PIECE, whole.length - begin)
+            yield replace(whole, start=whole.start + begin, at=whole.at + begin, length=length)
+
+
+Source = Waiting | Pieces
+"""A block that waits, or one on disk."""
+
+
+def sources_of(
+    in_order: Sequence[str], on_disk: Sequence[Block], waiting: Mapping[str, Waiting]
+) -> list[Source]:
+    """Returns where each of these blocks is; all pieces are numbered in their order."""
+    blocks = {block.name: block for block in on_disk}
+    sources: list[Source] = []
+    pieces = 0
+    for name in in_order:
+        source = waiting.get(name) or cut(blocks[name], pieces)
+        pieces += len(source.pieces) if isinstance(source, Pieces) else 0
+        sources.append(source)
+    return sources
 
 
 class _Slot:
     """Memory of the accelerator, and each block's parameters as they are in it."""
 
-    def __init__(
-        self, blocks: Sequence[Sequence[torch.Tensor]], device: torch.device, free: Event
-    ) -> None:
-        laid_out = [_lay_out(block) for block in blocks]
+    def __init__(self, sources: Sequence[Source], device: torch.device, free: Event) -> None:
+        laid_out = [_lay_out(source.tensors) for source in sources]
         size = max(end for _, end in laid_out)
         self.memory = torch.empty(size, dtype=torch.uint8, device=device)
         self.parameters = [
-            [nn.Parameter(view, requires_grad=False) for view in _views(self.memory, block, places)]
-            for block, (places, _) in zip(blocks, laid_out, strict=True)
+            [
+                nn.Parameter(view, requires_grad=False)
+                for view in _views(self.memory, source.tensors, places)
+            ]
+            for source, (places, _) in zip(sources, laid_out, strict=True)
         ]
         self.computed = self.copied = free
 
@@ -84,20 +152,19 @@ class ToDevice:
 
         Args:
             sources: The blocks, in execution order.
-            disk: Reads those on disk; None where there are none.
+            disk: Reads the pieces of those on disk; None where there are none.
             link: Leads to the accelerator.
             device: The accelerator.
             metrics: Is told what was copied.
         """
+        self.disk = disk
         self._sources = sources
-        self._disk = disk
         self._link = link
         self._metrics = metrics
         self._copying: Event | None = None  # from the memory that `disk` reads to
         self._held: _Slot | None = None
-        blocks = [self._tensors(source) for source in sources]
         free = link.mark()
-        self._slots = [_Slot(blocks, device, free) for _ in range(STREAM_BUFFERS)]
+        self._slots = [_Slot(sources, device, free) for _ in range(STREAM_BUFFERS)]
         self._ring = Ring(range(len(sources)), self._slots, self._fetch)
 
     def take(self, index: int) -> tuple[Sequence[nn.Parameter], float]:
@@ -121,45 +188,47 @@ class ToDevice:
     def close(self) -> None:
         """Ends copying and reading."""
         self._ring.close()
-        if self._disk is not None:
-            self._disk.close()
-
-    def _tensors(self, source: Source) -> Sequence[torch.Tensor]:
-        if isinstance(source, Waiting):
-            return source.tensors
-        return () if self._disk is None else self._disk.like(source)
+        if self.disk is not None:
+            self.disk.close()
 
     def _fetch(self, index: int, slot: _Slot) -> None:
         source = self._sources[index]
         if isinstance(source, Waiting):
-            self._copy(slot, index, source.tensors)
-        elif self._disk is not None:
-            if self._copying is not None:  # what was read last may still be on its way
-                self._link.finish(self._copying)
-                self._disk.give_back()
-                self._copying = None
-            tensors, _ = self._disk.take(source)
-            self._copy(slot, index, tensors)
-            self._copying = slot.copied
+            self._copy(slot, slot.parameters[index], source.tensors)
+        elif self.disk is not None:
+            for number, places in enumerate(source.runs, source.first):
+                self._await_copy(self.disk)
+                found, _ = self.disk.take(number)
+                self._copy(slot, _views(slot.memory, found, places), found)
+                self._copying = slot.copied
 
-    def _copy(self, slot: _Slot, index: int, tensors: Sequence[torch.Tensor]) -> None:
-        slot.copied = self._link.copy(slot.parameters[index], tensors, slot.computed)
-        self._metrics.copied(sum(tensor.nbytes for tensor in tensors))
+    def _await_copy(self, disk: FromDisk) -> None:
+        """Lets what was read last be overwritten, when it is no longer on its way."""
+        if self._copying is not None:
+            self._link.finish(self._copying)
+            self._copying = None
+            disk.give_back()
+
+    def _copy(
+        self, slot: _Slot, into: Sequence[torch.Tensor], source: Sequence[torch.Tensor]
+    ) -> None:
+        slot.copied = self._link.copy(into, source, slot.computed)
+        self._metrics.copied(sum(tensor.nbytes for tensor in source))
 
 
 def _lay_out(tensors: Sequence[torch.Tensor]) -> tuple[list[int], int]:
     """Returns where each tensor begins in a block's memory, and where the last one ends."""
-    offsets, end = [], 0
+    places, end = [], 0
     for tensor in tensors:
-        offsets.append(-(-end // _ALIGNMENT) * _ALIGNMENT)
-        end = offsets[-1] + tensor.nbytes
-    return offsets, end
+        places.append(-(-end // _ALIGNMENT) * _ALIGNMENT)
+        end = places[-1] + tensor.nbytes
+    return places, end
 
 
 def _views(
-    memory: torch.Tensor, like: Sequence[torch.Tensor], offsets: Sequence[int]
+    memory: torch.Tensor, like: Sequence[torch.Tensor], places: Sequence[int]
 ) -> tuple[torch.Tensor, ...]:
     return tuple(
-        memory[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        for tensor, offset in zip(like, offsets, strict=True)
+        memory[place : place + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for tensor, place in zip(like, places, strict=True)
     )

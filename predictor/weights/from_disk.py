@@ -56,10 +56,6 @@ class FromDisk:
         """Where blocks are read to."""
         return tuple(slot.buffer for slot in self._slots)
 
-    def like(self, index: int) -> Sequence[nn.Parameter]:
-        """Returns tensors of the dtypes and shapes of a block's parameters."""
-        return self._slots[0].parameters[index]
-
     def take(self, index: int) -> tuple[Sequence[nn.Parameter], float]:
         """Returns a block's parameters in main memory, and the seconds that this waited.
 

@@ -23,7 +23,7 @@ from predictor.placement.plan import Placement
 from predictor.pod.usage import count_usage
 from predictor.quantity import format_bytes
 from predictor.weights.checkpoint import Checkpoint
-from predictor.weights.copying import take_out
+from predictor.weights.copying import Waiting
 from predictor.weights.extents import Block
 from predictor.weights.from_pretrained import Dispatch, from_pretrained
 from predictor.weights.known import Known
@@ -104,9 +104,9 @@ def load(
         undone.callback(supply.release)
         with supply.opened():
             model, dispatch, found = loading.place(supply)
-        copied = make_resident(model, progress, blocks=find_blocks(skeleton))
+        copied, waiting = make_resident(model, progress, blocks=find_blocks(skeleton), waits=waits)
         logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
-        streaming = loading.stream(model, dispatch, found, waits, pinned_fraction=pinned_fraction)
+        streaming = loading.stream(model, dispatch, found, waiting, pinned_fraction=pinned_fraction)
         undone.pop_all()
     about = sum(block.size for block in found)
     return Loaded(model, streaming, supply, Known(supply.known_file, streamed=about))
@@ -171,12 +171,11 @@ class _Loading:
         model: PreTrainedModel,
         dispatch: Dispatch,
         on_disk: Sequence[Block],
-        waits: Sequence[str],
+        waiting: Mapping[str, Waiting],
         *,
         pinned_fraction: float,
     ) -> Streaming | None:
         """Streams these blocks, and has Accelerate stream what else is offloaded."""
-        waiting = {name: take_out(model, name) for name in waits}
         ours = (*(block.name for block in on_disk), *waiting)
         dispatch.attach(self.placement, ours)
         _say_who_streams(self.placement, ours)

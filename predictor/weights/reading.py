@@ -17,13 +17,10 @@ from pathlib import Path
 
 import torch
 
+from predictor.placement.units import STREAM_PIECE
 from predictor.weights.extents import PAGE, Block, Segment, pages, stamp_of
 
 logger = logging.getLogger(__name__)
-
-PIECE = 64 * 1024**2
-"""Bytes of one read. From 4 MiB on a disk is as fast as with any more, but between two reads this
-thread may have to wait for the one that computes."""
 
 _HUGE = 2 * 1024**2
 """Bytes of a huge page. A request to a disk takes a limited number of pieces of memory, so with
@@ -98,7 +95,7 @@ class Files:
         descriptor, is_direct = self._opened(segment)
         done = 0
         while done < segment.needed:
-            end = min(done + PIECE, segment.length)
+            end = min(done + STREAM_PIECE, segment.length)
             into = buffer.bytes[segment.at + done : segment.at + end]
             try:
                 count = os.preadv(descriptor, [into], segment.start + done)

@@ -8,12 +8,13 @@ for every token. A copy into anonymous memory is read once and stays.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from predictor.weights.copying import Move, Waiting, take_out
 from predictor.weights.extents import PAGE, Block, Segment, pages, stamp_of
 from predictor.weights.progress import Progress
 from predictor.weights.reading import Buffer, Files, opened_files
@@ -23,47 +24,74 @@ _BUFFER = 16 * 1024**2
 
 
 def make_resident(
-    model: nn.Module, progress: Progress, *, blocks: tuple[str, ...] = (), maps: str | None = None
-) -> int:
-    """Copies every tensor in main memory that is backed by a file; returns the bytes copied.
+    model: nn.Module,
+    progress: Progress,
+    *,
+    blocks: tuple[str, ...] = (),
+    waits: Sequence[str] = (),
+    maps: str | None = None,
+) -> tuple[int, dict[str, Waiting]]:
+    """Copies every tensor in main memory that is backed by a file, and blocks that wait there.
 
     Args:
         model: A loaded model, before Accelerate takes parts that it streams out of it.
         progress: Is told of every tensor.
         blocks: Names of the blocks, for the progress.
+        waits: Blocks that wait for an accelerator.
         maps: Text of ``/proc/self/maps``; None reads it.
+
+    Returns:
+        The bytes copied from files, and the blocks that wait, whose own parameters are on the meta
+        device then.
     """
     mapped = _FileMappings(Path("/proc/self/maps").read_text() if maps is None else maps)
     found = {name: tensor for name, tensor in _in_main_memory(model) if mapped.hold(tensor)}
-    progress.begin("reading weights", {name: t.nbytes for name, t in found.items()}, blocks)
-    copies: dict[tuple[int, torch.Size, tuple[int, ...]], torch.Tensor] = {}
-    total = 0
+    sizes = {name: tensor.nbytes for name, tensor in found.items()}
+    progress.begin("reading weights", sizes, blocks)
     with opened_files() as files:
-        reading = _Reading(files)
-        for name, tensor in found.items():
-            key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-            if key not in copies:
-                copies[key] = reading.copy(tensor, *mapped.place(tensor))
-                total += tensor.nbytes
-            tensor.data = copies[key]
+        reader = _Reader(files, mapped)
+
+        def move(name: str, tensor: torch.Tensor, into: torch.Tensor) -> None:
+            reader.read(tensor, into)
             progress.done(name)
+
+        waiting = {block: take_out(model, block, move) for block in waits}
+        moved = {name for block in waiting.values() for name in block.names}
+        copied = _copy_all({n: t for n, t in found.items() if n not in moved}, move)
     progress.end()
-    return total
+    return copied + sum(size for name, size in sizes.items() if name in moved), waiting
 
 
-class _Reading:
-    """Copies tensors of mapped files past the page cache, which a memory limit makes slow."""
+def _copy_all(found: Mapping[str, torch.Tensor], move: Move) -> int:
+    """Copies tensors in place, those that share memory once; returns the bytes copied."""
+    copies: dict[tuple[int, torch.Size, tuple[int, ...]], torch.Tensor] = {}
+    for name, tensor in found.items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if key not in copies:
+            copies[key] = torch.empty_like(tensor)
+            move(name, tensor, copies[key])
+        tensor.data = copies[key]
+    return sum(copy.nbytes for copy in copies.values())
 
-    def __init__(self, files: Files) -> None:
+
+class _Reader:
+    """Reads tensors of mapped files past the page cache, which a memory limit makes slow."""
+
+    def __init__(self, files: Files, mapped: _FileMappings) -> None:
         self._files = files
+        self._mapped = mapped
         self._buffer = Buffer(_BUFFER)
 
-    def copy(self, tensor: torch.Tensor, file: Path, offset: int) -> torch.Tensor:
-        """Returns a copy of a tensor that begins at an offset of a file."""
-        copy = torch.empty_like(tensor)
-        if not tensor.is_contiguous():
-            return copy.copy_(tensor)
-        into = copy.view(-1).view(torch.uint8) if tensor.dim() else copy.view(1).view(torch.uint8)
+    def read(self, tensor: torch.Tensor, into: torch.Tensor) -> None:
+        """Copies a tensor into another of its shape."""
+        if not (self._mapped.hold(tensor) and tensor.is_contiguous()):
+            into.copy_(tensor.detach())
+            return
+        file, offset = self._mapped.place(tensor)
+        flat = into.view(-1) if into.dim() else into.view(1)
+        self._read(file, offset, flat.view(torch.uint8))
+
+    def _read(self, file: Path, offset: int, into: torch.Tensor) -> None:
         done, stamp = 0, stamp_of(file.stat())
         while done < len(into):
             start = (offset + done) // PAGE * PAGE
@@ -73,7 +101,6 @@ class _Reading:
             self._files.read(Block(file.name, (segment,), (), "checkpoint"), self._buffer)
             into[done : done + count] = self._buffer.tensor[skip : skip + count]
             done += count
-        return copy
 
 
 def _in_main_memory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

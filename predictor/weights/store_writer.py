@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from predictor.placement.units import STREAM_PIECE
 from predictor.weights.extents import PAGE, Block, pages, view_of
-from predictor.weights.reading import NOT_DIRECT, PIECE, Buffer, Files, open_direct
+from predictor.weights.reading import NOT_DIRECT, Buffer, Files, open_direct
 from predictor.weights.store import FORMAT, MAGIC, START, Identity, tensor_of
 
 _ALIGNED = 64
@@ -150,7 +151,7 @@ class _Output:
     def write(self, buffer: Buffer, length: int, start: int) -> None:
         done = 0
         while done < length:
-            piece = buffer.bytes[done : min(done + PIECE, length)]
+            piece = buffer.bytes[done : min(done + STREAM_PIECE, length)]
             try:
                 count = os.pwritev(self._descriptor, [piece], start + done)
             except OSError as error:

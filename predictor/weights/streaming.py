@@ -19,7 +19,7 @@ from torch import nn
 
 from predictor.metrics import WeightMetrics
 from predictor.quantity import format_bytes
-from predictor.weights.copying import ToDevice, Waiting
+from predictor.weights.copying import Pieces, ToDevice, Waiting, sources_of
 from predictor.weights.extents import Block
 from predictor.weights.from_disk import FromDisk
 from predictor.weights.link import DeviceLink, page_lock
@@ -71,16 +71,29 @@ def stream(
     names: dict[str, Sequence[str]] = {name: block.names for name, block in waiting.items()}
     names |= {block.name: [tensor.name for tensor in block.tensors] for block in on_disk}
     in_order = {name: names[name] for name, _ in model.named_modules() if name in names}
-    disk = FromDisk(on_disk, metrics) if on_disk else None
-    if disk is not None and device.type == "cpu":
-        return Streaming(model, in_order, disk, metrics, device)
+    lane: Lane
+    if device.type == "cpu":
+        lane = FromDisk(on_disk, metrics)
+    else:
+        lane = _to_device(tuple(in_order), on_disk, waiting, device, pinnable, metrics)
+    return Streaming(model, in_order, lane, metrics, device)
+
+
+def _to_device(
+    in_order: Sequence[str],
+    on_disk: Sequence[Block],
+    waiting: Mapping[str, Waiting],
+    device: torch.device,
+    pinnable: int,
+    metrics: WeightMetrics,
+) -> ToDevice:
+    sources = sources_of(in_order, on_disk, waiting)
+    pieces = [piece for source in sources if isinstance(source, Pieces) for piece in source.pieces]
+    disk = FromDisk(pieces, metrics) if pieces else None
     if device.type == "cuda":
         buffers = disk.buffers if disk is not None else ()
         _page_lock((*buffers, *(block.buffer for block in waiting.values())), pinnable)
-    indices = {block.name: index for index, block in enumerate(on_disk)}
-    sources = [waiting[name] if name in waiting else indices[name] for name in in_order]
-    lane = ToDevice(sources, disk, DeviceLink(device), device, metrics)
-    return Streaming(model, in_order, lane, metrics, device)
+    return ToDevice(sources, disk, DeviceLink(device), device, metrics)
 
 
 def _page_lock(buffers: Iterable[Buffer], most: int) -> None:

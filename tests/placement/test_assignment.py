@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from predictor.placement.assignment import Budgets, Demand, fits, main_device, search, tiers
-from predictor.placement.units import Footprint, Unit
+from predictor.placement.units import STREAM_PIECE, Footprint, Unit
 from tests.placement.small import MIB, footprint
 
 
@@ -52,11 +52,22 @@ def test_blocks_are_streamed_to_a_gpu_whole_through_two_buffers():
     waiting = tiers(demand, ("0", "0", "0", "0", "cpu", "cpu", "cpu"), budgets(100, cpu=100))
 
     assert waiting["0"].staging == 2 * buffer
-    assert waiting["cpu"].staging == buffer  # to move one block to where it is copied from fast
+    assert waiting["cpu"].staging == 0
+    cast = Demand(dataclasses.replace(demand.footprint, cast=True), 1)
+    moved = tiers(cast, ("0", "0", "0", "0", "cpu", "cpu", "cpu"), budgets(100, cpu=100))
+    assert moved["cpu"].staging == buffer  # from where transformers has cast it
 
     head = tiers(demand, ("0", "0", "disk", "0", "0", "0", "0"), budgets(100, cpu=100))
 
     assert in_mib(head["0"])[2] == in_mib(head["cpu"])[2] == 8  # no block: its largest leaf
+
+
+def test_large_blocks_on_their_way_to_a_gpu_pass_main_memory_in_pieces():
+    demand = Demand(dataclasses.replace(footprint(block=1000), by_block=True), 1)
+    found = tiers(demand, ("0", "0", "0", "0", "0", "0", "disk"), budgets(9000, cpu=9000))
+
+    assert found["cpu"].staging == 2 * STREAM_PIECE
+    assert found["0"].staging == 2 * (1000 * MIB + 64 * 1024)
 
 
 def test_without_a_gpu_in_use_main_memory_executes_and_holds_the_cache():

@@ -228,13 +228,14 @@ def test_where_buffers_for_whole_blocks_do_not_fit_leaf_modules_are_streamed():
 
 
 def test_blocks_are_streamed_to_a_gpu_whole_where_it_has_room_for_two():
-    # GPU: 3 activations + 16 KV + two buffers + 14; main memory: a block and two buffers
-    found = plan(by_block(), pod(3 + 16 + 21 + 14 + 10, memory=10 + 21), wishes())
+    # GPU: 3 activations + 24 KV + two buffers + 14 + a block; main memory: a block, two buffers
+    found = plan(by_block(blocks=6), pod(3 + 24 + 21 + 14 + 10, memory=10 + 21), wishes())
 
     assert found.by_block
     assert found.execution_device == 0
     assert found.tier("0").staging == found.tier("cpu").staging == buffers(10)
-    assert [found.device_map[f"blocks.{index}"] for index in range(4)] == ["disk", "disk", "cpu", 0]
+    where = [found.device_map[f"blocks.{index}"] for index in range(6)]
+    assert where == ["disk", "disk", "disk", "disk", "cpu", 0]
 
 
 def test_a_gpu_with_no_room_for_two_blocks_computes_all_the_same():

@@ -22,7 +22,8 @@ from accelerate.hooks import remove_hook_from_module
 from predictor.errors import LoadFailed, WeightsUnreadable
 from predictor.metrics import WeightMetrics
 from predictor.placement.footprint import find_blocks
-from predictor.weights.copying import ToDevice, take_out
+from predictor.weights.copying import Pieces, ToDevice, sources_of, take_out
+from predictor.weights.extents import PAGE
 from predictor.weights.from_disk import FromDisk
 from predictor.weights.link import page_lock
 from predictor.weights.reading import Buffer
@@ -93,25 +94,25 @@ class LazyLink:
                 done.set()
 
 
-def to_device(up: Up, device_link: Any, *, waiting: slice) -> Streaming:
+def to_device(up: Up, link: LazyLink, *, waiting: slice) -> Streaming:
     """Has a model's streamed blocks, and some that are resident, brought to an accelerator."""
-    blocks = {block.name: block for block in streams(up).lane.blocks}
+    on_disk = streams(up).lane.blocks
     streams(up).close()
-    names = [name for name, _ in up.model.named_modules() if name in blocks or name in resident(up)]
-    taken = {name: take_out(up.model, name) for name in resident(up)[waiting]}
-    on_disk = [blocks[name] for name in names if name in blocks]
+    for block in on_disk:
+        remove_hook_from_module(up.model.get_submodule(block.name))
+    waits = {name: take_out(up.model, name, move) for name in resident(up)[waiting]}
+    names = {block.name: [tensor.name for tensor in block.tensors] for block in on_disk}
+    names |= {name: list(block.names) for name, block in waits.items()}
+    in_order = {name: names[name] for name, _ in up.model.named_modules() if name in names}
     metrics = WeightMetrics("test")
-    order = [name for name in names if name in blocks or name in taken]
-    sources = [taken.get(name) or on_disk.index(blocks[name]) for name in order]
-    disk = FromDisk(on_disk, metrics)
-    lane = ToDevice(sources, disk, device_link, CPU, metrics)
-    named = {
-        name: taken[name].names if name in taken else [t.name for t in blocks[name].tensors]
-        for name in order
-    }
-    for name in blocks:  # the processor's hooks make way
-        remove_hook_from_module(up.model.get_submodule(name))
-    return Streaming(up.model, named, lane, metrics, CPU)
+    sources = sources_of(tuple(in_order), on_disk, waits)
+    pieces = [piece for source in sources if isinstance(source, Pieces) for piece in source.pieces]
+    lane = ToDevice(sources, FromDisk(pieces, metrics), link, CPU, metrics)
+    return Streaming(up.model, in_order, lane, metrics, CPU)
+
+
+def move(_: str, tensor: torch.Tensor, into: torch.Tensor) -> None:
+    into.copy_(tensor.detach())
 
 
 def resident(up: Up) -> list[str]:
@@ -124,12 +125,22 @@ def resident(up: Up) -> list[str]:
     [*((name, torch.float32) for name in sorted(ALL_CONFIGS)), ("mixtral", torch.bfloat16)],
 )
 def test_logits_are_those_of_resident_blocks(
-    checkpoints: Checkpoints, architecture: str, dtype: torch.dtype, tmp_path: Path
+    checkpoints: Checkpoints,
+    architecture: str,
+    dtype: torch.dtype,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Read in pieces that end within tensors, from a store and, where it can be, in place."""
+    monkeypatch.setattr("predictor.weights.copying.STREAM_PIECE", 3 * PAGE)
     folder = checkpoints(architecture, dtype=dtype)
     expected = logits(bring_up(folder, device_map="cpu"))
-    flags = {"offload_folder": str(tmp_path), "offload_store": "always"}
-    for where in (blocks_on_disk(folder), all_blocks_on_disk(folder)):
+    for where, store in (
+        (blocks_on_disk(folder), "always"),
+        (all_blocks_on_disk(folder), "always"),
+        (blocks_on_disk(folder), "auto"),
+    ):
+        flags = {"offload_folder": str(tmp_path / store), "offload_store": store}
         up = bring_up(folder, device_map=where, **flags)
         streaming = to_device(up, LazyLink(), waiting=slice(None))
         time.sleep(0.05)  # until what may be read ahead is read

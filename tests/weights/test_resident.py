@@ -24,7 +24,7 @@ def test_what_from_pretrained_maps_is_copied_and_keeps_its_values(
     model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": "cpu"})
     assert file_backed(model), "transformers no longer maps checkpoints: this module has no purpose"
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    copied = make_resident(model, Progress())
+    copied, _ = make_resident(model, Progress())
     assert copied == sum(tensor.nbytes for tensor in model.parameters())
     assert not file_backed(model)
     for name, tensor in model.state_dict().items():
@@ -33,7 +33,7 @@ def test_what_from_pretrained_maps_is_copied_and_keeps_its_values(
 
 def test_tied_weights_are_copied_once_and_stay_tied(checkpoints: Checkpoints) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoints("llama-tied"), device_map={"": "cpu"})
-    copied = make_resident(model, Progress())
+    copied, _ = make_resident(model, Progress())
     assert copied == sum(tensor.nbytes for tensor in model.parameters())
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
 
@@ -42,7 +42,7 @@ def test_anonymous_weights_are_not_copied_again(checkpoints: Checkpoints) -> Non
     model = AutoModelForCausalLM.from_pretrained(checkpoints("llama"), device_map={"": "cpu"})
     make_resident(model, Progress())
     before = [tensor.data_ptr() for tensor in model.parameters()]
-    assert make_resident(model, Progress()) == 0
+    assert make_resident(model, Progress()) == (0, {})
     assert [tensor.data_ptr() for tensor in model.parameters()] == before
 
 
