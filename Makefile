@@ -10,7 +10,13 @@ BUDGET ?= 8MiB
 SERVE_FLAGS ?= --host 127.0.0.1 --model_name demo --model_dir examples/demo-model \
 	--max_model_len 256 --prefill_chunk 64 --max_memory '{"cpu": "$(BUDGET)"}'
 
-.PHONY: serve test lint types contracts tests benchmarks constraints clean
+# What `make image` makes. TORCH_INDEX_URL: PyTorch's index of CPU wheels makes the image for CPUs.
+DOCKER ?= docker
+IMAGE ?= accelerate-predictor
+TORCH_INDEX_URL ?=
+BUILD_FLAGS ?=
+
+.PHONY: serve test lint types contracts tests image benchmarks constraints clean
 
 serve: $(VENV)/serve.stamp
 	$(BIN)/predictor serve $(SERVE_FLAGS)
@@ -29,6 +35,9 @@ contracts: $(VENV)/test.stamp
 
 tests: $(VENV)/test.stamp
 	$(BIN)/python -m pytest
+
+image:
+	$(DOCKER) build --tag $(IMAGE) --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) $(BUILD_FLAGS) .
 
 benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/plan.py
@@ -50,7 +59,7 @@ clean:
 $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed; name one with PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 
 $(VENV)/serve.stamp: $(BIN)/uv pyproject.toml constraints.txt
 	$(PIN) --editable .
