@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--budget", default="800MiB", help="of the GPU's memory, for the predictor to plan for")
+    add("--budget", help="of the GPU's memory, for the predictor to plan for: 800MiB, or 48MiB")
     add("--tokens", type=int, default=32, help="new tokens of each sequence")
     add("--sequences", type=int, default=1, help="at one time")
     add("--rounds", type=int, default=3, help="runs of each contestant")
@@ -68,6 +68,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         CannotMeasure: There is no GPU, or a contestant did not do what is measured.
     """
     before = machine()
+    flags.budget = flags.budget or ("48MiB" if flags.quick else "800MiB")
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="gpu-") as work:
         model = Path(work)
         make(model, TINY if flags.quick else LLAMA)
@@ -143,12 +144,22 @@ def _contest(flags: argparse.Namespace) -> int:
 
 def _predictor(flags: argparse.Namespace, where: Path) -> tuple[Generate, dict[str, Any]]:
     """The predictor, which also says where it put everything."""
-    given = {"model_dir": flags.model, "max_model_len": 256, "max_concurrency": 1}
+    given: dict[str, Any] = {"model_dir": flags.model, "max_model_len": 256}
+    given["max_concurrency"] = flags.sequences
     given["max_memory"] = json.dumps({"0": flags.budget})
     _, prepared, started = bring_up(given)
     placement = prepared.placement
     where.write_text(json.dumps(placement.device_map))
-    waiting = placement.tier("cpu").weights
+    units, main_memory = prepared.footprint.units, placement.tier("cpu").weights
+    waiting = sum(
+        unit.weights
+        for unit in units
+        if unit.is_block and placement.device_map[unit.names[0]] == "cpu"
+    )
+    if not placement.by_block or waiting < main_memory or placement.tier("disk").units:
+        raise SystemExit(
+            "not all that is offloaded waits in main memory as blocks: change --budget"
+        )
     return engine_generates(started.task._engine), {
         "waiting_bytes": waiting,
         "bytes_per_second": _probe(),

@@ -116,6 +116,7 @@ class WeightMetrics:
         store_hits: Starts that found their store.
         store_builds: Stores written.
         bytes: Read so far, from anywhere.
+        copies: Bytes copied to an accelerator so far.
         reading: Seconds that this took.
         stalls: Seconds that passes waited for it.
     """
@@ -123,7 +124,7 @@ class WeightMetrics:
     def __init__(self, model_name: str) -> None:
         self.store_hits = STORE_HITS.labels(model_name)
         self.store_builds = STORE_BUILDS.labels(model_name)
-        self.bytes = 0
+        self.bytes = self.copies = 0
         self.reading = self.stalls = 0.0
         self._model = model_name
         self._stalls = WEIGHT_STALLS.labels(model_name)
@@ -138,6 +139,7 @@ class WeightMetrics:
 
     def copied(self, count: int) -> None:
         """Counts a block that was copied to an accelerator; one thread does."""
+        self.copies += count
         self._copied.inc(count)
 
     def stalled(self, seconds: float) -> None:
@@ -176,9 +178,11 @@ class Pace:
         self._busy, self._tokens = 0.0, 0
         self._before = self._counted()
 
-    def _counted(self) -> tuple[int, float, float]:
+    def _counted(self) -> tuple[int, int, float, float]:
         found = self._weights
-        return (0, 0.0, 0.0) if found is None else (found.bytes, found.reading, found.stalls)
+        if found is None:
+            return (0, 0, 0.0, 0.0)
+        return (found.bytes, found.copies, found.reading, found.stalls)
 
     def _sentence(self) -> str:
         seconds = time.monotonic() - self._began
@@ -186,15 +190,14 @@ class Pace:
             f"{self._tokens / seconds:.1f} tokens/s in the last {seconds:.0f} s, "
             f"{100 * self._busy / seconds:.0f} % of them in passes"
         )
-        size, reading, stalls = (
+        size, copies, reading, stalls = (
             now - then for now, then in zip(self._counted(), self._before, strict=True)
         )
-        if not size:
-            return text
-        return (
-            f"{text}; {100 * stalls / max(self._busy, 1e-9):.0f} % of these waiting for blocks, "
-            f"which were read at {format_bytes(int(size / max(reading, 1e-9)))}/s"
-        )
+        if size or copies:
+            text += f"; {100 * stalls / max(self._busy, 1e-9):.0f} % of these waiting for blocks"
+        if size:
+            text += f", which were read at {format_bytes(int(size / max(reading, 1e-9)))}/s"
+        return text
 
 
 class EngineMetrics:

@@ -131,9 +131,10 @@ class Settings(BaseSettings):
     memory_reserve: Bytes = 128 * 1024**2
     """Bytes of main memory kept free besides: requests and replies in flight, thread arenas."""
 
-    pinned_memory_fraction: float = Field(0.9, ge=0, le=1)
-    """The most of main memory, as a fraction, that is page-locked for blocks that wait there for a
-    GPU, which is copied from at the link's full speed. The rest is what other memory needs."""
+    pinned_memory_fraction: float = Field(1.0, ge=0, le=1)
+    """The most of main memory, as a fraction, that is page-locked, to be copied to a GPU at the
+    link's full speed. No more is than blocks and buffers take; less is for nodes whose driver
+    refuses as much."""
 
     gpu_fraction: float | None = Field(None, gt=0, le=1)
     """This pod's share of a time-sliced GPU's memory, such as 0.25 for one of four replicas."""

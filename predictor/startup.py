@@ -168,7 +168,7 @@ def bring_up(
         loaded.release()
         raise
     loaded.serve()
-    compare(prepared.placement, held=read_own_anonymous() - before)
+    compare(prepared.placement, held=read_own_anonymous() - before, buffers=loaded.buffer_bytes)
     return Started(task, loaded)
 
 

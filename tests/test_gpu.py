@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,12 @@ def test_a_model_over_gpu_memory_and_disk_gives_the_tokens_of_the_cpu(
 ) -> None:
     folder = checkpoints(architecture)
     device_map = spread(folder, pod)
-    up = bring_up(folder, pod=pod, device_map=device_map, offload_folder=str(tmp_path))
+    up = bring_up(folder, pod=read(tmp_path), device_map=device_map, offload_folder=str(tmp_path))
     assert set(up.prepared.placement.device_map.values()) == {0, "cpu", "disk"}
     assert tokens(up) == reference(folder, PROMPT)
 
 
-@pytest.mark.parametrize("fraction", [0.9, 0.0])
+@pytest.mark.parametrize("fraction", [1.0, 0.0])
 def test_streamed_blocks_give_the_logits_of_resident_ones_bit_for_bit(
     checkpoints: Checkpoints, pod: PodResources, fraction: float
 ) -> None:
@@ -97,6 +98,7 @@ def test_copies_from_page_locked_memory_run_beside_the_thread_and_the_computatio
     link.wait(link.copy([into], [source.tensor], link.mark()), since=began_waiting)
     link.finish(link.mark())
     assert link.stalled() > 0.001  # 512 MiB take more on any link
+    del source
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cuda:0", "cpu"])
@@ -109,15 +111,17 @@ def test_strategies_and_single_devices_work(
 
 def test_a_small_wish_for_the_gpu_is_kept(checkpoints: Checkpoints, pod: PodResources) -> None:
     folder = checkpoints("llama")
+    whole = bring_up(folder, pod=pod, max_concurrency=1).prepared.placement.tier("0").planned
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    up = bring_up(folder, pod=pod, max_memory='{"0": "2MiB"}')
-    planned = up.prepared.placement.tier("0").planned
+    wish = json.dumps({"0": f"{whole - 1}"})
+    up = bring_up(folder, pod=pod, max_memory=wish, max_concurrency=1)
     assert up.prepared.placement.tier("cpu").units
     assert tokens(up) == reference(folder, PROMPT)
-    workspace = 16 * MIB  # cuBLAS takes its workspace once, whatever the model; headroom covers it
-    assert torch.cuda.max_memory_allocated() - before <= planned + workspace
+    workspaces = 96 * MIB  # cuBLAS takes one for each thread; headroom covers them
+    planned = up.prepared.placement.tier("0").planned
+    assert torch.cuda.max_memory_allocated() - before <= planned + workspaces
 
 
 def test_devices_are_read_as_the_driver_reports_them() -> None:

@@ -16,6 +16,7 @@ from predictor.pod.memory import read_own_anonymous
 from predictor.weights.audit import compare
 from tests.placement.small import MIB, footprint, pod
 
+GIB = 1024**3
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
@@ -51,6 +52,21 @@ def test_without_streaming_the_line_ends_with_the_passes(
     assert caplog.messages == ["1.0 tokens/s in the last 61 s, 10 % of them in passes"]
 
 
+def test_what_waits_in_memory_for_a_gpu_alone_makes_the_line_say_how_long_passes_wait(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    weights = WeightMetrics("waiting-pace")
+    engine = EngineMetrics("waiting-pace", weights)
+    weights.copied(GIB)
+    weights.stalled(3.05)
+    with caplog.at_level(logging.INFO):
+        now[0] += 61
+        engine.passed(rows=1, seconds=6.1, tokens=61)
+    assert caplog.messages[0].endswith("10 % of them in passes; 50 % of these waiting for blocks")
+
+
 @pytest.mark.parametrize(
     ("more", "said"), [(0, False), (60 * MIB, False), (90 * MIB, True), (-90 * MIB, True)]
 )
@@ -61,10 +77,10 @@ def test_a_plan_that_memory_contradicts_is_told_with_both_numbers(
     placement = plan(model, pod(memory=1000), Wishes(headroom=0.0))
     planned = placement.tier("cpu").weights
     with caplog.at_level(logging.WARNING):
-        compare(placement, held=planned + more)
+        compare(placement, held=planned + 7 * MIB + more, buffers=7 * MIB)
     assert bool(caplog.messages) is said
     if said:
-        assert "314.00 MiB were planned" in caplog.text
+        assert "321.00 MiB were planned" in caplog.text
 
 
 def test_anonymous_memory_is_read_from_the_kernel() -> None:

@@ -2,7 +2,8 @@
 
 All of it is arithmetic over integers. An assignment is a tuple of device names, one for each unit.
 Units are placed in order (what is no block first, smallest first; then blocks), on GPUs, then in
-main memory, then on disk, so that more memory on a tier never moves a unit to a slower one.
+main memory, then on disk, so that more memory on a tier never moves a unit to a slower one, as long
+as blocks are streamed in one way.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from predictor.placement.demand import Demand
 from predictor.placement.plan import Tier
-from predictor.placement.units import STREAM_BUFFERS, STREAM_PIECE, Footprint, Unit
+from predictor.placement.units import Unit
 
 Assignment = tuple[str, ...]
 _STEPS = 50
@@ -32,65 +34,6 @@ class Budgets:
     gpus: Mapping[str, int]
     cpu: int
     disk: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What is to be placed: a model and how many full sequences are to run at one time."""
-
-    footprint: Footprint
-    concurrency: int
-
-    def kv(self, unit: Unit) -> int:
-        """Bytes of KV cache of a unit at full load."""
-        per_sequence = unit.kv_fixed + unit.kv_per_token * self.footprint.max_model_len
-        return self.concurrency * per_sequence
-
-    @property
-    def activations(self) -> int:
-        """Bytes of one forward pass at full load, besides weights and KV."""
-        more = (self.concurrency - 1) * self.footprint.activations_per_sequence
-        return self.footprint.activations + more
-
-    def resident(self, unit: Unit) -> int:
-        """Bytes of a unit on the device where it both stays and executes."""
-        return unit.weights + unit.buffers + self.kv(unit)
-
-    def copying(self, units: Sequence[Unit]) -> int:
-        """Bytes of a GPU to stream these units through it.
-
-        Blocks are streamed whole; what is none takes a leaf module at a time.
-        """
-        return STREAM_BUFFERS * self._largest_block(units) + self._largest_leaf(units)
-
-    def reading(
-        self, units: Sequence[Unit], *, executes: bool, waiting: Sequence[Unit] = ()
-    ) -> int:
-        """Bytes of main memory to read these units from disk.
-
-        Args:
-            units: The units. What is no block takes a leaf module at a time, and converting it
-                another.
-            executes: Whether they execute there. Blocks are then read whole, and piece by piece
-                where they are only on their way to a GPU.
-            waiting: Units that wait in main memory for a GPU. Where transformers converts them,
-                their blocks are moved one by one to where they can be copied from fast.
-        """
-        largest = self._largest_block(units)
-        buffers = STREAM_BUFFERS * (largest if executes else min(largest, STREAM_PIECE))
-        is_converted = self.footprint.cast or self.footprint.rewritten
-        moving = self._largest_block(waiting) if is_converted else 0
-        leaf = (2 if self.footprint.cast else 1) * self._largest_leaf(units)
-        return max(buffers, moving) + leaf
-
-    def _is_whole(self, unit: Unit) -> bool:
-        return self.footprint.by_block and unit.is_block
-
-    def _largest_block(self, units: Sequence[Unit]) -> int:
-        return max((unit.buffer for unit in units if self._is_whole(unit)), default=0)
-
-    def _largest_leaf(self, units: Sequence[Unit]) -> int:
-        return max((unit.largest_leaf for unit in units if not self._is_whole(unit)), default=0)
 
 
 def tiers(demand: Demand, assignment: Assignment, budgets: Budgets) -> dict[str, Tier]:

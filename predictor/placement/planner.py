@@ -13,13 +13,13 @@ from predictor.errors import ConfigurationError, nearest
 from predictor.placement.assignment import (
     Assignment,
     Budgets,
-    Demand,
     fits,
     main_device,
     search,
     spread,
     tiers,
 )
+from predictor.placement.demand import Demand
 from predictor.placement.plan import Placement, Tier, Wishes
 from predictor.placement.refusal import does_not_fit
 from predictor.placement.units import Footprint

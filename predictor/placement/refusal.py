@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from predictor.errors import DoesNotFit
-from predictor.placement.assignment import Assignment, Budgets, Demand, fits, search, tiers
+from predictor.placement.assignment import Assignment, Budgets, fits, search, tiers
+from predictor.placement.demand import Demand
 from predictor.placement.plan import Wishes
 from predictor.quantity import format_bytes
 

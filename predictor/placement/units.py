@@ -5,15 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 STREAM_BUFFERS = 2
-"""Blocks that streaming holds at one time: one is read while the one before computes. More would
-only help where reading is fast at times and slow at others, and each takes a block's memory."""
+"""Blocks that streaming holds where they compute: one is brought while the one before computes.
+More would only help where that is fast at times and slow at others, and each takes a block's
+memory."""
 
 STREAM_PIECE = 64 * 1024**2
-"""Bytes of one read. From 4 MiB on a disk is as fast as with any more, but between two reads the
-thread that reads may have to wait for the one that computes."""
+"""Bytes of one read, and most of a block that is in main memory on its way from disk to a GPU. From
+4 MiB on a disk is as fast as with any more, but between two reads the thread that reads may have to
+wait for the one that computes."""
+
+_PIECES = 8
+"""Most pieces on their way to a GPU. A disk reads them in the time in which a link that is ten
+times as fast copies a block of 5 GB from main memory, and so need not wait for it."""
+
 
 _SLACK = 64 * 1024
 """Bytes of a buffer besides its block's: reads begin and end at whole pages, and so do tensors."""
+
+
+def count_pieces(largest: int) -> int:
+    """Returns how many pieces are in main memory at one time on their way to a GPU.
+
+    Args:
+        largest: Bytes of the largest block. Pieces take no more than two whole blocks would.
+    """
+    return max(STREAM_BUFFERS, min(_PIECES, STREAM_BUFFERS * largest // STREAM_PIECE))
 
 
 @dataclass(frozen=True, slots=True)

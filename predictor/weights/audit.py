@@ -16,16 +16,16 @@ _NOISE = 64 * 1024**2
 """Bytes that loading leaves behind whatever the model: caches of libraries, allocators' arenas."""
 
 
-def compare(placement: Placement, *, held: int) -> None:
-    """Warns where loading took more or less than was planned for weights and buffers.
+def compare(placement: Placement, *, held: int, buffers: int) -> None:
+    """Warns where loading took more or less than was planned for weights, and buffers.
 
     Args:
         placement: The plan.
         held: Bytes of anonymous memory that loading took.
+        buffers: Bytes of them that blocks are streamed through; what else was planned to move
+            weights was needed while they were loaded, or is for the time of a pass.
     """
-    tier = placement.tier("cpu")
-    # What only moves blocks to their places while they are loaded is free again.
-    planned = tier.weights + (tier.staging if placement.tier("disk").units else 0)
+    planned = placement.tier("cpu").weights + buffers
     if abs(held - planned) > _MOST * planned + _NOISE:
         logger.warning(
             "Weights and buffers take %s of main memory, and %s were planned",

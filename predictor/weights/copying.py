@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from predictor.metrics import WeightMetrics
-from predictor.placement.units import STREAM_BUFFERS, STREAM_PIECE
+from predictor.placement.units import STREAM_BUFFERS, STREAM_PIECE, count_pieces
 from predictor.weights.extents import Block, Segment, Tensor
 from predictor.weights.from_disk import FromDisk
 from predictor.weights.link import Event, Link
@@ -106,20 +106,6 @@ Source = Waiting | Pieces
 """A block that waits, or one on disk."""
 
 
-def sources_of(
-    in_order: Sequence[str], on_disk: Sequence[Block], waiting: Mapping[str, Waiting]
-) -> list[Source]:
-    """Returns where each of these blocks is; all pieces are numbered in their order."""
-    blocks = {block.name: block for block in on_disk}
-    sources: list[Source] = []
-    pieces = 0
-    for name in in_order:
-        source = waiting.get(name) or cut(blocks[name], pieces)
-        pieces += len(source.pieces) if isinstance(source, Pieces) else 0
-        sources.append(source)
-    return sources
-
-
 class _Slot:
     """Memory of the accelerator, and each block's parameters as they are in it."""
 
@@ -185,9 +171,16 @@ class ToDevice:
             self._ring.give_back(self._held)
             self._held = None
 
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """Where pieces from disk are in main memory on their way."""
+        return () if self.disk is None else self.disk.buffers
+
     def close(self) -> None:
         """Ends copying and reading."""
         self._ring.close()
+        for slot in self._slots:
+            self._link.finish(slot.copied)
         if self.disk is not None:
             self.disk.close()
 
@@ -195,25 +188,57 @@ class ToDevice:
         source = self._sources[index]
         if isinstance(source, Waiting):
             self._copy(slot, slot.parameters[index], source.tensors)
-        elif self.disk is not None:
+        elif self.disk is None:
+            raise LookupError("nothing reads the blocks on disk")
+        else:
             for number, places in enumerate(source.runs, source.first):
-                self._await_copy(self.disk)
-                found, _ = self.disk.take(number)
-                self._copy(slot, _views(slot.memory, found, places), found)
-                self._copying = slot.copied
+                self._read(self.disk, number, slot, places)
 
-    def _await_copy(self, disk: FromDisk) -> None:
-        """Lets what was read last be overwritten, when it is no longer on its way."""
+    def _read(self, disk: FromDisk, number: int, slot: _Slot, places: Sequence[int]) -> None:
+        """Copies a piece, when the one before is no longer on its way from the same memory."""
         if self._copying is not None:
             self._link.finish(self._copying)
             self._copying = None
-            disk.give_back()
+        disk.give_back()
+        found, _ = disk.take(number)
+        self._copy(slot, _views(slot.memory, found, places), found)
+        self._copying = slot.copied
 
     def _copy(
         self, slot: _Slot, into: Sequence[torch.Tensor], source: Sequence[torch.Tensor]
     ) -> None:
         slot.copied = self._link.copy(into, source, slot.computed)
         self._metrics.copied(sum(tensor.nbytes for tensor in source))
+
+
+def to_device(
+    in_order: Sequence[str],
+    on_disk: Sequence[Block],
+    waiting: Mapping[str, Waiting],
+    link: Link,
+    device: torch.device,
+    metrics: WeightMetrics,
+) -> ToDevice:
+    """Returns what brings these blocks to an accelerator.
+
+    Args:
+        in_order: Names of all blocks, in execution order.
+        on_disk: Those that are read for every pass.
+        waiting: By name, those that are in main memory.
+        link: Leads to the accelerator.
+        device: The accelerator.
+        metrics: Is told what was read and copied.
+    """
+    blocks = {block.name: block for block in on_disk}
+    sources: list[Source] = []
+    pieces: list[Block] = []
+    for name in in_order:
+        source = waiting.get(name) or cut(blocks[name], len(pieces))
+        pieces.extend(source.pieces if isinstance(source, Pieces) else ())
+        sources.append(source)
+    slots = count_pieces(max((block.size for block in on_disk), default=0))
+    disk = FromDisk(pieces, metrics, slots=slots) if pieces else None
+    return ToDevice(sources, disk, link, device, metrics)
 
 
 def _lay_out(tensors: Sequence[torch.Tensor]) -> tuple[list[int], int]:

@@ -36,18 +36,21 @@ class FromDisk:
         blocks: They, in execution order.
     """
 
-    def __init__(self, blocks: Sequence[Block], metrics: WeightMetrics) -> None:
+    def __init__(
+        self, blocks: Sequence[Block], metrics: WeightMetrics, *, slots: int = STREAM_BUFFERS
+    ) -> None:
         """Takes the buffers' memory and begins to read.
 
         Args:
             blocks: In execution order.
             metrics: Is told what was read.
+            slots: How many blocks are in main memory at one time.
         """
         self.blocks = blocks
         self._metrics = metrics
         self._files = Files()
         size = max(block.size for block in blocks)
-        self._slots = [_Slot(size, blocks) for _ in range(STREAM_BUFFERS)]
+        self._slots = [_Slot(size, blocks) for _ in range(slots)]
         self._held: _Slot | None = None
         self._ring = Ring(range(len(blocks)), self._slots, self._fetch)
 

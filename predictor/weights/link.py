@@ -8,6 +8,7 @@ to. Facts about page-locked memory, streams and events: "CUDA C++ Programming Gu
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -54,6 +55,8 @@ class DeviceLink:
         self._device = device
         self._backend: Any = torch.get_device_module(device)
         self._stream = self._backend.Stream(device)
+        # Else CUDA keeps a processor busy while a thread waits.
+        self._ends = {"blocking": True} if device.type == "cuda" else {}
         self._waits: deque[tuple[Event, Event]] = deque()
 
     def copy(
@@ -64,7 +67,7 @@ class DeviceLink:
             self._stream.wait_event(after)
             for target, tensor in zip(into, source, strict=True):
                 target.copy_(tensor, non_blocking=True)
-            return self._stream.record_event()
+            return self._stream.record_event(self._backend.Event(**self._ends))
 
     def mark(self) -> Event:
         """Returns the event that all that was asked of the accelerator so far is computed."""
@@ -99,9 +102,11 @@ def page_lock(buffer: Buffer) -> None:
     cuda: Any = torch.cuda
     runtime = cuda.cudart()
     address, size = buffer.tensor.data_ptr(), buffer.tensor.nbytes
-    code = int(runtime.cudaHostRegister(address, size, _PORTABLE))
-    if code != 0:
+    result = runtime.cudaHostRegister(address, size, _PORTABLE)
+    if int(result) != 0:
         raise LoadFailed(
-            f"The driver refuses to page-lock {format_bytes(size)} more of main memory (CUDA error "
-            f"{code}); lower --pinned_memory_fraction."
+            f"The driver refuses to page-lock {format_bytes(size)} more of main memory "
+            f"({runtime.cudaGetErrorString(result)}); lower --pinned_memory_fraction, or set it to "
+            "0 to do without."
         )
+    weakref.finalize(buffer, runtime.cudaHostUnregister, address).atexit = False

@@ -56,6 +56,12 @@ class Loaded:
     supply: Supply
     known: Known
 
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of main memory that its blocks are streamed through."""
+        buffers = () if self.streaming is None else self.streaming.lane.buffers
+        return sum(buffer.tensor.nbytes for buffer in buffers)
+
     def serve(self) -> None:
         """Marks the offload volume as used; to be called when requests are answered."""
         self.supply.serve()
@@ -104,6 +110,8 @@ def load(
         undone.callback(supply.release)
         with supply.opened():
             model, dispatch, found = loading.place(supply)
+        if on_disk and not found:
+            waits = []  # the memory for whole blocks is what Accelerate streams with then
         copied, waiting = make_resident(model, progress, blocks=find_blocks(skeleton), waits=waits)
         logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
         streaming = loading.stream(model, dispatch, found, waiting, pinned_fraction=pinned_fraction)
@@ -178,7 +186,7 @@ class _Loading:
         """Streams these blocks, and has Accelerate stream what else is offloaded."""
         ours = (*(block.name for block in on_disk), *waiting)
         dispatch.attach(self.placement, ours)
-        _say_who_streams(self.placement, ours)
+        _say_who_streams(self.placement, ours, find_blocks(self.skeleton))
         return stream(
             model,
             on_disk,
@@ -257,15 +265,14 @@ def _files(wanted: Parameters, index: Index) -> Iterator[Path]:
                 yield Path(index[name]["safetensors_file"])
 
 
-def _say_who_streams(placement: Placement, ours: Sequence[str]) -> None:
+def _say_who_streams(placement: Placement, ours: Sequence[str], blocks: Sequence[str]) -> None:
     offloaded = {"disk"} if placement.execution_device == "cpu" else {"cpu", "disk"}
     places = placement.device_map.items()
-    if not any(device in offloaded for name, device in places if name not in ours):
-        return
-    if ours:
-        logger.info("Embeddings, norms or head are streamed by Accelerate's hooks")
-    else:
+    theirs = {name for name, device in places if device in offloaded and name not in ours}
+    if theirs and not theirs & set(blocks):
+        logger.info("What is no block and offloaded is streamed by Accelerate's hooks")
+    elif theirs:
         reason = "the checkpoint is not stored as it is served, and there is no offload store"
         if not placement.by_block:
             reason = "there is no memory for whole blocks, or the model does not call them so"
-        logger.warning("Parts are streamed by Accelerate's hooks, which is slow: %s", reason)
+        logger.warning("Blocks are streamed by Accelerate's hooks, which is slow: %s", reason)

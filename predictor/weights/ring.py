@@ -62,6 +62,8 @@ class Ring(Generic[Slot]):
             if self._coming() != block:
                 self._restart(block)
             while not self._ready:
+                if self._closed:
+                    raise RuntimeError("the ring is closed")
                 self._changed.wait()
             found = self._ready.popleft()
             if found.error is not None:

@@ -19,7 +19,7 @@ from torch import nn
 
 from predictor.metrics import WeightMetrics
 from predictor.quantity import format_bytes
-from predictor.weights.copying import Pieces, ToDevice, Waiting, sources_of
+from predictor.weights.copying import Waiting, to_device
 from predictor.weights.extents import Block
 from predictor.weights.from_disk import FromDisk
 from predictor.weights.link import DeviceLink, page_lock
@@ -33,6 +33,10 @@ Place = tuple[nn.Module, str]
 
 class Lane(Protocol):
     """What brings blocks to where they compute; one is in use at one time."""
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """Main memory that blocks from disk are read to."""
 
     def take(self, index: int) -> tuple[Sequence[nn.Parameter], float]:
         """Returns a block's parameters, and the seconds that passes were found to have waited."""
@@ -75,29 +79,16 @@ def stream(
     if device.type == "cpu":
         lane = FromDisk(on_disk, metrics)
     else:
-        lane = _to_device(tuple(in_order), on_disk, waiting, device, pinnable, metrics)
+        link = DeviceLink(device)
+        lane = to_device(tuple(in_order), on_disk, waiting, link, device, metrics)
+        if device.type == "cuda":
+            _page_lock((*lane.buffers, *(block.buffer for block in waiting.values())), pinnable)
     return Streaming(model, in_order, lane, metrics, device)
-
-
-def _to_device(
-    in_order: Sequence[str],
-    on_disk: Sequence[Block],
-    waiting: Mapping[str, Waiting],
-    device: torch.device,
-    pinnable: int,
-    metrics: WeightMetrics,
-) -> ToDevice:
-    sources = sources_of(in_order, on_disk, waiting)
-    pieces = [piece for source in sources if isinstance(source, Pieces) for piece in source.pieces]
-    disk = FromDisk(pieces, metrics) if pieces else None
-    if device.type == "cuda":
-        buffers = disk.buffers if disk is not None else ()
-        _page_lock((*buffers, *(block.buffer for block in waiting.values())), pinnable)
-    return ToDevice(sources, disk, DeviceLink(device), device, metrics)
 
 
 def _page_lock(buffers: Iterable[Buffer], most: int) -> None:
     """Page-locks buffers as far as that many bytes go; what is copied from others is slower."""
+    logger.info("Page-locking main memory that is copied to a GPU")
     locked = left = 0
     for buffer in buffers:
         size = buffer.tensor.nbytes
@@ -106,8 +97,9 @@ def _page_lock(buffers: Iterable[Buffer], most: int) -> None:
             continue
         page_lock(buffer)
         locked += size
-    logger.info(
-        "%s of main memory are page-locked, and %s that are copied to a GPU are not",
+    logger.log(
+        logging.WARNING if left else logging.INFO,
+        "%s of main memory are page-locked; %s that are copied to a GPU are not, which is slower",
         format_bytes(locked),
         format_bytes(left),
     )
@@ -185,11 +177,11 @@ class _Hook(ModelHook):  # type: ignore[misc]
 
     def pre_forward(self, _module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Gives the block its weights, and brings what comes from another device."""
+        if self._device.type != "cpu":  # where all is otherwise
+            kwargs = send_to_device(kwargs, self._device, skip_keys=self._stay)
+            args = send_to_device(args, self._device)
         self._streaming.enter(self._index)
-        if self._device.type == "cpu":  # where all is then
-            return args, kwargs
-        moved = send_to_device(kwargs, self._device, skip_keys=self._stay)
-        return send_to_device(args, self._device), moved
+        return args, kwargs
 
     def post_forward(self, _module: nn.Module, output: Any) -> Any:
         """Takes them away."""

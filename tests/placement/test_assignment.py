@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from predictor.placement.assignment import Budgets, Demand, fits, main_device, search, tiers
+from predictor.placement.assignment import Budgets, fits, main_device, search, tiers
+from predictor.placement.demand import Demand
 from predictor.placement.units import STREAM_PIECE, Footprint, Unit
 from tests.placement.small import MIB, footprint
 
@@ -64,10 +65,28 @@ def test_blocks_are_streamed_to_a_gpu_whole_through_two_buffers():
 
 def test_large_blocks_on_their_way_to_a_gpu_pass_main_memory_in_pieces():
     demand = Demand(dataclasses.replace(footprint(block=1000), by_block=True), 1)
-    found = tiers(demand, ("0", "0", "0", "0", "0", "0", "disk"), budgets(9000, cpu=9000))
+    found = tiers(demand, ("0", "0", "0", "0", "0", "cpu", "disk"), budgets(9000, cpu=9000))
 
-    assert found["cpu"].staging == 2 * STREAM_PIECE
+    assert found["cpu"].staging == 8 * STREAM_PIECE
     assert found["0"].staging == 2 * (1000 * MIB + 64 * 1024)
+
+
+def test_loading_holds_a_whole_block_before_others_wait_in_its_place():
+    block = 1000 * MIB + 64 * 1024  # to write the offload store
+    demand = Demand(dataclasses.replace(footprint(block=1000), by_block=True), 1)
+    none_waits = tiers(demand, ("0", "0", "0", "0", "0", "0", "disk"), budgets(9000, cpu=9000))
+    assert none_waits["cpu"].staging == block
+
+    cast = Demand(dataclasses.replace(demand.footprint, cast=True), 1)
+    one_waits = tiers(cast, ("0", "0", "0", "0", "0", "cpu", "disk"), budgets(9000, cpu=9000))
+    assert one_waits["cpu"].staging == block  # what waits is in memory by then
+
+
+def test_accelerate_converts_a_leaf_module_on_the_gpu():
+    demand = Demand(footprint(cast=True), 1)
+    found = tiers(demand, ("0", "0", "0", "0", "cpu", "cpu", "disk"), budgets(100, cpu=100))
+
+    assert in_mib(found["0"])[2] == 3 * 4
 
 
 def test_without_a_gpu_in_use_main_memory_executes_and_holds_the_cache():

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictor.errors import DoesNotFit
-from predictor.placement.assignment import Budgets, Demand, fits, search, spread, tiers
+from predictor.placement.assignment import Budgets, fits, search, spread, tiers
+from predictor.placement.demand import Demand
 from predictor.placement.plan import Wishes
 from predictor.placement.planner import STRATEGIES, plan
 from predictor.placement.units import Footprint, Unit

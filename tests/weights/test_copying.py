@@ -22,9 +22,8 @@ from accelerate.hooks import remove_hook_from_module
 from predictor.errors import LoadFailed, WeightsUnreadable
 from predictor.metrics import WeightMetrics
 from predictor.placement.footprint import find_blocks
-from predictor.weights.copying import Pieces, ToDevice, sources_of, take_out
+from predictor.weights.copying import take_out, to_device
 from predictor.weights.extents import PAGE
-from predictor.weights.from_disk import FromDisk
 from predictor.weights.link import page_lock
 from predictor.weights.reading import Buffer
 from predictor.weights.streaming import Streaming, _page_lock
@@ -94,7 +93,7 @@ class LazyLink:
                 done.set()
 
 
-def to_device(up: Up, link: LazyLink, *, waiting: slice) -> Streaming:
+def brought(up: Up, link: LazyLink, *, waiting: slice) -> Streaming:
     """Has a model's streamed blocks, and some that are resident, brought to an accelerator."""
     on_disk = streams(up).lane.blocks
     streams(up).close()
@@ -105,9 +104,7 @@ def to_device(up: Up, link: LazyLink, *, waiting: slice) -> Streaming:
     names |= {name: list(block.names) for name, block in waits.items()}
     in_order = {name: names[name] for name, _ in up.model.named_modules() if name in names}
     metrics = WeightMetrics("test")
-    sources = sources_of(tuple(in_order), on_disk, waits)
-    pieces = [piece for source in sources if isinstance(source, Pieces) for piece in source.pieces]
-    lane = ToDevice(sources, FromDisk(pieces, metrics), link, CPU, metrics)
+    lane = to_device(tuple(in_order), on_disk, waits, link, CPU, metrics)
     return Streaming(up.model, in_order, lane, metrics, CPU)
 
 
@@ -142,7 +139,7 @@ def test_logits_are_those_of_resident_blocks(
     ):
         flags = {"offload_folder": str(tmp_path / store), "offload_store": store}
         up = bring_up(folder, device_map=where, **flags)
-        streaming = to_device(up, LazyLink(), waiting=slice(None))
+        streaming = brought(up, LazyLink(), waiting=slice(None))
         time.sleep(0.05)  # until what may be read ahead is read
         for _ in range(3):
             assert torch.equal(logits(up), expected)
@@ -160,7 +157,7 @@ def all_blocks_on_disk(folder: Path) -> dict[str, str]:
 def test_blocks_may_come_in_any_order(checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama")
     up = bring_up(folder, device_map=blocks_on_disk(folder))
-    streaming = to_device(up, LazyLink(), waiting=slice(1))
+    streaming = brought(up, LazyLink(), waiting=slice(1))
     expected = dict(checkpoint_weights(folder))
     draw = random.Random(7)
     for _ in range(100):
@@ -192,7 +189,22 @@ def test_as_much_is_page_locked_as_the_setting_says(
     with caplog.at_level(logging.INFO):
         _page_lock(buffers, 6 * 4096)
     assert locked == [buffers[0], buffers[2]]
-    assert "20.00 KiB of main memory are page-locked, and 20.00 KiB" in caplog.text
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "20.00 KiB of main memory are page-locked; 20.00 KiB" in warning.getMessage()
+
+
+def test_page_locked_memory_is_let_go_with_its_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go: list[int] = []
+    runtime = SimpleNamespace(
+        cudaHostRegister=lambda *_: 0, cudaHostUnregister=lambda address: let_go.append(address)
+    )
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    buffer = Buffer(4096)
+    address = buffer.tensor.data_ptr()
+    page_lock(buffer)
+    assert let_go == []
+    del buffer
+    assert let_go == [address]
 
 
 def test_a_driver_that_refuses_to_page_lock_is_one_sentence(
@@ -205,11 +217,38 @@ def test_a_driver_that_refuses_to_page_lock_is_one_sentence(
         asked.append(arguments)  # type: ignore[arg-type]
         return 2
 
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=register))
+    runtime = SimpleNamespace(
+        cudaHostRegister=register, cudaGetErrorString={2: "out of memory"}.__getitem__
+    )
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     buffer = Buffer(3 * 4096)
-    with pytest.raises(LoadFailed, match=r"12\.00 KiB more .* lower --pinned_memory_fraction\."):
+    said = r"12\.00 KiB more .*\(out of memory\); lower --pinned_memory_fraction, or "
+    with pytest.raises(LoadFailed, match=said):
         page_lock(buffer)
     assert asked == [(buffer.tensor.data_ptr(), 3 * 4096, 1)]
+
+
+def test_a_copy_that_fails_is_told_and_the_next_pass_tries_again(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    folder = checkpoints("llama")
+    expected = logits(bring_up(folder, device_map="cpu"))
+    flags = {"offload_folder": str(tmp_path), "offload_store": "always"}
+    up = bring_up(folder, device_map=all_blocks_on_disk(folder), **flags)
+    link = LazyLink()
+    streaming = brought(up, link, waiting=slice(None))
+    right = link.copy
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the link is down")
+
+    for _ in range(3):
+        link.copy = fail  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError, match="the link is down"):
+            logits(up)
+        link.copy = right  # type: ignore[method-assign]
+    assert torch.equal(logits(up), expected)
+    streaming.close()
 
 
 def test_a_block_that_cannot_be_read_is_said_as_on_the_processor(
@@ -219,7 +258,7 @@ def test_a_block_that_cannot_be_read_is_said_as_on_the_processor(
     folder = checkpoints("llama")
     flags = {"offload_folder": str(tmp_path), "offload_store": "always"}
     up = bring_up(folder, device_map=blocks_on_disk(folder), **flags)
-    streaming = to_device(up, LazyLink(), waiting=slice(None))
+    streaming = brought(up, LazyLink(), waiting=slice(None))
     (store,) = tmp_path.glob("*.store")
     with store.open("r+b") as file:
         file.truncate(8192)
