@@ -16,7 +16,7 @@ IMAGE ?= accelerate-predictor
 TORCH_INDEX_URL ?=
 BUILD_FLAGS ?=
 
-.PHONY: serve test lint types contracts tests image benchmarks constraints clean
+.PHONY: serve test lint types contracts tests image benchmarks chart constraints clean
 
 serve: $(VENV)/serve.stamp
 	$(BIN)/predictor serve $(SERVE_FLAGS)
@@ -45,6 +45,10 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/offload.py
 	$(BIN)/python benchmarks/limits.py
+
+# What in the chart follows from the predictor's settings and from values.yaml.
+chart: $(VENV)/test.stamp
+	$(BIN)/python -m tests.deploy.generated
 
 constraints: $(VENV)/test.stamp
 	{ echo "# Every version that the tests run with. Made by: make constraints"; \

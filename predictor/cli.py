@@ -22,13 +22,14 @@ from typing import Any, NoReturn
 import predictor
 from predictor import logs
 from predictor.errors import ConfigurationError, PredictorError
-from predictor.settings import ALIASES, Settings, check_known, names, read_settings
+from predictor.settings import ALIASES, Settings, check_known, names, read_settings, told
 
 logger = logging.getLogger(__name__)
 
 TERMINATION_LOG = Path("/dev/termination-log")
 """Where Kubernetes takes a container's last words from, by default."""
 
+_OUTPUTS = ("table", "json", "helm-values", "inferenceservice")
 _TERMINATION_BYTES = 4096
 
 
@@ -97,12 +98,25 @@ def _parser() -> argparse.ArgumentParser:
         help="a model directory or a bare config.json",
     )
     plan.add_argument("--gpus", help="stated GPUs, such as 2x24GiB, instead of this pod's")
-    plan.add_argument("--memory", help="stated main memory, such as 32GiB")
+    plan.add_argument("--memory", help="stated memory limit of the container, such as 32GiB")
     plan.add_argument("--disk", help="stated space on the offload volume, such as 200GiB")
-    plan.add_argument("--output", choices=("table", "json"), default="table")
+    plan.add_argument("--output", choices=_OUTPUTS, default="table")
+    deploy = plan.add_argument_group("what a deployment asks for, besides what was planned with")
+    deploy.add_argument(
+        "--cpus", dest="processors", type=_count, metavar="COUNT", help="processors to ask for"
+    )
+    deploy.add_argument(
+        "--gpu_resource", default="nvidia.com/gpu", help="what the cluster calls a GPU"
+    )
     for command in (serve, plan):
         _add_settings(command)
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -139,6 +153,9 @@ def _serve(flags: dict[str, Any]) -> int:
     # Compiled kernels that oneDNN keeps, 1,024 by default: of a batch's many shapes too many MiB.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     settings = read_settings(flags)
+    from predictor.pod.memory import check_process_fits
+
+    check_process_fits()
     from predictor.server import Server
 
     Server(settings).run()
@@ -148,10 +165,12 @@ def _serve(flags: dict[str, Any]) -> int:
 def _plan(flags: dict[str, Any]) -> int:
     gc.disable()  # a short process; collecting what imports make takes a quarter of its time
     stated = {name: flags.pop(name, None) for name in ("gpus", "memory", "disk")}
+    asked = {name: flags.pop(name, None) for name in ("processors", "gpu_resource")}
     output = flags.pop("output")
     settings = read_settings(flags)
     from predictor import pod, startup
-    from predictor.placement.report import as_json, table
+    from predictor.placement import deploy, report
+    from predictor.placement.needs import needs
     from predictor.pod.stated import state
 
     if any(stated.values()):
@@ -160,7 +179,15 @@ def _plan(flags: dict[str, Any]) -> int:
         resources = pod.read(settings.offload_folder, gpu_fraction=settings.gpu_fraction)
     checkpoint = startup.open_checkpoint(settings, needs_weights=False)
     placement = startup.prepare(settings, checkpoint, resources).placement
-    text = table(placement) if output == "table" else json.dumps(as_json(placement), indent=2)
+    if output == "table":
+        text = report.table(placement)
+    elif output == "json":
+        text = json.dumps(report.as_json(placement), indent=2)
+    else:
+        given = told(settings, flags, os.environ)
+        stored = checkpoint.dtype
+        found = needs(placement, resources, settings, given, stored_dtype=stored, **asked)
+        text = deploy.as_yaml(placement, deploy.FORMS[output](found))
     print(text)  # noqa: T201 - what the command is asked for
     return 0
 

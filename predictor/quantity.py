@@ -11,6 +11,11 @@ from decimal import Decimal
 
 _BINARY = {prefix: 1024**power for power, prefix in enumerate("KMGTPE", start=1)}
 _DECIMAL = {prefix: 1000**power for power, prefix in enumerate("KMGTPE", start=1)}
+_UNITS = {f"{prefix}i": unit for prefix, unit in _BINARY.items()} | {
+    prefix.replace("K", "k"): unit for prefix, unit in _DECIMAL.items()
+}
+"""Kubernetes' suffixes."""
+
 _PATTERN = re.compile(
     r"(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d{1,2})?|\.\d+)\s*(?P<unit>m|[kKMGTPE]?i?B?)"
 )
@@ -60,3 +65,9 @@ def format_bytes(count: int, *, round_up: bool = False) -> str:
             shown = -(-size * 100 // unit) / 100 if round_up else size / unit
             return f"{sign}{shown:.2f} {prefix}iB"
     return f"{sign}{size} B"
+
+
+def as_quantity(count: int) -> str:
+    """Returns bytes as the shortest Kubernetes quantity that means exactly them: ``128Gi``."""
+    exact = [f"{count // unit}{name}" for name, unit in _UNITS.items() if count % unit == 0 < count]
+    return min([str(count), *exact], key=len)

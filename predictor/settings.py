@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from predictor.errors import ConfigurationError
-from predictor.quantity import parse_bytes
+from predictor.quantity import as_quantity, parse_bytes
 
 ALIASES = {"revision": "model_revision", "torch_dtype": "dtype"}
 """The predecessor's names for settings that KServe's Hugging Face server names otherwise."""
@@ -61,7 +61,7 @@ def _devices(value: Any) -> Any:
     return str(found)
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes), PlainSerializer(as_quantity, when_used="json")]
 Dtype = Annotated[
     Literal["auto", "float32", "float16", "bfloat16", "float64"],
     BeforeValidator(lambda text: _DTYPES.get(str(text), str(text).removeprefix("torch."))),
@@ -69,10 +69,7 @@ Dtype = Annotated[
 
 
 class Settings(BaseSettings):
-    """What the predictor was told. Memory is in bytes, time in seconds.
-
-    Amounts of memory are written like ``40Gi``, ``10GiB`` or ``500M``.
-    """
+    """What the predictor was told: bytes (written ``40Gi``, ``10GiB`` or ``500M``) and seconds."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
@@ -120,7 +117,7 @@ class Settings(BaseSettings):
     """`auto` (the same as `balanced`), `balanced`, `balanced_low_0`, `sequential`, one device
     (`cpu`, `disk`, `cuda:0`, `0`), or an object from module names to devices."""
 
-    max_memory: Annotated[dict[str, int] | None, BeforeValidator(_memory_by_device)] = None
+    max_memory: Annotated[dict[str, Bytes] | None, BeforeValidator(_memory_by_device)] = None
     """Most bytes of each device for weights, KV cache, staging and activations together, such as
     `{"0": "10GiB", "cpu": "30GiB"}`. A wish above what the pod owns is cut to that."""
 
@@ -256,6 +253,12 @@ def read_settings(flags: Mapping[str, Any], *, environ: Mapping[str, str] = os.e
         return Settings(**(_by_field(variables) | _by_field(flags)))
     except ValidationError as error:
         raise ConfigurationError(_sentence(error)) from None
+
+
+def told(whole: Settings, flags: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what flags and environment set, as JSON values; `SetupConfig` goes with the model."""
+    named = _by_field({**_own_variables(environ), **flags})
+    return whole.model_dump(mode="json", include=set(named))
 
 
 def names() -> tuple[str, ...]:

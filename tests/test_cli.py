@@ -10,8 +10,10 @@ import sys
 
 import pytest
 import torch
+import yaml
 
 from predictor import cli
+from predictor.pod.stated import PROCESS
 from predictor.settings import PREFIX
 from tests.checkpoints import CONFIGS
 
@@ -104,9 +106,73 @@ def test_stated_resources_stand_in_for_the_pods(plan, bloom):
         "0": 4 * mib,
         "1": 4 * mib,
         "2": 8 * mib,
-        "cpu": 1024 * mib,
+        "cpu": 1024 * mib - PROCESS,
         "disk": 2048 * mib,
     }
+
+
+def test_helm_values_are_yaml_and_nothing_else(run, bloom):
+    stated = ("--gpus", "2x4MiB", "--memory", "1GiB", "--disk", "2GiB", "--cpus", "6")
+    code, out, _ = run(
+        "plan",
+        bloom,
+        *stated,
+        "--max-model-len=48",
+        "--gpu-resource=amd.com/gpu",
+        "--output",
+        "helm-values",
+    )
+
+    assert code == 0
+    assert yaml.safe_load(out) == {
+        "model": {"uri": "pvc://CLAIM/PATH"},
+        "accelerators": {"amd.com/gpu": 2},
+        "resources": {
+            "requests": {"cpu": 6, "memory": "1Gi"},
+            "limits": {"memory": "1Gi"},
+        },
+        "offload": {"enabled": False},
+        "settings": {"max_model_len": 48},
+    }
+
+
+def test_what_does_not_stay_in_memory_gets_a_claim(run, bloom):
+    wish = ("--max_memory", '{"cpu": "1800KiB"}', "--max_model_len=64", "--model_name=small")
+    _, out, _ = run(
+        "plan", bloom, "--memory=1GiB", "--disk=2GiB", *wish, "--output=inferenceservice"
+    )
+    claim, service = yaml.safe_load_all(out)
+
+    assert claim["metadata"]["name"] == "small-offload"
+    assert claim["spec"]["resources"]["requests"]["storage"] == "2Gi"
+    assert service["metadata"]["name"] == "small"
+    assert service["spec"]["predictor"]["model"]["args"] == [
+        "--offload_folder=/offload",
+        "--max_model_len=64",
+        '--max_memory={"cpu": "1800Ki"}',
+    ]
+
+
+def test_a_deployment_takes_settings_from_the_environment_too(run, bloom, monkeypatch):
+    monkeypatch.setenv("PREDICTOR_DTYPE", "float16")
+    _, out, _ = run("plan", bloom, *STATED, "--output", "helm-values")
+
+    assert yaml.safe_load(out)["settings"] == {"dtype": "float16"}
+
+
+def test_a_deployment_without_stated_memory_is_refused(run, bloom):
+    code, out, err = run("plan", bloom, "--gpus=1GiB", "--output=helm-values")
+
+    assert (code, out) == (78, "")
+    assert "The container needs a memory limit" in err
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "1.5", "many"])
+def test_processors_are_counted_in_whole_ones(run, bloom, count):
+    code, _, err = run("plan", bloom, *STATED, f"--cpus={count}")
+
+    assert code == 78
+    assert f"Argument --cpus: {count!r} is no whole number of at least 1." in err
 
 
 def test_without_stated_resources_the_pods_own_are_measured(plan, bloom):
@@ -222,7 +288,7 @@ def test_a_max_length_beyond_the_models_positions_is_cut_and_a_max_model_len_ref
 
 
 def test_last_words_go_to_stderr_and_to_the_termination_log(run, bloom, termination_log):
-    code, out, err = run("plan", bloom, "--memory", "1MiB")
+    code, out, err = run("plan", bloom, "--memory", "600MiB")
     sentence = termination_log.read_text()
 
     assert code == 78
@@ -293,7 +359,8 @@ def test_importing_it_imports_nothing_heavy(module):
 
 def test_the_deciding_modules_work_without_torch():
     code = (
-        "import sys, predictor.placement.planner, predictor.placement.report; print(*sys.modules)"
+        "import sys, predictor.placement.planner, predictor.placement.report, "
+        "predictor.placement.deploy; print(*sys.modules)"
     )
 
     assert not HEAVY & set(in_a_new_process(code).stdout.split())

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.quantity import format_bytes, parse_bytes
+from predictor.quantity import as_quantity, format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,24 @@ def test_what_is_written_rounded_up_never_means_less(count):
 @given(st.integers(0, 1024**7))
 def test_a_bare_number_is_bytes(count):
     assert parse_bytes(str(count)) == count
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (128 * 1024**3, "128Gi"),
+        (1536 * 1024**2, "1536Mi"),
+        (100 * 10**9, "100G"),
+        (64_000, "64k"),
+        (1024, "1Ki"),
+        (1023, "1023"),
+        (0, "0"),
+    ],
+)
+def test_a_quantity_is_the_shortest_that_is_exact(count, expected):
+    assert as_quantity(count) == expected
+
+
+@given(st.integers(min_value=0, max_value=2**63))
+def test_a_quantity_is_read_as_the_bytes_it_was_made_of(count):
+    assert parse_bytes(as_quantity(count)) == count

@@ -7,7 +7,7 @@ import pydantic
 import pytest
 
 from predictor.errors import ConfigurationError
-from predictor.settings import ALIASES, Settings, names, read_settings
+from predictor.settings import ALIASES, Settings, names, read_settings, told
 
 SHIPPED = {
     "revision": "main",
@@ -321,3 +321,35 @@ def test_every_setting_says_what_it_is():
 def test_names_are_the_settings_and_their_aliases():
     assert set(names()) == {*Settings.model_fields, *ALIASES}
     assert not set(ALIASES) & set(Settings.model_fields)
+
+
+def test_what_was_told_is_what_flags_and_environment_name(model_dir):
+    flags = {"model_dir": model_dir({"max_length": 80}), "torch_dtype": "torch.float16"}
+    environ = {"PREDICTOR_MAX_MEMORY": '{"cpu": "8GiB", "0": "10GB"}', "PREDICTOR_PORT": "tcp://1"}
+    settings = read_settings(flags, environ=environ)
+
+    assert told(settings, flags, environ) == {
+        "model_dir": flags["model_dir"],
+        "dtype": "float16",
+        "max_memory": {"cpu": "8Gi", "0": "10G"},
+    }
+
+
+def test_a_default_that_was_told_is_told():
+    flags = {"model_dir": "/nowhere", "memory_reserve": "128Mi"}
+
+    assert told(read_settings(flags, environ={}), flags, {}) == flags
+
+
+def test_what_was_told_makes_the_same_settings_again():
+    flags = {
+        "model_dir": "/nowhere",
+        "max_memory": '{"cpu": "1.5GiB"}',
+        "max_body_size": "1e6",
+        "device_map": '{"": "cpu"}',
+        "verify_store": "yes",
+        "request_timeout": "1.5",
+    }
+    settings = read_settings(flags, environ={})
+
+    assert read_settings(told(settings, flags, {}), environ={}) == settings

@@ -6,20 +6,24 @@ import re
 from pathlib import Path
 
 from predictor.errors import ConfigurationError
+from predictor.pod.memory import PROCESS
 from predictor.pod.resources import Accelerator, Memory, PodResources, Volume
-from predictor.quantity import parse_bytes
+from predictor.quantity import format_bytes, parse_bytes
 
 
 def state(gpus: str | None, memory: str | None, disk: str | None) -> PodResources:
-    """Returns resources as stated: all of them free, and none that is not named.
+    """Returns resources as stated, and none that is not named.
+
+    GPUs and space on the volume are taken to be free; of main memory, which is the container's
+    limit, the process itself has its part, as it has in the pod.
 
     Args:
         gpus: ``2x24GiB``, ``24GiB`` or a list of these with commas; None is no GPU.
-        memory: Main memory, such as ``32GiB``.
+        memory: The container's memory limit, such as ``32GiB``.
         disk: Space on the offload volume; None means that blocks are read in place.
 
     Raises:
-        ConfigurationError: An amount cannot be read.
+        ConfigurationError: An amount cannot be read, or the process alone needs more memory.
     """
     try:
         cards = tuple(size for part in (gpus or "").split(",") if part for size in _cards(part))
@@ -27,11 +31,16 @@ def state(gpus: str | None, memory: str | None, disk: str | None) -> PodResource
         space = None if disk is None else parse_bytes(disk)
     except ValueError as error:
         raise ConfigurationError(f"The stated resources cannot be read: {error}.") from None
+    if memory is not None and limit <= PROCESS:
+        raise ConfigurationError(
+            f"Of the stated memory, {format_bytes(limit)}, the predictor's own process takes "
+            f"{format_bytes(PROCESS)}; state more."
+        )
     return PodResources(
         accelerators=tuple(
             Accelerator(index, "cuda", "stated", size, size) for index, size in enumerate(cards)
         ),
-        memory=Memory(limit, limit, "stated"),
+        memory=Memory(limit, max(0, limit - PROCESS), "stated"),
         volume=None
         if space is None
         else Volume(Path("stated"), space, True, "stated", None, stated=True),

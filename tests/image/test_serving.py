@@ -120,9 +120,18 @@ def test_a_model_that_does_not_fit_ends_with_78_and_its_sentence_in_the_terminat
     last_words.touch()
     last_words.chmod(0o666)  # as the kubelet makes it
     mount = f"--volume={last_words}:/dev/termination-log"
-    with container(*words(image, model, offload, "500m", mount), name="my-model") as pod:
+    with container(*words(image, model, offload, "600m", mount), name="my-model") as pod:
         assert pod.await_end() == 78
         sentence = last_words.read_text()
         assert sentence.startswith("LlamaForCausalLM in float32 does not fit: main memory lacks")
         assert pod.log.splitlines()[-1] == f"predictor: {sentence}"
+        assert not pod.state["OOMKilled"]
+
+
+def test_a_limit_below_what_the_process_takes_is_said_before_it_is_killed(
+    image: str, model: Path, offload: Path
+) -> None:
+    with container(*words(image, model, offload, "300m"), name="my-model") as pod:
+        assert pod.await_end() == 78
+        assert "own process takes 512.00 MiB of main memory" in pod.log.splitlines()[-1]
         assert not pod.state["OOMKilled"]

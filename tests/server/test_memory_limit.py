@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,18 @@ def big_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.root
+def test_a_limit_below_what_the_process_takes_is_said_before_it_is_killed(big_model: Path) -> None:
+    with memory_cgroup(300 * 1024**2) as group:
+        command = [sys.executable, "-m", "predictor", "serve", f"--model_dir={big_model}"]
+        done = subprocess.run(group.command(command), capture_output=True, text=True, timeout=60)
+        assert group.oom_kills() == 0
+    assert done.returncode == 78, done.stderr
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith("predictor: The predictor's own process takes 512.00 MiB of main memory")
+    assert said.endswith("raise the container's memory limit.")
+
+
+@pytest.mark.root
 def test_a_model_bigger_than_the_memory_limit_is_served_and_not_killed(big_model: Path) -> None:
     limit = int(1.2 * GIB)
     weights = sum(file.stat().st_size for file in big_model.glob("*.safetensors"))
@@ -66,7 +80,25 @@ def test_a_model_bigger_than_the_memory_limit_is_served_and_not_killed(big_model
         assert tiers["cpu"]["weights"] > 0
         assert tiers["disk"]["weights"] > 0
         assert tiers["cpu"]["owned"] < limit
+        planned = _planned(big_model, limit)
+        # No less than was planned with, and less than two blocks of 49 MiB more.
+        assert 0 <= tiers["cpu"]["owned"] - planned["cpu"]["owned"] < 98 * 1024**2
+        assert 0 <= planned["disk"]["units"] - tiers["disk"]["units"] <= 2
         assert server.process.poll() is None
+
+
+def _planned(model: Path, limit: int) -> dict[str, dict[str, int]]:
+    """What `predictor plan` says of a container with this memory limit."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "predictor", "plan", str(model), f"--memory={limit}"),
+            *("--output=json", "--max_model_len=256", "--prefill_chunk=64"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {tier["name"]: tier for tier in json.loads(done.stdout)["tiers"]}
 
 
 def _tiers(url: str, name: str) -> dict[str, dict[str, int]]:

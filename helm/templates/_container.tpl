@@ -1,0 +1,245 @@
+{{/*
+The container in two parts. "base" is every model's: a ServingRuntime has it. "own" is this model's:
+an InferenceService adds it to its runtime's. Without a runtime one container has both.
+*/}}
+
+{{/* Where the image has its demo model. */}}
+{{- define "predictor.demoModel" -}}
+/opt/demo-model
+{{- end }}
+
+{{- define "predictor.base" -}}
+name: kserve-container
+image: {{ include "predictor.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{- end }}
+
+{{- define "predictor.base.env" -}}
+- name: POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: POD_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+{{- end }}
+
+{{/* Ports, probes and rights. Knative takes one port, of a name that it knows, and no hooks. */}}
+{{- define "predictor.base.behaviour" -}}
+ports:
+{{- if include "predictor.knative" . }}
+  - name: http1
+    containerPort: 8080
+    protocol: TCP
+{{- else }}
+  - name: http
+    containerPort: 8080
+    protocol: TCP
+  - name: grpc
+    containerPort: 8081
+    protocol: TCP
+lifecycle:
+  preStop:
+    sleep:
+      seconds: {{ .Values.drain.preStopSeconds }}
+{{- end }}
+startupProbe:
+  httpGet:
+    path: /v2/health/ready
+    port: 8080
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: {{ divf .Values.startup.timeoutSeconds 10 | ceil }}
+readinessProbe:
+  httpGet:
+    path: /v2/health/ready
+    port: 8080
+  periodSeconds: 5
+  timeoutSeconds: 5
+  failureThreshold: 3
+livenessProbe:
+  httpGet:
+    path: /v2/health/live
+    port: 8080
+  periodSeconds: 10
+  timeoutSeconds: 10
+  failureThreshold: 6
+securityContext:
+  {{- toYaml .Values.securityContext | nindent 2 }}
+{{- end }}
+
+{{- define "predictor.base.volumeMounts" -}}
+- name: shm
+  mountPath: /dev/shm
+- name: tmp
+  mountPath: /tmp
+{{- end }}
+
+{{- define "predictor.base.volumes" -}}
+- name: shm
+  emptyDir:
+    medium: Memory
+    sizeLimit: {{ .Values.scratch.shmSize }}
+- name: tmp
+{{- with .Values.scratch.tmpSize }}
+  emptyDir:
+    sizeLimit: {{ . }}
+{{- else }}
+  emptyDir: {}
+{{- end }}
+{{- end }}
+
+{{- define "predictor.isDemo" -}}
+{{- if not (or .Values.model.uri .Values.model.id) }}true{{ end }}
+{{- end }}
+
+{{/* Flags that this model adds to a runtime's; a repeated flag's last value wins. */}}
+{{- define "predictor.own.args" -}}
+{{- if .Values.model.name }}
+- --model_name={{ .Values.model.name }}
+{{- end }}
+{{- if include "predictor.isDemo" . }}
+- --model_dir={{ include "predictor.demoModel" . }}
+{{- end }}
+{{- with .Values.extraArgs }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "predictor.args" -}}
+- serve
+- --model_name={{ include "predictor.modelName" . }}
+- --model_dir={{ if include "predictor.isDemo" . }}{{ include "predictor.demoModel" . }}{{ else }}/mnt/models{{ end }}
+{{- with .Values.extraArgs }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "predictor.own.env" -}}
+{{- if .Values.model.id }}
+- name: PREDICTOR_MODEL_ID
+  value: {{ .Values.model.id | quote }}
+{{- with .Values.model.revision }}
+- name: PREDICTOR_MODEL_REVISION
+  value: {{ . | quote }}
+{{- end }}
+{{- if .Values.offload.enabled }}
+- name: HF_HOME
+  value: {{ .Values.offload.mountPath }}/huggingface
+{{- end }}
+{{- if include "predictor.hasToken" . }}
+- name: HF_TOKEN
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "predictor.tokenSecret" . }}
+      key: {{ .Values.hubToken.key }}
+{{- end }}
+{{- end }}
+{{- if .Values.offload.enabled }}
+- name: PREDICTOR_OFFLOAD_FOLDER
+  value: {{ .Values.offload.mountPath }}
+{{- end }}
+{{- range $name, $value := .Values.settings }}
+- name: PREDICTOR_{{ upper $name }}
+  value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }}
+{{- end }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "predictor.own.resources" -}}
+{{- $limits := dict "memory" .Values.resources.limits.memory }}
+{{- $cpu := .Values.resources.limits.cpu }}
+{{- if .Values.kserve.enabled }}
+{{- $cpu = default .Values.resources.requests.cpu $cpu }}
+{{- end }}
+{{- if $cpu }}
+{{- $_ := set $limits "cpu" $cpu }}
+{{- end }}
+{{- $requests := dict "cpu" .Values.resources.requests.cpu "memory" (default .Values.resources.limits.memory .Values.resources.requests.memory) }}
+requests:
+  {{- merge $requests .Values.accelerators | toYaml | nindent 2 }}
+limits:
+  {{- merge $limits .Values.accelerators | toYaml | nindent 2 }}
+{{- end }}
+
+{{/* A claim at /mnt/models, as KServe mounts one; where there is KServe, it does. */}}
+{{- define "predictor.mountsModel" -}}
+{{- if and (not .Values.kserve.enabled) .Values.model.uri }}true{{ end }}
+{{- end }}
+
+{{- define "predictor.own.volumeMounts" -}}
+{{- if .Values.offload.enabled }}
+- name: offload
+  mountPath: {{ .Values.offload.mountPath }}
+{{- end }}
+{{- if include "predictor.mountsModel" . }}
+- name: model
+  mountPath: /mnt/models
+  readOnly: true
+{{- $place := trimPrefix "pvc://" .Values.model.uri }}
+{{- if contains "/" $place }}
+  subPath: {{ regexReplaceAll "^[^/]+/" $place "" }}
+{{- end }}
+{{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "predictor.own.volumes" -}}
+{{- if .Values.offload.enabled }}
+- name: offload
+{{- if .Values.offload.ephemeral.enabled }}
+  ephemeral:
+    volumeClaimTemplate:
+      spec:
+        {{- include "predictor.claimSpec" . | nindent 8 }}
+{{- else }}
+  persistentVolumeClaim:
+    claimName: {{ include "predictor.claim" . }}
+{{- end }}
+{{- end }}
+{{- if include "predictor.mountsModel" . }}
+- name: model
+  persistentVolumeClaim:
+    claimName: {{ trimPrefix "pvc://" .Values.model.uri | splitList "/" | first }}
+    readOnly: true
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "predictor.claimSpec" -}}
+accessModes:
+  {{- toYaml .Values.offload.persistence.accessModes | nindent 2 }}
+{{- with .Values.offload.persistence.storageClass }}
+storageClassName: {{ ternary "" . (eq . "-") | quote }}
+{{- end }}
+resources:
+  requests:
+    storage: {{ .Values.offload.persistence.size }}
+{{- end }}
+
+{{/* The one container where there is no runtime. */}}
+{{- define "predictor.container" -}}
+{{ include "predictor.base" . }}
+args:
+  {{- include "predictor.args" . | nindent 2 }}
+env:
+  {{- include "predictor.base.env" . | nindent 2 }}
+  {{- if and .Values.kserve.enabled .Values.model.uri }}
+  - name: STORAGE_URI
+    value: {{ .Values.model.uri | quote }}
+  {{- end }}
+  {{- include "predictor.own.env" . | trim | nindent 2 }}
+resources:
+  {{- include "predictor.own.resources" . | trim | nindent 2 }}
+{{ include "predictor.base.behaviour" . }}
+volumeMounts:
+  {{- include "predictor.base.volumeMounts" . | nindent 2 }}
+  {{- include "predictor.own.volumeMounts" . | trim | nindent 2 }}
+{{- end }}

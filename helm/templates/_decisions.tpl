@@ -1,0 +1,58 @@
+{{/* What follows from several values together. Each gives "true" or nothing, or one word. */}}
+
+{{- define "predictor.knative" -}}
+{{- if and .Values.kserve.enabled (eq .Values.kserve.deploymentMode "Knative") }}true{{ end }}
+{{- end }}
+
+{{/* Who names the container: a runtime, or this InferenceService or Deployment itself. */}}
+{{- define "predictor.usesRuntime" -}}
+{{- if and .Values.kserve.enabled (not (include "predictor.knative" .)) }}
+{{- if or .Values.kserve.runtime.create .Values.kserve.runtime.name }}true{{ end }}
+{{- end }}
+{{- end }}
+
+{{- define "predictor.ownsClaim" -}}
+{{- if and .Values.offload.enabled (not .Values.offload.ephemeral.enabled) (not .Values.offload.persistence.existingClaim) }}true{{ end }}
+{{- end }}
+
+{{/* Whether one claim serves all replicas and lets one node, or one pod, have it. */}}
+{{- define "predictor.claimOfOneNode" -}}
+{{- if and .Values.offload.enabled (not .Values.offload.ephemeral.enabled) }}
+{{- $modes := .Values.offload.persistence.accessModes }}
+{{- if not (or (has "ReadWriteMany" $modes) (has "ReadOnlyMany" $modes)) }}true{{ end }}
+{{- end }}
+{{- end }}
+
+{{- define "predictor.hasToken" -}}
+{{- if or .Values.hubToken.existingSecret .Values.hubToken.value }}true{{ end }}
+{{- end }}
+
+{{/* What a Deployment and an InferenceService in Standard mode take alike. */}}
+{{- define "predictor.strategy" -}}
+{{- $needsRoom := or .Values.accelerators (include "predictor.claimOfOneNode" .) }}
+{{- if eq (default (ternary "Recreate" "RollingUpdate" (not (empty $needsRoom))) .Values.strategy) "Recreate" -}}
+type: Recreate
+{{- else -}}
+type: RollingUpdate
+rollingUpdate:
+  maxSurge: 1
+  maxUnavailable: 0
+{{- end }}
+{{- end }}
+
+{{- define "predictor.gracePeriod" -}}
+{{- $drain := dig "grace_period" 25 .Values.settings | float64 | ceil | int }}
+{{- add .Values.drain.preStopSeconds $drain 10 }}
+{{- end }}
+
+{{- define "predictor.waitingQuery" -}}
+sum(predictor_sequences_waiting{namespace="{{ .Release.Namespace }}",model_name="{{ include "predictor.modelName" . }}"})
+{{- end }}
+
+{{/* Ends with one sentence where the cluster lacks an API: (list . api kind who). */}}
+{{- define "predictor.needs" -}}
+{{- $root := index . 0 }}
+{{- if not ($root.Capabilities.APIVersions.Has (index . 1)) }}
+{{- fail (printf "This cluster has no %s (%s): install %s, or set %s." (index . 2) (index . 1) (index . 3) (index . 4)) }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,113 @@
+"""`Cluster` against a stand-in for `kubectl` that answers as it is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.kubectl import Cluster
+
+CLUSTER = Cluster("/etc/kubeconfig", "here", "predictor:1")
+
+
+@pytest.fixture
+def kubectl(tmp_path, monkeypatch):
+    """Puts a program in the place of `kubectl`; gives a function that sets its Python code."""
+    program = tmp_path / "kubectl"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("tests.cluster.kubectl.time.sleep", lambda seconds: None)
+
+    def write(code: str) -> Path:
+        program.write_text(f"#!{sys.executable}\nimport json, sys, pathlib\n{code}\n")
+        program.chmod(0o755)
+        return tmp_path
+
+    return write
+
+
+def pod(name, ready="True", **metadata):
+    return {
+        "metadata": {"name": name, **metadata},
+        "status": {"conditions": [{"type": "Ready", "status": ready}]},
+    }
+
+
+def test_every_call_says_where(kubectl):
+    kubectl("print(sys.argv[1:])")
+
+    assert CLUSTER.kubectl("get", "pods") == (
+        "['--kubeconfig=/etc/kubeconfig', '--namespace=here', 'get', 'pods']\n"
+    )
+
+
+def test_a_failure_is_told_in_kubectls_words(kubectl):
+    kubectl("sys.exit('Error from server (NotFound)')")
+
+    with pytest.raises(AssertionError, match=r"get pod x: Error from server \(NotFound\)"):
+        CLUSTER.kubectl("get", "pod", "x")
+
+
+def test_objects_are_applied_as_one_list(kubectl):
+    folder = kubectl("pathlib.Path(__file__).with_name('given').write_text(sys.stdin.read())")
+    CLUSTER.apply([{"kind": "Pod"}, {"kind": "Service"}])
+
+    given = json.loads((folder / "given").read_text())
+    assert given["kind"] == "List"
+    assert given["items"] == [{"kind": "Pod"}, {"kind": "Service"}]
+
+
+def test_pods_on_their_way_out_do_not_count(kubectl):
+    listed = {"items": [pod("old", deletionTimestamp="now"), pod("new")]}
+    kubectl(f"print({json.dumps(listed)!r})")
+
+    assert [found["metadata"]["name"] for found in CLUSTER.pods("app=x")] == ["new"]
+    assert CLUSTER.ready_pod("app=x") == "new"
+
+
+def test_a_pod_is_waited_for_until_it_is_there_alone_and_ready(kubectl):
+    states = [[], [pod("one"), pod("two")], [pod("two", "False")], [pod("one")], [pod("two")]]
+    answers = json.dumps([{"items": state} for state in states])
+    kubectl(
+        f"answers, count = json.loads({answers!r}), pathlib.Path(__file__).with_name('count')\n"
+        "seen = int(count.read_text()) if count.exists() else 0\n"
+        "count.write_text(str(seen + 1))\n"
+        "print(json.dumps(answers[seen]))"
+    )
+
+    assert CLUSTER.ready_pod("app=x", other_than="one") == "two"
+
+
+def test_who_waits_in_vain_is_shown_the_namespace(kubectl):
+    kubectl("print('asked', sys.argv[3])")
+
+    with pytest.raises(AssertionError, match=r"(?s)waited 0\.1 s for rain:.*asked logs"):
+        CLUSTER.until(lambda: None, "rain", seconds=0.1)
+
+
+def test_a_forwarded_port_is_read_from_what_kubectl_prints(kubectl):
+    folder = kubectl(
+        "import time, os\n"
+        "pathlib.Path(__file__).with_name('pid').write_text(str(os.getpid()))\n"
+        "print('Forwarding from 127.0.0.1:40123 -> 8080', flush=True)\n"
+        "time.sleep(60)"
+    )
+
+    with CLUSTER.forward("pod-1", 8080) as address:
+        assert address == "127.0.0.1:40123"
+        process = int((folder / "pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_a_port_that_cannot_be_forwarded_is_said(kubectl):
+    kubectl("")
+
+    with (
+        pytest.raises(AssertionError, match="port-forward said ''"),
+        CLUSTER.forward("pod-1", 8080),
+    ):
+        pass

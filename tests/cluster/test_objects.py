@@ -1,0 +1,104 @@
+"""What the cluster tests apply is right, as far as that can be told without a cluster."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.cluster import objects
+from tests.cluster.kubectl import Object
+from tests.deploy.helm import kustomize, render
+from tests.deploy.objects import faults
+from tests.deploy.pod_security import violations
+
+IMAGE = "registry:5000/predictor:1.2.3"
+
+
+def service(found: list[Object]) -> Object:
+    (one,) = (each for each in found if each["kind"] == "InferenceService")
+    return one
+
+
+def test_the_base_is_what_kustomize_builds_but_for_the_image() -> None:
+    made = objects.base("accelerate-predictor:0.1.0")
+
+    assert sorted(made, key=str) == sorted(kustomize(objects.MANIFESTS), key=str)
+    (runtime,) = (each for each in objects.base(IMAGE) if each["kind"] == "ServingRuntime")
+    assert runtime["spec"]["containers"][0]["image"] == IMAGE
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        objects.base(IMAGE),
+        objects.demo("demo", offload_store="always"),
+        [objects.load(IMAGE, "demo-predictor", "demo", 60, like=objects.base(IMAGE))],
+    ],
+    ids=["base", "demo", "load"],
+)
+def test_every_object_is_one_that_the_api_server_takes(found: list[Object]) -> None:
+    assert [faults(each) for each in found] == [[] for _ in found]
+
+
+def test_the_load_is_let_into_a_restricted_namespace() -> None:
+    pod = objects.load(IMAGE, "demo-predictor", "demo", 60, like=objects.base(IMAGE))
+
+    assert violations(pod["spec"]) == []
+
+
+def test_a_setting_is_added_to_the_demos_or_takes_the_place_of_one() -> None:
+    found = service(objects.demo("unfit", max_memory='{"cpu":"1MiB"}', offload_store="always"))
+    pairs = [(one["name"], one["value"]) for one in found["spec"]["predictor"]["model"]["env"]]
+
+    assert dict(pairs)["PREDICTOR_MAX_MEMORY"] == '{"cpu":"1MiB"}'
+    assert dict(pairs)["PREDICTOR_OFFLOAD_STORE"] == "always"
+    assert dict(pairs)["PREDICTOR_OFFLOAD_FOLDER"] == "/offload"
+    assert len(dict(pairs)) == len(pairs)
+
+
+def test_another_demo_has_a_claim_of_its_own() -> None:
+    found = objects.demo("unfit")
+    (claim,) = (each for each in found if each["kind"] == "PersistentVolumeClaim")
+    (volume,) = service(found)["spec"]["predictor"]["volumes"]
+
+    assert service(found)["metadata"]["name"] == "unfit"
+    assert claim["metadata"]["name"] == "unfit-offload"
+    assert volume["persistentVolumeClaim"]["claimName"] == "unfit-offload"
+
+
+def test_the_demo_that_shall_not_fit_does_not() -> None:
+    found = service(objects.demo("unfit", max_memory='{"cpu":"1MiB"}'))
+    given = {one["name"]: one["value"] for one in found["spec"]["predictor"]["model"]["env"]}
+    flags = [
+        f"--{name.removeprefix('PREDICTOR_').lower()}={value}"
+        for name, value in given.items()
+        if name != "PREDICTOR_OFFLOAD_FOLDER"
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "predictor", "plan", "examples/demo-model", *flags],
+        cwd=objects.ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 78
+    last = done.stderr.splitlines()[-1].removeprefix("predictor: ")
+    assert last.startswith("BloomForCausalLM in bfloat16 does not fit: main memory")
+
+
+@pytest.mark.parametrize("kserve", [True, False])
+def test_the_chart_takes_the_values_and_names_things_as_the_tests_do(kserve: bool) -> None:
+    values = objects.chart_values(IMAGE, kserve=kserve, max_model_len=128)
+    found = render(values, release="kept")
+    named = {(each["kind"], each["metadata"]["name"]): each for each in found}
+
+    assert ("InferenceService" if kserve else "Deployment", "kept") in named
+    claim = named["PersistentVolumeClaim", "kept-offload"]
+    assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert IMAGE in str(found)
+    if not kserve:
+        labels = named["Deployment", "kept"]["spec"]["template"]["metadata"]["labels"]
+        assert labels["app.kubernetes.io/instance"] == "kept"
+        assert labels["app.kubernetes.io/component"] == "predictor"

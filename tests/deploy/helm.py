@@ -1,0 +1,85 @@
+"""Helm and Kustomize for tests: renders the chart, builds what is in manifests/.
+
+Where a program is missing the test that asks is skipped, or fails if REQUIRE_HELM=1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm"
+MANIFESTS = ROOT / "manifests"
+
+KUBERNETES = "1.34.0"
+APIS = ("serving.kserve.io/v1beta1", "keda.sh/v1alpha1", "monitoring.coreos.com/v1")
+
+Object = dict[str, Any]
+
+
+def render(
+    values: Mapping[str, Any], *, release: str = "demo", apis: tuple[str, ...] = APIS
+) -> list[Object]:
+    """Returns the objects that the chart makes of values."""
+    done = template(values, release=release, apis=apis)
+    assert done.returncode == 0, done.stderr
+    return loaded(done.stdout)
+
+
+def template(
+    values: Mapping[str, Any], *, release: str = "demo", apis: tuple[str, ...] = APIS
+) -> subprocess.CompletedProcess[str]:
+    """Runs `helm template`, with the values on its standard input."""
+    offered = [f"--api-versions={api}" for api in apis]
+    return helm("template", release, str(CHART), "--values=-", *offered, given=json.dumps(values))
+
+
+def helm(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs Helm. What it was built without, the version of Kubernetes, it is told."""
+    return _run("helm", *arguments, f"--kube-version={KUBERNETES}", given=given)
+
+
+def kustomize(folder: Path) -> list[Object]:
+    """Returns what a kustomization builds, by `kustomize` or `kubectl`."""
+    if shutil.which("kustomize"):
+        done = _run("kustomize", "build", str(folder))
+    else:
+        done = _run("kubectl", "kustomize", str(folder))
+    assert done.returncode == 0, done.stderr
+    return loaded(done.stdout)
+
+
+def read(file: Path) -> list[Object]:
+    """Returns the objects of a file of YAML."""
+    return loaded(file.read_text())
+
+
+def loaded(text: str) -> list[Object]:
+    """Returns the objects of YAML."""
+    return [found for found in yaml.load_all(text, yaml.CSafeLoader) if found]
+
+
+def skip_or_fail(reason: str) -> None:
+    """Skips a test for want of Helm, where it may be wanting."""
+    if os.environ.get("REQUIRE_HELM") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def _run(
+    program: str, *arguments: str, given: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    if shutil.which(program) is None:
+        skip_or_fail(f"{program} is not installed")
+    return subprocess.run(
+        [program, *arguments], input=given, capture_output=True, text=True, timeout=60, check=False
+    )

@@ -1,0 +1,254 @@
+"""The chart: what it makes of values."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.metrics import MetricWrapperBase
+
+import predictor
+from predictor import metrics
+from tests.deploy import objects, pod_security, pods
+from tests.deploy.cases import CASES, STORIES
+from tests.deploy.helm import CHART, MANIFESTS, Object, helm, read, render
+
+DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
+TEMPLATES = {file.name: file.read_text() for file in sorted(CHART.glob("templates/**/*.*"))}
+
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+@functools.cache
+def rendered(case: str) -> list[Object]:
+    return render(CASES[case])
+
+
+def of_kind(kind: str, made: list[Object]) -> list[Object]:
+    return [found for found in made if found["kind"] == kind]
+
+
+def one(kind: str, values: dict[str, Any]) -> Object:
+    (found,) = of_kind(kind, render(values))
+    return found
+
+
+def without_labels(made: list[Object]) -> dict[tuple[str, str], Object]:
+    bare = {}
+    for found in made:
+        about = {key: told for key, told in found["metadata"].items() if key != "labels"}
+        bare[found["kind"], about["name"]] = {**found, "metadata": about}
+    return bare
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_the_chart_makes_of_a_storys_values_what_the_manifests_say(story: str) -> None:
+    """Names are theirs; what manifests/ has once for a namespace the chart makes for a release.
+
+    That a claim outlives its release is for Helm alone to know.
+    """
+    values = json.loads(json.dumps(STORIES[story]))
+    values.setdefault("offload", {}).setdefault("persistence", {})["retain"] = False
+    runtime = values.setdefault("kserve", {}).setdefault("runtime", {})
+    if runtime.get("create", True):
+        runtime |= {"name": "accelerate-predictor", "autoSelect": True}
+    values["serviceAccount"] = {"name": "accelerate-predictor"}
+
+    made = without_labels(render(values, release=story))
+    del made["Pod", f"{story}-ask"]
+
+    base = [o for file in MANIFESTS.glob("*.yaml") for o in read(file) if "metadata" in o]
+    told = without_labels([*base, *read(MANIFESTS / "examples" / f"{story}.yaml")])
+    if "containers" in told["InferenceService", story]["spec"]["predictor"]:
+        del told["ServingRuntime", "accelerate-predictor"]
+    assert made == told
+
+
+def test_every_story_is_told_in_both_ways() -> None:
+    assert {file.stem for file in (MANIFESTS / "examples").glob("*.yaml")} == STORIES.keys()
+
+
+@every_case
+def test_every_object_is_one_that_the_api_server_takes(case: str) -> None:
+    found = {f"{o['kind']} {o['metadata']['name']}": objects.faults(o) for o in rendered(case)}
+    assert {name: faults for name, faults in found.items() if faults} == {}
+
+
+@every_case
+def test_every_pod_is_restricted(case: str) -> None:
+    assert [pod_security.violations(pod) for pod in pods.pods(rendered(case))] == [[], []]
+
+
+@every_case
+def test_flags_and_environment_are_settings_that_fit_the_pod(case: str) -> None:
+    pod, container = pods.serving(rendered(case))
+    found = pods.settings(container)
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert container["ports"][0]["containerPort"] == found.http_port
+    assert [p["containerPort"] for p in container["ports"][1:]] in ([found.grpc_port], [])
+    assert found.offload_folder is None or not mounts[str(found.offload_folder)].get("readOnly")
+    assert {mount["name"] for mount in mounts.values()} == {v["name"] for v in pod["volumes"]}
+    if "lifecycle" in container:
+        sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert pod["terminationGracePeriodSeconds"] > sleep + found.grace_period
+
+
+def test_settings_reach_the_predictor_as_they_were_written() -> None:
+    _, container = pods.serving(rendered("everything under KServe"))
+    found = pods.settings(container)
+    assert (found.dtype, found.max_body_size, found.memory_headroom) == ("bfloat16", 1048576, 0.1)
+    assert (found.verify_store, found.grace_period) == (True, 59.5)
+    assert found.device_map == {"transformer.h.0": "0"}
+    assert (found.model_name, found.model_id, found.model_revision) == ("known", "org/model", "v1")
+    assert found.max_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("values", "requests", "limits"),
+    [
+        (
+            {"accelerators": {"nvidia.com/gpu": 2}, "resources": {"limits": {"memory": "8Gi"}}},
+            {"cpu": "1", "memory": "8Gi", "nvidia.com/gpu": 2},
+            {"cpu": "1", "memory": "8Gi", "nvidia.com/gpu": 2},
+        ),
+        (
+            {"kserve": {"enabled": False}},
+            {"cpu": "1", "memory": "2Gi"},
+            {"memory": "2Gi"},
+        ),
+    ],
+)
+def test_resources_are_whole_and_leave_nothing_for_kserve_to_fill_in(
+    values: dict[str, Any], requests: Object, limits: Object
+) -> None:
+    _, container = pods.serving(render(values))
+    assert container["resources"] == {"requests": requests, "limits": limits}
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({}, "Recreate"),
+        ({"accelerators": {"nvidia.com/gpu": 1}, "offload": {"enabled": False}}, "Recreate"),
+        ({"offload": {"enabled": False}}, "RollingUpdate"),
+        ({"offload": {"ephemeral": {"enabled": True}}}, "RollingUpdate"),
+        ({"offload": {"persistence": {"accessModes": ["ReadWriteMany"]}}}, "RollingUpdate"),
+        ({"strategy": "RollingUpdate"}, "RollingUpdate"),
+    ],
+)
+def test_an_update_waits_for_the_old_pod_where_both_need_the_same(
+    values: dict[str, Any], kind: str
+) -> None:
+    predictor = one("InferenceService", values)["spec"]["predictor"]
+    deployment = one("Deployment", {**values, "kserve": {"enabled": False}})["spec"]
+    assert predictor["deploymentStrategy"]["type"] == kind
+    assert deployment["strategy"] == predictor["deploymentStrategy"]
+
+
+def test_a_claim_of_another_is_mounted_without_kserve_as_kserve_does() -> None:
+    pod, container = pods.serving(rendered("everything without KServe"))
+    (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "model")
+    assert volume["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+    (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "model")
+    assert (mount["mountPath"], mount["subPath"]) == ("/mnt/models", "family/model")
+    assert mount["readOnly"] is True
+
+
+def test_labels_that_change_with_a_version_are_not_on_kserves_pods() -> None:
+    labels = one("InferenceService", {})["metadata"]["labels"]
+    assert not {"helm.sh/chart", "app.kubernetes.io/version"} & labels.keys()
+
+
+def test_selectors_find_the_predictors_pods_and_not_the_tests() -> None:
+    made = rendered("everything without KServe")
+    (deployment,) = of_kind("Deployment", made)
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    (test,) = of_kind("Pod", made)
+    (service,) = of_kind("Service", made)
+    wanted = service["spec"]["selector"].items()
+    assert wanted <= labels.items()
+    assert not wanted <= test["metadata"]["labels"].items()
+    for kind in ("NetworkPolicy", "PodDisruptionBudget", "PodMonitor"):
+        (found,) = of_kind(kind, made)
+        selector = found["spec"].get("podSelector") or found["spec"]["selector"]
+        assert selector["matchLabels"].items() == wanted
+
+
+def test_a_token_is_in_a_secret_and_nowhere_else() -> None:
+    made = rendered("everything under KServe")
+    (secret,) = of_kind("Secret", made)
+    assert secret["stringData"] == {"HF_TOKEN": "secret"}
+    assert [o["kind"] for o in made if '"secret"' in json.dumps(o)] == ["Secret"]
+
+
+def test_helm_keeps_the_claim_unless_it_is_told_not_to() -> None:
+    (kept,) = of_kind("PersistentVolumeClaim", rendered("no values"))
+    (let_go,) = of_kind("PersistentVolumeClaim", rendered("a model of the hub without KServe"))
+    assert kept["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert "helm.sh/resource-policy" not in let_go["metadata"]["annotations"]
+
+
+def test_both_scalers_ask_for_the_queue_metric() -> None:
+    query = 'sum(predictor_sequences_waiting{{namespace="default",model_name="{}"}})'
+    (scaled,) = of_kind("ScaledObject", rendered("everything without KServe"))
+    (service,) = of_kind("InferenceService", rendered("everything under KServe"))
+    assert scaled["spec"]["triggers"][0]["metadata"]["query"] == query.format("demo")
+    (metric,) = service["spec"]["predictor"]["autoScaling"]["metrics"]
+    assert metric["external"]["metric"]["query"] == query.format("known")
+
+
+def test_metrics_that_the_chart_asks_for_are_the_predictors() -> None:
+    asked = set(re.findall(r"\b(predictor_\w+)\{", "".join(TEMPLATES.values())))
+    made = (m for m in vars(metrics).values() if isinstance(m, MetricWrapperBase))
+    families = [next(iter(metric.describe())) for metric in made]
+    assert asked
+    assert asked <= {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
+
+
+def test_the_linter_finds_nothing() -> None:
+    done = helm("lint", "--strict", str(CHART))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_version_is_the_packages() -> None:
+    about = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert about["version"] == about["appVersion"] == predictor.__version__
+    manifests = "".join(file.read_text() for file in MANIFESTS.rglob("*.yaml"))
+    assert {*re.findall(r"image: \S+:(\S+)", manifests)} == {predictor.__version__}
+
+
+def _conditions() -> Iterator[tuple[str, str, bool]]:
+    """Each value that a template decides by: the condition, its path, whether it is compared."""
+    for text in TEMPLATES.values():
+        for condition in re.findall(r"\{\{-? (?:else )?(?:if|with) (.*?)-?\}\}", text):
+            compared = re.search(r"\b(eq|gt|lt|has|hasPrefix|contains)\b", condition)
+            for path in re.findall(r"\.Values\.([\w.]+)", condition):
+                yield condition, path, compared is not None
+
+
+def _values_of(path: str) -> list[Any]:
+    found = []
+    for values in CASES.values():
+        given: Any = values
+        default: Any = DEFAULTS
+        for step in path.split("."):
+            default = default[step]
+            given = given.get(step) if isinstance(given, dict) else None
+        found.append(default if given is None else given)
+    return found
+
+
+def test_the_cases_take_every_condition_on_a_value_both_ways() -> None:
+    one_way = set()
+    for condition, path, compared in _conditions():
+        values = _values_of(path)
+        ways = {json.dumps(value) if compared else bool(value) for value in values}
+        if len(ways) < 2:
+            one_way.add((path, condition))
+    assert one_way == set()
+    assert len(list(_conditions())) > 40

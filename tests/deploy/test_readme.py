@@ -1,0 +1,35 @@
+"""What the README says of manifests/ and helm/ is there, and its commands are understood."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from tests.deploy.cases import STORIES
+from tests.deploy.helm import APIS, CHART, ROOT, helm, loaded
+
+README = (ROOT / "README.md").read_text()
+SECTION = README[README.index("## On Kubernetes") : README.index("## Benchmarks")]
+
+
+def test_every_path_is_there() -> None:
+    text = SECTION + (CHART / "README.md").read_text()
+    paths = set(re.findall(r"(?<![\w/.-])(?:manifests|helm)/[\w./-]*", text))
+    assert "manifests/examples/demo.yaml" in paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_story_is_told() -> None:
+    assert set(re.findall(r"^\| `([\w-]+)` \|", SECTION, re.MULTILINE)) == STORIES.keys()
+
+
+def test_the_release_that_is_installed_is_the_one_that_is_asked() -> None:
+    (command,) = re.findall(r"^helm install (.*)$", SECTION, re.MULTILINE)
+    offered = [f"--api-versions={api}" for api in APIS]
+    arguments = [word.replace("helm/", f"{CHART}/") for word in shlex.split(command)]
+    arguments = [str(CHART) if word == "./helm" else word for word in arguments]
+    made = loaded(helm("template", *arguments, *offered).stdout)
+    (service,) = (found for found in made if found["kind"] == "InferenceService")
+    name = service["metadata"]["name"]
+    assert f"inferenceservice/{name} " in SECTION
+    assert f"service/{name}-predictor 8080:80" in SECTION

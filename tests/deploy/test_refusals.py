@@ -1,0 +1,105 @@
+"""The chart: what it says of values that cannot be, and of a cluster that lacks something."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.deploy.cases import CASES
+from tests.deploy.helm import APIS, template
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (
+            {"model": {"uri": "hf://org/model", "id": "org/model"}},
+            "model.uri and model.id are both set: give one of them.",
+        ),
+        (
+            {"model": {"revision": "v1"}},
+            "model.revision is set without model.id: it is a revision of that repository.",
+        ),
+        (
+            {"model": {"uri": "s3://bucket/model"}, "kserve": {"enabled": False}},
+            "model.uri is s3://bucket/model, which KServe downloads: without KServe give "
+            "pvc://claim/path, or model.id.",
+        ),
+        (
+            {"replicas": 2},
+            "2 replicas cannot share an offload claim of ReadWriteOnce: set "
+            "offload.ephemeral.enabled=true, or accessModes to ReadWriteMany.",
+        ),
+        (
+            {"autoscaling": {"enabled": True, "maxReplicas": 3}},
+            "3 replicas cannot share an offload claim of ReadWriteOnce: set "
+            "offload.ephemeral.enabled=true, or accessModes to ReadWriteMany.",
+        ),
+        (
+            {"autoscaling": {"enabled": True, "minReplicas": 0, "maxReplicas": 1}},
+            "autoscaling.minReplicas is 0: a predictor that is not there has no queue to be woken "
+            "by, except in Knative mode.",
+        ),
+        (
+            {"autoscaling": {"enabled": True, "minReplicas": 2, "maxReplicas": 1}},
+            "autoscaling.minReplicas is above autoscaling.maxReplicas.",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_end_in_one_sentence(
+    values: dict[str, Any], sentence: str
+) -> None:
+    done = template(values)
+    assert done.returncode != 0
+    assert f": {sentence}\n" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "missing", "sentence"),
+    [
+        (
+            {},
+            "serving.kserve.io/v1beta1",
+            "This cluster has no InferenceService (serving.kserve.io/v1beta1): install KServe, or "
+            "set kserve.enabled=false for a plain Deployment.",
+        ),
+        (
+            CASES["everything without KServe"],
+            "keda.sh/v1alpha1",
+            "This cluster has no ScaledObject (keda.sh/v1alpha1): install KEDA, or set "
+            "autoscaling.enabled=false.",
+        ),
+    ],
+)
+def test_an_api_that_the_cluster_lacks_is_named(
+    values: dict[str, Any], missing: str, sentence: str
+) -> None:
+    done = template(values, apis=tuple(api for api in APIS if api != missing))
+    assert done.returncode != 0
+    assert f": {sentence}\n" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"modle": {}}, "modle"),
+        ({"model": {"url": "hf://org/model"}}, "url"),
+        ({"offload": {"persistence": {"storageClassName": "fast"}}}, "storageClassName"),
+        ({"settings": {"max_model_length": 8192}}, "max_model_length"),
+        ({"settings": {"model_dir": "/models"}}, "model_dir"),
+        ({"settings": {"max_model_len": "long"}}, "/settings/max_model_len"),
+        ({"settings": {"dtype": "int4"}}, "/settings/dtype"),
+        ({"accelerators": {"gpu": 1}}, "'gpu' not allowed"),
+        ({"accelerators": {"nvidia.com/gpu": 0.5}}, "/accelerators/nvidia.com~1gpu"),
+        ({"resources": {"limits": {"memory": "2GB"}}}, "/resources/limits/memory"),
+        ({"resources": {"limits": {"memory": ""}}}, "/resources/limits/memory"),
+        ({"kserve": {"deploymentMode": "Serverless"}}, "/kserve/deploymentMode"),
+        ({"podSecurityContext": {"runAsNonroot": True}}, "runAsNonroot"),
+    ],
+)
+def test_a_mistake_in_values_is_named(values: dict[str, Any], named: str) -> None:
+    done = template(values)
+    assert done.returncode != 0
+    assert "values don't meet the specifications of the schema" in done.stderr
+    assert named in done.stderr
