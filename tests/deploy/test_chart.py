@@ -187,7 +187,7 @@ def test_a_token_is_in_a_secret_and_nowhere_else() -> None:
 
 
 def test_helm_keeps_the_claim_unless_it_is_told_not_to() -> None:
-    (kept,) = of_kind("PersistentVolumeClaim", rendered("no values"))
+    (kept,) = of_kind("PersistentVolumeClaim", render({}))
     (let_go,) = of_kind("PersistentVolumeClaim", rendered("a model of the hub without KServe"))
     assert kept["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     assert "helm.sh/resource-policy" not in let_go["metadata"]["annotations"]
