@@ -9,7 +9,7 @@ block's weights.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -79,30 +79,29 @@ def stream(
     if device.type == "cpu":
         lane = FromDisk(on_disk, metrics)
     else:
-        link = DeviceLink(device)
-        lane = to_device(tuple(in_order), on_disk, waiting, link, device, metrics)
-        if device.type == "cuda":
-            _page_lock((*lane.buffers, *(block.buffer for block in waiting.values())), pinnable)
+        is_cuda = device.type == "cuda"
+        locked = _page_lock([block.buffer for block in waiting.values()], pinnable * is_cuda)
+        lane = to_device(tuple(in_order), on_disk, waiting, DeviceLink(device), device, metrics)
+        _page_lock(lane.buffers, pinnable * is_cuda - locked)
     return Streaming(model, in_order, lane, metrics, device)
 
 
-def _page_lock(buffers: Iterable[Buffer], most: int) -> None:
-    """Page-locks buffers as far as that many bytes go; what is copied from others is slower."""
-    logger.info("Page-locking main memory that is copied to a GPU")
-    locked = left = 0
+def _page_lock(buffers: Sequence[Buffer], most: int) -> int:
+    """Page-locks buffers as far as that many bytes go; returns how many it did.
+
+    What is copied from others is slower.
+    """
+    size = sum(buffer.tensor.nbytes for buffer in buffers)
+    logger.info("Page-locking %s of main memory, to be copied to a GPU", format_bytes(size))
+    locked = 0
     for buffer in buffers:
-        size = buffer.tensor.nbytes
-        if locked + size > most:
-            left += size
-            continue
-        page_lock(buffer)
-        locked += size
-    logger.log(
-        logging.WARNING if left else logging.INFO,
-        "%s of main memory are page-locked; %s that are copied to a GPU are not, which is slower",
-        format_bytes(locked),
-        format_bytes(left),
-    )
+        if locked + buffer.tensor.nbytes <= most:
+            page_lock(buffer)
+            locked += buffer.tensor.nbytes
+    if locked < size:
+        less = format_bytes(size - locked)
+        logger.warning("%s of that are not page-locked, and slower to copy", less)
+    return locked
 
 
 class Streaming:
