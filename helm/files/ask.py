@@ -2,17 +2,26 @@
 
 import json
 import sys
+import time
+import urllib.error
 import urllib.request
 
 PROMPT = "The weather"
 PARAMETERS = {"max_new_tokens": 4}
+DEADLINE = time.monotonic() + 840  # for a Service that is not there yet, and a model that loads
 
 
 def ask(url, question):
-    """Returns the JSON that a question is answered with."""
+    """Returns the JSON that a question is answered with, after waiting for who answers."""
     request = urllib.request.Request(url, json.dumps(question).encode())
-    with urllib.request.urlopen(request, timeout=600) as answer:
-        return json.load(answer)
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=600) as answer:
+                return json.load(answer)
+        except (urllib.error.URLError, ConnectionError) as error:
+            if getattr(error, "code", 503) != 503 or time.monotonic() > DEADLINE:
+                raise
+            time.sleep(2)
 
 
 url, model = sys.argv[1:]

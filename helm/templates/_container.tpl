@@ -10,7 +10,7 @@ an InferenceService adds it to its runtime's. Without a runtime one container ha
 
 {{- define "predictor.base" -}}
 name: kserve-container
-image: {{ include "predictor.image" . }}
+image: {{ include "predictor.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
 
@@ -50,7 +50,7 @@ startupProbe:
     port: 8080
   periodSeconds: 10
   timeoutSeconds: 5
-  failureThreshold: {{ divf .Values.startup.timeoutSeconds 10 | ceil }}
+  failureThreshold: {{ divf .Values.startup.timeoutSeconds 10 | ceil | int64 }}
 readinessProbe:
   httpGet:
     path: /v2/health/ready
@@ -132,8 +132,8 @@ securityContext:
 - name: HF_TOKEN
   valueFrom:
     secretKeyRef:
-      name: {{ include "predictor.tokenSecret" . }}
-      key: {{ .Values.hubToken.key }}
+      name: {{ include "predictor.tokenSecret" . | quote }}
+      key: {{ .Values.hubToken.key | quote }}
 {{- end }}
 {{- end }}
 {{- if .Values.offload.enabled }}
@@ -160,9 +160,9 @@ securityContext:
 {{- end }}
 {{- $requests := dict "cpu" .Values.resources.requests.cpu "memory" (default .Values.resources.limits.memory .Values.resources.requests.memory) }}
 requests:
-  {{- merge $requests .Values.accelerators | toYaml | nindent 2 }}
+  {{- merge $requests (default dict .Values.accelerators) | toYaml | nindent 2 }}
 limits:
-  {{- merge $limits .Values.accelerators | toYaml | nindent 2 }}
+  {{- merge $limits (default dict .Values.accelerators) | toYaml | nindent 2 }}
 {{- end }}
 
 {{/* A claim at /mnt/models, as KServe mounts one; where there is KServe, it does. */}}
@@ -181,7 +181,7 @@ limits:
   readOnly: true
 {{- $place := trimPrefix "pvc://" .Values.model.uri }}
 {{- if contains "/" $place }}
-  subPath: {{ regexReplaceAll "^[^/]+/" $place "" }}
+  subPath: {{ regexReplaceAll "^[^/]+/" $place "" | quote }}
 {{- end }}
 {{- end }}
 {{- with .Values.extraVolumeMounts }}
@@ -199,13 +199,13 @@ limits:
         {{- include "predictor.claimSpec" . | nindent 8 }}
 {{- else }}
   persistentVolumeClaim:
-    claimName: {{ include "predictor.claim" . }}
+    claimName: {{ include "predictor.claim" . | quote }}
 {{- end }}
 {{- end }}
 {{- if include "predictor.mountsModel" . }}
 - name: model
   persistentVolumeClaim:
-    claimName: {{ trimPrefix "pvc://" .Values.model.uri | splitList "/" | first }}
+    claimName: {{ trimPrefix "pvc://" .Values.model.uri | splitList "/" | first | quote }}
     readOnly: true
 {{- end }}
 {{- with .Values.extraVolumes }}

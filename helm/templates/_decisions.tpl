@@ -19,7 +19,7 @@
 {{- define "predictor.claimOfOneNode" -}}
 {{- if and .Values.offload.enabled (not .Values.offload.ephemeral.enabled) }}
 {{- $modes := .Values.offload.persistence.accessModes }}
-{{- if not (or (has "ReadWriteMany" $modes) (has "ReadOnlyMany" $modes)) }}true{{ end }}
+{{- if not (has "ReadWriteMany" $modes) }}true{{ end }}
 {{- end }}
 {{- end }}
 
@@ -41,7 +41,7 @@ rollingUpdate:
 {{- end }}
 
 {{- define "predictor.gracePeriod" -}}
-{{- $drain := dig "grace_period" 25 .Values.settings | float64 | ceil | int }}
+{{- $drain := dig "grace_period" 25 (default dict .Values.settings) | float64 | ceil | int }}
 {{- add .Values.drain.preStopSeconds $drain 10 }}
 {{- end }}
 

@@ -1,7 +1,7 @@
 {{/* What things are called. */}}
 
 {{- define "predictor.name" -}}
-{{- default .Release.Name .Values.fullnameOverride | trunc 53 | trimSuffix "-" }}
+{{- default .Release.Name .Values.fullnameOverride }}
 {{- end }}
 
 {{- define "predictor.modelName" -}}
@@ -33,7 +33,7 @@
 changes would replace, and load the model again. */}}
 {{- define "predictor.lastingLabels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
@@ -48,7 +48,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if .Values.kserve.enabled }}
 serving.kserve.io/inferenceservice: {{ include "predictor.name" . }}
 {{- else }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: predictor
 {{- end }}
 {{- end }}

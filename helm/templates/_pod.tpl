@@ -1,6 +1,6 @@
 {{/* What a pod has besides its container and volumes; an InferenceService's predictor takes the same. */}}
 {{- define "predictor.pod" -}}
-serviceAccountName: {{ include "predictor.serviceAccount" . }}
+serviceAccountName: {{ include "predictor.serviceAccount" . | quote }}
 {{- if not (include "predictor.knative" .) }}
 automountServiceAccountToken: true
 terminationGracePeriodSeconds: {{ include "predictor.gracePeriod" . }}
@@ -8,7 +8,7 @@ terminationGracePeriodSeconds: {{ include "predictor.gracePeriod" . }}
 enableServiceLinks: false
 securityContext:
   {{- if include "predictor.knative" . }}
-  {{- omit .Values.podSecurityContext "fsGroupChangePolicy" | toYaml | nindent 2 }}
+  {{- omit (default dict .Values.podSecurityContext) "fsGroupChangePolicy" | toYaml | nindent 2 }}
   {{- else }}
   {{- toYaml .Values.podSecurityContext | nindent 2 }}
   {{- end }}
@@ -33,10 +33,10 @@ topologySpreadConstraints:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- end }}
 

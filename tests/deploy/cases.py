@@ -95,6 +95,7 @@ CASES: dict[str, dict[str, Any]] = {
         "accelerators": {"nvidia.com/gpu": 1},
         "offload": {"persistence": _SHARED_CLAIM},
         "kserve": {"deploymentMode": "Knative"},
+        "networkPolicy": {"enabled": False},
         "autoscaling": {"enabled": False},
     },
     "everything without KServe": {

@@ -45,6 +45,38 @@ from tests.deploy.helm import APIS, template
             {"autoscaling": {"enabled": True, "minReplicas": 2, "maxReplicas": 1}},
             "autoscaling.minReplicas is above autoscaling.maxReplicas.",
         ),
+        (
+            {"fullnameOverride": "My_Model"},
+            "My_Model is no name for these objects: give a release name, or fullnameOverride, of "
+            "at most 48 lower-case letters, digits and dashes that begins with a letter.",
+        ),
+        (
+            {"fullnameOverride": "a" * 49},
+            f"{'a' * 49} is no name for these objects: give a release name, or fullnameOverride, "
+            "of at most 48 lower-case letters, digits and dashes that begins with a letter.",
+        ),
+        (
+            {"kserve": {"deploymentMode": "Knative"}, "networkPolicy": {"enabled": True}},
+            "networkPolicy.enabled is not for Knative mode, whose own proxy in the pod listens at "
+            "other ports.",
+        ),
+        (
+            {
+                "model": {"uri": "hf://org/model"},
+                "hubToken": {"existingSecret": "token"},
+                "serviceAccount": {"create": False},
+            },
+            "hubToken with model.uri needs serviceAccount.create: KServe takes the token from the "
+            "service account's secrets.",
+        ),
+        (
+            {
+                "model": {"uri": "hf://org/model"},
+                "hubToken": {"existingSecret": "token", "key": "secret"},
+            },
+            "hubToken.key is not HF_TOKEN, the one key that KServe looks for where model.uri is "
+            "set.",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_end_in_one_sentence(
