@@ -116,8 +116,8 @@ class WeightMetrics:
         store_hits: Starts that found their store.
         store_builds: Stores written.
         bytes: Read so far, from anywhere.
-        copies: Bytes copied to an accelerator so far.
         reading: Seconds that this took.
+        copies: Bytes copied to an accelerator so far.
         stalls: Seconds that passes waited for it.
     """
 

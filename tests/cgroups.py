@@ -5,18 +5,15 @@ Where none can be made the test that asks is skipped, or fails if REQUIRE_ROOT_T
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
-
-import pytest
 
 from predictor.pod.mounts import read_mounts
+from tests.skips import skip_or_fail
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def memory_cgroup(limit: int, *, parent: Cgroup | None = None) -> Iterator[Cgrou
     try:
         group = _make(limit, parent or _root())
     except OSError as error:
-        skip_or_fail(f"no memory cgroup can be made here: {error}")
+        skip_or_fail(f"no memory cgroup can be made here: {error}", "REQUIRE_ROOT_TESTS")
     try:
         yield group
     finally:
@@ -119,10 +116,3 @@ def _remove(folder: Path) -> None:
         else:
             return
     folder.rmdir()
-
-
-def skip_or_fail(reason: str) -> NoReturn:
-    """Skips a test that needs what only root has, or fails it where that was promised."""
-    if os.environ.get("REQUIRE_ROOT_TESTS") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)

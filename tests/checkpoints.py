@@ -6,6 +6,8 @@ missing weight changes the text.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -111,6 +113,30 @@ ALL_CONFIGS: dict[str, PreTrainedConfig] = CONFIGS | {
     ),
 }
 """With further ways to attend: ALiBi and rotary positions of several kinds, sliding windows."""
+
+
+def big_llama(blocks: int) -> LlamaConfig:
+    """A Llama with blocks of 4*1024*1024 + 3*1024*2816 parameters, 49 MiB each in fp32."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=blocks,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        **_IDS,
+    )
+
+
+@contextlib.contextmanager
+def big_checkpoint(folder: Path, blocks: int) -> Iterator[Path]:
+    """Gives the folder of a `big_llama`, whose files go when nobody needs them any more."""
+    make_checkpoint(folder, "llama", config=big_llama(blocks), shard_size="200MB")
+    yield folder
+    for file in folder.iterdir():
+        file.unlink()
 
 
 def make_checkpoint(

@@ -7,13 +7,13 @@ REQUIRE_SHARED=1.
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from jsonschema import Draft7Validator
+
+from tests.skips import skip_or_fail
 
 CRDS = Path(__file__).parents[2] / "shared" / "crds"
 
@@ -30,10 +30,7 @@ def faults(document: dict[str, Any]) -> list[str]:
 def _schema(kind: str) -> Any:
     file = CRDS / f"serving.kserve.io_{kind.lower()}s.yaml"
     if not file.exists():
-        reason = f"KServe's definition of {kind} is not at {file}"
-        if os.environ.get("REQUIRE_SHARED") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        skip_or_fail(f"KServe's definition of {kind} is not at {file}", "REQUIRE_SHARED")
     definition = yaml.load(file.read_text(), yaml.CSafeLoader)
     return _closed(definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
 

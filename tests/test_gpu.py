@@ -14,7 +14,7 @@ from predictor.pod import read
 from predictor.pod.accelerators import read_accelerators
 from predictor.pod.resources import PodResources
 from predictor.weights.copying import ToDevice, Waiting
-from predictor.weights.link import DeviceLink, page_lock
+from predictor.weights.link import Link, page_lock
 from predictor.weights.reading import Buffer
 from tests.conftest import Checkpoints
 from tests.serving import Up, bring_up
@@ -80,12 +80,12 @@ def test_streamed_blocks_give_the_logits_of_resident_ones_bit_for_bit(
         assert torch.equal(logits(up), expected)
     waiting = [source for source in lane._sources if isinstance(source, Waiting)]
     assert waiting
-    assert all(tensor.is_pinned() == bool(fraction) for w in waiting for tensor in w.tensors)
+    assert all(tensor.is_pinned() == bool(fraction) for w in waiting for tensor in w.views)
 
 
 def test_copies_from_page_locked_memory_run_beside_the_thread_and_the_computation() -> None:
     device = torch.device("cuda", 0)
-    link, source = DeviceLink(device), Buffer(512 * MIB)
+    link, source = Link(device), Buffer(512 * MIB)
     page_lock(source)
     into = torch.empty_like(source.tensor, device=device)
     link.finish(link.copy([into], [source.tensor], link.mark()))

@@ -20,11 +20,17 @@ GIB = 1024**3
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that the metrics see, as the one element."""
+    seen = [1000.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: seen[0])
+    return seen
+
+
 def test_once_a_minute_the_log_says_how_fast_it_is_and_what_it_waits_for(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    now: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     weights = WeightMetrics("pace")
     engine = EngineMetrics("pace", weights)
     with caplog.at_level(logging.INFO):
@@ -41,10 +47,8 @@ def test_once_a_minute_the_log_says_how_fast_it_is_and_what_it_waits_for(
 
 
 def test_without_streaming_the_line_ends_with_the_passes(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    now: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     engine = EngineMetrics("resident-pace")
     with caplog.at_level(logging.INFO):
         now[0] += 61
@@ -53,10 +57,8 @@ def test_without_streaming_the_line_ends_with_the_passes(
 
 
 def test_what_waits_in_memory_for_a_gpu_alone_makes_the_line_say_how_long_passes_wait(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    now: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     weights = WeightMetrics("waiting-pace")
     engine = EngineMetrics("waiting-pace", weights)
     weights.copied(GIB)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cgroups import skip_or_fail
+from tests.skips import skip_or_fail
 
 
 @contextmanager
@@ -48,6 +48,13 @@ def read_only(place: Path) -> Iterator[None]:
         yield
 
 
+def cut_store_short(folder: Path) -> None:
+    """Takes all blocks but a piece of the first from the one offload store of a folder."""
+    (store,) = folder.glob("*.store")
+    with store.open("r+b") as file:
+        file.truncate(8192)
+
+
 def _mount(*arguments: str) -> str:
     """Mounts; returns why that failed, and nothing where it did not."""
     done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
@@ -57,7 +64,7 @@ def _mount(*arguments: str) -> str:
 def _mount_or_skip(*arguments: str) -> None:
     reason = _mount(*arguments)
     if reason:
-        skip_or_fail(f"mounting is not allowed here: {reason}")
+        skip_or_fail(f"mounting is not allowed here: {reason}", "REQUIRE_ROOT_TESTS")
 
 
 @contextmanager

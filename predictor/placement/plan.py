@@ -105,6 +105,12 @@ class Placement:
         """Most cached tokens that one pass may read, padding included."""
         return ROOM_FOR_PADDING * self.kv_tokens
 
+    @property
+    def offloaded(self) -> frozenset[str]:
+        """Names of modules (or tensors) that execute elsewhere than they are."""
+        elsewhere = {"disk"} if self.execution_device == "cpu" else {"cpu", "disk"}
+        return frozenset(name for name, device in self.device_map.items() if device in elsewhere)
+
     def tier(self, name: str) -> Tier:
         """Returns the tier of this name."""
         return next(tier for tier in self.tiers if tier.name == name)

@@ -18,7 +18,6 @@ _PIECES = 8
 """Most pieces on their way to a GPU. A disk reads them in the time in which a link that is ten
 times as fast copies a block of 5 GB from main memory, and so need not wait for it."""
 
-
 _SLACK = 64 * 1024
 """Bytes of a buffer besides its block's: reads begin and end at whole pages, and so do tensors."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from predictor.metrics import WeightMetrics
 from predictor.placement.units import STREAM_BUFFERS, STREAM_PIECE, count_pieces
-from predictor.weights.extents import Block, Segment, Tensor
+from predictor.weights.extents import Block, Segment, Tensor, parameters_in, view_of
 from predictor.weights.from_disk import FromDisk
 from predictor.weights.link import Event, Link
 from predictor.weights.reading import Buffer
@@ -26,14 +26,14 @@ class Waiting:
     """A block that waits in main memory.
 
     Attributes:
-        names: Of its parameters, from the model down.
-        tensors: They, as views of the buffer.
+        tensors: Where its parameters are in the buffer, and in the accelerator's memory.
         buffer: Holds them.
+        views: They, as views of the buffer.
     """
 
-    names: tuple[str, ...]
-    tensors: tuple[torch.Tensor, ...]
+    tensors: tuple[Tensor, ...]
     buffer: Buffer
+    views: tuple[torch.Tensor, ...]
 
 
 Move = Callable[[str, torch.Tensor, torch.Tensor], None]
@@ -43,15 +43,21 @@ Move = Callable[[str, torch.Tensor, torch.Tensor], None]
 def take_out(model: nn.Module, name: str, move: Move) -> Waiting:
     """Moves a block's parameters into one buffer; the block's own are on the meta device then."""
     parameters = dict(model.get_submodule(name).named_parameters(prefix=name))
-    places, size = _lay_out(tuple(parameters.values()))
-    buffer = Buffer(size)
-    tensors = _views(buffer.tensor, tuple(parameters.values()), places)
-    for tensor, (key, parameter) in zip(tensors, parameters.items(), strict=True):
-        move(key, parameter, tensor)
-        owner, _, own = key.rpartition(".")
+    tensors = _lay_out(Tensor(key, p.dtype, tuple(p.shape), 0) for key, p in parameters.items())
+    buffer = Buffer(_end(tensors))
+    views = tuple(view_of(buffer.tensor, tensor) for tensor in tensors)
+    for view, (key, parameter) in zip(views, parameters.items(), strict=True):
+        move(key, parameter, view)
+        module, own = place_of(model, key)
         absent = torch.empty_like(parameter, device="meta")
-        model.get_submodule(owner)._parameters[own] = nn.Parameter(absent, requires_grad=False)
-    return Waiting(tuple(parameters), tensors, buffer)
+        module._parameters[own] = nn.Parameter(absent, requires_grad=False)
+    return Waiting(tensors, buffer, views)
+
+
+def place_of(model: nn.Module, parameter: str) -> tuple[nn.Module, str]:
+    """Returns the module that a parameter is of, and its name there."""
+    owner, _, name = parameter.rpartition(".")
+    return model.get_submodule(owner), name
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +67,14 @@ class Pieces:
     Attributes:
         first: Index of its first piece among all.
         pieces: They, each with one tensor of bytes for each run of bytes of one parameter.
-        runs: For each piece, where in the block's memory each of these begins.
-        tensors: The parameters, without content.
+        runs: For each piece, where in the accelerator's memory each of these is.
+        tensors: Where the parameters are there.
     """
 
     first: int
     pieces: tuple[Block, ...]
-    runs: tuple[tuple[int, ...], ...]
-    tensors: tuple[torch.Tensor, ...]
+    runs: tuple[tuple[slice, ...], ...]
+    tensors: tuple[Tensor, ...]
 
 
 def cut(block: Block, first: int) -> Pieces:
@@ -78,19 +84,19 @@ def cut(block: Block, first: int) -> Pieces:
         block: Where it lies on disk.
         first: Index of its first piece.
     """
-    tensors = tuple(torch.empty(t.shape, dtype=t.dtype, device="meta") for t in block.tensors)
-    places, _ = _lay_out(tensors)
+    tensors = _lay_out(block.tensors)
     pieces, runs = [], []
     for segment in _short(block.segments):
-        found = []
-        for place, tensor, stored in zip(places, tensors, block.tensors, strict=True):
+        here, there = [], []
+        for tensor, stored in zip(tensors, block.tensors, strict=True):
             begin = max(stored.at, segment.at)
-            end = min(stored.at + tensor.nbytes, segment.at + segment.length)
-            if begin < end:
-                found.append((begin - segment.at, end - begin, place + begin - stored.at))
-        there = tuple(Tensor("", torch.uint8, (count,), at) for at, count, _ in found)
-        pieces.append(Block(block.name, (replace(segment, at=0),), there, block.source))
-        runs.append(tuple(place for *_, place in found))
+            count = min(stored.at + stored.nbytes, segment.at + segment.length) - begin
+            if count > 0:
+                here.append(Tensor(tensor.name, torch.uint8, (count,), begin - segment.at))
+                place = tensor.at + begin - stored.at
+                there.append(slice(place, place + count))
+        pieces.append(Block(block.name, (replace(segment, at=0),), tuple(here), block.source))
+        runs.append(tuple(there))
     return Pieces(first, tuple(pieces), tuple(runs), tensors)
 
 
@@ -110,16 +116,9 @@ class _Slot:
     """Memory of the accelerator, and each block's parameters as they are in it."""
 
     def __init__(self, sources: Sequence[Source], device: torch.device, free: Event) -> None:
-        laid_out = [_lay_out(source.tensors) for source in sources]
-        size = max(end for _, end in laid_out)
+        size = max(_end(source.tensors) for source in sources)
         self.memory = torch.empty(size, dtype=torch.uint8, device=device)
-        self.parameters = [
-            [
-                nn.Parameter(view, requires_grad=False)
-                for view in _views(self.memory, source.tensors, places)
-            ]
-            for source, (places, _) in zip(sources, laid_out, strict=True)
-        ]
+        self.parameters = [parameters_in(self.memory, source.tensors) for source in sources]
         self.computed = self.copied = free
 
 
@@ -187,21 +186,21 @@ class ToDevice:
     def _fetch(self, index: int, slot: _Slot) -> None:
         source = self._sources[index]
         if isinstance(source, Waiting):
-            self._copy(slot, slot.parameters[index], source.tensors)
+            self._copy(slot, slot.parameters[index], source.views)
         elif self.disk is None:
             raise LookupError("nothing reads the blocks on disk")
         else:
             for number, places in enumerate(source.runs, source.first):
                 self._read(self.disk, number, slot, places)
 
-    def _read(self, disk: FromDisk, number: int, slot: _Slot, places: Sequence[int]) -> None:
+    def _read(self, disk: FromDisk, number: int, slot: _Slot, places: Sequence[slice]) -> None:
         """Copies a piece, when the one before is no longer on its way from the same memory."""
         if self._copying is not None:
             self._link.finish(self._copying)
             self._copying = None
         disk.give_back()
         found, _ = disk.take(number)
-        self._copy(slot, _views(slot.memory, found, places), found)
+        self._copy(slot, [slot.memory[place] for place in places], found)
         self._copying = slot.copied
 
     def _copy(
@@ -241,19 +240,13 @@ def to_device(
     return ToDevice(sources, disk, link, device, metrics)
 
 
-def _lay_out(tensors: Sequence[torch.Tensor]) -> tuple[list[int], int]:
-    """Returns where each tensor begins in a block's memory, and where the last one ends."""
-    places, end = [], 0
+def _lay_out(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Returns tensors with their places in the memory of a block of their own."""
+    found: list[Tensor] = []
     for tensor in tensors:
-        places.append(-(-end // _ALIGNMENT) * _ALIGNMENT)
-        end = places[-1] + tensor.nbytes
-    return places, end
+        found.append(replace(tensor, at=-(-_end(found[-1:]) // _ALIGNMENT) * _ALIGNMENT))
+    return tuple(found)
 
 
-def _views(
-    memory: torch.Tensor, like: Sequence[torch.Tensor], places: Sequence[int]
-) -> tuple[torch.Tensor, ...]:
-    return tuple(
-        memory[place : place + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        for tensor, place in zip(like, places, strict=True)
-    )
+def _end(tensors: Sequence[Tensor]) -> int:
+    return max((tensor.at + tensor.nbytes for tensor in tensors), default=0)

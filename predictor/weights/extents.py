@@ -8,12 +8,14 @@ in place, in as many segments as its tensors are scattered over.
 from __future__ import annotations
 
 import functools
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from predictor.placement.stored import FLOATING, data_start, read_header
 
@@ -83,6 +85,11 @@ class Tensor:
     dtype: torch.dtype
     shape: tuple[int, ...]
     at: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of it."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +208,10 @@ def _runs(stored: Mapping[str, _Stored]) -> Iterator[list[str]]:
 
 def view_of(buffer: torch.Tensor, tensor: Tensor) -> torch.Tensor:
     """Returns a tensor in a block's buffer of uint8."""
-    count = tensor.dtype.itemsize
-    for length in tensor.shape:
-        count *= length
-    return buffer[tensor.at : tensor.at + count].view(tensor.dtype).view(tensor.shape)
+    found = buffer[tensor.at : tensor.at + tensor.nbytes]
+    return found.view(tensor.dtype).view(tensor.shape)
+
+
+def parameters_in(buffer: torch.Tensor, tensors: Sequence[Tensor]) -> list[nn.Parameter]:
+    """Returns parameters whose memory is a block's buffer of uint8."""
+    return [nn.Parameter(view_of(buffer, one), requires_grad=False) for one in tensors]

@@ -10,7 +10,7 @@ from torch import nn
 from predictor.errors import WeightsUnreadable
 from predictor.metrics import WeightMetrics
 from predictor.placement.units import STREAM_BUFFERS
-from predictor.weights.extents import Block, view_of
+from predictor.weights.extents import Block, parameters_in
 from predictor.weights.reading import Buffer, Files
 from predictor.weights.ring import Ring
 
@@ -20,13 +20,7 @@ class _Slot:
 
     def __init__(self, size: int, blocks: Sequence[Block]) -> None:
         self.buffer = Buffer(size)
-        self.parameters = [
-            [
-                nn.Parameter(view_of(self.buffer.tensor, tensor), requires_grad=False)
-                for tensor in block.tensors
-            ]
-            for block in blocks
-        ]
+        self.parameters = [parameters_in(self.buffer.tensor, block.tensors) for block in blocks]
 
 
 class FromDisk:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -26,29 +26,8 @@ Event = Any
 """A moment in what an accelerator does: a `torch.Event` of its kind."""
 
 
-class Link(Protocol):
-    """Orders copies to an accelerator, and what it computes."""
-
-    def copy(
-        self, into: Sequence[torch.Tensor], source: Sequence[torch.Tensor], after: Event
-    ) -> Event:
-        """Begins to copy when an event has happened; returns the event of the end."""
-
-    def mark(self) -> Event:
-        """Returns the event that all that was asked of the accelerator so far is computed."""
-
-    def wait(self, event: Event, *, since: Event) -> None:
-        """Has what is computed from now on wait for an event; the time from `since` is lost."""
-
-    def finish(self, event: Event) -> None:
-        """Makes the thread that calls this wait for an event."""
-
-    def stalled(self) -> float:
-        """Returns the seconds that were found to be lost since the last call."""
-
-
-class DeviceLink:
-    """The link to a real accelerator: CUDA's, ROCm's or another with PyTorch's streams."""
+class Link:
+    """Orders copies to an accelerator, of any kind with streams, and what it computes."""
 
     def __init__(self, device: torch.device) -> None:
         """Makes the stream for copies to a device."""

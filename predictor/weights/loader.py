@@ -99,12 +99,13 @@ def load(
         ConfigurationError: The offload folder is needed and cannot be used.
         LoadFailed: Reading failed in another way.
     """
+    blocks = find_blocks(skeleton)
     loading = _Loading(
-        checkpoint, placement, offload, skeleton, trust_remote_code, progress, metrics
+        checkpoint, placement, offload, skeleton, blocks, trust_remote_code, progress, metrics
     )
-    blocks = _streamed(placement, skeleton)
-    on_disk = [name for name in blocks if placement.device_map[name] == "disk"]
-    waits = [name for name in blocks if name not in on_disk]
+    streamed = _streamed(placement, skeleton, blocks)
+    on_disk = [name for name in streamed if placement.device_map[name] == "disk"]
+    waits = [name for name in streamed if name not in on_disk]
     supply = loading.supply(on_disk)
     with contextlib.ExitStack() as undone, _failures():
         undone.callback(supply.release)
@@ -112,7 +113,7 @@ def load(
             model, dispatch, found = loading.place(supply)
         if on_disk and not found:
             waits = []  # the memory for whole blocks is what Accelerate streams with then
-        copied, waiting = make_resident(model, progress, blocks=find_blocks(skeleton), waits=waits)
+        copied, waiting = make_resident(model, progress, blocks=blocks, waits=waits)
         logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
         streaming = loading.stream(model, dispatch, found, waiting, pinned_fraction=pinned_fraction)
         undone.pop_all()
@@ -139,6 +140,7 @@ class _Loading:
     placement: Placement
     offload: Offload
     skeleton: PreTrainedModel
+    blocks: tuple[str, ...]
     trust_remote_code: bool
     progress: Progress
     metrics: WeightMetrics
@@ -154,7 +156,7 @@ class _Loading:
         streamed = supply.names
         device_map = _device_map(self.placement, self.skeleton, streamed if supply.store else ())
         sizes = {name: tensor.nbytes for name, tensor in self.skeleton.named_parameters()}
-        self.progress.begin("placing weights", sizes, find_blocks(self.skeleton))
+        self.progress.begin("placing weights", sizes, self.blocks)
         with _rewriting(self.checkpoint, self.placement, self.offload, device_map) as folder:
             before = 0 if folder is None else count_usage(folder).used
             model, dispatch = from_pretrained(
@@ -186,7 +188,7 @@ class _Loading:
         """Streams these blocks, and has Accelerate stream what else is offloaded."""
         ours = (*(block.name for block in on_disk), *waiting)
         dispatch.attach(self.placement, ours)
-        _say_who_streams(self.placement, ours, find_blocks(self.skeleton))
+        _say_who_streams(self.placement, ours, self.blocks)
         return stream(
             model,
             on_disk,
@@ -209,16 +211,18 @@ def _rewriting(
     return contextlib.nullcontext()
 
 
-def _streamed(placement: Placement, skeleton: PreTrainedModel) -> tuple[str, ...]:
+def _streamed(
+    placement: Placement, skeleton: PreTrainedModel, blocks: Sequence[str]
+) -> tuple[str, ...]:
     """The blocks that we stream, whole: offloaded, and sharing no weight with anything else."""
     if not placement.by_block:
         return ()
     owners = Counter(id(p) for _, p in skeleton.named_parameters(remove_duplicate=False))
-    offloaded = {"disk"} if placement.execution_device == "cpu" else {"cpu", "disk"}
+    offloaded = placement.offloaded
     return tuple(
         name
-        for name in find_blocks(skeleton)
-        if placement.device_map.get(name) in offloaded
+        for name in blocks
+        if name in offloaded
         and all(owners[id(p)] == 1 for p in skeleton.get_submodule(name).parameters())
     )
 
@@ -266,9 +270,7 @@ def _files(wanted: Parameters, index: Index) -> Iterator[Path]:
 
 
 def _say_who_streams(placement: Placement, ours: Sequence[str], blocks: Sequence[str]) -> None:
-    offloaded = {"disk"} if placement.execution_device == "cpu" else {"cpu", "disk"}
-    places = placement.device_map.items()
-    theirs = {name for name, device in places if device in offloaded and name not in ours}
+    theirs = placement.offloaded - set(ours)
     if theirs and not theirs & set(blocks):
         logger.info("What is no block and offloaded is streamed by Accelerate's hooks")
     elif theirs:

@@ -56,7 +56,7 @@ def make_resident(
             progress.done(name)
 
         waiting = {block: take_out(model, block, move) for block in waits}
-        moved = {name for block in waiting.values() for name in block.names}
+        moved = {tensor.name for block in waiting.values() for tensor in block.tensors}
         copied = _copy_all({n: t for n, t in found.items() if n not in moved}, move)
     progress.end()
     return copied + sum(size for name, size in sizes.items() if name in moved), waiting

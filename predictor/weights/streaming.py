@@ -19,16 +19,13 @@ from torch import nn
 
 from predictor.metrics import WeightMetrics
 from predictor.quantity import format_bytes
-from predictor.weights.copying import Waiting, to_device
+from predictor.weights.copying import Waiting, place_of, to_device
 from predictor.weights.extents import Block
 from predictor.weights.from_disk import FromDisk
-from predictor.weights.link import DeviceLink, page_lock
+from predictor.weights.link import Link, page_lock
 from predictor.weights.reading import Buffer
 
 logger = logging.getLogger(__name__)
-
-Place = tuple[nn.Module, str]
-"""A module and the name of one of its own parameters."""
 
 
 class Lane(Protocol):
@@ -72,18 +69,28 @@ def stream(
     """
     if not (on_disk or waiting):
         return None
-    names: dict[str, Sequence[str]] = {name: block.names for name, block in waiting.items()}
-    names |= {block.name: [tensor.name for tensor in block.tensors] for block in on_disk}
-    in_order = {name: names[name] for name, _ in model.named_modules() if name in names}
+    in_order = names_in_order(model, on_disk, waiting)
     lane: Lane
     if device.type == "cpu":
         lane = FromDisk(on_disk, metrics)
     else:
         is_cuda = device.type == "cuda"
         locked = _page_lock([block.buffer for block in waiting.values()], pinnable * is_cuda)
-        lane = to_device(tuple(in_order), on_disk, waiting, DeviceLink(device), device, metrics)
+        lane = to_device(tuple(in_order), on_disk, waiting, Link(device), device, metrics)
         _page_lock(lane.buffers, pinnable * is_cuda - locked)
     return Streaming(model, in_order, lane, metrics, device)
+
+
+def names_in_order(
+    model: nn.Module, on_disk: Sequence[Block], waiting: Mapping[str, Waiting]
+) -> dict[str, list[str]]:
+    """Returns the names of each block's parameters; blocks are in execution order."""
+    blocks: dict[str, Block | Waiting] = {block.name: block for block in on_disk} | dict(waiting)
+    return {
+        name: [tensor.name for tensor in blocks[name].tensors]
+        for name, _ in model.named_modules()
+        if name in blocks
+    }
 
 
 def _page_lock(buffers: Sequence[Buffer], most: int) -> int:
@@ -126,7 +133,7 @@ class Streaming:
         """
         self.lane = lane
         self._metrics = metrics
-        self._places = [[_place(model, name) for name in names] for names in blocks.values()]
+        self._places = [[place_of(model, name) for name in names] for names in blocks.values()]
         self._absent = [[module._parameters[name] for module, name in p] for p in self._places]
         self._entered: int | None = None
         for index, name in enumerate(blocks):
@@ -186,11 +193,6 @@ class _Hook(ModelHook):  # type: ignore[misc]
         """Takes them away."""
         self._streaming.leave()
         return output
-
-
-def _place(model: nn.Module, parameter: str) -> Place:
-    owner, _, name = parameter.rpartition(".")
-    return model.get_submodule(owner), name
 
 
 def _move_buffers(block: nn.Module, device: torch.device) -> None:

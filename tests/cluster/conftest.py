@@ -6,11 +6,11 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from typing import NoReturn
 
 import pytest
 
 from tests.cluster.kubectl import Cluster
+from tests.skips import skip_or_fail
 
 KUBECONFIG = "CLUSTER_TEST_KUBECONFIG"
 IMAGE = "accelerate-predictor:0.1.0"
@@ -22,10 +22,10 @@ def cluster() -> Iterator[Cluster]:
     """Gives an empty namespace that lets in restricted pods only, and takes it away."""
     kubeconfig = os.environ.get(KUBECONFIG)
     if not kubeconfig:
-        _skip_or_fail(f"{KUBECONFIG} names no cluster")
+        skip_or_fail(f"{KUBECONFIG} names no cluster", "REQUIRE_CLUSTER")
     for program in ("kubectl", "helm"):
         if shutil.which(program) is None:
-            _skip_or_fail(f"{program} is not installed")
+            skip_or_fail(f"{program} is not installed", "REQUIRE_CLUSTER")
     image = os.environ.get("CLUSTER_TEST_IMAGE", IMAGE)
     found = Cluster(kubeconfig, f"predictor-{uuid.uuid4().hex[:8]}", image)
     found.kubectl("create", "namespace", found.namespace)
@@ -33,10 +33,3 @@ def cluster() -> Iterator[Cluster]:
     found.kubectl("label", "namespace", found.namespace, label)
     yield found
     found.kubectl("delete", "namespace", found.namespace, "--wait=false")
-
-
-def _skip_or_fail(reason: str) -> NoReturn:
-    """Skips the tests that need a cluster, or fails them where one was promised."""
-    if os.environ.get("REQUIRE_CLUSTER") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)

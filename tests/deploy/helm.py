@@ -6,15 +6,15 @@ Where a program is missing the test that asks is skipped, or fails if REQUIRE_HE
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
+
+from tests.skips import skip_or_fail
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm"
@@ -68,18 +68,11 @@ def loaded(text: str) -> list[Object]:
     return [found for found in yaml.load_all(text, yaml.CSafeLoader) if found]
 
 
-def skip_or_fail(reason: str) -> None:
-    """Skips a test for want of Helm, where it may be wanting."""
-    if os.environ.get("REQUIRE_HELM") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 def _run(
     program: str, *arguments: str, given: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     if shutil.which(program) is None:
-        skip_or_fail(f"{program} is not installed")
+        skip_or_fail(f"{program} is not installed", "REQUIRE_HELM")
     return subprocess.run(
         [program, *arguments], input=given, capture_output=True, text=True, timeout=60, check=False
     )

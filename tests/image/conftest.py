@@ -5,26 +5,18 @@ Where no Docker daemon answers these tests are skipped, or fail if REQUIRE_DOCKE
 
 from __future__ import annotations
 
-import os
 import subprocess
-from typing import NoReturn
 
 import pytest
 
 from tests.image.containers import DOCKER, make_image
+from tests.skips import skip_or_fail
 from tests.test_readme import ROOT
 
 TAG = "accelerate-predictor:tests"
 BASE = "python:3.11-slim-bookworm"
 STAND_IN = ROOT.parent / "shared" / "docker" / "offline-base-image"
 """Makes something like the base image where no registry can be reached; it need not be there."""
-
-
-def skip_or_fail(reason: str) -> NoReturn:
-    """Skips a test that needs Docker, or fails it where that was promised."""
-    if os.environ.get("REQUIRE_DOCKER") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def answers(*words: str) -> bool:
@@ -39,7 +31,7 @@ def answers(*words: str) -> bool:
 def image() -> str:
     """The image's name, after `make image`."""
     if not answers("info"):
-        skip_or_fail("no Docker daemon answers")
+        skip_or_fail("no Docker daemon answers", "REQUIRE_DOCKER")
     if not answers("image", "inspect", BASE) and STAND_IN.exists():
         subprocess.run([STAND_IN, BASE], check=True)
     make_image(TAG)

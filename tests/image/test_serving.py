@@ -9,44 +9,24 @@ from pathlib import Path
 
 import httpx
 import pytest
-from transformers import LlamaConfig
 
-from tests.checkpoints import VOCABULARY, make_checkpoint
+from tests.checkpoints import big_checkpoint
 from tests.image.containers import PORTS, Container, container, run_of_the_readme
 from tests.server.test_clients import over_grpc, over_v1, over_v2
 
 pytestmark = pytest.mark.timeout(1200)  # the first test builds the image
 
 MIB = 1024**2
-BIG = LlamaConfig(
-    vocab_size=VOCABULARY,
-    hidden_size=1024,
-    intermediate_size=2816,
-    num_hidden_layers=20,
-    num_attention_heads=8,
-    num_key_value_heads=8,
-    max_position_embeddings=512,
-    tie_word_embeddings=False,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=3,
-)
-"""20 blocks of 4*1024*1024 + 3*1024*2816 parameters: 980 MiB in fp32."""
-
 SMALL_PLAN = ("--max_model_len=256", "--prefill_chunk=64", "--offload_store=always")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = make_checkpoint(
-        tmp_path_factory.mktemp("model"), "llama", config=BIG, shard_size="200MB"
-    )
-    folder.chmod(0o755)
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes for the owner alone
-    yield folder
-    for file in folder.iterdir():
-        file.unlink()
+    with big_checkpoint(tmp_path_factory.mktemp("model"), blocks=20) as folder:  # 980 MiB
+        folder.chmod(0o755)
+        for file in folder.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner alone
+        yield folder
 
 
 @pytest.fixture(scope="module")

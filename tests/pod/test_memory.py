@@ -12,8 +12,8 @@ from predictor.errors import ConfigurationError
 from predictor.pod.memory import PROC, read_memory, read_own_anonymous
 from predictor.pod.mounts import mount_of, read_mounts
 from predictor.pod.resources import Memory
-from tests.cgroups import skip_or_fail
 from tests.pod.conftest import GIB, MIB, Host
+from tests.skips import skip_or_fail
 
 NO_LIMIT_V1 = 9223372036854771712
 
@@ -22,6 +22,7 @@ TAKING = """
 import dataclasses, json, mmap, os, sys
 from pathlib import Path
 from predictor.pod.memory import read_memory
+from tests.skips import skip_or_fail
 folder, amount = Path(sys.argv[1]), int(sys.argv[2])
 said = lambda: print(json.dumps(dataclasses.asdict(read_memory())), flush=True)
 said()
@@ -103,7 +104,9 @@ def test_in_a_real_containers_mounts_its_own_group_is_found(memory_cgroup, names
     command = container.command(["unshare", namespaces, *shell, sys.executable, "-c", SAYING])
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     if "unshare" in done.stderr or "mount" in done.stderr:
-        skip_or_fail(f"no mount namespace can be made here: {done.stderr.strip()}")
+        skip_or_fail(
+            f"no mount namespace can be made here: {done.stderr.strip()}", "REQUIRE_ROOT_TESTS"
+        )
     assert done.returncode == 0, done.stderr
     limit, available = map(int, done.stdout.split())
     assert limit == (128 * MIB if below else 256 * MIB)

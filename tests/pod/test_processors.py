@@ -12,7 +12,7 @@ import pytest
 
 from predictor.pod.cgroup import processor_quota
 from predictor.pod.processors import read_processors
-from tests.cgroups import skip_or_fail
+from tests.skips import skip_or_fail
 
 HERE = len(os.sched_getaffinity(0))
 
@@ -87,7 +87,9 @@ def test_a_real_limit_of_half_a_processor_is_one_thread() -> None:
             (mount / "cgroup.subtree_control").write_text("+cpu")
         group.mkdir()
     except OSError as error:
-        skip_or_fail(f"no control group with a CPU limit can be made here: {error}")
+        skip_or_fail(
+            f"no control group with a CPU limit can be made here: {error}", "REQUIRE_ROOT_TESTS"
+        )
     code = (
         "from pathlib import Path\n"
         "from predictor.pod.processors import read_processors\n"

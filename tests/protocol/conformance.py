@@ -7,7 +7,6 @@ calls are held against the response schemas one by one.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import yaml
 from openapi_schema_validator import OAS30Validator
+
+from tests.skips import skip_or_fail
 
 SPEC = Path(__file__).parents[3] / "shared" / "spec" / "open_inference_rest.yaml"
 
@@ -48,12 +48,9 @@ class Live:
 
 def require_spec() -> Path:
     """Returns the path of the document; without it the test is skipped, or fails if told so."""
-    if SPEC.exists():
-        return SPEC
-    reason = f"the protocol's OpenAPI document is not at {SPEC}"
-    if os.environ.get("REQUIRE_SHARED") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    if not SPEC.exists():
+        skip_or_fail(f"the protocol's OpenAPI document is not at {SPEC}", "REQUIRE_SHARED")
+    return SPEC
 
 
 def run_conformance(base_url: str, model_name: str, work: Path, *, examples: int = 100) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from predictor.errors import DeadlineExceeded, GenerationFailed, NotReady, Overl
 from predictor.protocol.generate import Events
 from predictor.tasks.request import GenerationParameters, Piece, Prompt, ScoredToken
 from tests.protocol.stub import MAX_BODY_BYTES, EchoModel, Served
+from tests.skips import skip_or_fail
 
 SPEC = Path(__file__).parents[3] / "shared" / "spec" / "generate_rest.yaml"
 PLAIN = "/v2/models/echo"
@@ -29,10 +29,7 @@ ABOUT = {"model_name": "echo", "model_version": "1"}
 def check(schema: str, document: Any) -> None:
     """Holds a response against the document; without it the test is skipped, or fails if told."""
     if not SPEC.exists():
-        reason = f"the extension's OpenAPI document is not at {SPEC}"
-        if os.environ.get("REQUIRE_SHARED") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        skip_or_fail(f"the extension's OpenAPI document is not at {SPEC}", "REQUIRE_SHARED")
     components = yaml.safe_load(SPEC.read_text())["components"]
     whole = {"$ref": f"#/components/schemas/{schema}", "components": components}
     errors = [error.message for error in OAS31Validator(whole).iter_errors(document)]

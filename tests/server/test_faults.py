@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import Checkpoints
 from tests.server.process import Served, serve
 from tests.serving import blocks_on_disk
+from tests.volumes import cut_store_short
 
 MODEL = '''
 import torch
@@ -95,8 +96,7 @@ def test_a_store_that_cannot_be_read_any_more_ends_the_process_and_the_next_writ
     with serve(folder, *flags) as server:
         expected = server.await_ready().predict("a prompt", max_new_tokens=8).json()
         (store,) = tmp_path.glob("*.store")
-        with store.open("r+b") as file:
-            file.truncate(8192)
+        cut_store_short(tmp_path)
         broken = server.predict("a prompt", max_new_tokens=8)
         assert broken.status_code == 503
         assert broken.json()["error"].startswith("model.layers.")

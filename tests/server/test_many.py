@@ -139,10 +139,18 @@ def test_requests_run_together_and_each_gets_its_own_answer(demo: Served) -> Non
     assert re.search(r'predictor_batch_sequences_bucket\{le="1.0"[^}]*\} (\S+)', rows)
 
 
+@contextlib.contextmanager
+def freeing_its_place(server: Served, protocol: str) -> Iterator[None]:
+    """Holds who hangs up within to leave nothing running, and to be counted as cancelled."""
+    before = outcomes(server, protocol, "cancelled")
+    yield
+    await_gauge(server, "predictor_sequences_running", 0)
+    await_gauge(server, "predictor_kv_tokens_used", 0)
+    assert outcomes(server, protocol, "cancelled") == before + 1
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_frees_its_place(slow: Served, stream: bool) -> None:
-    before = outcomes(slow, "v1", "cancelled")
-
     async def hang_up() -> None:
         async with httpx.AsyncClient(timeout=60) as client:
             if stream:
@@ -157,10 +165,8 @@ def test_a_client_that_hangs_up_frees_its_place(slow: Served, stream: bool) -> N
             with contextlib.suppress(asyncio.CancelledError):
                 await asked
 
-    asyncio.run(hang_up())
-    await_gauge(slow, "predictor_sequences_running", 0)
-    await_gauge(slow, "predictor_kv_tokens_used", 0)
-    assert outcomes(slow, "v1", "cancelled") == before + 1
+    with freeing_its_place(slow, "v1"):
+        asyncio.run(hang_up())
 
 
 async def ask_v2(server: Served) -> None:
@@ -186,8 +192,6 @@ async def ask_grpc(server: Served) -> None:
 def test_who_hangs_up_over_v2_or_cancels_over_grpc_frees_the_place_too(
     slow: Served, protocol: str, ask: Any
 ) -> None:
-    before = outcomes(slow, protocol, "cancelled")
-
     async def hang_up() -> None:
         asked = asyncio.create_task(ask(slow))
         await asyncio.sleep(0.7)
@@ -196,10 +200,8 @@ def test_who_hangs_up_over_v2_or_cancels_over_grpc_frees_the_place_too(
         with contextlib.suppress(asyncio.CancelledError):
             await asked
 
-    asyncio.run(hang_up())
-    await_gauge(slow, "predictor_sequences_running", 0)
-    await_gauge(slow, "predictor_kv_tokens_used", 0)
-    assert outcomes(slow, protocol, "cancelled") == before + 1
+    with freeing_its_place(slow, protocol):
+        asyncio.run(hang_up())
 
 
 def test_a_deadline_ends_a_request_over_every_way_to_say_it(slow: Served) -> None:

@@ -10,37 +10,18 @@ from pathlib import Path
 
 import httpx
 import pytest
-from transformers import LlamaConfig
 
 from tests.cgroups import memory_cgroup
-from tests.checkpoints import VOCABULARY, make_checkpoint
+from tests.checkpoints import big_checkpoint
 from tests.server.process import serve
 
 GIB = 1024**3
-BIG = LlamaConfig(
-    vocab_size=VOCABULARY,
-    hidden_size=1024,
-    intermediate_size=2816,
-    num_hidden_layers=28,
-    num_attention_heads=8,
-    num_key_value_heads=8,
-    max_position_embeddings=512,
-    tie_word_embeddings=False,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=3,
-)
-"""28 blocks of 4*1024*1024 + 3*1024*2816 parameters: 1.34 GiB in fp32."""
 
 
 @pytest.fixture(scope="module")
 def big_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = make_checkpoint(
-        tmp_path_factory.mktemp("big"), "llama", config=BIG, shard_size="200MB"
-    )
-    yield folder
-    for file in folder.iterdir():
-        file.unlink()
+    with big_checkpoint(tmp_path_factory.mktemp("big"), blocks=28) as folder:  # 1.34 GiB
+        yield folder
 
 
 @pytest.mark.root

@@ -26,10 +26,11 @@ from predictor.weights.copying import take_out, to_device
 from predictor.weights.extents import PAGE
 from predictor.weights.link import page_lock
 from predictor.weights.reading import Buffer
-from predictor.weights.streaming import Streaming, _page_lock
+from predictor.weights.streaming import Streaming, _page_lock, names_in_order
 from tests.checkpoints import ALL_CONFIGS
 from tests.conftest import Checkpoints
 from tests.serving import Up, blocks_on_disk, bring_up
+from tests.volumes import cut_store_short
 from tests.weights.test_streaming import logits, streams
 
 CPU = torch.device("cpu")
@@ -100,9 +101,7 @@ def brought(up: Up, link: LazyLink, *, waiting: slice) -> Streaming:
     for block in on_disk:
         remove_hook_from_module(up.model.get_submodule(block.name))
     waits = {name: take_out(up.model, name, move) for name in resident(up)[waiting]}
-    names = {block.name: [tensor.name for tensor in block.tensors] for block in on_disk}
-    names |= {name: list(block.names) for name, block in waits.items()}
-    in_order = {name: names[name] for name, _ in up.model.named_modules() if name in names}
+    in_order = names_in_order(up.model, on_disk, waits)
     metrics = WeightMetrics("test")
     lane = to_device(tuple(in_order), on_disk, waits, link, CPU, metrics)
     return Streaming(up.model, in_order, lane, metrics, CPU)
@@ -259,9 +258,7 @@ def test_a_block_that_cannot_be_read_is_said_as_on_the_processor(
     flags = {"offload_folder": str(tmp_path), "offload_store": "always"}
     up = bring_up(folder, device_map=blocks_on_disk(folder), **flags)
     streaming = brought(up, LazyLink(), waiting=slice(None))
-    (store,) = tmp_path.glob("*.store")
-    with store.open("r+b") as file:
-        file.truncate(8192)
+    cut_store_short(tmp_path)
     for _ in range(2):
         with pytest.raises(WeightsUnreadable, match=r"layers\.\d cannot be read from .*store"):
             logits(up)

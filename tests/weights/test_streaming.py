@@ -13,6 +13,7 @@ from predictor.errors import WeightsUnreadable
 from tests.checkpoints import ALL_CONFIGS
 from tests.conftest import Checkpoints
 from tests.serving import Up, blocks_on_disk, bring_up
+from tests.volumes import cut_store_short
 
 IDS = torch.tensor([[7, 3, 11, 2, 19, 5]])
 DTYPES = (torch.float32, torch.bfloat16)
@@ -119,9 +120,7 @@ def test_a_block_that_cannot_be_read_any_more_breaks_the_engine_with_one_sentenc
     folder = checkpoints("llama")
     flags = {"offload_folder": str(tmp_path), "offload_store": "always"}
     up = bring_up(folder, device_map=blocks_on_disk(folder), **flags)
-    (store,) = tmp_path.glob("*.store")
-    with store.open("r+b") as file:
-        file.truncate(8192)
+    cut_store_short(tmp_path)
     for _ in range(2):
         with pytest.raises(WeightsUnreadable, match=r"layers\.\d cannot be read from .*store"):
             up.tokens([5, 6], max_new_tokens=8)
