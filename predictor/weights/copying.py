@@ -26,14 +26,19 @@ class Waiting:
     """A block that waits in main memory.
 
     Attributes:
-        tensors: Where its parameters are in the buffer, and in the accelerator's memory.
+        tensors: Where its parameters are in the buffer, and in the accelerator's memory: one copy
+            brings all of them. A copy for each would have the thread that copies wait as often for
+            the interpreter's lock, which the thread that computes gives up for moments only.
         buffer: Holds them.
-        views: They, as views of the buffer.
     """
 
     tensors: tuple[Tensor, ...]
     buffer: Buffer
-    views: tuple[torch.Tensor, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the buffer that hold them."""
+        return _end(self.tensors)
 
 
 Move = Callable[[str, torch.Tensor, torch.Tensor], None]
@@ -45,13 +50,12 @@ def take_out(model: nn.Module, name: str, move: Move) -> Waiting:
     parameters = dict(model.get_submodule(name).named_parameters(prefix=name))
     tensors = _lay_out(Tensor(key, p.dtype, tuple(p.shape), 0) for key, p in parameters.items())
     buffer = Buffer(_end(tensors))
-    views = tuple(view_of(buffer.tensor, tensor) for tensor in tensors)
-    for view, (key, parameter) in zip(views, parameters.items(), strict=True):
-        move(key, parameter, view)
+    for tensor, (key, parameter) in zip(tensors, parameters.items(), strict=True):
+        move(key, parameter, view_of(buffer.tensor, tensor))
         module, own = place_of(model, key)
         absent = torch.empty_like(parameter, device="meta")
         module._parameters[own] = nn.Parameter(absent, requires_grad=False)
-    return Waiting(tensors, buffer, views)
+    return Waiting(tensors, buffer)
 
 
 def place_of(model: nn.Module, parameter: str) -> tuple[nn.Module, str]:
@@ -186,7 +190,7 @@ class ToDevice:
     def _fetch(self, index: int, slot: _Slot) -> None:
         source = self._sources[index]
         if isinstance(source, Waiting):
-            self._copy(slot, slot.parameters[index], source.views)
+            self._copy(slot, [slot.memory[: source.size]], [source.buffer.tensor[: source.size]])
         elif self.disk is None:
             raise LookupError("nothing reads the blocks on disk")
         else:
