@@ -13,14 +13,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from predictor.errors import ConfigurationError
-from predictor.quantity import as_quantity, parse_bytes
+from predictor.setting_types import Bytes, DeviceMap, Dtype, MemoryByDevice
 
 ALIASES = {"revision": "model_revision", "torch_dtype": "dtype"}
 """The predecessor's names for settings that KServe's Hugging Face server names otherwise."""
@@ -32,40 +32,6 @@ _SERVICE_LINK = re.compile(
     r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=).*"
 )
 """``NAME=value`` of what Kubernetes sets for Services named ``predictor`` or ``predictor-...``."""
-
-_DTYPES = {"float": "float32", "half": "float16"}
-
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            return json.loads(value)
-        except ValueError as error:
-            raise ValueError(f"is no JSON object ({error})") from None
-    return value
-
-
-def _memory_by_device(value: Any) -> Any:
-    wishes = _from_json(value)
-    if wishes is None:
-        return None
-    if not isinstance(wishes, dict):
-        raise ValueError('must be an object such as {"0": "10GiB", "cpu": "30GiB"}')
-    return {str(device): parse_bytes(amount) for device, amount in wishes.items()}
-
-
-def _devices(value: Any) -> Any:
-    found = _from_json(value)
-    if isinstance(found, dict):
-        return {name: str(device) for name, device in found.items()}
-    return str(found)
-
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes), PlainSerializer(as_quantity, when_used="json")]
-Dtype = Annotated[
-    Literal["auto", "float32", "float16", "bfloat16", "float64"],
-    BeforeValidator(lambda text: _DTYPES.get(str(text), str(text).removeprefix("torch."))),
-]
 
 
 class Settings(BaseSettings):
@@ -113,11 +79,11 @@ class Settings(BaseSettings):
     """Prompt tokens in one forward pass; bounds the memory of activations. With 512 rows matrix
     products are large, and the activations still small beside a block."""
 
-    device_map: Annotated[str | dict[str, str], BeforeValidator(_devices)] = "auto"
+    device_map: DeviceMap = "auto"
     """`auto` (the same as `balanced`), `balanced`, `balanced_low_0`, `sequential`, one device
     (`cpu`, `disk`, `cuda:0`, `0`), or an object from module names to devices."""
 
-    max_memory: Annotated[dict[str, Bytes] | None, BeforeValidator(_memory_by_device)] = None
+    max_memory: MemoryByDevice = None
     """Most bytes of each device for weights, KV cache, staging and activations together, such as
     `{"0": "10GiB", "cpu": "30GiB"}`. A wish above what the pod owns is cut to that."""
 
@@ -197,6 +163,21 @@ class Settings(BaseSettings):
     enable_load_unload: bool = False
     """Whether KServe's unauthenticated route that unloads the model is served. What was unloaded
     stays so until the process starts again."""
+
+    torchserve_api: bool = False
+    """Whether TorchServe's routes are served too, for clients that call them: `/predictions`,
+    `/ping` and, to read, `/models`."""
+
+    torchserve_semantics: bool = False
+    """Whether V1, V2 and `/predictions` do what TorchServe's handler did where a request says
+    nothing: the prompt cut at `max_length` tokens, as many new ones, sampled with `top_p` 0.95 and
+    `top_k` 60, after the prompt in the reply; V1's predictions are strings then."""
+
+    @model_validator(mode="after")
+    def _check_semantics(self) -> Self:
+        if self.torchserve_semantics and self.max_length is None:
+            raise ValueError("torchserve_semantics needs max_length, the tokens that it cuts at")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -294,6 +275,8 @@ def _own_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"][:1])
     reason = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:  # of settings that do not go together
+        return f"{reason}."
+    place = str(first["loc"][0])
     return f"{place}: {reason} (given: {str(first['input'])[:64]!r})."

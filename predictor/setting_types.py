@@ -1,0 +1,47 @@
+"""The types of settings: how what people write becomes bytes, dtypes and devices."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from predictor.quantity import as_quantity, parse_bytes
+
+_DTYPES = {"float": "float32", "half": "float16"}
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"is no JSON object ({error})") from None
+    return value
+
+
+def _memory_by_device(value: Any) -> Any:
+    wishes = _from_json(value)
+    if wishes is None:
+        return None
+    if not isinstance(wishes, dict):
+        raise ValueError('must be an object such as {"0": "10GiB", "cpu": "30GiB"}')
+    return {str(device): parse_bytes(amount) for device, amount in wishes.items()}
+
+
+def _devices(value: Any) -> Any:
+    found = _from_json(value)
+    if isinstance(found, dict):
+        return {name: str(device) for name, device in found.items()}
+    return str(found)
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), PlainSerializer(as_quantity, when_used="json")]
+Dtype = Annotated[
+    Literal["auto", "float32", "float16", "bfloat16", "float64"],
+    BeforeValidator(lambda text: _DTYPES.get(str(text), str(text).removeprefix("torch."))),
+]
+
+MemoryByDevice = Annotated[dict[str, Bytes] | None, BeforeValidator(_memory_by_device)]
+DeviceMap = Annotated[str | dict[str, str], BeforeValidator(_devices)]
