@@ -99,6 +99,10 @@ class UnknownModel(RequestError):
     grpc_code = "NOT_FOUND"
 
 
+class UnknownVersion(UnknownModel):
+    """The model is served, but not in this version."""
+
+
 class NotReady(PredictorError):
     """The model is being loaded, or the server is draining."""
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from predictor.errors import DeadlineExceeded, EngineBroken, NotReady, Overloaded
+from predictor.errors import DeadlineExceeded, EngineBroken, NotReady
 from predictor.metrics import show_placement
 from predictor.placement.report import as_json, table
+from predictor.places import Place, Places
 from predictor.protocol.deadline import asked_timeout  # first: imports kserve safely
 from predictor.protocol.exchange import Exchange, open_exchange
+from predictor.protocol.served import Limits
+from predictor.protocol.style import OUR_STYLE, Style, handler_style
 from predictor.settings import Settings
 from predictor.tasks.request import Completion, GenerationRequest, Piece, Stream
 from predictor.weights.progress import Progress
@@ -43,7 +44,7 @@ class PredictorModel(Model):
 
     Attributes:
         version: The one version that is served.
-        running: Requests that were accepted and are not answered yet.
+        style: What a request means that leaves something open.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class PredictorModel(Model):
         """
         super().__init__(settings.model_name)
         self.version = settings.model_version
-        self.running = 0
+        self.style = _style(settings)
         self._settings = settings
         self._on_broken = on_broken
         self._progress = Progress()
@@ -65,7 +66,7 @@ class PredictorModel(Model):
         self._weights: Loaded | None = None
         self._placement: dict[str, Any] = {}
         self._draining = False
-        self._rate = _Rate()
+        self._places = Places(settings.max_requests)
 
     def load(self) -> bool:
         """Plans, loads and warms the model; blocks, so it is called from a thread.
@@ -98,6 +99,11 @@ class PredictorModel(Model):
         if self._weights is not None:
             self._weights.release()
 
+    @property
+    def running(self) -> int:
+        """Requests that were accepted and are not answered yet."""
+        return self._places.taken
+
     async def healthy(self) -> bool:
         """Returns whether a request would be answered now."""
         return self.ready and not self._draining
@@ -105,6 +111,16 @@ class PredictorModel(Model):
     def progress(self) -> dict[str, object]:
         """Returns how far loading is; empty once it is done."""
         return {} if self.ready else self._progress.as_json()
+
+    def limits(self) -> Limits:
+        """Returns how much is taken at one time, and how much there is now."""
+        settings = self._settings
+        return Limits(
+            running=self.running,
+            max_requests=self._places.most,
+            max_batch_size=settings.max_batch_size,
+            request_timeout=settings.request_timeout,
+        )
 
     def metadata(self) -> dict[str, Any]:
         """Returns the platform, and the placement as JSON text."""
@@ -126,7 +142,9 @@ class PredictorModel(Model):
             RequestError: The payload cannot be understood.
         """
         self._check_open()
-        return open_exchange(payload, model_name=self.name, model_version=self.version)
+        return open_exchange(
+            payload, model_name=self.name, model_version=self.version, style=self.style
+        )
 
     async def predict(
         self, payload: Exchange, headers: Any = None, response_headers: Any = None
@@ -164,7 +182,7 @@ class PredictorModel(Model):
         """
         task = self._check_open()
         limit = self._limit(request, timeout)
-        place = _Place(self)
+        place = self._places.take()
         try:
             async with asyncio.timeout(limit):
                 # What is wrong with a request is said at once, and not after those before it.
@@ -174,7 +192,7 @@ class PredictorModel(Model):
             raise _too_late(limit) from None
         finally:
             place.give_up()
-        self._rate.count()
+        self._places.answered()
         return completions
 
     async def stream(self, request: GenerationRequest, timeout: float | None) -> Stream:
@@ -185,7 +203,7 @@ class PredictorModel(Model):
         task = self._check_open()
         limit = self._limit(request, timeout)
         deadline = asyncio.get_running_loop().time() + limit
-        place = _Place(self)
+        place = self._places.take()
         try:
             async with asyncio.timeout_at(deadline):
                 jobs = await asyncio.to_thread(task.prepare, request)
@@ -198,7 +216,7 @@ class PredictorModel(Model):
         return Stream(self._pieces(task.stream(jobs), place, deadline, limit), deadline)
 
     async def _pieces(
-        self, pieces: AsyncIterator[Piece], place: _Place, deadline: float, limit: float
+        self, pieces: AsyncIterator[Piece], place: Place, deadline: float, limit: float
     ) -> AsyncIterator[Piece]:
         generator: Any = pieces
         try:
@@ -208,7 +226,7 @@ class PredictorModel(Model):
                         piece = await anext(generator)
                     yield piece
         except StopAsyncIteration:
-            self._rate.count()
+            self._places.answered()
         except TimeoutError:
             raise _too_late(limit) from None
         finally:
@@ -225,11 +243,7 @@ class PredictorModel(Model):
         task = self._task
         if task is None or not self.ready or self._draining:
             raise NotReady(f"Model {self.name!r} is not ready.")
-        if self.running >= self._settings.max_requests:
-            raise Overloaded(
-                f"{self.running} requests are running and waiting; try again later.",
-                retry_after=self._rate.seconds_to_next(),
-            )
+        self._places.check()
         return task
 
     def _limit(self, request: GenerationRequest, timeout: float | None) -> float:
@@ -243,46 +257,11 @@ class PredictorModel(Model):
             self._on_broken(error)
 
 
-class _Place:
-    """A request's place among those that run, until it is given up or forgotten."""
-
-    def __init__(self, model: PredictorModel) -> None:
-        self._model: PredictorModel | None = model
-        model.running += 1
-
-    def give_up(self) -> None:
-        if self._model is not None:
-            self._model.running -= 1
-            if not self._model.running:
-                self._model._rate.rest()
-            self._model = None
-
-    def __del__(self) -> None:
-        self.give_up()  # of pieces that nobody has begun to read
-
-
-class _Rate:
-    """How often requests are answered: a moving average of the time between two answers."""
-
-    _WEIGHT = 0.2
-
-    def __init__(self) -> None:
-        self._last: float | None = None
-        self._interval = 1.0
-
-    def count(self) -> None:
-        now = time.monotonic()
-        if self._last is not None:
-            self._interval += self._WEIGHT * (now - self._last - self._interval)
-        self._last = now
-
-    def rest(self) -> None:
-        """Notes that nobody waits: the time to the next answer tells nothing."""
-        self._last = None
-
-    def seconds_to_next(self) -> int:
-        """Returns whole seconds, at least 1, in which a place is likely to come free."""
-        return max(1, math.ceil(self._interval))
+def _style(settings: Settings) -> Style:
+    """TorchServe's where it is asked for; `Settings` sees to `max_length` then."""
+    if settings.torchserve_semantics and settings.max_length is not None:
+        return handler_style(settings.max_length)
+    return OUR_STYLE
 
 
 def _too_late(limit: float) -> DeadlineExceeded:

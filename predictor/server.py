@@ -60,6 +60,7 @@ class Server(ModelServer):
             models=self.registered_models,
             max_body_bytes=settings.max_body_size,
             load_unload=settings.enable_load_unload,
+            torchserve=settings.torchserve_api,
         )
 
     def run(self) -> None:

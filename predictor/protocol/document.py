@@ -30,27 +30,44 @@ _KINDS: dict[type, str] = {
 
 
 def parse_document(body: bytes) -> dict[str, object]:
-    """Returns the JSON object in `body`.
+    """Returns the JSON object in `body`; as strict as `parse_json`.
+
+    Raises:
+        RequestError: The body is not a JSON object.
+    """
+    return expect(parse_json(body), dict, "The body")
+
+
+def parse_json(body: bytes) -> object:
+    """Returns the JSON value in `body`.
 
     Stricter than `json.loads`: UTF-8 only (RFC 8259, section 8.1), no ``NaN`` or ``Infinity``, no
     number that overflows a double, no integer of more than 64 digits, no escape that stands for
     half of a surrogate pair (such a string cannot be encoded again).
 
     Raises:
-        RequestError: The body is not such a JSON object.
+        RequestError: The body is not such JSON.
     """
+    text = decode_text(body)
     try:
-        text = body.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"The body is not valid UTF-8 at byte {error.start}.") from None
-    try:
-        document = _load(text)
+        return _load(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise RequestError(f"The body is not valid JSON at {where}.") from None
     except RecursionError:
         raise RequestError("The body's JSON is nested too deeply.") from None
-    return expect(document, dict, "The body")
+
+
+def decode_text(body: bytes) -> str:
+    """Returns the text in `body`.
+
+    Raises:
+        RequestError: It is not UTF-8.
+    """
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"The body is not valid UTF-8 at byte {error.start}.") from None
 
 
 def _load(text: str) -> object:

@@ -14,6 +14,7 @@ from kserve import InferRequest, InferResponse
 
 from predictor.protocol import v1, v2
 from predictor.protocol.document import parse_document
+from predictor.protocol.style import OUR_STYLE, Style
 from predictor.tasks.request import Completion, GenerationRequest
 
 
@@ -32,7 +33,11 @@ class Exchange:
 
 
 def open_exchange(
-    payload: dict[str, object] | bytes | InferRequest, *, model_name: str, model_version: str
+    payload: dict[str, object] | bytes | InferRequest,
+    *,
+    model_name: str,
+    model_version: str,
+    style: Style = OUR_STYLE,
 ) -> Exchange:
     """Returns the exchange for a payload: V2 for an `InferRequest`, V1 for a JSON object.
 
@@ -41,13 +46,15 @@ def open_exchange(
             as it came (kserve does not decode JSON whose content type has a charset).
         model_name: Name for the response.
         model_version: Version for the response.
+        style: What is meant where the payload leaves something open.
 
     Raises:
         RequestError: The payload is not a valid request of its protocol.
     """
     if isinstance(payload, InferRequest):
-        call = v2.decode(payload)
+        call = v2.decode(payload, style.unsaid)
         encode = partial(v2.encode, call, model_name=model_name, model_version=model_version)
         return Exchange(call.request, encode)
     document = parse_document(payload) if isinstance(payload, bytes) else payload
-    return Exchange(v1.decode(document), v1.encode)
+    request = v1.decode(document, style.unsaid)
+    return Exchange(request, v1.encode_plain if style.plain else v1.encode)

@@ -31,6 +31,7 @@ from predictor.protocol.openai import OpenAIEndpoints
 from predictor.protocol.rest_inference import InferenceEndpoints
 from predictor.protocol.rest_status import StatusEndpoints
 from predictor.protocol.served import Models
+from predictor.protocol.torchserve import TorchServeEndpoints
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -45,6 +46,7 @@ def install(
     models: Models,
     max_body_bytes: int,
     load_unload: bool = False,
+    torchserve: bool = False,
 ) -> None:
     """Puts routes, middleware and handlers on `app`; to be called before ``ModelServer.start``.
 
@@ -54,12 +56,15 @@ def install(
         max_body_bytes: Largest body of a request, on any path; a larger one is answered with 413.
         load_unload: Whether the SDK's routes that load and unload models stay reachable. They ask
             nobody for permission, so the default is no.
+        torchserve: Whether TorchServe's routes are served.
     """
     status = StatusEndpoints(models)
     app.router.routes.extend(_status_routes(status))
     app.router.routes.extend(_inference_routes(InferenceEndpoints(models)))
     app.router.routes.extend(_generate_routes(GenerateEndpoints(models)))
     app.router.routes.extend(_openai_routes(OpenAIEndpoints(models)))
+    if torchserve:
+        app.router.routes.extend(_torchserve_routes(TorchServeEndpoints(models)))
     if not load_unload:
         app.router.routes.extend(
             _post(f"{_REPOSITORY_MODEL}/{verb}", status.no_loading) for verb in ("load", "unload")
@@ -104,12 +109,24 @@ def _openai_routes(openai: OpenAIEndpoints) -> Iterator[Route]:
     yield _post("/openai/v1/chat/completions", openai.chat_completions)
 
 
+def _torchserve_routes(torchserve: TorchServeEndpoints) -> Iterator[Route]:
+    yield _get("/ping", torchserve.ping)
+    yield _get("/models", torchserve.list_models)
+    for suffix in ("{model}", "{model}/{version}"):
+        yield _get(f"/models/{suffix}", torchserve.describe)
+        yield _route(f"/predictions/{suffix}", torchserve.predict, "POST", "PUT")
+
+
 def _get(path: str, endpoint: Endpoint) -> Route:
-    return Route(path, _answering(endpoint), methods=["GET"], include_in_schema=False)
+    return _route(path, endpoint, "GET")
 
 
 def _post(path: str, endpoint: Endpoint) -> Route:
-    return Route(path, _answering(endpoint), methods=["POST"], include_in_schema=False)
+    return _route(path, endpoint, "POST")
+
+
+def _route(path: str, endpoint: Endpoint, *methods: str) -> Route:
+    return Route(path, _answering(endpoint), methods=methods, include_in_schema=False)
 
 
 def _answering(endpoint: Endpoint) -> Endpoint:

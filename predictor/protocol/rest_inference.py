@@ -49,7 +49,8 @@ class InferenceEndpoints:
         with ExitStack() as count:
             count.enter_context(counted(model.name, "v1"))
             await require_ready(model)
-            asked_for = v1.decode(parse_document(await read_body(request)))
+            body = parse_document(await read_body(request))
+            asked_for = v1.decode(body, model.style.unsaid)
             stream = await model.stream(asked_for, asked_timeout(request.headers))
             return event_stream(count.pop_all(), stream, v1.encode_piece)
 

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from predictor.errors import NotReady, UnknownModel
+from predictor.errors import NotReady, UnknownModel, UnknownVersion
 from predictor.protocol.document import quoted
+from predictor.protocol.style import Style
 from predictor.tasks.request import Completion, GenerationRequest, Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a model takes at one time.
+
+    Attributes:
+        running: Requests that were accepted and are not answered yet.
+        max_requests: Most of them.
+        max_batch_size: Most sequences that run in one batch.
+        request_timeout: Seconds that a request may take.
+    """
+
+    running: int
+    max_requests: int
+    max_batch_size: int
+    request_timeout: float
 
 
 class ServedModel(Protocol):
@@ -16,10 +35,12 @@ class ServedModel(Protocol):
     Attributes:
         name: Name under which the model answers.
         version: Its only version.
+        style: What it takes a request to mean that leaves something open.
     """
 
     name: str
     version: str
+    style: Style
 
     async def healthy(self) -> bool:
         """Returns whether the model can answer now."""
@@ -31,6 +52,10 @@ class ServedModel(Protocol):
 
     def metadata(self) -> dict[str, Any]:
         """Returns ``platform``, a string, and ``properties``, a dict of JSON values."""
+        ...
+
+    def limits(self) -> Limits:
+        """Returns how much it takes, and how much there is now."""
         ...
 
     async def __call__(
@@ -66,13 +91,14 @@ def find(models: Models, name: str, version: str | None = None) -> ServedModel:
     """Returns the model of this name; an empty or absent version is any version.
 
     Raises:
-        UnknownModel: There is no such model, or not in this version.
+        UnknownModel: There is no such model.
+        UnknownVersion: There is, but not in this version.
     """
     model = models.get_model(name)
     if model is None:
         raise UnknownModel(f"There is no model {quoted(name)}.")
     if version and version != model.version:
-        raise UnknownModel(
+        raise UnknownVersion(
             f"Model {quoted(name)} has no version {quoted(version)}; it has {model.version!r}."
         )
     return model

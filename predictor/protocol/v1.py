@@ -13,7 +13,9 @@ from predictor.errors import RequestError
 from predictor.protocol.document import check_count, check_keys, expect, kind
 from predictor.tasks.parameters import parse_parameters
 from predictor.tasks.request import (
+    UNSAID,
     Completion,
+    GenerationParameters,
     GenerationRequest,
     Piece,
     Prompt,
@@ -27,8 +29,14 @@ _KEYS = ("instances", "parameters")
 _INSTANCE_KEYS = (*PROMPT_KEYS, "parameters")
 
 
-def decode(document: Mapping[str, object]) -> GenerationRequest:
+def decode(
+    document: Mapping[str, object], unsaid: GenerationParameters = UNSAID
+) -> GenerationRequest:
     """Returns the request of a V1 body.
+
+    Args:
+        document: The body.
+        unsaid: What holds where the body says nothing.
 
     Raises:
         RequestError: The body is not of the form above, has no instance, or a parameter is wrong.
@@ -41,20 +49,54 @@ def decode(document: Mapping[str, object]) -> GenerationRequest:
         raise RequestError("instances is empty; give at least one prompt.")
     check_count(len(instances))
     shared = _parameters(document, "parameters")
-    checked = parse_parameters(shared)
+    checked = parse_parameters(shared, unsaid=unsaid)
     return GenerationRequest(
         tuple(
             Prompt(instance, checked)
             if isinstance(instance, str)
-            else _prompt(instance, shared, f"instances[{number}]")
+            else decode_instance(instance, f"instances[{number}]", shared=shared, unsaid=unsaid)
             for number, instance in enumerate(instances)
         )
     )
 
 
+def decode_instance(
+    instance: object,
+    where: str,
+    *,
+    shared: Mapping[str, object],
+    unsaid: GenerationParameters,
+) -> Prompt:
+    """Returns the prompt of an instance that is an object.
+
+    Args:
+        instance: The object.
+        where: What it is called in sentences.
+        shared: Parameters that hold where the instance has none of its own.
+        unsaid: What holds where neither says anything.
+
+    Raises:
+        RequestError: It is no such object, or a parameter is wrong.
+    """
+    if not isinstance(instance, dict):
+        raise RequestError(f"{where} must be a string or an object, not {kind(instance)}.")
+    check_keys(instance, _INSTANCE_KEYS, where)
+    own = _parameters(instance, f"{where}.parameters")
+    try:
+        parameters = parse_parameters({**shared, **own}, unsaid=unsaid)
+    except RequestError as error:
+        raise RequestError(f"{where}: {error}") from None
+    return Prompt(_text(instance, where), parameters)
+
+
 def encode(completions: Sequence[Completion]) -> dict[str, object]:
     """Returns the V1 response for completions, in their order."""
     return {"predictions": [_prediction(completion) for completion in completions]}
+
+
+def encode_plain(completions: Sequence[Completion]) -> dict[str, object]:
+    """Returns the response with the texts alone, as TorchServe's V1 envelope gave them."""
+    return {"predictions": [completion.text for completion in completions]}
 
 
 def encode_piece(piece: Piece) -> list[object]:
@@ -74,18 +116,6 @@ def _prediction(completion: Completion) -> dict[str, object]:
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
     }
-
-
-def _prompt(instance: object, shared: Mapping[str, object], where: str) -> Prompt:
-    if not isinstance(instance, dict):
-        raise RequestError(f"{where} must be a string or an object, not {kind(instance)}.")
-    check_keys(instance, _INSTANCE_KEYS, where)
-    own = _parameters(instance, f"{where}.parameters")
-    try:
-        parameters = parse_parameters({**shared, **own})
-    except RequestError as error:
-        raise RequestError(f"{where}: {error}") from None
-    return Prompt(_text(instance, where), parameters)
 
 
 def _text(instance: Mapping[str, object], where: str) -> str:

@@ -22,7 +22,13 @@ from predictor.protocol.document import check_count, quoted
 from predictor.protocol.tensors import elements, size_of
 from predictor.protocol.v2_parameters import parse_v2_parameters
 from predictor.tasks.parameters import NAMES
-from predictor.tasks.request import Completion, GenerationRequest, Prompt
+from predictor.tasks.request import (
+    UNSAID,
+    Completion,
+    GenerationParameters,
+    GenerationRequest,
+    Prompt,
+)
 
 _PROMPT = "text"
 _OUTPUTS = {
@@ -65,8 +71,12 @@ def outputs() -> list[dict[str, object]]:
     ]
 
 
-def decode(request: InferRequest) -> Call:
+def decode(request: InferRequest, unsaid: GenerationParameters = UNSAID) -> Call:
     """Returns what a V2 request asks for.
+
+    Args:
+        request: The request.
+        unsaid: What holds where it says nothing.
 
     Raises:
         RequestError: The tensors do not make a request: there is no prompt or more than one tensor
@@ -78,7 +88,7 @@ def decode(request: InferRequest) -> Call:
     if not texts:
         raise RequestError(f"Input {quoted(prompt.name)} has no element; give at least one prompt.")
     given = to_http_parameters(request.parameters or {})
-    parameters = parse_v2_parameters(given, parameter_tensors, len(texts))
+    parameters = parse_v2_parameters(given, parameter_tensors, len(texts), unsaid)
     prompts = tuple(Prompt(*pair) for pair in zip(texts, parameters, strict=True))
     return Call(
         request=GenerationRequest(prompts),

@@ -37,7 +37,10 @@ _NUMERIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def parse_v2_parameters(
-    given: Mapping[str, object], tensors: Sequence[Any], prompts: int
+    given: Mapping[str, object],
+    tensors: Sequence[Any],
+    prompts: int,
+    unsaid: GenerationParameters,
 ) -> tuple[GenerationParameters, ...]:
     """Returns the checked parameters of each prompt.
 
@@ -46,6 +49,7 @@ def parse_v2_parameters(
         tensors: The `InferInput`s that are named as a parameter. One element is for all prompts, as
             many elements as prompts are one for each; the elements of ``stop`` are a list for all.
         prompts: How many prompts there are.
+        unsaid: What holds where nothing is said.
 
     Raises:
         RequestError: A parameter is unknown, wrong, or given twice, or a tensor has another count.
@@ -61,11 +65,9 @@ def parse_v2_parameters(
             raise RequestError(f"{tensor.name} is given twice, as a parameter and as an input.")
         _place(tensor.name, elements(tensor), prompts, shared, columns)
     if not columns:
-        return (parse_parameters(shared),) * prompts
-    return tuple(
-        parse_parameters({**shared, **{name: column[row] for name, column in columns.items()}})
-        for row in range(prompts)
-    )
+        return (parse_parameters(shared, unsaid=unsaid),) * prompts
+    rows = ({name: column[row] for name, column in columns.items()} for row in range(prompts))
+    return tuple(parse_parameters({**shared, **own}, unsaid=unsaid) for own in rows)
 
 
 def _place(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,16 +109,12 @@ class TextGeneration:
                 vocabulary, or a conversation does not suit the model's chat template.
             PromptTooLong: Prompt, or prompt and reply, exceed `max_model_len`.
         """
-        texts = dict.fromkeys(prompt.text for prompt in request.prompts)
-        encoded = {text: tuple(self._encode(text)) for text in texts}  # once for n replies
-        return tuple(
-            Job(
-                prompt,
-                encoded[prompt.text],
-                self._sampling(prompt.parameters, encoded[prompt.text]),
-            )
-            for prompt in request.prompts
-        )
+        encode = functools.cache(self._encode)  # once for n replies
+        jobs = []
+        for prompt in request.prompts:
+            ids = encode(prompt.text, prompt.parameters.prompt_limit)
+            jobs.append(Job(prompt, ids, self._sampling(prompt.parameters, ids)))
+        return tuple(jobs)
 
     async def complete(self, jobs: Sequence[Job]) -> tuple[Completion, ...]:
         """Returns a completion for each job, in order.
@@ -178,14 +175,16 @@ class TextGeneration:
     def _full_text(self, job: Job) -> str:
         if not job.prompt.parameters.return_full_text:
             return ""
-        text = job.prompt.text
-        if isinstance(text, str):
+        text, limit = job.prompt.text, job.prompt.parameters.prompt_limit
+        if isinstance(text, str) and limit is None:
             return text
         decoded: str = self._tokenizer.decode(list(job.ids), skip_special_tokens=True)
         return decoded
 
-    def _encode(self, text: str | tuple[int, ...] | tuple[Message, ...]) -> list[int]:
-        ids = self._ids(text)
+    def _encode(
+        self, text: str | tuple[int, ...] | tuple[Message, ...], limit: int | None
+    ) -> tuple[int, ...]:
+        ids = self._ids(text)[:limit]
         if not ids and self._tokenizer.bos_token_id is not None:
             ids = [self._tokenizer.bos_token_id]
         if not ids:
@@ -199,7 +198,7 @@ class TextGeneration:
             )
         if not all(0 <= token < self._vocabulary for token in ids):
             raise RequestError(f"A token id is not between 0 and {self._vocabulary - 1}.")
-        return ids
+        return tuple(ids)
 
     def _ids(self, text: str | tuple[int, ...] | tuple[Message, ...]) -> list[int]:
         if isinstance(text, str):

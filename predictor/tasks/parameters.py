@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from predictor.errors import RequestError, nearest
-from predictor.tasks.request import GenerationParameters
+from predictor.tasks.request import UNSAID, GenerationParameters
 
 _LEAST, _MOST = 0.01, 100.0
 """Bounds of what logits are divided by: beyond them probabilities overflow to infinity and NaN."""
@@ -20,13 +21,16 @@ _MOST_LOGPROBS = 20
 
 
 def parse_parameters(
-    given: Mapping[str, Any], names: Collection[str] | None = None
+    given: Mapping[str, Any],
+    names: Collection[str] | None = None,
+    unsaid: GenerationParameters = UNSAID,
 ) -> GenerationParameters:
     """Returns checked parameters; a value of ``None`` means that it was not said.
 
     Args:
         given: Values by name.
         names: Those that may be given; None for `NAMES`.
+        unsaid: What holds where nothing is said.
 
     Raises:
         RequestError: A name is unknown (the sentence names the nearest known one), or a value has
@@ -36,7 +40,7 @@ def parse_parameters(
     for name in said:
         if name not in (names or NAMES):
             raise RequestError(f"Unknown parameter {name[:64]!r}; {nearest(name, NAMES)}")
-    return GenerationParameters(**{name: _CHECKS[name](name, said[name]) for name in said})
+    return replace(unsaid, **{name: _CHECKS[name](name, said[name]) for name in said})
 
 
 def _integer(name: str, value: Any, least: int, most: int) -> int:

@@ -30,6 +30,7 @@ class GenerationParameters:
         logprobs: How many alternatives are told with each token; None tells of no token.
         timeout: Seconds after which the whole request is given up.
         default_new_tokens: `max_new_tokens` where that is not said; fewer where room is less.
+        prompt_limit: Tokens that a longer prompt is cut to; None cuts none.
     """
 
     max_new_tokens: int | None = None
@@ -46,6 +47,11 @@ class GenerationParameters:
     logprobs: int | None = None
     timeout: float | None = None
     default_new_tokens: int | None = None
+    prompt_limit: int | None = None
+
+
+UNSAID = GenerationParameters()
+"""Everything is left to the model's generation config."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ from predictor.protocol.deadline import asked_timeout
 from predictor.protocol.exchange import Exchange, open_exchange
 from predictor.protocol.grpc_server import make_server
 from predictor.protocol.rest import install
+from predictor.protocol.served import Limits
+from predictor.protocol.style import OUR_STYLE
 from predictor.tasks.request import (
     Completion,
     GenerationRequest,
@@ -46,6 +48,7 @@ class EchoModel(kserve.Model):
     def __init__(self, name: str = "echo", version: str = "1") -> None:
         super().__init__(name)
         self.version = version
+        self.style = OUR_STYLE
         self.ready = True
         self.failure: Exception | None = None
         self.late_failure: Exception | None = None
@@ -55,6 +58,9 @@ class EchoModel(kserve.Model):
 
     def progress(self) -> dict[str, object]:
         return self.loading
+
+    def limits(self) -> Limits:
+        return Limits(running=2, max_requests=10, max_batch_size=4, request_timeout=60.0)
 
     def metadata(self) -> dict[str, Any]:
         placement = {"gpu": 0, "cpu": 2, "disk": 1}
@@ -69,7 +75,9 @@ class EchoModel(kserve.Model):
     async def preprocess(self, payload: Any, headers: Any = None) -> Exchange:
         if not self.ready:
             raise NotReady("The stub is not ready.")
-        return open_exchange(payload, model_name=self.name, model_version=self.version)
+        return open_exchange(
+            payload, model_name=self.name, model_version=self.version, style=self.style
+        )
 
     async def predict(self, payload: Exchange, headers: Any = None) -> Any:
         return payload, await self.answer(payload.request, asked_timeout(headers))
@@ -157,12 +165,12 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve(*, load_unload: bool = False) -> Iterator[Served]:
+def serve(*, load_unload: bool = False, torchserve: bool = False) -> Iterator[Served]:
     """Serves one `EchoModel` over HTTP and gRPC in a thread with an event loop of its own."""
     models = kserve.ModelRepository()
     served = Served(EchoModel(), models)
     models.update(served.model)
-    app = _application(served, load_unload=load_unload)
+    app = _application(served, load_unload=load_unload, torchserve=torchserve)
     web = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", lifespan="off"))
     listener = socket.create_server(("127.0.0.1", 0))
     served.http_port = listener.getsockname()[1]
@@ -178,7 +186,7 @@ def serve(*, load_unload: bool = False) -> Iterator[Served]:
     assert not served.failures, served.failures
 
 
-def _application(served: Served, *, load_unload: bool) -> FastAPI:
+def _application(served: Served, *, load_unload: bool, torchserve: bool) -> FastAPI:
     """Ours first, then what kserve's ``RESTServer.create_application`` does, in its order."""
     app = FastAPI()
     install(
@@ -186,6 +194,7 @@ def _application(served: Served, *, load_unload: bool) -> FastAPI:
         models=served.models,
         max_body_bytes=MAX_BODY_BYTES,
         load_unload=load_unload,
+        torchserve=torchserve,
     )
     plane = DataPlane(model_registry=served.models)
     extension = ModelRepositoryExtension(model_registry=served.models)
