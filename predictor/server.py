@@ -148,7 +148,7 @@ class Server(ModelServer):
         gc.collect()
         gc.freeze()  # libraries made millions of objects that stay; a collection would stop us all
         logger.info("Model %r is ready after %.1f s", self._model.name, time.monotonic() - began)
-        logger.info("Try it:\n%s", _examples(address.replace("0.0.0.0", "127.0.0.1"), self._model))  # noqa: S104
+        logger.info("Try it:\n%s", self._examples(address.replace("0.0.0.0", "127.0.0.1")))  # noqa: S104
 
     async def _drain(self) -> None:
         try:
@@ -164,20 +164,20 @@ class Server(ModelServer):
         while self._model.running:
             await asyncio.sleep(_POLL)
 
-
-def _examples(address: str, model: PredictorModel) -> str:
-    """Returns the curl lines that work against this server."""
-    v1 = {"instances": [_PROMPT], "parameters": {"max_new_tokens": 25}}
-    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [_PROMPT]}
-    v2 = {"inputs": [tensor], "parameters": {"max_new_tokens": 25}}
-    url = f"http://{address}"
-    return "\n".join(
-        [
-            f"curl {url}/v1/models/{model.name}:predict -d '{json.dumps(v1)}'",
-            f"curl {url}/v2/models/{model.name}/infer -d '{json.dumps(v2)}'",
-            f"curl {url}/v2/models/{model.name}",
+    def _examples(self, address: str) -> str:
+        """Returns the curl lines that work against this server."""
+        v1 = {"instances": [_PROMPT], "parameters": {"max_new_tokens": 25}}
+        tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [_PROMPT]}
+        v2 = {"inputs": [tensor], "parameters": {"max_new_tokens": 25}}
+        url, name = f"http://{address}", self._model.name
+        lines = [
+            f"curl {url}/v1/models/{name}:predict -d '{json.dumps(v1)}'",
+            f"curl {url}/v2/models/{name}/infer -d '{json.dumps(v2)}'",
+            f"curl {url}/v2/models/{name}",
         ]
-    )
+        if self._settings.torchserve_api:
+            lines.append(f"curl {url}/predictions/{name} --data-urlencode 'data={_PROMPT}'")
+        return "\n".join(lines)
 
 
 def _exit(code: int) -> None:

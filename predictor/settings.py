@@ -104,7 +104,7 @@ class Settings(BaseSettings):
 
     offload_folder: Path | None = None
     """A folder on the offload volume, for the store of blocks that do not fit, and for weights that
-    transformers rewrites to stream them."""
+    transformers rewrites to stream them. In `setup_config.json` it is relative to the model."""
 
     offload_store: Literal["auto", "always", "never"] = "auto"
     """Whether blocks that do not fit are copied to `offload_folder` to be read at its speed: `auto`
@@ -213,7 +213,11 @@ class SetupConfig(PydanticBaseSettingsSource):
         if not isinstance(keys, dict):
             raise ConfigurationError(f"{path} must hold one JSON object.")
         check_known(keys, f"key in {path}")
-        return _by_field({key: value for key, value in keys.items() if value is not None})
+        told = _by_field({key: value for key, value in keys.items() if value is not None})
+        if isinstance(told.get("offload_folder"), str):
+            # The predecessor ran in the model's directory; this process may run anywhere.
+            told["offload_folder"] = path.parent / told["offload_folder"]
+        return told
 
 
 def read_settings(flags: Mapping[str, Any], *, environ: Mapping[str, str] = os.environ) -> Settings:

@@ -99,7 +99,7 @@ def test_the_predecessors_shipped_file_is_read_whole(model_dir):
         "model_revision": "main",
         "max_memory": {"0": 10_000_000_000, "cpu": 10_000_000_000},
         "low_cpu_mem_usage": True,
-        "offload_folder": Path("offload"),
+        "offload_folder": Path(folder) / "offload",  # as the handler, which ran there
         "offload_state_dict": True,
         "dtype": "float16",
         "max_length": 80,

@@ -212,7 +212,7 @@ def test_a_stop_that_begins_with_a_space_is_seen_as_the_first_token(
 ) -> None:
     tokenizer = word_tokenizer()
     task = TextGeneration(tokenizer, Parrot(), Defaults(), max_model_len=100, vocabulary=300)  # type: ignore[arg-type]
-    task._encode = lambda prompt: [1]  # type: ignore[method-assign]  # "hello"
+    task._encode = lambda *_: (1,)  # type: ignore[method-assign]  # "hello"
     found = ask(task, "hello", max_new_tokens=5, stop=(stop,))
     assert (found.text, found.completion_tokens, found.finish_reason) == (text, count, "stop")
 
