@@ -1,4 +1,4 @@
-"""The pods that objects lead to: a Deployment's, a test's, and those that KServe makes."""
+"""The pods that objects lead to: a Deployment's, a Job's, a test's, and those that KServe makes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def pods(objects: Iterable[Object]) -> list[Object]:
     made = {
         "Pod": lambda found: found["spec"],
         "Deployment": lambda found: found["spec"]["template"]["spec"],
+        "Job": lambda found: found["spec"]["template"]["spec"],
         "InferenceService": lambda found: _of_service(found, runtimes),
     }
     return [made[found["kind"]](found) for found in known if found["kind"] in made]

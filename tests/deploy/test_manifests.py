@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from predictor.cli import _parse
 from tests.deploy import objects, pod_security, pods
 from tests.deploy.helm import MANIFESTS, ROOT, Object, kustomize, read
 
@@ -73,6 +74,21 @@ def test_an_example_says_what_kserves_defaults_get_wrong_for_big_models(file: Pa
         assert annotations["serving.kserve.io/autoscalerClass"] == "none"
         assert predictor["deploymentStrategy"] == {"type": "Recreate"}
         assert predictor["terminationGracePeriodSeconds"] == 40
+
+
+def test_the_job_imports_to_where_the_example_serves_from() -> None:
+    (job,) = read(MANIFESTS / "jobs" / "import-torchserve.yaml")
+    (pod,) = pods.pods([job])
+    assert pod_security.violations(pod) == []
+    (container,) = pod["containers"]
+    command, flags = _parse(container["args"])
+    assert command == "import-torchserve"
+    (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "models")
+    (claim,) = (v["persistentVolumeClaim"] for v in pod["volumes"] if v["name"] == "models")
+    written = Path(flags["into"]).relative_to(mount["mountPath"])
+    _, serving = pods.serving(read(MANIFESTS / "examples" / "torchserve-model.yaml"))
+    (uri,) = (name["value"] for name in serving["env"] if name["name"] == "STORAGE_URI")
+    assert uri == f"pvc://{claim['claimName']}/{written}"
 
 
 def test_the_runtime_of_the_cluster_is_the_namespaces() -> None:
