@@ -187,7 +187,7 @@ def _plan(flags: dict[str, Any]) -> int:
         given = told(settings, flags, os.environ)
         stored = checkpoint.dtype
         found = needs(placement, resources, settings, given, stored_dtype=stored, **asked)
-        text = deploy.as_yaml(placement, deploy.FORMS[output](found))
+        text = deploy.as_yaml(deploy.about(placement), deploy.FORMS[output](found))
     print(text)  # noqa: T201 - what the command is asked for
     return 0
 
