@@ -8,7 +8,6 @@ byte further, and one that ends before it is an error. What the names may be is
 from __future__ import annotations
 
 import contextlib
-import lzma
 import os
 import struct
 import tarfile
@@ -17,12 +16,11 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from predictor.errors import ArchiveError, reason_of
-from predictor.migration.names import shown
+from predictor.migration.names import Member, shown
 from predictor.quantity import format_bytes
 
 CHUNK = 1024**2
@@ -35,7 +33,6 @@ _BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,
     zlib.error,
-    lzma.LZMAError,
     struct.error,
     EOFError,
     OSError,
@@ -45,19 +42,6 @@ _BROKEN = (
     RuntimeError,  # NotImplementedError and RecursionError too
 )
 """What zipfile, tarfile and gzip raise on bytes that somebody has made or a disk has spoilt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A file of an archive.
-
-    Attributes:
-        path: Where it is, as a POSIX path below the archive's root folder.
-        size: Bytes that it has once unpacked.
-    """
-
-    path: str
-    size: int
 
 
 class Archive(ABC):
@@ -116,6 +100,7 @@ class Archive(ABC):
 
     def space_for(self, path: str, folder: Path) -> int:
         """Returns the bytes that copying a member into a folder takes there: 0 for a link."""
+        del folder  # what is unpacked takes its size anywhere
         return self.member(path).size
 
     def member(self, path: str) -> Member:
@@ -131,16 +116,23 @@ class Archive(ABC):
 
     def refusal(self, path: str, what: str) -> ArchiveError:
         """Returns the error that says what is wrong with a member."""
-        return ArchiveError(f"{shown(path)} in {self.where} {what}.")
+        return ArchiveError(f"{self.named(path)} {what}.")
+
+    def named(self, path: str) -> str:
+        """Returns how a member is called in sentences."""
+        return f"{shown(path)} in {self.where}"
 
     @contextlib.contextmanager
     def _contents(self, path: str) -> Iterator[Iterator[bytes]]:
-        what = f"{shown(path)} in {self.where}"
+        """Gives the chunks of a member, which is open when they are asked for."""
         size = self.member(path).size
-        with reading(what):
-            stream = self._open(path)
-        with stream:
-            yield _chunks(stream, size, what)
+        with self._opened(path) as stream:
+            yield _chunks(stream, size, self.named(path))
+
+    def _opened(self, path: str) -> IO[bytes]:
+        self.member(path)
+        with reading(self.named(path)):
+            return self._open(path)
 
 
 def _chunks(stream: IO[bytes], size: int, what: str) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from predictor.errors import ArchiveError
 from predictor.quantity import format_bytes
@@ -18,13 +19,21 @@ MOST_NAME_BYTES = 16 * 1024**2
 MOST_BYTES = 4 * 1024**4
 """Bytes of all members together: more than any published model has."""
 
+MOST_RATIO, RATIO_MATTERS_FROM = 200, 16 * 1024**2
+"""How many times larger what is unpacked may be, and from how many bytes on that matters. Weights
+deflate to no less than half and JSON to a twentieth; deflate's bombs reach 1032. What is small may
+be all zeros and does no harm."""
+
 _LONGEST_PART, _LONGEST_PATH = 255, 1024
 """Bytes of a name (what Linux's file systems take) and of a path (well below Linux's 4096)."""
 
-_MOST_SHOWN = 60
+_MOST_SHOWN = 50
 """Characters of a name in a sentence."""
 
 _DRIVE = re.compile(r"[A-Za-z]:")
+
+Source = TypeVar("Source")
+"""What a format knows a file by."""
 
 
 def shown(name: str) -> str:
@@ -35,67 +44,90 @@ def shown(name: str) -> str:
     return f"{text[: _MOST_SHOWN - 23]}...{text[-20:]}"
 
 
-class Listing:
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file of an archive.
+
+    Attributes:
+        path: Where it is, as a POSIX path below the archive's root folder.
+        size: Bytes that it has once unpacked.
+    """
+
+    path: str
+    size: int
+
+
+class Listing(Generic[Source]):
     """The members of one archive, each checked as it is added.
 
     Attributes:
-        files: Bytes of each file, by its path in the archive.
+        where: The archive's name, for sentences.
+        bytes: What all of them are said to have.
     """
 
     def __init__(self, where: str) -> None:
         """Takes the archive's name, for sentences."""
-        self.files: dict[str, int] = {}
-        self._where = where
+        self.where = where
+        self.bytes = 0
+        self._files: dict[str, tuple[int, Source]] = {}
         self._tree = _Folder()
-        self._members = self._bytes = self._name_bytes = 0
+        self._members = self._name_bytes = 0
 
-    def add(self, name: str, size: int, *, is_folder: bool = False) -> str:
-        """Adds a file or folder; returns its path, which is safe to join to a folder's.
+    def add(self, name: str, size: int, source: Source | None) -> None:
+        """Adds a file or folder.
 
         Args:
             name: What the archive calls it.
             size: Bytes that it is said to have.
-            is_folder: Whether it is a folder.
+            source: What the format knows it by; nothing for a folder.
 
         Raises:
             ArchiveError: The name or the size is not allowed, or collides with an earlier member.
         """
         self._count(name, size)
-        path = name.removesuffix("/") if is_folder else name
-        wrong = _wrong_in(path) or self._tree.add(path, is_folder=is_folder)
+        path = name.removesuffix("/") if source is None else name
+        wrong = _wrong_in(path) or self._tree.add(path, is_folder=source is None)
         if wrong:
             raise self.refusal(name, wrong)
-        if not is_folder:
-            self.files[path] = size
-        return path
+        if source is not None:
+            self._files[path] = (size, source)
+
+    def members(self) -> dict[str, Member]:
+        """Returns the files by path in the order in which they were added, without a lone root."""
+        root = self._root()
+        paths = {path: path.removeprefix(root) for path in self._files}
+        return {short: Member(short, self._files[path][0]) for path, short in paths.items()}
+
+    def sources(self) -> dict[str, Source]:
+        """Returns what the format knows each of `members` by."""
+        root = self._root()
+        return {path.removeprefix(root): source for path, (_, source) in self._files.items()}
 
     def refusal(self, name: str, what: str) -> ArchiveError:
         """Returns the error that says what is wrong with a member."""
-        return ArchiveError(f"{shown(name)} in {self._where} {what}.")
+        return ArchiveError(f"{shown(name)} in {self.where} {what}.")
 
-    @property
-    def root(self) -> str:
-        """The lone root folder, with its slash, or nothing where there is none.
+    def _root(self) -> str:
+        """Returns the lone root folder with its slash, or nothing where there is none.
 
         An archive of a manifest alone has none: ``MAR-INF`` is TorchServe's, whatever is beside it.
         """
-        first = {path.split("/", 1)[0] for path in self.files}
-        if len(first) != 1 or not all("/" in path for path in self.files):
+        first = {path.partition("/")[0] for path in self._files}
+        if len(first) != 1 or "MAR-INF" in first or first & self._files.keys():
             return ""
-        (folder,) = first
-        return "" if folder == "MAR-INF" else f"{folder}/"
+        return f"{first.pop()}/"
 
     def _count(self, name: str, size: int) -> None:
         self._members += 1
-        self._bytes += size
+        self.bytes += size
         self._name_bytes += len(name)
         if size < 0:
             raise self.refusal(name, f"is said to have {size} bytes")
-        if self._bytes > MOST_BYTES:
-            total = f"{format_bytes(self._bytes)} or more"
-            raise ArchiveError(f"{self._where} says it holds {total}, which no model has.")
+        if self.bytes > MOST_BYTES:
+            total = f"{format_bytes(self.bytes)} or more"
+            raise ArchiveError(f"{self.where} says it holds {total}, which no model has.")
         if self._members > MOST_MEMBERS or self._name_bytes > MOST_NAME_BYTES:
-            raise too_many(self._where)
+            raise too_many(self.where)
 
 
 def too_many(where: str) -> ArchiveError:
