@@ -50,6 +50,7 @@ class Handler:
         classes: Its classes that define what TorchServe calls.
         functions: Those functions of the module that TorchServe calls.
         trusts_remote_code: Whether ``trust_remote_code=True`` is in it.
+        quantises: Whether it gives a ``quantization_config``.
         limits_total: Whether it gives ``max_new_tokens`` to ``generate`` as ``max_length``.
     """
 
@@ -59,6 +60,7 @@ class Handler:
     classes: tuple[HandlerClass, ...] = ()
     functions: tuple[str, ...] = ()
     trusts_remote_code: bool = False
+    quantises: bool = False
     limits_total: bool = False
 
 
@@ -89,6 +91,7 @@ def parse_handler(content: bytes, named: str, file: str, function: str = "handle
         return Handler(named, file, fault=f"not Python 3, in line {error.lineno}")
     except (ValueError, RecursionError, MemoryError):
         return Handler(named, file, fault="not Python")
+    arguments = [node for node in nodes if isinstance(node, ast.keyword)]
     return Handler(
         named,
         file,
@@ -98,8 +101,9 @@ def parse_handler(content: bytes, named: str, file: str, function: str = "handle
             for node in tree.body
             if isinstance(node, ast.FunctionDef) and node.name in {"handle", function}
         ),
-        trusts_remote_code=any(_trusts(node) for node in nodes),
-        limits_total=any(_limits_total(node) for node in nodes),
+        trusts_remote_code=any(map(_trusts, arguments)),
+        quantises=any(one.arg == "quantization_config" for one in arguments),
+        limits_total=any(map(_limits_total, arguments)),
     )
 
 
@@ -124,20 +128,12 @@ def _name(base: ast.expr) -> str:
     return base.id if isinstance(base, ast.Name) else "..."
 
 
-def _trusts(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.keyword)
-        and node.arg == "trust_remote_code"
-        and isinstance(node.value, ast.Constant)
-        and node.value.value is True
-    )
+def _trusts(argument: ast.keyword) -> bool:
+    value = argument.value
+    return argument.arg == "trust_remote_code" and getattr(value, "value", None) is True
 
 
-def _limits_total(node: ast.AST) -> bool:
-    """Whether it is ``max_length=self.max_new_tokens``, as the PiPPy and DeepSpeed handlers say."""
-    return (
-        isinstance(node, ast.keyword)
-        and node.arg == "max_length"
-        and isinstance(node.value, ast.Attribute)
-        and node.value.attr == "max_new_tokens"
-    )
+def _limits_total(argument: ast.keyword) -> bool:
+    """Whether it is ``max_length=self.max_new_tokens``, as several of TorchServe's examples say."""
+    value = argument.value
+    return argument.arg == "max_length" and getattr(value, "attr", None) == "max_new_tokens"

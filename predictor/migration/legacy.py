@@ -87,13 +87,13 @@ def read_legacy(archive: Archive, name: str, ts_config: Path | None) -> Legacy:
     """
     if MANIFEST not in archive.members:
         raise ArchiveError(f"{name} is no archive of TorchServe's: it has no {MANIFEST}.")
-    manifest = _json(archive.read(MANIFEST), MANIFEST)
+    manifest = parse_json(archive.read(MANIFEST), MANIFEST)
     model = _model_of(manifest)
     config_file = _config_file(archive, model)
     config = {} if config_file is None else _yaml(archive.read(config_file), config_file)
     setup = None
     if SETUP_CONFIG in archive.members:
-        setup = _json(archive.read(SETUP_CONFIG), SETUP_CONFIG)
+        setup = parse_json(archive.read(SETUP_CONFIG), SETUP_CONFIG)
     file, properties = _properties_of(archive, ts_config)
     entry, others = _entry(_snapshot(properties, file), name, model)
     handler = read_handler(archive, str(model.get("handler", "")))
@@ -137,7 +137,12 @@ def _properties_of(archive: Archive, ts_config: Path | None) -> tuple[str, dict[
     return ts_config.name, _properties(content, str(ts_config))
 
 
-def _json(content: bytes, file: str) -> dict[str, Any]:
+def parse_json(content: bytes, file: str) -> dict[str, Any]:
+    """Returns the JSON object that a file holds.
+
+    Raises:
+        ArchiveError: It holds none.
+    """
     return _object(content, file, "JSON", json.loads)
 
 
@@ -181,7 +186,7 @@ def _snapshot(properties: Mapping[str, str], file: str) -> dict[str, Any]:
     """The models that a server's configuration registers, by name and version."""
     for key in ("model_snapshot", "models"):
         if key in properties:
-            found = _json(properties[key].encode(), f"{key} in {file}")
+            found = parse_json(properties[key].encode(), f"{key} in {file}")
             models = found.get("models", {}) if key == "model_snapshot" else found
             if not isinstance(models, dict):
                 raise ArchiveError(f"{key} in {file} must hold an object of models.")

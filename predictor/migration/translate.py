@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from predictor.migration.legacy import MANIFEST, SETUP_CONFIG, Legacy
-from predictor.migration.row import UNKNOWN, Row, Rule, Verdict, nothing, otherwise
+from predictor.migration.row import UNKNOWN, Row, Rule, Verdict, nothing, otherwise, taken
 from predictor.migration.rules import frontend, handler, manifest, server, setup
 from predictor.settings import ALIASES
 
@@ -37,16 +37,21 @@ class Translation:
     rows: tuple[Row, ...]
 
 
-def translate(legacy: Legacy, *, positions: int | None = None) -> Translation:
+def translate(
+    legacy: Legacy, *, positions: int | None = None, model_id: str | None = None
+) -> Translation:
     """Returns what follows from TorchServe's files.
 
     Args:
         legacy: The files.
+        model_id: The repository on the hub that is served, where the archive holds no model.
         positions: How many tokens the model's positions are for; None where it has no such limit,
             or where that is not known yet.
     """
-    found = list(_judged(legacy))
+    found = list(_judged(legacy, model_id))
     settings: dict[str, Any] = {"torchserve_api": True}
+    if model_id is not None:
+        settings["model_id"] = model_id
     generation: dict[str, Any] = {}
     for *_, verdict in found:
         settings |= verdict.settings
@@ -69,12 +74,12 @@ def translate(legacy: Legacy, *, positions: int | None = None) -> Translation:
     )
 
 
-def _judged(legacy: Legacy) -> Iterator[_Found]:
+def _judged(legacy: Legacy, model_id: str | None) -> Iterator[_Found]:
     """Yields every key with what becomes of it, the weakest file first."""
     yield from _manifest(legacy)
     yield from _properties(legacy)
     yield from _entry(legacy)
-    yield from _config(legacy)
+    yield from _config(legacy, model_id)
     for key, value in (legacy.setup or {}).items():
         yield SETUP_CONFIG, key, value, setup.judge(key, value, legacy)
 
@@ -117,13 +122,13 @@ def _entry(legacy: Legacy) -> Iterator[_Found]:
             yield file, key, value, _by(frontend.ENTRY, key, value, legacy)
 
 
-def _config(legacy: Legacy) -> Iterator[_Found]:
+def _config(legacy: Legacy, model_id: str | None) -> Iterator[_Found]:
     file = legacy.config_file or ""
     for key, value in legacy.config.items():
         if key in frontend.RULES:
             yield from _frontend(file, key, value, legacy)
         elif key == "handler":
-            yield from _section(file, key, value, lambda name, one: _handler(name, one, legacy))
+            yield from _section(file, key, value, _handler(legacy, model_id))
         elif key in handler.SECTIONS:
             yield from _section(file, key, value, lambda *_, key=key: handler.SECTIONS[key])
         else:
@@ -151,12 +156,16 @@ def _section(
         yield file, f"{section}.{key}", one, judge(str(key), one)
 
 
-def _handler(key: str, value: Any, legacy: Legacy) -> Verdict:
-    verdict = _by(handler.RULES, key, value, legacy)
-    said = next((name for name in verdict.settings if _is_said(name, legacy)), None)
-    if said is not None:
-        return otherwise(f"{said} in {SETUP_CONFIG} is stronger")
-    return verdict
+def _handler(legacy: Legacy, model_id: str | None) -> Callable[[str, Any], Verdict]:
+    def judged(key: str, value: Any) -> Verdict:
+        if key == "model_name" and value == model_id:
+            return taken("`model_id`: the archive holds no model, so the hub's is fetched")
+        verdict = _by(handler.RULES, key, value, legacy)
+        if any(_is_said(name, legacy) for name in verdict.settings):
+            return otherwise(f"{SETUP_CONFIG} is stronger")
+        return verdict
+
+    return judged
 
 
 def _is_said(setting: str, legacy: Legacy) -> bool:

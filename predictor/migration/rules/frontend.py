@@ -101,6 +101,14 @@ def gpus(legacy: Legacy) -> int:
     return max(count, 1) if "deviceType" in keys else count
 
 
+def asked_for(legacy: Legacy) -> str:
+    """Returns how many GPUs a deployment asks for, as a phrase."""
+    count = gpus(legacy)
+    if not count:
+        return "no accelerator is asked for"
+    return f"{count} GPU{'s' if count > 1 else ''} asked for; Kubernetes chooses which"
+
+
 def _capped(max_memory: Any) -> int | None:
     """The GPUs that `max_memory` names; Accelerate used no other."""
     if not isinstance(max_memory, dict):
@@ -148,19 +156,14 @@ def _batch(value: int, legacy: Legacy) -> Verdict:
 
 def _device_type(value: str, legacy: Legacy) -> Verdict:
     if value == "cpu":
-        return taken("no accelerator is asked for")
+        return taken(asked_for(legacy))
     if value == "gpu":
-        return taken(_asked_for(legacy))
+        return taken(asked_for(legacy))
     return nothing("models are served on GPUs and processors; no accelerator is asked for")
 
 
 def _gpu_count(value: Any, legacy: Legacy) -> Verdict:
-    return taken(_asked_for(legacy)) if gpus(legacy) else otherwise("no accelerator is asked for")
-
-
-def _asked_for(legacy: Legacy) -> str:
-    count = gpus(legacy)
-    return f"{count} GPU{'s' if count > 1 else ''} asked for; Kubernetes chooses which"
+    return taken(asked_for(legacy)) if gpus(legacy) else otherwise(asked_for(legacy))
 
 
 _ONE_PROCESS = nothing("one process drives all GPUs of its pod")

@@ -1,7 +1,8 @@
 """The sections of ``model-config.yaml`` that a handler read, which have no fixed schema.
 
 The keys are those of TorchServe's own examples. Where the handler gave ``max_new_tokens`` to
-``generate`` as ``max_length``, as those for PiPPy and DeepSpeed did, it was the total length.
+``generate`` as ``max_length``, as those for PiPPy, DeepSpeed and Llama did, it was the length of
+prompt and reply together.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 from predictor.migration.legacy import Legacy
 from predictor.migration.row import Rule, Verdict, always, nothing, otherwise, taken
 from predictor.migration.rules.frontend import is_int
+
+QUANTISED = nothing("weights are served in `dtype`, not quantised, and offloaded if need be")
 
 _DTYPES = {
     "fp16": "float16",
@@ -138,7 +141,7 @@ def _dtype(value: Any, legacy: Legacy) -> Verdict:
 def _quantization(value: Any, legacy: Legacy) -> Verdict:
     if not value:
         return taken("weights are never quantised")
-    return nothing("weights are not quantised but served in `dtype`, and offloaded if need be")
+    return QUANTISED
 
 
 def _setting(name: str) -> Rule:

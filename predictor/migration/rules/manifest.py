@@ -14,10 +14,10 @@ from predictor.migration.row import (
     Verdict,
     always,
     nothing,
-    one_line,
     otherwise,
     taken,
 )
+from predictor.migration.rules.handler import QUANTISED
 from predictor.migration.rules.setup import is_seeds
 
 _VERSION = re.compile(r"[^/\s]+")
@@ -93,9 +93,9 @@ def rows(legacy: Legacy) -> Iterator[Row]:
 
 def _class_rows(file: str, found: HandlerClass, legacy: Legacy) -> Iterator[Row]:
     said = nothing(f"overrides {', '.join(found.methods)}; its code is not executed")
-    yield said.row(file, found.name, one_line(f"({', '.join(found.bases)})", _SHOWN))
+    yield said.row(file, found.name, f"of {', '.join(found.bases)}")
     for method in found.methods:
-        yield _method(method, legacy).row(file, f"{found.name}.{method}", "")
+        yield _method(method, legacy).row(file, method, f"in {found.name}")
 
 
 def _method(name: str, legacy: Legacy) -> Verdict:
@@ -109,3 +109,5 @@ def _argument_rows(file: str, handler: Handler) -> Iterator[Row]:
     if handler.trusts_remote_code:
         said = nothing("say `--trust_remote_code` yourself if you trust the model's author")
         yield said.row(file, "trust_remote_code", True)
+    if handler.quantises:
+        yield QUANTISED.row(file, "quantization_config", "")

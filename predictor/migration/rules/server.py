@@ -9,6 +9,7 @@ from predictor.migration.row import Rule, Verdict, always, nothing, otherwise, t
 from predictor.migration.rules.frontend import (
     STARTUP,
     WORKERS,
+    asked_for,
     gpus,
     queue_rule,
     timeout_rule,
@@ -29,10 +30,8 @@ def _of_number(rule: Rule) -> Rule:
 
 
 def _number_of_gpu(value: int, legacy: Legacy) -> Verdict:
-    found = gpus(legacy)
-    if found == value:
-        return taken(f"{found} asked for")
-    return otherwise(f"{found} asked for, as the model's own files say")
+    asked = asked_for(legacy)
+    return taken(asked) if gpus(legacy) == value else otherwise(f"{asked}: other keys are stronger")
 
 
 def _max_request_size(value: int, legacy: Legacy) -> Verdict:

@@ -19,6 +19,7 @@ _LISTENS = otherwise("`--host`, `--http_port` and `--grpc_port` say where the se
 RULES: dict[str, Rule] = {
     "low_cpu_mem_usage": always(taken("always so")),
     "offload_state_dict": always(taken("always so")),
+    "offload_folder": always(taken("the setting of this name; in a pod a volume, at /offload")),
     "allow_pickle": always(_PICKLE),
     "trust_remote_code": always(_REMOTE),
     "enable_load_unload": always(nothing("say `--enable_load_unload` yourself")),
@@ -32,7 +33,8 @@ RULES: dict[str, Rule] = {
 }
 """How keys are judged that are no setting, or not as any other is."""
 
-_NOT_KEPT = RULES.keys() - {"low_cpu_mem_usage", "offload_state_dict"}
+_KEPT = {"low_cpu_mem_usage", "offload_state_dict", "offload_folder"}
+_NOT_KEPT = RULES.keys() - _KEPT
 
 
 def judge(key: str, value: Any, legacy: Legacy) -> Verdict:
