@@ -57,10 +57,10 @@ def needs_of(translation: Translation, settings: Settings, weights: int) -> Need
 
 def comments(archive: str, directory: str, weights: int, gpus: int) -> list[str]:
     """Returns what the files that describe a deployment say of themselves, a line each."""
-    stated = f"--gpus {gpus}x24GiB " if gpus else ""
+    plan = f"predictor plan {one_line(directory, 256)}{f' --gpus {gpus}x24GiB' if gpus else ''}"
     return [
         f"From TorchServe's {one_line(archive, 128)}, as its files say; torchserve-report.md says "
         "what became of each key",
         f"Main memory holds all weights, {format_bytes(weights)}, and 4 GiB besides. Less may do:",
-        f"predictor plan {one_line(directory, 256)} {stated}--memory 16GiB, with what there is, tells",
+        f"{plan} --memory 16GiB, with what there is, tells",
     ]
