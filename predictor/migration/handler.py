@@ -88,7 +88,8 @@ def parse_handler(content: bytes, named: str, file: str, function: str = "handle
             tree = ast.parse(content)
         nodes = list(ast.walk(tree))
     except SyntaxError as error:
-        return Handler(named, file, fault=f"not Python 3, in line {error.lineno}")
+        where = f" 3, in line {error.lineno}" if error.lineno else ""
+        return Handler(named, file, fault=f"not Python{where}")
     except (ValueError, RecursionError, MemoryError):
         return Handler(named, file, fault="not Python")
     arguments = [node for node in nodes if isinstance(node, ast.keyword)]

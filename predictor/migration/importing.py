@@ -98,6 +98,14 @@ def _check_settings(translation: Translation) -> None:
 
 
 def _copy(model: Model, folder: Path, into: Path) -> None:
+    _check_space(model, folder, into)
+    with CopyProgress(sum(model.archive.members[path].size for path in model.files)) as progress:
+        for path, target in model.files.items():
+            (folder / target).parent.mkdir(parents=True, exist_ok=True)
+            model.archive.copy(path, folder / target, progress.add)
+
+
+def _check_space(model: Model, folder: Path, into: Path) -> None:
     needed = sum(model.archive.space_for(path, folder) for path in model.files) + _BESIDES
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -105,10 +113,6 @@ def _copy(model: Model, folder: Path, into: Path) -> None:
             f"The model takes {format_bytes(needed, round_up=True)} in {into.parent}, and "
             f"{format_bytes(free)} are free there."
         )
-    with CopyProgress(sum(model.archive.members[path].size for path in model.files)) as progress:
-        for path, target in model.files.items():
-            (folder / target).parent.mkdir(parents=True, exist_ok=True)
-            model.archive.copy(path, folder / target, progress.add)
 
 
 def _completed(folder: Path, into: Path, legacy: Legacy, model: Model) -> Report:

@@ -112,3 +112,41 @@ def seed(folder: Path, model: Path, *, layout: str = "default", **changes: Any) 
         "setup_config.json": {**SEED, **changes},
     }
     return pack(folder, extra, layout=layout)
+
+
+def hollow_model(folder: Path, size: int, config: Path) -> Path:
+    """Makes a model whose weights are a hole of so many bytes; returns its folder.
+
+    Args:
+        folder: Where to make it.
+        size: Bytes of the one tensor in 32 bits.
+        config: What its ``config.json`` is.
+    """
+    folder.mkdir(parents=True)
+    shutil.copyfile(config, folder / "config.json")
+    tensor = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    header = json.dumps({"w": tensor}).encode()
+    with (folder / "model.safetensors").open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.truncate(8 + len(header) + size)
+    return folder
+
+
+def store(file: Path, content: Mapping[str, bytes | Path | Any]) -> Path:
+    """Writes an archive by hand, uncompressed: of bytes, of files, and of JSON."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, one in content.items():
+            if isinstance(one, Path):
+                archive.write(one, name)
+            else:
+                archive.writestr(name, one if isinstance(one, bytes) else json.dumps(one))
+    return file
+
+
+MANIFEST = "MAR-INF/MANIFEST.json"
+
+
+def manifest(**model: Any) -> dict[str, Any]:
+    """Returns a manifest with changes of its model."""
+    named = {"modelName": "bloom", "modelVersion": "1.0", "handler": "custom_handler.py"}
+    return {"runtime": "python", "model": {**named, **model}}

@@ -18,7 +18,7 @@ from predictor.settings import read_settings
 from tests.conftest import Checkpoints
 from tests.deploy import objects
 from tests.deploy.helm import read, render
-from tests.migration.packing import LAYOUTS, SEED, pack, seed
+from tests.migration.packing import LAYOUTS, SEED, hollow_model, pack, seed
 from tests.serving import bring_up
 
 PROMPT = list(b"The weather is")
@@ -246,17 +246,8 @@ def test_a_cluster_takes_what_is_written_for_it(
 
 
 def test_memory_holds_the_weights_as_they_are_served(tmp_path: Path, checkpoints: Any) -> None:
-    """A GiB of holes stored in 32 bits takes half of it in 16, and 4 GiB are added: 5 GiB."""
-    model = tmp_path / "model"
-    model.mkdir()
-    for file in checkpoints("bloom", shards=False).iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
-    header = json.dumps(
-        {"w": {"dtype": "F32", "shape": [2**29], "data_offsets": [0, 2**31]}}
-    ).encode()
-    with (model / "model.safetensors").open("wb") as stream:
-        stream.write(len(header).to_bytes(8, "little") + header)
-        stream.truncate(8 + len(header) + 2**31)
+    """2 GiB in 32 bits are 1 GiB in 16, and 4 GiB are added."""
+    model = hollow_model(tmp_path / "model", 2**31, checkpoints("bloom") / "config.json")
     archive = pack(
         tmp_path / "packed",
         {"setup_config.json": {**SEED, "torch_dtype": "float16"}},
