@@ -111,6 +111,6 @@ def _file(entry: os.DirEntry[str], name: str, root: Path, listing: Listing[Path]
         raise listing.refusal(name, "is a link that leads outside it: name the folder of both")
     if not file.is_file():
         raise listing.refusal(name, "is neither a file nor a link to one")
-    if not os.access(file, os.R_OK):
+    if not os.access(file, os.R_OK, effective_ids=True):
         raise listing.refusal(name, "may not be read")
     return file

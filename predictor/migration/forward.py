@@ -8,12 +8,9 @@ over are thrown away in chunks, where `zipfile` itself reads 16 MiB at once.
 from __future__ import annotations
 
 import io
-from typing import IO, TYPE_CHECKING
+from typing import Protocol
 
 from predictor.errors import ArchiveError
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 _STEP = 256 * 1024
 """Bytes that are passed over at once."""
@@ -22,16 +19,21 @@ _TAIL = 1024**2
 """Bytes of the end that are kept at least: a directory of 10,000 members."""
 
 
+class Readable(Protocol):
+    """What an archive is read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Returns so many bytes, and fewer only at the end."""
+
+    def seek(self, offset: int, whence: int = ..., /) -> int:
+        """Goes to a place and returns it."""
+
+
 class Forward(io.RawIOBase):
     """Bytes of a file that can only be read forwards or begun again."""
 
     def __init__(
-        self,
-        file: IO[bytes] | io.BufferedIOBase,
-        size: int,
-        where: str,
-        *,
-        goes_anywhere: bool = False,
+        self, file: Readable, size: int, where: str, *, goes_anywhere: bool = False
     ) -> None:
         """Takes the file, at its beginning.
 
@@ -62,10 +64,6 @@ class Forward(io.RawIOBase):
         self._tail = before + last
         self._tail_at = self._size - len(self._tail)
 
-    def readable(self) -> bool:
-        """Says that it can be read."""
-        return True
-
     def seekable(self) -> bool:
         """Says that one can go anywhere in it, at a price."""
         return True
@@ -78,20 +76,25 @@ class Forward(io.RawIOBase):
         self._position = start + offset
         return self._position
 
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Reads what is next, or less of it; 0 is the end."""
-        view = memoryview(buffer).cast("B")
-        data = self._next(len(view))
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+    def read(self, size: int = -1, /) -> bytes:
+        """Returns so many bytes, or all that are left, and fewer only at the end."""
+        if size < 0:
+            size = max(0, self._size - self._position)
+        data = self._next(size)
+        while len(data) < size and (more := self._next(size - len(data))):
+            data += more
+        return data
 
     def _next(self, most: int) -> bytes:
+        """Returns the bytes that are next, or some of them."""
         if self._position >= self._tail_at:
             start = self._position - self._tail_at
-            return self._tail[start : start + most]
-        self._go()
-        return self._pull(min(most, self._tail_at - self._position))
+            data = self._tail[start : start + most]
+        else:
+            self._go()
+            data = self._pull(min(most, self._tail_at - self._position))
+        self._position += len(data)
+        return data
 
     def _go(self) -> None:
         """Brings the file to where the reader is."""

@@ -155,7 +155,7 @@ def _chunks(stream: IO[bytes], size: int, what: str) -> Iterator[bytes]:
 def _new_file(path: Path) -> Iterator[IO[bytes]]:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        with open(descriptor, "wb", buffering=0) as file:
+        with open(descriptor, "wb") as file:
             yield file
     except BaseException:
         path.unlink(missing_ok=True)

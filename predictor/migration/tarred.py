@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import io
 import sys
 import tarfile
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from predictor.errors import ArchiveError
-from predictor.migration.forward import Forward
+from predictor.migration.forward import Forward, Readable
 from predictor.migration.members import CHUNK, Archive, reading
 from predictor.migration.names import MOST_RATIO, Listing
 from predictor.migration.zipped import open_inner
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 GZIP = b"\x1f\x8b"
 MAGIC, MAGIC_AT = b"ustar", 257
@@ -76,7 +72,7 @@ def open_tar(file: IO[bytes], where: str, *, is_compressed: bool) -> Iterator[Ta
         ArchiveError: It is broken or not safe to unpack.
     """
     with contextlib.ExitStack() as stack:
-        plain = stack.enter_context(_Gunzipped(file, where)) if is_compressed else file
+        plain: Readable = stack.enter_context(_Gunzipped(file, where)) if is_compressed else file
         source = _Source(plain, where, goes_anywhere=not is_compressed)
         with reading(where):
             archive = stack.enter_context(_open_listed(source))
@@ -104,7 +100,7 @@ class _Gunzipped(gzip.GzipFile):
 class _Source(Forward):
     """The bytes of a tar archive, with a bound on headers while its members are listed."""
 
-    def __init__(self, file: IO[bytes] | gzip.GzipFile, where: str, *, goes_anywhere: bool) -> None:
+    def __init__(self, file: Readable, where: str, *, goes_anywhere: bool) -> None:
         super().__init__(file, sys.maxsize, where, goes_anywhere=goes_anywhere)
         self._header_bytes = 0
         self._is_listing = True
@@ -117,18 +113,16 @@ class _Source(Forward):
         """Ends the counting."""
         self._is_listing = False
 
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Reads what is next; refuses to in a header that is too long."""
-        count = super().readinto(buffer)
-        self._header_bytes += count
-        if self._is_listing and self._header_bytes > _MOST_HEADER_BYTES:
+    def read(self, size: int = -1, /) -> bytes:
+        """Returns so many bytes; refuses to in a header that is too long."""
+        self._header_bytes += size
+        if size < 0 or (self._is_listing and self._header_bytes > _MOST_HEADER_BYTES):
             raise ArchiveError(f"{self._where} has a member with more than 1 MiB of headers.")
-        return count
+        return super().read(size)
 
 
 def _open_listed(source: _Source) -> tarfile.TarFile:
-    buffered = io.BufferedReader(source)
-    return tarfile.open(fileobj=buffered, mode="r:", encoding="utf-8")
+    return tarfile.open(fileobj=source, mode="r:", encoding="utf-8")
 
 
 def _listed(archive: tarfile.TarFile, source: _Source, where: str) -> Listing[tarfile.TarInfo]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from predictor.errors import ArchiveError
+from predictor.migration.forward import Forward
 from predictor.migration.names import MOST_MEMBERS, too_many
 
 _END = struct.Struct("<4s8x2LH")
@@ -43,7 +44,7 @@ class Directory:
     size: int
 
 
-def find_directory(file: IO[bytes], size: int, where: str) -> Directory:
+def find_directory(file: IO[bytes] | Forward, size: int, where: str) -> Directory:
     """Returns where a zip archive's directory lies, if it is whole and not too large.
 
     Args:
@@ -65,14 +66,14 @@ def find_directory(file: IO[bytes], size: int, where: str) -> Directory:
     return directory
 
 
-def _read_end(file: IO[bytes], size: int, where: str) -> tuple[Directory, int]:
+def _read_end(file: IO[bytes] | Forward, size: int, where: str) -> tuple[Directory, int]:
     """Returns what the end of the file says of the directory, and where that must end."""
     extra = _END_64.size + _LOCATOR.size
     start = max(0, size - _END.size - _MOST_COMMENT - extra)
     file.seek(start)
     tail = file.read(size - start)
     at = tail.rfind(b"PK\5\6")
-    if at < 0:
+    if at < 0 or at + _END.size > len(tail):
         raise ArchiveError(f"{where} is cut short: it begins as a zip archive without an end.")
     _, directory_size, directory_start, comment = _END.unpack_from(tail, at)
     if at + _END.size + comment != len(tail):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -61,7 +60,7 @@ class ZipArchive(Archive):
 
 @contextlib.contextmanager
 def open_zip(
-    file: IO[bytes], size: int, where: str, *, is_inner: bool = False
+    file: IO[bytes] | Forward, size: int, where: str, *, is_inner: bool = False
 ) -> Iterator[ZipArchive]:
     """Gives a zip archive that was checked as a whole.
 
@@ -105,13 +104,12 @@ def open_inner(
         if stream.read(4) not in SIGNATURES:
             raise ArchiveError(f"{where} is no zip archive.")
         stream.seek(0)
-    if goes_anywhere:
-        file = stream
-    else:
+    file: IO[bytes] | Forward = stream
+    if not goes_anywhere:
         forward = Forward(stream, size, where)
         with reading(where):
             forward.keep_tail()
-        file = io.BufferedReader(forward)
+        file = forward
     with open_zip(file, size, where, is_inner=True) as archive:
         yield archive
 

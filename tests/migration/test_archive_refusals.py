@@ -1,0 +1,130 @@
+import os
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from predictor.errors import ArchiveError
+from predictor.migration.archive import open_archive
+from tests.migration.archives import files, folder, named, tar_of, unpack, zipped
+from tests.migration.hostile import DAMAGED, FIRST, HOSTILE, overlapping_bomb, tar_bomb
+
+
+def refusal_of(path, into):
+    """Returns the sentence that refuses an archive, which has to be one."""
+    with pytest.raises(ArchiveError) as caught:
+        unpack(path, into)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert sentence.isprintable()
+    assert sentence.endswith(".")
+    assert not sentence.endswith("..")
+    assert len(sentence) <= 300
+    return sentence
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_nothing_is_written_of(name, tmp_path):
+    make, phrase = HOSTILE[name]
+    into = tmp_path / "into"
+    into.mkdir()
+
+    sentence = refusal_of(make(tmp_path), into)
+
+    assert phrase in sentence
+    assert list(into.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_member_is_not_kept_that_has(name, tmp_path):
+    make, phrase = DAMAGED[name]
+    path = make(tmp_path)
+
+    sentence = refusal_of(path, tmp_path)
+
+    assert phrase in sentence
+    assert FIRST in sentence
+    assert not (tmp_path / FIRST).exists()
+
+
+@pytest.mark.parametrize("make", [tar_bomb, overlapping_bomb])
+def test_a_bomb_takes_little_time_and_memory(make, tmp_path):
+    path = tmp_path / "bloom.mar"
+    path.write_bytes(make())
+    tracemalloc.start()
+    began = time.process_time()
+
+    refusal_of(path, tmp_path / "into")
+
+    seconds = time.process_time() - began
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 5  # a second where nothing is traced and nobody shares the processor
+    assert peak < 32 * 1024**2
+
+
+def test_a_sentence_shows_as_much_of_a_long_name_as_tells_it(tmp_path):
+    names = [f"{'x' * 200}/{'y' * 200}/config.json", f"{'x' * 200}/{'Y' * 200}/config.json"]
+    inner = zipped(dict.fromkeys(names, b""))
+    archive = tmp_path / ("z" * 250 + ".mar")
+    archive.write_bytes(zipped(files(inner)))
+
+    sentence = refusal_of(archive, tmp_path)
+
+    assert "yyy/config.json' in 'model.zip' in 'zzz" in sentence.replace("Y", "y")
+
+
+def test_a_file_that_grew_since_it_was_listed_is_not_copied(tmp_path):
+    path = folder(tmp_path / "bloom", files())
+
+    with open_archive(path) as archive:
+        (path / "setup_config.json").write_bytes(b"{}" * 100)
+        with pytest.raises(ArchiveError, match=r"goes on after the 20 bytes"):
+            archive.read("setup_config.json")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_file_that_became_something_else_since_it_was_listed_is_not_read(kind, tmp_path):
+    path = folder(tmp_path / "bloom", files())
+    file = path / "setup_config.json"
+
+    with open_archive(path) as archive:
+        file.unlink()
+        os.mkfifo(file) if kind == "pipe" else file.symlink_to("/etc/passwd")
+        with pytest.raises(ArchiveError, match=r"'setup_config.json' in 'bloom' (is no|cannot be)"):
+            archive.read("setup_config.json")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("layout", ["mar", "directory"])
+def test_what_may_not_be_read_is_named(layout, readable_by_all, tmp_path):
+    path = folder(readable_by_all / "bloom", {"bloom.mar": zipped(files())})
+    (path / "bloom.mar").chmod(0o000)
+    os.seteuid(65534)
+    try:
+        sentence = refusal_of(path if layout == "directory" else path / "bloom.mar", tmp_path)
+    finally:
+        os.seteuid(0)
+
+    assert sentence.startswith("'bloom.mar'")
+    assert "may not be read" in sentence or "Permission denied" in sentence
+
+
+@pytest.fixture
+def readable_by_all():
+    """Gives a folder in which somebody who is not root can look around."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody who may not read")
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        yield Path(place)
+
+
+def test_a_long_name_of_a_tar_archive_is_no_bomb(tmp_path):
+    (tmp_path / "bloom.tar.gz").write_bytes(tar_of([(named("a/" * 400 + "b"), b"data")]))
+
+    unpack(tmp_path / "bloom.tar.gz", tmp_path / "into")
+
+    assert len(list((tmp_path / "into").rglob("*"))) == 400
