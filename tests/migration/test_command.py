@@ -311,12 +311,12 @@ def test_a_volume_that_is_too_small_is_said_with_both_numbers(
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("size", ["17m", "256k"])
+@pytest.mark.parametrize("size", ["16448k", "256k"])
 def test_a_volume_that_fills_up_meanwhile_is_said(
     run: Run, tmp_path: Path, bloom: Path, monkeypatch: pytest.MonkeyPatch, size: str
 ) -> None:
-    """With 17 MiB it is full in the last piece of the weights, after 256 KiB in an earlier one."""
-    model = hollow_model(tmp_path / "model", 17 * MIB, bloom / "config.json")
+    """With 64 KiB over 16 MiB it is full amid the last piece of the weights."""
+    model = hollow_model(tmp_path / "model", 16 * MIB + 128 * 1024, bloom / "config.json")
     content = {file.name: file for file in model.iterdir()}
     archive = store(tmp_path / "bloom.mar", {MANIFEST: manifest(), **content})
     monkeypatch.setattr("predictor.migration.importing._check_space", lambda *_: None)

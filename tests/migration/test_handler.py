@@ -59,7 +59,7 @@ def test_a_class_that_overrides_nothing_is_not_named() -> None:
         ("x = 1\nprint 'Python 2'", "not Python 3, in line 2"),
         ("def broken(:", "not Python 3, in line 1"),
         (b"x = '\xff'", "not Python 3, in line 1"),
-        ("# coding: zlib\nx", "not Python 3, in line"),
+        ("# coding: zlib\nx", "not Python"),
         ("x\0y", "not Python"),
         ("-" * 200_000 + "1", "not Python"),
         ("(" * 5000 + ")" * 5000, "not Python"),
