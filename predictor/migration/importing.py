@@ -65,9 +65,11 @@ def import_torchserve(file: Path, into: Path, *, ts_config: Path | None = None) 
 
     Raises:
         ArchiveError: The archive is broken, not safe, or no model that can be served.
-        ConfigurationError: The directory cannot be written.
+        ConfigurationError: The directory cannot be written, or lies in the archive.
     """
     into = into.resolve()
+    if into.is_relative_to(file.resolve()):
+        raise ConfigurationError(f"{into} lies in what is imported; name a directory outside.")
     with (
         _writing(into),
         staged(into, last=CONFIG) as folder,

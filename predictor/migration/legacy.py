@@ -29,6 +29,9 @@ MODEL_CONFIG = "model-config.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*")
 """TorchServe's own rule for names of models."""
 
+_ARCHIVES = (".mar", ".tar.gz")
+"""What the names in a model store end in."""
+
 _LARGEST = 1024**2
 
 
@@ -86,7 +89,9 @@ def read_legacy(archive: Archive, name: str, ts_config: Path | None) -> Legacy:
         ConfigurationError: `ts_config` cannot be read.
     """
     if MANIFEST not in archive.members:
-        raise ArchiveError(f"{name} is no archive of TorchServe's: it has no {MANIFEST}.")
+        within = next((path for path in archive.members if path.endswith(_ARCHIVES)), None)
+        hint = f"; import {one_line(within, 64)!r} in it" if within else ""
+        raise ArchiveError(f"{name} is no archive of TorchServe's: it has no {MANIFEST}{hint}.")
     manifest = parse_json(archive.read(MANIFEST), MANIFEST)
     model = _model_of(manifest)
     config_file = _config_file(archive, model)

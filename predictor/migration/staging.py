@@ -50,7 +50,11 @@ def staged(into: Path, *, last: str) -> Iterator[Path]:
         yield content
         _sync(content)
         if into.is_mount():
-            _move_each(content, into, place / _MOVED, last)
+            try:
+                _move_each(content, into, place / _MOVED, last)
+            except BaseException:
+                _undo(into, place)
+                raise
         else:
             content.rename(into)
             _sync_one(into.parent)

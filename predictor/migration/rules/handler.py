@@ -148,6 +148,7 @@ def _setting(name: str) -> Rule:
     return lambda value, legacy: taken(f"`{name}`", **{name: value})
 
 
+_FOLDER = otherwise("the model is in the folder of its config.json: this one if it is there")
 _TUNED = nothing("tuning of another engine")
 _PARALLEL = otherwise("`device_map`: whole blocks on each GPU")
 
@@ -155,8 +156,8 @@ RULES: dict[str, Rule] = {
     "model_name": always(
         otherwise("the model is that in this directory; its URLs have the manifest's name")
     ),
-    "model_path": always(taken("where the model lies in the archive")),
-    "model_dir": always(taken("where the model lies in the archive")),
+    "model_path": always(_FOLDER),
+    "model_dir": always(_FOLDER),
     "max_length": _max_length,
     "max_new_tokens": _max_new_tokens,
     "temperature": _temperature,
