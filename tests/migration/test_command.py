@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from predictor.migration.staging import staged
 from tests.conftest import Checkpoints
 from tests.migration import hostile
 from tests.migration.packing import MANIFEST, SEED, hollow_model, manifest, seed, store, zip_model
-from tests.volumes import tmpfs
+from tests.volumes import read_only, tmpfs
 
 MIB = 1024**2
 
@@ -232,6 +231,16 @@ def test_a_directory_with_something_in_it_is_left_alone(
     assert [file.name for file in into.iterdir()] == ["precious"]
 
 
+def test_a_directory_within_the_archive_is_refused(run: Run, tmp_path: Path, bloom: Path) -> None:
+    archive = seed(tmp_path / "packed", bloom, layout="no-archive")
+    before = {file.name for file in archive.iterdir()}
+    code, _, said = run(archive, "--into", archive / "imported")
+
+    assert code == 78
+    assert said.endswith("lies in what is imported; name a directory outside.")
+    assert {file.name for file in archive.iterdir()} == before
+
+
 def test_a_configuration_that_is_not_there_is_said(run: Run, tmp_path: Path, bloom: Path) -> None:
     archive = seed(tmp_path / "packed", bloom)
     code, _, said = run(archive, "--into", tmp_path / "in", "--ts_config", tmp_path / "gone")
@@ -343,11 +352,14 @@ def test_a_mount_point_is_filled_from_within(run: Run, tmp_path: Path, bloom: Pa
         assert json.loads((volume / "setup_config.json").read_bytes())["model_name"] == "bloom"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+@pytest.mark.root
 def test_a_folder_that_may_not_be_written_is_said(run: Run, tmp_path: Path, bloom: Path) -> None:
     archive = seed(tmp_path / "packed", bloom)
-    (tmp_path / "closed").mkdir(mode=0o500)
-    code, _, said = run(archive, "--into", tmp_path / "closed/imported")
+    (tmp_path / "closed").mkdir()
+    with read_only(tmp_path / "closed"):
+        code, _, said = run(archive, "--into", tmp_path / "closed/imported")
 
-    assert code == 78
-    assert said.endswith("cannot be written: Permission denied.")
+    assert (code, said) == (
+        78,
+        f"{tmp_path}/closed/imported cannot be written: Read-only file system.",
+    )
