@@ -173,5 +173,7 @@ def reading(what: str) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """Returns what an error says, without the path that an `OSError` repeats."""
+    if isinstance(error, EOFError):
+        return "it is cut short"
     said = error.strerror if isinstance(error, OSError) else None
-    return said or reason_of(error, most=80).rstrip(".")
+    return said or reason_of(error, most=110).rstrip(".")

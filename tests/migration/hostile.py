@@ -138,13 +138,14 @@ def header_bomb() -> bytes:
     return gzip.compress(header.tobuf()) + gzip.compress(ZEROS) * (GIB // len(ZEROS))
 
 
-def sparse_map_bomb() -> bytes:
-    """Returns a tar archive with a sparse file's map of 16 million pieces."""
+def sparse(pieces: int) -> bytes:
+    """Returns a tar archive with a sparse file in PAX's form, its map of so many pieces."""
     header = named("zeros")
     header.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
-    sparse = b"16000000\n" + b"1\n" * 16_000_000
+    sparse = b"%d\n" % pieces + b"1\n" * (2 * pieces)
+    sparse += bytes(-len(sparse) % 512)
     header.size = len(sparse)
-    return gzip.compress(header.tobuf(tarfile.PAX_FORMAT) + sparse, 1)
+    return gzip.compress(header.tobuf(tarfile.PAX_FORMAT) + sparse + bytes(1024), 1)
 
 
 def sized(size: int) -> bytes:
@@ -269,8 +270,8 @@ HOSTILE: dict[str, tuple[Make, str]] = {
         "method that is not read",
     ),
     "gzip without a tar archive in it": (_file(lambda: gzip.compress(b"1" * 5000)), "cannot be"),
-    "a .tar.gz that is cut off at its end": (_file(lambda: WHOLE_TGZ[:-1]), "cannot be read"),
-    "half a .tar.gz": (_file(lambda: WHOLE_TGZ[: len(WHOLE_TGZ) // 2]), "cannot be read"),
+    "a .tar.gz that is cut off at its end": (_file(lambda: WHOLE_TGZ[:-1]), "it is cut short"),
+    "half a .tar.gz": (_file(lambda: WHOLE_TGZ[: len(WHOLE_TGZ) // 2]), "it is cut short"),
     "a .tar.gz with a wrong checksum": (
         _file(lambda: WHOLE_TGZ[:-8] + bytes(4) + WHOLE_TGZ[-4:]),
         "CRC check failed",
@@ -288,7 +289,7 @@ HOSTILE: dict[str, tuple[Make, str]] = {
     ),
     "a .tar.gz bomb": (_file(tar_bomb), "would unpack to 200 times"),
     "a header of a GiB": (_file(header_bomb), "more than 1 MiB of headers"),
-    "a sparse file's endless map": (_file(sparse_map_bomb), "more than 1 MiB of headers"),
+    "a sparse file's endless map": (_file(lambda: sparse(8_000_000)), "more than 1 MiB of headers"),
     "a tar member of less than nothing": (_file(lambda: sized(-512)), "said to have -512 bytes"),
     "a tar member that no model has": (_file(lambda: sized(5 * TIB)), "which no model has"),
     "a tar member that is longer than its archive": (_file(lambda: sized(GIB)), "unexpected end"),
@@ -303,6 +304,7 @@ HOSTILE: dict[str, tuple[Make, str]] = {
     "a named pipe in a tar archive": (_tar(named("a", tarfile.FIFOTYPE)), "a device or the like"),
     "a device in a tar archive": (_tar(named("a", tarfile.BLKTYPE)), "a device or the like"),
     "a sparse file in a tar archive": (_tar(named("a", tarfile.GNUTYPE_SPARSE)), "a sparse file"),
+    "a sparse file in a tar archive of PAX": (_file(lambda: sparse(1)), "a sparse file"),
     "a name in a tar archive that is not UTF-8": (
         _file(lambda: tarred({"\udcff": b""})),
         "bytes that are not UTF-8",

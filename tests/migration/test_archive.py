@@ -23,6 +23,7 @@ from tests.migration.archives import (
     with_zip64_end,
     zipped,
 )
+from tests.volumes import read_only
 
 LAYOUTS = ["mar", "zip-store", "tgz", "tar", "directory", "directory in a directory"]
 
@@ -179,6 +180,7 @@ def test_a_file_of_a_directory_is_linked(tmp_path):
         data, told = copied(archive, "model.safetensors", tmp_path / "weights")
 
     assert space == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bloom", "weights"]
     assert (tmp_path / "weights").stat().st_ino == (path / "model.safetensors").stat().st_ino
     assert told == [len(data)]
 
@@ -193,6 +195,18 @@ def test_a_file_of_a_directory_on_another_file_system_is_copied(tmp_path, elsewh
     assert data == MODEL["model.safetensors"]
     assert space == len(data) == sum(told)
     assert (elsewhere / "weights").stat().st_nlink == 1
+
+
+def test_a_file_of_a_directory_that_cannot_be_linked_is_copied(tmp_path):
+    path = folder(tmp_path / "bloom", MODEL)
+
+    with read_only(path), open_archive(path) as archive:  # a mount of its own, on one device
+        space = archive.space_for("config.json", tmp_path)
+        data, told = copied(archive, "config.json", tmp_path / "copy")
+
+    assert (tmp_path / "copy").stat().st_dev == path.stat().st_dev
+    assert space == sum(told) == len(data) == len(MODEL["config.json"])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bloom", "copy"]
 
 
 def test_what_is_unpacked_takes_its_size(tmp_path):

@@ -1,14 +1,25 @@
 import os
+import random
 import tempfile
 import time
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from predictor.errors import ArchiveError
 from predictor.migration.archive import open_archive
-from tests.migration.archives import files, folder, named, tar_of, unpack, zipped
+from tests.migration.archives import (
+    files,
+    folder,
+    named,
+    tar_of,
+    tarred,
+    unpack,
+    with_zip64_end,
+    zipped,
+)
 from tests.migration.hostile import DAMAGED, FIRST, HOSTILE, overlapping_bomb, tar_bomb
 
 
@@ -16,13 +27,15 @@ def refusal_of(path, into):
     """Returns the sentence that refuses an archive, which has to be one."""
     with pytest.raises(ArchiveError) as caught:
         unpack(path, into)
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    assert sentence.isprintable()
-    assert sentence.endswith(".")
-    assert not sentence.endswith("..")
-    assert len(sentence) <= 300
-    return sentence
+    check_sentence(str(caught.value))
+    return str(caught.value)
+
+
+def check_sentence(text):
+    assert text.isprintable()  # so it is one line
+    assert text.endswith(".")
+    assert not text.endswith("..")
+    assert len(text) <= 300
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -63,6 +76,41 @@ def test_a_bomb_takes_little_time_and_memory(make, tmp_path):
     tracemalloc.stop()
     assert seconds < 5  # a second where nothing is traced and nobody shares the processor
     assert peak < 32 * 1024**2
+
+
+SPOILT = {
+    "mar": lambda: zipped(files(zipped({"config.json": b"{}"}))),
+    "zip-store": lambda: zipped(files(zipped({"config.json": b"{}"})), zipfile.ZIP_STORED),
+    "Zip64": lambda: with_zip64_end(zipped({"config.json": b"{}"})),
+    "tar": lambda: tarred(files(zipped({"config.json": b"{}"})), "w"),
+    "tgz": lambda: tarred(files(zipped({"config.json": b"{}"}))),
+    "long names": lambda: tar_of([(named("a/" * 400 + "b"), b"data")], "w"),
+}
+
+
+@pytest.mark.parametrize("layout", SPOILT)
+def test_whatever_was_spoilt_an_archive_is_unpacked_or_refused_in_a_sentence(layout, tmp_path):
+    whole, chance = SPOILT[layout](), random.Random(1)
+    refused = 0
+
+    for number in range(150):
+        (tmp_path / "bloom.mar").write_bytes(spoilt(whole, chance))
+        try:
+            unpack(tmp_path / "bloom.mar", tmp_path / str(number))
+        except ArchiveError as error:
+            check_sentence(str(error))
+            refused += 1
+
+    assert refused > 50
+
+
+def spoilt(whole, chance):
+    """Returns an archive with one thing in it changed, left out or repeated."""
+    at, length = chance.randrange(len(whole)), chance.randrange(1, 600)
+    there = chance.randrange(len(whole))
+    put = chance.choice([b"\0", b"\xff" * 4, b"\x80", b"", whole[there : there + length]])
+    over = chance.choice([0, len(put), length])
+    return whole[:at] + put + whole[at + over :]
 
 
 def test_a_sentence_shows_as_much_of_a_long_name_as_tells_it(tmp_path):
