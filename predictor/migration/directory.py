@@ -44,7 +44,15 @@ class DirectoryArchive(Archive):
             # somebody else's: whatever it is, copying works or says what is wrong.
             super().copy(path, into, told)
         else:
+            self._check_linked(path, into)
             told(size)
+
+    def _check_linked(self, path: str, into: Path) -> None:
+        """Takes away a link to what took the place of a file since it was listed."""
+        status = into.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size != self.member(path).size:
+            into.unlink()
+            raise self.refusal(path, "has changed since it was listed")
 
     def space_for(self, path: str, folder: Path) -> int:
         """Returns the bytes that a file takes in a folder: 0 where it can be linked.
