@@ -67,15 +67,15 @@ def import_torchserve(file: Path, into: Path, *, ts_config: Path | None = None) 
         ArchiveError: The archive is broken, not safe, or no model that can be served.
         ConfigurationError: The directory cannot be written, or lies in the archive.
     """
-    into = into.resolve()
-    if into.is_relative_to(file.resolve()):
+    into = Path(os.path.realpath(into))
+    if into.is_relative_to(os.path.realpath(file)):
         raise ConfigurationError(f"{into} lies in what is imported; name a directory outside.")
     with (
         _writing(into),
         staged(into, last=CONFIG) as folder,
         open_archive(file) as archive,
     ):
-        legacy = read_legacy(archive, file.resolve().name, ts_config)
+        legacy = read_legacy(archive, os.path.basename(os.path.abspath(file)), ts_config)
         with find_model(archive, legacy) as model:
             _check_settings(translate(legacy, model_id=model.model_id))
             _copy(model, folder, into)

@@ -29,6 +29,8 @@ MODEL_CONFIG = "model-config.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*")
 """TorchServe's own rule for names of models."""
 
+_LONG_NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXob_:]{300,}")
+
 _ARCHIVES = (".mar", ".tar.gz")
 """What the names in a model store end in."""
 
@@ -158,9 +160,13 @@ def _yaml(content: bytes, file: str) -> dict[str, Any]:
 
 
 def _load_yaml(content: bytes) -> Any:
-    # With merge keys a few lines of aliases become any amount of memory.
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, yaml.SafeLoader)):
-        raise ValueError("it has aliases, which are not read")
+    for event in yaml.parse(content, yaml.SafeLoader):
+        # With merge keys a few lines of aliases become any amount of memory.
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has aliases, which are not read")
+        # In base 16 YAML takes numbers that Python then refuses to write.
+        if isinstance(event, yaml.ScalarEvent) and _LONG_NUMBER.fullmatch(event.value):
+            raise ValueError("it has a number of hundreds of digits")
     return yaml.safe_load(content)
 
 

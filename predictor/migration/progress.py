@@ -48,4 +48,4 @@ class CopyProgress:
             self._bar.update(count)
         elif time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
-            logger.info("%s of %s", format_bytes(self._done), format_bytes(self._total))
+            logger.info("Copied %s of %s", format_bytes(self._done), format_bytes(self._total))

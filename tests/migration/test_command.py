@@ -112,6 +112,14 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"model-config.yaml": b"a: 2001-99-99"},
         "model-config.yaml cannot be read as YAML",
     ),
+    "YAML with a number that cannot be written": (
+        {"model-config.yaml": b"handler: {0x" + b"f" * 10_000 + b": 1}"},
+        "it has a number of hundreds of digits",
+    ),
+    "YAML nested deeply": (
+        {"model-config.yaml": b"[" * 10_000},
+        "model-config.yaml cannot be read as YAML",
+    ),
     "YAML of a list": ({"model-config.yaml": b"- a"}, "must hold one YAML object"),
     "a setup that is no JSON": (
         {"setup_config.json": b"{'a'}"},
@@ -239,6 +247,17 @@ def test_a_directory_within_the_archive_is_refused(run: Run, tmp_path: Path, blo
     assert code == 78
     assert said.endswith("lies in what is imported; name a directory outside.")
     assert {file.name for file in archive.iterdir()} == before
+
+
+def test_a_target_that_is_a_link_to_itself_is_said(run: Run, tmp_path: Path, bloom: Path) -> None:
+    archive = seed(tmp_path / "packed", bloom)
+    into = tmp_path / "imported"
+    into.symlink_to(into)
+    code, _, said = run(archive, "--into", into)
+
+    assert code == 78
+    assert "cannot be written: " in said
+    assert not (tmp_path / ".imported.importing").exists()
 
 
 def test_a_configuration_that_is_not_there_is_said(run: Run, tmp_path: Path, bloom: Path) -> None:

@@ -6,13 +6,14 @@ type was ignored there, with a warning, and is ignored here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from predictor.migration.legacy import Legacy
 from predictor.migration.row import Rule, Verdict, always, nothing, otherwise, taken
-from predictor.quantity import parse_bytes
 
+_DEVICE = re.compile(r"(cuda:)?[0-9]{1,3}")
 _MOST_BATCHED = 1024
 """The most that `max_batch_size` takes."""
 
@@ -84,7 +85,11 @@ def timeout_rule(value: int, legacy: Legacy) -> Verdict:
 
 
 def gpus(legacy: Legacy) -> int:
-    """Returns how many GPUs the old files gave the model, by the first of them that says it."""
+    """Returns how many GPUs the old files gave the model, and no fewer than they name."""
+    return max(_given(legacy), *(number + 1 for number in _named(legacy)), 0)
+
+
+def _given(legacy: Legacy) -> int:
     keys = merged(legacy)
     if keys.get("deviceType", "gpu") != "gpu" or _setup(legacy, "device_map") in ("cpu", "disk"):
         return 0
@@ -96,9 +101,21 @@ def gpus(legacy: Legacy) -> int:
     found = next((count for count in stated if count), None)
     if found is not None:
         return found
-    counts = (_capped(_setup(legacy, "max_memory")), _number_of_gpu(legacy))
-    count = next((one for one in counts if one is not None), 1)
+    # Of a max_memory Accelerate used those only that it names.
+    count = 0 if isinstance(_setup(legacy, "max_memory"), dict) else _number_of_gpu(legacy)
     return max(count, 1) if "deviceType" in keys else count
+
+
+def _named(legacy: Legacy) -> Iterator[int]:
+    """The numbers of the GPUs that settings name; a pod that lacks one is refused."""
+    memory, placed = _setup(legacy, "max_memory"), _setup(legacy, "device_map")
+    devices = [*(memory if isinstance(memory, dict) else ())]
+    devices += placed.values() if isinstance(placed, dict) else [placed]
+    for device in devices:
+        if isinstance(device, str) and _DEVICE.fullmatch(device):
+            yield int(device.removeprefix("cuda:"))
+        elif is_int(device) and 0 <= device < 1000:
+            yield device
 
 
 def asked_for(legacy: Legacy) -> str:
@@ -109,25 +126,9 @@ def asked_for(legacy: Legacy) -> str:
     return f"{count} GPU{'s' if count > 1 else ''} asked for; Kubernetes chooses which"
 
 
-def _capped(max_memory: Any) -> int | None:
-    """The GPUs that `max_memory` names; Accelerate used no other."""
-    if not isinstance(max_memory, dict):
-        return None
-    return sum(
-        str(device).isdecimal() and _bytes(amount) != 0 for device, amount in max_memory.items()
-    )
-
-
-def _bytes(amount: Any) -> int | None:
-    try:
-        return parse_bytes(amount)
-    except ValueError:
-        return None
-
-
-def _number_of_gpu(legacy: Legacy) -> int | None:
+def _number_of_gpu(legacy: Legacy) -> int:
     text = legacy.properties.get("number_of_gpu", "").strip()
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else None
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else 1
 
 
 def _setup(legacy: Legacy, key: str) -> Any:
@@ -155,10 +156,8 @@ def _batch(value: int, legacy: Legacy) -> Verdict:
 
 
 def _device_type(value: str, legacy: Legacy) -> Verdict:
-    if value == "cpu":
-        return taken(asked_for(legacy))
-    if value == "gpu":
-        return taken(asked_for(legacy))
+    if value in ("cpu", "gpu"):
+        return (taken if bool(gpus(legacy)) is (value == "gpu") else otherwise)(asked_for(legacy))
     return nothing("models are served on GPUs and processors; no accelerator is asked for")
 
 
