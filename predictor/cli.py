@@ -1,4 +1,4 @@
-"""The `predictor` command: ``serve`` and ``plan``.
+"""The `predictor` command: ``serve``, ``plan`` and ``import-torchserve``.
 
 Every setting is a flag of its name, with underscores or dashes; a repeated flag's last value wins
 (KServe concatenates the arguments of a runtime and of an InferenceService). Errors become a
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.configure()
     try:
         command, flags = _parse(sys.argv[1:] if arguments is None else arguments)
-        return _plan(flags) if command == "plan" else _serve(flags)
+        return _COMMANDS[command](flags)
     except PredictorError as error:
         _say_last(str(error))
         return error.exit_code
@@ -110,7 +110,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (serve, plan):
         _add_settings(command)
+    _add_import(commands)
     return parser
+
+
+def _add_import(commands: Any) -> None:
+    parser = commands.add_parser(
+        "import-torchserve",
+        allow_abbrev=False,
+        help="make a model directory of an archive of TorchServe's",
+    )
+    parser.add_argument(
+        "archive", metavar="ARCHIVE", type=Path, help="a .mar, a .tar.gz or a directory that is one"
+    )
+    parser.add_argument(
+        "--into", required=True, metavar="DIR", type=Path, help="the model directory to make"
+    )
+    parser.add_argument(
+        "--ts_config",
+        metavar="FILE",
+        type=Path,
+        help="TorchServe's own config.properties, or a snapshot of it",
+    )
 
 
 def _count(text: str) -> int:
@@ -187,9 +208,23 @@ def _plan(flags: dict[str, Any]) -> int:
         given = told(settings, flags, os.environ)
         stored = checkpoint.dtype
         found = needs(placement, resources, settings, given, stored_dtype=stored, **asked)
-        text = deploy.as_yaml(placement, deploy.FORMS[output](found))
+        text = deploy.as_yaml(deploy.about(placement), deploy.FORMS[output](found))
     print(text)  # noqa: T201 - what the command is asked for
     return 0
+
+
+def _import(flags: dict[str, Any]) -> int:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Leaves through all that cleans up, unlike SIGTERM by default.
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
+    from predictor.migration.importing import import_torchserve
+
+    report = import_torchserve(flags["archive"], flags["into"], ts_config=flags.get("ts_config"))
+    print(report.table())  # noqa: T201 - what the command is asked for
+    return 0
+
+
+_COMMANDS = {"serve": _serve, "plan": _plan, "import-torchserve": _import}
 
 
 def _say_last(sentence: str) -> None:

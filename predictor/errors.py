@@ -3,8 +3,9 @@
 An error carries one clear sentence and, as class attributes, its meaning on each border: the HTTP
 status, the name of the gRPC status code and the process's exit code. The translation itself is
 done at one place for each border (`protocol.errors`, `cli`). Exit codes follow sysexits.h: 78 is a
-wrong configuration (what does not fit among them), 69 is a service that cannot be reached. Two
-phrases that many sentences need, what a library said and which name is nearest, are made here too.
+wrong configuration (what does not fit among them), 69 is a service that cannot be reached, 65 is
+input that cannot be used. Two phrases that many sentences need, what a library said and which name
+is nearest, are made here too.
 """
 
 from __future__ import annotations
@@ -52,6 +53,12 @@ class DoesNotFit(ConfigurationError):
 
 class CheckpointError(ConfigurationError):
     """The model's files are missing, incomplete or of a kind that is not allowed."""
+
+
+class ArchiveError(PredictorError):
+    """What is to be imported is broken, incomplete or not safe to unpack."""
+
+    exit_code = 65
 
 
 class HubUnreachable(PredictorError):

@@ -154,14 +154,22 @@ FORMS = {"helm-values": helm_values, "inferenceservice": inference_service}
 """What a deployment is written as, by the name of the command's output."""
 
 
-def as_yaml(placement: Placement, documents: Sequence[Mapping[str, Any]]) -> str:
-    """Returns documents as YAML, with what the plan says of itself and leaves open above them."""
+def about(placement: Placement) -> list[str]:
+    """Returns what a plan says of itself, a line each."""
+    first = f"{placement.architecture} in {placement.dtype}, limited by {placement.limited_by}"
+    return [first, *placement.notes]
+
+
+def as_yaml(lines: Sequence[str], documents: Sequence[Mapping[str, Any]]) -> str:
+    """Returns documents as YAML, with comments and what is left open above them.
+
+    Args:
+        lines: What the comments say, a line each.
+        documents: Helm values, or Kubernetes' objects.
+    """
     text = yaml.safe_dump_all(documents, sort_keys=False, width=10_000)
-    lines = [
-        f"{placement.architecture} in {placement.dtype}, limited by {placement.limited_by}",
-        *placement.notes,
-    ]
+    comments = list(lines)
     if WHERE_THE_MODEL_LIES in text:
         wanted = "put in the claim and path where the model lies, or its URI"
-        lines.append(f"{WHERE_THE_MODEL_LIES}: {wanted}")
-    return "".join(f"# {line}\n" for line in lines) + text.rstrip("\n")
+        comments.append(f"{WHERE_THE_MODEL_LIES}: {wanted}")
+    return "".join(f"# {line}\n" for line in comments) + text.rstrip("\n")

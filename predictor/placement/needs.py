@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from predictor.errors import ConfigurationError
@@ -27,7 +28,7 @@ FILESYSTEM_BYTES = 64 * 1024**2
 
 _GIB = 1024**3
 _ITEM_BYTES = {"float64": 8, "float32": 4}
-_BY_OTHERS = {
+BY_OTHERS = {
     *("model_name", "model_id", "model_revision", "model_dir", "offload_folder"),
     *("host", "http_port", "grpc_port"),
 }
@@ -97,7 +98,7 @@ def needs(
     gpus = len(resources.accelerators)
     download = 0 if settings.model_id is None else _stored_bytes(placement, stored_dtype)
     return Needs(
-        title=_title(settings, given),
+        title=title_of(given.get("model_name") or settings.model_id or _folder(settings.model_dir)),
         name=given.get("model_name"),
         model_id=settings.model_id,
         model_revision=settings.model_revision,
@@ -107,24 +108,30 @@ def needs(
         claim=_claim(placement, resources, settings.memory_headroom, download),
         request_timeout=settings.request_timeout,
         grace_period=settings.grace_period,
-        settings={name: value for name, value in given.items() if name not in _BY_OTHERS},
+        settings={name: value for name, value in given.items() if name not in BY_OTHERS},
     )
 
 
-def _title(settings: Settings, given: Mapping[str, Any]) -> str:
-    """A name that KServe takes: the model's own, else the hub's or the directory's."""
-    path = settings.model_dir
-    folder = path.parent if path.name == "config.json" else path
-    name = given.get("model_name") or settings.model_id or folder.name.removesuffix(".json")
+def title_of(name: str) -> str:
+    """Returns a name that KServe takes for a model: of its own, or of the hub's or its folder's."""
     label = re.sub(r"[^a-z0-9]+", "-", name.rpartition("/")[2].lower())[:40].strip("-")
     return label if label[:1].isalpha() else f"model-{label}".rstrip("-")
 
 
+def _folder(path: Path) -> str:
+    return (path.parent if path.name == "config.json" else path).name.removesuffix(".json")
+
+
 def _stored_bytes(placement: Placement, stored_dtype: str | None) -> int:
     """Bytes of the checkpoint, which are downloaded before a block is placed."""
-    served = _ITEM_BYTES.get(placement.dtype, 2)
-    stored = served if stored_dtype is None else _ITEM_BYTES.get(stored_dtype, 2)
+    served = item_bytes(placement.dtype)
+    stored = served if stored_dtype is None else item_bytes(stored_dtype)
     return sum(tier.weights for tier in placement.tiers) * stored // served
+
+
+def item_bytes(dtype: str) -> int:
+    """Returns the bytes of one number of a dtype that can be served."""
+    return _ITEM_BYTES.get(dtype, 2)
 
 
 def _claim(
@@ -136,7 +143,10 @@ def _claim(
     if disk.units and resources.volume is not None:
         stated = resources.volume.available
         written += disk.planned / (1 - headroom)
-    if not written:
-        return None
+    return claim_of(written, at_least=stated) if written else None
+
+
+def claim_of(written: float, *, at_least: int = 0) -> int:
+    """Returns the bytes to claim, in whole GiB, so that so many can be written there."""
     formatted = (written + FILESYSTEM_BYTES) / (1 - FILESYSTEM_SHARE)
-    return math.ceil(max(stated, formatted) / _GIB) * _GIB
+    return math.ceil(max(at_least, formatted) / _GIB) * _GIB

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from predictor.placement.deploy import as_yaml, helm_values, inference_service
+from predictor.placement.deploy import about, as_yaml, helm_values, inference_service
 from tests.crds import faults
 from tests.placement.deployments import GIB, OFFLOADED, RESIDENT, asked, placed, resources
 
@@ -159,7 +159,7 @@ def test_a_name_that_is_no_title_is_served_all_the_same():
 
 def test_the_yaml_says_what_the_plan_says_and_what_is_left_open():
     placement = placed(OFFLOADED, max_memory={"cpu": GIB})
-    text = as_yaml(placement, helm_values(asked(OFFLOADED)))
+    text = as_yaml(about(placement), helm_values(asked(OFFLOADED)))
 
     assert text.splitlines()[:4] == [
         "# Small in float32, limited by main memory: 10.00 MiB (19 %) are streamed from disk",
@@ -175,7 +175,7 @@ def test_the_yaml_of_several_documents_is_read_as_they_were():
     flags = {"max_memory": '{"0": "1GiB"}', "model_version": "01"}
     documents = inference_service(asked(OFFLOADED, flags=flags))
 
-    assert list(yaml.safe_load_all(as_yaml(placed(OFFLOADED), documents))) == documents
+    assert list(yaml.safe_load_all(as_yaml(about(placed(OFFLOADED)), documents))) == documents
 
 
 @pytest.mark.parametrize("pod", [OFFLOADED, RESIDENT], ids=["offloaded", "resident"])

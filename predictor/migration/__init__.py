@@ -1,0 +1,1 @@
+"""From TorchServe: its archives and settings become a model directory. Runs before serving only."""

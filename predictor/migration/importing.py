@@ -1,0 +1,196 @@
+"""The import as a whole: an archive of TorchServe's becomes a directory that can be served."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from predictor.errors import ArchiveError, CheckpointError, ConfigurationError
+from predictor.migration.archive import open_archive
+from predictor.migration.deployment import comments, needs_of, served_bytes
+from predictor.migration.layout import (
+    CONFIG,
+    GENERATION_CONFIG,
+    HELM_VALUES,
+    INFERENCE_SERVICE,
+    REPORT,
+    Model,
+    find_model,
+)
+from predictor.migration.legacy import SETUP_CONFIG, Legacy, parse_json, read_legacy
+from predictor.migration.progress import CopyProgress
+from predictor.migration.report import Report
+from predictor.migration.staging import staged
+from predictor.migration.translate import Translation, translate
+from predictor.placement.deploy import WHERE_THE_MODEL_LIES, as_yaml, helm_values, inference_service
+from predictor.placement.needs import Needs, title_of
+from predictor.placement.stored import read_stored
+from predictor.quantity import format_bytes
+from predictor.settings import read_settings
+from predictor.weights.checkpoint import Checkpoint, known_positions, open_directory
+
+_BESIDES = 1024**2
+"""Bytes for what is written beside the model: settings, a report."""
+
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A model whose files are complete.
+
+    Attributes:
+        checkpoint: What was found; None where it needs code that is not trusted.
+        flags: What must be said to serve it.
+    """
+
+    checkpoint: Checkpoint | None
+    flags: tuple[str, ...]
+
+
+def import_torchserve(file: Path, into: Path, *, ts_config: Path | None = None) -> Report:
+    """Makes a model directory of an archive of TorchServe's; returns what became of its settings.
+
+    Args:
+        file: The archive, or the directory that is one.
+        into: The directory to make.
+        ts_config: TorchServe's own configuration, or a snapshot of it.
+
+    Raises:
+        ArchiveError: The archive is broken, not safe, or no model that can be served.
+        ConfigurationError: The directory cannot be written, or lies in the archive.
+    """
+    into = Path(os.path.realpath(into))
+    if into.is_relative_to(os.path.realpath(file)):
+        raise ConfigurationError(f"{into} lies in what is imported; name a directory outside.")
+    with (
+        _writing(into),
+        staged(into, last=CONFIG) as folder,
+        open_archive(file) as archive,
+    ):
+        legacy = read_legacy(archive, os.path.basename(os.path.abspath(file)), ts_config)
+        with find_model(archive, legacy) as model:
+            _check_settings(translate(legacy, model_id=model.model_id))
+            _copy(model, folder, into)
+            return _completed(folder, into, legacy, model)
+
+
+@contextlib.contextmanager
+def _writing(into: Path) -> Iterator[None]:
+    """Says in a sentence why the target cannot be written; reading has sentences of its own."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{into} cannot be written: {error.strerror}.") from error
+
+
+def _check_settings(translation: Translation) -> None:
+    """Checks, before a byte is copied, that the settings will be taken."""
+    try:
+        read_settings({**translation.setup_config, "model_dir": os.devnull}, environ={})
+    except ConfigurationError as error:
+        raise ArchiveError(f"{SETUP_CONFIG} cannot be taken over: {error}") from None
+
+
+def _copy(model: Model, folder: Path, into: Path) -> None:
+    _check_space(model, folder, into)
+    with CopyProgress(sum(model.archive.members[path].size for path in model.files)) as progress:
+        for path, target in model.files.items():
+            (folder / target).parent.mkdir(parents=True, exist_ok=True)
+            model.archive.copy(path, folder / target, progress.add)
+
+
+def _check_space(model: Model, folder: Path, into: Path) -> None:
+    needed = sum(model.archive.space_for(path, folder) for path in model.files) + _BESIDES
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigurationError(
+            f"The model takes {format_bytes(needed, round_up=True)} in {into.parent}, and "
+            f"{format_bytes(free)} are free there."
+        )
+
+
+def _completed(folder: Path, into: Path, legacy: Legacy, model: Model) -> Report:
+    """Checks what was copied, and writes the rest."""
+    checked = _Checked(None, ()) if model.model_id else _checked(folder, legacy.name)
+    checkpoint = checked.checkpoint
+    positions = None if checkpoint is None else known_positions(checkpoint.config)
+    translation = translate(legacy, positions=positions, model_id=model.model_id)
+    _write_json(folder / SETUP_CONFIG, translation.setup_config)
+    if translation.generation:
+        _write_generation(folder, translation.generation, checkpoint)
+    steps, notes = _deployed(folder, into, legacy, translation, checked)
+    report = Report(legacy.name, str(into), translation.rows, notes, steps)
+    _write(folder / REPORT, report.markdown())
+    return report
+
+
+def _checked(folder: Path, name: str) -> _Checked:
+    try:
+        checkpoint = open_directory(folder, allow_pickle=True)
+    except CheckpointError as error:
+        if "trust_remote_code" in str(error) and read_stored(folder) is not None:
+            return _Checked(None, ("--trust_remote_code",))
+        said = str(error).replace(f"{folder}/", "").replace(str(folder), "its model")
+        raise ArchiveError(f"{name} cannot be served: {said}") from None
+    return _Checked(checkpoint, ("--allow_pickle",) if checkpoint.kind == "pickle" else ())
+
+
+def _write_generation(folder: Path, said: dict[str, Any], checkpoint: Checkpoint | None) -> None:
+    """Writes a new file: that of the model may be linked to the archive's."""
+    file = folder / GENERATION_CONFIG
+    if file.exists():
+        base = parse_json(file.read_bytes(), GENERATION_CONFIG)
+        file.unlink()
+    else:
+        # What transformers takes from the config where there is no such file.
+        found = (
+            {name: getattr(checkpoint.config, name, None) for name in _IDS} if checkpoint else {}
+        )
+        base = {name: value for name, value in found.items() if value is not None}
+    _write_json(file, base | said)
+
+
+def _deployed(
+    folder: Path, into: Path, legacy: Legacy, translation: Translation, checked: _Checked
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Writes what a cluster is asked for, where the model's size is known; returns what follows."""
+    settings = read_settings({"model_dir": str(folder)}, environ={})
+    directory = shlex.quote(str(into))
+    serve = " ".join(["predictor serve --model_dir", directory, *checked.flags])
+    try_it = f"curl -T sample_text.txt http://localhost:8080/predictions/{translation.name}"
+    notes = tuple(
+        f"it is served with {flag} only: say it if you trust its author" for flag in checked.flags
+    )
+    if checked.checkpoint is None:
+        plan = f"predictor plan {directory} --gpus 1x24GiB --memory 16GiB --output helm-values"
+        return (serve, try_it, plan), notes
+    weights = served_bytes(checked.checkpoint, settings)
+    needs = needs_of(translation, settings, weights)
+    _write_deployment(folder, needs, comments(legacy.name, directory, weights, translation.gpus))
+    install = (
+        f"helm install {title_of(translation.name)} helm/ --values {directory}/{HELM_VALUES} "
+        f"--set model.uri={WHERE_THE_MODEL_LIES}"
+    )
+    return (serve, try_it, install), notes
+
+
+def _write_deployment(folder: Path, needs: Needs, lines: Sequence[str]) -> None:
+    _write(folder / HELM_VALUES, as_yaml(lines, helm_values(needs)) + "\n")
+    _write(folder / INFERENCE_SERVICE, as_yaml(lines, inference_service(needs)) + "\n")
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    _write(file, json.dumps(value, indent=2) + "\n")
+
+
+def _write(file: Path, text: str) -> None:
+    with file.open("x", encoding="utf-8") as stream:
+        stream.write(text)

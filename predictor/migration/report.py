@@ -1,0 +1,85 @@
+"""The report of an import: a table for people at a terminal, and the same in Markdown."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import get_args
+
+from predictor.migration.row import Outcome, Row
+
+_COLUMNS = ("key", "value", "outcome", "what that means here")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an import has to say.
+
+    Attributes:
+        archive: What was imported.
+        directory: Where to.
+        rows: What became of each key.
+        notes: What else is to be known, a sentence each.
+        steps: Commands that follow.
+    """
+
+    archive: str
+    directory: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    steps: tuple[str, ...]
+
+    def table(self) -> str:
+        """Returns it for a terminal."""
+        lines = [f"Imported {self.archive} into {self.directory}"]
+        for file, group in itertools.groupby(self.rows, lambda row: row.file):
+            lines += ["", file, *_aligned([_COLUMNS, *map(_cells, group)])]
+        lines += ["", self._counts(), *(f"note: {note}" for note in self.notes)]
+        return "\n".join([*lines, "next:", *(f"  {step}" for step in self.steps)])
+
+    def markdown(self) -> str:
+        """Returns it as a Markdown document."""
+        lines = [f"# {_plain(self.archive)}, imported from TorchServe", "", self._counts()]
+        for note in self.notes:
+            lines += ["", _plain(note)]
+        for file, group in itertools.groupby(self.rows, lambda row: row.file):
+            lines += ["", f"## {_plain(file)}", "", *_markdown_table(map(_cells, group))]
+        return "\n".join([*lines, "", "## Next", "", "```sh", *self.steps, "```", ""])
+
+    def _counts(self) -> str:
+        found = Counter(row.outcome for row in self.rows)
+        return ", ".join(f"{found[one]} {one}" for one in get_args(Outcome)) + "."
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (row.key, row.value, row.outcome, row.what)
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield f"  {'  '.join(padded)}".rstrip()
+
+
+def _markdown_table(rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
+    yield f"| {' | '.join(_COLUMNS)} |"
+    yield "|---" * len(_COLUMNS) + "|"
+    for key, value, outcome, what in rows:
+        yield f"| {_code(key)} | {_code(value)} | {outcome} | {_escaped(what)} |"
+
+
+def _code(text: str) -> str:
+    """Text of others, which must not become Markdown."""
+    cell = text.replace("`", "'").replace("|", "\\|")
+    return f"`{cell}`" if cell.strip() else ""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _plain(text: str) -> str:
+    return _escaped(text).replace("\n", " ")

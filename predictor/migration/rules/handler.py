@@ -1,0 +1,208 @@
+"""The sections of ``model-config.yaml`` that a handler read, which have no fixed schema.
+
+The keys are those of TorchServe's own examples. Where the handler gave ``max_new_tokens`` to
+``generate`` as ``max_length``, as those for PiPPy, DeepSpeed and Llama did, it was the length of
+prompt and reply together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from predictor.migration.legacy import Legacy
+from predictor.migration.row import Rule, Verdict, always, nothing, otherwise, taken
+from predictor.migration.rules.frontend import is_int
+
+QUANTISED = nothing("weights are served in `dtype`, not quantised, and offloaded if need be")
+
+_DTYPES = {
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+    "bf16": "bfloat16",
+    "fp64": "float64",
+} | {name: name for name in ("float16", "float32", "bfloat16", "float64", "auto")}
+
+
+def length_limits(legacy: Legacy) -> tuple[int | None, int | None]:
+    """Returns how many tokens a prompt and a reply had at most; None for what is not said."""
+    section = legacy.section("handler")
+    prompt, reply = (count(section.get(key)) for key in ("max_length", "max_new_tokens"))
+    return prompt, reply
+
+
+def is_total(legacy: Legacy) -> bool:
+    """Returns whether ``max_new_tokens`` was the length of prompt and reply together."""
+    return bool(
+        legacy.handler.limits_total or legacy.section("pippy") or legacy.section("deepspeed")
+    )
+
+
+def count(value: Any) -> int | None:
+    """Returns a number of tokens, which may be written as text; None for anything else."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
+        value = int(value)
+    return value if is_int(value) and value > 0 else None
+
+
+def _max_length(value: Any, legacy: Legacy) -> Verdict:
+    prompt, reply = length_limits(legacy)
+    if prompt is None:
+        return nothing("no number of tokens")
+    if reply is None:
+        return taken(f"`max_length` {prompt}", max_length=prompt)
+    if is_total(legacy):
+        return otherwise(f"prompt and reply share the {reply} tokens of `max_new_tokens`")
+    return otherwise(
+        f"with `max_new_tokens` it is `max_model_len` {prompt + reply}; a prompt that is longer is "
+        "refused, not cut",
+        max_model_len=max(prompt + reply, 2),
+    )
+
+
+def _max_new_tokens(value: Any, legacy: Legacy) -> Verdict:
+    _, reply = length_limits(legacy)
+    if reply is None:
+        return nothing("no number of tokens")
+    said = {"max_new_tokens": reply}
+    if is_total(legacy):
+        return Verdict(
+            "done otherwise",
+            f"`max_model_len` {reply}: the handler gave it to generate() as max_length, so it was "
+            "the total length of prompt and reply",
+            {"max_model_len": max(reply, 2)},
+            said,
+        )
+    return Verdict("taken over", "the default in generation_config.json", {}, said)
+
+
+def _temperature(value: Any, legacy: Legacy) -> Verdict:
+    if not _is_number(value) or not 0 <= value <= 100:
+        return nothing("no temperature")
+    if value == 0:
+        return Verdict(
+            "taken over",
+            "greedy: do_sample false in generation_config.json",
+            {},
+            _said(legacy, do_sample=False),
+        )
+    return _default(legacy, temperature=float(value), do_sample=True)
+
+
+def _top_p(value: Any, legacy: Legacy) -> Verdict:
+    if not _is_number(value) or not 0 < value <= 1:
+        return nothing("no probability")
+    return _default(legacy, top_p=float(value), do_sample=True)
+
+
+def _top_k(value: Any, legacy: Legacy) -> Verdict:
+    if not is_int(value) or value < 0:
+        return nothing("no number of tokens")
+    return _default(legacy, top_k=value, do_sample=True)
+
+
+def _do_sample(value: Any, legacy: Legacy) -> Verdict:
+    if not isinstance(value, bool):
+        return nothing("neither true nor false")
+    return _default(legacy, do_sample=value)
+
+
+def _repetition_penalty(value: Any, legacy: Legacy) -> Verdict:
+    if not _is_number(value) or not 0 < value <= 100:
+        return nothing("no penalty")
+    return _default(legacy, repetition_penalty=float(value))
+
+
+def _default(legacy: Legacy, **generation: Any) -> Verdict:
+    said = _said(legacy, **generation)
+    return Verdict("taken over", "the default in generation_config.json", {}, said)
+
+
+def _said(legacy: Legacy, **generation: Any) -> dict[str, Any]:
+    """With ``do_sample`` as the section says it, if it does: sampling needs it."""
+    said = legacy.section("handler").get("do_sample")
+    if isinstance(said, bool) and "do_sample" in generation:
+        generation["do_sample"] = said
+    return generation
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _dtype(value: Any, legacy: Legacy) -> Verdict:
+    name = _DTYPES.get(value.removeprefix("torch.")) if isinstance(value, str) else None
+    if name is None:
+        return nothing("weights are served in float64, float32, float16 or bfloat16")
+    return taken(f"`dtype` {name}", dtype=name)
+
+
+def _quantization(value: Any, legacy: Legacy) -> Verdict:
+    if not value:
+        return taken("weights are never quantised")
+    return QUANTISED
+
+
+def _setting(name: str) -> Rule:
+    return lambda value, legacy: taken(f"`{name}`", **{name: value})
+
+
+_FOLDER = otherwise("the model is in the folder of its config.json: this one if it is there")
+_TUNED = nothing("tuning of another engine")
+_PARALLEL = otherwise("`device_map`: whole blocks on each GPU")
+
+RULES: dict[str, Rule] = {
+    "model_name": always(
+        otherwise("the model is that in this directory; its URLs have the manifest's name")
+    ),
+    "model_path": always(_FOLDER),
+    "model_dir": always(_FOLDER),
+    "max_length": _max_length,
+    "max_new_tokens": _max_new_tokens,
+    "temperature": _temperature,
+    "top_p": _top_p,
+    "top_k": _top_k,
+    "do_sample": _do_sample,
+    "repetition_penalty": _repetition_penalty,
+    "manual_seed": always(otherwise("a request says `seed`; others are sampled anew")),
+    "seed": always(otherwise("a request says `seed`; others are sampled anew")),
+    "dtype": _dtype,
+    "torch_dtype": _dtype,
+    "quantization": _quantization,
+    "return_full_text": always(otherwise("a request says `return_full_text`")),
+    "trust_remote_code": always(
+        nothing("say `--trust_remote_code` yourself if you trust the model's author")
+    ),
+    "batch_size": always(
+        otherwise("requests join the running batch at every token; `max_batch_size` bounds it")
+    ),
+    "mode": always(nothing("all models are asked for text; which replies, a request says")),
+    "tensor_parallel": always(_PARALLEL),
+    "tp_size": always(_PARALLEL),
+    "index_filename": always(otherwise("the index of the weights is found by its usual name")),
+    "tokenizer_dir": always(otherwise("the tokenizer is that beside the model")),
+    "engine_dir": always(nothing("compiled engines are not read; the model's own weights are")),
+    "kv_cache_config": always(otherwise("the KV cache is planned; `max_model_len`, `max_memory`")),
+    "vllm_engine_config": always(nothing("another engine's arguments")),
+    "adapters": always(nothing("adapters are not loaded; merge them into the weights")),
+    "chat_template": always(nothing("the chat template is that in the model's tokenizer")),
+    "compile": always(_TUNED),
+    "fast_kernels": always(_TUNED),
+    **{
+        name: _setting(name)
+        for name in (
+            *("device_map", "max_memory", "offload_folder", "offload_state_dict"),
+            *("low_cpu_mem_usage", "revision"),
+        )
+    },
+}
+"""How a key of the section ``handler`` is judged."""
+
+SECTIONS: dict[str, Verdict] = {
+    "pippy": otherwise("the plan puts whole blocks on each GPU; nothing is cut into chunks"),
+    "deepspeed": otherwise("the plan puts whole blocks on each GPU; the checkpoint is read as is"),
+    "micro_batching": otherwise("prompts are read in chunks of `prefill_chunk`, amid running ones"),
+    "pt2": nothing("models are not compiled"),
+}
+"""How all keys of another section are judged."""

@@ -1,0 +1,130 @@
+"""``config.properties``: TorchServe's own configuration, and a snapshot of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from predictor.migration.legacy import Legacy
+from predictor.migration.row import Rule, Verdict, always, nothing, otherwise, taken
+from predictor.migration.rules.frontend import (
+    STARTUP,
+    WORKERS,
+    asked_for,
+    gpus,
+    queue_rule,
+    timeout_rule,
+)
+
+
+def _number(text: str) -> int | None:
+    word = text.strip()
+    return int(word) if word.isascii() and word.isdecimal() and len(word) < 10 else None
+
+
+def _of_number(rule: Rule) -> Rule:
+    def judged(value: Any, legacy: Legacy) -> Verdict:
+        number = _number(value)
+        return nothing("no number") if number is None else rule(number, legacy)
+
+    return judged
+
+
+def _number_of_gpu(value: int, legacy: Legacy) -> Verdict:
+    asked = asked_for(legacy)
+    return taken(asked) if gpus(legacy) == value else otherwise(f"{asked}: other keys are stronger")
+
+
+def _max_request_size(value: int, legacy: Legacy) -> Verdict:
+    if value < 1:
+        return nothing("no size of a request")
+    return taken("`max_body_size`", max_body_size=value)
+
+
+def _models(value: Any, legacy: Legacy) -> Verdict:
+    others = f"; import {len(legacy.others)} more by themselves" if legacy.others else ""
+    if legacy.entry:
+        return taken(f"its entry of this model: see the rows{others}")
+    return nothing(f"it has no entry of this model{others}")
+
+
+_ADDRESS = otherwise("`--host` and `--http_port`: one server, 0.0.0.0:8080")
+_METRICS_ADDRESS = otherwise("/metrics on the server's one port, 8080")
+_MANAGEMENT = otherwise("one server, one model; Kubernetes makes, changes and removes it")
+_GRPC = otherwise("`--grpc_port`: 8081, for V2")
+_TLS = nothing("TLS ends at the cluster's gateway")
+_NO_TOKENS = otherwise("no token is asked for; who may call is the gateway's business")
+_NO_CORS = nothing("no browser is let in; that is the gateway's business")
+_NO_JAVA = nothing("no Java runs here")
+_ONE_MODEL = otherwise("one process serves one model, that of `--model_dir`")
+_METRICS = otherwise("/metrics is always served for Prometheus; its names are other ones")
+_NOTHING_RUNS = nothing("nothing is installed and no code of an archive runs")
+_PROCESSOR = nothing("threads follow the processors that the pod is given")
+_NO_WORKFLOWS = nothing("there are no workflows")
+_ENVIRONMENT = otherwise("every setting is also an environment variable, PREDICTOR_NAME")
+
+RULES: dict[str, Rule] = {
+    "model_snapshot": _models,
+    "models": _models,
+    "job_queue_size": _of_number(queue_rule),
+    "default_response_timeout": _of_number(timeout_rule),
+    "default_startup_timeout": always(STARTUP),
+    "unregister_model_timeout": always(_MANAGEMENT),
+    "number_of_gpu": _of_number(_number_of_gpu),
+    "default_workers_per_model": always(WORKERS),
+    "NUM_WORKERS": always(WORKERS),
+    "max_request_size": _of_number(_max_request_size),
+    "max_response_size": always(otherwise("`max_model_len` bounds a reply, in tokens")),
+    "limit_max_image_pixels": always(nothing("there are no images")),
+    "inference_address": always(_ADDRESS),
+    "management_address": always(_MANAGEMENT),
+    "metrics_address": always(_METRICS_ADDRESS),
+    "grpc_inference_address": always(_GRPC),
+    "grpc_management_address": always(_MANAGEMENT),
+    "grpc_inference_port": always(_GRPC),
+    "grpc_management_port": always(_MANAGEMENT),
+    "grpc_inference_max_connection_age_ms": always(_GRPC),
+    "grpc_management_max_connection_age_ms": always(_MANAGEMENT),
+    "enable_grpc_ssl": always(_TLS),
+    "load_models": always(_ONE_MODEL),
+    "model_store": always(_ONE_MODEL),
+    "workflow_store": always(_NO_WORKFLOWS),
+    "allowed_urls": always(_ONE_MODEL),
+    "use_env_allowed_urls": always(_ONE_MODEL),
+    "model_api_enabled": always(_MANAGEMENT),
+    "enable_model_api": always(_MANAGEMENT),
+    "install_py_dep_per_model": always(_NOTHING_RUNS),
+    "plugins_path": always(_NOTHING_RUNS),
+    "enable_envvars_config": always(_ENVIRONMENT),
+    "blacklist_env_vars": always(nothing("no worker takes the server's environment over")),
+    "enable_metrics_api": always(_METRICS),
+    "metrics_mode": always(_METRICS),
+    "metrics_format": always(_METRICS),
+    "metrics_config": always(_METRICS),
+    "metric_time_interval": always(_METRICS),
+    "model_metrics_auto_detect": always(_METRICS),
+    "disable_system_metrics": always(_METRICS),
+    "disable_token_authorization": always(_NO_TOKENS),
+    "token_expiration_min": always(_NO_TOKENS),
+    "cors_allowed_origin": always(_NO_CORS),
+    "cors_allowed_methods": always(_NO_CORS),
+    "cors_allowed_headers": always(_NO_CORS),
+    "keystore": always(_TLS),
+    "keystore_pass": always(_TLS),
+    "keystore_type": always(_TLS),
+    "private_key_file": always(_TLS),
+    "certificate_file": always(_TLS),
+    "vmargs": always(_NO_JAVA),
+    "number_of_netty_threads": always(_NO_JAVA),
+    "netty_client_threads": always(_NO_JAVA),
+    "prefer_direct_buffer": always(_NO_JAVA),
+    "async_logging": always(otherwise("one line an event, on stderr; no prompt and no reply")),
+    "decode_input_request": always(otherwise("requests are decoded as their API says")),
+    "service_envelope": always(otherwise("V1 and V2 are both served, each whole")),
+    "initial_worker_port": always(nothing("there are no workers to talk to")),
+    "cpu_launcher_enable": always(_PROCESSOR),
+    "cpu_launcher_args": always(_PROCESSOR),
+    "ipex_enable": always(_PROCESSOR),
+    "ipex_gpu_enable": always(_PROCESSOR),
+    "system_metrics_cmd": always(_METRICS),
+}
+"""How a key is judged; all values are text."""

@@ -1,0 +1,152 @@
+"""Archives as users have them: packed by TorchServe's own archiver, as its examples say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LAYOUTS = ("default", "zip-store", "tgz", "no-archive")
+
+SEED: dict[str, Any] = {
+    "revision": "main",
+    "max_memory": {"0": "10GB", "cpu": "10GB"},
+    "low_cpu_mem_usage": True,
+    "device_map": "auto",
+    "offload_folder": "offload",
+    "offload_state_dict": True,
+    "torch_dtype": "float32",
+    "max_length": "80",
+}
+"""The keys of the Accelerate example; its dtype is one that a processor computes in fast."""
+
+HANDLER = """
+from transformers import BloomForCausalLM
+from ts.torch_handler.base_handler import BaseHandler
+
+open({mark!r}, "w").close()  # what must never happen
+
+
+class Handler(BaseHandler, ABC):
+    def __init__(self):
+        self.model = None
+
+    def initialize(self, ctx):
+        self.model = BloomForCausalLM.from_pretrained("model", trust_remote_code=True)
+
+    def preprocess(self, requests):
+        return requests
+
+    def inference(self, batch):
+        return self.model.generate(batch)
+
+    def postprocess(self, output):
+        return output
+"""
+
+
+def zip_model(model: Path, file: Path) -> Path:
+    """Packs a model's files as ``zip -r model.zip *`` does."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for one in sorted(model.iterdir()):
+            archive.write(one, one.name)
+    return file
+
+
+def pack(
+    folder: Path,
+    extra: Mapping[str, Path | Mapping[str, Any]],
+    *,
+    layout: str = "default",
+    name: str = "bloom",
+    config: str | None = None,
+) -> Path:
+    """Runs torch-model-archiver; returns what it made.
+
+    Args:
+        folder: Where to work.
+        extra: Its extra files, or JSON to make them of, by name.
+        layout: One of `LAYOUTS`.
+        name: The model's name.
+        config: What ``model-config.yaml`` says; None for none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "custom_handler.py").write_text(HANDLER.format(mark=str(folder / "executed")))
+    (folder / "requirements.txt").write_text("transformers\naccelerate\n")
+    for file, content in extra.items():
+        if isinstance(content, Path):
+            if content != folder / file:
+                shutil.copyfile(content, folder / file)
+        else:
+            (folder / file).write_text(json.dumps(content))
+    store = folder / "model-store"
+    store.mkdir()
+    flags = ["--extra-files", ",".join(extra)] if extra else []
+    if config is not None:
+        (folder / "model-config.yaml").write_text(config)
+        flags += ["--config-file", "model-config.yaml"]
+    archiver = Path(sys.executable).with_name("torch-model-archiver")
+    subprocess.run(
+        [
+            *(str(archiver), "--model-name", name, "--version", "1.0"),
+            *("--handler", "custom_handler.py", "-r", "requirements.txt"),
+            *("--export-path", str(store), "--archive-format", layout, *flags),
+        ],
+        cwd=folder,
+        check=True,
+    )
+    (made,) = store.iterdir()
+    return made
+
+
+def seed(folder: Path, model: Path, *, layout: str = "default", **changes: Any) -> Path:
+    """Packs the Accelerate example around a model, with changes of its ``setup_config.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    extra = {
+        "model.zip": zip_model(model, folder / "model.zip"),
+        "setup_config.json": {**SEED, **changes},
+    }
+    return pack(folder, extra, layout=layout)
+
+
+def hollow_model(folder: Path, size: int, config: Path) -> Path:
+    """Makes a model whose weights are a hole of so many bytes; returns its folder.
+
+    Args:
+        folder: Where to make it.
+        size: Bytes of the one tensor in 32 bits.
+        config: What its ``config.json`` is.
+    """
+    folder.mkdir(parents=True)
+    shutil.copyfile(config, folder / "config.json")
+    tensor = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    header = json.dumps({"w": tensor}).encode()
+    with (folder / "model.safetensors").open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.truncate(8 + len(header) + size)
+    return folder
+
+
+def store(file: Path, content: Mapping[str, bytes | Path | Any]) -> Path:
+    """Writes an archive by hand, uncompressed: of bytes, of files, and of JSON."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, one in content.items():
+            if isinstance(one, Path):
+                archive.write(one, name)
+            else:
+                archive.writestr(name, one if isinstance(one, bytes) else json.dumps(one))
+    return file
+
+
+MANIFEST = "MAR-INF/MANIFEST.json"
+
+
+def manifest(**model: Any) -> dict[str, Any]:
+    """Returns a manifest with changes of its model."""
+    named = {"modelName": "bloom", "modelVersion": "1.0", "handler": "custom_handler.py"}
+    return {"runtime": "python", "model": {**named, **model}}

@@ -1,0 +1,338 @@
+"""Archives that TorchServe's own archiver made become directories that are served."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from predictor.errors import ArchiveError, ConfigurationError
+from predictor.migration.importing import import_torchserve
+from predictor.settings import read_settings
+from tests.conftest import Checkpoints
+from tests.deploy import objects
+from tests.deploy.helm import read, render
+from tests.migration.packing import LAYOUTS, SEED, hollow_model, pack, seed
+from tests.serving import bring_up
+
+PROMPT = list(b"The weather is")
+
+LLAMA = """
+minWorkers: 1
+maxWorkers: 1
+maxBatchDelay: 100
+responseTimeout: 1200
+deviceType: "gpu"
+
+handler:
+    model_name: "meta-llama/Meta-Llama-3-70B-Instruct"
+    model_path: "model/models--meta-llama--Llama/snapshots/5fcb29"
+    max_length: 50
+    max_new_tokens: 14
+    manual_seed: 40
+    temperature: 0.5
+"""
+
+
+@pytest.fixture
+def bloom(checkpoints: Checkpoints) -> Path:
+    return checkpoints("bloom")
+
+
+def settings_of(folder: Path) -> Any:
+    return read_settings({"model_dir": str(folder)}, environ={})
+
+
+def greedy(folder: Path, **flags: Any) -> list[int]:
+    return bring_up(folder, **flags).tokens(PROMPT, max_new_tokens=12, temperature=0.0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_accelerate_example_is_served_as_its_model_is(
+    tmp_path: Path, bloom: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # offload_folder is a relative path
+    # As the example itself needs it where there is no GPU.
+    archive = seed(tmp_path / "packed", bloom, layout=layout, max_memory={"cpu": "10GB"})
+    import_torchserve(archive, tmp_path / "imported")
+    settings = settings_of(tmp_path / "imported")
+
+    assert (settings.model_name, settings.model_version) == ("bloom", "1.0")
+    assert (settings.dtype, settings.max_length, settings.device_map) == ("float32", 80, "auto")
+    assert settings.max_memory == {"cpu": 10**10}
+    assert settings.offload_folder == Path("offload")
+    assert settings.torchserve_api
+    assert settings.torchserve_semantics
+    assert greedy(tmp_path / "imported") == greedy(bloom)
+
+
+def test_what_is_torchserves_stays_behind(tmp_path: Path, bloom: Path) -> None:
+    import_torchserve(seed(tmp_path / "packed", bloom), tmp_path / "imported")
+    made = {
+        "setup_config.json",
+        "helm-values.yaml",
+        "inferenceservice.yaml",
+        "torchserve-report.md",
+    }
+
+    assert {file.name for file in (tmp_path / "imported").iterdir()} == made | {
+        file.name for file in bloom.iterdir()
+    }
+    for file in bloom.iterdir():
+        assert (tmp_path / "imported" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_model_flat_in_the_archive_is_told_from_the_handlers_files(
+    tmp_path: Path, bloom: Path
+) -> None:
+    """As with ``--extra-files`` of a directory, whose contents go to the archive's root."""
+    extra = {file.name: file for file in bloom.iterdir()}
+    archive = pack(tmp_path / "packed", {**extra, "setup_config.json": SEED})
+    import_torchserve(archive, tmp_path / "imported")
+    names = {file.name for file in (tmp_path / "imported").iterdir()}
+
+    assert names >= extra.keys()
+    assert not names & {"custom_handler.py", "requirements.txt", "MAR-INF"}
+
+
+def test_the_handlers_code_is_not_executed(tmp_path: Path, bloom: Path) -> None:
+    import_torchserve(seed(tmp_path / "packed", bloom), tmp_path / "imported")
+
+    assert "executed" in (tmp_path / "packed" / "custom_handler.py").read_text()
+    assert not (tmp_path / "packed" / "executed").exists()
+
+
+def llama(folder: Path, model: Path, config: str = LLAMA) -> Path:
+    """A directory as the example for Llama says: the hub's cache is moved into it afterwards."""
+    made = pack(folder, {}, layout="no-archive", name="llama", config=config)
+    snapshot = made / "model/models--meta-llama--Llama/snapshots/5fcb29"
+    snapshot.mkdir(parents=True)
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir()
+    for file in model.iterdir():
+        (blobs / f"hash-of-{file.name}").write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/hash-of-{file.name}")
+    return made
+
+
+def test_the_llama_example_is_served_as_its_model_is(
+    tmp_path: Path, checkpoints: Checkpoints
+) -> None:
+    model = checkpoints("llama")
+    into = tmp_path / "imported"
+    import_torchserve(llama(tmp_path / "packed", model), into)
+    settings = settings_of(into)
+    generation = json.loads((into / "generation_config.json").read_bytes())
+
+    assert (settings.max_model_len, settings.max_length) == (64, None)
+    assert settings.request_timeout == 1200
+    assert not settings.torchserve_semantics
+    assert generation["eos_token_id"] == 2
+    assert (generation["max_new_tokens"], generation["temperature"]) == (14, 0.5)
+    assert generation["do_sample"] is True
+    assert greedy(into, max_model_len=64) == greedy(model)
+
+
+def test_weights_are_linked_and_what_is_written_anew_is_not(
+    tmp_path: Path, checkpoints: Checkpoints
+) -> None:
+    archive = llama(tmp_path / "packed", checkpoints("llama"))
+    blobs = archive / "model/models--meta-llama--Llama/blobs"
+    before = (blobs / "hash-of-generation_config.json").read_bytes()
+    import_torchserve(archive, tmp_path / "imported")
+    (weights,) = blobs.glob("hash-of-model-00001*")
+
+    assert os.path.samefile(weights, tmp_path / "imported" / weights.name.removeprefix("hash-of-"))
+    assert (blobs / "hash-of-generation_config.json").read_bytes() == before
+
+
+def test_a_model_without_generation_config_keeps_its_end_of_text(
+    tmp_path: Path, checkpoints: Checkpoints
+) -> None:
+    archive = llama(tmp_path / "packed", checkpoints("llama"))
+    for file in archive.rglob("*generation_config.json"):
+        file.unlink()
+    import_torchserve(archive, tmp_path / "imported")
+    written = json.loads((tmp_path / "imported/generation_config.json").read_bytes())
+
+    assert (written["eos_token_id"], written["pad_token_id"]) == (2, 3)
+
+
+def test_a_length_beyond_the_models_positions_is_cut(
+    tmp_path: Path, checkpoints: Checkpoints
+) -> None:
+    config = LLAMA.replace("max_length: 50", "max_length: 4096")
+    import_torchserve(llama(tmp_path / "packed", checkpoints("llama"), config), tmp_path / "in")
+
+    assert settings_of(tmp_path / "in").max_model_len == 256  # its max_position_embeddings
+
+
+def test_a_model_of_the_hub_is_named(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "packed", {}, name="llama", config=LLAMA)
+    report = import_torchserve(archive, tmp_path / "imported")
+
+    assert settings_of(tmp_path / "imported").model_id == "meta-llama/Meta-Llama-3-70B-Instruct"
+    assert not (tmp_path / "imported/helm-values.yaml").exists()
+    assert any(step.startswith("predictor plan ") for step in report.steps)
+
+
+SNAPSHOT = {
+    "name": "startup.cfg",
+    "modelCount": 2,
+    "models": {
+        "other": {"1.0": {"marName": "other.mar", "batchSize": 4}},
+        "bloom": {
+            "1.0": {
+                "defaultVersion": True,
+                "marName": "bloom.mar",
+                "minWorkers": 1,
+                "maxWorkers": 5,
+                "batchSize": 2,
+                "maxBatchDelay": 5000,
+                "responseTimeout": 120,
+            }
+        },
+    },
+}
+
+
+def test_a_model_store_of_kserves_is_imported_with_its_snapshot(
+    tmp_path: Path, bloom: Path
+) -> None:
+    archive = seed(tmp_path / "pv", bloom)
+    config = tmp_path / "pv/config/config.properties"
+    config.parent.mkdir()
+    config.write_text(
+        "inference_address=http://0.0.0.0:8085\njob_queue_size=10\n"
+        f"model_snapshot={json.dumps(SNAPSHOT)}\n"
+    )
+    report = import_torchserve(archive, tmp_path / "imported", ts_config=config)
+    settings = settings_of(tmp_path / "imported")
+
+    assert (settings.max_batch_size, settings.max_requests) == (2, 12)
+    assert settings.request_timeout == 120
+    assert "import 1 more by themselves" in report.table()
+
+
+@pytest.mark.parametrize("offloaded", [True, False])
+def test_a_cluster_takes_what_is_written_for_it(
+    tmp_path: Path, bloom: Path, offloaded: bool
+) -> None:
+    folder = "offload" if offloaded else None
+    into = tmp_path / "imported"
+    import_torchserve(seed(tmp_path / "packed", bloom, offload_folder=folder), into)
+    (values,) = read(into / "helm-values.yaml")
+    found = {one["kind"]: one for one in read(into / "inferenceservice.yaml")}
+    predictor = found["InferenceService"]["spec"]["predictor"]
+
+    assert [objects.faults(one) for one in found.values()] == [[] for _ in found]
+    assert ("PersistentVolumeClaim" in found) is offloaded
+    assert values["offload"]["enabled"] is offloaded
+    assert predictor["model"]["resources"]["limits"] == {
+        "cpu": 4,
+        "memory": "5Gi",
+        "nvidia.com/gpu": 1,
+    }
+    assert "--offload_folder=offload" not in predictor["model"]["args"]
+    assert "--max_length=80" in predictor["model"]["args"]
+    made = {one["kind"] for one in render(values)}
+    assert "InferenceService" in made
+
+
+def test_memory_holds_the_weights_as_they_are_served(tmp_path: Path, checkpoints: Any) -> None:
+    """2 GiB in 32 bits are 1 GiB in 16, and 4 GiB are added."""
+    model = hollow_model(tmp_path / "model", 2**31, checkpoints("bloom") / "config.json")
+    archive = pack(
+        tmp_path / "packed",
+        {"setup_config.json": {**SEED, "torch_dtype": "float16"}},
+        layout="no-archive",
+    )
+    model.rename(archive / "model")
+    import_torchserve(archive, tmp_path / "imported")
+    values = yaml.safe_load((tmp_path / "imported/helm-values.yaml").read_text())
+
+    assert values["resources"]["limits"]["memory"] == "5Gi"
+    assert values["offload"]["persistence"]["size"] == "2Gi"  # with what a file system keeps
+
+
+def test_pickled_weights_are_taken_and_said_to_need_a_flag(
+    tmp_path: Path, checkpoints: Checkpoints
+) -> None:
+    model = checkpoints("bloom", pickle=True)
+    report = import_torchserve(seed(tmp_path / "packed", model), tmp_path / "imported")
+
+    assert report.steps[0] == f"predictor serve --model_dir {tmp_path / 'imported'} --allow_pickle"
+    assert not settings_of(tmp_path / "imported").allow_pickle
+
+
+def test_code_in_an_archive_is_not_trusted_because_the_archive_says_so(
+    tmp_path: Path, bloom: Path
+) -> None:
+    said = {"trust_remote_code": True, "allow_pickle": True, "enable_load_unload": True}
+    import_torchserve(seed(tmp_path / "packed", bloom, **said), tmp_path / "imported")
+    written = json.loads((tmp_path / "imported/setup_config.json").read_bytes())
+
+    assert not written.keys() & said.keys()
+
+
+def test_a_model_that_needs_its_own_code_is_imported_and_said_to_need_a_flag(
+    tmp_path: Path, bloom: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in bloom.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    config = json.loads((model / "config.json").read_bytes()) | {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"},
+    }
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "own.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w').close()\n")
+    report = import_torchserve(seed(tmp_path / "packed", model), tmp_path / "imported")
+
+    assert report.steps[0].endswith(" --trust_remote_code")
+    assert (tmp_path / "imported/own.py").exists()
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_report_lies_in_the_directory(tmp_path: Path, bloom: Path) -> None:
+    report = import_torchserve(seed(tmp_path / "packed", bloom), tmp_path / "imported")
+
+    assert (tmp_path / "imported/torchserve-report.md").read_text() == report.markdown()
+
+
+def test_a_directory_that_is_empty_is_replaced(tmp_path: Path, bloom: Path) -> None:
+    (tmp_path / "imported").mkdir()
+    import_torchserve(seed(tmp_path / "packed", bloom), tmp_path / "imported")
+
+    assert (tmp_path / "imported/config.json").exists()
+
+
+def test_a_setting_that_is_no_setting_is_said_before_anything_is_copied(
+    tmp_path: Path, bloom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = seed(tmp_path / "packed", bloom, torch_dtype="int8")
+    monkeypatch.setattr("predictor.migration.importing._copy", None)
+
+    with pytest.raises(ArchiveError, match=r"setup_config\.json cannot be taken over: dtype: "):
+        import_torchserve(archive, tmp_path / "imported")
+
+
+def test_a_model_larger_than_what_is_free_is_said_with_both_numbers(
+    tmp_path: Path, bloom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = seed(tmp_path / "packed", bloom)
+    free = shutil.disk_usage(tmp_path)._replace(free=2 * 1024**2)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+
+    with pytest.raises(ConfigurationError) as caught:
+        import_torchserve(archive, tmp_path / "imported")
+    assert re.fullmatch(
+        r"The model takes 2\.\d\d MiB in .*, and 2\.00 MiB are free there\.", str(caught.value)
+    )

@@ -1,0 +1,123 @@
+"""Where in an archive the model is found, and what is taken of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from predictor.errors import ArchiveError
+from predictor.migration.archive import open_archive
+from predictor.migration.layout import find_model
+from predictor.migration.legacy import read_legacy
+from tests.migration.packing import MANIFEST, manifest, store
+
+CONFIG = "model-config.yaml"
+
+
+def found(tmp_path: Path, content: dict[str, Any], config: str = "") -> dict[str, str] | str:
+    """Where each file of an archive's model goes, or the hub's model that is named."""
+    members = {MANIFEST: manifest(), CONFIG: config.encode(), **content}
+    file = store(tmp_path / "bloom.mar", members)
+    with open_archive(file) as archive:
+        legacy = read_legacy(archive, file.name, None)
+        with find_model(archive, legacy) as model:
+            return model.model_id or dict(model.files)
+
+
+def inner(tmp_path: Path, content: dict[str, Any], name: str = "inner.zip") -> bytes:
+    return store(tmp_path / name, content).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "files"),
+    [
+        ({"config.json": b"", "w": b""}, {"config.json": "config.json", "w": "w"}),
+        (
+            {"m/config.json": b"", "m/w": b"", "x": b""},
+            {"m/config.json": "config.json", "m/w": "w"},
+        ),
+        (
+            {"m/config.json": b"", "m/d/config.json": b""},
+            {"m/config.json": "config.json", "m/d/config.json": "d/config.json"},
+        ),
+        ({"m/config.json": b"", "mm/w": b""}, {"m/config.json": "config.json"}),
+    ],
+)
+def test_it_is_the_folder_of_the_shallowest_config(
+    tmp_path: Path, content: dict[str, bytes], files: dict[str, str]
+) -> None:
+    assert found(tmp_path, content) == files
+
+
+@pytest.mark.parametrize("name", ["model.zip", "weights.zip", "deep/weights.zip"])
+def test_it_may_be_in_a_zip_within(tmp_path: Path, name: str) -> None:
+    model = inner(tmp_path, {"root/config.json": b"", "root/w": b""})
+
+    assert found(tmp_path, {name: model}) == {"config.json": "config.json", "w": "w"}
+
+
+def test_of_several_zips_it_is_in_that_of_the_usual_name(tmp_path: Path) -> None:
+    model = inner(tmp_path, {"config.json": b""})
+
+    assert found(tmp_path, {"model.zip": model, "a.zip": b""}) == {"config.json": "config.json"}
+    with pytest.raises(ArchiveError, match="holds no model"):
+        found(tmp_path, {"b.zip": model, "a.zip": b""})
+
+
+def test_what_is_torchserves_is_left_out_at_the_root_only(tmp_path: Path) -> None:
+    content = {
+        "config.json": b"",
+        "custom_handler.py": b"",
+        "requirements.txt": b"",
+        "setup_config.json": b"{}",
+        "config.properties": b"",
+        "own.py": b"",
+        "d/config.properties": b"",
+    }
+
+    assert found(tmp_path, content) == {
+        "config.json": "config.json",
+        "own.py": "own.py",
+        "d/config.properties": "d/config.properties",
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["setup_config.json", "helm-values.yaml", "inferenceservice.yaml", "torchserve-report.md"],
+)
+@pytest.mark.parametrize("below", ["", "/x"])
+def test_what_an_import_writes_is_not_taken(tmp_path: Path, name: str, below: str) -> None:
+    model = inner(tmp_path, {"config.json": b"", f"{name}{below}": b"{}"})
+
+    assert found(tmp_path, {"model.zip": model}) == {"config.json": "config.json"}
+
+
+@pytest.mark.parametrize("key", ["model_path", "model_dir"])
+@pytest.mark.parametrize("path", ["b", "./b/", "a/../b"])
+def test_the_handlers_own_folder_is_taken_of_several(tmp_path: Path, key: str, path: str) -> None:
+    content = {"a/config.json": b"", "b/config.json": b""}
+    config = f"handler: {{{key}: '{path}'}}"
+
+    assert found(tmp_path, content, config) == {"b/config.json": "config.json"}
+
+
+@pytest.mark.parametrize("path", ["/b", "../b", "gone", ""])
+def test_a_folder_that_is_not_in_the_archive_is_no_help(tmp_path: Path, path: str) -> None:
+    content = {"a/config.json": b"", "b/config.json": b""}
+
+    with pytest.raises(ArchiveError, match="more than one model: 'a/config"):
+        found(tmp_path, content, f"handler: {{model_path: '{path}'}}")
+
+
+@pytest.mark.parametrize("name", ["org/name", "meta-llama/Meta-Llama-3-70B-Instruct"])
+def test_a_model_of_the_hub_is_named_where_there_is_none(tmp_path: Path, name: str) -> None:
+    assert found(tmp_path, {}, f"handler: {{model_name: {name}}}") == name
+
+
+@pytest.mark.parametrize("name", ["name", "a/b/c", "http://host/x", "1", "org/na me", "[org/name]"])
+def test_what_is_no_name_of_the_hubs_is_none(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArchiveError, match="and its configuration names no model of the hub"):
+        found(tmp_path, {}, f"handler: {{model_name: {name}}}")

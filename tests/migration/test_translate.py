@@ -1,0 +1,497 @@
+"""What becomes of each key: to the last row of an example, and a row for every key there is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from predictor.migration.handler import Handler, HandlerClass
+from predictor.migration.legacy import Legacy
+from predictor.migration.row import Row
+from predictor.migration.translate import Translation, translate
+from predictor.settings import read_settings
+from tests.migration.packing import SEED
+
+MODEL = {"modelName": "bloom", "modelVersion": "1.0", "handler": "custom_handler.py"}
+
+
+def legacy(**said: Any) -> Legacy:
+    model = {**MODEL, **said.pop("model", {})}
+    manifest = {"runtime": "python", "model": model}
+    said.setdefault("config_file", "model-config.yaml")
+    return Legacy("bloom.mar", manifest, model, **said)
+
+
+def row_of(found: Translation, key: str, file: str | None = None) -> Row:
+    (row,) = [one for one in found.rows if one.key == key and file in (None, one.file)]
+    return row
+
+
+def said_by(**said: Any) -> dict[str, Any]:
+    """The new ``setup_config.json``, without what is always in it."""
+    found = translate(legacy(**said)).setup_config
+    always = {"torchserve_api": True, "model_name": "bloom", "model_version": "1.0"}
+    assert found.items() >= always.items()
+    return {key: value for key, value in found.items() if key not in always}
+
+
+RICH = legacy(
+    config={
+        "minWorkers": 1,
+        "batchSize": 4,
+        "maxBatchDelay": 100,
+        "deviceType": "gpu",
+        "parallelType": "pp",
+        "torchrun": {"nproc-per-node": 4},
+        "handler": {"manual_seed": 40, "hf_token": "hf_geheim"},
+        "pippy": {"chunks": 1},
+        "mine": [1, 2],
+    },
+    setup={**SEED, "use_auth_token": "geheim", "do_lower_case": True},
+    properties={
+        "job_queue_size": "10",
+        "default_response_timeout": "6000",
+        "keystore_pass": "changeit",
+        "vmargs": "-Dpassword=geheim",
+    },
+    entry={"marName": "bloom.mar", "batchSize": 2, "responseTimeout": 120},
+    others=("other",),
+    handler=Handler(
+        "custom_handler.py",
+        "custom_handler.py",
+        classes=(HandlerClass("Mine", ("BaseHandler",), ("inference",)),),
+        trusts_remote_code=True,
+    ),
+)
+
+MANIFEST, CONFIG, SETUP = "MAR-INF/MANIFEST.json", "model-config.yaml", "setup_config.json"
+PROPERTIES, ENTRY, CODE = "config.properties", "config.properties: snapshot", "custom_handler.py"
+TAKEN, OTHERWISE, NOTHING = "taken over", "done otherwise", "no counterpart"
+NAMED = "the setting of this name"
+
+
+def test_the_rows_of_a_rich_example() -> None:
+    assert [
+        tuple(getattr(row, name) for name in Row.__slots__) for row in translate(RICH).rows
+    ] == [
+        (MANIFEST, "runtime", "python", OTHERWISE, "Python, in the predictor's own process"),
+        (MANIFEST, "model.modelName", "bloom", TAKEN, "`model_name`"),
+        (MANIFEST, "model.modelVersion", "1.0", TAKEN, "`model_version`"),
+        (
+            *(MANIFEST, "model.handler", "custom_handler.py", NOTHING),
+            "custom_handler.py is parsed for this report, never executed",
+        ),
+        (
+            *(PROPERTIES, "job_queue_size", "10", TAKEN),
+            "`max_requests` 14: the queue and the 4 that run",
+        ),
+        (
+            *(PROPERTIES, "default_response_timeout", "6000", OTHERWISE),
+            "the model's own responseTimeout is stronger",
+        ),
+        (
+            *(PROPERTIES, "keystore_pass", "(not shown)", NOTHING),
+            "TLS ends at the cluster's gateway",
+        ),
+        (PROPERTIES, "vmargs", "(not shown)", NOTHING, "no Java runs here"),
+        (ENTRY, "marName", "bloom.mar", TAKEN, "this archive"),
+        (ENTRY, "batchSize", "2", OTHERWISE, "model-config.yaml is stronger"),
+        (
+            *(ENTRY, "responseTimeout", "120", TAKEN),
+            "`request_timeout` 120 s, and `kserve.timeout`; the request alone is given up (504), "
+            "nothing is started again",
+        ),
+        (
+            *(CONFIG, "minWorkers", "1", OTHERWISE),
+            "one process and one copy of the weights serve all requests; more pods: `replicas`",
+        ),
+        (CONFIG, "batchSize", "4", TAKEN, "`max_batch_size` 4"),
+        (
+            *(CONFIG, "maxBatchDelay", "100", OTHERWISE),
+            "nobody waits for a batch to fill; requests join at every token",
+        ),
+        (CONFIG, "deviceType", "gpu", TAKEN, "4 GPUs asked for; Kubernetes chooses which"),
+        (
+            *(CONFIG, "parallelType", "pp", OTHERWISE),
+            "`device_map` balanced: whole blocks on each GPU, one after the other",
+        ),
+        (
+            *(CONFIG, "torchrun.nproc-per-node", "4", TAKEN),
+            "4 GPUs asked for; Kubernetes chooses which",
+        ),
+        (
+            *(CONFIG, "handler.manual_seed", "40", OTHERWISE),
+            "a request says `seed`; others are sampled anew",
+        ),
+        (CONFIG, "handler.hf_token", "(not shown)", NOTHING, "not a key that is known here"),
+        (
+            *(CONFIG, "pippy.chunks", "1", OTHERWISE),
+            "the plan puts whole blocks on each GPU; nothing is cut into chunks",
+        ),
+        (CONFIG, "mine", "[1, 2]", NOTHING, "not a key that is known here"),
+        (SETUP, "revision", "main", TAKEN, "`model_revision`"),
+        (SETUP, "max_memory", '{"0": "10GB", "cpu": "10GB"}', TAKEN, NAMED),
+        (SETUP, "low_cpu_mem_usage", "true", TAKEN, "always so"),
+        (SETUP, "device_map", "auto", TAKEN, NAMED),
+        (SETUP, "offload_folder", "offload", TAKEN, f"{NAMED}; in a pod a volume, at /offload"),
+        (SETUP, "offload_state_dict", "true", TAKEN, "always so"),
+        (SETUP, "torch_dtype", "float32", TAKEN, "`dtype`"),
+        (SETUP, "max_length", "80", TAKEN, NAMED),
+        (SETUP, "use_auth_token", "(not shown)", NOTHING, "not a key that is known here"),
+        (SETUP, "do_lower_case", "true", NOTHING, "not a key that is known here"),
+        (
+            *(CODE, "Mine", "of BaseHandler", NOTHING),
+            "overrides inference; its code is not executed",
+        ),
+        (
+            *(CODE, "inference", "in Mine", OTHERWISE),
+            "the model's own generate loop; a request says how to sample; `torchserve_semantics` "
+            "does as the Accelerate example did",
+        ),
+        (
+            *(CODE, "trust_remote_code", "true", NOTHING),
+            "say `--trust_remote_code` yourself if you trust the model's author",
+        ),
+    ]
+
+
+def test_the_setup_config_of_a_rich_example() -> None:
+    found = translate(RICH)
+
+    assert found.setup_config == {
+        "torchserve_api": True,
+        "torchserve_semantics": True,
+        "model_name": "bloom",
+        "model_version": "1.0",
+        "max_requests": 14,
+        "max_batch_size": 4,
+        "request_timeout": 120,
+        **SEED,
+    }
+    assert (found.name, found.gpus, found.generation) == ("bloom", 4, {})
+    read_settings({**found.setup_config, "model_dir": "/dev/null"}, environ={})
+
+
+FRONTEND: dict[str, Any] = {
+    **dict.fromkeys(("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay"), 2),
+    **dict.fromkeys(("responseTimeout", "startupTimeout", "parallelLevel"), 2),
+    **dict.fromkeys(("maxRetryTimeoutInSec", "clientTimeoutInMills", "jobQueueSize"), 2),
+    **dict.fromkeys(("sequenceMaxIdleMSec", "sequenceTimeoutMSec"), 2),
+    **dict.fromkeys(("maxSequenceJobQueueSize", "maxNumSequence"), 2),
+    "deviceType": "gpu",
+    "parallelType": "tp",
+    "deviceIds": [0, 1],
+    **dict.fromkeys(("useJobTicket", "continuousBatching", "sequenceBatching"), True),
+    **dict.fromkeys(("asyncCommunication", "useVenv"), True),
+}
+"""Every key of TorchServe's documentation of ``model-config.yaml``."""
+
+TORCHRUN = (
+    *("nnodes", "nproc-per-node", "rdzv-backend", "rdzv-endpoint", "rdzv-conf"),
+    *("monitor-interval", "node-rank", "OMP_NUMBER_THREADS"),
+)
+HANDLER = (
+    *("model_name", "model_path", "max_length", "max_new_tokens", "manual_seed", "dtype"),
+    *("temperature", "top_p", "top_k", "do_sample", "mode", "batch_size", "return_full_text"),
+    *("quantization", "tensor_parallel", "index_filename", "vllm_engine_config", "adapters"),
+    *("chat_template", "tokenizer_dir", "engine_dir", "kv_cache_config", "repetition_penalty"),
+)
+PROPERTY_KEYS = (
+    *("job_queue_size", "default_response_timeout", "default_startup_timeout", "number_of_gpu"),
+    *("default_workers_per_model", "max_request_size", "max_response_size", "inference_address"),
+    *("management_address", "metrics_address", "grpc_inference_port", "grpc_management_port"),
+    *("load_models", "model_store", "models", "model_snapshot", "install_py_dep_per_model"),
+    *("enable_envvars_config", "enable_metrics_api", "metrics_mode", "metrics_config"),
+    *("disable_token_authorization", "cors_allowed_origin", "cors_allowed_methods"),
+    *("cors_allowed_headers", "keystore", "keystore_pass", "keystore_type", "private_key_file"),
+    *("certificate_file", "vmargs", "number_of_netty_threads", "netty_client_threads"),
+    *("service_envelope", "blacklist_env_vars", "allowed_urls", "decode_input_request"),
+    *("prefer_direct_buffer", "NUM_WORKERS", "unregister_model_timeout", "plugins_path"),
+)
+
+
+@pytest.mark.parametrize("key", FRONTEND)
+def test_every_frontend_key_has_a_row_in_both_places_where_it_may_be(key: str) -> None:
+    value = FRONTEND[key]
+    for said in ({"config": {key: value}}, {"entry": {key: value}}):
+        row = row_of(translate(legacy(**said)), key)
+
+        assert "not a key that is known" not in row.what
+        assert "ignored" not in row.what
+
+
+@pytest.mark.parametrize("key", FRONTEND)
+@pytest.mark.parametrize("value", ["x", None, 1.5, {}])
+def test_a_value_of_the_wrong_type_is_ignored_as_it_was(key: str, value: Any) -> None:
+    if isinstance(FRONTEND[key], str) and isinstance(value, str):
+        value = 7
+    row = row_of(translate(legacy(config={key: value})), key)
+
+    assert row.what == "TorchServe ignored it too: not what this key takes"
+    assert said_by(config={key: value}) == {}
+
+
+@pytest.mark.parametrize("key", TORCHRUN)
+def test_every_key_of_torchrun_has_a_row(key: str) -> None:
+    row = row_of(translate(legacy(config={"torchrun": {key: 1}})), f"torchrun.{key}")
+
+    assert "not a key that is known" not in row.what
+
+
+@pytest.mark.parametrize("key", HANDLER)
+@pytest.mark.parametrize("value", [1, "x", None, [], {}, True, 1.5])
+def test_every_key_of_the_handlers_section_has_a_row_whatever_it_says(key: str, value: Any) -> None:
+    row = row_of(translate(legacy(config={"handler": {key: value}})), f"handler.{key}")
+
+    assert "not a key that is known" not in row.what
+
+
+@pytest.mark.parametrize("section", ["pippy", "deepspeed", "micro_batching", "pt2"])
+def test_every_key_of_another_section_has_a_row(section: str) -> None:
+    found = translate(legacy(config={section: {"a": 1, "b": 2}}))
+
+    assert row_of(found, f"{section}.a").what == row_of(found, f"{section}.b").what
+    assert "not a key that is known" not in row_of(found, f"{section}.a").what
+    assert row_of(translate(legacy(config={section: 1})), section).value == "1"
+
+
+@pytest.mark.parametrize("key", PROPERTY_KEYS)
+@pytest.mark.parametrize("value", ["1", "x", ""])
+def test_every_key_of_the_servers_configuration_has_a_row(key: str, value: str) -> None:
+    row = row_of(translate(legacy(properties={key: value})), key)
+
+    assert "not a key that is known" not in row.what
+
+
+@pytest.mark.parametrize("value", [1, "x", None, [], {}])
+def test_keys_that_nobody_knows_have_a_row_too(value: Any) -> None:
+    said = legacy(
+        config={"new": value, "handler": {"new": value}},
+        setup={"new": value},
+        properties={"new": str(value)},
+        entry={"new": value},
+        model={"new": value},
+    )
+    rows = [row for row in translate(said).rows if row.key.endswith("new")]
+
+    assert len(rows) == 6
+    assert {row.outcome for row in rows} == {"no counterpart"}
+
+
+@pytest.mark.parametrize(
+    ("said", "settings"),
+    [
+        ({"config": {"batchSize": 1}}, {}),
+        ({"config": {"batchSize": 8}}, {"max_batch_size": 8}),
+        ({"config": {"batchSize": 4000}}, {"max_batch_size": 1024}),
+        ({"config": {"responseTimeout": 30}}, {"request_timeout": 30}),
+        ({"config": {"responseTimeout": 0}}, {}),
+        ({"properties": {"default_response_timeout": "60"}}, {"request_timeout": 60}),
+        ({"properties": {"default_response_timeout": "soon"}}, {}),
+        ({"properties": {"job_queue_size": "10"}}, {"max_requests": 11}),
+        ({"config": {"jobQueueSize": 10}}, {"max_requests": 11}),
+        (
+            {"config": {"jobQueueSize": 10}, "properties": {"job_queue_size": "5"}},
+            {"max_requests": 11},
+        ),
+        (
+            {"entry": {"batchSize": 3}, "properties": {"job_queue_size": "5"}},
+            {"max_batch_size": 3, "max_requests": 8},
+        ),
+        ({"entry": {"batchSize": 3}, "config": {"batchSize": 1}}, {}),
+        ({"entry": {"batchSize": 3}, "config": {"batchSize": "4"}}, {"max_batch_size": 3}),
+        ({"properties": {"max_request_size": "655350000"}}, {"max_body_size": 655350000}),
+        ({"config": {"parallelType": "tp"}}, {"device_map": "balanced"}),
+        ({"config": {"handler": {"max_length": 50}}}, {"max_length": 50}),
+        ({"config": {"handler": {"max_new_tokens": 50}}}, {}),
+        ({"config": {"handler": {"dtype": "fp16"}}}, {"dtype": "float16"}),
+        ({"config": {"handler": {"dtype": "torch.bfloat16"}}}, {"dtype": "bfloat16"}),
+        ({"config": {"handler": {"dtype": "int8"}}}, {}),
+        ({"config": {"handler": {"device_map": "sequential"}}}, {"device_map": "sequential"}),
+    ],
+)
+def test_settings_follow(said: dict[str, Any], settings: dict[str, Any]) -> None:
+    assert said_by(**said) == settings
+    read_settings({**translate(legacy(**said)).setup_config, "model_dir": "/dev/null"}, environ={})
+
+
+def test_prompt_and_reply_together_are_the_longest_sequence() -> None:
+    found = translate(legacy(config={"handler": {"max_length": "50", "max_new_tokens": 30}}))
+
+    assert found.setup_config["max_model_len"] == 80
+    assert "max_length" not in found.setup_config
+    assert found.generation == {"max_new_tokens": 30}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"config": {"pippy": {"chunks": 1}}},
+        {"config": {"deepspeed": {"config": "ds-config.json"}}},
+        {"handler": Handler("h", limits_total=True)},
+    ],
+)
+def test_a_length_that_was_the_total_is_told_to_be_one(said: dict[str, Any]) -> None:
+    config = {**said.get("config", {}), "handler": {"max_length": 50, "max_new_tokens": 60}}
+    found = translate(legacy(**{**said, "config": config}))
+
+    assert found.setup_config["max_model_len"] == 60
+    assert row_of(found, "handler.max_new_tokens").what == (
+        "`max_model_len` 60: the handler gave it to generate() as max_length, so it was the total "
+        "length of prompt and reply"
+    )
+    assert row_of(found, "handler.max_length").what == (
+        "prompt and reply share the 60 tokens of `max_new_tokens`"
+    )
+
+
+def test_positions_bound_the_longest_sequence() -> None:
+    said = legacy(config={"handler": {"max_length": 5000, "max_new_tokens": 30}})
+
+    assert translate(said, positions=2048).setup_config["max_model_len"] == 2048
+    assert translate(said, positions=None).setup_config["max_model_len"] == 5030
+
+
+@pytest.mark.parametrize(
+    ("section", "generation"),
+    [
+        ({"temperature": 0.7}, {"temperature": 0.7, "do_sample": True}),
+        ({"temperature": 0}, {"do_sample": False}),
+        ({"temperature": 0.7, "do_sample": False}, {"temperature": 0.7, "do_sample": False}),
+        ({"temperature": -1}, {}),
+        ({"temperature": float("nan")}, {}),
+        ({"temperature": float("inf")}, {}),
+        ({"top_p": 0.9, "top_k": 5}, {"top_p": 0.9, "top_k": 5, "do_sample": True}),
+        ({"top_p": 2}, {}),
+        ({"top_k": -1}, {}),
+        ({"do_sample": "yes"}, {}),
+        ({"repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
+    ],
+)
+def test_generation_follows(section: dict[str, Any], generation: dict[str, Any]) -> None:
+    assert translate(legacy(config={"handler": section})).generation == generation
+
+
+@pytest.mark.parametrize(
+    ("said", "gpus"),
+    [
+        ({}, 1),
+        ({"config": {"deviceType": "cpu"}}, 0),
+        ({"config": {"deviceType": "neuron"}}, 0),
+        ({"config": {"deviceType": "gpu"}}, 1),
+        ({"config": {"deviceIds": [0, 2, 3], "parallelLevel": 2}}, 3),
+        ({"config": {"parallelLevel": 2}}, 2),
+        ({"config": {"torchrun": {"nproc-per-node": 4}}}, 4),
+        ({"config": {"torchrun": {"nproc-per-node": "4"}}}, 1),
+        ({"config": {"deviceType": "cpu", "parallelLevel": 2}}, 0),
+        ({"setup": {"max_memory": {"0": "10GB", "1": "10GB", "cpu": "10GB"}}}, 2),
+        ({"setup": {"max_memory": {"0": "10GB", "1": "0GB", "cpu": "10GB"}}}, 2),
+        ({"setup": {"max_memory": {"0": "1GB"}}, "config": {"deviceType": "cpu"}}, 1),
+        ({"setup": {"max_memory": {"1": "1GB"}}, "config": {"deviceIds": [0]}}, 2),
+        ({"setup": {"device_map": {"a": "cuda:1", "b": "cpu", "c": 0}}}, 2),
+        ({"setup": {"device_map": "cuda:0"}}, 1),
+        ({"setup": {"device_map": {"a": "cpu"}}, "properties": {"number_of_gpu": "0"}}, 0),
+        ({"setup": {"max_memory": {"cpu": "10GB"}}}, 0),
+        ({"setup": {"max_memory": {"cpu": "10GB"}}, "config": {"deviceType": "gpu"}}, 1),
+        ({"setup": {"device_map": "cpu"}}, 0),
+        ({"properties": {"number_of_gpu": "4"}}, 4),
+        ({"properties": {"number_of_gpu": "0"}}, 0),
+        ({"properties": {"number_of_gpu": "4"}, "setup": {"max_memory": {"0": "1GB"}}}, 1),
+    ],
+)
+def test_as_many_gpus_are_asked_for_as_the_model_was_given(said: Any, gpus: int) -> None:
+    assert translate(legacy(**said)).gpus == gpus
+
+
+@pytest.mark.parametrize("key", ["trust_remote_code", "allow_pickle", "enable_load_unload"])
+def test_what_lets_code_run_is_not_taken_from_an_archive(key: str) -> None:
+    assert key not in translate(legacy(setup={**SEED, key: True})).setup_config
+
+
+@pytest.mark.parametrize("key", ["model_dir", "model_id", "host", "http_port", "grpc_port"])
+def test_what_says_where_the_server_listens_and_reads_is_not_taken(key: str) -> None:
+    assert key not in translate(legacy(setup={**SEED, key: "x"})).setup_config
+
+
+def test_the_name_is_the_manifests_and_not_that_of_a_hub_model() -> None:
+    found = translate(legacy(setup={"model_name": "bert-base-uncased"}))
+
+    assert found.setup_config["model_name"] == "bloom"
+
+
+def test_the_models_own_file_is_stronger_than_what_was_translated() -> None:
+    said = {"handler": {"dtype": "bf16"}, "batchSize": 4}
+    found = translate(legacy(config=said, setup={"torch_dtype": "float16", "max_batch_size": 2}))
+
+    assert found.setup_config["torch_dtype"] == "float16"
+    assert "dtype" not in found.setup_config
+    assert found.setup_config["max_batch_size"] == 2
+    assert row_of(found, "handler.dtype").what == "setup_config.json is stronger"
+
+
+@pytest.mark.parametrize(
+    ("setup", "semantics"),
+    [(None, False), ({}, False), ({"max_length": "80"}, True), ({"max_length": 80}, True)],
+)
+def test_the_examples_semantics_are_kept_where_the_examples_file_is(
+    setup: Any, semantics: bool
+) -> None:
+    assert ("torchserve_semantics" in translate(legacy(setup=setup)).setup_config) is semantics
+
+
+@pytest.mark.parametrize("version", ["a/b", "", "a b", 1, None, "x" * 65])
+def test_a_version_that_cannot_stand_in_a_url_is_not_taken(version: Any) -> None:
+    assert "model_version" not in translate(legacy(model={"modelVersion": version})).setup_config
+
+
+def test_a_built_in_handler_is_said() -> None:
+    found = translate(
+        legacy(model={"handler": "text_classifier"}, handler=Handler("text_classifier"))
+    )
+
+    assert row_of(found, "model.handler").what == (
+        "not in the archive: a built-in handler of TorchServe's, or lost"
+    )
+
+
+def test_values_are_one_short_line_whatever_they_hold() -> None:
+    nested: Any = 1
+    for _ in range(500):
+        nested = [nested, nested]
+    huge = 1 << 40_000
+    said = {"new\x1b[2J" + "k" * 1000: "a\nb\x1b[2J" + "v" * 10**6, "deep": nested, "huge": huge}
+    rows = [row for row in translate(legacy(config=said)).rows if row.file == CONFIG]
+
+    assert len(rows) == 3
+    for row in rows:
+        assert row.key.isprintable()
+        assert row.value.isprintable()
+        assert len(row.key) <= 64
+        assert len(row.value) <= 60
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("keystore_pass", "x", "(not shown)"),
+        ("hf_token", "x", "(not shown)"),
+        ("auth-token", "x", "(not shown)"),
+        ("client_secret", "x", "(not shown)"),
+        ("apiKey", "x", "(not shown)"),
+        ("auth", {"password": "x"}, '{"password": (not shown)}'),
+        ("vmargs", "-Dpassword=x", "(not shown)"),
+        ("max_new_tokens", "5", "5"),
+        ("tokenizer_dir", "x", "x"),
+        ("disable_token_authorization", "true", "true"),
+        ("private_key_file", "/etc/x.pem", "/etc/x.pem"),
+        ("path", "x", "x"),
+    ],
+)
+def test_what_looks_like_a_secret_is_not_shown(key: str, value: Any, shown: str) -> None:
+    assert row_of(translate(legacy(config={key: value})), key).value == shown
+
+
+def test_the_new_file_is_json_again() -> None:
+    assert json.loads(json.dumps(translate(RICH).setup_config)) == translate(RICH).setup_config
