@@ -25,6 +25,9 @@ REPORT = "torchserve-report.md"
 WRITTEN = frozenset({SETUP_CONFIG, HELM_VALUES, INFERENCE_SERVICE, REPORT})
 """What an import writes itself; a file of the model that has such a name is left out."""
 
+_LARGEST_JSON = 64 * 1024**2
+"""Such files are read whole; the largest tokenizers have half of it."""
+
 _INNER = "model.zip"
 _HUB = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
@@ -42,10 +45,6 @@ class Model:
     archive: Archive
     files: Mapping[str, str]
     model_id: str | None = None
-
-    def source_of(self, name: str) -> str | None:
-        """Returns where in the archive a file of the model directory comes from."""
-        return next((path for path, target in self.files.items() if target == name), None)
 
 
 @contextlib.contextmanager
@@ -126,14 +125,13 @@ def _model(archive: Archive, config: str, others: frozenset[str]) -> Model:
         for path in archive.members
         if path.startswith(prefix) and path not in others and not path.startswith("MAR-INF/")
     }
-    return Model(
-        archive,
-        {
-            path: target
-            for path, target in targets.items()
-            if target.partition("/")[0] not in WRITTEN
-        },
-    )
+    files = {
+        path: target for path, target in targets.items() if target.partition("/")[0] not in WRITTEN
+    }
+    for path, target in files.items():
+        if target.endswith(".json") and archive.members[path].size > _LARGEST_JSON:
+            raise archive.refusal(path, "is larger than any JSON file of a model")
+    return Model(archive, files)
 
 
 def _torchserves(legacy: Legacy) -> frozenset[str]:

@@ -29,7 +29,9 @@ MODEL_CONFIG = "model-config.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*")
 """TorchServe's own rule for names of models."""
 
+_DEEPEST, _MOST_EVENTS = 32, 20_000
 _LONG_NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXob_:]{300,}")
+"""In base 16 YAML takes numbers that Python then refuses to write."""
 
 _ARCHIVES = (".mar", ".tar.gz")
 """What the names in a model store end in."""
@@ -160,14 +162,22 @@ def _yaml(content: bytes, file: str) -> dict[str, Any]:
 
 
 def _load_yaml(content: bytes) -> Any:
-    for event in yaml.parse(content, yaml.SafeLoader):
-        # With merge keys a few lines of aliases become any amount of memory.
-        if isinstance(event, yaml.AliasEvent):
+    _check_yaml(content)
+    return yaml.safe_load(content)
+
+
+def _check_yaml(content: bytes) -> None:
+    """Refuses what PyYAML takes any amount of time or memory for; its events come one by one."""
+    depth = 0
+    for number, event in enumerate(yaml.parse(content, yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST or number > _MOST_EVENTS:
+            raise ValueError("it is longer or nested more deeply than a configuration is")
+        if isinstance(event, yaml.AliasEvent):  # with merge keys a few lines are terabytes
             raise ValueError("it has aliases, which are not read")
-        # In base 16 YAML takes numbers that Python then refuses to write.
         if isinstance(event, yaml.ScalarEvent) and _LONG_NUMBER.fullmatch(event.value):
             raise ValueError("it has a number of hundreds of digits")
-    return yaml.safe_load(content)
 
 
 def _object(content: bytes, file: str, kind: str, load: Callable[[bytes], Any]) -> dict[str, Any]:

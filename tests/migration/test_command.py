@@ -117,8 +117,12 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         "it has a number of hundreds of digits",
     ),
     "YAML nested deeply": (
-        {"model-config.yaml": b"[" * 10_000},
-        "model-config.yaml cannot be read as YAML",
+        {"model-config.yaml": b"[" * 1_000_000},
+        "it is longer or nested more deeply than a configuration is",
+    ),
+    "YAML of a hundred thousand keys": (
+        {"model-config.yaml": b"".join(b"k%d: v\n" % number for number in range(80_000))},
+        "it is longer or nested more deeply than a configuration is",
     ),
     "YAML of a list": ({"model-config.yaml": b"- a"}, "must hold one YAML object"),
     "a setup that is no JSON": (

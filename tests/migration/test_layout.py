@@ -95,6 +95,15 @@ def test_what_an_import_writes_is_not_taken(tmp_path: Path, name: str, below: st
     assert found(tmp_path, {"model.zip": model}) == {"config.json": "config.json"}
 
 
+def test_a_json_file_that_would_fill_memory_is_refused(tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    with large.open("wb") as stream:
+        stream.truncate(64 * 1024**2 + 1)
+
+    with pytest.raises(ArchiveError, match="is larger than any JSON file of a model"):
+        found(tmp_path, {"config.json": b"", "tokenizer.json": large})
+
+
 @pytest.mark.parametrize("key", ["model_path", "model_dir"])
 @pytest.mark.parametrize("path", ["b", "./b/", "a/../b"])
 def test_the_handlers_own_folder_is_taken_of_several(tmp_path: Path, key: str, path: str) -> None:
