@@ -1,45 +1,36 @@
-"""A real server as a user of TorchServe starts and calls it: the old file, the old routes."""
+"""A real server as a user of TorchServe starts and calls it: the old archive, file and routes."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.migration.packing import LAYOUTS, SEED, seed
 from tests.server.process import Served, serve
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
 PROMPT = "Today the weather is really nice and I am planning on"
-SETUP = {
-    "revision": "main",
-    "max_memory": {"cpu": "10GB"},
-    "low_cpu_mem_usage": True,
-    "device_map": "auto",
-    "offload_folder": "offload",
-    "offload_state_dict": True,
-    "torch_dtype": "float16",
-    "max_length": "80",
-}
+SETUP = {**SEED, "max_memory": {"cpu": "10GB"}}
 """The example's own `setup_config.json` without the GPU, which this machine may lack."""
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "bloom"
-    shutil.copytree(DEMO, folder)
-    (folder / "setup_config.json").write_text(json.dumps(SETUP))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bloom(model_dir: Path) -> Iterator[Served]:
-    flags = ("--torchserve_api", "--torchserve_semantics", "--model_version=1.0")
-    with serve(model_dir, *flags, name="bloom") as server:
+@pytest.fixture(scope="module", params=LAYOUTS)
+def bloom(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Served]:
+    """The example's archive in each layout, imported by the command and served as it is then."""
+    folder = tmp_path_factory.mktemp("store")
+    archive = seed(folder, DEMO, layout=request.param, max_memory=SETUP["max_memory"])
+    command = [sys.executable, "-m", "predictor", "import-torchserve", str(archive)]
+    subprocess.run([*command, f"--into={folder}/imported"], check=True, timeout=120)
+    with serve(folder / "imported", name="bloom") as server:
         yield server.await_ready()
 
 
@@ -81,8 +72,8 @@ def test_the_models_are_told(bloom: Served) -> None:
     assert described["jobQueueStatus"] == {"remainingCapacity": 128, "pendingRequests": 0}
 
 
-def test_a_gpu_that_is_not_there_is_a_sentence_and_an_end(model_dir: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(model_dir, tmp_path / "bloom")
+def test_a_gpu_that_is_not_there_is_a_sentence_and_an_end(tmp_path: Path) -> None:
+    folder = shutil.copytree(DEMO, tmp_path / "bloom")
     wishes = {**SETUP, "max_memory": {"7": "10GB", "cpu": "10GB"}}
     (folder / "setup_config.json").write_text(json.dumps(wishes))
     with serve(folder) as server:
