@@ -134,13 +134,17 @@ def _completed(folder: Path, into: Path, legacy: Legacy, model: Model) -> Report
 
 def _checked(folder: Path, name: str) -> _Checked:
     try:
-        checkpoint = open_directory(folder, allow_pickle=True)
+        stored = read_stored(folder)
+        flags = ("--allow_pickle",) if stored is not None and stored.kind == "pickle" else ()
+        try:
+            return _Checked(open_directory(folder, allow_pickle=True), flags)
+        except CheckpointError as error:
+            if stored is None or "trust_remote_code" not in str(error):
+                raise
+            return _Checked(None, (*flags, "--trust_remote_code"))
     except CheckpointError as error:
-        if "trust_remote_code" in str(error) and read_stored(folder) is not None:
-            return _Checked(None, ("--trust_remote_code",))
         said = str(error).replace(f"{folder}/", "").replace(str(folder), "its model")
         raise ArchiveError(f"{name} cannot be served: {said}") from None
-    return _Checked(checkpoint, ("--allow_pickle",) if checkpoint.kind == "pickle" else ())
 
 
 def _write_generation(folder: Path, said: dict[str, Any], checkpoint: Checkpoint | None) -> None:
@@ -179,6 +183,7 @@ def _deployed(
         f"helm install {title_of(translation.name)} helm/ --values {directory}/{HELM_VALUES} "
         f"--set model.uri={WHERE_THE_MODEL_LIES}"
     )
+    install += "".join(f" --set settings.{flag.removeprefix('--')}=true" for flag in checked.flags)
     return (serve, try_it, install), notes
 
 

@@ -267,6 +267,7 @@ def test_pickled_weights_are_taken_and_said_to_need_a_flag(
     report = import_torchserve(seed(tmp_path / "packed", model), tmp_path / "imported")
 
     assert report.steps[0] == f"predictor serve --model_dir {tmp_path / 'imported'} --allow_pickle"
+    assert report.steps[-1].endswith(" --set settings.allow_pickle=true")
     assert not settings_of(tmp_path / "imported").allow_pickle
 
 
@@ -280,24 +281,38 @@ def test_code_in_an_archive_is_not_trusted_because_the_archive_says_so(
     assert not written.keys() & said.keys()
 
 
-def test_a_model_that_needs_its_own_code_is_imported_and_said_to_need_a_flag(
-    tmp_path: Path, bloom: Path
-) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
-    for file in bloom.iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
-    config = json.loads((model / "config.json").read_bytes()) | {
+def of_its_own_code(folder: Path, model: Path) -> Path:
+    """A copy of a model whose config asks for Python code that lies beside it."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_bytes()) | {
         "model_type": "own",
         "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"},
     }
-    (model / "config.json").write_text(json.dumps(config))
-    (model / "own.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w').close()\n")
-    report = import_torchserve(seed(tmp_path / "packed", model), tmp_path / "imported")
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(folder / 'executed')!r}, 'w').close()\n")
+    return folder
 
-    assert report.steps[0].endswith(" --trust_remote_code")
+
+@pytest.mark.parametrize("pickle", [True, False])
+def test_a_model_that_needs_its_own_code_is_imported_and_said_to_need_a_flag(
+    tmp_path: Path, checkpoints: Checkpoints, pickle: bool
+) -> None:
+    model = of_its_own_code(tmp_path / "model", checkpoints("bloom", pickle=pickle))
+    report = import_torchserve(seed(tmp_path / "packed", model), tmp_path / "imported")
+    flags = " --allow_pickle --trust_remote_code" if pickle else " --trust_remote_code"
+
+    assert report.steps[0].endswith(f"{tmp_path / 'imported'}{flags}")
     assert (tmp_path / "imported/own.py").exists()
-    assert not (tmp_path / "executed").exists()
+    assert not (model / "executed").exists()
+
+
+def test_a_model_of_its_own_code_must_be_whole_too(tmp_path: Path, bloom: Path) -> None:
+    model = of_its_own_code(tmp_path / "model", bloom)
+    next(model.glob("*00003-of*")).unlink()
+
+    with pytest.raises(ArchiveError, match=r"its model is incomplete: model-00003-of-00007\."):
+        import_torchserve(seed(tmp_path / "packed", model), tmp_path / "imported")
+    assert not (tmp_path / "imported").exists()
 
 
 def test_the_report_lies_in_the_directory(tmp_path: Path, bloom: Path) -> None:
