@@ -217,7 +217,8 @@ class SetupConfig(PydanticBaseSettingsSource):
         if isinstance(told.get("offload_folder"), str):
             # The predecessor ran in the model's directory; this process may run anywhere.
             told["offload_folder"] = path.parent / told["offload_folder"]
-        return told
+        # pydantic would merge objects; what a stronger source says is the whole value.
+        return {name: value for name, value in told.items() if name not in self.current_state}
 
 
 def read_settings(flags: Mapping[str, Any], *, environ: Mapping[str, str] = os.environ) -> Settings:

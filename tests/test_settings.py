@@ -106,6 +106,12 @@ def test_the_predecessors_shipped_file_is_read_whole(model_dir):
     }
 
 
+def test_an_object_of_a_stronger_source_is_not_merged_with_the_files(model_dir):
+    folder = model_dir(SHIPPED)
+    settings = read({"model_dir": folder, "max_memory": {"cpu": "1GiB"}})
+    assert settings.max_memory == {"cpu": 1024**3}
+
+
 @pytest.mark.parametrize(
     ("alias", "name", "value"),
     [("revision", "model_revision", "v1.0"), ("torch_dtype", "dtype", "bfloat16")],
