@@ -23,7 +23,7 @@ from predictor.pod.usage import count_usage
 from predictor.settings import Settings
 from predictor.tasks.generation import TextGeneration
 from predictor.tasks.loading import open_task
-from predictor.weights.audit import compare
+from predictor.weights import audit
 from predictor.weights.checkpoint import (
     Checkpoint,
     context_length,
@@ -151,6 +151,7 @@ def bring_up(
         LoadFailed: Reading failed.
     """
     prepared = replace(prepared, checkpoint=fetch_weights(prepared.checkpoint))
+    gpus = audit.wake_gpus(prepared.placement)
     before, metrics = read_own_anonymous(), WeightMetrics(settings.model_name)
     loaded = load(
         prepared.checkpoint,
@@ -162,13 +163,20 @@ def bring_up(
         metrics=metrics,
         pinned_fraction=settings.pinned_memory_fraction,
     )
+    audit.compare_gpus(
+        prepared.placement,
+        before=gpus,
+        after=audit.read_gpus(prepared.placement),
+        slots=loaded.device_bytes,
+    )
     try:
         task = _open(settings, prepared, loaded, metrics, on_broken)
     except BaseException:
         loaded.release()
         raise
     loaded.serve()
-    compare(prepared.placement, held=read_own_anonymous() - before, buffers=loaded.buffer_bytes)
+    held = read_own_anonymous() - before
+    audit.compare(prepared.placement, held=held, buffers=loaded.buffer_bytes)
     return Started(task, loaded)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,25 @@ def test_a_small_wish_for_the_gpu_is_kept(checkpoints: Checkpoints, pod: PodReso
     workspaces = 96 * MIB  # cuBLAS takes one for each thread; headroom covers them
     planned = up.prepared.placement.tier("0").planned
     assert torch.cuda.max_memory_allocated() - before <= planned + workspaces
+
+
+@pytest.mark.parametrize("places", ["gpu", "spread"])
+def test_loading_takes_of_memory_what_was_planned(
+    checkpoints: Checkpoints, pod: PodResources, tmp_path: Path, places: str
+) -> None:
+    folder = checkpoints("llama")
+    device_map = "cuda:0" if places == "gpu" else json.dumps(spread(folder, pod))
+    # In a process of its own: here CUDA has been started, which takes half a GiB of main memory.
+    code = (
+        "import sys; from pathlib import Path; from predictor.pod import read;"
+        "from tests.serving import bring_up; folder, device_map, work = sys.argv[1:];"
+        "bring_up(Path(folder), pod=read(Path(work)), device_map=device_map, offload_folder=work);"
+        "print('up', flush=True); import os; os._exit(0)"
+    )
+    argv = [sys.executable, "-c", code, str(folder), device_map, str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=200)
+    assert done.stdout.strip().endswith("up"), done.stderr
+    assert "were planned" not in done.stderr  # warnings are printed without any set-up of logging
 
 
 def test_devices_are_read_as_the_driver_reports_them() -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from predictor.errors import ConfigurationError, reason_of
+from predictor.placement.alike import Alike
 from predictor.placement.probe import Probe, probe
 from predictor.placement.units import Footprint, Unit
 
@@ -72,14 +73,13 @@ def measure_footprint(
         stored_kind: ``"safetensors"`` or ``"pickle"``.
     """
     blocks = find_blocks(model)
-    with _counting_calls(model, blocks) as calls:
-        probed = probe(
-            model,
-            len(blocks),
-            max_model_len=max_model_len,
-            chunk=min(prefill_chunk, max_model_len),
-            rows=max_batch_size,
-        )
+    probed, by_block = _probe(
+        model,
+        blocks,
+        max_model_len=max_model_len,
+        chunk=min(prefill_chunk, max_model_len),
+        rows=max_batch_size,
+    )
     dtype = str(model.dtype).removeprefix("torch.")
     return Footprint(
         architecture=type(model).__name__,
@@ -91,8 +91,21 @@ def measure_footprint(
         cast=stored_dtype not in (None, dtype),
         rewritten=stored_kind == "pickle" or _is_converted(model),
         probed=probed.measured,
-        by_block=probed.measured and all(calls.values()) and len(set(calls.values())) == 1,
+        by_block=by_block,
     )
+
+
+def _probe(model: PreTrainedModel, blocks: Sequence[str], **sizes: int) -> tuple[Probe, bool]:
+    """What running the model shows, and whether it calls every block as a module equally often."""
+    members = [model.get_submodule(name) for name in blocks]
+    alike = Alike(members, model.config.get_text_config(decoder=True))
+    # A model that only runs as a whole is run as a whole.
+    for few in [alike, None] if alike.any else [None]:
+        with _counting_calls(model, blocks) as calls:
+            probed = probe(model, len(blocks), alike=few, **sizes)
+        if probed.measured:
+            break
+    return probed, probed.measured and all(calls.values()) and len(set(calls.values())) == 1
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.cache_utils import DynamicLayer
 
 _GROUPED = (functional.grouped_mm, torch._grouped_mm)
 """The matrix products of experts, whose kernels on meta know bfloat16 alone."""
@@ -25,10 +26,16 @@ _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages alive, by watching every operation's results."""
 
-    def __init__(self) -> None:
+    def __init__(self, besides: Set[torch.UntypedStorage] = frozenset()) -> None:
+        """Begins with nothing alive.
+
+        Args:
+            besides: What is not counted, since it is there before and after: the weights.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
+        self._besides = besides
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -40,7 +47,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Adds the storages of these tensors until they are freed."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            if storage not in self._seen:
+            if storage not in self._seen and storage not in self._besides:
                 self._seen.add(storage)
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
@@ -48,6 +55,14 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _freed(self, count: int) -> None:
         self.now -= count
+
+
+def filled(keys: torch.Tensor, values: torch.Tensor) -> DynamicLayer:
+    """Returns a layer of a cache that holds these; updating an empty one would copy them."""
+    layer = DynamicLayer()  # type: ignore[no-untyped-call]
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    return layer
 
 
 class AsOnDevices(TorchFunctionMode):

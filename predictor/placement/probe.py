@@ -10,7 +10,6 @@ formulas from its config serve.
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from predictor.errors import ConfigurationError
-from predictor.placement.meta import AsOnDevices, LiveBytes
+from predictor.placement.alike import Alike
+from predictor.placement.meta import AsOnDevices, LiveBytes, filled
 from predictor.placement.plan import ROOM_FOR_PADDING
 
 WHOLE_KINDS = frozenset({"full_attention", "sliding_attention"})
@@ -55,7 +55,13 @@ class Probe:
 
 
 def probe(
-    model: PreTrainedModel, blocks: int, *, max_model_len: int, chunk: int, rows: int = 1
+    model: PreTrainedModel,
+    blocks: int,
+    *,
+    max_model_len: int,
+    chunk: int,
+    rows: int = 1,
+    alike: Alike | None = None,
 ) -> Probe:
     """Returns the cache per block and the activations of a model on the meta device.
 
@@ -69,14 +75,16 @@ def probe(
         max_model_len: Tokens of the longest sequence.
         chunk: Tokens of the pass whose activations are measured.
         rows: Most sequences of a pass.
+        alike: Its blocks by kind, of each of which few are run then; None runs every block.
     """
     lengths = [max(1, max_model_len * quarters // 4) for quarters in (1, 2, 4)]
     try:
-        caches = [_forward(model, _one_row(tokens), _empty(model)) for tokens in lengths]
+        run = _Run(model, alike or Alike())
+        caches = [run.forward(1, tokens, run.empty()) for tokens in lengths]
         sizes = [_cache_bytes(cache, blocks) for cache in caches]
         gathered = max(map(_gathered_per_token, caches[-1].layers), default=0)
         activations, per_token = _activations(
-            model, caches[-1], _Shape(max_model_len, chunk, rows), gathered
+            run, caches[-1], _Shape(max_model_len, chunk, rows), gathered
         )
     # Models fail on meta in every way there is: data-dependent shapes, `.item()`, missing kernels.
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError):
@@ -109,22 +117,52 @@ def _slope(lengths: Sequence[int], sizes: Sequence[int]) -> int:
     return slope if y - x == slope * (b - a) and z - y == slope * (c - b) else 0
 
 
-def _one_row(tokens: int) -> torch.Tensor:
-    return torch.zeros(1, tokens, dtype=torch.long, device="meta")
+class _Run:
+    """Passes of a model over the meta device."""
 
+    def __init__(self, model: PreTrainedModel, alike: Alike) -> None:
+        self._model = model
+        self.kept_whole = kept_whole(model)
+        self.vocabulary: int = model.config.get_text_config().vocab_size
+        self._alike = alike
+        self._weights = {weight.untyped_storage() for weight in model.parameters()}
+        takes = inspect.signature(model.forward).parameters
+        self._extra: Any = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
-def _empty(model: PreTrainedModel) -> Any:
-    """A cache that keeps whole sequences where the engine will; else the model's own choice."""
-    return DynamicCache() if kept_whole(model) else None
+    def empty(self) -> Any:
+        """A cache that keeps whole sequences where the engine will; else the model's own choice."""
+        return DynamicCache() if self.kept_whole else None
 
+    def forward(self, rows: int, tokens: int, past: Any) -> Any:
+        """The cache after so many tokens of each row."""
+        # Only to repeat what a block did is there something to count.
+        if self._alike.any:
+            return self._counted(rows, tokens, past)[0]
+        return self._uncounted(rows, tokens, past)
 
-def _forward(model: PreTrainedModel, ids: torch.Tensor, past: Any) -> Any:
-    """Runs tokens, (rows, tokens); without an attention mask, whose values meta has not."""
-    extra: dict[str, Any] = {}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        extra["logits_to_keep"] = 1
-    with torch.no_grad(), AsOnDevices():
-        return model(input_ids=ids, past_key_values=past, use_cache=True, **extra).past_key_values
+    def peak(self, rows: int, tokens: int, past: Any) -> int:
+        """Bytes alive at the worst moment besides weights and what the cache holds after."""
+        cache, worst = self._counted(rows, tokens, past)
+        held = sum(tensor.nbytes for layer in cache.layers for tensor in _tensors_of(layer))
+        return max(worst - held, 0)
+
+    def _counted(self, rows: int, tokens: int, past: Any) -> tuple[Any, int]:
+        """The cache after a pass, and the bytes alive at its worst besides the model itself."""
+        with LiveBytes(besides=self._weights) as live:
+            live.count(self._model.buffers())
+            buffers: int = live.now
+            for layer in past.layers if past is not None else ():
+                live.count(_tensors_of(layer))
+            with self._alike.few_run(live, past):
+                cache = self._uncounted(rows, tokens, past)
+        return cache, live.peak - buffers
+
+    def _uncounted(self, rows: int, tokens: int, past: Any) -> Any:
+        """The cache after a pass without an attention mask, whose values meta has not."""
+        ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
+        given = {"input_ids": ids, "past_key_values": past, "use_cache": True}
+        with torch.no_grad(), AsOnDevices():
+            return self._model(**given, **self._extra).past_key_values
 
 
 def _cache_bytes(cache: Any, blocks: int) -> list[int]:
@@ -143,51 +181,35 @@ def _tensors_of(layer: Any) -> Iterator[torch.Tensor]:
             yield leaf
 
 
-def _activations(
-    model: PreTrainedModel, full: Any, shape: _Shape, gathered: int
-) -> tuple[int, int]:
+def _activations(run: _Run, full: Any, shape: _Shape, gathered: int) -> tuple[int, int]:
     """The bytes of the worst pass, and how they grow with the tokens of a batch."""
-    logits: int = model.config.get_text_config().vocab_size * 4 * _SAMPLING_COPIES
-    reading = _peak(model, shape.chunk, _resized(model, full, 1, shape.max_model_len - shape.chunk))
-    if not kept_whole(model):
+    logits = run.vocabulary * 4 * _SAMPLING_COPIES
+    reading = run.peak(1, shape.chunk, _resized(run, full, 1, shape.max_model_len - shape.chunk))
+    if not run.kept_whole:
         return reading + logits, 0
     past = max(1, ROOM_FOR_PADDING * shape.max_model_len // shape.rows)
     short, long = (
-        _peak(model, 1, _resized(model, full, shape.rows, length)) for length in (past, 2 * past)
+        run.peak(shape.rows, 1, _resized(run, full, shape.rows, length))
+        for length in (past, 2 * past)
     )
     per_token = gathered + max(0, long - short) // (shape.rows * past)
     worst = max(reading, short) + gathered * ROOM_FOR_PADDING * shape.max_model_len
     return worst + logits, ROOM_FOR_PADDING * per_token
 
 
-def _peak(model: PreTrainedModel, tokens: int, past: Any) -> int:
-    """Bytes alive at the worst moment of a pass besides weights and what the cache holds after."""
-    layers = past.layers if past is not None else ()
-    rows = layers[0].keys.shape[0] if layers and getattr(layers[0], "keys", None) is not None else 1
-    with LiveBytes() as live:
-        live.count(itertools.chain(model.parameters(), model.buffers()))
-        weights: int = live.now
-        for layer in layers:
-            live.count(_tensors_of(layer))
-        ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
-        cache = _forward(model, ids, past)
-        held = sum(tensor.nbytes for layer in cache.layers for tensor in _tensors_of(layer))
-    return max(int(live.peak) - weights - held, 0)
-
-
-def _resized(model: PreTrainedModel, full: Any, rows: int, tokens: int) -> Any:
+def _resized(run: _Run, full: Any, rows: int, tokens: int) -> Any:
     """A cache like a full one, of so many rows and tokens; run anew where its form is unknown."""
     if tokens == 0:
-        return _empty(model)
-    if not kept_whole(model):
-        return _forward(model, _one_row(tokens), None)
+        return run.empty()
+    if not run.kept_whole:
+        return run.forward(1, tokens, None)
     cache = DynamicCache()
-    for index, layer in enumerate(full.layers):
+    for layer in full.layers:
         keys, values = (
             tensor.new_empty(rows, tensor.shape[1], tokens, tensor.shape[3])
             for tensor in (layer.keys, layer.values)
         )
-        cache.update(keys, values, index)
+        cache.layers.append(filled(keys, values))
     return cache
 
 

@@ -179,6 +179,11 @@ class ToDevice:
         """Where pieces from disk are in main memory on their way."""
         return () if self.disk is None else self.disk.buffers
 
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of the accelerator's memory that blocks are brought to."""
+        return sum(slot.memory.nbytes for slot in self._slots)
+
     def close(self) -> None:
         """Ends copying and reading."""
         self._ring.close()

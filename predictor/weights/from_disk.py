@@ -53,6 +53,11 @@ class FromDisk:
         """Where blocks are read to."""
         return tuple(slot.buffer for slot in self._slots)
 
+    @property
+    def device_bytes(self) -> int:
+        """None: blocks compute where they are read to."""
+        return 0
+
     def take(self, index: int) -> tuple[Sequence[nn.Parameter], float]:
         """Returns a block's parameters in main memory, and the seconds that this waited.
 

@@ -62,6 +62,11 @@ class Loaded:
         buffers = () if self.streaming is None else self.streaming.lane.buffers
         return sum(buffer.tensor.nbytes for buffer in buffers)
 
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of the executing accelerator's memory that its blocks are brought to."""
+        return 0 if self.streaming is None else self.streaming.lane.device_bytes
+
     def serve(self) -> None:
         """Marks the offload volume as used; to be called when requests are answered."""
         self.supply.serve()

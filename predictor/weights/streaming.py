@@ -35,6 +35,10 @@ class Lane(Protocol):
     def buffers(self) -> tuple[Buffer, ...]:
         """Main memory that blocks from disk are read to."""
 
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of an accelerator's memory that blocks are brought to."""
+
     def take(self, index: int) -> tuple[Sequence[nn.Parameter], float]:
         """Returns a block's parameters, and the seconds that passes were found to have waited."""
 
