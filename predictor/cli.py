@@ -22,7 +22,8 @@ from typing import Any, NoReturn
 import predictor
 from predictor import logs
 from predictor.errors import ConfigurationError, PredictorError
-from predictor.settings import ALIASES, Settings, check_known, names, read_settings, told
+from predictor.setting_sources import ALIASES, check_known
+from predictor.settings import Settings, names, read_settings, told
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def _parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     check_known(
         [word.partition("=")[0].removeprefix("--") for word in unknown if word.startswith("--")],
         "flag",
+        Settings.model_fields,
         shown=lambda name: f"--{name}",
     )
     if unknown:

@@ -19,13 +19,14 @@ from predictor.protocol.exchange import Exchange, open_exchange
 from predictor.protocol.served import Limits
 from predictor.protocol.style import OUR_STYLE, Style, handler_style
 from predictor.settings import Settings
-from predictor.tasks.request import Completion, GenerationRequest, Piece, Stream
+from predictor.tasks.head import Head, ReadingRequest
+from predictor.tasks.request import GenerationRequest, Piece, Stream
 from predictor.weights.progress import Progress
 
 from kserve import InferRequest, InferResponse, Model  # isort: skip
 
 if TYPE_CHECKING:  # its import takes seconds, and the ports open first
-    from predictor.tasks.generation import TextGeneration
+    from predictor.tasks.loading import Task
     from predictor.weights.loader import Loaded
 
 logger = logging.getLogger(__name__)
@@ -33,18 +34,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An exchange and the completions of its request, in order."""
+    """An exchange and what its request is answered with, in order."""
 
     exchange: Exchange
-    completions: Sequence[Completion]
+    answers: Sequence[Any]
 
 
 class PredictorModel(Model):
-    """One causal language model, placed over what the pod owns.
+    """One model, placed over what the pod owns.
 
     Attributes:
         version: The one version that is served.
         style: What a request means that leaves something open.
+        head: What a model that reads is asked and answers, once it is loaded.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class PredictorModel(Model):
         super().__init__(settings.model_name)
         self.version = settings.model_version
         self.style = _style(settings)
+        self.head: Head | None = None
         self._settings = settings
         self._on_broken = on_broken
         self._progress = Progress()
-        self._task: TextGeneration | None = None
+        self._task: Task | None = None
         self._weights: Loaded | None = None
         self._placement: dict[str, Any] = {}
         self._draining = False
@@ -74,12 +77,12 @@ class PredictorModel(Model):
         Raises:
             PredictorError: The model cannot be served here; the sentence says why.
         """
-        from predictor import pod, startup
+        from predictor import pod, startup, wishes
 
         settings = self._settings
         checkpoint = startup.open_checkpoint(settings)
         resources = pod.read(settings.offload_folder, gpu_fraction=settings.gpu_fraction)
-        for note in (*resources.notes, *startup.inherited_notes(settings)):
+        for note in (*resources.notes, *wishes.inherited_notes(settings)):
             logger.warning("%s", note)
         prepared = startup.prepare(settings, checkpoint, resources)
         self._placement = as_json(prepared.placement)
@@ -87,6 +90,7 @@ class PredictorModel(Model):
         show_placement(self.name, prepared.placement)
         started = startup.bring_up(settings, prepared, self._progress, self._break)
         self._task, self._weights = started.task, started.weights
+        self.head = started.head
         self.ready = True
         return self.ready
 
@@ -143,13 +147,17 @@ class PredictorModel(Model):
         """
         self._check_open()
         return open_exchange(
-            payload, model_name=self.name, model_version=self.version, style=self.style
+            payload,
+            model_name=self.name,
+            model_version=self.version,
+            style=self.style,
+            head=self.head,
         )
 
     async def predict(
         self, payload: Exchange, headers: Any = None, response_headers: Any = None
     ) -> Answered:
-        """Returns the completions of a typed request, generated off the event loop.
+        """Returns what a typed request is answered with, computed off the event loop.
 
         Raises:
             RequestError: A prompt is too long, or empty.
@@ -162,12 +170,14 @@ class PredictorModel(Model):
         self, result: Answered, headers: Any = None, response_headers: Any = None
     ) -> dict[str, object] | InferResponse:
         """Returns the answer in the protocol of the request."""
-        return result.exchange.encode(result.completions)
+        return result.exchange.encode(result.answers)
 
     async def answer(
-        self, request: GenerationRequest, timeout: float | None
-    ) -> tuple[Completion, ...]:
-        """Returns a completion for each prompt; cancelling this gives their places up.
+        self, request: GenerationRequest | ReadingRequest, timeout: float | None
+    ) -> tuple[Any, ...]:
+        """Returns a completion for each prompt, or an answer to each thing asked.
+
+        Cancelling this gives their places up.
 
         Args:
             request: The request.
@@ -180,27 +190,27 @@ class PredictorModel(Model):
             GenerationFailed: The model failed on it.
             DeadlineExceeded: It took too long.
         """
-        task = self._check_open()
+        task: Any = self._check_open()
         limit = self._limit(request, timeout)
         place = self._places.take()
         try:
             async with asyncio.timeout(limit):
                 # What is wrong with a request is said at once, and not after those before it.
                 jobs = await asyncio.to_thread(task.prepare, request)
-                completions = await task.complete(jobs)
+                answers: tuple[Any, ...] = await task.complete(jobs)
         except TimeoutError:
             raise _too_late(limit) from None
         finally:
             place.give_up()
         self._places.answered()
-        return completions
+        return answers
 
     async def stream(self, request: GenerationRequest, timeout: float | None) -> Stream:
         """Checks a request and returns its pieces to come; closing them gives the places up.
 
         Raises what `answer` raises, what happens later while the pieces are read.
         """
-        task = self._check_open()
+        task: Any = self._check_open()
         limit = self._limit(request, timeout)
         deadline = asyncio.get_running_loop().time() + limit
         place = self._places.take()
@@ -238,7 +248,7 @@ class PredictorModel(Model):
         self.ready = False
         self._task = None
 
-    def _check_open(self) -> TextGeneration:
+    def _check_open(self) -> Task:
         """Returns the task if one more request may come in now."""
         task = self._task
         if task is None or not self.ready or self._draining:
@@ -246,7 +256,7 @@ class PredictorModel(Model):
         self._places.check()
         return task
 
-    def _limit(self, request: GenerationRequest, timeout: float | None) -> float:
+    def _limit(self, request: GenerationRequest | ReadingRequest, timeout: float | None) -> float:
         said = (self._settings.request_timeout, request.timeout, timeout)
         return min(seconds for seconds in said if seconds is not None)
 

@@ -43,5 +43,19 @@ Dtype = Annotated[
     BeforeValidator(lambda text: _DTYPES.get(str(text), str(text).removeprefix("torch."))),
 ]
 
+Task = (
+    Literal[
+        "text_generation",
+        "text2text_generation",
+        "sequence_classification",
+        "token_classification",
+        "question_answering",
+        "fill_mask",
+        "text_embedding",
+        "rerank",
+    ]
+    | None
+)
+
 MemoryByDevice = Annotated[dict[str, Bytes] | None, BeforeValidator(_memory_by_device)]
 DeviceMap = Annotated[str | dict[str, str], BeforeValidator(_devices)]

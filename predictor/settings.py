@@ -7,31 +7,24 @@ module knows names, types and defaults; what a wish means is decided in `placeme
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from predictor.errors import ConfigurationError
-from predictor.setting_types import Bytes, DeviceMap, Dtype, MemoryByDevice
-
-ALIASES = {"revision": "model_revision", "torch_dtype": "dtype"}
-"""The predecessor's names for settings that KServe's Hugging Face server names otherwise."""
-
-PREFIX = "PREDICTOR_"
-_SETUP_CONFIG = "setup_config.json"
-_SERVICE_LINK = re.compile(
-    r"PREDICTOR_(\w+_)?(SERVICE_HOST=|SERVICE_PORT(_\w+)?=\d|PORT(_\d+_\w+)?=\w+://"
-    r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=).*"
+from predictor.setting_sources import (
+    ALIASES,
+    PREFIX,
+    SetupConfig,
+    by_field,
+    check_known,
+    own_variables,
 )
-"""``NAME=value`` of what Kubernetes sets for Services named ``predictor`` or ``predictor-...``."""
+from predictor.setting_types import Bytes, DeviceMap, Dtype, MemoryByDevice, Task
 
 
 class Settings(BaseSettings):
@@ -55,6 +48,11 @@ class Settings(BaseSettings):
 
     model_revision: str | None = None
     """Branch, tag or commit of `model_id`. The predecessor's `revision`."""
+
+    task: Task = None
+    """What the model is served for: `text_generation`, `text2text_generation`,
+    `sequence_classification`, `token_classification`, `question_answering`, `fill_mask`,
+    `text_embedding` or `rerank`. Default: what it was made for, by its files."""
 
     dtype: Dtype = "auto"
     """The serving dtype; `auto` is the checkpoint's own. The predecessor's `torch_dtype`."""
@@ -151,6 +149,24 @@ class Settings(BaseSettings):
     """Most sequences that run in one batch. Beyond some dozens a processor or a link to a GPU is
     busy and more only wait together."""
 
+    max_batch_tokens: int = Field(4096, ge=1)
+    """Most tokens, padding included, in one pass of a model that classifies, embeds, ranks or
+    fills; bounds the memory of activations. At least `max_model_len`."""
+
+    max_batch_delay: float = Field(0.0, ge=0, le=10)
+    """Seconds that such a model waits for more texts before it begins a pass that is not full. 0:
+    those that come while a pass runs are the next one, and nobody waits without need."""
+
+    return_probabilities: bool = False
+    """Whether classification answers with the probabilities of all labels."""
+
+    return_raw_logits: bool = False
+    """Whether classification answers with the logits of all labels."""
+
+    return_offsets_mapping: bool = False
+    """Whether token classification answers with every token's label and place, and not with the
+    entities that tokens make up."""
+
     max_requests: int = Field(128, ge=1)
     """Requests that run or wait at one time; one more is refused (429, RESOURCE_EXHAUSTED), so
     that those who wait take bounded memory. Twice `max_batch_size`: one batch waits for another."""
@@ -192,35 +208,6 @@ class Settings(BaseSettings):
         return init_settings, SetupConfig(settings_cls)
 
 
-class SetupConfig(PydanticBaseSettingsSource):
-    """The predecessor's ``setup_config.json``, read from the model directory where there is one."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Not used: `__call__` reads the whole file."""
-        raise NotImplementedError
-
-    def __call__(self) -> dict[str, Any]:
-        """Returns the file's keys by the names of the settings."""
-        if self.current_state.get("model_id"):
-            return {}
-        path = Path(self.current_state.get("model_dir", "/mnt/models")) / _SETUP_CONFIG
-        try:
-            keys = json.loads(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):  # a bare config.json can be planned for
-            return {}
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{path} cannot be read as JSON: {error}.") from None
-        if not isinstance(keys, dict):
-            raise ConfigurationError(f"{path} must hold one JSON object.")
-        check_known(keys, f"key in {path}")
-        told = _by_field({key: value for key, value in keys.items() if value is not None})
-        if isinstance(told.get("offload_folder"), str):
-            # The predecessor ran in the model's directory; this process may run anywhere.
-            told["offload_folder"] = path.parent / told["offload_folder"]
-        # pydantic would merge objects; what a stronger source says is the whole value.
-        return {name: value for name, value in told.items() if name not in self.current_state}
-
-
 def read_settings(flags: Mapping[str, Any], *, environ: Mapping[str, str] = os.environ) -> Settings:
     """Returns the settings that flags, environment and ``setup_config.json`` make together.
 
@@ -232,50 +219,29 @@ def read_settings(flags: Mapping[str, Any], *, environ: Mapping[str, str] = os.e
         ConfigurationError: A key is unknown (the sentence names the nearest known one) or a value
             is not what its setting takes.
     """
-    variables = _own_variables(environ)
-    check_known(flags, "flag", shown=lambda name: f"--{name}")
-    check_known(variables, "environment variable", shown=lambda name: PREFIX + name.upper())
+    variables = own_variables(environ)
+    check_known(flags, "flag", Settings.model_fields, shown=lambda name: f"--{name}")
+    check_known(
+        variables,
+        "environment variable",
+        Settings.model_fields,
+        shown=lambda name: PREFIX + name.upper(),
+    )
     try:
-        return Settings(**(_by_field(variables) | _by_field(flags)))
+        return Settings(**(by_field(variables) | by_field(flags)))
     except ValidationError as error:
         raise ConfigurationError(_sentence(error)) from None
 
 
 def told(whole: Settings, flags: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     """Returns what flags and environment set, as JSON values; `SetupConfig` goes with the model."""
-    named = _by_field({**_own_variables(environ), **flags})
+    named = by_field({**own_variables(environ), **flags})
     return whole.model_dump(mode="json", include=set(named))
 
 
 def names() -> tuple[str, ...]:
     """Returns the names of all settings and their aliases."""
     return (*Settings.model_fields, *ALIASES)
-
-
-def check_known(given: Iterable[str], kind: str, *, shown: Callable[[str], str] = str) -> None:
-    """Refuses names that are no setting.
-
-    Raises:
-        ConfigurationError: Names the first unknown name and the nearest known one.
-    """
-    for name in given:
-        if name not in names():
-            near = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
-            hint = f"; did you mean {shown(near[0])}?" if near else "."
-            raise ConfigurationError(f"Unknown {kind} {shown(name)}{hint}")
-
-
-def _by_field(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {ALIASES.get(name, name): value for name, value in given.items()}
-
-
-def _own_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Our variables; what Kubernetes sets for Services whose names begin like ours is not."""
-    return {
-        name.removeprefix(PREFIX).lower(): value
-        for name, value in environ.items()
-        if name.startswith(PREFIX) and not _SERVICE_LINK.fullmatch(f"{name}={value}")
-    }
 
 
 def _sentence(error: ValidationError) -> str:

@@ -14,7 +14,7 @@ import yaml
 
 from predictor import cli
 from predictor.pod.stated import PROCESS
-from predictor.settings import PREFIX
+from predictor.setting_sources import PREFIX
 from tests.checkpoints import CONFIGS
 
 STATED = ["--memory", "1GiB"]

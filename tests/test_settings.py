@@ -7,7 +7,8 @@ import pydantic
 import pytest
 
 from predictor.errors import ConfigurationError
-from predictor.settings import ALIASES, Settings, names, read_settings, told
+from predictor.setting_sources import ALIASES
+from predictor.settings import Settings, names, read_settings, told
 
 SHIPPED = {
     "revision": "main",

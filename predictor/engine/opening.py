@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from predictor.engine.cache import Row
 from predictor.engine.capability import (
     count_layers,
     count_vocabulary,
@@ -18,9 +19,9 @@ from predictor.engine.capability import (
 from predictor.engine.engine import Engine
 from predictor.engine.runner import BatchRunner, Runner, SerialRunner
 from predictor.engine.scheduler import Limits
-from predictor.engine.timing import time_passes
+from predictor.engine.timing import Pass, time_passes
 from predictor.errors import EngineBroken, LoadFailed, reason_of
-from predictor.metrics import EngineMetrics, WeightMetrics
+from predictor.metrics import EngineMetrics
 from predictor.placement.plan import Placement
 from predictor.weights.known import Known
 
@@ -49,8 +50,7 @@ def open_engine(
     prefill_chunk: int,
     max_sequences: int,
     threads: int | None,
-    model_name: str,
-    weights: WeightMetrics | None = None,
+    metrics: EngineMetrics,
     known: Known,
     on_broken: Callable[[EngineBroken], None] | None = None,
 ) -> Opened:
@@ -62,8 +62,7 @@ def open_engine(
         prefill_chunk: Prompt tokens in one pass, as planned.
         max_sequences: Most sequences that run at one time.
         threads: Most threads to compute with; None leaves that to torch.
-        model_name: Label of the metrics.
-        weights: What the streaming counts.
+        metrics: Where counts and times go.
         known: What an earlier start found out; this one adds to it.
         on_broken: Is told when the engine has ended for good.
 
@@ -83,7 +82,6 @@ def open_engine(
             f"The model was loaded but fails on its first token: {reason_of(error)}"
         ) from error
     limits = _limits(placement, reason, max_sequences, prefill_chunk, pass_tokens)
-    metrics = EngineMetrics(model_name, weights)
     engine = Engine(runner, limits, ends=_ends(model), metrics=metrics, on_broken=on_broken)
     return Opened(engine, runner, vocabulary)
 
@@ -110,13 +108,29 @@ def _limits(
 def _pass_tokens(
     runner: Runner, vocabulary: int, placement: Placement, chunk: int, known: Known
 ) -> int:
+    def run(count: int) -> None:
+        runner.run([Row(-1, 0, [index % vocabulary for index in range(count)])]).argmax().item()
+        runner.release(-1)
+
+    return measure_pass_tokens(run, chunk, most=min(chunk, placement.kv_tokens - 1), known=known)
+
+
+def measure_pass_tokens(run: Pass, chunk: int, *, most: int, known: Known) -> int:
+    """Returns how many tokens' computation takes as long as one pass over the weights.
+
+    Sets the number of threads too, see `time_passes`.
+
+    Args:
+        run: Runs a pass.
+        chunk: The result's bound.
+        most: Tokens of the longest pass.
+        known: What an earlier start found out; this one adds to it.
+    """
     found, threads = known.get("pass_tokens"), known.get("threads")
     if found is not None and threads is not None:
         torch.set_num_threads(min(threads, torch.get_num_threads()))
     else:
-        most = min(chunk, placement.kv_tokens - 1)
-        times = time_passes(runner, vocabulary=vocabulary, most=most)
-        found = times.pass_tokens(chunk)
+        found = time_passes(run, most=most).pass_tokens(chunk)
         known.keep(pass_tokens=found, threads=torch.get_num_threads())
     return min(found, chunk)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from predictor.engine.cache import Row
-from predictor.engine.runner import Runner
+Pass = Callable[[int], object]
+"""Runs a pass of so many tokens of one sequence, and waits for its end."""
 
 _TOKENS = 32
 """Tokens of the longer pass that is timed."""
@@ -46,24 +47,23 @@ class Times:
         return min(most, int(self.one / per_token))
 
 
-def time_passes(runner: Runner, *, vocabulary: int, most: int) -> Times:
+def time_passes(run: Pass, *, most: int) -> Times:
     """Times passes, and leaves a processor to the server where that costs the model little.
 
     Threads that compute wait for each other. Where the server's own work takes a processor from
     one of them they all stand still, so a small model is slower with a thread on every processor.
 
     Args:
-        runner: Runs the passes.
-        vocabulary: Tokens that there are.
+        run: Runs a pass.
         most: Most tokens of a pass.
     """
     tokens = min(_TOKENS, most)
-    found = _times(runner, vocabulary, tokens)
+    found = _times(run, tokens)
     threads = torch.get_num_threads()
     if threads == 1 or found.one > _SLOW:
         return found
     torch.set_num_threads(threads - 1)
-    fewer = _times(runner, vocabulary, tokens)
+    fewer = _times(run, tokens)
     at_most = 1 + _LITTLE / (threads - 1)
     if fewer.one <= at_most * found.one and fewer.many <= at_most * found.many:
         return fewer
@@ -71,17 +71,16 @@ def time_passes(runner: Runner, *, vocabulary: int, most: int) -> Times:
     return found
 
 
-def _times(runner: Runner, vocabulary: int, tokens: int) -> Times:
-    one, many = (_seconds(runner, vocabulary, count) for count in (1, tokens))
+def _times(run: Pass, tokens: int) -> Times:
+    one, many = (_seconds(run, count) for count in (1, tokens))
     return Times(one, many, tokens)
 
 
-def _seconds(runner: Runner, vocabulary: int, count: int) -> float:
+def _seconds(run: Pass, count: int) -> float:
     """Of the quickest of a few passes; the first may have to make what the others find."""
     taken: list[float] = []
     while len(taken) < 3 and max(taken, default=0.0) < _SLOW:
         began = time.perf_counter()
-        runner.run([Row(-1, 0, [index % vocabulary for index in range(count)])]).argmax().item()
+        run(count)
         taken.append(time.perf_counter() - began)
-        runner.release(-1)
     return min(taken)

@@ -13,7 +13,7 @@ from typing import Any
 from predictor.migration.legacy import MANIFEST, SETUP_CONFIG, Legacy
 from predictor.migration.row import UNKNOWN, Row, Rule, Verdict, nothing, otherwise, taken
 from predictor.migration.rules import frontend, handler, manifest, server, setup
-from predictor.settings import ALIASES
+from predictor.setting_sources import ALIASES
 
 _Found = tuple[str, str, Any, Verdict]
 

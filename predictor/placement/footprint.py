@@ -9,31 +9,37 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from predictor.errors import ConfigurationError, reason_of
 from predictor.placement.alike import Alike
 from predictor.placement.probe import Probe, probe
+from predictor.placement.purpose import factory_of, title_of
+from predictor.placement.reading_probe import probe_reading
 from predictor.placement.units import Footprint, Unit
 
 
 def build_on_meta(
-    config: PreTrainedConfig, dtype: str, *, trust_remote_code: bool = False
+    config: PreTrainedConfig,
+    dtype: str,
+    task: str = "text_generation",
+    *,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Returns the model without memory for its weights.
+    """Returns the model for a task without memory for its weights.
 
     Raises:
-        ConfigurationError: The architecture is no causal language model that transformers has.
+        ConfigurationError: The architecture is none that transformers has for this task.
     """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            model = factory_of(task, config).from_config(
                 config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
             )
     # What a config may lack or hold wrongly is each architecture's own, and so is how it complains.
@@ -47,7 +53,7 @@ def build_on_meta(
         ImportError,
     ) as error:
         raise ConfigurationError(
-            f"A {config.model_type!r} model cannot be built as a causal language model: "
+            f"A {config.model_type!r} model cannot be built as a {title_of(task)}: "
             f"{reason_of(error)}"
         ) from error
     return model.eval()  # type: ignore[no-any-return]
@@ -59,6 +65,7 @@ def measure_footprint(
     max_model_len: int,
     prefill_chunk: int,
     max_batch_size: int = 1,
+    reads: bool = False,
     stored_dtype: str | None = None,
     stored_kind: str = "safetensors",
 ) -> Footprint:
@@ -69,16 +76,14 @@ def measure_footprint(
         max_model_len: Tokens of the longest sequence that has to fit.
         prefill_chunk: Tokens of the largest forward pass.
         max_batch_size: Most sequences of a forward pass.
+        reads: Whether the model reads whole texts and generates nothing.
         stored_dtype: The dtype that the checkpoint is stored in; None where that is unknown.
         stored_kind: ``"safetensors"`` or ``"pickle"``.
     """
     blocks = find_blocks(model)
-    probed, by_block = _probe(
-        model,
-        blocks,
-        max_model_len=max_model_len,
-        chunk=min(prefill_chunk, max_model_len),
-        rows=max_batch_size,
+    measure = _probe_reading if reads else _probe
+    probed, by_block = measure(
+        model, blocks, max_model_len=max_model_len, chunk=prefill_chunk, rows=max_batch_size
     )
     dtype = str(model.dtype).removeprefix("torch.")
     return Footprint(
@@ -95,17 +100,37 @@ def measure_footprint(
     )
 
 
-def _probe(model: PreTrainedModel, blocks: Sequence[str], **sizes: int) -> tuple[Probe, bool]:
+def _probe(
+    model: PreTrainedModel, blocks: Sequence[str], *, max_model_len: int, chunk: int, rows: int
+) -> tuple[Probe, bool]:
     """What running the model shows, and whether it calls every block as a module equally often."""
     members = [model.get_submodule(name) for name in blocks]
     alike = Alike(members, model.config.get_text_config(decoder=True))
+    chunk = min(chunk, max_model_len)
     # A model that only runs as a whole is run as a whole.
     for few in [alike, None] if alike.any else [None]:
         with _counting_calls(model, blocks) as calls:
-            probed = probe(model, len(blocks), alike=few, **sizes)
+            probed = probe(
+                model, len(blocks), max_model_len=max_model_len, chunk=chunk, rows=rows, alike=few
+            )
         if probed.measured:
             break
-    return probed, probed.measured and all(calls.values()) and len(set(calls.values())) == 1
+    return probed, probed.measured and _is_even(calls)
+
+
+def _probe_reading(
+    model: PreTrainedModel, blocks: Sequence[str], *, max_model_len: int, chunk: int, rows: int
+) -> tuple[Probe, bool]:
+    """The same of a model that reads texts whole, in passes of `chunk` tokens."""
+    with _counting_calls(model, blocks) as calls:
+        probed = probe_reading(
+            model, len(blocks), max_model_len=max_model_len, tokens=chunk, rows=rows
+        )
+    return probed, probed.measured and _is_even(calls)
+
+
+def _is_even(calls: Mapping[str, int]) -> bool:
+    return all(calls.values()) and len(set(calls.values())) == 1
 
 
 @contextlib.contextmanager

@@ -19,6 +19,9 @@ _GROUPED = (functional.grouped_mm, torch._grouped_mm)
 _ANSWERS = {torch.Tensor.__bool__: True, torch.Tensor.item: True, torch.Tensor.__contains__: False}
 """What a sequence without padding answers to "does the mask show all?" and "is padding in it?"."""
 
+_PADDED = {torch.Tensor.__bool__: False, torch.Tensor.item: False, torch.Tensor.__contains__: True}
+"""What sequences with padding answer."""
+
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 """The positional parameters of `scaled_dot_product_attention`."""
 
@@ -70,8 +73,13 @@ class AsOnDevices(TorchFunctionMode):
 
     Attention runs as on real devices, where fused kernels hold no matrix of scores (on meta, torch
     would choose the textbook form and count the scores of all heads). And a question to a mask,
-    whose values meta has not, is answered as for a sequence that hides no token.
+    whose values meta has not, is answered as for sequences with or without padding.
     """
+
+    def __init__(self, *, padded: bool = False) -> None:
+        """Answers for sequences without padding, or for `padded` ones."""
+        super().__init__()
+        self._answers = _PADDED if padded else _ANSWERS
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.scaled_dot_product_attention:
@@ -80,8 +88,8 @@ class AsOnDevices(TorchFunctionMode):
             return attend(**named)
         if func in _GROUPED:
             return args[0].new_empty((args[0].shape[0], args[1].shape[-1]))
-        if func in _ANSWERS and args[0].is_meta:
-            return _ANSWERS[func]
+        if func in self._answers and args[0].is_meta:
+            return self._answers[func]
         return func(*args, **(kwargs or {}))
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from kserve import InferRequest, InferResponse
 
-from predictor.protocol import v1, v2
+from predictor.protocol import reading, v1, v2
 from predictor.protocol.document import parse_document
 from predictor.protocol.style import OUR_STYLE, Style
-from predictor.tasks.request import Completion, GenerationRequest
+from predictor.tasks.head import Head, ReadingRequest
+from predictor.tasks.request import GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +26,12 @@ class Exchange:
 
     Attributes:
         request: What the call asks for.
-        encode: Makes the protocol's answer of one completion for each prompt, in the prompts'
-            order: a dict in V1, an `InferResponse` in V2.
+        encode: Makes the protocol's answer of one completion for each prompt, or one answer to each
+            thing asked, in their order: a dict in V1, an `InferResponse` in V2.
     """
 
-    request: GenerationRequest
-    encode: Callable[[Sequence[Completion]], dict[str, object] | InferResponse]
+    request: GenerationRequest | ReadingRequest
+    encode: Callable[[Sequence[Any]], dict[str, object] | InferResponse]
 
 
 def open_exchange(
@@ -38,6 +40,7 @@ def open_exchange(
     model_name: str,
     model_version: str,
     style: Style = OUR_STYLE,
+    head: Head | None = None,
 ) -> Exchange:
     """Returns the exchange for a payload: V2 for an `InferRequest`, V1 for a JSON object.
 
@@ -47,14 +50,27 @@ def open_exchange(
         model_name: Name for the response.
         model_version: Version for the response.
         style: What is meant where the payload leaves something open.
+        head: What is asked of a model that reads; None of one that generates.
 
     Raises:
         RequestError: The payload is not a valid request of its protocol.
     """
-    if isinstance(payload, InferRequest):
-        call = v2.decode(payload, style.unsaid)
-        encode = partial(v2.encode, call, model_name=model_name, model_version=model_version)
-        return Exchange(call.request, encode)
-    document = parse_document(payload) if isinstance(payload, bytes) else payload
-    request = v1.decode(document, style.unsaid)
-    return Exchange(request, v1.encode_plain if style.plain else v1.encode)
+    names: dict[str, Any] = {"model_name": model_name, "model_version": model_version}
+    if not isinstance(payload, InferRequest):
+        document = parse_document(payload) if isinstance(payload, bytes) else payload
+        if head is not None:
+            return Exchange(reading.decode_v1(document, head), partial(reading.encode_v1, head))
+        request = v1.decode(document, style.unsaid)
+        return Exchange(request, v1.encode_plain if style.plain else v1.encode)
+    if head is not None:
+        asked = reading.decode_v2(payload, head)
+        return Exchange(asked.request, partial(reading.encode_v2, asked, head, **names))
+    call = v2.decode(payload, style.unsaid)
+    return Exchange(call.request, partial(v2.encode, call, **names))
+
+
+def signature(head: Head | None) -> dict[str, list[dict[str, object]]]:
+    """Returns the metadata of a model's inputs and outputs, by these two names."""
+    if head is None:
+        return {"inputs": v2.inputs(), "outputs": v2.outputs()}
+    return {"inputs": reading.inputs(head), "outputs": reading.outputs(head)}

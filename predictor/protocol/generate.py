@@ -19,7 +19,7 @@ from predictor.protocol.document import expect, kind, optional, parse_document
 from predictor.protocol.events import event_stream
 from predictor.protocol.rest_inference import read_body
 from predictor.protocol.rest_status import asked
-from predictor.protocol.served import Models, ServedModel, require_ready
+from predictor.protocol.served import Models, ServedModel, require_generating
 from predictor.tasks.parameters import ALL_NAMES, parse_parameters
 from predictor.tasks.request import (
     Completion,
@@ -57,7 +57,7 @@ class GenerateEndpoints:
         """``POST /v2/models/{model}/generate``: the whole reply."""
         model = asked(self.models, request)
         with counted(model.name, "generate"):
-            await require_ready(model)
+            await require_generating(model)
             wish = decode(parse_document(await read_body(request)))
             call = model.answer(wish, asked_timeout(request.headers))
             (completion,) = await while_connected(request, call)
@@ -68,7 +68,7 @@ class GenerateEndpoints:
         model = asked(self.models, request)
         with ExitStack() as count:
             count.enter_context(counted(model.name, "generate"))
-            await require_ready(model)
+            await require_generating(model)
             wish = decode(parse_document(await read_body(request)))
             stream = await model.stream(wish, asked_timeout(request.headers))
             return event_stream(count.pop_all(), stream, Events(model).encode)

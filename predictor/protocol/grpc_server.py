@@ -23,10 +23,10 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
 import predictor
 from predictor.errors import ConfigurationError, RequestError
-from predictor.protocol import v2
 from predictor.protocol.deadline import TIMEOUT_HEADER, asked_timeout, counted
 from predictor.protocol.document import quoted
 from predictor.protocol.errors import error_headers, grpc_error
+from predictor.protocol.exchange import signature
 from predictor.protocol.grpc_health import Health
 from predictor.protocol.rest_status import EXTENSIONS, SERVER_NAME
 from predictor.protocol.served import Models, all_ready, find, require_ready
@@ -150,8 +150,7 @@ class Inference(services.GRPCInferenceServiceServicer):
             name=request.name,
             versions=[model.version],
             platform=model.metadata()["platform"],
-            inputs=v2.inputs(),
-            outputs=v2.outputs(),
+            **signature(model.head),
         )
 
     @_answering

@@ -28,7 +28,7 @@ from predictor.protocol.openai_response import (
 )
 from predictor.protocol.rest_inference import read_body
 from predictor.protocol.rest_status import SERVER_NAME, asked
-from predictor.protocol.served import Models, find, require_ready
+from predictor.protocol.served import Models, find, require_generating
 
 _LAST = "[DONE]"
 
@@ -73,7 +73,7 @@ class OpenAIEndpoints:
             count.enter_context(counted(next(iter(self.models.get_models()), ""), "openai"))
             document = parse_document(await read_body(request))
             model = find(self.models, model_name(document))
-            await require_ready(model)
+            await require_generating(model)
             wish = decode(document)
             timeout = asked_timeout(request.headers)
             head = Head.new(style, model.name)

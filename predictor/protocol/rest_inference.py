@@ -21,7 +21,7 @@ from predictor.protocol.rest_codec import (
     parse_infer_request,
 )
 from predictor.protocol.rest_status import asked
-from predictor.protocol.served import Models, ServedModel, require_ready
+from predictor.protocol.served import Models, ServedModel, require_generating, require_ready
 
 _OURS = frozenset({"content-length", "content-type", LENGTH_HEADER.lower()})
 
@@ -48,7 +48,7 @@ class InferenceEndpoints:
         """The same where the client accepts events: one for each piece of a reply."""
         with ExitStack() as count:
             count.enter_context(counted(model.name, "v1"))
-            await require_ready(model)
+            await require_generating(model)
             body = parse_document(await read_body(request))
             asked_for = v1.decode(body, model.style.unsaid)
             stream = await model.stream(asked_for, asked_timeout(request.headers))

@@ -10,8 +10,8 @@ from starlette.responses import JSONResponse
 
 import predictor
 from predictor.errors import UnknownModel
-from predictor.protocol import v2
 from predictor.protocol.document import optional, parse_document
+from predictor.protocol.exchange import signature
 from predictor.protocol.served import Models, ServedModel, all_ready, find, unready
 
 SERVER_NAME = "accelerate-predictor"
@@ -73,8 +73,7 @@ class StatusEndpoints:
                 "name": request.path_params["model"],
                 "versions": [model.version],
                 "platform": metadata["platform"],
-                "inputs": v2.inputs(),
-                "outputs": v2.outputs(),
+                **signature(model.head),
                 "properties": {name: _string(value) for name, value in properties.items()},
             }
         )

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from predictor.errors import NotReady, UnknownModel, UnknownVersion
+from predictor.errors import NotReady, RequestError, UnknownModel, UnknownVersion
 from predictor.protocol.document import quoted
 from predictor.protocol.style import Style
-from predictor.tasks.request import Completion, GenerationRequest, Stream
+from predictor.tasks.head import Head, ReadingRequest
+from predictor.tasks.request import GenerationRequest, Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,14 @@ class ServedModel(Protocol):
         name: Name under which the model answers.
         version: Its only version.
         style: What it takes a request to mean that leaves something open.
+        head: What is asked of it and what it answers, where it reads texts; None where it
+            generates.
     """
 
     name: str
     version: str
     style: Style
+    head: Head | None
 
     async def healthy(self) -> bool:
         """Returns whether the model can answer now."""
@@ -65,9 +69,12 @@ class ServedModel(Protocol):
         ...
 
     async def answer(
-        self, request: GenerationRequest, timeout: float | None
-    ) -> tuple[Completion, ...]:
-        """Returns a completion for each prompt; cancelling this gives their places up."""
+        self, request: GenerationRequest | ReadingRequest, timeout: float | None
+    ) -> tuple[Any, ...]:
+        """Returns a completion for each prompt, or an answer to each thing asked.
+
+        Cancelling this gives their places up.
+        """
         ...
 
     async def stream(self, request: GenerationRequest, timeout: float | None) -> Stream:
@@ -112,6 +119,20 @@ async def require_ready(model: ServedModel) -> None:
     """
     if not await model.healthy():
         raise NotReady(f"Model {quoted(model.name)} is not ready.")
+
+
+async def require_generating(model: ServedModel) -> None:
+    """Returns if the model can answer now, and generates text.
+
+    Raises:
+        NotReady: It cannot.
+        RequestError: It is a model of another kind.
+    """
+    await require_ready(model)
+    if model.head is not None:
+        raise RequestError(
+            f"Model {quoted(model.name)} generates no text; its task is {model.head.task}."
+        )
 
 
 async def unready(models: Models) -> list[ServedModel]:

@@ -146,7 +146,7 @@ def _check_own_parameters(tensor: Any) -> None:
 def _check_names(tensors: Sequence[Any]) -> None:
     if not tensors:
         raise RequestError("inputs is empty; give a BYTES tensor with at least one prompt.")
-    _refuse_twice([tensor.name for tensor in tensors], "Input")
+    check_once([tensor.name for tensor in tensors], "Input")
 
 
 def _requested(requested: Sequence[Any]) -> tuple[str, ...]:
@@ -155,11 +155,16 @@ def _requested(requested: Sequence[Any]) -> tuple[str, ...]:
         if name not in _OUTPUTS:
             known = ", ".join(_OUTPUTS)
             raise RequestError(f"There is no output {quoted(name)}; known are {known}.")
-    _refuse_twice(names, "Output")
+    check_once(names, "Output")
     return tuple(names or _OUTPUTS)
 
 
-def _refuse_twice(names: Sequence[str], what: str) -> None:
+def check_once(names: Sequence[str], what: str) -> None:
+    """Checks that no name is there twice.
+
+    Raises:
+        RequestError: One is.
+    """
     seen: set[str] = set()
     for name in names:
         if name in seen:

@@ -80,9 +80,9 @@ def _place(
     if name == "stop":
         shared[name] = values
     elif len(values) == 1:
-        shared[name] = _fraction(name, values[0])
+        shared[name] = fraction(name, values[0])
     elif len(values) == prompts:
-        columns[name] = [_fraction(name, value) for value in values]
+        columns[name] = [fraction(name, value) for value in values]
     else:
         counts = "1" if prompts == 1 else f"1 or {prompts}"
         raise RequestError(f"Input '{name}' has {len(values)} elements instead of {counts}.")
@@ -91,10 +91,11 @@ def _place(
 def _scalar(name: str, value: object) -> object:
     if name == "stop" and isinstance(value, str):
         return _stop(value)
-    return _fraction(name, value)
+    return fraction(name, value)
 
 
-def _fraction(name: str, value: object) -> object:
+def fraction(name: str, value: object) -> object:
+    """Returns the number that a string stands for where a fraction is allowed, else the value."""
     is_numeric = isinstance(value, str) and _NUMERIC.fullmatch(value)
     return float(str(value)) if name in _FRACTIONS and is_numeric else value
 

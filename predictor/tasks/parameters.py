@@ -43,7 +43,36 @@ def parse_parameters(
     return replace(unsaid, **{name: _CHECKS[name](name, said[name]) for name in said})
 
 
-def _integer(name: str, value: Any, least: int, most: int) -> int:
+Check = Callable[[str, Any], Any]
+"""Returns the value of the parameter of a name, checked."""
+
+
+def parse_named(
+    given: Mapping[str, Any], checks: Mapping[str, Check], unsaid: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns checked parameters by name; a value of ``None`` means that it was not said.
+
+    Args:
+        given: Values by name.
+        checks: Those that may be given, and how each is checked.
+        unsaid: What holds where nothing is said.
+
+    Raises:
+        RequestError: A name is unknown, or a value is wrong.
+    """
+    said = {name: value for name, value in given.items() if value is not None}
+    for name in said:
+        if name not in checks:
+            raise RequestError(f"Unknown parameter {name[:64]!r}; {nearest(name, checks)}")
+    return {**unsaid, **{name: checks[name](name, value) for name, value in said.items()}}
+
+
+def integer(name: str, value: Any, least: int, most: int) -> int:
+    """Returns a value that is an integer within bounds.
+
+    Raises:
+        RequestError: It is not.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise RequestError(f"{name} must be an integer, not {_kind(value)}.")
     if not least <= value <= most:
@@ -60,7 +89,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _max_new_tokens(name: str, value: Any) -> int:
-    return _integer(name, value, 1, 2**31 - 1)
+    return integer(name, value, 1, 2**31 - 1)
 
 
 def _temperature(name: str, value: Any) -> float:
@@ -80,7 +109,7 @@ def _top_p(name: str, value: Any) -> float:
 
 
 def _top_k(name: str, value: Any) -> int:
-    return _integer(name, value, 0, 2**31 - 1)
+    return integer(name, value, 0, 2**31 - 1)
 
 
 def _repetition_penalty(name: str, value: Any) -> float:
@@ -97,7 +126,12 @@ def _penalty(name: str, value: Any) -> float:
     return number
 
 
-def _timeout(name: str, value: Any) -> float:
+def timeout(name: str, value: Any) -> float:
+    """Returns a value that is a time in seconds.
+
+    Raises:
+        RequestError: It is not.
+    """
     number = _number(name, value)
     if number <= 0:
         raise RequestError(f"{name} must be a number of seconds above 0, not {number:g}.")
@@ -119,11 +153,11 @@ def _logit_bias(name: str, value: Any) -> dict[int, float]:
 
 
 def _logprobs(name: str, value: Any) -> int:
-    return _integer(name, value, 0, _MOST_LOGPROBS)
+    return integer(name, value, 0, _MOST_LOGPROBS)
 
 
 def _seed(name: str, value: Any) -> int:
-    return _integer(name, value, 0, _LARGEST_SEED)
+    return integer(name, value, 0, _LARGEST_SEED)
 
 
 def _stop(name: str, value: Any) -> tuple[str, ...]:
@@ -137,7 +171,12 @@ def _stop(name: str, value: Any) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _return_full_text(name: str, value: Any) -> bool:
+def boolean(name: str, value: Any) -> bool:
+    """Returns a value that is true or false.
+
+    Raises:
+        RequestError: It is neither.
+    """
     if not isinstance(value, bool):
         raise RequestError(f"{name} must be true or false, not {_kind(value)}.")
     return value
@@ -148,7 +187,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a list" if isinstance(value, list) else "an object")
 
 
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+_CHECKS: dict[str, Check] = {
     "max_new_tokens": _max_new_tokens,
     "temperature": _temperature,
     "top_p": _top_p,
@@ -156,10 +195,10 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "repetition_penalty": _repetition_penalty,
     "seed": _seed,
     "stop": _stop,
-    "return_full_text": _return_full_text,
+    "return_full_text": boolean,
     "presence_penalty": _penalty,
     "frequency_penalty": _penalty,
-    "timeout": _timeout,
+    "timeout": timeout,
     "logit_bias": _logit_bias,
     "logprobs": _logprobs,
 }

@@ -22,9 +22,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from predictor.errors import CheckpointError, ConfigurationError, HubUnreachable, reason_of
+from predictor.placement.purpose import find_task
 from predictor.placement.stored import StoredWeights, read_stored
 
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -45,6 +45,7 @@ class Checkpoint:
         config: Its config.
         kind: ``"safetensors"`` or ``"pickle"``.
         stored: What lies on disk; None while the weights are still on the hub.
+        task: What it is served for.
         model_id: Where on the hub it comes from; None for a local directory.
         revision: The commit on the hub.
     """
@@ -53,6 +54,7 @@ class Checkpoint:
     config: PreTrainedConfig
     kind: str
     stored: StoredWeights | None
+    task: str = "text_generation"
     model_id: str | None = None
     revision: str | None = None
 
@@ -68,28 +70,38 @@ class Checkpoint:
 def open_directory(
     path: Path,
     *,
+    task: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     needs_weights: bool = True,
 ) -> Checkpoint:
     """Returns the checkpoint in a local directory, or, to plan with, of a bare ``config.json``.
 
+    Args:
+        path: The directory, or the file.
+        task: What the model is to be served for; None for what it was made for.
+        allow_pickle: Whether ``.bin`` files may be read.
+        trust_remote_code: Whether code that comes with the model may run.
+        needs_weights: Whether there must be weights.
+
     Raises:
-        CheckpointError: Files are missing or damaged, or of a kind that is not allowed.
+        CheckpointError: Files are missing or damaged, of a kind that is not allowed, or of a model
+            for another task.
     """
     if not path.is_dir() and (needs_weights or not path.is_file()):
         raise CheckpointError(f"There is no model directory {path}.")
     config = read_config(path, trust_remote_code=trust_remote_code)
+    purpose = find_task(config, path, task)
     stored = read_stored(path)
     if stored is None and not needs_weights:
-        return Checkpoint(path, config, "safetensors", None)
+        return Checkpoint(path, config, "safetensors", None, purpose)
     if stored is None:
         raise CheckpointError(
             f"{path} holds no weights: neither model.safetensors nor pytorch_model.bin, "
             "nor an index of one."
         )
     _check_kind(stored.kind, str(path), allow_pickle)
-    return Checkpoint(path, config, stored.kind, stored)
+    return Checkpoint(path, config, stored.kind, stored, purpose)
 
 
 def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -112,24 +124,11 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
                 "run it with --trust_remote_code if you trust its author."
             ) from None
         raise CheckpointError(f"{file} cannot be used: {reason_of(error)}") from None
-    _check_architecture(config, file)
     if getattr(config, "quantization_config", None):
         raise CheckpointError(
             f"{file} describes a quantised model; only unquantised checkpoints can be served."
         )
     return config  # type: ignore[no-any-return]
-
-
-def _check_architecture(config: PreTrainedConfig, file: Path) -> None:
-    """Refuses a model with another head: transformers would give it a new, untrained one."""
-    named = [name for name in config.architectures or () if "For" in name]
-    known = {
-        name
-        for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        for name in ([names] if isinstance(names, str) else names)
-    }
-    if named and not known.intersection(named) and not hasattr(config, "auto_map"):
-        raise CheckpointError(f"{file} describes a {named[0]}, which is no causal language model.")
 
 
 def context_length(config: PreTrainedConfig) -> int:
@@ -162,6 +161,7 @@ def open_hub(
     model_id: str,
     revision: str | None,
     *,
+    task: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> Checkpoint:
@@ -183,7 +183,8 @@ def open_hub(
         wanted = [*_SMALL, *(("*.py",) if trust_remote_code else ())]
         path = snapshot_download(model_id, revision=info.sha, allow_patterns=wanted)
     config = read_config(Path(path), trust_remote_code=trust_remote_code)
-    return Checkpoint(Path(path), config, kind, None, model_id, info.sha)
+    purpose = find_task(config, Path(path), task)
+    return Checkpoint(Path(path), config, kind, None, purpose, model_id, info.sha)
 
 
 def fetch_weights(checkpoint: Checkpoint) -> Checkpoint:

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_submodules
-from transformers import AutoModelForCausalLM, PreTrainedModel, modeling_utils
+from transformers import PreTrainedModel, modeling_utils
 from transformers.utils import logging as transformers_logging
 
 from predictor.errors import CheckpointError, LoadFailed, reason_of
 from predictor.placement.plan import Placement
+from predictor.placement.purpose import factory_of
 from predictor.weights.checkpoint import Checkpoint
 from predictor.weights.progress import Progress
 
@@ -116,7 +117,7 @@ def _read(
     trust_remote_code: bool,
 ) -> PreTrainedModel:
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = factory_of(checkpoint.task, checkpoint.config).from_pretrained(
             checkpoint.path,
             config=checkpoint.config,
             dtype=getattr(torch, placement.dtype),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from predictor.engine import timing
-from predictor.engine.cache import Row
 from predictor.engine.timing import Times, time_passes
 
 MOST = 100
@@ -21,17 +20,10 @@ class Runner:
     def __init__(self, seconds: Callable[[int, int], float]) -> None:
         self.seconds = seconds  # by tokens and threads
         self.passes = 0
-        self.held: set[int] = set()
 
-    def run(self, rows: Sequence[Row]) -> torch.Tensor:
-        (row,) = rows
+    def run(self, tokens: int) -> None:
         self.passes += 1
-        self.held.add(row.key)
-        time.sleep(self.seconds(len(row.tokens), torch.get_num_threads()))
-        return torch.zeros(1, 4)
-
-    def release(self, key: int) -> None:
-        self.held.discard(key)
+        time.sleep(self.seconds(tokens, torch.get_num_threads()))
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +35,7 @@ def four_threads() -> Iterator[None]:
 
 
 def timed(seconds: Callable[[int, int], float]) -> Times:
-    runner = Runner(seconds)
-    found = time_passes(runner, vocabulary=3, most=MOST)
-    assert not runner.held
-    return found
+    return time_passes(Runner(seconds).run, most=MOST)
 
 
 def test_a_model_that_is_as_fast_with_a_thread_fewer_leaves_the_processor() -> None:
@@ -70,7 +59,7 @@ def test_one_thread_is_never_taken() -> None:
 def test_a_slow_model_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_SLOW", 0.01)
     runner = Runner(lambda tokens, _: 0.02)
-    time_passes(runner, vocabulary=3, most=MOST)
+    time_passes(runner.run, most=MOST)
     assert runner.passes == 2
     assert torch.get_num_threads() == 4
 

@@ -49,6 +49,7 @@ class EchoModel(kserve.Model):
         super().__init__(name)
         self.version = version
         self.style = OUR_STYLE
+        self.head: Any = None
         self.ready = True
         self.failure: Exception | None = None
         self.late_failure: Exception | None = None

@@ -128,10 +128,10 @@ def test_remote_code_of_a_directory_runs_only_where_it_is_trusted(tmp_path: Path
 
 def test_a_model_with_another_head_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
-        '{"model_type": "bert", "architectures": ["BertForSequenceClassification"]}'
+        '{"model_type": "bert", "architectures": ["BertForNextSentencePrediction"]}'
     )
-    with pytest.raises(CheckpointError, match="BertForSequenceClassification"):
-        read_config(tmp_path)
+    with pytest.raises(CheckpointError, match="BertForNextSentencePrediction"):
+        open_directory(tmp_path)
 
 
 class _Hub(BaseHTTPRequestHandler):

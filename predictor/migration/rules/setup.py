@@ -10,7 +10,8 @@ from typing import Any
 from predictor.migration.legacy import Legacy
 from predictor.migration.row import UNKNOWN, Rule, Verdict, always, nothing, otherwise, taken
 from predictor.migration.rules.handler import count
-from predictor.settings import ALIASES, names
+from predictor.setting_sources import ALIASES
+from predictor.settings import names
 
 _PICKLE = nothing("say `--allow_pickle` yourself if you trust the model's author")
 _REMOTE = nothing("say `--trust_remote_code` yourself if you trust the model's author")

@@ -1,0 +1,71 @@
+"""Which of the texts that wait are read together: arithmetic over their lengths.
+
+A batch is padded to its longest text, so texts of like lengths go together. One more pass costs
+what reading the weights does; so a text is left to another pass where the padding that it causes
+costs more than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from predictor.engine.shapes import new_columns
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """What a pass is held to.
+
+    Attributes:
+        tokens: Most tokens, padding included; a text is never longer.
+        rows: Most texts.
+        pass_tokens: Tokens whose computation takes as long as one pass over the weights.
+        delay: Seconds that the oldest text waits for others while a pass would not be full.
+        few_shapes: Whether rows are padded a little more, see `shapes`.
+    """
+
+    tokens: int
+    rows: int
+    pass_tokens: int = 0
+    delay: float = 0.0
+    few_shapes: bool = False
+
+    def columns(self, longest: int) -> int:
+        """Returns how many tokens each row has where the longest text has so many."""
+        return min(new_columns(longest), self.tokens) if self.few_shapes else longest
+
+
+def choose(lengths: Sequence[int], limits: BatchLimits) -> list[int]:
+    """Returns the places of those texts that are read next, the shortest first.
+
+    The oldest is among them, so that none waits for ever; then its neighbours by length, nearest
+    first, as long as they fit.
+
+    Args:
+        lengths: Tokens of each text that waits, the oldest first; at least one.
+        limits: What a pass is held to.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    first = last = order.index(0)
+    padding = _padding(lengths[0:1], limits)
+    while True:
+        grown = [
+            (_padding([lengths[row] for row in order[low : high + 1]], limits), low, high)
+            for low, high in ((first - 1, last), (first, last + 1))
+            if low >= 0
+            and high < len(order)
+            and _fits(high - low + 1, lengths[order[high]], limits)
+        ]
+        if not grown or min(grown)[0] - padding > limits.pass_tokens:
+            return order[first : last + 1]
+        padding, first, last = min(grown)
+
+
+def _fits(rows: int, longest: int, limits: BatchLimits) -> bool:
+    return rows <= limits.rows and rows * limits.columns(longest) <= limits.tokens
+
+
+def _padding(lengths: Sequence[int], limits: BatchLimits) -> int:
+    """Tokens of padding in a batch of texts of these lengths."""
+    return len(lengths) * limits.columns(max(lengths)) - sum(lengths)

@@ -1,0 +1,91 @@
+"""Where settings come from: names, the environment and the predecessor's ``setup_config.json``.
+
+Knows no setting; `settings` has them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_settings import PydanticBaseSettingsSource
+
+from predictor.errors import ConfigurationError
+
+ALIASES = {"revision": "model_revision", "torch_dtype": "dtype"}
+"""The predecessor's names for settings that KServe's Hugging Face server names otherwise."""
+
+PREFIX = "PREDICTOR_"
+_SETUP_CONFIG = "setup_config.json"
+_SERVICE_LINK = re.compile(
+    r"PREDICTOR_(\w+_)?(SERVICE_HOST=|SERVICE_PORT(_\w+)?=\d|PORT(_\d+_\w+)?=\w+://"
+    r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=).*"
+)
+"""``NAME=value`` of what Kubernetes sets for Services named ``predictor`` or ``predictor-...``."""
+
+
+class SetupConfig(PydanticBaseSettingsSource):
+    """The predecessor's ``setup_config.json``, read from the model directory where there is one."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: `__call__` reads the whole file."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        """Returns the file's keys by the names of the settings."""
+        if self.current_state.get("model_id"):
+            return {}
+        path = Path(self.current_state.get("model_dir", "/mnt/models")) / _SETUP_CONFIG
+        try:
+            keys = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):  # a bare config.json can be planned for
+            return {}
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{path} cannot be read as JSON: {error}.") from None
+        if not isinstance(keys, dict):
+            raise ConfigurationError(f"{path} must hold one JSON object.")
+        check_known(keys, f"key in {path}", self.settings_cls.model_fields)
+        told = by_field({key: value for key, value in keys.items() if value is not None})
+        if isinstance(told.get("offload_folder"), str):
+            # The predecessor ran in the model's directory; this process may run anywhere.
+            told["offload_folder"] = path.parent / told["offload_folder"]
+        # pydantic would merge objects; what a stronger source says is the whole value.
+        return {name: value for name, value in told.items() if name not in self.current_state}
+
+
+def check_known(
+    given: Iterable[str],
+    kind: str,
+    known: Collection[str],
+    *,
+    shown: Callable[[str], str] = str,
+) -> None:
+    """Refuses names that are no setting, nor its predecessor's name.
+
+    Raises:
+        ConfigurationError: Names the first unknown name and the nearest known one.
+    """
+    for name in given:
+        if name not in known and name not in ALIASES:
+            near = difflib.get_close_matches(name, (*known, *ALIASES), n=1, cutoff=0.5)
+            hint = f"; did you mean {shown(near[0])}?" if near else "."
+            raise ConfigurationError(f"Unknown {kind} {shown(name)}{hint}")
+
+
+def by_field(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values by the names of the settings, not by their aliases."""
+    return {ALIASES.get(name, name): value for name, value in given.items()}
+
+
+def own_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns our variables, without what Kubernetes sets for Services with names like ours."""
+    return {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in environ.items()
+        if name.startswith(PREFIX) and not _SERVICE_LINK.fullmatch(f"{name}={value}")
+    }

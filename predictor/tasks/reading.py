@@ -1,0 +1,84 @@
+"""The task of a model that reads: asked things become texts, and what is found becomes answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from predictor.engine.reader import Reader
+from predictor.engine.reading import Listener, Text
+from predictor.errors import PredictorError
+from predictor.tasks.head import Ask, Head, ReadingRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingJob:
+    """A checked ask and its texts."""
+
+    ask: Ask
+    texts: tuple[Text, ...]
+
+
+class Reading:
+    """Answers with what a head makes of what the model finds.
+
+    Attributes:
+        head: What is asked and answered.
+    """
+
+    def __init__(self, head: Head, reader: Reader) -> None:
+        """Puts the parts together."""
+        self.head = head
+        self._reader = reader
+
+    def prepare(self, request: ReadingRequest) -> tuple[ReadingJob, ...]:
+        """Returns what is to be read for each thing asked; does not wait for the model.
+
+        Raises:
+            RequestError: A text is too long, or has not what the task needs.
+        """
+        return tuple(ReadingJob(ask, self.head.tokenize(ask)) for ask in request.asks)
+
+    async def complete(self, jobs: Sequence[ReadingJob]) -> tuple[Any, ...]:
+        """Returns an answer for each job, in order; cancelling this gives their places up.
+
+        Raises:
+            GenerationFailed: The model failed on one of them.
+            EngineBroken: The model failed altogether.
+        """
+        found = await self._read([text for job in jobs for text in job.texts])
+        answers, start = [], 0
+        for job in jobs:
+            end = start + len(job.texts)
+            answers.append(self.head.encode(job.ask, job.texts, found[start:end]))
+            start = end
+        return tuple(answers)
+
+    async def _read(self, texts: Sequence[Text]) -> list[Any]:
+        """What is found for each text."""
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+
+        def listener(place: int) -> Listener:
+            def listen(outcome: Any) -> None:
+                loop.call_soon_threadsafe(inbox.put_nowait, (place, outcome))
+
+            return listen
+
+        keys: dict[int, int] = {}
+        found: dict[int, Any] = {}
+        try:
+            for place, text in enumerate(texts):
+                keys[place] = self._reader.submit(text, listener(place))
+            while keys:
+                place, outcome = await inbox.get()
+                del keys[place]
+                if isinstance(outcome, PredictorError):
+                    raise outcome
+                found[place] = outcome
+        finally:
+            for key in keys.values():
+                self._reader.cancel(key)
+        return [found[place] for place in range(len(texts))]
