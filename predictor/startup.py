@@ -23,7 +23,7 @@ from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
 from predictor.settings import Settings
 from predictor.tasks.head import Head
-from predictor.tasks.loading import Task, open_generation, open_head, open_tokenizer
+from predictor.tasks.loading import Task, Unsaid, open_generation, open_head, open_tokenizer
 from predictor.tasks.reading import Reading
 from predictor.weights import audit
 from predictor.weights.checkpoint import Checkpoint, fetch_weights, open_directory, open_hub
@@ -192,11 +192,10 @@ def _open(
         "known": loaded.known,
         "on_broken": on_broken,
     }
-    tokenizer = open_tokenizer(
-        prepared.checkpoint.path, trust_remote_code=settings.trust_remote_code
-    )
+    path, task = prepared.checkpoint.path, prepared.checkpoint.task
+    tokenizer = open_tokenizer(path, trust_remote_code=settings.trust_remote_code)
     length, placement = prepared.footprint.max_model_len, prepared.placement
-    if prepared.checkpoint.task in GENERATING:
+    if task in GENERATING:
         opened = open_engine(
             loaded.model,
             placement,
@@ -207,12 +206,10 @@ def _open(
         return open_generation(
             loaded.model, tokenizer, opened, max_model_len=length, max_length=settings.max_length
         )
-    head = open_head(
-        prepared.checkpoint.task,
-        tokenizer,
-        loaded.model.config,
-        max_model_len=length,
-        unsaid=settings,
+    unsaid = Unsaid(
+        settings.return_probabilities, settings.return_raw_logits, settings.return_offsets_mapping
     )
+    config = loaded.model.config
+    head = open_head(task, path, tokenizer, config, max_model_len=length, unsaid=unsaid)
     limits = BatchLimits(prepared.chunk, settings.max_batch_size, delay=settings.max_batch_delay)
     return Reading(head, open_reader(loaded.model, placement, head.run, limits=limits, **common))

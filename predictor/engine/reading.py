@@ -19,12 +19,12 @@ class Text:
     Attributes:
         ids: Its tokens, special ones among them; at least one.
         types: For each token which text of a pair it is of; None where the model is not told.
-        marks: Places of tokens that the task asks about, such as masks.
+        about: What the task remembers of it, such as where its tokens come from.
     """
 
     ids: tuple[int, ...]
     types: tuple[int, ...] | None = None
-    marks: tuple[int, ...] = ()
+    about: Any = None
 
 
 @dataclass(frozen=True, slots=True)

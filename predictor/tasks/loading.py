@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from predictor.engine.opening import Opened
 from predictor.errors import CheckpointError, reason_of
+from predictor.tasks.fill_mask import FillMask
 from predictor.tasks.generation import Defaults, TextGeneration
 from predictor.tasks.head import Head
+from predictor.tasks.question_answering import QuestionAnswering
 from predictor.tasks.reading import Reading
+from predictor.tasks.rerank import Rerank
+from predictor.tasks.sentence_layout import read_layout
 from predictor.tasks.sequence_classification import SequenceClassification
+from predictor.tasks.text_embedding import TextEmbedding
+from predictor.tasks.token_classification import TokenClassification
 from predictor.tasks.tokenizing import Tokenizing
 
 Task = TextGeneration | Reading
 
 
-class Unsaid(Protocol):
-    """What holds where requests say nothing: the settings of these names."""
+@dataclass(frozen=True, slots=True)
+class Unsaid:
+    """What a head does where a request says nothing: the settings of these names."""
 
-    @property
-    def return_probabilities(self) -> bool:
-        """Whether classification tells all probabilities."""
-        ...
-
-    @property
-    def return_raw_logits(self) -> bool:
-        """Whether classification tells all logits."""
-        ...
+    return_probabilities: bool = False
+    return_raw_logits: bool = False
+    return_offsets_mapping: bool = False
 
 
 def open_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -79,6 +80,7 @@ def open_generation(
 
 def open_head(
     task: str,
+    path: Path,
     tokenizer: PreTrainedTokenizerBase,
     config: PreTrainedConfig,
     *,
@@ -89,10 +91,14 @@ def open_head(
 
     Args:
         task: Its task.
+        path: Its directory.
         tokenizer: Its tokenizer.
         config: Its config.
         max_model_len: Most tokens of a text.
         unsaid: What holds where requests say nothing.
+
+    Raises:
+        CheckpointError: The model's files lack what the task needs.
     """
     tokenizing = Tokenizing(tokenizer, max_model_len)
     heads: dict[str, Callable[[], Head]] = {
@@ -102,5 +108,12 @@ def open_head(
             return_probabilities=unsaid.return_probabilities,
             return_raw_logits=unsaid.return_raw_logits,
         ),
+        "token_classification": lambda: TokenClassification(
+            tokenizing, config, return_offsets_mapping=unsaid.return_offsets_mapping
+        ),
+        "question_answering": lambda: QuestionAnswering(tokenizing),
+        "fill_mask": lambda: FillMask(tokenizing),
+        "text_embedding": lambda: TextEmbedding(tokenizing, config, read_layout(path)),
+        "rerank": lambda: Rerank(tokenizing, config),
     }
     return heads[task]()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -180,6 +180,17 @@ def boolean(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise RequestError(f"{name} must be true or false, not {_kind(value)}.")
     return value
+
+
+def one_of(known: Sequence[str]) -> Check:
+    """Returns a check that a value is one of these strings."""
+
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise RequestError(f"{name} must be one of {', '.join(known)}.")
+        return value
+
+    return check
 
 
 def _kind(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,12 +50,15 @@ class Reading:
             EngineBroken: The model failed altogether.
         """
         found = await self._read([text for job in jobs for text in job.texts])
-        answers, start = [], 0
-        for job in jobs:
-            end = start + len(job.texts)
-            answers.append(self.head.encode(job.ask, job.texts, found[start:end]))
-            start = end
-        return tuple(answers)
+        # Aggregating thousands of tokens takes longer than the event loop may stand still.
+        return await asyncio.to_thread(self._encode, jobs, found)
+
+    def _encode(self, jobs: Sequence[ReadingJob], found: Sequence[Any]) -> tuple[Any, ...]:
+        rows = iter(found)
+        return tuple(
+            self.head.encode(job.ask, job.texts, list(itertools.islice(rows, len(job.texts))))
+            for job in jobs
+        )
 
     async def _read(self, texts: Sequence[Text]) -> list[Any]:
         """What is found for each text."""

@@ -35,9 +35,7 @@ class Tokenizing:
             PromptTooLong: It is longer than the model takes, and not to be cut.
             RequestError: It has no token at all.
         """
-        found = self.encode(text, pair, truncate=truncate)
-        types = found.get("token_type_ids")
-        return Text(tuple(found["input_ids"]), None if types is None else tuple(types))
+        return as_text(self.encode(text, pair, truncate=truncate))
 
     def encode(
         self, text: str, pair: str | None = None, *, truncate: bool = False, **also: Any
@@ -63,3 +61,14 @@ class Tokenizing:
                 limit=self.max_model_len,
             )
         return found
+
+
+def as_text(encoding: Any, about: Any = None) -> Text:
+    """Returns what a tokenizer made of one text, as the model reads it.
+
+    Args:
+        encoding: The tokenizer's, of one text or pair.
+        about: What the task remembers of it.
+    """
+    types = encoding.get("token_type_ids")
+    return Text(tuple(encoding["input_ids"]), None if types is None else tuple(types), about)
