@@ -26,6 +26,7 @@ from starlette.routing import Route
 
 from predictor.protocol.error_forms import error_response
 from predictor.protocol.generate import GenerateEndpoints
+from predictor.protocol.lists import ListEndpoints
 from predictor.protocol.middleware import Border
 from predictor.protocol.openai import OpenAIEndpoints
 from predictor.protocol.rest_inference import InferenceEndpoints
@@ -63,6 +64,7 @@ def install(
     app.router.routes.extend(_inference_routes(InferenceEndpoints(models)))
     app.router.routes.extend(_generate_routes(GenerateEndpoints(models)))
     app.router.routes.extend(_openai_routes(OpenAIEndpoints(models)))
+    app.router.routes.extend(_list_routes(ListEndpoints(models)))
     if torchserve:
         app.router.routes.extend(_torchserve_routes(TorchServeEndpoints(models)))
     if not load_unload:
@@ -107,6 +109,14 @@ def _openai_routes(openai: OpenAIEndpoints) -> Iterator[Route]:
     yield _get("/openai/v1/models/{model:path}", openai.model)
     yield _post("/openai/v1/completions", openai.completions)
     yield _post("/openai/v1/chat/completions", openai.chat_completions)
+
+
+def _list_routes(lists: ListEndpoints) -> Iterator[Route]:
+    yield _post("/openai/v1/embeddings", lists.embeddings)
+    yield _post("/openai/v1/rerank", lists.rerank)
+    yield _post("/embed", lists.embed)
+    yield _post("/rerank", lists.tei_rerank)
+    yield _post("/predict", lists.predict)
 
 
 def _torchserve_routes(torchserve: TorchServeEndpoints) -> Iterator[Route]:

@@ -135,6 +135,20 @@ async def require_generating(model: ServedModel) -> None:
         )
 
 
+async def require_task(model: ServedModel, task: str) -> Head:
+    """Returns the head of a model that can answer now, and is for this task.
+
+    Raises:
+        NotReady: It cannot.
+        RequestError: It is a model for another task.
+    """
+    await require_ready(model)
+    if model.head is None or model.head.task != task:
+        found = "text_generation" if model.head is None else model.head.task
+        raise RequestError(f"Model {quoted(model.name)} is not for {task}; its task is {found}.")
+    return model.head
+
+
 async def unready(models: Models) -> list[ServedModel]:
     """Returns the models that cannot answer now."""
     return [model for model in models.get_models().values() if not await model.healthy()]

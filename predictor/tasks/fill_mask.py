@@ -90,7 +90,7 @@ class FillMask:
     def run(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
         """Returns the probabilities at each row's masks, of shape (masks, vocabulary)."""
         return [
-            output.logits[row, list(text.about)].float().softmax(dim=-1).cpu()
+            output.logits[row, list(text.about or ())].float().softmax(dim=-1).cpu()
             for row, text in enumerate(batch.texts)
         ]
 

@@ -11,6 +11,7 @@ V2: a BYTES input ``text`` of n elements; output ``embedding`` FP32 [n, dimensio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,19 @@ from predictor.tasks.tokenizing import Tokenizing
 
 TOKENS = "tokens"
 """The parameter that holds a text's tokens, where a protocol gives them instead of a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """The vector of a text.
+
+    Attributes:
+        values: Its numbers.
+        tokens: Tokens of the text.
+    """
+
+    values: list[float]
+    tokens: int
 
 
 class TextEmbedding:
@@ -90,23 +104,22 @@ class TextEmbedding:
         pooled = pool(output.last_hidden_state, batch.mask, self._layout.pooling)
         return list(pooled.float().cpu())
 
-    def encode(
-        self, ask: Ask, texts: Sequence[Text], found: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        """Returns the vector, of shape (dimensions,)."""
+    def encode(self, ask: Ask, texts: Sequence[Text], found: Sequence[torch.Tensor]) -> Vector:
+        """Returns the vector."""
         vector = found[0][: ask.parameters["dimensions"]]
         if ask.parameters["normalize"]:
             vector = torch.nn.functional.normalize(vector, dim=0)
-        return vector
+        return Vector(vector.tolist(), len(texts[0].ids))
 
-    def prediction(self, answer: torch.Tensor) -> object:
+    def prediction(self, answer: Vector) -> object:
         """Returns an answer as a JSON value."""
-        return answer.tolist()
+        return answer.values
 
-    def columns(self, answers: Sequence[torch.Tensor]) -> tuple[Column, ...]:
+    def columns(self, answers: Sequence[Vector]) -> tuple[Column, ...]:
         """Returns answers as tensors; in one call all have as many dimensions."""
-        stacked = torch.stack(list(answers))
-        return (Column("embedding", "FP32", tuple(stacked.shape), stacked.flatten().tolist()),)
+        shape = (len(answers), len(answers[0].values))
+        data = [value for answer in answers for value in answer.values]
+        return (Column("embedding", "FP32", shape, data),)
 
     def _check_size(self, name: str, value: Any) -> int:
         size = integer(name, value, 1, self._size)

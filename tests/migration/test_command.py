@@ -164,10 +164,11 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a config of another kind": (
         {
             "model.zip": {
-                "config.json": b'{"model_type": "bert", "architectures": ["BertForMaskedLM"]}'
+                "config.json": b'{"model_type": "bert", '
+                b'"architectures": ["BertForNextSentencePrediction"]}',
             }
         },
-        "describes a BertForMaskedLM, which is no causal language model",
+        "describes a BertForNextSentencePrediction, which is made for no task",
     ),
     "no weights": ({"model.zip": {"config.json": b'{"model_type": "bloom"}'}}, "holds no weights"),
     "a shard that is missing": (

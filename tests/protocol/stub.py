@@ -50,6 +50,7 @@ class EchoModel(kserve.Model):
         self.version = version
         self.style = OUR_STYLE
         self.head: Any = None
+        self.reading: Any = None
         self.ready = True
         self.failure: Exception | None = None
         self.late_failure: Exception | None = None
@@ -77,15 +78,20 @@ class EchoModel(kserve.Model):
         if not self.ready:
             raise NotReady("The stub is not ready.")
         return open_exchange(
-            payload, model_name=self.name, model_version=self.version, style=self.style
+            payload,
+            model_name=self.name,
+            model_version=self.version,
+            style=self.style,
+            head=self.head,
         )
 
     async def predict(self, payload: Exchange, headers: Any = None) -> Any:
         return payload, await self.answer(payload.request, asked_timeout(headers))
 
-    async def answer(
-        self, request: GenerationRequest, timeout: float | None
-    ) -> tuple[Completion, ...]:
+    async def answer(self, request: Any, timeout: float | None) -> tuple[Any, ...]:
+        if self.head is not None:
+            answers: tuple[Any, ...] = await self.reading.complete(self.reading.prepare(request))
+            return answers
         self._take(request, timeout)
         return tuple(_completion(prompt) for prompt in request.prompts)
 
