@@ -132,7 +132,7 @@ def _contest(flags: argparse.Namespace) -> int:
     generate, more = (
         _predictor(flags, where) if flags.contestant == "predictor" else _accelerate(flags, where)
     )
-    # Once untimed: at lengths that are new to it CUDA's attention took twice as long as a pass.
+    # Once untimed: cuDNN's attention, which Accelerate's model uses, compiles for each new length.
     generate(prompts(flags.sequences), flags.tokens, lambda: None)
     meter = Meter()
     tokens = generate(prompts(flags.sequences), flags.tokens, meter.mark)[0]

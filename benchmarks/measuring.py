@@ -130,7 +130,7 @@ def environment(*, gpus: bool = False) -> dict[str, str]:
     dropped = ("PREDICTOR_", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     kept |= {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "PYTHONPYCACHEPREFIX": str(BYTECODE),
         "HF_HUB_OFFLINE": "1",
     }

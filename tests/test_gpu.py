@@ -19,6 +19,8 @@ from predictor.weights.copying import ToDevice, Waiting
 from predictor.weights.link import Link, page_lock
 from predictor.weights.reading import Buffer
 from tests.conftest import Checkpoints
+from tests.reading.checkpoints import make_reader
+from tests.reading.test_heads import ask
 from tests.serving import Up, bring_up
 from tests.weights.test_loader import reference
 from tests.weights.test_streaming import IDS
@@ -37,9 +39,9 @@ def pod() -> PodResources:
     return read(None)
 
 
-def spread(folder: Path, pod: PodResources) -> dict[str, str]:
+def spread(folder: Path, pod: PodResources, **flags: Any) -> dict[str, str]:
     """Blocks in turn on the GPU, in main memory and on disk; the rest on the GPU."""
-    prepared = bring_up(folder, pod=pod).prepared
+    prepared = bring_up(folder, pod=pod, **flags).prepared
     blocks = [unit for unit in prepared.footprint.units if unit.block is not None]
     devices = {unit.names[0]: ("0", "cpu", "disk")[unit.block % 3] for unit in blocks}
     return {name: devices.get(name, "0") for name in prepared.placement.device_map}
@@ -79,6 +81,19 @@ def test_a_model_over_gpu_memory_and_disk_gives_the_tokens_of_the_cpu(
     assert tokens(up) == reference(folder, PROMPT)
 
 
+def test_no_attention_is_compiled_anew_for_each_length(
+    checkpoints: Checkpoints, pod: PodResources
+) -> None:
+    up = bring_up(checkpoints("llama", dtype=torch.bfloat16), pod=pod, dtype="bfloat16")
+    kinds = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profile:
+        tokens(up)
+        torch.cuda.synchronize()
+    kernels = {event.key for event in profile.key_averages()}
+    assert kernels
+    assert not [name for name in kernels if "cudnn" in name]
+
+
 @pytest.mark.parametrize("fraction", [1.0, 0.0])
 def test_streamed_blocks_give_the_logits_of_resident_ones_bit_for_bit(
     checkpoints: Checkpoints, pod: PodResources, fraction: float
@@ -112,6 +127,23 @@ def test_copies_from_page_locked_memory_run_beside_the_thread_and_the_computatio
     link.finish(link.mark())
     assert link.stalled() > 0.001  # 512 MiB take more on any link
     del source
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "llama"])
+@pytest.mark.parametrize("places", ["gpu", "spread"])
+def test_a_model_that_reads_gives_the_answers_of_the_cpu(
+    pod: PodResources, tmp_path: Path, architecture: str, places: str
+) -> None:
+    task = "sequence_classification"
+    folder = make_reader(tmp_path / "model", architecture, task)
+    device_map = "cuda:0" if places == "gpu" else spread(folder, pod, task=task)
+    texts = [{"text": "x" * length} for length in (3, 50, 7, 120)]
+    up = bring_up(folder, pod=read(tmp_path), device_map=device_map, task=task)
+    on_cpu = bring_up(folder, task=task)
+    answers = [ask(one, *texts, return_raw_logits=True) for one in (up, on_cpu)]
+    for found, expected in zip(*answers, strict=True):
+        assert found.label == expected.label
+        assert found.logits == pytest.approx(expected.logits, abs=1e-4)
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cuda:0", "cpu"])

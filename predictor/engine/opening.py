@@ -69,8 +69,7 @@ def open_engine(
     Raises:
         LoadFailed: The model cannot run even one token.
     """
-    if threads is not None:
-        torch.set_num_threads(min(threads, torch.get_num_threads()))
+    set_up_torch(threads)
     runner, reason = _runner(model, placement, known)
     vocabulary = count_vocabulary(model)
     try:
@@ -84,6 +83,21 @@ def open_engine(
     limits = _limits(placement, reason, max_sequences, prefill_chunk, pass_tokens)
     engine = Engine(runner, limits, ends=_ends(model), metrics=metrics, on_broken=on_broken)
     return Opened(engine, runner, vocabulary)
+
+
+def set_up_torch(threads: int | None) -> None:
+    """Has torch compute as suits passes of ever new shapes.
+
+    cuDNN's attention compiles a plan for each length that it meets. Every token of a sequence is a
+    new length, so that a pass of 22 layers took 100 ms with it instead of 40 (H200, torch 2.11);
+    PyTorch's own kernels need no such plan.
+
+    Args:
+        threads: Most threads to compute with; None leaves that to torch.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if threads is not None:
+        torch.set_num_threads(min(threads, torch.get_num_threads()))
 
 
 def _limits(

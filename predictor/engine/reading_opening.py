@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from predictor.engine.batching import BatchLimits
-from predictor.engine.opening import measure_pass_tokens
+from predictor.engine.opening import measure_pass_tokens, set_up_torch
 from predictor.engine.reader import Reader
 from predictor.engine.reading import Run, Text
 from predictor.engine.reading_runner import ReadingRunner
@@ -48,8 +48,7 @@ def open_reader(
     Raises:
         LoadFailed: The model cannot run even one token.
     """
-    if threads is not None:
-        torch.set_num_threads(min(threads, torch.get_num_threads()))
+    set_up_torch(threads)
     device = torch.device(placement.execution_device)
     limits = replace(limits, few_shapes=device.type == "cpu")
     runner = ReadingRunner(model, device=device, limits=limits, run=run)
