@@ -13,6 +13,7 @@ from predictor.placement.units import Footprint
 from predictor.pod.resources import PodResources
 from predictor.pod.usage import count_usage
 from predictor.settings import Settings
+from predictor.tasks.sentence_layout import read_layout
 from predictor.weights.checkpoint import Checkpoint, context_length, known_positions
 from predictor.weights.offload import Offload
 from predictor.weights.rewritten import folder_name
@@ -61,9 +62,10 @@ def max_model_len(settings: Settings, checkpoint: Checkpoint, skeleton: PreTrain
         )
     if length is None and settings.max_length is not None:
         length = min(2 * settings.max_length, known or 2 * settings.max_length)
-    return length or min(
-        context_length(checkpoint.config), known or context_length(checkpoint.config)
-    )
+    default = context_length(checkpoint.config)
+    if checkpoint.task == "text_embedding":
+        default = min(default, read_layout(checkpoint.path).max_length or default)
+    return length or min(default, known or default)
 
 
 def largest_pass(

@@ -140,13 +140,26 @@ def _read(
             f"The weights in {checkpoint.path} cannot be loaded: {reason_of(error, most=300)}"
         ) from error
     model, info = loaded
-    lacking = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
+    lacking = _lacking(info, checkpoint.task)
     if lacking:
         raise CheckpointError(
             f"{checkpoint.path} lacks {len(lacking)} weights of {placement.architecture}, "
             f"{lacking[0]} among them."
         )
     return model.eval()  # type: ignore[no-any-return]
+
+
+def _lacking(info: Mapping[str, Any], task: str) -> list[str]:
+    """The weights that are missing, or those of another shape.
+
+    Vectors are made of the states below a pooler, which models with another head have none of.
+    """
+    missing = [
+        name
+        for name in info["missing_keys"]
+        if not (task == "text_embedding" and name.startswith("pooler."))
+    ]
+    return sorted(missing) or sorted(str(key) for key in info["mismatched_keys"])
 
 
 @contextlib.contextmanager
