@@ -166,16 +166,24 @@ class Server(ModelServer):
 
     def _examples(self, address: str) -> str:
         """Returns the curl lines that work against this server."""
-        v1 = {"instances": [_PROMPT], "parameters": {"max_new_tokens": 25}}
-        tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [_PROMPT]}
-        v2 = {"inputs": [tensor], "parameters": {"max_new_tokens": 25}}
+        head, more = self._model.head, {"parameters": {"max_new_tokens": 25}}
+        fields: dict[str, str] = {"text": _PROMPT}
+        instance: object = _PROMPT
+        if head is not None:
+            fields, more = {f.name: f.example for f in head.fields if f.required}, {}
+            instance = fields if len(fields) > 1 else next(iter(fields.values()))
+        v1 = {"instances": [instance], **more}
+        tensors = [
+            {"name": name, "shape": [1], "datatype": "BYTES", "data": [text]}
+            for name, text in fields.items()
+        ]
         url, name = f"http://{address}", self._model.name
         lines = [
             f"curl {url}/v1/models/{name}:predict -d '{json.dumps(v1)}'",
-            f"curl {url}/v2/models/{name}/infer -d '{json.dumps(v2)}'",
+            f"curl {url}/v2/models/{name}/infer -d '{json.dumps({'inputs': tensors, **more})}'",
             f"curl {url}/v2/models/{name}",
         ]
-        if self._settings.torchserve_api:
+        if self._settings.torchserve_api and head is None:
             lines.append(f"curl {url}/predictions/{name} --data-urlencode 'data={_PROMPT}'")
         return "\n".join(lines)
 

@@ -33,12 +33,17 @@ def table(placement: Placement) -> str:
             rule,
             *lines[1:],
             f"executes offloaded parts on: {_title(str(placement.execution_device))}",
-            f"KV cache: {placement.kv_tokens} tokens; "
-            f"longest sequence: {placement.max_model_len} tokens",
+            f"{_cache(placement)}; longest sequence: {placement.max_model_len} tokens",
             f"limited by {placement.limited_by}",
             *(f"note: {note}" for note in placement.notes),
         ]
     )
+
+
+def _cache(placement: Placement) -> str:
+    if not any(tier.kv for tier in placement.tiers):
+        return "no KV cache"
+    return f"KV cache: {placement.kv_tokens} tokens"
 
 
 def _row(tier: Tier) -> tuple[str, ...]:

@@ -52,7 +52,6 @@ class FillMask:
     """The task; see `Head` for its methods."""
 
     task = "fill_mask"
-    fields = (Field("text", aliases=("prompt", "data")),)
     outputs = (
         Output("row", "INT32", (-1,)),
         Output("token", "BYTES", (-1, -1)),
@@ -71,6 +70,8 @@ class FillMask:
                 "This model's tokenizer has no mask token, which fill_mask needs."
             )
         self._tokenizing = tokenizing
+        example = f"Today the {tokenizing.tokenizer.mask_token} is really nice."
+        self.fields = (Field("text", aliases=("prompt", "data"), example=example),)
 
     def decode(self, fields: Mapping[str, str], parameters: Mapping[str, object]) -> Ask:
         """Returns what is asked."""

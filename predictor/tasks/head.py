@@ -23,11 +23,13 @@ class Field:
         name: Its name, as V1's key and V2's input.
         aliases: Other keys for it in V1.
         required: Whether it must be there.
+        example: A text to show how to ask.
     """
 
     name: str
     aliases: tuple[str, ...] = ()
     required: bool = True
+    example: str = "Today the weather is really nice."
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,10 @@ class QuestionAnswering:
     """The task; see `Head` for its methods."""
 
     task = "question_answering"
-    fields = (Field("question"), Field("context"))
+    fields = (
+        Field("question", example="How is the weather?"),
+        Field("context"),
+    )
     outputs = (
         Output("answer", "BYTES", (-1,)),
         Output("score", "FP32", (-1,)),

@@ -27,7 +27,10 @@ class Rerank:
     """The task; see `Head` for its methods."""
 
     task = "rerank"
-    fields = (Field("query"), Field("text", aliases=("document",)))
+    fields = (
+        Field("query", example="How is the weather?"),
+        Field("text", aliases=("document",)),
+    )
     outputs = (Output("score", "FP32", (-1,)),)
 
     def __init__(self, tokenizing: Tokenizing, config: PreTrainedConfig) -> None:

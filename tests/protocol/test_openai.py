@@ -534,7 +534,7 @@ def test_the_header_limits_the_time(served: Served, client: httpx.Client) -> Non
     assert "x-request-timeout" in refusal(late, 400)["message"]
 
 
-@pytest.mark.parametrize("path", ["/openai", "/openai/v1/embeddings", "/openai/v2/models"])
+@pytest.mark.parametrize("path", ["/openai", "/openai/v1/images", "/openai/v2/models"])
 def test_an_unknown_path_is_refused_in_openais_form(client: httpx.Client, path: str) -> None:
     assert refusal(client.get(path), 404)["message"] == "There is nothing at this path."
 
