@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 
 from predictor.errors import ArchiveError, CheckpointError, ConfigurationError
 from predictor.migration.archive import open_archive
-from predictor.migration.deployment import comments, needs_of, served_bytes
+from predictor.migration.deployment import comments, needs_of, plan_command, served_bytes
 from predictor.migration.layout import (
     CONFIG,
     GENERATION_CONFIG,
@@ -34,7 +35,10 @@ from predictor.placement.needs import Needs, title_of
 from predictor.placement.stored import read_stored
 from predictor.quantity import format_bytes
 from predictor.settings import read_settings
+from predictor.tasks.loading import open_tokenizer
 from predictor.weights.checkpoint import Checkpoint, known_positions, open_directory
+
+logger = logging.getLogger(__name__)
 
 _BESIDES = 1024**2
 """Bytes for what is written beside the model: settings, a report."""
@@ -47,11 +51,13 @@ class _Checked:
     """A model whose files are complete.
 
     Attributes:
-        checkpoint: What was found; None where it needs code that is not trusted.
+        checkpoint: What was found; None where it needs code that is not trusted, or is fetched.
+        weights: Bytes of all weights as they are stored; 0 where the model is fetched.
         flags: What must be said to serve it.
     """
 
     checkpoint: Checkpoint | None
+    weights: int
     flags: tuple[str, ...]
 
 
@@ -75,6 +81,7 @@ def import_torchserve(file: Path, into: Path, *, ts_config: Path | None = None) 
         staged(into, last=CONFIG) as folder,
         open_archive(file) as archive,
     ):
+        logger.info("Reading what TorchServe's files in %s say", file)
         legacy = read_legacy(archive, os.path.basename(os.path.abspath(file)), ts_config)
         with find_model(archive, legacy) as model:
             _check_settings(translate(legacy, model_id=model.model_id))
@@ -101,7 +108,9 @@ def _check_settings(translation: Translation) -> None:
 
 def _copy(model: Model, folder: Path, into: Path) -> None:
     _check_space(model, folder, into)
-    with CopyProgress(sum(model.archive.members[path].size for path in model.files)) as progress:
+    size = sum(model.archive.members[path].size for path in model.files)
+    logger.info("Taking %d files of the model over, %s", len(model.files), format_bytes(size))
+    with CopyProgress(size) as progress:
         for path, target in model.files.items():
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
             model.archive.copy(path, folder / target, progress.add)
@@ -119,7 +128,8 @@ def _check_space(model: Model, folder: Path, into: Path) -> None:
 
 def _completed(folder: Path, into: Path, legacy: Legacy, model: Model) -> Report:
     """Checks what was copied, and writes the rest."""
-    checked = _Checked(None, ()) if model.model_id else _checked(folder, legacy.name)
+    logger.info("Checking that it can be served")
+    checked = _Checked(None, 0, ()) if model.model_id else _checked(folder, legacy.name)
     checkpoint = checked.checkpoint
     positions = None if checkpoint is None else known_positions(checkpoint.config)
     translation = translate(legacy, positions=positions, model_id=model.model_id)
@@ -135,13 +145,16 @@ def _completed(folder: Path, into: Path, legacy: Legacy, model: Model) -> Report
 def _checked(folder: Path, name: str) -> _Checked:
     try:
         stored = read_stored(folder)
+        weights = 0 if stored is None else stored.weight_bytes
         flags = ("--allow_pickle",) if stored is not None and stored.kind == "pickle" else ()
         try:
-            return _Checked(open_directory(folder, allow_pickle=True), flags)
+            checkpoint = open_directory(folder, allow_pickle=True)
         except CheckpointError as error:
             if stored is None or "trust_remote_code" not in str(error):
                 raise
-            return _Checked(None, (*flags, "--trust_remote_code"))
+            return _Checked(None, weights, (*flags, "--trust_remote_code"))
+        open_tokenizer(folder, trust_remote_code=False)
+        return _Checked(checkpoint, weights, flags)
     except CheckpointError as error:
         said = str(error).replace(f"{folder}/", "").replace(str(folder), "its model")
         raise ArchiveError(f"{name} cannot be served: {said}") from None
@@ -165,7 +178,7 @@ def _write_generation(folder: Path, said: dict[str, Any], checkpoint: Checkpoint
 def _deployed(
     folder: Path, into: Path, legacy: Legacy, translation: Translation, checked: _Checked
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Writes what a cluster is asked for, where the model's size is known; returns what follows."""
+    """Writes what a cluster is asked for; returns what follows, and what else is to be known."""
     settings = read_settings({"model_dir": str(folder)}, environ={})
     directory = shlex.quote(str(into))
     serve = " ".join(["predictor serve --model_dir", directory, *checked.flags])
@@ -173,16 +186,15 @@ def _deployed(
     notes = tuple(
         f"it is served with {flag} only: say it if you trust its author" for flag in checked.flags
     )
-    if checked.checkpoint is None:
-        plan = f"predictor plan {directory} --gpus 1x24GiB --memory 16GiB --output helm-values"
-        return (serve, try_it, plan), notes
-    weights = served_bytes(checked.checkpoint, settings)
+    stored = None if checked.checkpoint is None else checked.checkpoint.dtype
+    weights = served_bytes(checked.weights, stored, settings)
     needs = needs_of(translation, settings, weights)
-    _write_deployment(folder, needs, comments(legacy.name, directory, weights, translation.gpus))
-    install = (
-        f"helm install {title_of(translation.name)} helm/ --values {directory}/{HELM_VALUES} "
-        f"--set model.uri={WHERE_THE_MODEL_LIES}"
-    )
+    plan = plan_command(needs.model_id or directory, translation.gpus)
+    lines = comments(legacy.name, needs, weights, plan, checked.flags)
+    _write_deployment(folder, needs, lines)
+    install = f"helm install {title_of(translation.name)} helm/ --values {directory}/{HELM_VALUES}"
+    if needs.model_id is None:
+        install += f" --set model.uri={WHERE_THE_MODEL_LIES}"
     install += "".join(f" --set settings.{flag.removeprefix('--')}=true" for flag in checked.flags)
     return (serve, try_it, install), notes
 

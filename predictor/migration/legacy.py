@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -33,10 +33,15 @@ _DEEPEST, _MOST_EVENTS = 32, 20_000
 _LONG_NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXob_:]{300,}")
 """In base 16 YAML takes numbers that Python then refuses to write."""
 
+_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
+"""What YAML calls the kinds of values that JSON has."""
+
 _ARCHIVES = (".mar", ".tar.gz")
 """What the names in a model store end in."""
 
 _LARGEST = 1024**2
+
+_Text = TypeVar("_Text", str, bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +166,23 @@ def _yaml(content: bytes, file: str) -> dict[str, Any]:
     return _object(content, file, "YAML", _load_yaml)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Makes what JSON has, of YAML; a date is the text that it is written as."""
+
+
+_PlainLoader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in _PLAIN
+} | {"tag:yaml.org,2002:timestamp": yaml.SafeLoader.construct_yaml_str}
+
+
 def _load_yaml(content: bytes) -> Any:
     _check_yaml(content)
-    return yaml.safe_load(content)
+    try:
+        return yaml.load(content, _PlainLoader)  # noqa: S506 - it is a safe one, and less
+    except (LookupError, TypeError, AttributeError, ArithmeticError):
+        raise ValueError("it has a value that is not what its tag or form says") from None
 
 
 def _check_yaml(content: bytes) -> None:
@@ -180,7 +199,7 @@ def _check_yaml(content: bytes) -> None:
             raise ValueError("it has a number of hundreds of digits")
 
 
-def _object(content: bytes, file: str, kind: str, load: Callable[[bytes], Any]) -> dict[str, Any]:
+def _object(content: _Text, file: str, kind: str, load: Callable[[_Text], Any]) -> dict[str, Any]:
     try:
         found = load(content)
         if isinstance(found, dict):
@@ -206,8 +225,8 @@ def _properties(content: bytes, file: str) -> dict[str, str]:
 def _snapshot(properties: Mapping[str, str], file: str) -> dict[str, Any]:
     """The models that a server's configuration registers, by name and version."""
     for key in ("model_snapshot", "models"):
-        if key in properties:
-            found = parse_json(properties[key].encode(), f"{key} in {file}")
+        if properties.get(key, "").strip():
+            found = _object(properties[key], f"{key} in {file}", "JSON", json.loads)
             models = found.get("models", {}) if key == "model_snapshot" else found
             if not isinstance(models, dict):
                 raise ArchiveError(f"{key} in {file} must hold an object of models.")

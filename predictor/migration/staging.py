@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def staged(into: Path, *, last: str) -> Iterator[Path]:
                 _undo(into, place)
                 raise
         else:
+            _own_as(into, content)
             content.rename(into)
             _sync_one(into.parent)
 
@@ -83,6 +85,15 @@ def _locked(place: Path) -> int | None:
             return descriptor
     os.close(descriptor)
     return None
+
+
+def _own_as(into: Path, content: Path) -> None:
+    """Gives what replaces an empty directory that directory's mode and, if it may, its owner."""
+    with contextlib.suppress(FileNotFoundError):
+        made = into.stat()
+        content.chmod(stat.S_IMODE(made.st_mode))
+        with contextlib.suppress(PermissionError):
+            os.chown(content, made.st_uid, made.st_gid)
 
 
 def _undo(into: Path, place: Path) -> None:

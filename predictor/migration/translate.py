@@ -1,7 +1,8 @@
 """From what TorchServe's files say to settings, a deployment and the report's rows. Pure.
 
-Order of strength, as in TorchServe: ``config.properties``, its snapshot's entry of the model, the
-model's own configuration. ``setup_config.json`` was the handler's, stays as it is and is strongest.
+Order of strength, as in TorchServe: ``config.properties``, the model's own configuration, the entry
+of the model in a snapshot or under ``models``. ``setup_config.json`` was the handler's, stays as it
+is and is strongest.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def _judged(legacy: Legacy, model_id: str | None) -> Iterator[_Found]:
     """Yields every key with what becomes of it, the weakest file first."""
     yield from _manifest(legacy)
     yield from _properties(legacy)
-    yield from _entry(legacy)
     yield from _config(legacy, model_id)
+    yield from _entry(legacy)
     for key, value in (legacy.setup or {}).items():
         yield SETUP_CONFIG, key, value, setup.judge(key, value, legacy)
 
@@ -101,31 +102,30 @@ def _properties(legacy: Legacy) -> Iterator[_Found]:
 def _unless_said(key: str, verdict: Verdict, legacy: Legacy) -> Verdict:
     """A server's default counts only for what the model's own files leave open."""
     meant = frontend.FROM_PROPERTIES.get(key)
-    stronger = (legacy.entry, legacy.config)
-    if meant and any(meant in said and frontend.fits(meant, said[meant]) for said in stronger):
+    if meant and any(frontend.says(said, meant) for said in (legacy.entry, legacy.config)):
         return otherwise(f"the model's own {meant} is stronger")
     return verdict
 
 
 def _entry(legacy: Legacy) -> Iterator[_Found]:
-    file = f"{legacy.properties_file}: snapshot"
+    file = _entry_file(legacy)
     for key, value in legacy.entry.items():
-        if (
-            key in frontend.RULES
-            and key in legacy.config
-            and frontend.fits(key, legacy.config[key])
-        ):
-            yield file, key, value, otherwise(f"{legacy.config_file} is stronger")
-        elif key in frontend.RULES:
+        if key in frontend.RULES:
             yield from _frontend(file, key, value, legacy)
         else:
             yield file, key, value, _by(frontend.ENTRY, key, value, legacy)
 
 
+def _entry_file(legacy: Legacy) -> str:
+    return f"{legacy.properties_file}: snapshot"
+
+
 def _config(legacy: Legacy, model_id: str | None) -> Iterator[_Found]:
     file = legacy.config_file or ""
     for key, value in legacy.config.items():
-        if key in frontend.RULES:
+        if key in frontend.RULES and frontend.says(legacy.entry, key):
+            yield file, key, value, otherwise(f"{_entry_file(legacy)} is stronger")
+        elif key in frontend.RULES:
             yield from _frontend(file, key, value, legacy)
         elif key == "handler":
             yield from _section(file, key, value, _handler(legacy, model_id))

@@ -45,7 +45,8 @@ def read_stored(model_dir: Path) -> StoredWeights | None:
     Safetensors are preferred where both kinds lie side by side, as transformers does.
 
     Raises:
-        CheckpointError: The index names a file that is missing, or a header is damaged.
+        CheckpointError: The index names a file that is missing or lies elsewhere, or a header is
+            damaged.
     """
     for kind, single in (("safetensors", "model.safetensors"), ("pickle", "pytorch_model.bin")):
         files = _files(model_dir, single)
@@ -70,6 +71,9 @@ def _files(model_dir: Path, single: str) -> tuple[Path, ...]:
         raise CheckpointError(f"{index} cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, AttributeError, TypeError):
         raise CheckpointError(f"{index} is damaged: it holds no JSON object weight_map.") from None
+    outside = [name for name in names if name.startswith("/") or ".." in name.split("/")]
+    if outside:
+        raise CheckpointError(f"{index} names a file outside of its directory.")
     missing = [name for name in names if not (model_dir / name).is_file()]
     if missing:
         raise CheckpointError(

@@ -22,7 +22,7 @@ from predictor.errors import (
 from predictor.protocol.errors import error_headers, http_error
 
 _GENERATE = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate(_stream)?")
-_TORCHSERVE = re.compile(r"/(predictions|models)(/.*)?|/ping")
+_TORCHSERVE = re.compile(r"/(predictions|explanations|models)(/.*)?|/ping")
 _CODES: dict[type[Exception], str] = {
     UnknownModel: "model_not_found",
     PromptTooLong: "context_length_exceeded",

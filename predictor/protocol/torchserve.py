@@ -1,14 +1,16 @@
 """TorchServe's API for clients that cannot be changed: inference, and what only tells of models.
 
 The source is TorchServe 0.12 as it behaves with the Accelerate handler, whose answer is the bare
-text. Where a body came as a JSON object with ``data`` it failed (503); here that is a prompt, and
-may have ``parameters`` as an instance of V1 has. Errors have TorchServe's form (`error_forms`).
+text; models for other tasks answer with V1's prediction. Where a body came as a JSON object with
+``data`` it failed (503); here that is a prompt, and may have ``parameters`` as an instance of V1
+has. Errors have TorchServe's form (`error_forms`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -16,18 +18,19 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from predictor.errors import RequestError
 from predictor.pod.memory import read_own_anonymous
-from predictor.protocol import v1
+from predictor.protocol import reading, v1
 from predictor.protocol.deadline import asked_timeout, counted, while_connected
 from predictor.protocol.document import decode_text, parse_json
 from predictor.protocol.rest_inference import read_body
 from predictor.protocol.rest_status import asked
-from predictor.protocol.served import Models, ServedModel, all_ready, require_ready
+from predictor.protocol.served import Models, ServedModel, all_ready, find, require_ready
+from predictor.tasks.head import ReadingRequest
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
 
 _FIELDS = ("data", "body")
 """Names under which the handler looked for a prompt among a request's fields, in this order."""
 
-_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+_EVERY_VERSION = "all"
 _MOST_FIELDS = 16
 _MOST_PART_BYTES = 2**31
 """Of one field; the whole body is bounded before (`middleware`)."""
@@ -40,14 +43,24 @@ class TorchServeEndpoints:
     models: Models
 
     async def predict(self, request: Request) -> Response:
-        """``POST`` and ``PUT /predictions/{model}[/{version}]``: a prompt in, its text out."""
+        """``POST`` and ``PUT /predictions/{model}[/{version}]``: what V1 takes as an instance.
+
+        A model that generates answers with the text alone, one that reads with V1's prediction.
+        """
         model = asked(self.models, request)
         with counted(model.name, "torchserve"):
             await require_ready(model)
-            wish = GenerationRequest((await _prompt(request, model.style.unsaid),))
+            given, head = await _given(request), model.head
+            wish: GenerationRequest | ReadingRequest
+            if head is None:
+                wish = GenerationRequest((_prompt(given, model.style.unsaid),))
+            else:
+                wish = ReadingRequest((reading.decode_instance(given, "The body", head, {}),))
             call = model.answer(wish, asked_timeout(request.headers))
-            (completion,) = await while_connected(request, call)
-        return PlainTextResponse(completion.text)
+            (answer,) = await while_connected(request, call)
+        if head is None:
+            return PlainTextResponse(answer.text)
+        return JSONResponse(head.prediction(answer))
 
     async def ping(self, _request: Request) -> Response:
         """``GET /ping``: whether every model can answer; TorchServe counted what it had started."""
@@ -62,28 +75,34 @@ class TorchServeEndpoints:
         return JSONResponse({"models": [{"modelName": name, "modelUrl": name} for name in names]})
 
     async def describe(self, request: Request) -> Response:
-        """``GET /models/{model}[/{version}]``: the model as TorchServe describes one."""
-        return JSONResponse([await _description(asked(self.models, request))])
+        """``GET /models/{model}[/{version}|/all]``: the model as TorchServe describes one."""
+        name, version = (request.path_params.get(key) for key in ("model", "version"))
+        model = find(self.models, str(name), None if version == _EVERY_VERSION else version)
+        return JSONResponse([await _description(model)])
 
 
-async def _prompt(request: Request, unsaid: GenerationParameters) -> Prompt:
-    """The prompt of a request: a field of the query or of a form, JSON, or the raw body."""
+async def _given(request: Request) -> object:
+    """What a request brings: a field of the query or of a form, a JSON value, or the raw text."""
     said = request.query_params.get(_FIELDS[0])
     if said is not None:
-        return Prompt(said, unsaid)
-    body = await read_body(request)
+        return said
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type in _FORMS:
-        return Prompt(await _field(request), unsaid)
-    if media_type != "application/json":
-        return Prompt(decode_text(body), unsaid)
-    value = parse_json(body)
-    if isinstance(value, str):
-        return Prompt(value, unsaid)
-    return v1.decode_instance(value, "The body", shared={}, unsaid=unsaid)
+    if media_type == "multipart/form-data":
+        return await _part(request)
+    body = await read_body(request)
+    if media_type == "application/x-www-form-urlencoded":
+        return _field(body)
+    return parse_json(body) if media_type == "application/json" else decode_text(body)
 
 
-async def _field(request: Request) -> str:
+def _prompt(given: object, unsaid: GenerationParameters) -> Prompt:
+    if isinstance(given, str):
+        return Prompt(given, unsaid)
+    return v1.decode_instance(given, "The body", shared={}, unsaid=unsaid)
+
+
+async def _part(request: Request) -> str:
+    await read_body(request)
     form = request.form(
         max_files=_MOST_FIELDS, max_fields=_MOST_FIELDS, max_part_size=_MOST_PART_BYTES
     )
@@ -94,7 +113,28 @@ async def _field(request: Request) -> str:
                 return decode_text(await value.read())
             if value is not None:
                 return value
-    raise RequestError(
+    raise _no_field()
+
+
+def _field(body: bytes) -> str:
+    """The text of a form, in which what is not ASCII may stand as it is (``curl --data``)."""
+    try:
+        pairs = parse_qsl(
+            decode_text(body), keep_blank_values=True, max_num_fields=_MOST_FIELDS, errors="strict"
+        )
+    except UnicodeDecodeError:
+        raise RequestError("The form is not valid UTF-8.") from None
+    except ValueError:
+        raise RequestError(f"The form has more than {_MOST_FIELDS} fields.") from None
+    fields = dict(pairs)
+    for name in _FIELDS:
+        if name in fields:
+            return fields[name]
+    raise _no_field()
+
+
+def _no_field() -> RequestError:
+    return RequestError(
         f"The form has no field {' or '.join(map(repr, _FIELDS))}; a text can also be sent as it "
         "is, with the content type text/plain or none."
     )

@@ -47,7 +47,7 @@ def open_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenize
     # A tokenizer's files may be wrong in any way, and the libraries complain in as many.
     except Exception as error:
         raise CheckpointError(
-            f"{path} holds no tokenizer that can be used: {reason_of(error)}"
+            f"{path} holds no tokenizer that can be used: {reason_of(error).rstrip('.')}."
         ) from None
     return tokenizer
 

@@ -120,10 +120,12 @@ def hollow_model(folder: Path, size: int, config: Path) -> Path:
     Args:
         folder: Where to make it.
         size: Bytes of the one tensor in 32 bits.
-        config: What its ``config.json`` is.
+        config: What its ``config.json`` is; the tokenizer beside it is taken too.
     """
     folder.mkdir(parents=True)
     shutil.copyfile(config, folder / "config.json")
+    for tokenizer in config.parent.glob("tokenizer*"):
+        shutil.copy(tokenizer, folder)
     tensor = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
     header = json.dumps({"w": tensor}).encode()
     with (folder / "model.safetensors").open("wb") as stream:

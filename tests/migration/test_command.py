@@ -108,9 +108,28 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"model-config.yaml": b"a: &a {b: c}\nd: {<<: [*a, *a]}"},
         "it has aliases, which are not read",
     ),
-    "YAML with a date that is none": (
-        {"model-config.yaml": b"a: 2001-99-99"},
-        "model-config.yaml cannot be read as YAML",
+    **{
+        f"YAML with {value}": (
+            {"model-config.yaml": b"a: " + value.encode()},
+            "model-config.yaml cannot be read as YAML",
+        )
+        for value in (
+            *("!!int ''", "!!int x", "!!bool maybe", "!!float x", "!!binary aGk=", "!!set {a}"),
+            *("1:" * 200 + "1.5", "{[1]: 2}"),
+        )
+    },
+    "a snapshot that is half of a character": (
+        {"config.properties": b"model_snapshot=\\ud800"},
+        "model_snapshot in config.properties cannot be read as JSON",
+    ),
+    "an index that leads outside": (
+        {
+            "model.zip": {
+                "config.json": b'{"model_type": "bloom"}',
+                "model.safetensors.index.json": b'{"weight_map": {"w": "../../secret"}}',
+            }
+        },
+        "model.safetensors.index.json names a file outside of its directory",
     ),
     "YAML with a number that cannot be written": (
         {"model-config.yaml": b"handler: {0x" + b"f" * 10_000 + b": 1}"},
@@ -219,6 +238,12 @@ def refused(run: Run, archive: Path, folder: Path, said: str) -> None:
     assert len(sentence) <= 400
     assert str(folder) not in sentence
     assert not list(folder.iterdir())
+
+
+def test_a_model_without_a_tokenizer_cannot_be_asked(run: Run, tmp_path: Path, bloom: Path) -> None:
+    content = {file.name: file for file in bloom.iterdir() if "tokenizer" not in file.name}
+    archive = store(tmp_path / "bloom.mar", {MANIFEST: manifest(), **content})
+    refused(run, archive, tmp_path / "target", "its model holds no tokenizer that can be used")
 
 
 @pytest.mark.parametrize("name", hostile.HOSTILE)

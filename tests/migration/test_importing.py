@@ -177,8 +177,17 @@ def test_a_model_of_the_hub_is_named(tmp_path: Path) -> None:
     report = import_torchserve(archive, tmp_path / "imported")
 
     assert settings_of(tmp_path / "imported").model_id == "meta-llama/Meta-Llama-3-70B-Instruct"
-    assert not (tmp_path / "imported/helm-values.yaml").exists()
-    assert any(step.startswith("predictor plan ") for step in report.steps)
+    (values,) = read(tmp_path / "imported/helm-values.yaml")
+    assert values["model"]["id"] == "meta-llama/Meta-Llama-3-70B-Instruct"
+    assert values["resources"]["limits"]["memory"] == "16Gi"
+    assert values["offload"]["persistence"]["size"] == "64Gi"
+    made = read(tmp_path / "imported/inferenceservice.yaml")
+    assert [objects.faults(one) for one in made] == [[], []]
+    assert "InferenceService" in {one["kind"] for one in render(values)}
+    head = (tmp_path / "imported/helm-values.yaml").read_text().splitlines()[:3]
+    assert "16Gi and 64Gi stand for it" in head[1]
+    assert head[2].startswith("# predictor plan meta-llama/Meta-Llama-3-70B-Instruct --gpus ")
+    assert "model.uri" not in report.steps[-1]
 
 
 SNAPSHOT = {
@@ -214,7 +223,7 @@ def test_a_model_store_of_kserves_is_imported_with_its_snapshot(
     report = import_torchserve(archive, tmp_path / "imported", ts_config=config)
     settings = settings_of(tmp_path / "imported")
 
-    assert (settings.max_batch_size, settings.max_requests) == (2, 12)
+    assert (settings.max_batch_size, settings.max_requests) == (64, 74)
     assert settings.request_timeout == 120
     assert "import 1 more by themselves" in report.table()
 
@@ -303,6 +312,10 @@ def test_a_model_that_needs_its_own_code_is_imported_and_said_to_need_a_flag(
 
     assert report.steps[0].endswith(f"{tmp_path / 'imported'}{flags}")
     assert (tmp_path / "imported/own.py").exists()
+    written = (tmp_path / "imported/inferenceservice.yaml").read_text()
+    assert "# It is served with --trust_remote_code only: add it if you" in written
+    assert ("# It is served with --allow_pickle only" in written) is pickle
+    assert "trust_remote_code" not in str(read(tmp_path / "imported/inferenceservice.yaml"))
     assert not (model / "executed").exists()
 
 
@@ -323,7 +336,10 @@ def test_the_report_lies_in_the_directory(tmp_path: Path, bloom: Path) -> None:
 
 def test_a_directory_that_is_empty_is_replaced(tmp_path: Path, bloom: Path) -> None:
     (tmp_path / "imported").mkdir()
+    (tmp_path / "imported").chmod(0o2775)
     import_torchserve(seed(tmp_path / "packed", bloom), tmp_path / "imported")
+
+    assert (tmp_path / "imported").stat().st_mode & 0o7777 == 0o2775
 
     assert (tmp_path / "imported/config.json").exists()
 

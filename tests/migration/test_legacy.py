@@ -94,6 +94,19 @@ def test_the_entry_of_this_archive_is_found(
     assert (legacy.entry.get("batchSize"), legacy.others) == (batch, others)
 
 
+@pytest.mark.parametrize("blank", [b"model_snapshot=", b"models= \nmodel_snapshot=\\\n"])
+def test_a_snapshot_of_nothing_is_none(tmp_path: Path, blank: bytes) -> None:
+    legacy = found(tmp_path, {"config.properties": blank})
+
+    assert (legacy.entry, legacy.others) == ({}, ())
+
+
+def test_a_date_is_a_text(tmp_path: Path) -> None:
+    legacy = found(tmp_path, {"model-config.yaml": b"a: 2001-99-99\n2001-01-01: {2001-01-01: 1}"})
+
+    assert legacy.config == {"a": "2001-99-99", "2001-01-01": {"2001-01-01": 1}}
+
+
 def test_a_configuration_that_is_named_is_read_instead(tmp_path: Path) -> None:
     file = tmp_path / "20261126-startup.cfg"
     file.write_bytes(snapshot({"bloom": {"1.0": OURS}}))

@@ -24,6 +24,7 @@ from tests.protocol.wire import INFER, PREDICT
 
 PREDICTIONS = "/predictions/echo"
 MULTIPART = {"files": {"data": ("input.txt", b"a text")}}
+FORM = {"content-type": "application/x-www-form-urlencoded"}
 NOTHING = GenerationParameters()
 HANDLER = GenerationParameters(
     temperature=1.0,
@@ -97,6 +98,19 @@ def test_curl_uploads_a_file_as_the_example_says(served: Served, tmp_path: Path)
     assert done.stdout == "GRÜSSE, 世界\n"
 
 
+def test_a_form_may_hold_what_curl_does_not_encode(served: Served) -> None:
+    command = [
+        "curl",
+        "--silent",
+        "--fail",
+        f"{served.url}{PREDICTIONS}",
+        "-d",
+        "data=Grüße, 世+界",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == "GRÜSSE, 世 界"
+
+
 def test_an_object_may_have_parameters(client: httpx.Client, served: Served) -> None:
     body = {"data": "a", "parameters": {"max_new_tokens": 3, "temperature": 0}}
     assert client.post(PREDICTIONS, json=body).status_code == 200
@@ -114,7 +128,7 @@ def test_a_header_limits_the_time(client: httpx.Client, served: Served) -> None:
     ("sent", "words"),
     [
         ({"data": {"text": "a"}}, "no field 'data' or 'body'"),
-        ({"content": b"a=b", "headers": {"content-type": "application/x-www-form-urlencoded"}},
+        ({"content": b"a=b", "headers": FORM},
          "content type text/plain"),
         ({"json": ["a"]}, "must be a string or an object, not a list"),
         ({"json": {"text": "a", "data": "b"}}, "text and data"),
@@ -127,6 +141,12 @@ def test_a_header_limits_the_time(client: httpx.Client, served: Served) -> None:
         ({"content": b"a", "headers": {"content-encoding": "gzip"}}, "not supported"),
         ({"content": b"--", "headers": {"content-type": "multipart/form-data"}}, "boundary"),
         ({"files": [("data", b"a")] * 20}, "Too many files"),
+        ({"data": {f"f{number}": "a" for number in range(20)}}, "more than 16 fields"),
+        ({"content": b"data=%FF", "headers": FORM},
+         "not valid UTF-8"),
+        ({"content": b"data=\xff", "headers": FORM},
+         "not valid UTF-8"),
+        ({"content": b"", "headers": {"content-type": "application/json"}}, "not valid JSON"),
         ({"content": b"a", "headers": {"x-request-timeout": "soon"}}, "number of seconds"),
     ],
 )  # fmt: skip
@@ -149,6 +169,7 @@ def test_what_is_no_prompt_is_refused_in_one_sentence(
         ("POST", "/predictions", 404, "ResourceNotFoundException"),
         ("POST", "/predictions/echo/1/v1/completions", 404, "ResourceNotFoundException"),
         ("GET", "/predictions/echo", 405, "MethodNotAllowedException"),
+        ("POST", "/explanations/echo", 404, "ResourceNotFoundException"),
         ("POST", "/models", 405, "MethodNotAllowedException"),
         ("PUT", "/models/echo", 405, "MethodNotAllowedException"),
         ("DELETE", "/models/echo", 405, "MethodNotAllowedException"),
@@ -203,7 +224,7 @@ def test_ping_tells_the_truth(client: httpx.Client, served: Served) -> None:
 def test_models_are_listed_and_described(client: httpx.Client) -> None:
     listed = client.get("/models", params={"limit": 1}).json()
     assert listed == {"models": [{"modelName": "echo", "modelUrl": "echo"}]}
-    for path in ("/models/echo", "/models/echo/1"):
+    for path in ("/models/echo", "/models/echo/1", "/models/echo/all"):
         (described,) = client.get(path).json()
         (worker,) = described.pop("workers")
         assert worker.pop("memoryUsage") > 2**20

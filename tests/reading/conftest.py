@@ -32,7 +32,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 @pytest.fixture(scope="package")
 def running() -> Iterator[Served]:
-    with serve() as served:
+    with serve(torchserve=True) as served:
         yield served
 
 

@@ -80,6 +80,20 @@ def test_v1_and_v2_say_the_same(reads: Reads, task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
+def test_torchserves_route_answers_with_v1s_prediction(reads: Reads, task: str) -> None:
+    served, fields = reads(task), FIELDS[task]
+    (expected,) = v1(served, [fields]).json()["predictions"]
+    with httpx.Client(base_url=served.url) as client:
+        assert client.post("/predictions/echo", json=fields).json() == expected
+        lone = client.put("/predictions/echo", content=next(iter(fields.values())))
+    if len(fields) == 1:
+        assert lone.json() == expected
+    else:
+        assert (lone.status_code, lone.json()["type"]) == (400, "BadRequestException")
+        assert "The body has no '" in lone.json()["message"]
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_tritons_clients_get_the_tensors_of_the_metadata(reads: Reads, task: str) -> None:
     served, fields = reads(task), FIELDS[task]
     inputs = []

@@ -12,10 +12,14 @@ from typing import Any
 
 from predictor.migration.legacy import Legacy
 from predictor.migration.row import Rule, Verdict, always, nothing, otherwise, taken
+from predictor.settings import Settings
 
 _DEVICE = re.compile(r"(cuda:)?[0-9]{1,3}")
 _MOST_BATCHED = 1024
 """The most that `max_batch_size` takes."""
+
+_BATCHED = Settings.model_fields["max_batch_size"].default
+"""How many sequences run where nothing says it, if memory is there for them."""
 
 FROM_PROPERTIES = {
     "default_response_timeout": "responseTimeout",
@@ -42,7 +46,7 @@ def merged(legacy: Legacy) -> dict[str, Any]:
         text = legacy.properties.get(name, "").strip()
         if text.isascii() and text.isdecimal() and len(text) < 10:
             found[key] = int(text)
-    for said in (legacy.entry, legacy.config):
+    for said in (legacy.config, legacy.entry):
         found |= {key: value for key, value in said.items() if key in RULES and fits(key, value)}
     return found
 
@@ -57,6 +61,11 @@ def fits(key: str, value: Any) -> bool:
     return isinstance(value, kind)
 
 
+def says(said: Mapping[str, Any], key: str) -> bool:
+    """Returns whether something says a frontend key, and TorchServe would have taken it."""
+    return key in said and fits(key, said[key])
+
+
 def is_int(value: Any) -> bool:
     """Returns whether a value is one of Java's integers."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
@@ -64,12 +73,12 @@ def is_int(value: Any) -> bool:
 
 def queue_rule(value: int, legacy: Legacy) -> Verdict:
     """Returns what becomes of the length of TorchServe's queue."""
-    batch = merged(legacy).get("batchSize", 1)
     if value < 1:
         return nothing("no queue can be so short")
+    running = max(_at_once(legacy), _BATCHED)
     return taken(
-        f"`max_requests` {value + batch}: the queue and the {batch} that run",
-        max_requests=value + batch,
+        f"`max_requests` {value + running}: the queue and the {running} that may run",
+        max_requests=value + running,
     )
 
 
@@ -142,17 +151,28 @@ def _torchrun(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _positive(value: Any) -> int:
-    return value if is_int(value) and value > 0 else 0
+    return int(value) if is_int(value) and value > 0 else 0
+
+
+def _at_once(legacy: Legacy) -> int:
+    """How many requests all workers together had in work, and no more than can run here."""
+    keys = merged(legacy)
+    batch, *workers = (
+        _positive(keys.get(key)) for key in ("batchSize", "minWorkers", "maxWorkers")
+    )
+    return min(max(batch, 1) * max(*workers, 1), _MOST_BATCHED)
 
 
 def _batch(value: int, legacy: Legacy) -> Verdict:
-    if value == 1:
+    size = _at_once(legacy)
+    if size <= _BATCHED:
         return otherwise(
-            "requests join the running batch at every token, as many as memory is planned for"
+            f"requests join the running batch at every token, up to {_BATCHED} as memory is "
+            "planned for"
         )
-    size = min(value, _MOST_BATCHED)
-    most = "" if size == value else ", the most there is"
-    return taken(f"`max_batch_size` {size}{most}", max_batch_size=size)
+    return taken(
+        f"`max_batch_size` {size}: as many as all workers had in work", max_batch_size=size
+    )
 
 
 def _device_type(value: str, legacy: Legacy) -> Verdict:

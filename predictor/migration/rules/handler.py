@@ -15,6 +15,10 @@ from predictor.migration.rules.frontend import is_int
 
 QUANTISED = nothing("weights are served in `dtype`, not quantised, and offloaded if need be")
 
+OUTSIDE = otherwise(
+    "`--offload_folder`: an archive does not say where outside of the model something is written"
+)
+
 _DTYPES = {
     "fp16": "float16",
     "half": "float16",
@@ -40,8 +44,10 @@ def is_total(legacy: Legacy) -> bool:
 
 
 def count(value: Any) -> int | None:
-    """Returns a number of tokens, which may be written as text; None for anything else."""
+    """Returns a number of tokens, which may be text or 80.0; None for anything else."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if is_int(value) and value > 0 else None
 
@@ -85,7 +91,7 @@ def _temperature(value: Any, legacy: Legacy) -> Verdict:
             "taken over",
             "greedy: do_sample false in generation_config.json",
             {},
-            _said(legacy, do_sample=False),
+            {"do_sample": False},
         )
     return _default(legacy, temperature=float(value), do_sample=True)
 
@@ -105,6 +111,8 @@ def _top_k(value: Any, legacy: Legacy) -> Verdict:
 def _do_sample(value: Any, legacy: Legacy) -> Verdict:
     if not isinstance(value, bool):
         return nothing("neither true nor false")
+    if value and not _samples(legacy):
+        return otherwise("a temperature of 0 is greedy")
     return _default(legacy, do_sample=value)
 
 
@@ -115,16 +123,17 @@ def _repetition_penalty(value: Any, legacy: Legacy) -> Verdict:
 
 
 def _default(legacy: Legacy, **generation: Any) -> Verdict:
-    said = _said(legacy, **generation)
-    return Verdict("taken over", "the default in generation_config.json", {}, said)
+    if "do_sample" in generation:
+        generation["do_sample"] = _samples(legacy)
+    return Verdict("taken over", "the default in generation_config.json", {}, generation)
 
 
-def _said(legacy: Legacy, **generation: Any) -> dict[str, Any]:
-    """With ``do_sample`` as the section says it, if it does: sampling needs it."""
-    said = legacy.section("handler").get("do_sample")
-    if isinstance(said, bool) and "do_sample" in generation:
-        generation["do_sample"] = said
-    return generation
+def _samples(legacy: Legacy) -> bool:
+    """Whether the section has tokens sampled, as whatever it says of how implies."""
+    section = legacy.section("handler")
+    if _is_number(section.get("temperature")) and section["temperature"] == 0:
+        return False
+    return section.get("do_sample") is not False
 
 
 def _is_number(value: Any) -> bool:
@@ -146,6 +155,15 @@ def _quantization(value: Any, legacy: Legacy) -> Verdict:
 
 def _setting(name: str) -> Rule:
     return lambda value, legacy: taken(f"`{name}`", **{name: value})
+
+
+def stays_within(folder: Any) -> bool:
+    """Returns whether a folder is one below the model's, whoever says it."""
+    return isinstance(folder, str) and not folder.startswith("/") and ".." not in folder.split("/")
+
+
+def _offload_folder(value: Any, legacy: Legacy) -> Verdict:
+    return taken("`offload_folder`", offload_folder=value) if stays_within(value) else OUTSIDE
 
 
 _FOLDER = otherwise("the model is in the folder of its config.json: this one if it is there")
@@ -170,7 +188,12 @@ RULES: dict[str, Rule] = {
     "dtype": _dtype,
     "torch_dtype": _dtype,
     "quantization": _quantization,
-    "return_full_text": always(otherwise("a request says `return_full_text`")),
+    "return_full_text": always(
+        otherwise(
+            "a request says `return_full_text`; the prompt is in other replies with "
+            "`torchserve_semantics` only"
+        )
+    ),
     "trust_remote_code": always(
         nothing("say `--trust_remote_code` yourself if you trust the model's author")
     ),
@@ -192,10 +215,10 @@ RULES: dict[str, Rule] = {
     **{
         name: _setting(name)
         for name in (
-            *("device_map", "max_memory", "offload_folder", "offload_state_dict"),
-            *("low_cpu_mem_usage", "revision"),
+            *("device_map", "max_memory", "offload_state_dict", "low_cpu_mem_usage", "revision"),
         )
     },
+    "offload_folder": _offload_folder,
 }
 """How a key of the section ``handler`` is judged."""
 

@@ -14,6 +14,11 @@ from predictor.migration.rules.frontend import (
     queue_rule,
     timeout_rule,
 )
+from predictor.quantity import format_bytes
+from predictor.settings import Settings
+
+_BODY = Settings.model_fields["max_body_size"].default
+"""Bytes; what TorchServe took was for images, and what is decoded takes many times as much."""
 
 
 def _number(text: str) -> int | None:
@@ -37,6 +42,10 @@ def _number_of_gpu(value: int, legacy: Legacy) -> Verdict:
 def _max_request_size(value: int, legacy: Legacy) -> Verdict:
     if value < 1:
         return nothing("no size of a request")
+    if value > _BODY:
+        return otherwise(
+            f"`max_body_size` stays {format_bytes(_BODY)}: more than a text needs; say it yourself"
+        )
     return taken("`max_body_size`", max_body_size=value)
 
 

@@ -9,18 +9,19 @@ from typing import Any
 
 from predictor.migration.legacy import Legacy
 from predictor.migration.row import UNKNOWN, Rule, Verdict, always, nothing, otherwise, taken
-from predictor.migration.rules.handler import count
+from predictor.migration.rules.handler import OUTSIDE, count, stays_within
 from predictor.setting_sources import ALIASES
 from predictor.settings import names
 
 _PICKLE = nothing("say `--allow_pickle` yourself if you trust the model's author")
 _REMOTE = nothing("say `--trust_remote_code` yourself if you trust the model's author")
+_FOLDER = taken("the setting of this name; in a pod a volume, at /offload")
 _LISTENS = otherwise("`--host`, `--http_port` and `--grpc_port` say where the server listens")
 
 RULES: dict[str, Rule] = {
     "low_cpu_mem_usage": always(taken("always so")),
     "offload_state_dict": always(taken("always so")),
-    "offload_folder": always(taken("the setting of this name; in a pod a volume, at /offload")),
+    "offload_folder": lambda value, _: _FOLDER if stays_within(value) else OUTSIDE,
     "allow_pickle": always(_PICKLE),
     "trust_remote_code": always(_REMOTE),
     "enable_load_unload": always(nothing("say `--enable_load_unload` yourself")),
@@ -55,7 +56,10 @@ def kept(legacy: Legacy) -> dict[str, Any]:
     return {
         key: value
         for key, value in (legacy.setup or {}).items()
-        if value is not None and key in names() and key not in _NOT_KEPT
+        if value is not None
+        and key in names()
+        and key not in _NOT_KEPT
+        and (key != "offload_folder" or stays_within(value))
     }
 
 
