@@ -67,7 +67,7 @@ class PredictorModel(Model):
         self._progress = Progress()
         self._task: Task | None = None
         self._weights: Loaded | None = None
-        self._placement: dict[str, Any] = {}
+        self._about: dict[str, str] = {}
         self._draining = False
         self._places = Places(settings.max_requests)
 
@@ -85,7 +85,8 @@ class PredictorModel(Model):
         for note in (*resources.notes, *wishes.inherited_notes(settings)):
             logger.warning("%s", note)
         prepared = startup.prepare(settings, checkpoint, resources)
-        self._placement = as_json(prepared.placement)
+        placed = json.dumps(as_json(prepared.placement))
+        self._about = {"task": checkpoint.task, "placement": placed}
         logger.info("%s", table(prepared.placement))
         show_placement(self.name, prepared.placement)
         started = startup.bring_up(settings, prepared, self._progress, self._break)
@@ -127,9 +128,8 @@ class PredictorModel(Model):
         )
 
     def metadata(self) -> dict[str, Any]:
-        """Returns the platform, and the placement as JSON text."""
-        properties = {"placement": json.dumps(self._placement)} if self._placement else {}
-        return {"platform": "accelerate-predictor", "properties": properties}
+        """Returns the platform, and once they are known the task, and the placement as JSON."""
+        return {"platform": "accelerate-predictor", "properties": self._about}
 
     def validate(self, payload: Any) -> Any:
         """Returns the payload as it is: the codecs check it, and kserve's own check is V1's."""

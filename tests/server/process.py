@@ -52,6 +52,11 @@ class Served:
         self._await(r"is ready after ()")
         return self
 
+    def examples(self) -> list[str]:
+        """Waits for the lines that show how to ask, and returns them."""
+        self._await(r"\ncurl (\S+/v2/models/\S+)\n")
+        return re.findall(r"^curl .*$", self.log, re.MULTILINE)
+
     def predict(self, text: str, **parameters: Any) -> httpx.Response:
         """Sends one V1 request."""
         return httpx.post(
