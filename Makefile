@@ -43,6 +43,7 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/contrast.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/offload.py
 	$(BIN)/python benchmarks/limits.py
 

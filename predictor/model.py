@@ -196,7 +196,7 @@ class PredictorModel(Model):
         try:
             async with asyncio.timeout(limit):
                 # What is wrong with a request is said at once, and not after those before it.
-                jobs = await asyncio.to_thread(task.prepare, request)
+                jobs = await _prepare(task, request)
                 answers: tuple[Any, ...] = await task.complete(jobs)
         except TimeoutError:
             raise _too_late(limit) from None
@@ -216,7 +216,7 @@ class PredictorModel(Model):
         place = self._places.take()
         try:
             async with asyncio.timeout_at(deadline):
-                jobs = await asyncio.to_thread(task.prepare, request)
+                jobs = await _prepare(task, request)
         except TimeoutError:
             place.give_up()
             raise _too_late(limit) from None
@@ -272,6 +272,12 @@ def _style(settings: Settings) -> Style:
     if settings.torchserve_semantics and settings.max_length is not None:
         return handler_style(settings.max_length)
     return OUR_STYLE
+
+
+async def _prepare(task: Any, request: GenerationRequest | ReadingRequest) -> Any:
+    if request.is_short:
+        return task.prepare(request)
+    return await asyncio.to_thread(task.prepare, request)
 
 
 def _too_late(limit: float) -> DeadlineExceeded:

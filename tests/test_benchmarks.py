@@ -210,6 +210,24 @@ def test_offload_compares_streaming_with_accelerates_maps(tmp_path_factory):
     assert len(numbers["targets"]) == 5
 
 
+def test_encoders_compares_servers_that_answer_alike(tmp_path_factory):
+    flags = ("--users=1,2", "--kinds=queries", "--requests=8", "--rounds=1", "--wait=0")
+    done, numbers = run("encoders.py", tmp_path_factory, *flags)
+    assert done.returncode == 0, done.stderr
+    assert [level["users"] for level in numbers["levels"]] == [1, 2]
+    assert all(level["x"] > 0 for level in numbers["levels"])
+    assert 0 < numbers["largest_difference"] < 1e-4
+    assert "queries, 1 users: p99" in done.stdout
+
+
+def test_encoders_fails_where_the_model_is_not_installed(tmp_path_factory, monkeypatch):
+    module = load("encoders")
+    monkeypatch.setattr(module, "PACKAGE", "no_such_package")
+    path = tmp_path_factory.mktemp("encoders") / "numbers.json"
+    assert module.main(["--json", str(path)]) == 1
+    assert "no_such_package" in json.loads(path.read_text())["failure"]
+
+
 def test_the_benchmark_of_a_gpu_fails_where_there_is_none(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     done, numbers = run("gpu.py", tmp_path_factory, "--quick")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from predictor.engine.shapes import new_columns
+from predictor.engine.shapes import all_rows, new_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class BatchLimits:
         rows: Most texts.
         pass_tokens: Tokens whose computation takes as long as one pass over the weights.
         delay: Seconds that the oldest text waits for others while a pass would not be full.
-        few_shapes: Whether rows are padded a little more, see `shapes`.
+        few_shapes: Whether there are rows and columns besides, see `shapes`.
     """
 
     tokens: int
@@ -34,6 +34,10 @@ class BatchLimits:
     def columns(self, longest: int) -> int:
         """Returns how many tokens each row has where the longest text has so many."""
         return min(new_columns(longest), self.tokens) if self.few_shapes else longest
+
+    def rows_of(self, texts: int) -> int:
+        """Returns how many rows a pass over so many texts has."""
+        return min(all_rows(texts), self.rows) if self.few_shapes else texts
 
 
 def choose(lengths: Sequence[int], limits: BatchLimits) -> list[int]:
@@ -48,7 +52,7 @@ def choose(lengths: Sequence[int], limits: BatchLimits) -> list[int]:
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     first = last = order.index(0)
-    padding = _padding(lengths[0:1], limits)
+    chosen, padding = (first, last), _padding(lengths[0:1], limits)
     while True:
         grown = [
             (_padding([lengths[row] for row in order[low : high + 1]], limits), low, high)
@@ -57,15 +61,19 @@ def choose(lengths: Sequence[int], limits: BatchLimits) -> list[int]:
             and high < len(order)
             and _fits(high - low + 1, lengths[order[high]], limits)
         ]
-        if not grown or min(grown)[0] - padding > limits.pass_tokens:
-            return order[first : last + 1]
-        padding, first, last = min(grown)
+        if not grown:
+            return order[chosen[0] : chosen[1] + 1]
+        found, first, last = min(grown)
+        if found - padding <= limits.pass_tokens:
+            chosen, padding = (first, last), found
 
 
-def _fits(rows: int, longest: int, limits: BatchLimits) -> bool:
-    return rows <= limits.rows and rows * limits.columns(longest) <= limits.tokens
+def _fits(texts: int, longest: int, limits: BatchLimits) -> bool:
+    if texts > limits.rows:
+        return False
+    return limits.rows_of(texts) * limits.columns(longest) <= limits.tokens
 
 
 def _padding(lengths: Sequence[int], limits: BatchLimits) -> int:
     """Tokens of padding in a batch of texts of these lengths."""
-    return len(lengths) * limits.columns(max(lengths)) - sum(lengths)
+    return limits.rows_of(len(lengths)) * limits.columns(max(lengths)) - sum(lengths)

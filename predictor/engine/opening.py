@@ -27,6 +27,9 @@ from predictor.weights.known import Known
 
 logger = logging.getLogger(__name__)
 
+_TIMED_TOKENS = 32
+"""Of a pass that generates, which has a token of each running sequence and some of prompts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -126,10 +129,11 @@ def _pass_tokens(
         runner.run([Row(-1, 0, [index % vocabulary for index in range(count)])]).argmax().item()
         runner.release(-1)
 
-    return measure_pass_tokens(run, chunk, most=min(chunk, placement.kv_tokens - 1), known=known)
+    tokens = min(_TIMED_TOKENS, chunk, placement.kv_tokens - 1)
+    return measure_pass_tokens(run, chunk, timed=tokens, known=known)
 
 
-def measure_pass_tokens(run: Pass, chunk: int, *, most: int, known: Known) -> int:
+def measure_pass_tokens(run: Pass, chunk: int, *, timed: int, known: Known) -> int:
     """Returns how many tokens' computation takes as long as one pass over the weights.
 
     Sets the number of threads too, see `time_passes`.
@@ -137,14 +141,14 @@ def measure_pass_tokens(run: Pass, chunk: int, *, most: int, known: Known) -> in
     Args:
         run: Runs a pass.
         chunk: The result's bound.
-        most: Tokens of the longest pass.
+        timed: Tokens of a pass as the model will mostly run; what its time says of threads counts.
         known: What an earlier start found out; this one adds to it.
     """
     found, threads = known.get("pass_tokens"), known.get("threads")
     if found is not None and threads is not None:
         torch.set_num_threads(min(threads, torch.get_num_threads()))
     else:
-        found = time_passes(run, most=most).pass_tokens(chunk)
+        found = time_passes(run, timed).pass_tokens(chunk)
         known.keep(pass_tokens=found, threads=torch.get_num_threads())
     return min(found, chunk)
 

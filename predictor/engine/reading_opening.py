@@ -21,6 +21,9 @@ from predictor.weights.known import Known
 
 logger = logging.getLogger(__name__)
 
+_TIMED_TOKENS = 256
+"""Of a pass that reads, which has whole texts, and several where many ask."""
+
 
 def open_reader(
     model: PreTrainedModel,
@@ -56,7 +59,7 @@ def open_reader(
         pass_tokens = measure_pass_tokens(
             lambda count: runner.run([Text((0,) * count)]),
             limits.tokens,
-            most=placement.max_model_len,
+            timed=min(_TIMED_TOKENS, placement.max_model_len),
             known=known,
         )
     # Models raise whatever they like.

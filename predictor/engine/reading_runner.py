@@ -19,7 +19,8 @@ class ReadingRunner:
     Padding is masked. Two kinds of models look at padding besides the mask, by its token: those of
     RoBERTa's kind count positions from it, and decoders with a head look for the last token that is
     none. Both find it in their config, and so do we. Where a decoder's config has none, any token
-    will do that no text of the batch ends with.
+    will do that no text of the batch ends with. Rows that only fill the pass's shape are the first
+    text's once more.
     """
 
     def __init__(
@@ -47,6 +48,10 @@ class ReadingRunner:
     @torch.inference_mode()
     def run(self, texts: Sequence[Text]) -> Sequence[Any]:
         """Returns what is found for each text, in order."""
+        more = self._limits.rows_of(len(texts)) - len(texts)
+        return self._read([*texts, *[texts[0]] * more])[: len(texts)]
+
+    def _read(self, texts: Sequence[Text]) -> Sequence[Any]:
         columns = self._limits.columns(max(len(text.ids) for text in texts))
         ids = torch.full((len(texts), columns), self._padding(texts), dtype=torch.long)
         mask = torch.zeros_like(ids)

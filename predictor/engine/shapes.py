@@ -19,6 +19,12 @@ def new_columns(count: int) -> int:
     return _rounded(count, _NEW_STEP) if count > 1 else count
 
 
+def all_rows(count: int) -> int:
+    """Returns how many rows are computed where there are so many: 1, 2, 3, 4, 6, 8, 12, 16..."""
+    step = 1 << max(0, count.bit_length() - 2)
+    return -(-count // step) * step
+
+
 def all_columns(count: int) -> int:
     """Returns how many columns attention reads where the longest row has so many tokens."""
     return _rounded(count, _WIDTH_STEP)

@@ -11,9 +11,6 @@ import torch
 Pass = Callable[[int], object]
 """Runs a pass of so many tokens of one sequence, and waits for its end."""
 
-_TOKENS = 32
-"""Tokens of the longer pass that is timed."""
-
 _SLOW = 0.3
 """Seconds from which a pass is timed once: then chance changes little, and starting takes long."""
 
@@ -47,7 +44,7 @@ class Times:
         return min(most, int(self.one / per_token))
 
 
-def time_passes(run: Pass, *, most: int) -> Times:
+def time_passes(run: Pass, tokens: int) -> Times:
     """Times passes, and leaves a processor to the server where that costs the model little.
 
     Threads that compute wait for each other. Where the server's own work takes a processor from
@@ -55,9 +52,8 @@ def time_passes(run: Pass, *, most: int) -> Times:
 
     Args:
         run: Runs a pass.
-        most: Most tokens of a pass.
+        tokens: Those of the longer of the two passes that are timed.
     """
-    tokens = min(_TOKENS, most)
     found = _times(run, tokens)
     threads = torch.get_num_threads()
     if threads == 1 or found.one > _SLOW:

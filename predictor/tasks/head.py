@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from predictor.engine.reading import Batch, Text
+from predictor.tasks.request import SHORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,11 @@ class ReadingRequest:
 
     asks: tuple[Ask, ...]
     timeout: float | None = None
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it becomes tokens in a moment."""
+        return sum(len(text) for ask in self.asks for text in ask.fields.values()) <= SHORT
 
 
 class Head(Protocol):

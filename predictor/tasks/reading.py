@@ -13,6 +13,9 @@ from predictor.engine.reading import Listener, Text
 from predictor.errors import PredictorError
 from predictor.tasks.head import Ask, Head, ReadingRequest
 
+_FEW_TOKENS = 256
+"""Tokens for which answers are made at once, which takes less time than asking another thread."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReadingJob:
@@ -49,7 +52,10 @@ class Reading:
             GenerationFailed: The model failed on one of them.
             EngineBroken: The model failed altogether.
         """
-        found = await self._read([text for job in jobs for text in job.texts])
+        texts = [text for job in jobs for text in job.texts]
+        found = await self._read(texts)
+        if sum(len(text.ids) for text in texts) <= _FEW_TOKENS:
+            return self._encode(jobs, found)
         # Aggregating thousands of tokens takes longer than the event loop may stand still.
         return await asyncio.to_thread(self._encode, jobs, found)
 

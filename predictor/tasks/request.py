@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
@@ -62,6 +63,11 @@ class Message:
     content: str
 
 
+SHORT = 2048
+"""Characters that become tokens in less time than another thread takes to begin: under a
+millisecond, beside several in which threads wait for each other's turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What to continue, and how.
@@ -86,6 +92,11 @@ class GenerationRequest:
         """The least of the prompts' own timeouts."""
         said = [prompt.parameters.timeout for prompt in self.prompts]
         return min((seconds for seconds in said if seconds is not None), default=None)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it becomes tokens in a moment; a chat template takes what time it likes."""
+        return sum(_characters(prompt) for prompt in self.prompts) <= SHORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +174,12 @@ class Stream:
 
     pieces: AsyncIterator[Piece]
     deadline: float
+
+
+def _characters(prompt: Prompt) -> float:
+    if isinstance(prompt.text, str) or not any(isinstance(t, Message) for t in prompt.text):
+        return len(prompt.text)
+    return math.inf
 
 
 def finish_reason(ending: Ending) -> str:

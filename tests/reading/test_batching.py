@@ -43,6 +43,16 @@ def test_the_nearest_lengths_come_first() -> None:
     assert choose([20, 1, 19, 40, 21], replace(COSTLY, rows=3)) == [2, 0, 4]
 
 
+def test_rows_that_fill_a_shape_are_padding() -> None:
+    few = BatchLimits(tokens=512, rows=16, few_shapes=True)
+    assert [few.rows_of(texts) for texts in (1, 3, 4, 5, 7, 9, 13, 16)] == [
+        *(1, 3, 4, 6, 8, 12, 16, 16)
+    ]
+    assert len(choose([8] * 5, few)) == 4  # and the fifth by itself: a row of padding costs more
+    assert len(choose([8] * 5, replace(few, pass_tokens=8))) == 5
+    assert len(choose([8] * 8, few)) == 8
+
+
 @given(lengths, limits)
 def test_the_oldest_is_read_and_limits_hold(lengths: list[int], limits: BatchLimits) -> None:
     chosen = choose(lengths, limits)
@@ -50,7 +60,7 @@ def test_the_oldest_is_read_and_limits_hold(lengths: list[int], limits: BatchLim
     assert len(set(chosen)) == len(chosen) <= limits.rows
     found = [lengths[place] for place in chosen]
     assert found == sorted(found)
-    assert len(found) * limits.columns(max(found)) <= limits.tokens
+    assert limits.rows_of(len(found)) * limits.columns(max(found)) <= limits.tokens
 
 
 @given(lengths, limits)
