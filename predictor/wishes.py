@@ -81,6 +81,8 @@ def largest_pass(
     """
     if task not in GENERATING:
         return max(settings.max_batch_tokens, length), settings.max_batch_size
+    if task == "text2text_generation":
+        return max(settings.prefill_chunk, length), settings.max_batch_size
     # What keeps a model from being batched keeps it from being read in chunks too.
     if why_serial(skeleton) is not None:
         return length, 1

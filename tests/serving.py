@@ -120,7 +120,8 @@ def bring_up(
 
 def blocks_on_disk(folder: Path) -> dict[str, str]:
     """A map with every second block on disk and the rest in main memory."""
-    from predictor.placement.footprint import build_on_meta, find_blocks, measure_footprint
+    from predictor.placement.blocks import find_blocks
+    from predictor.placement.footprint import build_on_meta, measure_footprint
     from predictor.weights.checkpoint import read_config
 
     skeleton = build_on_meta(read_config(folder), "float32")

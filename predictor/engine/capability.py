@@ -9,7 +9,7 @@ rounding, which differs with the batch's size, changes them a little.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from predictor.engine.cache import Row
+from predictor.engine.paired_runner import as_source
 from predictor.engine.runner import BatchRunner
 from predictor.placement.probe import WHOLE_KINDS
 
@@ -55,8 +56,6 @@ def why_serial(model: PreTrainedModel) -> str | None:
             return f"its forward pass takes no {name}"
     if getattr(model, "_is_stateful", False):
         return "it keeps a state that cannot be shared"
-    if getattr(model.config, "is_encoder_decoder", False):
-        return "it has an encoder"
     config: Any = model.config.get_text_config(decoder=True)
     kinds = set(get_layer_types_and_kwargs(config)[0]) - WHOLE_KINDS
     return f"it has layers of the kind {sorted(kinds)[0]}" if kinds else None
@@ -75,6 +74,33 @@ def fails_together(runner: BatchRunner, model: PreTrainedModel, device: torch.de
             return None
         reason = f"two sequences together give other logits than alone (by {difference:.2f})"
     return reason
+
+
+def fails_in_company(
+    run: Callable[[Sequence[Row]], torch.Tensor], model: PreTrainedModel
+) -> str | None:
+    """The same of a model with an encoder: of two sources, and two tokens of each reply.
+
+    Args:
+        run: Runs rows as `PairedRunner` does.
+        model: The model.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = count_vocabulary(model)
+    sources = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in _LENGTHS]
+    begun = [Row(-1 - i, 0, (*as_source(source), 0)) for i, source in enumerate(sources)]
+    next_ones = [Row(row.key, row.end, (1,)) for row in begun]
+    try:
+        together = [run(begun), run(next_ones)]
+        alone = [torch.cat([run([row]) for row in rows]) for rows in (begun, next_ones)]
+    # Models fail in any way at what they were not made for, and that is an answer.
+    except Exception as error:
+        return f"it fails on two sequences at once ({type(error).__name__})"
+    pairs = zip(torch.cat(together), torch.cat(alone), strict=True)
+    worst = max(_apart(found, expected) for found, expected in pairs)
+    if worst <= _TOLERANCE.get(model.dtype, _HALF_TOLERANCE):
+        return None
+    return f"two sequences together give other logits than alone (by {worst:.2f})"
 
 
 def _difference(

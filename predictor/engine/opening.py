@@ -13,10 +13,12 @@ from predictor.engine.cache import Row
 from predictor.engine.capability import (
     count_layers,
     count_vocabulary,
+    fails_in_company,
     fails_together,
     why_serial,
 )
 from predictor.engine.engine import Engine
+from predictor.engine.paired_runner import PairedRunner
 from predictor.engine.runner import BatchRunner, Runner, SerialRunner
 from predictor.engine.scheduler import Limits
 from predictor.engine.timing import Pass, time_passes
@@ -158,6 +160,8 @@ def _runner(
 ) -> tuple[Runner, str | None]:
     """The runner that suits the model, and why it is not the batching one."""
     device = torch.device(placement.execution_device)
+    if model.config.is_encoder_decoder:
+        return _paired_runner(model, device, known)
     reason = why_serial(model)
     if reason is None:
         batching = BatchRunner(
@@ -174,6 +178,21 @@ def _runner(
             known.keep(batches=1)
             return batching, None
     return SerialRunner(model, device=device), reason
+
+
+def _paired_runner(
+    model: PreTrainedModel, device: torch.device, known: Known
+) -> tuple[Runner, str | None]:
+    runner = PairedRunner(model, device=device)
+    if known.get("batches"):
+        return runner, None
+    reason = fails_in_company(runner.run, model)
+    for key in (-1, -2):
+        runner.release(key)
+    if reason is None:
+        known.keep(batches=1)
+        return runner, None
+    return PairedRunner(model, device=device, alone=True), reason
 
 
 def _ends(model: PreTrainedModel) -> frozenset[int]:

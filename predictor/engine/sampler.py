@@ -64,7 +64,8 @@ class Sampler:
         recipe = self._recipe
         scores = raw.clone()
         if recipe.repetition_penalty != 1:
-            self._seen = self._seen or set(self._prompt)
+            # What is read by an encoder has numbers below 0 (`paired_runner`), and is not said.
+            self._seen = self._seen or {token for token in self._prompt if token >= 0}
             ids = torch.tensor(sorted(self._seen | self._said.keys()), device=raw.device)
             held = scores[ids]
             factor = recipe.repetition_penalty

@@ -19,6 +19,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from predictor.errors import ConfigurationError, reason_of
 from predictor.placement.alike import Alike
+from predictor.placement.blocks import find_blocks, is_paired
+from predictor.placement.paired_probe import probe_paired
 from predictor.placement.probe import Probe, probe
 from predictor.placement.purpose import factory_of, title_of
 from predictor.placement.reading_probe import probe_reading
@@ -81,7 +83,7 @@ def measure_footprint(
         stored_kind: ``"safetensors"`` or ``"pickle"``.
     """
     blocks = find_blocks(model)
-    measure = _probe_reading if reads else _probe
+    measure = _probe_reading if reads else _probe_paired if is_paired(model) else _probe
     probed, by_block = measure(
         model, blocks, max_model_len=max_model_len, chunk=prefill_chunk, rows=max_batch_size
     )
@@ -129,6 +131,14 @@ def _probe_reading(
     return probed, probed.measured and _is_even(calls)
 
 
+def _probe_paired(
+    model: PreTrainedModel, blocks: Sequence[str], *, max_model_len: int, chunk: int, rows: int
+) -> tuple[Probe, bool]:
+    """The same of a model with an encoder, which runs once a sequence, and a decoder."""
+    probed = probe_paired(model, blocks, max_model_len=max_model_len, chunk=chunk, rows=rows)
+    return probed, False
+
+
 def _is_even(calls: Mapping[str, int]) -> bool:
     return all(calls.values()) and len(set(calls.values())) == 1
 
@@ -152,22 +162,6 @@ def _counting_calls(model: PreTrainedModel, blocks: Sequence[str]) -> Iterator[d
     finally:
         for handle in handles:
             handle.remove()
-
-
-def find_blocks(model: PreTrainedModel) -> tuple[str, ...]:
-    """Returns the names of the blocks in execution order.
-
-    They are the modules that transformers does not let be split; where a model names none, the
-    members of its longest `ModuleList`. A model without either is one block.
-    """
-    unsplit = set(model._no_split_modules or ())
-    longest: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len(module) <= len(longest):
-            continue
-        if not unsplit or any(type(member).__name__ in unsplit for member in module):
-            longest = tuple(f"{name}.{index}" for index in range(len(module)))
-    return longest or ("",)
 
 
 def _units(model: PreTrainedModel, blocks: tuple[str, ...], probed: Probe) -> tuple[Unit, ...]:

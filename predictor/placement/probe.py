@@ -27,7 +27,7 @@ from predictor.placement.plan import ROOM_FOR_PADDING
 WHOLE_KINDS = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers that the engine keeps keys and values of, token by token."""
 
-_SAMPLING_COPIES = 8
+SAMPLING_COPIES = 8
 """Copies of one row of fp32 logits that sampling makes: sort with indices, softmax, cumsum..."""
 
 
@@ -88,7 +88,7 @@ def probe(
         )
     # Models fail on meta in every way there is: data-dependent shapes, `.item()`, missing kernels.
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError):
-        return _by_formula(model, blocks, max_model_len, chunk)
+        return by_formula(model, blocks, max_model_len, chunk)
     slopes = tuple(_slope(lengths, block) for block in zip(*sizes, strict=True))
     fixed = tuple(full - slope * lengths[-1] for full, slope in zip(sizes[-1], slopes, strict=True))
     return Probe(slopes, fixed, activations, per_token, measured=True)
@@ -183,7 +183,7 @@ def _tensors_of(layer: Any) -> Iterator[torch.Tensor]:
 
 def _activations(run: _Run, full: Any, shape: _Shape, gathered: int) -> tuple[int, int]:
     """The bytes of the worst pass, and how they grow with the tokens of a batch."""
-    logits = run.vocabulary * 4 * _SAMPLING_COPIES
+    logits = run.vocabulary * 4 * SAMPLING_COPIES
     reading = run.peak(1, shape.chunk, _resized(run, full, 1, shape.max_model_len - shape.chunk))
     if not run.kept_whole:
         return reading + logits, 0
@@ -222,8 +222,18 @@ def _gathered_per_token(layer: Any) -> int:
     return held // max(1, int(keys.shape[-2]))
 
 
-def _by_formula(model: PreTrainedModel, blocks: int, max_model_len: int, chunk: int) -> Probe:
-    """The textbook sizes: keys and values of all heads, and an unfused block's activations."""
+def by_formula(model: PreTrainedModel, blocks: int, max_model_len: int, chunk: int) -> Probe:
+    """Returns the textbook sizes: keys and values of all heads, an unfused block's activations.
+
+    Args:
+        model: The model.
+        blocks: How many blocks it has.
+        max_model_len: Tokens of the longest sequence.
+        chunk: Tokens of a pass.
+
+    Raises:
+        ConfigurationError: Its config does not say enough.
+    """
     config = model.config.get_text_config()
     heads = _number(config, "num_attention_heads") or 1
     kv_heads = _number(config, "num_key_value_heads") or heads
@@ -234,7 +244,7 @@ def _by_formula(model: PreTrainedModel, blocks: int, max_model_len: int, chunk: 
     copies = _number(config, "num_experts_per_tok") or 1
     activations = chunk * copies * (16 * hidden + 4 * inner) * itemsize
     activations += heads * chunk * max_model_len * (itemsize + 4)
-    activations += _number(config, "vocab_size") * 4 * (chunk + _SAMPLING_COPIES)
+    activations += _number(config, "vocab_size") * 4 * (chunk + SAMPLING_COPIES)
     per_token = 2 * kv_heads * head_dim * itemsize
     if not per_token:
         raise ConfigurationError(

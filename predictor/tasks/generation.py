@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from predictor.engine.engine import Engine
+from predictor.engine.paired_runner import as_source
 from predictor.engine.sampling import Sampling
 from predictor.errors import PredictorError, PromptTooLong, RequestError, reason_of
 from predictor.tasks.reply import Reply, as_completion
@@ -75,7 +76,7 @@ class Job:
 
 
 class TextGeneration:
-    """The task that continues prompts."""
+    """The task that continues prompts, or writes what an encoder-decoder makes of them."""
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class TextGeneration:
         *,
         max_model_len: int,
         vocabulary: int,
+        target: tuple[int, ...] | None = None,
     ) -> None:
         """Puts the parts together.
 
@@ -94,12 +96,15 @@ class TextGeneration:
             defaults: For what requests leave open.
             max_model_len: Most tokens of prompt and reply together.
             vocabulary: How many token ids the model knows.
+            target: What a decoder begins with where prompts are read by an encoder; None where
+                replies continue prompts.
         """
         self._tokenizer: Any = tokenizer
         self._engine = engine
         self._defaults = defaults
         self._max_model_len = max_model_len
         self._vocabulary = vocabulary
+        self._target = target
 
     def prepare(self, request: GenerationRequest) -> tuple[Job, ...]:
         """Returns what is to be generated for each prompt, in order; does not wait for the model.
@@ -152,15 +157,16 @@ class TextGeneration:
             for index, job in enumerate(jobs):
                 reply = Reply(
                     index,
-                    job.ids,
+                    job.ids if self._target is None else (),
                     self._tokenizer,
+                    prompt_tokens=len(job.ids),
                     stops=job.prompt.parameters.stop,
                     scores=job.sampling.logprobs is not None,
                     by_token=by_token,
                     loop=loop,
                     take=inbox.put_nowait,
                 )
-                keys[index] = self._engine.submit(job.ids, job.sampling, reply)
+                keys[index] = self._engine.submit(self._begun(job), job.sampling, reply)
             while keys:
                 item = await inbox.get()
                 if isinstance(item, PredictorError):
@@ -171,6 +177,10 @@ class TextGeneration:
         finally:
             for key in keys.values():
                 self._engine.cancel(key)
+
+    def _begun(self, job: Job) -> tuple[int, ...]:
+        """What the engine is given of a prompt."""
+        return job.ids if self._target is None else (*as_source(job.ids), *self._target)
 
     def _full_text(self, job: Job) -> str:
         if not job.prompt.parameters.return_full_text:
@@ -189,16 +199,21 @@ class TextGeneration:
             ids = [self._tokenizer.bos_token_id]
         if not ids:
             raise RequestError("A prompt is empty, and this model has no token to begin with.")
-        if len(ids) >= self._max_model_len:
+        if len(ids) >= self._longest:
             raise PromptTooLong(
                 f"A prompt has {len(ids)} tokens; with a reply of at least one token this model "
-                f"takes at most {self._max_model_len} (max_model_len).",
+                f"takes at most {self._longest} (max_model_len).",
                 tokens=len(ids) + 1,
-                limit=self._max_model_len,
+                limit=self._longest,
             )
         if not all(0 <= token < self._vocabulary for token in ids):
             raise RequestError(f"A token id is not between 0 and {self._vocabulary - 1}.")
         return tuple(ids)
+
+    @property
+    def _longest(self) -> int:
+        """Tokens that prompt and reply share."""
+        return self._max_model_len - len(self._target or ())
 
     def _ids(self, text: str | tuple[int, ...] | tuple[Message, ...]) -> list[int]:
         if isinstance(text, str):
@@ -248,15 +263,15 @@ class TextGeneration:
         return self._defaults.temperature
 
     def _new_tokens(self, parameters: GenerationParameters, prompt_tokens: int) -> int:
-        room = self._max_model_len - prompt_tokens
+        room = self._longest - prompt_tokens
         asked = parameters.max_new_tokens
         if asked is None:
             return min(parameters.default_new_tokens or self._defaults.max_new_tokens, room)
         if asked > room:
             raise PromptTooLong(
                 f"A prompt of {prompt_tokens} tokens and {asked} new tokens exceed the "
-                f"{self._max_model_len} tokens that this model takes (max_model_len).",
+                f"{self._longest} tokens that this model takes (max_model_len).",
                 tokens=prompt_tokens + asked,
-                limit=self._max_model_len,
+                limit=self._longest,
             )
         return asked

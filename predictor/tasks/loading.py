@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -75,7 +76,21 @@ def open_generation(
         Defaults.of(model.generation_config, max_length),
         max_model_len=max_model_len,
         vocabulary=opened.vocabulary,
+        target=_target(model),
     )
+
+
+def _target(model: PreTrainedModel) -> tuple[int, ...] | None:
+    """What a decoder begins with; None of a model without an encoder."""
+    said: Any = model.generation_config
+    config: Any = model.config
+    if not config.is_encoder_decoder:
+        return None
+    names = ("decoder_start_token_id", "bos_token_id")
+    found = [getattr(where, name, None) for name in names for where in (said, config)]
+    start = next((token for token in found if token is not None), 0)
+    forced = getattr(said, "forced_bos_token_id", None)
+    return (start,) if forced is None else (start, forced)
 
 
 def open_head(

@@ -26,6 +26,7 @@ class Reply:
         prompt: tuple[int, ...],
         tokenizer: Any,
         *,
+        prompt_tokens: int,
         stops: tuple[str, ...],
         scores: bool,
         by_token: bool,
@@ -36,8 +37,9 @@ class Reply:
 
         Args:
             index: Which of the request's prompts it replies to.
-            prompt: Tokens of the prompt.
+            prompt: Tokens that the reply's text continues.
             tokenizer: Makes text.
+            prompt_tokens: How many tokens the prompt has.
             stops: Strings before which the reply ends.
             scores: Whether log probabilities are passed on.
             by_token: Whether somebody reads along.
@@ -45,7 +47,7 @@ class Reply:
             take: Takes pieces, the last of which has an ending, or an error.
         """
         self._index = index
-        self._prompt_tokens = len(prompt)
+        self._prompt_tokens = prompt_tokens
         self._tokenizer = tokenizer
         self._scores = scores
         self._by_token = by_token

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,10 @@ class Dispatch:
             return
         model, quantizer, folder, index, offload_buffers = self._asked
         device_map = dict(placement.device_map)
-        self._original(model, quantizer, device_map, folder, index, offload_buffers)
+        with warnings.catch_warnings():
+            # A map may name tensors that lie in no module of their own, such as a bias of logits.
+            warnings.filterwarnings("ignore", "The following device_map keys do not match")
+            self._original(model, quantizer, device_map, folder, index, offload_buffers)
         for name in streamed:
             remove_hook_from_submodules(model.get_submodule(name))
 

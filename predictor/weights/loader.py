@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from predictor.errors import LoadFailed, reason_of
 from predictor.metrics import WeightMetrics
-from predictor.placement.footprint import find_blocks
+from predictor.placement.blocks import find_blocks
 from predictor.placement.plan import Placement
 from predictor.pod.usage import count_usage
 from predictor.quantity import format_bytes

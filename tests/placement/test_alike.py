@@ -9,7 +9,8 @@ from torch import nn
 from transformers import LlamaConfig
 
 from predictor.placement.alike import Alike
-from predictor.placement.footprint import build_on_meta, find_blocks, measure_footprint
+from predictor.placement.blocks import find_blocks
+from predictor.placement.footprint import build_on_meta, measure_footprint
 from predictor.placement.probe import probe
 from tests.checkpoints import ALL_CONFIGS, CONFIGS
 from tests.placement.models import ARCHITECTURES

@@ -6,7 +6,8 @@ from accelerate.utils import check_device_map
 from transformers import AutoModelForCausalLM, BertConfig, BloomConfig, Zamba2Config
 
 from predictor.errors import ConfigurationError
-from predictor.placement.footprint import build_on_meta, find_blocks, measure_footprint
+from predictor.placement.blocks import find_blocks
+from predictor.placement.footprint import build_on_meta, measure_footprint
 from predictor.placement.plan import Wishes
 from predictor.placement.planner import plan
 from predictor.placement.units import Unit

@@ -7,11 +7,14 @@ not at all, as decoders do.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     DebertaV2Config,
     DistilBertConfig,
@@ -21,6 +24,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from predictor.placement.purpose import factory_of
@@ -138,3 +143,70 @@ def reading_tokenizer(*, with_ends: bool) -> PreTrainedTokenizerFast:
         ],
         **ends,
     )
+
+
+_PAIRED = {
+    "t5": (
+        T5Config(
+            vocab_size=VOCABULARY,
+            d_model=64,
+            d_kv=16,
+            d_ff=128,
+            num_layers=4,
+            num_decoder_layers=3,
+            num_heads=4,
+            pad_token_id=3,
+            eos_token_id=2,
+            decoder_start_token_id=3,
+            tie_word_embeddings=False,
+        ),
+        T5ForConditionalGeneration,
+    ),
+    "bart": (
+        BartConfig(
+            vocab_size=VOCABULARY,
+            d_model=64,
+            encoder_layers=4,
+            decoder_layers=3,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=128,
+            decoder_ffn_dim=128,
+            max_position_embeddings=256,
+            decoder_start_token_id=2,
+            forced_eos_token_id=None,
+            tie_word_embeddings=False,
+            **_IDS,
+        ),
+        BartForConditionalGeneration,
+    ),
+}
+PAIRED = tuple(_PAIRED)
+"""Architectures with an encoder and a decoder, which `make_paired` knows."""
+
+
+def make_paired(folder: Path, architecture: str, **changes: Any) -> Path:
+    """Writes a model that makes text of text, and its tokenizer; returns the folder.
+
+    Args:
+        folder: Where to write.
+        architecture: One of `PAIRED`.
+        changes: What its config says otherwise.
+    """
+    config, kind = _PAIRED[architecture]
+    config = type(config).from_dict({**config.to_dict(), **changes})
+    torch.manual_seed(0)
+    model = kind(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=1.0 if "lm_head" in name or "shared" in name else 0.3)
+        letters = torch.zeros(VOCABULARY, 1)
+        letters[len(SPECIAL) : len(SPECIAL) + 94] = 1
+        model.lm_head.weight.mul_(letters)  # so that all that it says can be read
+    for name, value in changes.items():
+        if hasattr(model.generation_config, name):
+            setattr(model.generation_config, name, value)
+    model.eval().save_pretrained(folder, max_shard_size="100KB")
+    reading_tokenizer(with_ends=True).save_pretrained(folder)
+    return folder

@@ -194,7 +194,7 @@ def test_batched_answers_are_those_of_each_text_alone(
 
 def on_disk(up: serving.Up) -> dict[str, str]:
     """A map of the same model with every second block on disk."""
-    from predictor.placement.footprint import find_blocks
+    from predictor.placement.blocks import find_blocks
 
     blocks = find_blocks(up.prepared.skeleton)
     names = [name for unit in up.prepared.footprint.units for name in unit.names]

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.reading.checkpoints import make_reader
+from tests.reading.checkpoints import make_paired, make_reader
 from tests.server.process import Served, serve
 
 DELAY = 3.0
@@ -47,6 +47,26 @@ def _run(line: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_an_encoder_decoder_model_is_asked_as_one_that_generates(tmp_path: Path) -> None:
+    make_paired(tmp_path / "model", "t5")
+    with serve(tmp_path / "model", *FLAGS) as server:
+        first, second, about = map(_run, server.await_ready().examples())
+        asked = {"model": "m", "prompt": "a text", "max_tokens": 8}
+        completion = httpx.post(f"{server.url}/openai/v1/completions", json=asked, timeout=60)
+        body = {"instances": ["a text"], "parameters": {"max_new_tokens": 8}}
+        url, accept = f"{server.url}/v1/models/m:predict", {"accept": "text/event-stream"}
+        whole = httpx.post(url, json=body, timeout=60).json()["predictions"][0]
+        events = httpx.post(url, json=body, headers=accept, timeout=60).text.split("\n\n")
+    pieces = [json.loads(event.removeprefix("data: ")) for event in events if "{" in event]
+    assert json.loads(first)["predictions"][0]["completion_tokens"] == 25
+    assert {one["name"] for one in json.loads(second)["outputs"]} >= {"text", "finish_reason"}
+    assert json.loads(about)["properties"]["task"] == "text2text_generation"
+    assert completion.json()["choices"][0]["text"] == whole["text"]
+    assert whole["prompt_tokens"] == len("a text") + 2
+    assert len(pieces) > 1
+    assert "".join(piece["text"] for piece in pieces) == whole["text"]
 
 
 @pytest.fixture(scope="module")

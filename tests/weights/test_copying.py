@@ -21,7 +21,7 @@ from accelerate.hooks import remove_hook_from_module
 
 from predictor.errors import LoadFailed, WeightsUnreadable
 from predictor.metrics import WeightMetrics
-from predictor.placement.footprint import find_blocks
+from predictor.placement.blocks import find_blocks
 from predictor.weights.copying import take_out, to_device
 from predictor.weights.extents import PAGE
 from predictor.weights.link import page_lock

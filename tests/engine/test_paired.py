@@ -1,0 +1,209 @@
+"""Encoder-decoder models: replies in company, offloaded, after failures, as alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from predictor.engine.cache import Row
+from predictor.engine.capability import fails_in_company
+from predictor.engine.paired_runner import PairedRunner, as_source
+from predictor.placement.blocks import find_blocks
+from predictor.placement.footprint import build_on_meta, measure_footprint
+from predictor.tasks.request import Completion, GenerationParameters, GenerationRequest, Prompt
+from predictor.weights.checkpoint import open_directory
+from tests.reading.checkpoints import PAIRED, make_paired
+from tests.serving import Up, bring_up
+
+TEXTS = ("a long text to begin with", "a", "translate this", "hello", "what is it?", "z" * 40)
+CPU = torch.device("cpu")
+
+Make = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    root = tmp_path_factory.mktemp("paired")
+
+    def get(architecture: str) -> Path:
+        folder = root / architecture
+        return folder if folder.exists() else make_paired(folder, architecture)
+
+    return get
+
+
+def alone(folder: Path, *texts: str, **recipe: Any) -> list[str]:
+    """What transformers makes of each text by itself."""
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    found = []
+    for text in texts:
+        ids = torch.tensor([tokenizer(text).input_ids])
+        made = model.generate(input_ids=ids, do_sample=False, num_beams=1, **recipe)
+        found.append(tokenizer.decode(made[0], skip_special_tokens=True))
+    return found
+
+
+def ask(up: Up, *texts: str, new_tokens: int = 20, **recipe: Any) -> tuple[Completion, ...]:
+    parameters = GenerationParameters(max_new_tokens=new_tokens, temperature=0.0, **recipe)
+    request = GenerationRequest(tuple(Prompt(text, parameters) for text in texts))
+    return asyncio.run(up.task.complete(up.task.prepare(request)))
+
+
+def every_second_block_on_disk(folder: Path) -> dict[str, str]:
+    config = open_directory(folder).config
+    skeleton = build_on_meta(config, "float32", "text2text_generation")
+    blocks = find_blocks(skeleton)
+    units = measure_footprint(skeleton, max_model_len=16, prefill_chunk=16).units
+    names = [name for unit in units for name in unit.names]
+    return {name: "disk" if name in blocks[::2] else "cpu" for name in names}
+
+
+@pytest.mark.parametrize("places", ["resident", "disk"])
+@pytest.mark.parametrize("architecture", PAIRED)
+def test_replies_in_a_batch_are_those_of_generate(
+    make: Make, architecture: str, places: str
+) -> None:
+    folder = make(architecture)
+    expected = alone(folder, *TEXTS, max_new_tokens=20)
+    assert len(set(expected)) > 3
+    placed = {} if places == "resident" else {"device_map": every_second_block_on_disk(folder)}
+    up = bring_up(folder, max_model_len=128, **placed)
+    found = ask(up, *TEXTS)
+    assert [one.text for one in found] == expected
+    assert [one.prompt_tokens for one in found] == [len(text) + 2 for text in TEXTS]
+    assert up.prepared.checkpoint.task == "text2text_generation"
+
+
+@pytest.mark.parametrize("architecture", PAIRED)
+def test_those_that_are_put_back_and_those_that_end_early_disturb_nobody(
+    make: Make, architecture: str
+) -> None:
+    folder = make(architecture)
+    expected = alone(folder, *TEXTS * 2, max_new_tokens=30)
+    up = bring_up(folder, max_model_len=80, max_concurrency=2)
+    parameters = [
+        GenerationParameters(max_new_tokens=30 if index % 3 else 4, temperature=0.0)
+        for index in range(len(expected))
+    ]
+    prompts = [Prompt(text, own) for text, own in zip(TEXTS * 2, parameters, strict=True)]
+    found = asyncio.run(up.task.complete(up.task.prepare(GenerationRequest(tuple(prompts)))))
+    for index, (one, whole) in enumerate(zip(found, expected, strict=True)):
+        assert one.text == whole if index % 3 else whole.startswith(one.text.rstrip("\ufffd"))
+    preempted: Any = up.task._engine._metrics.preemptions
+    assert preempted._value.get() > 0
+
+
+def test_only_the_reply_counts_as_said(make: Make) -> None:
+    folder = make("t5")
+    recipe = {"repetition_penalty": 1.8}
+    expected = alone(folder, *TEXTS, max_new_tokens=20, **recipe)
+    up = bring_up(folder, max_model_len=128)
+    assert [one.text for one in ask(up, *TEXTS, **recipe)] == expected
+    assert expected != alone(folder, *TEXTS, max_new_tokens=20)
+
+
+def test_a_decoder_begins_with_what_is_forced(tmp_path: Path) -> None:
+    folder = make_paired(tmp_path / "forced", "bart", forced_bos_token_id=1)
+    expected = alone(folder, *TEXTS, max_new_tokens=21)
+    up = bring_up(folder, max_model_len=128)
+    assert [one.text for one in ask(up, *TEXTS, new_tokens=20)] == expected
+    assert expected != alone(make_paired(tmp_path / "free", "bart"), *TEXTS, max_new_tokens=21)
+
+
+def test_the_longest_prompt_and_its_reply_are_bounded(make: Make) -> None:
+    from predictor.errors import PromptTooLong
+
+    up = bring_up(make("t5"), max_model_len=32)
+    (found,) = ask(up, "x" * 20, new_tokens=9)  # with two ends, and what the decoder begins with
+    assert found.completion_tokens == 9
+    with pytest.raises(PromptTooLong, match="exceed the 31 tokens"):
+        ask(up, "x" * 20, new_tokens=10)
+    with pytest.raises(PromptTooLong, match="takes at most 31"):
+        ask(up, "x" * 29)
+
+
+class Frail:
+    """A model that fails once, amid its decoder, where it is told to."""
+
+    def __init__(self, model: Any) -> None:
+        self.fails = False
+        model.get_decoder().block[1].register_forward_pre_hook(self._fail)
+
+    def _fail(self, *_: Any) -> None:
+        if self.fails:
+            self.fails = False
+            raise RuntimeError("a secret")
+
+
+def rows(*sequences: tuple[int, ...], start: int = 0) -> list[Row]:
+    return [Row(key, start, tokens) for key, tokens in enumerate(sequences)]
+
+
+def test_a_pass_that_failed_halfway_is_run_again_as_if_it_had_not(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    frail, runner = Frail(model), PairedRunner(model, device=CPU)
+    begun = rows((*as_source([40, 41, 42]), 3), (*as_source([50, 51, 52]), 3))
+    runner.run(begun)
+    next_ones = rows((7,), (8,), start=4)
+    expected = runner.run(next_ones)
+    runner.run(begun)
+    frail.fails = True
+    with pytest.raises(RuntimeError):
+        runner.run(next_ones)
+    halves = [runner.run(next_ones[:1]), runner.run(next_ones[1:])]
+    torch.testing.assert_close(torch.cat(halves), expected, atol=1e-4, rtol=0)
+
+
+def test_whose_cache_is_gone_is_not_gone_on_with(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    runner = PairedRunner(model, device=CPU)
+    runner.run(rows((*as_source([40, 41]), 3)))
+    runner.release(0)
+    with pytest.raises(RuntimeError, match="cache is gone"):
+        runner.run(rows((7,), start=3))
+
+
+@pytest.mark.parametrize("architecture", PAIRED)
+def test_a_model_that_sees_padding_is_found_out(make: Make, architecture: str) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make(architecture)).eval()
+    assert fails_in_company(PairedRunner(model, device=CPU).run, model) is None
+    forward = model.forward
+
+    def blind(attention_mask: Any = None, **given: Any) -> Any:
+        return forward(attention_mask=None, **given)
+
+    model.forward = blind
+    reason = fails_in_company(PairedRunner(model, device=CPU).run, model)
+    assert reason is not None
+    assert "other logits than alone" in reason
+
+
+@pytest.mark.parametrize("architecture", PAIRED)
+def test_one_at_a_time_gives_the_same(make: Make, architecture: str) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make(architecture)).eval()
+    begun = rows((*as_source([40, 41, 42]), 3), (*as_source([50]), 3))
+    together, apart = (
+        PairedRunner(model, device=CPU, alone=is_alone).run(begun) for is_alone in (False, True)
+    )
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", PAIRED)
+def test_the_plan_counts_what_a_token_leaves(make: Make, architecture: str) -> None:
+    config = open_directory(make(architecture)).config
+    skeleton = build_on_meta(config, "float32", "text2text_generation")
+    found = measure_footprint(skeleton, max_model_len=64, prefill_chunk=64, max_batch_size=8)
+    blocks = [unit for unit in found.units if unit.block is not None]
+    assert found.probed
+    assert not found.by_block
+    assert len(blocks) == 4 + 3
+    # Keys and values of 64 numbers each in three layers, and what the encoder made, of 4 bytes.
+    assert found.kv_per_token == 4 * (3 * 2 * 64 + 64)
+    assert sum(unit.kv_per_token for unit in blocks[:4]) == 0
