@@ -42,12 +42,16 @@ class _Cohort:
         cache: What the decoder keeps.
         states: What the encoder made, of shape (rows, source, hidden).
         mask: 1 where a source has a token, of shape (rows, source).
+        length: Tokens of each decoder that are cached, as far as passes have come to an end.
+        ends: For each key how many tokens of its line those are.
     """
 
     keys: list[int]
     cache: EncoderDecoderCache
     states: torch.Tensor
     mask: torch.Tensor
+    length: int
+    ends: dict[int, int]
 
 
 class PairedRunner:
@@ -83,7 +87,7 @@ class PairedRunner:
             logits = self._begin(group)
             found |= {places[row.key]: own for row, own in zip(group, logits, strict=True)}
         running = [row for row in rows if row.start]
-        for group in _grouped(running, lambda row: id(self._cohorts[row.key])):
+        for group in _grouped(running, self._goes_on_with):
             logits = self._go_on(group)
             found |= {places[row.key]: own for row, own in zip(group, logits, strict=True)}
         return torch.stack([found[place] for place in range(len(rows))])
@@ -96,6 +100,10 @@ class PairedRunner:
         """What is common to those that may begin together: how many tokens decoders begin with."""
         return row.key if self._alone else sum(token >= 0 for token in row.tokens)
 
+    def _goes_on_with(self, row: Row) -> Hashable:
+        cohort = self._cohorts[row.key]
+        return id(cohort), cohort.ends[row.key] - row.start, len(row.tokens)
+
     def _begin(self, rows: Sequence[Row]) -> torch.Tensor:
         sources = [[-1 - token for token in row.tokens if token < 0] for row in rows]
         sources = [source or list(_NO_SOURCE) for source in sources]
@@ -106,36 +114,38 @@ class PairedRunner:
         for index, source in enumerate(sources):
             ids[index, : len(source)] = torch.tensor(source)
             mask[index, : len(source)] = 1
-        mask = mask.to(self._device)
+        mask, targets = mask.to(self._device), self._decoders_ids(rows)
         output = self._model(
             input_ids=ids.to(self._device),
             attention_mask=mask,
-            decoder_input_ids=self._decoders_ids(rows),
+            decoder_input_ids=targets,
             past_key_values=_cache(DynamicCache(), DynamicCache()),
             use_cache=True,
         )
         states = output.encoder_last_hidden_state
         keys = [row.key for row in rows]
-        cohort = _Cohort(keys, output.past_key_values, states, mask)
+        ends = {row.key: row.end for row in rows}
+        cohort = _Cohort(keys, output.past_key_values, states, mask, targets.shape[1], ends)
         self._cohorts |= dict.fromkeys(keys, cohort)
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
     def _go_on(self, rows: Sequence[Row]) -> torch.Tensor:
         cohort = self._cohort_of([row.key for row in rows])
-        before = _kept(cohort.cache.self_attention_cache)
-        try:
-            output = self._model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=cohort.states),
-                attention_mask=cohort.mask,
-                decoder_input_ids=self._decoders_ids(rows),
-                past_key_values=cohort.cache,
-                use_cache=True,
-            )
-        except BaseException:
-            # Some layers may have taken the new token; the pass is run again in halves.
-            _restore(cohort.cache.self_attention_cache, before)
-            raise
+        # A pass that failed, of this cohort or another beside it, is run again in halves; all
+        # layers or some of them have then taken its tokens.
+        length = cohort.length - (cohort.ends[rows[0].key] - rows[0].start)
+        _cut(cohort.cache.self_attention_cache, length)
+        targets = self._decoders_ids(rows)
+        output = self._model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=cohort.states),
+            attention_mask=cohort.mask,
+            decoder_input_ids=targets,
+            past_key_values=cohort.cache,
+            use_cache=True,
+        )
+        cohort.length = length + targets.shape[1]
+        cohort.ends = {row.key: row.end for row in rows}
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
@@ -172,6 +182,8 @@ def _selected(cohort: _Cohort, keys: list[int]) -> _Cohort:
         _cache(_rows_of(own, rows), _rows_of(cross, rows, columns)),
         cohort.states[rows.to(cohort.states.device), :columns],
         cohort.mask[rows, :columns],
+        cohort.length,
+        {key: cohort.ends[key] for key in keys},
     )
 
 
@@ -188,10 +200,8 @@ def _rows_of(cache: Any, rows: torch.Tensor, columns: int | None = None) -> Dyna
     return found
 
 
-def _kept(cache: Any) -> list[tuple[Any, Any]]:
-    return [(layer.keys, layer.values) for layer in cache.layers]
-
-
-def _restore(cache: Any, kept: Sequence[tuple[Any, Any]]) -> None:
-    for layer, (keys, values) in zip(cache.layers, kept, strict=True):
-        layer.keys, layer.values = keys, values
+def _cut(cache: Any, length: int) -> None:
+    """Forgets what is cached beyond a length."""
+    for layer in cache.layers:
+        if layer.keys.shape[2] > length:
+            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]

@@ -130,15 +130,15 @@ def test_the_longest_prompt_and_its_reply_are_bounded(make: Make) -> None:
 
 
 class Frail:
-    """A model that fails once, amid its decoder, where it is told to."""
+    """A model that fails once, amid its decoder, after so many passes that do not."""
 
     def __init__(self, model: Any) -> None:
-        self.fails = False
+        self.fails_after = -1
         model.get_decoder().block[1].register_forward_pre_hook(self._fail)
 
     def _fail(self, *_: Any) -> None:
-        if self.fails:
-            self.fails = False
+        self.fails_after -= 1
+        if self.fails_after == -1:
             raise RuntimeError("a secret")
 
 
@@ -154,11 +154,36 @@ def test_a_pass_that_failed_halfway_is_run_again_as_if_it_had_not(make: Make) ->
     next_ones = rows((7,), (8,), start=4)
     expected = runner.run(next_ones)
     runner.run(begun)
-    frail.fails = True
+    frail.fails_after = 0
     with pytest.raises(RuntimeError):
         runner.run(next_ones)
     halves = [runner.run(next_ones[:1]), runner.run(next_ones[1:])]
     torch.testing.assert_close(torch.cat(halves), expected, atol=1e-4, rtol=0)
+
+
+def test_so_is_a_cohort_beside_one_that_failed(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    frail, runner = Frail(model), PairedRunner(model, device=CPU)
+    begun = rows((*as_source([40, 41, 42]), 3), (*as_source([50, 51]), 3), (*as_source([60]), 3))
+
+    def begin() -> None:
+        runner.run(begun[:2])
+        runner.run(begun[2:])
+
+    begin()
+    next_ones = [Row(row.key, row.end, (7,)) for row in begun]
+    expected = runner.run(next_ones)
+    begin()
+    frail.fails_after = 1  # the second cohort's pass
+    with pytest.raises(RuntimeError):
+        runner.run(next_ones)
+    halves = [runner.run(next_ones[:1]), runner.run(next_ones[1:])]
+    torch.testing.assert_close(torch.cat(halves), expected, atol=1e-4, rtol=0)
+    after = [Row(row.key, row.end + 1, (8,)) for row in begun]
+    again = runner.run(after)
+    begin()
+    runner.run(next_ones)
+    torch.testing.assert_close(again, runner.run(after), atol=1e-4, rtol=0)
 
 
 def test_whose_cache_is_gone_is_not_gone_on_with(make: Make) -> None:

