@@ -9,7 +9,7 @@ rounding, which differs with the batch's size, changes them a little.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from predictor.engine.cache import Row
 from predictor.engine.paired_runner import as_source
-from predictor.engine.runner import BatchRunner
+from predictor.engine.runner import BatchRunner, Runner
 from predictor.placement.probe import WHOLE_KINDS
 
 _TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}
@@ -32,6 +32,9 @@ _TRIES = 3
 """Pairs of sequences; a mixture of experts may choose others where two are nearly as good."""
 
 _LENGTHS = (9, 4)
+_ALIKE = (9, 8)
+"""Tokens of two sources that are read together."""
+
 _SPLITS = (5, 3)
 """How many tokens of each are computed in the first pass."""
 
@@ -76,31 +79,49 @@ def fails_together(runner: BatchRunner, model: PreTrainedModel, device: torch.de
     return reason
 
 
-def fails_in_company(
-    run: Callable[[Sequence[Row]], torch.Tensor], model: PreTrainedModel
-) -> str | None:
+def fails_in_company(runner: Runner, model: PreTrainedModel) -> str | None:
     """The same of a model with an encoder: of two sources, and two tokens of each reply.
 
     Args:
-        run: Runs rows as `PairedRunner` does.
-        model: The model.
+        runner: A `PairedRunner`.
+        model: Its model.
     """
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = count_vocabulary(model)
-    sources = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in _LENGTHS]
-    begun = [Row(-1 - i, 0, (*as_source(source), 0)) for i, source in enumerate(sources)]
-    next_ones = [Row(row.key, row.end, (1,)) for row in begun]
     try:
-        together = [run(begun), run(next_ones)]
-        alone = [torch.cat([run([row]) for row in rows]) for rows in (begun, next_ones)]
+        together = run_two_tokens(runner, model)
+        alone = run_two_tokens(runner, model, together=False)
     # Models fail in any way at what they were not made for, and that is an answer.
     except Exception as error:
         return f"it fails on two sequences at once ({type(error).__name__})"
-    pairs = zip(torch.cat(together), torch.cat(alone), strict=True)
-    worst = max(_apart(found, expected) for found, expected in pairs)
+    worst = max(_apart(found, expected) for found, expected in zip(together, alone, strict=True))
     if worst <= _TOLERANCE.get(model.dtype, _HALF_TOLERANCE):
         return None
     return f"two sequences together give other logits than alone (by {worst:.2f})"
+
+
+def run_two_tokens(
+    runner: Runner, model: PreTrainedModel, *, together: bool = True
+) -> torch.Tensor:
+    """Returns the logits of two tokens after each of two sources, of shape (4, vocabulary).
+
+    Args:
+        runner: A `PairedRunner`.
+        model: Its model.
+        together: Whether both are in each pass.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = count_vocabulary(model)
+    sources = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in _ALIKE]
+    begun = [Row(-1 - i, 0, (*as_source(source), 0)) for i, source in enumerate(sources)]
+    passes = [begun, [Row(row.key, row.end, (1,)) for row in begun]]
+    try:
+        found = [
+            runner.run(rows) if together else torch.cat([runner.run([row]) for row in rows])
+            for rows in passes
+        ]
+    finally:
+        for row in begun:
+            runner.release(row.key)
+    return torch.cat(found)
 
 
 def _difference(

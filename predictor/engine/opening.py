@@ -15,6 +15,7 @@ from predictor.engine.capability import (
     count_vocabulary,
     fails_in_company,
     fails_together,
+    run_two_tokens,
     why_serial,
 )
 from predictor.engine.engine import Engine
@@ -75,9 +76,9 @@ def open_engine(
         LoadFailed: The model cannot run even one token.
     """
     set_up_torch(threads)
-    runner, reason = _runner(model, placement, known)
     vocabulary = count_vocabulary(model)
     try:
+        runner, reason = _runner(model, placement, known)
         pass_tokens = _pass_tokens(runner, vocabulary, placement, prefill_chunk, known)
     # Models raise whatever they like.
     except Exception as error:
@@ -128,8 +129,13 @@ def _pass_tokens(
     runner: Runner, vocabulary: int, placement: Placement, chunk: int, known: Known
 ) -> int:
     def run(count: int) -> None:
-        runner.run([Row(-1, 0, [index % vocabulary for index in range(count)])]).argmax().item()
-        runner.release(-1)
+        tokens = [index % vocabulary for index in range(count)]
+        rows = [Row(-1, 0, tokens)]
+        if isinstance(runner, PairedRunner):  # a decoder has one token in a pass
+            rows = [Row(-1 - index, 0, [token]) for index, token in enumerate(tokens)]
+        runner.run(rows).argmax().item()
+        for row in rows:
+            runner.release(row.key)
 
     tokens = min(_TIMED_TOKENS, chunk, placement.kv_tokens - 1)
     return measure_pass_tokens(run, chunk, timed=tokens, known=known)
@@ -186,13 +192,13 @@ def _paired_runner(
     runner = PairedRunner(model, device=device)
     if known.get("batches"):
         return runner, None
-    reason = fails_in_company(runner.run, model)
-    for key in (-1, -2):
-        runner.release(key)
+    reason = fails_in_company(runner, model)
     if reason is None:
         known.keep(batches=1)
         return runner, None
-    return PairedRunner(model, device=device, alone=True), reason
+    by_itself = PairedRunner(model, device=device, alone=True)
+    run_two_tokens(by_itself, model)
+    return by_itself, reason
 
 
 def _ends(model: PreTrainedModel) -> frozenset[int]:

@@ -3,29 +3,31 @@
 A sequence's tokens are its source and then its decoder's, in one line, so that the scheduler counts
 both and need not tell them apart; a source's tokens stand there as negative numbers (`as_source`).
 
-Sequences whose sources are read in one pass stay together, as a *cohort*: their decoders' tokens
-are in step, so nothing of these is padding, and a model may count positions as it likes. Sources
-are padded on the right and masked. A cohort keeps what transformers caches, as one batch; who ends
-leaves it at the next pass.
+Sequences whose sources are read in one pass stay together, as a cohort: their decoders' tokens are
+in step, so nothing of these is padding, and a model may count positions as it likes. Sources are
+padded on the right and masked. Each cohort is a pass of the model by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from predictor.engine.cache import Row
+from predictor.engine.cohort import Cohort
 from predictor.engine.shapes import new_columns
-
-_T = TypeVar("_T")
+from predictor.placement.paired_probe import MOST_PADDING
 
 _NO_SOURCE = (0,)
 """What a pass without a source reads, which only tests and times the model."""
+
+_PIECE = 16
+"""Most tokens of all decoders in one pass, where several are known of each."""
 
 
 def as_source(tokens: Iterable[int]) -> tuple[int, ...]:
@@ -33,25 +35,11 @@ def as_source(tokens: Iterable[int]) -> tuple[int, ...]:
     return tuple(-1 - token for token in tokens)
 
 
-@dataclass(slots=True)
-class _Cohort:
-    """Sequences in step.
+@dataclass
+class _Read(BaseModelOutput):
+    """What an encoder made, with what mixtures of experts look for besides."""
 
-    Attributes:
-        keys: Theirs, in the order of the rows.
-        cache: What the decoder keeps.
-        states: What the encoder made, of shape (rows, source, hidden).
-        mask: 1 where a source has a token, of shape (rows, source).
-        length: Tokens of each decoder that are cached, as far as passes have come to an end.
-        ends: For each key how many tokens of its line those are.
-    """
-
-    keys: list[int]
-    cache: EncoderDecoderCache
-    states: torch.Tensor
-    mask: torch.Tensor
-    length: int
-    ends: dict[int, int]
+    router_logits: Any = None
 
 
 class PairedRunner:
@@ -70,43 +58,57 @@ class PairedRunner:
         self._model: Any = model
         self._device = device
         self._alone = alone
-        self._cohorts: dict[int, _Cohort] = {}
+        self._cohorts: dict[int, Cohort] = {}
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row]) -> torch.Tensor:
         """Returns logits of shape (rows, vocabulary)."""
-        places = {row.key: place for place, row in enumerate(rows)}
-        found: dict[int, torch.Tensor] = {}
         for row in rows:
             if not row.start:
                 self.release(row.key)
-        new = [row for row in rows if row.key not in self._cohorts]
-        if any(row.start for row in new):
-            raise RuntimeError("the sequence's cache is gone")
-        for group in _grouped(new, self._begins_with):
-            logits = self._begin(group)
-            found |= {places[row.key]: own for row, own in zip(group, logits, strict=True)}
+            elif row.key not in self._cohorts:
+                raise RuntimeError("the sequence's cache is gone")
+        self._shrink()
+        found: dict[int, torch.Tensor] = {}
         running = [row for row in rows if row.start]
         for group in _grouped(running, self._goes_on_with):
-            logits = self._go_on(group)
-            found |= {places[row.key]: own for row, own in zip(group, logits, strict=True)}
-        return torch.stack([found[place] for place in range(len(rows))])
+            found |= dict(zip([row.key for row in group], self._go_on(group), strict=True))
+        for group in self._beginning([row for row in rows if not row.start]):
+            found |= dict(zip([row.key for row in group], self._begin(group), strict=True))
+        return torch.stack([found[row.key] for row in rows])
 
     def release(self, key: int) -> None:
-        """Forgets a sequence; its cohort's memory is made less at the next pass."""
+        """Forgets a sequence; its cohort's memory is made less before the next pass."""
         self._cohorts.pop(key, None)
 
-    def _begins_with(self, row: Row) -> Hashable:
-        """What is common to those that may begin together: how many tokens decoders begin with."""
-        return row.key if self._alone else sum(token >= 0 for token in row.tokens)
+    def _shrink(self) -> None:
+        for cohort in {id(cohort): cohort for cohort in self._cohorts.values()}.values():
+            left = [key for key in cohort.keys if self._cohorts.get(key) is cohort]
+            if len(left) < len(cohort.keys):
+                self._part(cohort, [left])
 
-    def _goes_on_with(self, row: Row) -> Hashable:
-        cohort = self._cohorts[row.key]
-        return id(cohort), cohort.ends[row.key] - row.start, len(row.tokens)
+    def _part(self, cohort: Cohort, groups: list[list[int]]) -> None:
+        # Where this fails, nobody goes on with what is left of the cohort.
+        for group in groups:
+            for key in group:
+                del self._cohorts[key]
+        for group, made in zip(groups, cohort.part(groups), strict=True):
+            self._cohorts |= dict.fromkeys(group, made)
+
+    def _beginning(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Rows in groups that begin together: with decoders in step, and with little padding."""
+        groups: list[list[Row]] = []
+        for some in _grouped(rows, lambda row: row.key if self._alone else len(_target(row))):
+            groups.append([])
+            for row in sorted(some, key=lambda row: len(row.tokens)):
+                sizes = [len(_source(one)) for one in (*groups[-1], row)]
+                if len(sizes) * sizes[-1] > (1 + MOST_PADDING) * sum(sizes):
+                    groups.append([])
+                groups[-1].append(row)
+        return groups
 
     def _begin(self, rows: Sequence[Row]) -> torch.Tensor:
-        sources = [[-1 - token for token in row.tokens if token < 0] for row in rows]
-        sources = [source or list(_NO_SOURCE) for source in sources]
+        sources = [_source(row) for row in rows]
         longest = max(map(len, sources))
         columns = new_columns(longest) if self._device.type == "cpu" else longest
         ids = torch.full((len(rows), columns), self._model.config.pad_token_id or 0)
@@ -114,55 +116,67 @@ class PairedRunner:
         for index, source in enumerate(sources):
             ids[index, : len(source)] = torch.tensor(source)
             mask[index, : len(source)] = 1
-        mask, targets = mask.to(self._device), self._decoders_ids(rows)
+        mask, targets = mask.to(self._device), self._targets(rows)
         output = self._model(
             input_ids=ids.to(self._device),
             attention_mask=mask,
-            decoder_input_ids=targets,
-            past_key_values=_cache(DynamicCache(), DynamicCache()),
+            decoder_input_ids=targets[:, :1],
+            past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
             use_cache=True,
         )
-        states = output.encoder_last_hidden_state
-        keys = [row.key for row in rows]
-        ends = {row.key: row.end for row in rows}
-        cohort = _Cohort(keys, output.past_key_values, states, mask, targets.shape[1], ends)
-        self._cohorts |= dict.fromkeys(keys, cohort)
         logits: torch.Tensor = output.logits[:, -1]
+        keys, more = [row.key for row in rows], targets.shape[1] - 1
+        ends = {row.key: row.end - more for row in rows}
+        states = output.encoder_last_hidden_state
+        cohort = Cohort(keys, output.past_key_values, states, mask, 1, ends)
+        self._cohorts |= dict.fromkeys(keys, cohort)
+        piece = max(1, _PIECE // len(rows))
+        for first in range(1, 1 + more, piece):
+            logits = self._feed(cohort, targets[:, first : first + piece])
         return logits
 
+    def _goes_on_with(self, row: Row) -> Hashable:
+        cohort = self._cohorts[row.key]
+        return id(cohort), cohort.ends[row.key] - row.start
+
     def _go_on(self, rows: Sequence[Row]) -> torch.Tensor:
-        cohort = self._cohort_of([row.key for row in rows])
-        # A pass that failed, of this cohort or another beside it, is run again in halves; all
-        # layers or some of them have then taken its tokens.
-        length = cohort.length - (cohort.ends[rows[0].key] - rows[0].start)
-        _cut(cohort.cache.self_attention_cache, length)
-        targets = self._decoders_ids(rows)
+        """Feeds each decoder its next token.
+
+        Where a pass failed, of this cohort or of another one beside it, it is run again in halves;
+        the cohort may have its tokens already, or some layers of it may.
+        """
+        by_key = {row.key: row for row in rows}
+        cohort = self._cohorts[rows[0].key]
+        others = [key for key in cohort.keys if key not in by_key]
+        if others:
+            self._part(cohort, [list(by_key), others])
+            cohort = self._cohorts[rows[0].key]
+        cohort.forget(cohort.ends[rows[0].key] - rows[0].start)
+        logits = self._feed(cohort, self._targets([by_key[key] for key in cohort.keys]))
+        return logits[[cohort.keys.index(key) for key in by_key]]
+
+    def _feed(self, cohort: Cohort, targets: torch.Tensor) -> torch.Tensor:
         output = self._model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=cohort.states),
+            encoder_outputs=_Read(last_hidden_state=cohort.states),
             attention_mask=cohort.mask,
             decoder_input_ids=targets,
             past_key_values=cohort.cache,
             use_cache=True,
         )
-        cohort.length = length + targets.shape[1]
-        cohort.ends = {row.key: row.end for row in rows}
+        cohort.fed(targets.shape[1])
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
-    def _decoders_ids(self, rows: Sequence[Row]) -> torch.Tensor:
-        targets = [[token for token in row.tokens if token >= 0] for row in rows]
-        return torch.tensor(targets, device=self._device)
+    def _targets(self, rows: Sequence[Row]) -> torch.Tensor:
+        return torch.tensor([_target(row) for row in rows], device=self._device)
 
-    def _cohort_of(self, keys: list[int]) -> _Cohort:
-        """The cohort of exactly these sequences; they leave the others where they are more."""
-        whole = self._cohorts[keys[0]]
-        if whole.keys == keys:
-            return whole
-        others = [key for key in whole.keys if key not in keys and self._cohorts.get(key) is whole]
-        for some in (others, keys):
-            if some:
-                self._cohorts |= dict.fromkeys(some, _selected(whole, some))
-        return self._cohorts[keys[0]]
+
+def _source(row: Row) -> list[int]:
+    return [-1 - token for token in row.tokens if token < 0] or list(_NO_SOURCE)
+
+
+def _target(row: Row) -> list[int]:
+    return [token for token in row.tokens if token >= 0]
 
 
 def _grouped(rows: Iterable[Row], by: Callable[[Row], Hashable]) -> list[list[Row]]:
@@ -170,38 +184,3 @@ def _grouped(rows: Iterable[Row], by: Callable[[Row], Hashable]) -> list[list[Ro
     for row in rows:
         groups.setdefault(by(row), []).append(row)
     return list(groups.values())
-
-
-def _selected(cohort: _Cohort, keys: list[int]) -> _Cohort:
-    """Some of a cohort, by itself, with no more columns than their sources need."""
-    rows = torch.tensor([cohort.keys.index(key) for key in keys], device=cohort.mask.device)
-    columns = int(cohort.mask[rows].sum(dim=1).max())
-    own, cross = cohort.cache.self_attention_cache, cohort.cache.cross_attention_cache
-    return _Cohort(
-        keys,
-        _cache(_rows_of(own, rows), _rows_of(cross, rows, columns)),
-        cohort.states[rows.to(cohort.states.device), :columns],
-        cohort.mask[rows, :columns],
-        cohort.length,
-        {key: cohort.ends[key] for key in keys},
-    )
-
-
-def _cache(own: DynamicCache, cross: DynamicCache) -> EncoderDecoderCache:
-    return EncoderDecoderCache(own, cross)
-
-
-def _rows_of(cache: Any, rows: torch.Tensor, columns: int | None = None) -> DynamicCache:
-    found = DynamicCache()
-    for index, layer in enumerate(cache.layers):
-        there = rows.to(layer.keys.device)
-        keys, values = (kept[there][:, :, :columns] for kept in (layer.keys, layer.values))
-        found.update(keys, values, index)
-    return found
-
-
-def _cut(cache: Any, length: int) -> None:
-    """Forgets what is cached beyond a length."""
-    for layer in cache.layers:
-        if layer.keys.shape[2] > length:
-            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]

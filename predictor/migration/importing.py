@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 _BESIDES = 1024**2
 """Bytes for what is written beside the model: settings, a report."""
 
+_OWN_CODE = ("trust_remote_code", "custom code")
+"""What the sentence has of a model, or a tokenizer, that comes with code of its own."""
+
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -149,11 +152,11 @@ def _checked(folder: Path, name: str) -> _Checked:
         flags = ("--allow_pickle",) if stored is not None and stored.kind == "pickle" else ()
         try:
             checkpoint = open_directory(folder, allow_pickle=True)
+            open_tokenizer(folder, trust_remote_code=False)
         except CheckpointError as error:
-            if stored is None or "trust_remote_code" not in str(error):
+            if stored is None or not any(words in str(error) for words in _OWN_CODE):
                 raise
             return _Checked(None, weights, (*flags, "--trust_remote_code"))
-        open_tokenizer(folder, trust_remote_code=False)
         return _Checked(checkpoint, weights, flags)
     except CheckpointError as error:
         said = str(error).replace(f"{folder}/", "").replace(str(folder), "its model")

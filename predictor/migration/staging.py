@@ -57,8 +57,10 @@ def staged(into: Path, *, last: str) -> Iterator[Path]:
                 _undo(into, place)
                 raise
         else:
-            _own_as(into, content)
+            before = into.stat() if into.is_dir() else None
             content.rename(into)
+            if before is not None:
+                _own_as(before, into)
             _sync_one(into.parent)
 
 
@@ -87,13 +89,11 @@ def _locked(place: Path) -> int | None:
     return None
 
 
-def _own_as(into: Path, content: Path) -> None:
-    """Gives what replaces an empty directory that directory's mode and, if it may, its owner."""
-    with contextlib.suppress(FileNotFoundError):
-        made = into.stat()
-        content.chmod(stat.S_IMODE(made.st_mode))
-        with contextlib.suppress(PermissionError):
-            os.chown(content, made.st_uid, made.st_gid)
+def _own_as(before: os.stat_result, into: Path) -> None:
+    """Gives a directory the mode and, if it may, the owner of the one that it replaced."""
+    into.chmod(stat.S_IMODE(before.st_mode))
+    with contextlib.suppress(PermissionError):
+        os.chown(into, before.st_uid, before.st_gid)
 
 
 def _undo(into: Path, place: Path) -> None:

@@ -7,6 +7,7 @@ stays too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ _SOURCE, _TARGET = 8, 4
 
 _SHORT = 16
 """Tokens of a short source."""
+
+MOST_PADDING = 0.25
+"""Most padding of sources that are read together, as a fraction of their tokens; it stays."""
 
 
 def probe_paired(
@@ -42,36 +46,37 @@ def probe_paired(
         rows: Most sequences of a pass.
     """
     try:
-        by_layer = _cache_per_token(model)
-        several = max(1, min(rows, chunk // _SHORT))
-        peaks = [_peak(model, 1, max_model_len), _peak(model, several, _SHORT)]
+        by_layer, read, vocabulary = _kept_per_token(model)
+        shapes = {(_rows(chunk, length, rows), length) for length in (max_model_len, _SHORT)}
+        peaks = [_peak(model, *shape) for shape in sorted(shapes)]
     # Models fail on meta in every way there is: data-dependent shapes, `.item()`, missing kernels.
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError):
         return by_formula(model, len(blocks), max_model_len, chunk)
-    config: Any = model.config
     kept = [0] * (len(blocks) - len(by_layer)) + by_layer
-    kept[-len(by_layer)] += int(config.hidden_size) * model.dtype.itemsize  # of the encoder
+    kept[-len(by_layer)] += read
+    kept = [math.ceil(size * (1 + MOST_PADDING)) for size in kept]
     # A layer's keys and values are copied where a token is added, or where one of several ends.
     copied = ROOM_FOR_PADDING * max(kept)
-    logits = int(config.vocab_size) * 4 * SAMPLING_COPIES
     return Probe(
         tuple(kept),
         (0,) * len(blocks),
-        max(peaks) + copied * max_model_len + logits,
+        max(peaks) + copied * max_model_len + vocabulary * 4 * SAMPLING_COPIES,
         copied,
         measured=True,
     )
 
 
-def _cache_per_token(model: PreTrainedModel) -> list[int]:
-    """Bytes that each layer of the decoder keeps of a token."""
-    cache = _run(model, 1, _SOURCE, _TARGET).past_key_values
-    return [
-        max(_bytes(own) // _TARGET, _bytes(cross) // _SOURCE)
-        for own, cross in zip(
-            cache.self_attention_cache.layers, cache.cross_attention_cache.layers, strict=True
-        )
-    ]
+def _kept_per_token(model: PreTrainedModel) -> tuple[list[int], int, int]:
+    """Bytes that each layer of the decoder keeps of a token, those of the encoder's; vocabulary."""
+    output = _run(model, 1, _SOURCE, _TARGET)
+    cache, read = output.past_key_values, output.encoder_last_hidden_state
+    layers = zip(cache.self_attention_cache.layers, cache.cross_attention_cache.layers, strict=True)
+    by_layer = [max(_bytes(own) // _TARGET, _bytes(cross) // _SOURCE) for own, cross in layers]
+    return by_layer, int(read.nbytes) // _SOURCE, int(output.logits.shape[-1])
+
+
+def _rows(tokens: int, length: int, most: int) -> int:
+    return max(1, min(most, tokens // length))
 
 
 def _peak(model: PreTrainedModel, rows: int, source: int) -> int:

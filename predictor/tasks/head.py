@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from predictor.engine.reading import Batch, Text
-from predictor.tasks.request import SHORT
+from predictor.tasks.request import EACH, SHORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,8 @@ class ReadingRequest:
     @property
     def is_short(self) -> bool:
         """Whether it becomes tokens in a moment."""
-        return sum(len(text) for ask in self.asks for text in ask.fields.values()) <= SHORT
+        texts = [text for ask in self.asks for text in ask.fields.values()]
+        return sum(len(text) + EACH for text in texts) <= SHORT
 
 
 class Head(Protocol):

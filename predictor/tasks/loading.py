@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,23 @@ from predictor.tasks.text_embedding import TextEmbedding
 from predictor.tasks.token_classification import TokenClassification
 from predictor.tasks.tokenizing import Tokenizing
 
+logger = logging.getLogger(__name__)
+
 Task = TextGeneration | Reading
+
+
+_NOT_APPLIED: dict[str, Any] = {
+    "num_beams": 1,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "forced_eos_token_id": None,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
+"""Keys of a generation config that change replies and are not followed, and what is no change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +87,10 @@ def open_generation(
         max_model_len: Most tokens of prompt and reply.
         max_length: The setting of this name.
     """
+    ignored = [name for name, off in _NOT_APPLIED.items() if _says(model, name, off)]
+    if ignored:
+        names = ", ".join(ignored)
+        logger.warning("Replies are greedy or sampled: of generation_config %s is ignored", names)
     return TextGeneration(
         tokenizer,
         opened.engine,
@@ -78,6 +99,11 @@ def open_generation(
         vocabulary=opened.vocabulary,
         target=_target(model),
     )
+
+
+def _says(model: PreTrainedModel, name: str, off: Any) -> bool:
+    said = getattr(model.generation_config, name, None)
+    return said is not None and said != off
 
 
 def _target(model: PreTrainedModel) -> tuple[int, ...] | None:

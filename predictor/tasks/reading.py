@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from predictor.engine.reader import Reader
 from predictor.engine.reading import Listener, Text
-from predictor.errors import PredictorError
+from predictor.errors import GenerationFailed, PredictorError
 from predictor.tasks.head import Ask, Head, ReadingRequest
 
 _FEW_TOKENS = 256
@@ -54,6 +56,8 @@ class Reading:
         """
         texts = [text for job in jobs for text in job.texts]
         found = await self._read(texts)
+        if not all(_is_finite(one) for one in found):
+            raise GenerationFailed("The model gave no numbers for a text; try another dtype.")
         if sum(len(text.ids) for text in texts) <= _FEW_TOKENS:
             return self._encode(jobs, found)
         # Aggregating thousands of tokens takes longer than the event loop may stand still.
@@ -92,3 +96,7 @@ class Reading:
             for key in keys.values():
                 self._reader.cancel(key)
         return [found[place] for place in range(len(texts))]
+
+
+def _is_finite(found: Any) -> bool:
+    return not isinstance(found, torch.Tensor) or bool(torch.isfinite(found).all())

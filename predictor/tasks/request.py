@@ -67,6 +67,9 @@ SHORT = 2048
 """Characters that become tokens in less time than another thread takes to begin: under a
 millisecond, beside several in which threads wait for each other's turn."""
 
+EACH = 128
+"""Characters that a text counts for besides its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -96,7 +99,7 @@ class GenerationRequest:
     @property
     def is_short(self) -> bool:
         """Whether it becomes tokens in a moment; a chat template takes what time it likes."""
-        return sum(_characters(prompt) for prompt in self.prompts) <= SHORT
+        return sum(_characters(prompt) + EACH for prompt in self.prompts) <= SHORT
 
 
 @dataclass(frozen=True, slots=True)

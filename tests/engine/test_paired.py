@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5GemmaConfig
+from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
 
 from predictor.engine.cache import Row
-from predictor.engine.capability import fails_in_company
+from predictor.engine.capability import fails_in_company, run_two_tokens
 from predictor.engine.paired_runner import PairedRunner, as_source
 from predictor.placement.blocks import find_blocks
 from predictor.placement.footprint import build_on_meta, measure_footprint
 from predictor.tasks.request import Completion, GenerationParameters, GenerationRequest, Prompt
 from predictor.weights.checkpoint import open_directory
-from tests.reading.checkpoints import PAIRED, make_paired
+from tests.reading.checkpoints import PAIRED, VOCABULARY, make_paired
 from tests.serving import Up, bring_up
 
 TEXTS = ("a long text to begin with", "a", "translate this", "hello", "what is it?", "z" * 40)
@@ -109,6 +110,17 @@ def test_only_the_reply_counts_as_said(make: Make) -> None:
     assert expected != alone(folder, *TEXTS, max_new_tokens=20)
 
 
+def test_what_a_generation_config_asks_in_vain_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_paired(tmp_path / "said", "bart", num_beams=4, no_repeat_ngram_size=3)
+    bring_up(folder)
+    assert "of generation_config num_beams, no_repeat_ngram_size is ignored" in caplog.text
+    caplog.clear()
+    bring_up(make_paired(tmp_path / "plain", "bart"))
+    assert "is ignored" not in caplog.text
+
+
 def test_a_decoder_begins_with_what_is_forced(tmp_path: Path) -> None:
     folder = make_paired(tmp_path / "forced", "bart", forced_bos_token_id=1)
     expected = alone(folder, *TEXTS, max_new_tokens=21)
@@ -186,6 +198,70 @@ def test_so_is_a_cohort_beside_one_that_failed(make: Make) -> None:
     torch.testing.assert_close(again, runner.run(after), atol=1e-4, rtol=0)
 
 
+def test_the_order_of_rows_moves_nothing(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    runner = PairedRunner(model, device=CPU)
+    begun = rows(*((*as_source([40 + n, 41, 42]), 3) for n in range(3)))
+    runner.run(begun)
+    next_ones = [Row(row.key, row.end, (7 + row.key,)) for row in begun]
+    expected, before = runner.run(next_ones), runner._cohorts[0].cache
+    found = runner.run(next_ones[::-1])
+    torch.testing.assert_close(found.flip(0), expected, atol=1e-4, rtol=0)
+    assert runner._cohorts[0].cache is before
+
+
+def test_who_ends_leaves_before_others_begin(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    runner = PairedRunner(model, device=CPU)
+    begun = rows(*((*as_source([40] * (9 + n)), 3) for n in range(3)))
+    runner.run(begun)
+    runner.release(2)
+    runner.run([Row(3, 0, (*as_source([50, 51]), 3))])
+    assert runner._cohorts[0].keys == [0, 1]
+    assert runner._cohorts[0].states.shape[:2] == (2, 10)
+    runner.release(0)
+    runner.release(1)
+    runner.run([Row(3, 3, (7,))])
+    assert list(runner._cohorts) == [3]
+
+
+def test_sources_of_other_lengths_are_read_apart(make: Make) -> None:
+    """Their padding would stay with them."""
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    runner = PairedRunner(model, device=CPU)
+    runner.run(rows(*((*as_source([40] * count), 3) for count in (4, 40, 5, 41))))
+    assert runner._cohorts[0] is runner._cohorts[2]
+    assert runner._cohorts[1] is runner._cohorts[3]
+    assert runner._cohorts[0] is not runner._cohorts[1]
+
+
+def test_a_reply_that_is_computed_again_is_fed_in_pieces(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    runner = PairedRunner(model, device=CPU)
+    line = (*as_source([40, 41, 42]), *range(3, 53))
+    for count in range(4, len(line) + 1):
+        start = 0 if count == 4 else count - 1
+        expected = runner.run([Row(0, start, line[start:count])])
+    found = runner.run([Row(0, 0, line)])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert runner._cohorts[0].length == 50
+
+
+def test_a_model_that_cannot_go_on_is_not_ready(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    forward = model.forward
+
+    def once(encoder_outputs: Any = None, **given: Any) -> Any:
+        if encoder_outputs is not None:
+            raise AttributeError("router_logits")
+        return forward(**given)
+
+    model.forward = once
+    assert "AttributeError" in (fails_in_company(PairedRunner(model, device=CPU), model) or "")
+    with pytest.raises(AttributeError):
+        run_two_tokens(PairedRunner(model, device=CPU, alone=True), model)
+
+
 def test_whose_cache_is_gone_is_not_gone_on_with(make: Make) -> None:
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
     runner = PairedRunner(model, device=CPU)
@@ -198,14 +274,14 @@ def test_whose_cache_is_gone_is_not_gone_on_with(make: Make) -> None:
 @pytest.mark.parametrize("architecture", PAIRED)
 def test_a_model_that_sees_padding_is_found_out(make: Make, architecture: str) -> None:
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(make(architecture)).eval()
-    assert fails_in_company(PairedRunner(model, device=CPU).run, model) is None
+    assert fails_in_company(PairedRunner(model, device=CPU), model) is None
     forward = model.forward
 
     def blind(attention_mask: Any = None, **given: Any) -> Any:
         return forward(attention_mask=None, **given)
 
     model.forward = blind
-    reason = fails_in_company(PairedRunner(model, device=CPU).run, model)
+    reason = fails_in_company(PairedRunner(model, device=CPU), model)
     assert reason is not None
     assert "other logits than alone" in reason
 
@@ -220,6 +296,23 @@ def test_one_at_a_time_gives_the_same(make: Make, architecture: str) -> None:
     torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
 
 
+def test_a_config_of_two_configs_is_planned_too() -> None:
+    module = T5GemmaModuleConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
+    config = T5GemmaConfig(encoder=module, decoder=module, vocab_size=VOCABULARY)
+    skeleton = build_on_meta(config, "float32", "text2text_generation")
+    found = measure_footprint(skeleton, max_model_len=64, prefill_chunk=64, max_batch_size=8)
+    assert found.probed
+    assert found.kv_per_token == 5 * (2 * 2 * 32 + 64)
+
+
 @pytest.mark.parametrize("architecture", PAIRED)
 def test_the_plan_counts_what_a_token_leaves(make: Make, architecture: str) -> None:
     config = open_directory(make(architecture)).config
@@ -230,5 +323,6 @@ def test_the_plan_counts_what_a_token_leaves(make: Make, architecture: str) -> N
     assert not found.by_block
     assert len(blocks) == 4 + 3
     # Keys and values of 64 numbers each in three layers, and what the encoder made, of 4 bytes.
-    assert found.kv_per_token == 4 * (3 * 2 * 64 + 64)
+    # A quarter more is counted for padding.
+    assert found.kv_per_token == 5 * (3 * 2 * 64 + 64)
     assert sum(unit.kv_per_token for unit in blocks[:4]) == 0

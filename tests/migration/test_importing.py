@@ -319,6 +319,20 @@ def test_a_model_that_needs_its_own_code_is_imported_and_said_to_need_a_flag(
     assert not (model / "executed").exists()
 
 
+def test_a_tokenizer_that_needs_its_own_code_is_said_to_need_a_flag(
+    tmp_path: Path, bloom: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(bloom, model)
+    file = model / "tokenizer_config.json"
+    said = json.loads(file.read_bytes()) | {"auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    said["tokenizer_class"] = "Own"
+    file.write_text(json.dumps(said))
+    report = import_torchserve(seed(tmp_path / "packed", model), tmp_path / "imported")
+
+    assert report.steps[0].endswith(" --trust_remote_code")
+
+
 def test_a_model_of_its_own_code_must_be_whole_too(tmp_path: Path, bloom: Path) -> None:
     model = of_its_own_code(tmp_path / "model", bloom)
     next(model.glob("*00003-of*")).unlink()
@@ -336,10 +350,10 @@ def test_the_report_lies_in_the_directory(tmp_path: Path, bloom: Path) -> None:
 
 def test_a_directory_that_is_empty_is_replaced(tmp_path: Path, bloom: Path) -> None:
     (tmp_path / "imported").mkdir()
-    (tmp_path / "imported").chmod(0o2775)
+    (tmp_path / "imported").chmod(0o2555)
     import_torchserve(seed(tmp_path / "packed", bloom), tmp_path / "imported")
 
-    assert (tmp_path / "imported").stat().st_mode & 0o7777 == 0o2775
+    assert (tmp_path / "imported").stat().st_mode & 0o7777 == 0o2555
 
     assert (tmp_path / "imported/config.json").exists()
 

@@ -13,6 +13,7 @@ import kserve
 import numpy as np
 import openai
 import pytest
+import torch
 import tritonclient.http as triton
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -123,6 +124,23 @@ def test_tritons_clients_get_the_tensors_of_the_metadata(reads: Reads, task: str
             assert values.dtype == np.float32
             assert np.isfinite(values).all()
             assert seen["data"] == pytest.approx(values.ravel().tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_an_error_and_not_a_result(
+    reads: Reads, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    served, asked = reads("rerank"), FIELDS["rerank"]
+
+    def run(output: Any, batch: Any) -> list[torch.Tensor]:
+        return [torch.tensor([value]) for _ in batch.texts]
+
+    monkeypatch.setattr(served.model.reading._reader._runner, "_run", run)
+    whole = v1(served, [asked])
+    old = httpx.post(f"{served.url}/predictions/echo", json=asked, timeout=60)
+    for response in (whole, old):
+        assert response.status_code == 500
+        assert "The model gave no numbers" in response.text
 
 
 def test_probabilities_and_logits_are_tensors_of_the_labels(reads: Reads) -> None:
