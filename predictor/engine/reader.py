@@ -25,8 +25,6 @@ from predictor.metrics import EngineMetrics
 
 logger = logging.getLogger(__name__)
 
-_HARMLESS = Text((0,))
-
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
@@ -44,6 +42,7 @@ class Reader:
         limits: BatchLimits,
         *,
         metrics: EngineMetrics,
+        harmless: Text,
         on_broken: Callable[[EngineBroken], None] | None = None,
     ) -> None:
         """Starts the thread.
@@ -52,10 +51,11 @@ class Reader:
             runner: Runs passes of the model.
             limits: What passes are held to.
             metrics: Where counts and times go.
+            harmless: What any model of its kind can read, to tell whether this one still works.
             on_broken: Is told, in the engine's thread, that the engine has ended for good.
         """
         self._runner, self._limits, self._metrics = runner, limits, metrics
-        self._on_broken = on_broken
+        self._harmless, self._on_broken = harmless, on_broken
         self._keys = itertools.count()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: dict[int, _Waiting] = {}
@@ -144,7 +144,7 @@ class Reader:
         try:
             self._pass(batch, failed)
             if len(failed) == len(batch):
-                self._runner.run([_HARMLESS])
+                self._runner.run([self._harmless])
         except Exception as error:
             _tell_all(batch, _as_broken(error))
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -55,9 +56,10 @@ def open_reader(
     device = torch.device(placement.execution_device)
     limits = replace(limits, few_shapes=device.type == "cpu")
     runner = ReadingRunner(model, device=device, limits=limits, run=run)
+    end = _end_of(model)
     try:
         pass_tokens = measure_pass_tokens(
-            lambda count: runner.run([Text((0,) * count)]),
+            lambda count: runner.run([Text((0,) * (count - 1) + (end,))]),
             limits.tokens,
             timed=min(_TIMED_TOKENS, placement.max_model_len),
             known=known,
@@ -70,4 +72,12 @@ def open_reader(
         ) from error
     logger.info("A pass over the weights costs as much as computing %d tokens", pass_tokens)
     limits = replace(limits, pass_tokens=pass_tokens)
-    return Reader(runner, limits, metrics=metrics, on_broken=on_broken)
+    return Reader(runner, limits, metrics=metrics, harmless=Text((end,)), on_broken=on_broken)
+
+
+def _end_of(model: PreTrainedModel) -> int:
+    """The token that ends a text, without which heads of BART's kind find nothing to look at."""
+    config: Any = model.config.get_text_config()
+    found = getattr(config, "eos_token_id", None)
+    end = int((found[0] if isinstance(found, list) else found) or 0)
+    return end if end < config.vocab_size else 0

@@ -77,7 +77,8 @@ def title_of(task: str) -> str:
 
 def factory_of(task: str, config: PreTrainedConfig) -> Any:
     """Returns the auto class of transformers that makes such models for this task."""
-    if task == "text_embedding" and config.is_encoder_decoder:
+    is_encoder = any(name.endswith("EncoderModel") for name in config.architectures or ())
+    if task == "text_embedding" and (config.is_encoder_decoder or is_encoder):
         return transformers.AutoModelForTextEncoding  # its encoder alone
     return getattr(transformers, _KINDS[task].factory)
 

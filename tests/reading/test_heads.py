@@ -13,13 +13,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, pipeline
+from transformers import (
+    AutoTokenizer,
+    BartConfig,
+    BartForSequenceClassification,
+    T5Config,
+    T5EncoderModel,
+    T5ForSequenceClassification,
+    pipeline,
+)
 
 from predictor.errors import PromptTooLong, RequestError
 from predictor.placement.purpose import factory_of
 from predictor.tasks.head import ReadingRequest
 from tests import serving
-from tests.reading.checkpoints import CONFIGS
+from tests.reading.checkpoints import CONFIGS, VOCABULARY, reading_tokenizer
 from tests.reading.conftest import Make
 
 CLOSE = 1e-5
@@ -228,6 +236,61 @@ def test_so_they_are_with_blocks_on_disk(
     )
     assert up.sources == {"store"}
     check(task, up, Reference(folder, task, architecture))
+
+
+@pytest.mark.parametrize("places", ["resident", "disk"])
+@pytest.mark.parametrize("kind", [BartForSequenceClassification, T5ForSequenceClassification])
+def test_heads_that_look_for_the_end_of_a_text_are_read(
+    tmp_path: Path, kind: Any, places: str
+) -> None:
+    ids = {"pad_token_id": 3, "eos_token_id": 2, "decoder_start_token_id": 2}
+    config = BartConfig(
+        vocab_size=VOCABULARY,
+        d_model=64,
+        encoder_layers=3,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        bos_token_id=1,
+        **ids,
+    )
+    if kind is T5ForSequenceClassification:
+        config = T5Config(
+            vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=128, num_layers=3, num_heads=4, **ids
+        )
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer = reading_tokenizer(with_ends=True)
+    tokenizer.save_pretrained(tmp_path)
+    up = serving.bring_up(tmp_path)
+    if places == "disk":
+        up = serving.bring_up(tmp_path, device_map=on_disk(up))
+    found = ask(up, *({"text": text} for text in TEXTS), return_raw_logits=True)
+    for text, one in zip(TEXTS, found, strict=True):
+        with torch.no_grad():
+            expected = model(input_ids=torch.tensor([tokenizer(text).input_ids])).logits[0]
+        torch.testing.assert_close(torch.tensor(one.logits), expected, atol=CLOSE, rtol=0)
+
+
+def test_an_encoder_alone_gives_vectors(tmp_path: Path) -> None:
+    config = T5Config(
+        vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=128, num_layers=3, num_heads=4
+    )
+    torch.manual_seed(0)
+    model = T5EncoderModel(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer = reading_tokenizer(with_ends=True)
+    tokenizer.save_pretrained(tmp_path)
+    up = serving.bring_up(tmp_path)
+    assert up.prepared.checkpoint.task == "text_embedding"
+    (found,) = ask(up, {"text": "a text"}, normalize=False)
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([tokenizer("a text").input_ids])).last_hidden_state
+    expected = states[0].mean(dim=0)
+    torch.testing.assert_close(torch.tensor(found.values), expected, atol=CLOSE, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "deberta"])

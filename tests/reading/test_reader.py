@@ -65,7 +65,7 @@ def runner() -> Counting:
 
 def open_reader(runner: Counting, limits: BatchLimits = LIMITS, **more: Any) -> Reader:
     metrics = EngineMetrics("test", WeightMetrics("test"))
-    return Reader(runner, limits, metrics=metrics, **more)  # type: ignore[arg-type]
+    return Reader(runner, limits, metrics=metrics, harmless=Text((0,)), **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture
