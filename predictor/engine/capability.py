@@ -9,7 +9,7 @@ rounding, which differs with the batch's size, changes them a little.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -66,16 +66,21 @@ def why_serial(model: PreTrainedModel) -> str | None:
 
 def fails_together(runner: BatchRunner, model: PreTrainedModel, device: torch.device) -> str | None:
     """Runs two sequences together and alone; returns what differs, None where nothing does."""
+    tries = (_difference(runner, model, device, seed=attempt) for attempt in range(_TRIES))
+    return _judged(tries, model.dtype)
+
+
+def _judged(differences: Iterable[float], dtype: torch.dtype) -> str | None:
+    """What is wrong where none of some differences, measured one by one, is small; else None."""
     reason = None
-    for attempt in range(_TRIES):
-        try:
-            difference = _difference(runner, model, device, seed=attempt)
-        # Models fail in any way at what they were not made for, and that is an answer.
-        except Exception as error:
-            return f"it fails on two sequences at once ({type(error).__name__})"
-        if difference <= _TOLERANCE.get(model.dtype, _HALF_TOLERANCE):
-            return None
-        reason = f"two sequences together give other logits than alone (by {difference:.2f})"
+    try:
+        for difference in differences:
+            if difference <= _TOLERANCE.get(dtype, _HALF_TOLERANCE):
+                return None
+            reason = f"two sequences together give other logits than alone (by {difference:.2f})"
+    # Models fail in any way at what they were not made for, and that is an answer.
+    except Exception as error:
+        return f"it fails on two sequences at once ({type(error).__name__})"
     return reason
 
 
@@ -86,16 +91,13 @@ def fails_in_company(runner: Runner, model: PreTrainedModel) -> str | None:
         runner: A `PairedRunner`.
         model: Its model.
     """
-    try:
+
+    def difference() -> Iterator[float]:
         together = run_two_tokens(runner, model)
         alone = run_two_tokens(runner, model, together=False)
-    # Models fail in any way at what they were not made for, and that is an answer.
-    except Exception as error:
-        return f"it fails on two sequences at once ({type(error).__name__})"
-    worst = max(_apart(found, expected) for found, expected in zip(together, alone, strict=True))
-    if worst <= _TOLERANCE.get(model.dtype, _HALF_TOLERANCE):
-        return None
-    return f"two sequences together give other logits than alone (by {worst:.2f})"
+        yield max(_apart(found, other) for found, other in zip(together, alone, strict=True))
+
+    return _judged(difference(), model.dtype)
 
 
 def run_two_tokens(

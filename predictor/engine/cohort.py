@@ -26,7 +26,7 @@ class Cohort:
         states: What the encoder made, of shape (rows, source, hidden).
         mask: 1 where a source has a token, of shape (rows, source).
         length: Tokens of each decoder that are cached, as far as passes have come to an end.
-        ends: For each key how many tokens of its line those are.
+        sources: For each key how many tokens of its line are before the decoder's.
     """
 
     keys: list[int]
@@ -34,16 +34,11 @@ class Cohort:
     states: torch.Tensor
     mask: torch.Tensor
     length: int
-    ends: dict[int, int]
+    sources: dict[int, int]
 
-    def fed(self, tokens: int) -> None:
-        """Notes that a pass over so many tokens of each decoder has come to an end."""
-        self.length += tokens
-        self.ends = {key: end + tokens for key, end in self.ends.items()}
-
-    def forget(self, tokens: int) -> None:
-        """Goes back by so many tokens, and forgets what a pass left that came to no end."""
-        self.fed(-tokens)
+    def go_back(self, length: int) -> None:
+        """Forgets what each decoder has beyond a length, which a pass may have left halfway."""
+        self.length = length
         for layer in self.cache.self_attention_cache.layers:
             kept: Any = layer
             if kept.keys.shape[2] > self.length:
@@ -72,7 +67,7 @@ class Cohort:
                 self.states[own.to(self.states.device), :most],
                 self.mask[own.to(self.mask.device), :most],
                 self.length,
-                {key: self.ends[key] for key in group},
+                {key: self.sources[key] for key in group},
             )
             for group, own, most, new in zip(groups, rows, columns, made, strict=True)
         ]

@@ -177,24 +177,28 @@ def _runner(
             kv_tokens=placement.kv_tokens,
             max_length=placement.max_model_len,
         )
-        if known.get("batches"):
-            return batching, None
-        reason = fails_together(batching, model, device)
+        reason = _unless_known(lambda: fails_together(batching, model, device), known)
         if reason is None:
-            known.keep(batches=1)
             return batching, None
     return SerialRunner(model, device=device), reason
+
+
+def _unless_known(test: Callable[[], str | None], known: Known) -> str | None:
+    """What a test finds against batching, if no earlier start found that there is nothing."""
+    if known.get("batches"):
+        return None
+    reason = test()
+    if reason is None:
+        known.keep(batches=1)
+    return reason
 
 
 def _paired_runner(
     model: PreTrainedModel, device: torch.device, known: Known
 ) -> tuple[Runner, str | None]:
     runner = PairedRunner(model, device=device)
-    if known.get("batches"):
-        return runner, None
-    reason = fails_in_company(runner, model)
+    reason = _unless_known(lambda: fails_in_company(runner, model), known)
     if reason is None:
-        known.keep(batches=1)
         return runner, None
     by_itself = PairedRunner(model, device=device, alone=True)
     run_two_tokens(by_itself, model)

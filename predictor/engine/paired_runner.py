@@ -125,19 +125,19 @@ class PairedRunner:
             use_cache=True,
         )
         logits: torch.Tensor = output.logits[:, -1]
-        keys, more = [row.key for row in rows], targets.shape[1] - 1
-        ends = {row.key: row.end - more for row in rows}
+        known = targets.shape[1]
+        before = {row.key: row.end - known for row in rows}
         states = output.encoder_last_hidden_state
-        cohort = Cohort(keys, output.past_key_values, states, mask, 1, ends)
-        self._cohorts |= dict.fromkeys(keys, cohort)
+        cohort = Cohort(list(before), output.past_key_values, states, mask, 1, before)
+        self._cohorts |= dict.fromkeys(before, cohort)
         piece = max(1, _PIECE // len(rows))
-        for first in range(1, 1 + more, piece):
+        for first in range(1, known, piece):
             logits = self._feed(cohort, targets[:, first : first + piece])
         return logits
 
     def _goes_on_with(self, row: Row) -> Hashable:
         cohort = self._cohorts[row.key]
-        return id(cohort), cohort.ends[row.key] - row.start
+        return id(cohort), row.start - cohort.sources[row.key]
 
     def _go_on(self, rows: Sequence[Row]) -> torch.Tensor:
         """Feeds each decoder its next token.
@@ -151,7 +151,7 @@ class PairedRunner:
         if others:
             self._part(cohort, [list(by_key), others])
             cohort = self._cohorts[rows[0].key]
-        cohort.forget(cohort.ends[rows[0].key] - rows[0].start)
+        cohort.go_back(rows[0].start - cohort.sources[rows[0].key])
         logits = self._feed(cohort, self._targets([by_key[key] for key in cohort.keys]))
         return logits[[cohort.keys.index(key) for key in by_key]]
 
@@ -163,7 +163,7 @@ class PairedRunner:
             past_key_values=cohort.cache,
             use_cache=True,
         )
-        cohort.fed(targets.shape[1])
+        cohort.length += targets.shape[1]
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 

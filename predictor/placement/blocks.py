@@ -36,11 +36,9 @@ def _stacks(model: Any) -> tuple[Any, Any]:
 def _longest_list(model: PreTrainedModel, within: nn.Module) -> tuple[str, ...]:
     unsplit = set(model._no_split_modules or ())
     longest: tuple[str, ...] = ()
-    inside = set(map(id, within.modules()))
-    for name, module in model.named_modules():
+    at = next(name for name, module in model.named_modules() if module is within)
+    for name, module in within.named_modules(prefix=at):
         if not isinstance(module, nn.ModuleList) or len(module) <= len(longest):
-            continue
-        if id(module) not in inside:
             continue
         if not unsplit or any(type(member).__name__ in unsplit for member in module):
             longest = tuple(f"{name}.{index}" for index in range(len(module)))

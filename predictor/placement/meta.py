@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Set
-from typing import Any
+from collections.abc import Callable, Iterator, Set
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
+"""Models fail on meta in every way there is: data-dependent shapes, `.item()`, missing kernels."""
+
+_T = TypeVar("_T")
 
 _GROUPED = (functional.grouped_mm, torch._grouped_mm)
 """The matrix products of experts, whose kernels on meta know bfloat16 alone."""
@@ -58,6 +64,16 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _freed(self, count: int) -> None:
         self.now -= count
+
+
+def peak_beside(model: PreTrainedModel, run: Callable[[], _T]) -> tuple[_T, int]:
+    """Runs a model; returns what that gives and the bytes alive at its worst besides the model."""
+    weights = {weight.untyped_storage() for weight in model.parameters()}
+    with LiveBytes(besides=weights) as live:
+        live.count(model.buffers())
+        buffers = live.now
+        found = run()
+    return found, live.peak - buffers
 
 
 def filled(keys: torch.Tensor, values: torch.Tensor) -> DynamicLayer:

@@ -14,15 +14,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from predictor.placement.meta import AsOnDevices, LiveBytes
+from predictor.placement.meta import FAILURES, AsOnDevices, peak_beside
 from predictor.placement.plan import ROOM_FOR_PADDING
 from predictor.placement.probe import SAMPLING_COPIES, Probe, by_formula
+from predictor.placement.reading_probe import largest_shapes
 
 _SOURCE, _TARGET = 8, 4
 """Tokens of the pass whose cache is measured."""
-
-_SHORT = 16
-"""Tokens of a short source."""
 
 MOST_PADDING = 0.25
 """Most padding of sources that are read together, as a fraction of their tokens; it stays."""
@@ -47,10 +45,8 @@ def probe_paired(
     """
     try:
         by_layer, read, vocabulary = _kept_per_token(model)
-        shapes = {(_rows(chunk, length, rows), length) for length in (max_model_len, _SHORT)}
-        peaks = [_peak(model, *shape) for shape in sorted(shapes)]
-    # Models fail on meta in every way there is: data-dependent shapes, `.item()`, missing kernels.
-    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError):
+        peaks = [_peak(model, *shape) for shape in largest_shapes(chunk, max_model_len, rows)]
+    except FAILURES:
         return by_formula(model, len(blocks), max_model_len, chunk)
     kept = [0] * (len(blocks) - len(by_layer)) + by_layer
     kept[-len(by_layer)] += read
@@ -75,23 +71,15 @@ def _kept_per_token(model: PreTrainedModel) -> tuple[list[int], int, int]:
     return by_layer, int(read.nbytes) // _SOURCE, int(output.logits.shape[-1])
 
 
-def _rows(tokens: int, length: int, most: int) -> int:
-    return max(1, min(most, tokens // length))
-
-
 def _peak(model: PreTrainedModel, rows: int, source: int) -> int:
     """Bytes alive at the worst moment of a pass besides the model and what it keeps."""
-    weights = {weight.untyped_storage() for weight in model.parameters()}
-    with LiveBytes(besides=weights) as live:
-        live.count(model.buffers())
-        buffers = live.now
-        output = _run(model, rows, source, 1)
+    output, peak = peak_beside(model, lambda: _run(model, rows, source, 1))
     caches = (
         output.past_key_values.self_attention_cache,
         output.past_key_values.cross_attention_cache,
     )
     held = sum(_bytes(layer) for cache in caches for layer in cache.layers)
-    return int(max(live.peak - buffers - held, 0))
+    return max(peak - held, 0)
 
 
 def _run(model: PreTrainedModel, rows: int, source: int, target: int) -> Any:

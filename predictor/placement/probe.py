@@ -21,7 +21,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from predictor.errors import ConfigurationError
 from predictor.placement.alike import Alike
-from predictor.placement.meta import AsOnDevices, LiveBytes, filled
+from predictor.placement.meta import FAILURES, AsOnDevices, LiveBytes, filled
 from predictor.placement.plan import ROOM_FOR_PADDING
 
 WHOLE_KINDS = frozenset({"full_attention", "sliding_attention"})
@@ -86,8 +86,7 @@ def probe(
         activations, per_token = _activations(
             run, caches[-1], _Shape(max_model_len, chunk, rows), gathered
         )
-    # Models fail on meta in every way there is: data-dependent shapes, `.item()`, missing kernels.
-    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError):
+    except FAILURES:
         return by_formula(model, blocks, max_model_len, chunk)
     slopes = tuple(_slope(lengths, block) for block in zip(*sizes, strict=True))
     fixed = tuple(full - slope * lengths[-1] for full, slope in zip(sizes[-1], slopes, strict=True))

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from predictor.placement.meta import AsOnDevices, LiveBytes
+from predictor.placement.meta import FAILURES, AsOnDevices, peak_beside
 from predictor.placement.probe import Probe
 
 _SHORT = 16
@@ -39,11 +39,9 @@ def probe_reading(
         rows: Most texts of a pass.
     """
     none = (0,) * blocks
-    shapes = {(_rows(tokens, length, rows), length) for length in (max_model_len, _SHORT)}
     try:
-        peaks = [_peak(model, *shape) for shape in sorted(shapes)]
-    # Models fail on meta in every way there is: data-dependent shapes, `.item()`, missing kernels.
-    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError):
+        peaks = [_peak(model, *shape) for shape in largest_shapes(tokens, max_model_len, rows)]
+    except FAILURES:
         return Probe(none, none, _by_formula(model, max_model_len, tokens), 0, measured=False)
     return Probe(none, none, max(peaks), 0, measured=True)
 
@@ -61,20 +59,27 @@ def count_positions(model: PreTrainedModel) -> int | None:
     return None
 
 
-def _rows(tokens: int, length: int, most: int) -> int:
-    return max(1, min(most, tokens // length))
+def largest_shapes(tokens: int, longest: int, rows: int) -> list[tuple[int, int]]:
+    """Returns the two ends of what a pass may be, as rows and their length.
+
+    Args:
+        tokens: Most tokens of it, padding included.
+        longest: Tokens of the longest text.
+        rows: Most texts of it.
+    """
+    return sorted({(max(1, min(rows, tokens // length)), length) for length in (longest, _SHORT)})
 
 
 def _peak(model: PreTrainedModel, rows: int, length: int) -> int:
     """Bytes alive at the worst moment of a pass besides the model, and of its results after."""
-    weights = {weight.untyped_storage() for weight in model.parameters()}
-    with LiveBytes(besides=weights) as live:
-        live.count(model.buffers())
-        buffers = live.now
+
+    def run() -> Any:
         with torch.no_grad(), AsOnDevices(padded=True), _with_padding(model.config):
-            results: Any = model(**_inputs(model, rows, length))
+            return model(**_inputs(model, rows, length))
+
+    results, peak = peak_beside(model, run)
     kept = sum(value.numel() * 4 for value in results.to_tuple() if isinstance(value, torch.Tensor))
-    return int(live.peak - buffers + _RESULT_COPIES * kept)
+    return int(peak + _RESULT_COPIES * kept)
 
 
 @contextlib.contextmanager

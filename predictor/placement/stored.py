@@ -71,8 +71,7 @@ def _files(model_dir: Path, single: str) -> tuple[Path, ...]:
         raise CheckpointError(f"{index} cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, AttributeError, TypeError):
         raise CheckpointError(f"{index} is damaged: it holds no JSON object weight_map.") from None
-    outside = [name for name in names if name.startswith("/") or ".." in name.split("/")]
-    if outside:
+    if not all(map(stays_within, names)):
         raise CheckpointError(f"{index} names a file outside of its directory.")
     missing = [name for name in names if not (model_dir / name).is_file()]
     if missing:
@@ -82,6 +81,11 @@ def _files(model_dir: Path, single: str) -> tuple[Path, ...]:
             + f" named in {index.name} but not there."
         )
     return tuple(model_dir / name for name in names)
+
+
+def stays_within(path: str) -> bool:
+    """Returns whether a path leads to nothing outside of the folder that it is read from."""
+    return not path.startswith("/") and ".." not in path.split("/")
 
 
 def _from_headers(files: tuple[Path, ...]) -> StoredWeights:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from predictor.engine.reading import Batch, Text
-from predictor.tasks.request import EACH, SHORT
+from predictor.tasks.request import become_tokens_soon
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,7 @@ class ReadingRequest:
     @property
     def is_short(self) -> bool:
         """Whether it becomes tokens in a moment."""
-        texts = [text for ask in self.asks for text in ask.fields.values()]
-        return sum(len(text) + EACH for text in texts) <= SHORT
+        return become_tokens_soon(len(text) for ask in self.asks for text in ask.fields.values())
 
 
 class Head(Protocol):

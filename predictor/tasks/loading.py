@@ -87,23 +87,21 @@ def open_generation(
         max_model_len: Most tokens of prompt and reply.
         max_length: The setting of this name.
     """
-    ignored = [name for name, off in _NOT_APPLIED.items() if _says(model, name, off)]
+    said = model.generation_config
+    ignored = [
+        name for name, off in _NOT_APPLIED.items() if getattr(said, name, None) not in (None, off)
+    ]
     if ignored:
         names = ", ".join(ignored)
         logger.warning("Replies are greedy or sampled: of generation_config %s is ignored", names)
     return TextGeneration(
         tokenizer,
         opened.engine,
-        Defaults.of(model.generation_config, max_length),
+        Defaults.of(said, max_length),
         max_model_len=max_model_len,
         vocabulary=opened.vocabulary,
         target=_target(model),
     )
-
-
-def _says(model: PreTrainedModel, name: str, off: Any) -> bool:
-    said = getattr(model.generation_config, name, None)
-    return said is not None and said != off
 
 
 def _target(model: PreTrainedModel) -> tuple[int, ...] | None:

@@ -56,14 +56,14 @@ class Reading:
         """
         texts = [text for job in jobs for text in job.texts]
         found = await self._read(texts)
-        if not all(_is_finite(one) for one in found):
-            raise GenerationFailed("The model gave no numbers for a text; try another dtype.")
         if sum(len(text.ids) for text in texts) <= _FEW_TOKENS:
             return self._encode(jobs, found)
         # Aggregating thousands of tokens takes longer than the event loop may stand still.
         return await asyncio.to_thread(self._encode, jobs, found)
 
     def _encode(self, jobs: Sequence[ReadingJob], found: Sequence[Any]) -> tuple[Any, ...]:
+        if not all(_is_finite(one) for one in found):
+            raise GenerationFailed("The model gave no numbers for a text; try another dtype.")
         rows = iter(found)
         return tuple(
             self.head.encode(job.ask, job.texts, list(itertools.islice(rows, len(job.texts))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from predictor.engine.sampling import Ending
@@ -63,12 +63,17 @@ class Message:
     content: str
 
 
-SHORT = 2048
+_SHORT = 2048
 """Characters that become tokens in less time than another thread takes to begin: under a
 millisecond, beside several in which threads wait for each other's turn."""
 
-EACH = 128
+_EACH = 128
 """Characters that a text counts for besides its own."""
+
+
+def become_tokens_soon(lengths: Iterable[float]) -> bool:
+    """Returns whether texts of so many characters become tokens in a moment."""
+    return sum(length + _EACH for length in lengths) <= _SHORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ class GenerationRequest:
     @property
     def is_short(self) -> bool:
         """Whether it becomes tokens in a moment; a chat template takes what time it likes."""
-        return sum(_characters(prompt) + EACH for prompt in self.prompts) <= SHORT
+        return become_tokens_soon(map(_characters, self.prompts))
 
 
 @dataclass(frozen=True, slots=True)

