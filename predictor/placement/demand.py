@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from predictor.placement.units import (
+    STAGE,
+    STAGES,
     STREAM_BUFFERS,
     STREAM_PIECE,
     Footprint,
     Unit,
     count_pieces,
+    is_staged,
 )
 
 
@@ -53,14 +56,14 @@ class Demand:
         Args:
             units: The units. What is no block takes a leaf module at a time, and converting it
                 another.
-            executes: Whether they execute there. Blocks are then read whole, and piece by piece
-                where they are only on their way to a GPU.
+            executes: Whether they execute there. Blocks are then read whole, large ones by stages,
+                and piece by piece where they are only on their way to a GPU.
             waiting: Units that wait in main memory for a GPU.
         """
         leaf = (2 if self.footprint.cast else 1) * self._largest_leaf(units)
         largest = self._largest_block(units)
         if executes:
-            return STREAM_BUFFERS * largest + leaf
+            return STREAM_BUFFERS * largest + is_staged(largest) * STAGES * STAGE + leaf
         pieces = count_pieces(largest) * min(largest, STREAM_PIECE)
         return max(pieces, self._loading(units, waiting)) + leaf
 

@@ -14,6 +14,13 @@ STREAM_PIECE = 64 * 1024**2
 4 MiB on a disk is as fast as with any more, but between two reads the thread that reads may have to
 wait for the one that computes."""
 
+STAGE = 8 * 1024**2
+"""Bytes of a stage: of one read on the way to the processor. As fast as with any more, and still in
+the processor's cache when they are copied from there."""
+
+STAGES = 2
+"""One is read to while the other is copied from."""
+
 _PIECES = 8
 """Most pieces on their way to a GPU. A disk reads them in the time in which a link that is ten
 times as fast copies a block of 5 GB from main memory, and so need not wait for it."""
@@ -29,6 +36,15 @@ def count_pieces(largest: int) -> int:
         largest: Bytes of the largest block. Pieces take no more than two whole blocks would.
     """
     return max(STREAM_BUFFERS, min(_PIECES, STREAM_BUFFERS * largest // STREAM_PIECE))
+
+
+def is_staged(largest: int) -> bool:
+    """Returns whether blocks are read by stages to where the processor computes.
+
+    Args:
+        largest: Bytes of the largest block. Two smaller ones stay in the processor's cache anyway.
+    """
+    return largest > STAGES * STAGE
 
 
 @dataclass(frozen=True, slots=True)

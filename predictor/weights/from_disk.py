@@ -9,10 +9,11 @@ from torch import nn
 
 from predictor.errors import WeightsUnreadable
 from predictor.metrics import WeightMetrics
-from predictor.placement.units import STREAM_BUFFERS
+from predictor.placement.units import STREAM_BUFFERS, is_staged
 from predictor.weights.extents import Block, parameters_in
 from predictor.weights.reading import Buffer, Files
 from predictor.weights.ring import Ring
+from predictor.weights.staged import Staged
 
 
 class _Slot:
@@ -31,19 +32,22 @@ class FromDisk:
     """
 
     def __init__(
-        self, blocks: Sequence[Block], metrics: WeightMetrics, *, slots: int = STREAM_BUFFERS
+        self, blocks: Sequence[Block], metrics: WeightMetrics, *, pieces: int | None = None
     ) -> None:
         """Takes the buffers' memory and begins to read.
 
         Args:
             blocks: In execution order.
             metrics: Is told what was read.
-            slots: How many blocks are in main memory at one time.
+            pieces: How many are in main memory at one time, on their way to an accelerator; None
+                where they are whole blocks and the processor computes.
         """
         self.blocks = blocks
         self._metrics = metrics
-        self._files = Files()
         size = max(block.size for block in blocks)
+        self._staged = Staged() if pieces is None and is_staged(size) else None
+        self._files = self._staged or Files()
+        slots = STREAM_BUFFERS if pieces is None else pieces
         self._slots = [_Slot(size, blocks) for _ in range(slots)]
         self._held: _Slot | None = None
         self._ring = Ring(range(len(blocks)), self._slots, self._fetch)
@@ -51,7 +55,8 @@ class FromDisk:
     @property
     def buffers(self) -> tuple[Buffer, ...]:
         """Where blocks are read to."""
-        return tuple(slot.buffer for slot in self._slots)
+        stages = () if self._staged is None else self._staged.buffers
+        return (*(slot.buffer for slot in self._slots), *stages)
 
     @property
     def device_bytes(self) -> int:

@@ -70,16 +70,14 @@ class Files:
             OSError: A file cannot be read, after some tries, or is shorter than it has to be.
         """
         for segment in block.segments:
-            self._persist(segment, buffer)
+            self.read_segment(segment, buffer)
 
-    def close(self) -> None:
-        """Closes all files."""
-        for descriptor, _ in self._open.values():
-            os.close(descriptor)
-        self._open.clear()
+    def read_segment(self, segment: Segment, buffer: Buffer) -> None:
+        """Reads a segment, again where that fails: a volume on the network may be away for once.
 
-    def _persist(self, segment: Segment, buffer: Buffer) -> None:
-        """Reads a segment, again where that fails: a volume on the network may be away for once."""
+        Raises:
+            OSError: The file cannot be read, after some tries, or is shorter than it has to be.
+        """
         for tries_left in reversed(range(_TRIES)):
             try:
                 self._read(segment, buffer)
@@ -90,6 +88,12 @@ class Files:
                     raise
                 logger.warning("Reading %s failed (%s); again", segment.file, error.strerror)
                 time.sleep(_SECONDS_BETWEEN_TRIES)
+
+    def close(self) -> None:
+        """Closes all files."""
+        for descriptor, _ in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
 
     def _read(self, segment: Segment, buffer: Buffer) -> None:
         descriptor, is_direct = self._opened(segment)

@@ -8,6 +8,7 @@ for every token. A copy into anonymous memory is read once and stays.
 from __future__ import annotations
 
 import bisect
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,12 +16,9 @@ import torch
 from torch import nn
 
 from predictor.weights.copying import Move, Waiting, take_out
-from predictor.weights.extents import PAGE, Block, Segment, pages, stamp_of
+from predictor.weights.extents import stamp_of
 from predictor.weights.progress import Progress
-from predictor.weights.reading import Buffer, Files, opened_files
-
-_BUFFER = 16 * 1024**2
-"""Bytes that are read at one time."""
+from predictor.weights.staged import Staged
 
 
 def make_resident(
@@ -48,16 +46,16 @@ def make_resident(
     found = {name: tensor for name, tensor in _in_main_memory(model) if mapped.hold(tensor)}
     sizes = {name: tensor.nbytes for name, tensor in found.items()}
     progress.begin("reading weights", sizes, blocks)
-    with opened_files() as files:
-        reader = _Reader(files, mapped)
+    with contextlib.closing(Staged(torch.Tensor.copy_)) as files:
 
         def move(name: str, tensor: torch.Tensor, into: torch.Tensor) -> None:
-            reader.read(tensor, into)
+            _begin(tensor, into, mapped, files)
             progress.done(name)
 
         waiting = {block: take_out(model, block, move) for block in waits}
         moved = {tensor.name for block in waiting.values() for tensor in block.tensors}
         copied = _copy_all({n: t for n, t in found.items() if n not in moved}, move)
+        files.finish()
     progress.end()
     return copied + sum(size for name, size in sizes.items() if name in moved), waiting
 
@@ -74,33 +72,17 @@ def _copy_all(found: Mapping[str, torch.Tensor], move: Move) -> int:
     return sum(copy.nbytes for copy in copies.values())
 
 
-class _Reader:
-    """Reads tensors of mapped files past the page cache, which a memory limit makes slow."""
+def _begin(tensor: torch.Tensor, into: torch.Tensor, mapped: _FileMappings, files: Staged) -> None:
+    """Copies a tensor into another of its shape, which holds it when the files are finished.
 
-    def __init__(self, files: Files, mapped: _FileMappings) -> None:
-        self._files = files
-        self._mapped = mapped
-        self._buffer = Buffer(_BUFFER)
-
-    def read(self, tensor: torch.Tensor, into: torch.Tensor) -> None:
-        """Copies a tensor into another of its shape."""
-        if not (self._mapped.hold(tensor) and tensor.is_contiguous()):
-            into.copy_(tensor.detach())
-            return
-        file, offset = self._mapped.place(tensor)
-        flat = into.view(-1) if into.dim() else into.view(1)
-        self._read(file, offset, flat.view(torch.uint8))
-
-    def _read(self, file: Path, offset: int, into: torch.Tensor) -> None:
-        done, stamp = 0, stamp_of(file.stat())
-        while done < len(into):
-            start = (offset + done) // PAGE * PAGE
-            skip = offset + done - start
-            count = min(len(into) - done, _BUFFER - skip)
-            segment = Segment(file, start, pages(skip + count), 0, stamp)
-            self._files.read(Block(file.name, (segment,), (), "checkpoint"), self._buffer)
-            into[done : done + count] = self._buffer.tensor[skip : skip + count]
-            done += count
+    What is mapped is read past the page cache, which a memory limit makes slow.
+    """
+    if not (mapped.hold(tensor) and tensor.is_contiguous()):
+        into.copy_(tensor.detach())
+        return
+    file, offset = mapped.place(tensor)
+    flat = into.view(-1) if into.dim() else into.view(1)
+    files.begin(file, offset, stamp_of(file.stat()), flat.view(torch.uint8))
 
 
 def _in_main_memory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -6,7 +6,7 @@ import pytest
 
 from predictor.placement.assignment import Budgets, fits, main_device, search, tiers
 from predictor.placement.demand import Demand
-from predictor.placement.units import STREAM_PIECE, Footprint, Unit
+from predictor.placement.units import STAGE, STREAM_PIECE, Footprint, Unit
 from tests.placement.small import MIB, footprint
 
 
@@ -69,6 +69,13 @@ def test_large_blocks_on_their_way_to_a_gpu_pass_main_memory_in_pieces():
 
     assert found["cpu"].staging == 8 * STREAM_PIECE
     assert found["0"].staging == 2 * (1000 * MIB + 64 * 1024)
+
+
+def test_large_blocks_on_their_way_to_the_processor_pass_two_stages():
+    demand = Demand(dataclasses.replace(footprint(block=100), by_block=True), 1)
+    found = tiers(demand, ("cpu",) * 6 + ("disk",), budgets(cpu=9000))
+
+    assert found["cpu"].staging == 2 * (100 * MIB + 64 * 1024) + 2 * STAGE
 
 
 def test_loading_holds_a_whole_block_before_others_wait_in_its_place():
