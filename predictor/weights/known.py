@@ -1,4 +1,4 @@
-"""What an earlier start of the same model found out by running it, kept beside its store.
+"""What an earlier start of the same model found out by running it, kept on the offload volume.
 
 Each pass over an offloaded model takes seconds, or minutes, so a start does not repeat what cannot
 have changed: the same weights, code and device answer the same way. It is lost with the volume, and
@@ -77,5 +77,6 @@ def _conditions() -> dict[str, str]:
         "transformers": version("transformers"),
         "accelerate": version("accelerate"),
         "processor": torch.backends.cpu.get_cpu_capability(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "threads": str(torch.get_num_threads()),
     }

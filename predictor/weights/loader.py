@@ -48,7 +48,7 @@ class Loaded:
             our hooks nor Accelerate's are thread-safe.
         streaming: What streams its blocks; None where none are, or where Accelerate does.
         supply: Where the blocks come from.
-        known: What was found out by running it, where that is kept: beside its store.
+        known: What was found out by running it, where that is kept: on the offload volume.
     """
 
     model: PreTrainedModel

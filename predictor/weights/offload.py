@@ -124,8 +124,8 @@ class Supply:
 
     @property
     def known_file(self) -> Path | None:
-        """Where facts about the model are kept; None where it has no store."""
-        if self.store is None or self._folder is None:
+        """Where facts about the model are kept; None where it has no place on a volume."""
+        if self._folder is None:
             return None
         return self._folder.file.with_suffix(".known.json")
 

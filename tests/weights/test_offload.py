@@ -96,11 +96,13 @@ def test_a_read_only_volume_with_a_store_serves(checkpoints: Checkpoints, tmp_pa
         assert again.tokens([5, 6], max_new_tokens=5) == first.tokens([5, 6], max_new_tokens=5)
 
 
+@pytest.mark.parametrize("source", ["store", "checkpoint"])
 def test_what_a_start_found_out_the_next_does_not_try_again(
-    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     folder = checkpoints("llama")
-    first = start(folder, tmp_path, offload_store="always")
+    first = start(folder, tmp_path, offload_store="always" if source == "store" else "auto")
+    assert first.sources == {source}
 
     def fail(*_: Any, **__: Any) -> Any:
         raise AssertionError("the model is run again")
