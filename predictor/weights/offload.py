@@ -20,6 +20,7 @@ from predictor.metrics import WeightMetrics
 from predictor.weights.extents import Block, in_place
 from predictor.weights.packing import Index, Parameters, VolumeFull, is_faster, pack
 from predictor.weights.progress import Progress
+from predictor.weights.rewritten import remove_left
 from predictor.weights.store import Store
 from predictor.weights.store_folder import StoreFolder
 
@@ -96,8 +97,8 @@ class Supply:
                     self._find(self._folder)  # another may have written it meanwhile
                 if self.store is not None:
                     stack.close()  # others need not wait for what this start still does
-            if self.store is not None:
-                self._metrics.store_hits.inc()
+                    self._metrics.store_hits.inc()
+                    self._remove_left(self._folder)
             yield
 
     def blocks(
@@ -145,6 +146,16 @@ class Supply:
         self.store = found if found is not None and self._fits(found) else None
         if self.store is not None:
             logger.info("Offload store %s: %d blocks", folder.file, len(self.store.blocks))
+
+    def _remove_left(self, folder: StoreFolder) -> None:
+        """Removes what the store was made of, if a kill left it and nobody makes another of it."""
+        names = (key for parameters in self._streamed.values() for key in parameters)
+        with (
+            contextlib.suppress(OSError),  # a read-only volume
+            folder.writing(wait=False, progress=self._progress) as is_ours,
+        ):
+            if is_ours:
+                remove_left(folder.folder / folder.identity.name, names)
 
     def _fits(self, store: Store) -> bool:
         """Whether the store has the parameters that this model has."""

@@ -83,6 +83,17 @@ def remove(folder: Path, files: Iterable[Path]) -> None:
         folder.rmdir()
 
 
+def remove_left(folder: Path, names: Iterable[str]) -> None:
+    """Removes what a start wrote anew that was killed when it had put it into a store.
+
+    Args:
+        folder: A folder that `rewriting` gave; nothing happens where there is none.
+        names: Parameters, by which transformers names the files.
+    """
+    if folder.is_dir():
+        remove(folder, [folder / f"{name}.safetensors" for name in names])
+
+
 def folder_name(checkpoint: Checkpoint, dtype: str) -> str:
     """Returns a name that no other model, revision, dtype or format has.
 

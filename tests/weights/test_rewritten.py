@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from predictor.errors import ConfigurationError
 from predictor.weights.checkpoint import Checkpoint, open_directory
 from predictor.weights.rewritten import folder_name, rewriting
 from tests.conftest import Checkpoints
-from tests.serving import bring_up
+from tests.serving import blocks_on_disk, bring_up
 
 
 @pytest.fixture
@@ -158,6 +162,44 @@ def test_a_second_writer_waits_for_the_first(checkpoint: Checkpoint, tmp_path: P
         with rewriting(tmp_path, checkpoint, "float32"):
             assert released.is_set()
         timer.join()
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from predictor.weights import loader
+from tests.serving import blocks_on_disk, bring_up
+loader.remove = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+folder = Path(sys.argv[1])
+bring_up(folder, device_map=blocks_on_disk(folder), offload_folder=sys.argv[2])
+"""
+
+
+def test_what_a_killed_start_left_beside_its_store_is_removed_by_the_next(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    model = checkpoints("mixtral")
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(model), str(tmp_path)], check=False, capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob("*.store"))) == 1
+    (left,) = (folder for folder in tmp_path.iterdir() if folder.is_dir())
+    assert list(left.glob("*.safetensors"))
+    with another_writes(tmp_path):
+        bring_up(model, device_map=blocks_on_disk(model), offload_folder=str(tmp_path))
+        assert list(left.glob("*.safetensors"))  # that may be writing a store from them
+    up = bring_up(model, device_map=blocks_on_disk(model), offload_folder=str(tmp_path))
+    assert up.sources == {"store"}
+    assert not left.exists()
+
+
+@contextlib.contextmanager
+def another_writes(folder: Path) -> Iterator[None]:
+    (store,) = folder.glob("*.store")
+    with store.with_name(f"{store.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def test_no_offload_folder_is_one_sentence(checkpoint: Checkpoint) -> None:
