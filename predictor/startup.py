@@ -162,6 +162,9 @@ def bring_up(
         metrics=metrics,
         pinned_fraction=settings.pinned_memory_fraction,
     )
+    # Before the first pass: on a GPU that loads kernels, which take main memory whatever the model.
+    held = read_own_anonymous() - before
+    audit.compare(prepared.placement, held=held, buffers=loaded.buffer_bytes)
     audit.compare_gpus(
         prepared.placement,
         before=gpus,
@@ -174,8 +177,6 @@ def bring_up(
         loaded.release()
         raise
     loaded.serve()
-    held = read_own_anonymous() - before
-    audit.compare(prepared.placement, held=held, buffers=loaded.buffer_bytes)
     return Started(task, loaded)
 
 

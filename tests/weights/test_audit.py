@@ -73,7 +73,7 @@ def test_a_gpu_that_the_plan_leaves_alone_is_left_alone():
     assert wake_gpus(replace(placement, tiers=unused, execution_device="cpu")) == {}
 
 
-def test_gpus_are_started_before_what_loading_takes_is_measured(checkpoints, monkeypatch):
+def test_what_loading_takes_is_measured_after_gpus_start_and_before_the_first_pass(checkpoints, monkeypatch):
     done = []
 
     def note(module, name):
@@ -91,7 +91,7 @@ def test_gpus_are_started_before_what_loading_takes_is_measured(checkpoints, mon
         "wake_gpus",
         "read_own_anonymous",
         "load",
+        "read_own_anonymous",
         "compare_gpus",
         "open_engine",
-        "read_own_anonymous",
     ]
