@@ -23,6 +23,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--limit", type=float, default=1.6, help="GiB of each contestant's cgroup")
+    add("--blocks", type=int, default=LLAMA.blocks, help="of the model; each has 84 MiB")
     add("--tokens", type=int, default=8, help="new tokens of each sequence")
     add("--sequences", type=int, nargs="+", default=[1, 8], help="at one time")
     add("--budget", type=float, help="GiB of main memory for the predictor to plan for")
@@ -68,7 +70,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """
     if flags.tokens < 4:
         raise CannotMeasure("It takes 4 tokens to time passes.")
-    before, size = machine(), TINY if flags.quick else LLAMA
+    before, size = machine(), TINY if flags.quick else replace(LLAMA, blocks=flags.blocks)
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="offload-") as work:
         folder = Path(work) / "model"
         folder.mkdir()
