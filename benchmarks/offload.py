@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--limit", type=float, default=1.6, help="GiB of each contestant's cgroup")
-    add("--blocks", type=int, default=LLAMA.blocks, help="of the model; each has 84 MiB")
+    add("--blocks", type=int, help="of the model, instead of 22 of 84 MiB each")
     add("--tokens", type=int, default=8, help="new tokens of each sequence")
     add("--sequences", type=int, nargs="+", default=[1, 8], help="at one time")
     add("--budget", type=float, help="GiB of main memory for the predictor to plan for")
@@ -70,7 +70,8 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """
     if flags.tokens < 4:
         raise CannotMeasure("It takes 4 tokens to time passes.")
-    before, size = machine(), TINY if flags.quick else replace(LLAMA, blocks=flags.blocks)
+    before, size = machine(), TINY if flags.quick else LLAMA
+    size = replace(size, blocks=flags.blocks or size.blocks)
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="offload-") as work:
         folder = Path(work) / "model"
         folder.mkdir()

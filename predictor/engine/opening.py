@@ -153,12 +153,12 @@ def measure_pass_tokens(run: Pass, chunk: int, *, timed: int, known: Known) -> i
         known: What an earlier start found out; this one adds to it.
     """
     found, threads = known.get("pass_tokens"), known.get("threads")
-    if found is not None and threads is not None:
+    if found is not None and threads is not None and known.get("chunk") == chunk:
         torch.set_num_threads(min(threads, torch.get_num_threads()))
     else:
         found = time_passes(run, timed).pass_tokens(chunk)
-        known.keep(pass_tokens=found, threads=torch.get_num_threads())
-    return min(found, chunk)
+        known.keep(pass_tokens=found, threads=torch.get_num_threads(), chunk=chunk)
+    return found
 
 
 def _runner(

@@ -10,13 +10,14 @@ More would only help where that is fast at times and slow at others, and each ta
 memory."""
 
 STREAM_PIECE = 64 * 1024**2
-"""Bytes of one read, and most of a block that is in main memory on its way from disk to a GPU. From
-4 MiB on a disk is as fast as with any more, but between two reads the thread that reads may have to
-wait for the one that computes."""
+"""Bytes of one read that is not staged, and most of a block that is in main memory on its way from
+disk to a GPU. From 4 MiB on a disk is as fast as with any more, but between two reads the thread
+that reads may have to wait for the one that computes."""
 
 STAGE = 8 * 1024**2
-"""Bytes of a stage: of one read on the way to the processor. As fast as with any more, and still in
-the processor's cache when they are copied from there."""
+"""Bytes of a stage: of one read on the way to the processor. They are still in the processor's
+cache when they are copied on, which gains more than the waits between reads cost: 1.2 to 1.4 times
+as fast from a virtual machine's disk. Volumes on the network were not measured."""
 
 STAGES = 2
 """One is read to while the other is copied from."""

@@ -244,8 +244,8 @@ def to_device(
         source = waiting.get(name) or cut(blocks[name], len(pieces))
         pieces.extend(source.pieces if isinstance(source, Pieces) else ())
         sources.append(source)
-    count = count_pieces(max((block.size for block in on_disk), default=0))
-    disk = FromDisk(pieces, metrics, pieces=count) if pieces else None
+    slots = count_pieces(max((block.size for block in on_disk), default=0))
+    disk = FromDisk(pieces, metrics, slots=slots) if pieces else None
     return ToDevice(sources, disk, link, device, metrics)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from predictor.errors import WeightsUnreadable
 from predictor.metrics import WeightMetrics
-from predictor.placement.units import STREAM_BUFFERS, is_staged
+from predictor.placement.units import STREAM_BUFFERS
 from predictor.weights.extents import Block, parameters_in
 from predictor.weights.reading import Buffer, Files
 from predictor.weights.ring import Ring
@@ -32,22 +32,26 @@ class FromDisk:
     """
 
     def __init__(
-        self, blocks: Sequence[Block], metrics: WeightMetrics, *, pieces: int | None = None
+        self,
+        blocks: Sequence[Block],
+        metrics: WeightMetrics,
+        *,
+        slots: int = STREAM_BUFFERS,
+        staged: bool = False,
     ) -> None:
         """Takes the buffers' memory and begins to read.
 
         Args:
             blocks: In execution order.
             metrics: Is told what was read.
-            pieces: How many are in main memory at one time, on their way to an accelerator; None
-                where they are whole blocks and the processor computes.
+            slots: How many blocks are in main memory at one time.
+            staged: Whether they are read by stages, see `Staged`.
         """
         self.blocks = blocks
         self._metrics = metrics
         size = max(block.size for block in blocks)
-        self._staged = Staged() if pieces is None and is_staged(size) else None
+        self._staged = Staged() if staged else None
         self._files = self._staged or Files()
-        slots = STREAM_BUFFERS if pieces is None else pieces
         self._slots = [_Slot(size, blocks) for _ in range(slots)]
         self._held: _Slot | None = None
         self._ring = Ring(range(len(blocks)), self._slots, self._fetch)

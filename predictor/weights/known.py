@@ -23,23 +23,23 @@ logger = logging.getLogger(__name__)
 class Known:
     """Facts by name; none where nothing is kept or where it was found out under other versions."""
 
-    def __init__(self, file: Path | None, *, streamed: int = 0) -> None:
+    def __init__(self, file: Path | None, **under: object) -> None:
         """Takes the place; it is read at the first question, when torch's threads are settled.
 
         Args:
             file: Where it is kept; None keeps nothing.
-            streamed: Bytes that are read for every pass, on which its time depends.
+            under: What facts depend on besides the weights and versions of code, as JSON.
         """
         self._file = file
-        self._streamed = streamed
+        self._given = under
 
     def get(self, name: str) -> int | None:
         """Returns a fact."""
         return self._facts.get(name)
 
     @cached_property
-    def _under(self) -> dict[str, str]:
-        return _conditions() | {"streamed": str(self._streamed)}
+    def _under(self) -> dict[str, object]:
+        return _conditions() | self._given
 
     @cached_property
     def _facts(self) -> dict[str, int]:
@@ -69,7 +69,7 @@ class Known:
             logger.info("%s cannot be written: %s", self._file, error.strerror)
 
 
-def _conditions() -> dict[str, str]:
+def _conditions() -> dict[str, object]:
     """All that could change what a model does, besides its weights."""
     return {
         "predictor": predictor.__version__,

@@ -31,7 +31,7 @@ from predictor.weights.offload import Offload, Supply
 from predictor.weights.packing import Index, Parameters
 from predictor.weights.progress import Progress
 from predictor.weights.resident import make_resident
-from predictor.weights.rewritten import folder_name, remove, rewriting, source_of
+from predictor.weights.rewritten import Rewritten, folder_name, rewriting, source_of
 from predictor.weights.store import Identity
 from predictor.weights.store_folder import StoreFolder
 from predictor.weights.streaming import Streaming, stream
@@ -122,8 +122,7 @@ def load(
         logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
         streaming = loading.stream(model, dispatch, found, waiting, pinned_fraction=pinned_fraction)
         undone.pop_all()
-    about = sum(block.size for block in found)
-    return Loaded(model, streaming, supply, Known(supply.known_file, streamed=about))
+    return Loaded(model, streaming, supply, loading.known(supply, found))
 
 
 @contextlib.contextmanager
@@ -162,8 +161,10 @@ class _Loading:
         device_map = _device_map(self.placement, self.skeleton, streamed if supply.store else ())
         sizes = {name: tensor.nbytes for name, tensor in self.skeleton.named_parameters()}
         self.progress.begin("placing weights", sizes, self.blocks)
-        with _rewriting(self.checkpoint, self.placement, self.offload, device_map) as folder:
+        with _rewriting(self.checkpoint, self.placement, self.offload, device_map) as written:
+            folder = None if written is None else written.path
             before = 0 if folder is None else count_usage(folder).used
+            supply.rewritten = written
             model, dispatch = from_pretrained(
                 self.checkpoint,
                 self.placement,
@@ -177,8 +178,8 @@ class _Loading:
             wanted, index = _parameters(model, streamed), dispatch.index
             spent = 0 if folder is None else count_usage(folder).used - before
             found = supply.blocks(wanted, index, spent=spent) or ()
-            if folder is not None and supply.store is not None:
-                remove(folder, _files(wanted, index))
+            if written is not None and supply.store is not None:
+                written.remove(_files(wanted, index))
         return model, dispatch, found
 
     def stream(
@@ -203,13 +204,22 @@ class _Loading:
             metrics=self.metrics,
         )
 
+    def known(self, supply: Supply, found: Sequence[Block]) -> Known:
+        """What an earlier start found out; nothing is kept where Accelerate streams."""
+        return Known(
+            supply.known_file if found else None,
+            streamed=sum(block.size for block in found),
+            source=[block.source for block in found[:1]],
+            device=self.placement.execution_device,
+        )
+
 
 def _rewriting(
     checkpoint: Checkpoint,
     placement: Placement,
     offload: Offload,
     device_map: Mapping[str, int | str],
-) -> contextlib.AbstractContextManager[Path | None]:
+) -> contextlib.AbstractContextManager[Rewritten | None]:
     """Gives the folder for what transformers writes anew; None where it does not."""
     if offload.rewritten and "disk" in device_map.values():
         return rewriting(offload.folder, checkpoint, placement.dtype)

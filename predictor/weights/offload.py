@@ -20,7 +20,7 @@ from predictor.metrics import WeightMetrics
 from predictor.weights.extents import Block, in_place
 from predictor.weights.packing import Index, Parameters, VolumeFull, is_faster, pack
 from predictor.weights.progress import Progress
-from predictor.weights.rewritten import remove_left
+from predictor.weights.rewritten import Rewritten, remove_left
 from predictor.weights.store import Store
 from predictor.weights.store_folder import StoreFolder
 
@@ -59,6 +59,7 @@ class Supply:
     Attributes:
         names: The blocks, in execution order.
         store: The store that holds them; None while there is none.
+        rewritten: The folder that loading wrote weights to; None where it wrote none.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Supply:
             metrics: Counts stores that were found and written.
         """
         self.store: Store | None = None
+        self.rewritten: Rewritten | None = None
         self._offload = offload
         self._folder = folder
         self.names = tuple(streamed)
@@ -98,7 +100,7 @@ class Supply:
                 if self.store is not None:
                     stack.close()  # others need not wait for what this start still does
                     self._metrics.store_hits.inc()
-                    self._remove_left(self._folder)
+                    remove_left(self._folder.folder / self._folder.identity.name, self._parameters)
             yield
 
     def blocks(
@@ -124,6 +126,10 @@ class Supply:
         return tuple(self.store.blocks[name] for name in self.names)
 
     @property
+    def _parameters(self) -> Iterator[str]:
+        return (name for parameters in self._streamed.values() for name in parameters)
+
+    @property
     def known_file(self) -> Path | None:
         """Where facts about the model are kept; None where it has no place on a volume."""
         if self._folder is None:
@@ -136,9 +142,11 @@ class Supply:
             self._folder.serve()
 
     def release(self) -> None:
-        """Ends the use of the store."""
+        """Ends the use of the store, and of what was written anew."""
         if self._folder is not None:
             self._folder.release()
+        if self.rewritten is not None:
+            self.rewritten.close()
 
     def _find(self, folder: StoreFolder) -> None:
         verify = self._offload.verify
@@ -146,16 +154,6 @@ class Supply:
         self.store = found if found is not None and self._fits(found) else None
         if self.store is not None:
             logger.info("Offload store %s: %d blocks", folder.file, len(self.store.blocks))
-
-    def _remove_left(self, folder: StoreFolder) -> None:
-        """Removes what the store was made of, if a kill left it and nobody makes another of it."""
-        names = (key for parameters in self._streamed.values() for key in parameters)
-        with (
-            contextlib.suppress(OSError),  # a read-only volume
-            folder.writing(wait=False, progress=self._progress) as is_ours,
-        ):
-            if is_ours:
-                remove_left(folder.folder / folder.identity.name, names)
 
     def _fits(self, store: Store) -> bool:
         """Whether the store has the parameters that this model has."""

@@ -110,7 +110,7 @@ class Files:
                 continue
             done += count
             if count == 0 or (is_direct and done < segment.needed and done % PAGE):
-                raise _too_short(segment)
+                raise too_short(segment.file)
         if not is_direct:
             os.posix_fadvise(descriptor, segment.start, segment.length, os.POSIX_FADV_DONTNEED)
 
@@ -133,8 +133,9 @@ class Files:
             os.close(descriptor)
 
 
-def _too_short(segment: Segment) -> OSError:
-    return OSError(errno.EIO, "the file is shorter than it was", str(segment.file))
+def too_short(file: Path) -> OSError:
+    """Returns the error of a file that ends before what it has to hold."""
+    return OSError(errno.EIO, "the file is shorter than it was", str(file))
 
 
 def open_direct(file: Path, flags: int) -> tuple[int, bool]:

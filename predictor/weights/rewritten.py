@@ -5,17 +5,20 @@ mixtures of experts), at every start. transformers names the files by parameter 
 model, revision, dtype and format gets a folder of its own, and a lock lets one process write it at
 a time. Each file is replaced at once (safetensors writes a temporary file and renames it), and
 every start replaces every file that it then uses: nothing half-written is ever read, and a process
-that already streams from the folder is not disturbed. The marker says that a folder is whole.
+that already streams from the folder is not disturbed. All who use it share a lock, and files are
+removed only by who has it alone. The marker says that a folder is whole.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,7 +26,7 @@ from pathlib import Path
 from predictor.errors import ConfigurationError
 from predictor.placement.stored import data_start, read_header
 from predictor.weights.checkpoint import Checkpoint
-from predictor.weights.locks import lock
+from predictor.weights.locks import lock, try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +39,59 @@ _STRIDE, _MOST_SAMPLES = 4 * 1024**2, 4096
 """Reading so many pages takes a volume on the network a few seconds."""
 
 
+class Rewritten:
+    """A folder of rewritten weights that this process uses until `close`.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Shares the folder's use.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            OSError: The volume cannot be written.
+        """
+        self.path = path
+        beside = path.with_name(f"{path.name}.used")
+        self._use = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(self._use, fcntl.LOCK_SH)
+
+    def remove(self, files: Iterable[Path]) -> None:
+        """Removes files that are not needed any more, and the folder with the last of them.
+
+        While another process uses the folder nothing is removed; a later start does it.
+
+        Args:
+            files: Of all these only those in the folder.
+        """
+        if try_lock(self._use):
+            (self.path / _MARKER).unlink(missing_ok=True)
+            for file in files:
+                if file.parent == self.path:
+                    file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # others are still needed
+                self.path.rmdir()
+        # A share is given up for the try, and lost where that fails (flock(2)).
+        fcntl.flock(self._use, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        """Ends the use."""
+        if self._use >= 0:
+            os.close(self._use)
+            self._use = -1
+
+
 @contextlib.contextmanager
-def rewriting(offload_folder: Path | None, checkpoint: Checkpoint, dtype: str) -> Iterator[Path]:
+def rewriting(
+    offload_folder: Path | None, checkpoint: Checkpoint, dtype: str
+) -> Iterator[Rewritten]:
     """Gives the folder to write to, locked, and marks it complete if nothing is raised.
+
+    It stays in use until it is closed, if nothing is raised.
 
     Raises:
         ConfigurationError: There is no offload folder, or it cannot be written.
@@ -48,50 +101,36 @@ def rewriting(offload_folder: Path | None, checkpoint: Checkpoint, dtype: str) -
             "This checkpoint has to be written anew to be streamed from disk; "
             "set --offload_folder to a folder on a volume that can be written."
         )
-    folder = offload_folder / folder_name(checkpoint, dtype)
-    with contextlib.ExitStack() as stack:
+    path = offload_folder / folder_name(checkpoint, dtype)
+    with contextlib.ExitStack() as locked, contextlib.ExitStack() as undone:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((folder.parent / f"{folder.name}.lock").open("w"))
-            lock(file.fileno(), of=folder)
-            for left in folder.glob(".tmp*"):  # by a write that was cut short; we alone write now
+            offload_folder.mkdir(parents=True, exist_ok=True)
+            file = locked.enter_context((offload_folder / f"{path.name}.lock").open("w"))
+            lock(file.fileno(), of=path)
+            folder = Rewritten(path)
+            undone.callback(folder.close)
+            path.mkdir(exist_ok=True)  # nobody removes it now
+            for left in path.glob(".tmp*"):  # by a write that was cut short; we alone write now
                 left.unlink()
         except OSError as error:
             raise ConfigurationError(
                 f"The offload folder {offload_folder} cannot be written: {error.strerror}."
             ) from None
         yield folder
-        (folder / _MARKER).write_text(
-            json.dumps({"format": FORMAT, "model": source_of(checkpoint)})
-        )
+        (path / _MARKER).write_text(json.dumps({"format": FORMAT, "model": source_of(checkpoint)}))
+        undone.pop_all()
 
 
-def remove(folder: Path, files: Iterable[Path]) -> None:
-    """Removes files that are not needed any more, and the folder with the last of them.
-
-    Processes that have a file mapped are not disturbed.
+def remove_left(path: Path, names: Iterable[str]) -> None:
+    """Removes what nobody uses any more: a start was killed when it had put that into a store.
 
     Args:
-        folder: A folder that `rewriting` gave.
-        files: Of all these only those in it.
-    """
-    (folder / _MARKER).unlink(missing_ok=True)
-    for file in files:
-        if file.parent == folder:
-            file.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # others are still needed
-        folder.rmdir()
-
-
-def remove_left(folder: Path, names: Iterable[str]) -> None:
-    """Removes what a start wrote anew that was killed when it had put it into a store.
-
-    Args:
-        folder: A folder that `rewriting` gave; nothing happens where there is none.
+        path: A folder of `rewriting`. Nothing happens where there is none, or it is read-only.
         names: Parameters, by which transformers names the files.
     """
-    if folder.is_dir():
-        remove(folder, [folder / f"{name}.safetensors" for name in names])
+    if path.is_dir():
+        with contextlib.suppress(OSError), contextlib.closing(Rewritten(path)) as folder:
+            folder.remove(path / f"{name}.safetensors" for name in names)
 
 
 def folder_name(checkpoint: Checkpoint, dtype: str) -> str:
@@ -101,7 +140,8 @@ def folder_name(checkpoint: Checkpoint, dtype: str) -> str:
     their bytes, and not by their times, which are new for every pod that downloads them.
     """
     files = checkpoint.stored.files if checkpoint.stored is not None else ()
-    version = checkpoint.revision or [_fingerprint(file) for file in files]
+    own_code = sorted(checkpoint.path.glob("*.py"))
+    version = checkpoint.revision or [_fingerprint(file) for file in (*files, *own_code)]
     code = importlib.metadata.version("transformers")  # which converts some of them
     identity = [FORMAT, source_of(checkpoint), version, dtype, checkpoint.kind, code]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
@@ -112,8 +152,8 @@ def folder_name(checkpoint: Checkpoint, dtype: str) -> str:
 def _fingerprint(file: Path) -> list[str | int]:
     """A file's name, its size, and a hash of its ends and of a page of every tensor.
 
-    Of a file that has no header: of a page every few megabytes. So weights that were trained
-    further, in whatever layers, are other ones.
+    Of a file that has no header: of a page every few megabytes, and of code all. So weights that
+    were trained further, in whatever layers, are other ones.
     """
     stat = file.stat()
     return [file.name, stat.st_size, _sampled(file, stat.st_size, stat.st_mtime_ns)]
@@ -131,6 +171,8 @@ def _sampled(file: Path, size: int, _modified: int) -> str:
 
 
 def _begins(file: Path, size: int) -> list[int]:
+    if file.suffix == ".py":
+        return list(range(0, size, _SAMPLE))
     if file.suffix != ".safetensors":
         return list(range(0, size, max(_STRIDE, size // _MOST_SAMPLES)))
     start = data_start(file)

@@ -18,7 +18,7 @@ import torch
 
 from predictor.placement.units import STAGE, STAGES
 from predictor.weights.extents import PAGE, Block, Segment, Stamp, pages
-from predictor.weights.reading import Buffer, Files
+from predictor.weights.reading import Buffer, Files, too_short
 
 Copy = Callable[[torch.Tensor, torch.Tensor], object]
 """Copies into the first tensor the bytes of the second."""
@@ -48,7 +48,11 @@ class _Stage:
 
 
 class Staged:
-    """Open files that are read by stages; one thread at a time."""
+    """Open files that are read by stages; one thread at a time.
+
+    Attributes:
+        buffers: The memory of the stages.
+    """
 
     def __init__(self, copy: Copy = copy_alone) -> None:
         """Takes the memory of the stages.
@@ -60,11 +64,7 @@ class Staged:
         self._files = Files()
         self._copying = ThreadPoolExecutor(1, "weights-copy")
         self._stages = deque(_Stage() for _ in range(STAGES))
-
-    @property
-    def buffers(self) -> tuple[Buffer, ...]:
-        """The memory of the stages."""
-        return tuple(stage.buffer for stage in self._stages)
+        self.buffers = tuple(stage.buffer for stage in self._stages)
 
     def read(self, block: Block, buffer: Buffer) -> None:
         """Reads a block's segments into a buffer, as `Files.read` does."""
@@ -85,6 +85,9 @@ class Staged:
         Raises:
             OSError: The file cannot be read, after some tries, or is shorter than it has to be.
         """
+        _, _, size = stamp
+        if offset + len(into) > size:
+            raise too_short(file)
         done = 0
         while done < len(into):
             start = (offset + done) // PAGE * PAGE

@@ -18,6 +18,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from predictor.metrics import WeightMetrics
+from predictor.placement.units import is_staged
 from predictor.quantity import format_bytes
 from predictor.weights.copying import Waiting, place_of, to_device
 from predictor.weights.extents import Block
@@ -76,7 +77,8 @@ def stream(
     in_order = names_in_order(model, on_disk, waiting)
     lane: Lane
     if device.type == "cpu":
-        lane = FromDisk(on_disk, metrics)
+        large = is_staged(max(block.size for block in on_disk))
+        lane = FromDisk(on_disk, metrics, staged=large)
     else:
         is_cuda = device.type == "cuda"
         locked = _page_lock([block.buffer for block in waiting.values()], pinnable * is_cuda)

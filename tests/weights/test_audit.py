@@ -73,7 +73,9 @@ def test_a_gpu_that_the_plan_leaves_alone_is_left_alone():
     assert wake_gpus(replace(placement, tiers=unused, execution_device="cpu")) == {}
 
 
-def test_what_loading_takes_is_measured_after_gpus_start_and_before_the_first_pass(checkpoints, monkeypatch):
+def test_what_loading_takes_is_measured_after_gpus_start_and_before_the_first_pass(
+    checkpoints, monkeypatch
+):
     done = []
 
     def note(module, name):

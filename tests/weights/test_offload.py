@@ -114,12 +114,30 @@ def test_what_a_start_found_out_the_next_does_not_try_again(
     assert first.task._engine._scheduler._limits == again.task._engine._scheduler._limits
 
 
-def test_facts_found_out_under_other_versions_are_not_known(
+def test_what_a_pass_costs_is_measured_again_for_longer_passes(tmp_path: Path) -> None:
+    ran: list[int] = []
+    for chunk in (8, 8, 16):
+        known = Known(tmp_path / "known.json")
+        opening.measure_pass_tokens(ran.append, chunk, timed=2, known=known)
+        ran.append(-chunk)
+    first, again = ran.index(-8), ran.index(-16)
+    assert ran[first : first + 2] == [-8, -8]
+    assert ran[first + 2 : again]
+
+
+def test_where_accelerate_streams_nothing_is_kept(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    up = start(checkpoints("llama"), tmp_path, free=8192, dtype="bfloat16")
+    assert up.sources == set()
+    assert not list(tmp_path.glob("*.known.json"))
+
+
+def test_facts_found_out_under_other_conditions_are_not_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "known.json"
     Known(file).keep(batches=1)
     assert Known(file).get("batches") == 1
+    assert Known(file, device="cpu").get("batches") is None
     monkeypatch.setattr("predictor.weights.known.version", lambda _: "0.0")
     assert Known(file).get("batches") is None
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +26,8 @@ def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
 
 
 def test_a_finished_write_is_marked_complete(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with rewriting(tmp_path, checkpoint, "float32") as folder:
+    with rewriting(tmp_path, checkpoint, "float32") as written:
+        folder = written.path
         (folder / "weight.safetensors").write_bytes(b"whole")
         assert not (folder / "complete.json").exists()
     assert (folder / "complete.json").exists()
@@ -56,7 +54,8 @@ def test_an_interrupted_write_leaves_no_marker_and_no_part_of_a_file(
 def test_a_start_beside_a_running_process_takes_no_file_from_it(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    with rewriting(tmp_path, checkpoint, "float32") as folder:
+    with rewriting(tmp_path, checkpoint, "float32") as written:
+        folder = written.path
         (folder / "weight.safetensors").write_bytes(b"in use")
     with rewriting(tmp_path, checkpoint, "float32"):
         assert (folder / "weight.safetensors").read_bytes() == b"in use"
@@ -102,6 +101,16 @@ def test_weights_that_were_trained_further_in_any_layer_are_another_models(
         save_file(changed, file, metadata={"format": "pt"})
         names.add(folder_name(open_directory(tmp_path / "m"), "float32"))
     assert len(names) == 1 + len(weights)
+
+
+def test_other_code_of_the_model_makes_it_another(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    shutil.copytree(checkpoints("llama"), model)
+    names = {folder_name(open_directory(model), "float32")}
+    for middle in ("a", "b"):  # beyond the first page, and before the last
+        (model / "modeling.py").write_text("#" * 9000 + middle + "#" * 9000)
+        names.add(folder_name(open_directory(model), "float32"))
+    assert len(names) == 3
 
 
 def test_every_model_revision_dtype_and_kind_has_a_folder_of_its_own(
@@ -167,9 +176,9 @@ def test_a_second_writer_waits_for_the_first(checkpoint: Checkpoint, tmp_path: P
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from predictor.weights import loader
+from predictor.weights.rewritten import Rewritten
 from tests.serving import blocks_on_disk, bring_up
-loader.remove = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+Rewritten.remove = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 folder = Path(sys.argv[1])
 bring_up(folder, device_map=blocks_on_disk(folder), offload_folder=sys.argv[2])
 """
@@ -186,20 +195,30 @@ def test_what_a_killed_start_left_beside_its_store_is_removed_by_the_next(
     assert len(list(tmp_path.glob("*.store"))) == 1
     (left,) = (folder for folder in tmp_path.iterdir() if folder.is_dir())
     assert list(left.glob("*.safetensors"))
-    with another_writes(tmp_path):
-        bring_up(model, device_map=blocks_on_disk(model), offload_folder=str(tmp_path))
-        assert list(left.glob("*.safetensors"))  # that may be writing a store from them
     up = bring_up(model, device_map=blocks_on_disk(model), offload_folder=str(tmp_path))
     assert up.sources == {"store"}
     assert not left.exists()
 
 
-@contextlib.contextmanager
-def another_writes(folder: Path) -> Iterator[None]:
-    (store,) = folder.glob("*.store")
-    with store.with_name(f"{store.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def test_what_a_process_streams_from_is_left_until_it_ends(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    """One serves from rewritten weights by Accelerate's hooks; others make a store, and use it."""
+    model = checkpoints("mixtral")
+    flags = {"device_map": "disk", "offload_folder": str(tmp_path)}
+    first = bring_up(model, offload_store="never", max_memory='{"cpu": "800KiB"}', **flags)
+    assert not first.prepared.placement.by_block
+    expected = first.tokens([7, 8, 9], max_new_tokens=4)
+    for _ in range(2):
+        other = bring_up(model, offload_store="always", **flags)
+        assert other.sources == {"store"}
+        assert other.tokens([7, 8, 9], max_new_tokens=4) == expected
+        other.weights.release()
+        assert first.tokens([7, 8, 9], max_new_tokens=4) == expected
+    assert [folder for folder in tmp_path.iterdir() if folder.is_dir()]
+    first.weights.release()
+    bring_up(model, offload_store="always", **flags)
+    assert not [folder for folder in tmp_path.iterdir() if folder.is_dir()]
 
 
 def test_no_offload_folder_is_one_sentence(checkpoint: Checkpoint) -> None:
