@@ -26,7 +26,6 @@ from contestants import (
 )
 
 _PROMPT = 8
-_PIECE = 8 * 2**20
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -126,33 +125,32 @@ def _level(generate: Generate, sequences: int, tokens: int, streaming: Any) -> d
 
 def probe(up: Any) -> dict[str, float]:
     """Returns the device's own bandwidth over the streamed blocks, and the bytes that stay."""
+    from predictor.placement.units import STAGE
+
     blocks = up.weights.streaming.lane.blocks
     resident = sum(p.nbytes for p in up.weights.model.parameters() if p.device.type == "cpu")
+    pieces = (STAGE, max(block.size for block in blocks))
     return {
-        "bytes_per_second": max(
-            _speed(blocks, piece) for piece in (_PIECE, None) for _ in range(2)
-        ),
+        "bytes_per_second": max(_speed(blocks, piece) for piece in pieces for _ in range(2)),
         "streamed_bytes": sum(block.size for block in blocks),
         "resident_bytes": resident,
     }
 
 
-def _speed(blocks: Sequence[Any], piece: int | None) -> float:
-    """Returns bytes per second of direct reads: of so many bytes, or of whole blocks.
+def _speed(blocks: Sequence[Any], piece: int) -> float:
+    """Returns bytes per second of direct reads of so many bytes at most.
 
     Where a host copies what it reads, memory that stays in the processor's cache is faster.
     """
+    from predictor.weights.extents import short
     from predictor.weights.reading import Buffer, opened_files
 
-    buffer = Buffer(piece or max(block.size for block in blocks))
+    buffer = Buffer(piece)
     began = time.perf_counter()
     with opened_files() as files:
-        for segment in (segment for block in blocks for segment in block.segments):
-            step = piece or segment.length
-            for at in range(0, segment.length, step):
-                length = min(step, segment.length - at)
-                one = replace(segment, start=segment.start + at, length=length, at=0)
-                files.read_segment(one, buffer)
+        for block in blocks:
+            for segment in short(block.segments, piece):
+                files.read_segment(replace(segment, at=0), buffer)
     return sum(block.size for block in blocks) / (time.perf_counter() - began)
 
 

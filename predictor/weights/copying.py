@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from predictor.metrics import WeightMetrics
 from predictor.placement.units import STREAM_BUFFERS, STREAM_PIECE, count_pieces
-from predictor.weights.extents import Block, Segment, Tensor, parameters_in, view_of
+from predictor.weights.extents import Block, Tensor, parameters_in, short, view_of
 from predictor.weights.from_disk import FromDisk
 from predictor.weights.link import Event, Link
 from predictor.weights.reading import Buffer
@@ -90,7 +90,7 @@ def cut(block: Block, first: int) -> Pieces:
     """
     tensors = _lay_out(block.tensors)
     pieces, runs = [], []
-    for segment in _short(block.segments):
+    for segment in short(block.segments, STREAM_PIECE):
         here, there = [], []
         for tensor, stored in zip(tensors, block.tensors, strict=True):
             begin = max(stored.at, segment.at)
@@ -102,14 +102,6 @@ def cut(block: Block, first: int) -> Pieces:
         pieces.append(Block(block.name, (replace(segment, at=0),), tuple(here), block.source))
         runs.append(tuple(there))
     return Pieces(first, tuple(pieces), tuple(runs), tensors)
-
-
-def _short(segments: Sequence[Segment]) -> Iterator[Segment]:
-    """Segments of no more than a piece each."""
-    for whole in segments:
-        for begin in range(0, whole.length, STREAM_PIECE):
-            length = min(STREAM_PIECE, whole.length - begin)
-            yield replace(whole, start=whole.start + begin, at=whole.at + begin, length=length)
 
 
 Source = Waiting | Pieces

@@ -11,7 +11,7 @@ import functools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -204,6 +204,14 @@ def _runs(stored: Mapping[str, _Stored]) -> Iterator[list[str]]:
         run.append(key)
     if run:
         yield run
+
+
+def short(segments: Sequence[Segment], most: int) -> Iterator[Segment]:
+    """Yields the same bytes in segments of so many at most, a number of whole pages."""
+    for whole in segments:
+        for begin in range(0, whole.length, most):
+            length = min(most, whole.length - begin)
+            yield replace(whole, start=whole.start + begin, at=whole.at + begin, length=length)
 
 
 def view_of(buffer: torch.Tensor, tensor: Tensor) -> torch.Tensor:

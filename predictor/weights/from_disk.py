@@ -50,8 +50,7 @@ class FromDisk:
         self.blocks = blocks
         self._metrics = metrics
         size = max(block.size for block in blocks)
-        self._staged = Staged() if staged else None
-        self._files = self._staged or Files()
+        self._files = Staged() if staged else Files()
         self._slots = [_Slot(size, blocks) for _ in range(slots)]
         self._held: _Slot | None = None
         self._ring = Ring(range(len(blocks)), self._slots, self._fetch)
@@ -59,7 +58,7 @@ class FromDisk:
     @property
     def buffers(self) -> tuple[Buffer, ...]:
         """Where blocks are read to."""
-        stages = () if self._staged is None else self._staged.buffers
+        stages = self._files.buffers if isinstance(self._files, Staged) else ()
         return (*(slot.buffer for slot in self._slots), *stages)
 
     @property

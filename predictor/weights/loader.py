@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 
 import torch
 from transformers import PreTrainedModel
@@ -28,7 +28,6 @@ from predictor.weights.extents import Block
 from predictor.weights.from_pretrained import Dispatch, from_pretrained
 from predictor.weights.known import Known
 from predictor.weights.offload import Offload, Supply
-from predictor.weights.packing import Index, Parameters
 from predictor.weights.progress import Progress
 from predictor.weights.resident import make_resident
 from predictor.weights.rewritten import Rewritten, folder_name, rewriting, source_of
@@ -175,11 +174,11 @@ class _Loading:
             )
         found: tuple[Block, ...] = ()
         if streamed:
-            wanted, index = _parameters(model, streamed), dispatch.index
+            wanted = _parameters(model, streamed)
             spent = 0 if folder is None else count_usage(folder).used - before
-            found = supply.blocks(wanted, index, spent=spent) or ()
+            found = supply.blocks(wanted, dispatch.index, spent=spent) or ()
             if written is not None and supply.store is not None:
-                written.remove(_files(wanted, index))
+                written.remove(chain.from_iterable(wanted.values()))
         return model, dispatch, found
 
     def stream(
@@ -275,13 +274,6 @@ def _parameters(model: PreTrainedModel, names: Sequence[str]) -> dict[str, dict[
         }
         for name in names
     }
-
-
-def _files(wanted: Parameters, index: Index) -> Iterator[Path]:
-    for parameters in wanted.values():
-        for name in parameters:
-            if name in index:
-                yield Path(index[name]["safetensors_file"])
 
 
 def _say_who_streams(placement: Placement, ours: Sequence[str], blocks: Sequence[str]) -> None:

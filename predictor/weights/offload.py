@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -100,7 +101,8 @@ class Supply:
                 if self.store is not None:
                     stack.close()  # others need not wait for what this start still does
                     self._metrics.store_hits.inc()
-                    remove_left(self._folder.folder / self._folder.identity.name, self._parameters)
+                    left = self._folder.folder / self._folder.identity.name
+                    remove_left(left, chain.from_iterable(self._streamed.values()))
             yield
 
     def blocks(
@@ -124,10 +126,6 @@ class Supply:
             if self.store is None:
                 return found
         return tuple(self.store.blocks[name] for name in self.names)
-
-    @property
-    def _parameters(self) -> Iterator[str]:
-        return (name for parameters in self._streamed.values() for name in parameters)
 
     @property
     def known_file(self) -> Path | None:

@@ -12,13 +12,11 @@ removed only by who has it alone. The marker says that a folder is whole.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,7 +24,7 @@ from pathlib import Path
 from predictor.errors import ConfigurationError
 from predictor.placement.stored import data_start, read_header
 from predictor.weights.checkpoint import Checkpoint
-from predictor.weights.locks import lock, try_lock
+from predictor.weights.locks import Share, lock
 
 logger = logging.getLogger(__name__)
 
@@ -56,33 +54,29 @@ class Rewritten:
             OSError: The volume cannot be written.
         """
         self.path = path
-        beside = path.with_name(f"{path.name}.used")
-        self._use = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(self._use, fcntl.LOCK_SH)
+        self._use = Share(path.with_name(f"{path.name}.used"))
+        self._use.take()
 
-    def remove(self, files: Iterable[Path]) -> None:
-        """Removes files that are not needed any more, and the folder with the last of them.
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes weights that are not needed any more, and the folder with the last of them.
 
         While another process uses the folder nothing is removed; a later start does it.
 
         Args:
-            files: Of all these only those in the folder.
+            names: Parameters, by which transformers names the files.
         """
-        if try_lock(self._use):
+        with self._use.alone() as is_alone:
+            if not is_alone:
+                return
             (self.path / _MARKER).unlink(missing_ok=True)
-            for file in files:
-                if file.parent == self.path:
-                    file.unlink(missing_ok=True)
+            for name in names:
+                (self.path / f"{name}.safetensors").unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # others are still needed
                 self.path.rmdir()
-        # A share is given up for the try, and lost where that fails (flock(2)).
-        fcntl.flock(self._use, fcntl.LOCK_SH)
 
     def close(self) -> None:
         """Ends the use."""
-        if self._use >= 0:
-            os.close(self._use)
-            self._use = -1
+        self._use.close()
 
 
 @contextlib.contextmanager
@@ -126,11 +120,11 @@ def remove_left(path: Path, names: Iterable[str]) -> None:
 
     Args:
         path: A folder of `rewriting`. Nothing happens where there is none, or it is read-only.
-        names: Parameters, by which transformers names the files.
+        names: Of the parameters.
     """
     if path.is_dir():
         with contextlib.suppress(OSError), contextlib.closing(Rewritten(path)) as folder:
-            folder.remove(path / f"{name}.safetensors" for name in names)
+            folder.remove(names)
 
 
 def folder_name(checkpoint: Checkpoint, dtype: str) -> str:
@@ -140,8 +134,9 @@ def folder_name(checkpoint: Checkpoint, dtype: str) -> str:
     their bytes, and not by their times, which are new for every pod that downloads them.
     """
     files = checkpoint.stored.files if checkpoint.stored is not None else ()
-    own_code = sorted(checkpoint.path.glob("*.py"))
-    version = checkpoint.revision or [_fingerprint(file) for file in (*files, *own_code)]
+    version = checkpoint.revision or [
+        _fingerprint(file) for file in (*files, *sorted(checkpoint.path.glob("*.py")))
+    ]
     code = importlib.metadata.version("transformers")  # which converts some of them
     identity = [FORMAT, source_of(checkpoint), version, dtype, checkpoint.kind, code]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]

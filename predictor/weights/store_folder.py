@@ -13,13 +13,12 @@ Where a volume is read-only nothing is locked: nobody can write.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from predictor.weights.locks import lock, try_lock
+from predictor.weights.locks import Share, lock, try_lock
 from predictor.weights.progress import Progress
 from predictor.weights.store import Identity, Store, StoreDamaged, owner_of, read_store
 from predictor.weights.store_writer import partial_of
@@ -148,35 +147,32 @@ class _Use:
 
     def __init__(self, file: Path) -> None:
         self.was_left = False
-        self._descriptor = -1
+        self._share: Share | None = None
         with contextlib.suppress(OSError):
-            self._descriptor = os.open(_beside(file, ".used"), os.O_RDWR | os.O_CREAT, 0o644)
-            if try_lock(self._descriptor):
-                self.was_left = os.fstat(self._descriptor).st_size > 0
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            self._share = share = Share(_beside(file, ".used"))
+            with share.alone() as is_alone:
+                self.was_left = is_alone and os.fstat(share.descriptor).st_size > 0
 
     def mark(self) -> None:
-        if self._descriptor < 0:
+        if self._share is None:
             return
         with contextlib.suppress(OSError):
-            os.pwrite(self._descriptor, _MARK, 0)
-            os.fsync(self._descriptor)
+            os.pwrite(self._share.descriptor, _MARK, 0)
+            os.fsync(self._share.descriptor)
 
     def unmark(self) -> None:
         """Takes the mark away if nobody else uses the store."""
-        if self._descriptor < 0:
+        if self._share is None:
             return
-        with contextlib.suppress(OSError):
-            if try_lock(self._descriptor):
-                os.ftruncate(self._descriptor, 0)
-            # A share is given up for the try, and lost where that fails (flock(2)).
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        with contextlib.suppress(OSError), self._share.alone() as is_alone:
+            if is_alone:
+                os.ftruncate(self._share.descriptor, 0)
 
     def end(self) -> None:
         self.unmark()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self._share is not None:
+            self._share.close()
+            self._share = None
 
 
 def _check(store: Store, progress: Progress) -> None:

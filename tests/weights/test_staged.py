@@ -18,10 +18,10 @@ from predictor.weights.extents import PAGE, Block, Segment, stamp_of
 from predictor.weights.reading import Buffer
 from predictor.weights.staged import Staged, copy_alone
 from tests.conftest import Checkpoints
-from tests.serving import Up, blocks_on_disk, bring_up
+from tests.serving import blocks_on_disk, bring_up
+from tests.weights.test_streaming import logits
 
 _SIZE = 11 * PAGE + 123
-IDS = torch.tensor([[7, 3, 11, 2, 19, 5]])
 
 
 @pytest.fixture(autouse=True)
@@ -112,24 +112,17 @@ def test_a_file_that_changed_or_is_too_short_is_said(file: Path, files: Staged) 
         files.begin(file, 0, stamp_of(file.stat()), into)
 
 
-@torch.inference_mode()
-def _logits(up: Up) -> torch.Tensor:
-    up.model(input_ids=IDS)
-    found: torch.Tensor = up.model(input_ids=IDS).logits
-    return found
-
-
 @pytest.mark.parametrize("store", ["never", "always"])
 def test_blocks_that_are_read_by_stages_compute_what_resident_ones_do(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
     monkeypatch.setattr(streaming, "is_staged", lambda _: True)
     folder = checkpoints("llama")
-    expected = _logits(bring_up(folder, device_map="cpu"))
+    expected = logits(bring_up(folder, device_map="cpu"))
     flags = {"offload_folder": str(tmp_path), "offload_store": store}
     up = bring_up(folder, device_map=blocks_on_disk(folder), **flags)
     stream: Any = up.weights.streaming
     largest = max(block.size for block in stream.lane.blocks)
     assert up.weights.buffer_bytes == 2 * largest + 2 * staged.STAGE
-    assert torch.equal(_logits(up), expected)
+    assert torch.equal(logits(up), expected)
     stream.close()
