@@ -467,3 +467,50 @@ while True:
     _, status = os.waitpid(child, 0)
     print(int(os.WIFSIGNALED(status)), flush=True)
 """
+
+
+_STARTS = """
+import os, random, signal, sys, time
+from pathlib import Path
+from tests.serving import blocks_on_disk, bring_up
+folder, offload = map(Path, sys.argv[1:])
+flags = {"device_map": blocks_on_disk(folder), "offload_folder": str(offload)}
+
+def start():
+    child = os.fork()
+    if child == 0:
+        up = bring_up(folder, offload_store="always", **flags)
+        print(up.tokens([5, 6, 7], max_new_tokens=6), up.sources, flush=True)
+        os._exit(0)
+    return child
+
+began = time.monotonic()
+os.waitpid(start(), 0)
+whole, chance = time.monotonic() - began, random.Random(7)
+for _ in range(50):
+    for store in offload.glob("*.store"):
+        store.unlink()
+    child = start()
+    time.sleep(chance.random() * whole)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print(*sorted(file.suffix for file in offload.iterdir()), flush=True)
+    os.waitpid(start(), 0)
+"""
+
+
+def test_a_start_that_is_killed_at_any_moment_is_followed_by_one_with_the_right_tokens(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    """50 whole starts killed at random moments, each followed by a start that answers."""
+    folder = checkpoints("llama")
+    argv = [sys.executable, "-c", _STARTS, str(folder), str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    answers = [line for line in lines if line.startswith("[")]
+    states = {line for line in lines if line.startswith(".")}
+    assert len(answers) >= 1 + 50  # and of starts that were done before they were killed
+    assert answers == [answers[0]] * len(answers)
+    assert answers[0].endswith("{'store'}")
+    assert {".store" in state.split() for state in states} == {False, True}  # before and after
