@@ -45,6 +45,20 @@ rollingUpdate:
 {{- add .Values.drain.preStopSeconds $drain 10 }}
 {{- end }}
 
+{{/* An InferenceService's annotations: those of kserve.annotations are stronger. */}}
+{{- define "predictor.serviceAnnotations" -}}
+{{- $own := dict "serving.kserve.io/deploymentMode" .Values.kserve.deploymentMode }}
+{{- if include "predictor.knative" . }}
+{{- $_ := set $own "serving.knative.dev/progress-deadline" (printf "%vs" .Values.startup.timeoutSeconds) }}
+{{- else }}
+{{- $_ := set $own "serving.kserve.io/autoscalerClass" (ternary "keda" "none" .Values.autoscaling.enabled) }}
+{{- end }}
+{{- if hasPrefix "pvc://" .Values.model.uri }}
+{{- $_ := set $own "storage.kserve.io/readonly" "true" }}
+{{- end }}
+{{- merge (deepCopy (default dict .Values.kserve.annotations)) $own | toYaml }}
+{{- end }}
+
 {{- define "predictor.waitingQuery" -}}
 sum(predictor_sequences_waiting{namespace="{{ .Release.Namespace }}",model_name="{{ include "predictor.modelName" . }}"})
 {{- end }}

@@ -100,7 +100,7 @@ def _predictor(needs: Needs) -> dict[str, Any]:
 
 def _model(needs: Needs) -> dict[str, Any]:
     model: dict[str, Any] = {
-        "modelFormat": {"name": "huggingface-accelerate"},
+        "modelFormat": {"name": "huggingface"},
         "runtime": _RUNTIME,
         "protocolVersion": "v2",
     }

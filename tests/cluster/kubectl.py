@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,6 +18,12 @@ Found = TypeVar("Found")
 
 CONTAINER = "kserve-container"
 READY_SECONDS = 600
+WHY_IT_ENDED = "{.items[*].status.containerStatuses[*].lastState.terminated.message}"
+"""What the README and the chart's notes tell to ask pods for."""
+
+
+class Wrong(AssertionError):
+    """What was seen must never be seen; waiting does not mend it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Cluster:
         Raises:
             AssertionError: It failed, with what it says.
         """
-        return _run(["kubectl", *self._where(), *arguments], given, seconds)
+        return run(["kubectl", *self._where(), *arguments], given, seconds)
 
     def helm(self, *arguments: str, values: Object | None = None) -> str:
         """Returns what `helm` prints; values go to its standard input.
@@ -50,12 +56,22 @@ class Cluster:
         """
         files = () if values is None else ("--values=-",)
         command = ["helm", *self._where(), *arguments, *files]
-        return _run(command, None if values is None else json.dumps(values), READY_SECONDS)
+        return run(command, None if values is None else json.dumps(values), READY_SECONDS)
 
-    def apply(self, objects: Sequence[Object]) -> None:
-        """Makes objects, or makes them so."""
+    def apply(self, objects: Sequence[Object], *flags: str) -> str:
+        """Makes objects, or makes them so; returns what became of each."""
         listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
-        self.kubectl("apply", "--filename=-", given=json.dumps(listed))
+        return self.kubectl("apply", "--filename=-", *flags, given=json.dumps(listed))
+
+    def delete(self, objects: Sequence[Object]) -> None:
+        """Lets objects go, without waiting until they are gone."""
+        listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        how = ("--ignore-not-found", "--wait=false")
+        self.kubectl("delete", "--filename=-", *how, given=json.dumps(listed))
+
+    def apis(self) -> set[str]:
+        """Returns the groups and versions of what the cluster knows."""
+        return set(self.kubectl("api-versions").split())
 
     def get(self, *what: str) -> Object:
         """Returns an object, or with a selector a list of them."""
@@ -67,10 +83,25 @@ class Cluster:
         found = self.get("pods", f"--selector={selector}")["items"]
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
+    def why_it_ended(self, selector: str) -> str:
+        """Returns the sentence that a container ended with, or nothing."""
+        where = (f"--selector={selector}", f"--output=jsonpath={WHY_IT_ENDED}")
+        return self.kubectl("get", "pods", *where)
+
+    def log(self, pod: str, *more: str) -> str:
+        """Returns all that the predictor in a pod wrote so far."""
+        return self.kubectl("logs", pod, f"--container={CONTAINER}", *more)
+
+    def python(self, pod: str, code: str, *, container: str = CONTAINER) -> str:
+        """Runs a program with a container's own Python, inside of it; returns what it printed."""
+        return self.kubectl("exec", pod, f"--container={container}", "--", "python3", "-c", code)
+
     def until(
         self, look: Callable[[], Found | None], what: str, seconds: float = READY_SECONDS
     ) -> Found:
         """Returns the first thing seen that counts; what is not there yet may not be seen at all.
+
+        What must never be seen is a `Wrong`, which is passed on at once.
 
         Raises:
             AssertionError: Nothing counted in time; it shows how the namespace is.
@@ -81,21 +112,29 @@ class Cluster:
                 found = look()
                 if found:
                     return found
+            except Wrong:
+                raise
             except (AssertionError, LookupError, ValueError, httpx.HTTPError):
                 pass
-            time.sleep(2)
+            time.sleep(0.5)
         raise AssertionError(f"waited {seconds} s for {what}:\n{self.state()}")
+
+    def ready_pods(self, selector: str, count: int, *, other_than: Iterable[str] = ()) -> list[str]:
+        """Returns the names of so many pods, once there are no others and all are ready."""
+        old = set(other_than)
+
+        def look() -> list[str] | None:
+            pods = self.pods(selector)
+            names = [pod["metadata"]["name"] for pod in pods]
+            done = len(pods) == count and all(map(is_ready, pods)) and old.isdisjoint(names)
+            return names if done else None
+
+        return self.until(look, f"{count} ready pods of {selector}")
 
     def ready_pod(self, selector: str, *, other_than: str = "") -> str:
         """Returns the name of the one pod, once it is ready."""
-
-        def look() -> str | None:
-            (pod,) = self.pods(selector)
-            name: str = pod["metadata"]["name"]
-            ready = [c["status"] for c in pod["status"]["conditions"] if c["type"] == "Ready"]
-            return name if ready == ["True"] and name != other_than else None
-
-        return self.until(look, f"a ready pod of {selector}")
+        (pod,) = self.ready_pods(selector, 1, other_than=(other_than,))
+        return pod
 
     @contextmanager
     def forward(self, pod: str, port: int) -> Iterator[str]:
@@ -130,7 +169,18 @@ class Cluster:
         return f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}"
 
 
-def _run(command: Sequence[str], given: str | None, seconds: float) -> str:
+def is_ready(pod: Object) -> bool:
+    """Whether a pod's condition says that it is ready."""
+    conditions = pod["status"].get("conditions", ())
+    return [one["status"] for one in conditions if one["type"] == "Ready"] == ["True"]
+
+
+def run(command: Sequence[str], given: str | None = None, seconds: float = 120) -> str:
+    """Returns what a command prints, which must succeed.
+
+    Raises:
+        AssertionError: It failed, with what it says.
+    """
     done = subprocess.run(
         command, input=given, capture_output=True, text=True, timeout=seconds, check=False
     )

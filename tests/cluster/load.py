@@ -1,9 +1,9 @@
 """Asks a predictor without pause, and tells how many requests were answered, refused and lost.
 
-A program for a pod, with the standard library alone: `load.py URL MODEL SECONDS`. A request is
-refused where no connection was made, or where the answer is a 429, or a 503 that says that the
-model is not ready; it is asked again until it is answered. It is lost where it ended in any other
-way: the predictor had accepted it.
+A program for a pod, with the standard library alone: `load.py URL MODEL [SECONDS]`. It asks until
+SIGTERM, or for so many seconds. A request is refused where no connection was made, or where the
+answer is a 429, or a 503 that says that the model is not ready; it is asked again until it is
+answered. It is lost where it ended in any other way: the predictor had accepted it.
 
 A server that ends closes connections that it has not read a request from. No answer at once is
 taken for that: what it accepted before SIGTERM has run for longer when it ends.
@@ -11,6 +11,7 @@ taken for that: what it accepted before SIGTERM has run for longer when it ends.
 
 import http.client
 import json
+import signal
 import sys
 import threading
 import time
@@ -20,6 +21,9 @@ USERS = 8
 TOKENS = 100
 AT_ONCE = 0.2
 """Seconds; so many tokens of the demo take longer."""
+
+LONGEST = 900.0
+"""Seconds until it ends by itself."""
 
 PATIENCE = 300.0
 """Seconds beyond the end in which a request that was refused may still be answered."""
@@ -49,6 +53,10 @@ class Load:
             "unanswered": self.unanswered,
             "lost": self.lost,
         }
+
+    def stop(self, *_):
+        """Asks nothing new; what was refused is still asked again."""
+        self.end = time.monotonic()
 
     def _user(self):
         while time.monotonic() < self.end:
@@ -97,5 +105,12 @@ def ask(address, path):
     return f"{answer.status}: {said[:200]}"
 
 
+def main(url, model, seconds=LONGEST):
+    """Asks, and prints what became of it."""
+    load = Load(url, model, float(seconds))
+    signal.signal(signal.SIGTERM, load.stop)
+    print(json.dumps(load.run()), flush=True)
+
+
 if __name__ == "__main__":
-    print(json.dumps(Load(sys.argv[1], sys.argv[2], float(sys.argv[3])).run()), flush=True)
+    main(*sys.argv[1:])

@@ -1,10 +1,11 @@
-"""What the tests apply to a cluster: the manifests, and the demo with another setting."""
+"""What the tests apply: the manifests, the demo with another setting, programs in pods."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,17 +13,35 @@ from tests.cluster.kubectl import Object
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "manifests"
-_LOAD = Path(__file__).with_name("load.py")
+PROGRAMS = Path(__file__).parent
+SMALL = {"cpu": "100m", "memory": "256Mi"}
+"""What a pod asks for in place of what its example does, so that a small node has room for it."""
 
 
 def base(image: str) -> list[Object]:
     """Returns what ``kubectl apply -k manifests`` applies, with this image."""
     listed = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())["resources"]
-    objects = [found for name in listed for found in _read(MANIFESTS / name)]
-    for found in objects:
-        for container in found.get("spec", {}).get("containers", ()):
-            container["image"] = image
+    return _with_image([found for name in listed for found in _read(MANIFESTS / name)], image)
+
+
+def example(name: str, image: str, **environ: str) -> list[Object]:
+    """Returns an example with this image, more environment, and requests for a small node.
+
+    Its limits stay, and accelerators, whose requests have to be equal to them.
+    """
+    objects = _with_image(_read(MANIFESTS / "examples" / f"{name}.yaml"), image)
+    container = _container(service(objects))
+    container["resources"]["requests"] |= SMALL
+    container.setdefault("env", []).extend(
+        {"name": variable, "value": value} for variable, value in environ.items()
+    )
     return objects
+
+
+def service(objects: Iterable[Object]) -> Object:
+    """Returns the one InferenceService."""
+    (one,) = (found for found in objects if found["kind"] == "InferenceService")
+    return one
 
 
 def demo(name: str, **settings: str) -> list[Object]:
@@ -30,8 +49,7 @@ def demo(name: str, **settings: str) -> list[Object]:
     objects = _read(MANIFESTS / "examples" / "demo.yaml")
     for found in objects:
         found["metadata"]["name"] = found["metadata"]["name"].replace("demo", name)
-    (service,) = (found for found in objects if found["kind"] == "InferenceService")
-    predictor = service["spec"]["predictor"]
+    predictor = service(objects)["spec"]["predictor"]
     for volume in predictor["volumes"]:
         claim = volume["persistentVolumeClaim"]
         claim["claimName"] = claim["claimName"].replace("demo", name)
@@ -42,39 +60,126 @@ def demo(name: str, **settings: str) -> list[Object]:
     return objects
 
 
-def load(image: str, service: str, model: str, seconds: int, like: Iterable[Object]) -> Object:
-    """Returns a pod that asks a Service's model without pause, as restricted as the predictor's."""
+def replicas(objects: list[Object], count: int) -> list[Object]:
+    """Returns a service's objects with so many pods, which an update replaces by turns."""
+    predictor = service(objects)["spec"]["predictor"]
+    predictor["minReplicas"] = count
+    rolling = {"maxSurge": 1, "maxUnavailable": 0}
+    predictor["deploymentStrategy"] = {"type": "RollingUpdate", "rollingUpdate": rolling}
+    return objects
+
+
+def load(name: str, image: str, target: str, model: str, like: Iterable[Object]) -> Object:
+    """Returns a pod that asks a Service's model without pause until it is told to end."""
+    return program(name, image, "load.py", f"http://{target}", model, like=like)
+
+
+def program(
+    name: str,
+    image: str,
+    file: str,
+    *arguments: str,
+    like: Iterable[Object],
+    claim: str | None = None,
+    memory: str = "128Mi",
+) -> Object:
+    """Returns a pod that runs a program of these tests, as restricted as the predictor's.
+
+    Args:
+        name: The pod's name, and its label ``app``.
+        image: The predictor's image.
+        file: The program, beside this file or in ``tests``.
+        arguments: What it is told.
+        like: Objects with the runtime whose rights it has.
+        claim: A claim that is mounted at ``/models``.
+        memory: What it may use.
+    """
     (runtime,) = (found for found in like if found["kind"] == "ServingRuntime")
     security = copy.deepcopy(runtime["spec"]["containers"][0]["securityContext"])
-    amounts = {"cpu": "500m", "memory": "128Mi"}
-    command = ["python3", "-c", _LOAD.read_text(), f"http://{service}", model, str(seconds)]
+    (source,) = (p for p in (PROGRAMS / file, ROOT / "tests" / file) if p.exists())
+    mounts = [{"name": "tmp", "mountPath": "/tmp"}]
+    volumes: list[Object] = [{"name": "tmp", "emptyDir": {}}]
+    if claim is not None:
+        mounts.append({"name": "models", "mountPath": "/models"})
+        volumes.append({"name": "models", "persistentVolumeClaim": {"claimName": claim}})
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": "load"},
+        "metadata": {"name": name, "labels": {"app": name}},
         "spec": {
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
-            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": 1,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "fsGroup": 1000,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
             "containers": [
                 {
-                    "name": "load",
+                    "name": "program",
                     "image": image,
                     "imagePullPolicy": "IfNotPresent",
-                    "command": command,
+                    "command": ["python3", "-c", source.read_text(), *arguments],
                     "securityContext": security,
-                    "resources": {"requests": amounts, "limits": amounts},
+                    "resources": {
+                        "requests": {"cpu": "100m", "memory": memory},
+                        "limits": {"memory": memory},
+                    },
+                    "volumeMounts": mounts,
                 }
             ],
+            "volumes": volumes,
+        },
+    }
+
+
+def port(name: str, number: int) -> Object:
+    """Returns a Service that leads port 80 to a port of the pod with that name as its label."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name},
+        "spec": {"selector": {"app": name}, "ports": [{"port": 80, "targetPort": number}]},
+    }
+
+
+def claim(name: str, size: str, **spec: Any) -> Object:
+    """Returns a claim of the default class, or as its spec says."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": size}},
+            **spec,
+        },
+    }
+
+
+def volume(name: str, size: str, folder: Path, namespace: str, of_claim: str) -> Object:
+    """Returns a volume that is a folder of the node, kept for one claim."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "capacity": {"storage": size},
+            "claimRef": {"namespace": namespace, "name": of_claim},
+            "hostPath": {"path": str(folder)},
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": "",
         },
     }
 
 
 def chart_values(image: str, *, kserve: bool, max_model_len: int) -> Object:
     """Returns values for the demo, offloaded, on a claim that outlives its release."""
-    repository, _, tag = image.rpartition(":")
     return {
-        "image": {"repository": repository, "tag": tag},
+        **chart_image(image),
         "kserve": {"enabled": kserve},
         "offload": {"persistence": {"size": "1Gi"}},
         "settings": {
@@ -86,5 +191,30 @@ def chart_values(image: str, *, kserve: bool, max_model_len: int) -> Object:
     }
 
 
+def chart_image(image: str) -> Object:
+    """Returns the chart's values for an image."""
+    repository, _, tag = image.rpartition(":")
+    return {"image": {"repository": repository, "tag": tag}}
+
+
+def _container(one: Object) -> Object:
+    predictor = one["spec"]["predictor"]
+    found: Object = predictor["containers"][0] if "containers" in predictor else predictor["model"]
+    return found
+
+
+def _with_image(objects: Sequence[Object], image: str) -> list[Object]:
+    for found in objects:
+        spec = found.get("spec", {})
+        for container in spec.get("predictor", spec).get("containers", ()):
+            container["image"] = image
+    return list(objects)
+
+
+def loaded(text: str) -> list[Object]:
+    """Returns the objects of YAML."""
+    return [found for found in yaml.safe_load_all(text) if found]
+
+
 def _read(file: Path) -> list[Object]:
-    return [found for found in yaml.safe_load_all(file.read_text()) if found]
+    return loaded(file.read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +15,6 @@ from tests.deploy.objects import faults
 from tests.deploy.pod_security import violations
 
 IMAGE = "registry:5000/predictor:1.2.3"
-
-
-def service(found: list[Object]) -> Object:
-    (one,) = (each for each in found if each["kind"] == "InferenceService")
-    return one
 
 
 def test_the_base_is_what_kustomize_builds_but_for_the_image() -> None:
@@ -34,22 +30,54 @@ def test_the_base_is_what_kustomize_builds_but_for_the_image() -> None:
     [
         objects.base(IMAGE),
         objects.demo("demo", offload_store="always"),
-        [objects.load(IMAGE, "demo-predictor", "demo", 60, like=objects.base(IMAGE))],
+        objects.demo("named"),
+        objects.replicas(objects.demo("pair"), 2),
+        [
+            objects.load("load", IMAGE, "demo-predictor", "demo", like=objects.base(IMAGE)),
+            objects.program("hub", IMAGE, "hub.py", like=objects.base(IMAGE), claim="models"),
+            objects.port("hub", 8000),
+            objects.claim("models", "1Gi"),
+            objects.volume("small", "1Gi", Path("/mnt/small"), "here", "small-offload"),
+        ],
     ],
-    ids=["base", "demo", "load"],
+    ids=["base", "demo", "named", "pair", "programs"],
 )
 def test_every_object_is_one_that_the_api_server_takes(found: list[Object]) -> None:
     assert [faults(each) for each in found] == [[] for _ in found]
 
 
 def test_the_load_is_let_into_a_restricted_namespace() -> None:
-    pod = objects.load(IMAGE, "demo-predictor", "demo", 60, like=objects.base(IMAGE))
+    pod = objects.load("load", IMAGE, "demo-predictor", "demo", like=objects.base(IMAGE))
 
     assert violations(pod["spec"]) == []
 
 
+@pytest.mark.parametrize("name", sorted(p.stem for p in (objects.MANIFESTS / "examples").iterdir()))
+def test_an_example_asks_for_little_and_for_all_its_gpus(name: str) -> None:
+    made = objects.example(name, IMAGE, HF_ENDPOINT="http://hub")
+    predictor = objects.service(made)["spec"]["predictor"]
+    container = predictor["containers"][0] if "containers" in predictor else predictor["model"]
+    requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+    gpus = {key: amount for key, amount in limits.items() if "/" in key}
+
+    assert [faults(each) for each in made] == [[] for _ in made]
+    assert requests == {**objects.SMALL, **gpus}
+    assert {"name": "HF_ENDPOINT", "value": "http://hub"} in container["env"]
+    assert container.get("image", IMAGE) == IMAGE
+
+
+def test_the_program_for_a_pod_may_run_in_a_restricted_namespace() -> None:
+    like = objects.base(IMAGE)
+    pod = objects.program("maker", IMAGE, "big_model.py", "a", like=like, claim="big")
+
+    assert violations(pod["spec"]) == []
+    assert pod["spec"]["containers"][0]["command"][-1] == "a"
+
+
 def test_a_setting_is_added_to_the_demos_or_takes_the_place_of_one() -> None:
-    found = service(objects.demo("unfit", max_memory='{"cpu":"1MiB"}', offload_store="always"))
+    found = objects.service(
+        objects.demo("unfit", max_memory='{"cpu":"1MiB"}', offload_store="always")
+    )
     pairs = [(one["name"], one["value"]) for one in found["spec"]["predictor"]["model"]["env"]]
 
     assert dict(pairs)["PREDICTOR_MAX_MEMORY"] == '{"cpu":"1MiB"}'
@@ -61,15 +89,15 @@ def test_a_setting_is_added_to_the_demos_or_takes_the_place_of_one() -> None:
 def test_another_demo_has_a_claim_of_its_own() -> None:
     found = objects.demo("unfit")
     (claim,) = (each for each in found if each["kind"] == "PersistentVolumeClaim")
-    (volume,) = service(found)["spec"]["predictor"]["volumes"]
+    (volume,) = objects.service(found)["spec"]["predictor"]["volumes"]
 
-    assert service(found)["metadata"]["name"] == "unfit"
+    assert objects.service(found)["metadata"]["name"] == "unfit"
     assert claim["metadata"]["name"] == "unfit-offload"
     assert volume["persistentVolumeClaim"]["claimName"] == "unfit-offload"
 
 
 def test_the_demo_that_shall_not_fit_does_not() -> None:
-    found = service(objects.demo("unfit", max_memory='{"cpu":"1MiB"}'))
+    found = objects.service(objects.demo("unfit", max_memory='{"cpu":"1MiB"}'))
     given = {one["name"]: one["value"] for one in found["spec"]["predictor"]["model"]["env"]}
     flags = [
         f"--{name.removeprefix('PREDICTOR_').lower()}={value}"

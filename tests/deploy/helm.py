@@ -21,7 +21,13 @@ CHART = ROOT / "helm"
 MANIFESTS = ROOT / "manifests"
 
 KUBERNETES = "1.34.0"
-APIS = ("serving.kserve.io/v1beta1", "keda.sh/v1alpha1", "monitoring.coreos.com/v1")
+APIS = (
+    "serving.kserve.io/v1beta1",
+    "serving.kserve.io/v1alpha1",
+    "serving.knative.dev/v1",
+    "keda.sh/v1alpha1",
+    "monitoring.coreos.com/v1",
+)
 
 Object = dict[str, Any]
 

@@ -56,6 +56,11 @@ from tests.deploy.helm import APIS, template
             "of at most 48 lower-case letters, digits and dashes that begins with a letter.",
         ),
         (
+            {"kserve": {"annotations": {"serving.kserve.io/deploymentMode": "Knative"}}},
+            "kserve.annotations has serving.kserve.io/deploymentMode: set kserve.deploymentMode "
+            "instead.",
+        ),
+        (
             {"kserve": {"deploymentMode": "Knative"}, "networkPolicy": {"enabled": True}},
             "networkPolicy.enabled is not for Knative mode, whose own proxy in the pod listens at "
             "other ports.",
@@ -97,10 +102,46 @@ def test_values_that_do_not_go_together_end_in_one_sentence(
             "set kserve.enabled=false for a plain Deployment.",
         ),
         (
+            {},
+            "serving.kserve.io/v1alpha1",
+            "This cluster has no ServingRuntime (serving.kserve.io/v1alpha1): install KServe, or "
+            "set kserve.enabled=false for a plain Deployment.",
+        ),
+        (
+            CASES["knative"],
+            "serving.knative.dev/v1",
+            "This cluster has no Service (serving.knative.dev/v1): install Knative Serving, or set "
+            "kserve.deploymentMode=Standard.",
+        ),
+        (
+            CASES["everything under KServe"],
+            "keda.sh/v1alpha1",
+            "This cluster has no ScaledObject (keda.sh/v1alpha1): install KEDA, or set "
+            "autoscaling.enabled=false.",
+        ),
+        (
             CASES["everything without KServe"],
             "keda.sh/v1alpha1",
             "This cluster has no ScaledObject (keda.sh/v1alpha1): install KEDA, or set "
             "autoscaling.enabled=false.",
+        ),
+        (
+            {"kserve": {"annotations": {"serving.kserve.io/autoscalerClass": "keda"}}},
+            "keda.sh/v1alpha1",
+            "This cluster has no ScaledObject (keda.sh/v1alpha1): install KEDA, or set another "
+            "serving.kserve.io/autoscalerClass in kserve.annotations.",
+        ),
+        (
+            {"podMonitor": {"enabled": True}},
+            "monitoring.coreos.com/v1",
+            "This cluster has no PodMonitor (monitoring.coreos.com/v1): install the Prometheus "
+            "operator, or set podMonitor.enabled=false.",
+        ),
+        (
+            {"prometheusRule": {"enabled": True}, "kserve": {"enabled": False}},
+            "monitoring.coreos.com/v1",
+            "This cluster has no PrometheusRule (monitoring.coreos.com/v1): install the Prometheus "
+            "operator, or set prometheusRule.enabled=false.",
         ),
     ],
 )

@@ -76,7 +76,7 @@ def test_the_inference_service_of_a_model_of_which_a_part_is_on_disk():
                     "fsGroupChangePolicy": "OnRootMismatch",
                 },
                 "model": {
-                    "modelFormat": {"name": "huggingface-accelerate"},
+                    "modelFormat": {"name": "huggingface"},
                     "runtime": "accelerate-predictor",
                     "protocolVersion": "v2",
                     "storageUri": "pvc://CLAIM/PATH",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from predictor.weights.checkpoint import (
 )
 from tests.checkpoints import CONFIGS
 from tests.conftest import Checkpoints
+from tests.hub import COMMIT, make_server
 from tests.reading.checkpoints import minilm_folder
 
 
@@ -136,61 +135,6 @@ def test_a_model_with_another_head_is_refused_by_name(tmp_path: Path) -> None:
         open_directory(tmp_path)
 
 
-class _Hub(BaseHTTPRequestHandler):
-    """The part of the hub's API that a download of one repository uses."""
-
-    folder: Path
-    token = "hf_secret"
-    asked: list[str]
-    sha = "0123456789abcdef0123456789abcdef01234567"
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def _answer(self, *, body: bool) -> None:
-        self.asked.append(self.path)
-        if self.headers.get("authorization") != f"Bearer {self.token}":
-            self._send(401, b'{"error": "Invalid credentials"}', {}, body)
-        elif self.path.startswith("/api/models/me/model"):
-            files = {
-                str(file.relative_to(self.folder)): file.stat().st_size
-                for file in sorted(self.folder.rglob("*"))
-                if file.is_file()
-            }
-            names = [{"rfilename": name} for name in files]
-            document = {"id": "me/model", "modelId": "me/model", "sha": self.sha, "siblings": names}
-            if "tree" in self.path:
-                document = [  # type: ignore[assignment]
-                    {"type": "file", "path": name, "size": size, "oid": "x"}
-                    for name, size in files.items()
-                ]
-            self._send(200, json.dumps(document).encode(), {}, body)
-        elif self.path.startswith("/me/model/resolve/"):
-            name = self.path.removeprefix("/me/model/resolve/").partition("/")[2]
-            file = self.folder / name
-            headers = {"ETag": f'"{name.replace("/", "-")}"', "X-Repo-Commit": self.sha}
-            self._send(200, file.read_bytes(), headers, body)
-        else:
-            headers = {"X-Error-Code": "RepoNotFound"}
-            self._send(404, b'{"error": "Repository not found"}', headers, body)
-
-    def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Content-Type", "application/json")
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-
 @pytest.fixture
 def hub(checkpoints: Checkpoints) -> Iterator[tuple[str, list[str]]]:
     with serving(checkpoints("gpt2")) as found:
@@ -199,12 +143,11 @@ def hub(checkpoints: Checkpoints) -> Iterator[tuple[str, list[str]]]:
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """A loopback server that answers like the hub; the hub itself cannot be reached here."""
-    handler = type("Hub", (_Hub,), {"folder": folder, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    """A hub on the loopback, and the paths that it was asked for."""
+    server = make_server("127.0.0.1", 0, folder, repository="me/model", token="hf_secret")
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", handler.asked  # type: ignore[attr-defined]
+    yield f"http://127.0.0.1:{server.server_port}", server.RequestHandlerClass.asked  # type: ignore[attr-defined]
     server.shutdown()
     server.server_close()
     thread.join()
@@ -250,7 +193,7 @@ def test_weights_come_from_the_hub_after_the_small_files(
     done = run_with_hub(OPEN.format(model="me/model"), endpoint, tmp_path)
     shards = len(list(checkpoints("gpt2").glob("*.safetensors")))
     assert "small []" in done.stdout, done.stderr
-    assert f"whole {shards} {_Hub.sha}" in done.stdout
+    assert f"whole {shards} {COMMIT}" in done.stdout
     weights = [
         index for index, path in enumerate(asked) if ".safetensors" in path and "index" not in path
     ]

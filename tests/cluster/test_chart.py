@@ -1,0 +1,151 @@
+"""The chart on a cluster: install, upgrade, rollback, uninstall, its test and its notes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from tests.cluster import objects
+from tests.cluster.conftest import ISVC, containers
+from tests.cluster.kubectl import Cluster, Object, run
+from tests.cluster.test_serving import placement
+
+pytestmark = pytest.mark.cluster
+
+CHART = str(objects.ROOT / "helm")
+both_modes = pytest.mark.parametrize(
+    "kserve", [True, False], ids=["InferenceService", "Deployment"]
+)
+
+
+@both_modes
+def test_the_charts_claim_outlives_upgrade_rollback_and_uninstall(
+    cluster: Cluster, kserve: bool
+) -> None:
+    release = "kept-service" if kserve else "kept-plain"
+    claim = f"{release}-offload"
+    short = objects.chart_values(cluster.image, kserve=kserve, max_model_len=128)
+    long = objects.chart_values(cluster.image, kserve=kserve, max_model_len=256)
+
+    cluster.helm("install", release, CHART, values=long)
+    await_length(cluster, release, kserve, 256)
+    uid = cluster.get("pvc", claim)["metadata"]["uid"]
+    cluster.helm("upgrade", release, CHART, values=short)
+    await_length(cluster, release, kserve, 128)
+    cluster.helm("rollback", release, "1")
+    await_length(cluster, release, kserve, 256)
+    cluster.helm("uninstall", release, "--wait")
+    cluster.until(lambda: not cluster.pods(selector(release, kserve)), "the end of its pods")
+    assert cluster.get("pvc", claim)["metadata"]["uid"] == uid
+
+    cluster.helm("install", release, CHART, values=long)
+    pod = await_length(cluster, release, kserve, 256)
+    assert containers(cluster.get("pod", pod)) == ["kserve-container"]
+    tested = cluster.helm("test", release, "--logs")
+    assert re.search(r"^V1: .*\nV2: ", tested, re.MULTILINE), tested
+    cluster.helm("test", release)  # the pod of the first is not in the way of the second
+    assert_the_notes_are_true(cluster, release)
+    assert cluster.get("pvc", claim)["metadata"]["uid"] == uid
+    cluster.helm("uninstall", release, "--wait")
+    cluster.kubectl("delete", "--wait=false", f"pvc/{claim}", f"pod/{release}-ask")
+
+
+def assert_the_notes_are_true(cluster: Cluster, release: str) -> None:
+    """All commands of the notes run, but for the port that is forwarded and what asks it."""
+    notes = cluster.helm("get", "notes", release)
+    commands = [line.strip() for line in notes.splitlines() if line.startswith("  kubectl ")]
+    shown = [
+        run([*shlex.split(command.replace("$(date)", "now")), f"--kubeconfig={cluster.kubeconfig}"])
+        for command in commands
+        if " port-forward " not in command
+    ]
+
+    assert len(shown) == len(commands) - 1
+    assert any("is ready after" in text for text in shown)
+
+
+def await_length(cluster: Cluster, release: str, kserve: bool, max_model_len: int) -> str:
+    """Returns the release's one pod, once it serves with this `max_model_len`."""
+
+    def look() -> str | None:
+        pod = cluster.ready_pod(selector(release, kserve))
+        with cluster.forward(pod, 8080) as rest:
+            found = placement(f"http://{rest}", release)
+        return pod if found["max_model_len"] == max_model_len else None
+
+    return cluster.until(look, f"a pod of {release} with max_model_len {max_model_len}")
+
+
+def selector(release: str, kserve: bool) -> str:
+    if kserve:
+        return f"{ISVC}={release}"
+    return f"app.kubernetes.io/instance={release},app.kubernetes.io/component=predictor"
+
+
+@both_modes
+def test_an_autoscaler_needs_keda(cluster: Cluster, kserve: bool) -> None:
+    if "keda.sh/v1alpha1" in cluster.apis():
+        pytest.skip("this cluster has KEDA, where nothing is missing")
+    values = objects.chart_values(cluster.image, kserve=kserve, max_model_len=128)
+    values["autoscaling"] = {"enabled": True, "maxReplicas": 1}
+
+    with pytest.raises(AssertionError, match=r"This cluster has no ScaledObject \(keda\.sh"):
+        cluster.helm("install", "scaled", CHART, values=values)
+    assert not cluster.get("isvc", "--selector=app.kubernetes.io/instance=scaled")["items"]
+
+
+def test_the_network_policy_is_for_the_predictors_pods(cluster: Cluster, demo: str) -> None:
+    """What it keeps away only a network that enforces it can show; see the next test."""
+    made = policy(cluster, {})
+    cluster.apply(made)
+    labels = cluster.get("networkpolicy", "demo")["spec"]["podSelector"]["matchLabels"]
+    chosen = cluster.pods(",".join(f"{key}={value}" for key, value in labels.items()))
+    cluster.delete(made)
+
+    assert [pod["metadata"]["name"] for pod in chosen] == [demo]
+
+
+def test_the_network_policy_keeps_others_away(cluster: Cluster, demo: str, hub: str) -> None:
+    closed = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "closed"},
+        "spec": {"podSelector": {"matchLabels": {"app": "hub"}}, "policyTypes": ["Ingress"]},
+    }
+    cluster.apply([closed])
+    reached = is_reached(cluster, demo, "hub")
+    cluster.delete([closed])
+    if reached:
+        pytest.skip("this cluster's network enforces no NetworkPolicy: a closed pod was reached")
+    made = policy(cluster, {"from": [{"podSelector": {"matchLabels": {"app": "nobody"}}}]})
+    before = is_reached(cluster, "hub", "demo-predictor", container="program")
+    cluster.apply(made)
+    cluster.until(
+        lambda: not is_reached(cluster, "hub", "demo-predictor", container="program"),
+        "the policy to keep the hub from the demo",
+        60,
+    )
+    cluster.delete(made)
+    assert before
+
+
+def policy(cluster: Cluster, rules: Object) -> list[Object]:
+    """Returns the chart's NetworkPolicy for the demo."""
+    values = objects.chart_values(cluster.image, kserve=True, max_model_len=128)
+    values |= {"fullnameOverride": "demo", "networkPolicy": {"enabled": True, **rules}}
+    known = [f"--api-versions=serving.kserve.io/{version}" for version in ("v1beta1", "v1alpha1")]
+    shown = "--show-only=templates/networkpolicy.yaml"
+    return objects.loaded(cluster.helm("template", "policed", CHART, shown, *known, values=values))
+
+
+def is_reached(
+    cluster: Cluster, pod: str, service: str, container: str = "kserve-container"
+) -> bool:
+    code = f"import socket; socket.create_connection(({service!r}, 80), 5)"
+    try:
+        cluster.python(pod, code, container=container)
+    except AssertionError:
+        return False
+    return True

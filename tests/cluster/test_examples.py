@@ -1,0 +1,258 @@
+"""Every example of manifests/ and helm/, applied: as far as it gets on this cluster.
+
+The demo is served. What asks for a GPU is given one that is not there: the node says that it has
+some, so the pod is scheduled, sees none, and has to say so in one sentence. Knative is not here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster import objects
+from tests.cluster.conftest import (
+    GPUS,
+    ISVC,
+    await_service,
+    containers,
+    replies,
+    storage_container_like_kserves,
+)
+from tests.cluster.kubectl import READY_SECONDS, Cluster, Object
+from tests.deploy.cases import STORIES
+from tests.deploy.helm import CHART, render
+
+pytestmark = pytest.mark.cluster
+
+WITH_GPUS = sorted(name for name, values in STORIES.items() if "accelerators" in values)
+CLASS = "local-nvme"
+FEIGNED = "64"
+"""So many GPUs no node has; a run that was killed may have left them."""
+
+
+@pytest.fixture(scope="module")
+def gpus(cluster: Cluster) -> Iterator[None]:
+    """Makes the nodes say that they have GPUs."""
+    nodes = [node["metadata"]["name"] for node in cluster.get("nodes")["items"]]
+    for node in nodes:
+        allocatable = cluster.get("node", node)["status"]["allocatable"]
+        if allocatable.get(GPUS[0], "0") not in ("0", FEIGNED):
+            pytest.skip(f"{node} has GPUs: what the examples do with them no test here says")
+    patch(cluster, nodes, [{"op": "add", "path": path(gpu), "value": FEIGNED} for gpu in GPUS])
+    yield
+    patch(cluster, nodes, [{"op": "remove", "path": path(gpu)} for gpu in GPUS])
+
+
+@pytest.fixture(scope="module")
+def needed(cluster: Cluster, hub: str) -> Iterator[None]:
+    """What the examples name and do not make: a claim with models, a token, a StorageClass."""
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "hub-token"},
+        "stringData": {"HF_TOKEN": "hf_secret"},
+    }
+    cluster.apply([objects.claim("models", "1Gi"), secret])
+    code = "for name in qwen2.5-7b-instruct bloom-7b1; do cp -r /opt/demo-model /models/$name; done"
+    base = objects.base(cluster.image)
+    pod = objects.program("fill", cluster.image, "load.py", like=base, claim="models")
+    pod["spec"]["containers"][0]["command"] = ["sh", "-c", code]
+    cluster.apply([pod])
+    done = ("--for=jsonpath={.status.phase}=Succeeded", f"--timeout={READY_SECONDS}s")
+    cluster.kubectl("wait", "pod/fill", *done, seconds=READY_SECONDS)
+    made = local_class(cluster)
+    yield
+    if made:
+        cluster.kubectl("delete", "storageclass", CLASS)
+
+
+def local_class(cluster: Cluster) -> bool:
+    """Makes the class of ``scratch-per-replica`` after the default one, unless there is one."""
+    classes = cluster.get("storageclasses")["items"]
+    if any(found["metadata"]["name"] == CLASS for found in classes):
+        return False
+    default = "storageclass.kubernetes.io/is-default-class"
+    (like,) = (c for c in classes if c["metadata"].get("annotations", {}).get(default) == "true")
+    like["metadata"] = {"name": CLASS}
+    cluster.apply([like])
+    return True
+
+
+def path(gpu: str) -> str:
+    return f"/status/capacity/{gpu.replace('/', '~1')}"
+
+
+def patch(cluster: Cluster, nodes: list[str], operations: list[Object]) -> None:
+    for node in nodes:
+        how = ("--subresource=status", "--type=json", f"--patch={json.dumps(operations)}")
+        cluster.kubectl("patch", "node", node, *how)
+
+
+def failure(cluster: Cluster, service: str) -> Object | None:
+    """Makes KServe look, as the README tells to; returns what it says then, if anything."""
+    now = f"looked-at={time.time()}"
+    cluster.kubectl("annotate", "--overwrite", f"deployment/{service}-predictor", now)
+    status = cluster.get("isvc", service)["status"]
+    found: Object | None = status["modelStatus"].get("lastFailureInfo")
+    return found
+
+
+def assert_it_says_that_there_is_no_gpu(cluster: Cluster, service: str, *first: str) -> None:
+    """In the InferenceService's status and its pod's, with the exit code of what cannot be."""
+    found = cluster.until(lambda: failure(cluster, service), f"the failure of {service}")
+    sentence, selector = found["message"].strip(), f"{ISVC}={service}"
+
+    assert (found["reason"], found["exitCode"]) == ("ModelLoadFailed", 78)
+    assert re.fullmatch(r"the Pod asks for .* and torch sees no device of that kind; .*", sentence)
+    assert sentence in cluster.until(lambda: cluster.why_it_ended(selector), "why it ended")
+    pods = cluster.pods(selector)
+    assert pods
+    assert [containers(pod) for pod in pods] == [[*first, "kserve-container"]] * len(pods)
+
+
+@pytest.fixture(scope="module")
+def manifests(
+    cluster: Cluster, gpus: None, needed: None, storage_container: str, hub: str
+) -> dict[str, list[Object]]:
+    """Applies all examples with a GPU at one time; gives the objects of each."""
+    of_hub = {"HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
+    made = {name: objects.example(name, cluster.image, **of_hub) for name in WITH_GPUS}
+    for one in made.values():
+        if is_downloaded(one):
+            objects.service(one)["spec"]["predictor"]["storageContainerName"] = storage_container
+        cluster.apply(one)
+    return made
+
+
+@pytest.mark.parametrize("story", WITH_GPUS)
+def test_an_example_with_a_gpu_says_that_it_sees_none(
+    cluster: Cluster, manifests: dict[str, list[Object]], story: str
+) -> None:
+    first = ["storage-initializer"] if is_downloaded(manifests[story]) else []
+    assert_it_says_that_there_is_no_gpu(cluster, story, *first)
+    cluster.delete(manifests[story])
+
+
+@pytest.fixture(scope="module")
+def releases(cluster: Cluster, gpus: None, needed: None, hub: str) -> None:
+    """Installs all stories with a GPU at one time.
+
+    Where KServe would download, the predictor does: the chart names no storage container.
+    """
+    for story in WITH_GPUS:
+        values = json.loads(json.dumps(STORIES[story]))
+        uri = values["model"].get("uri", "")
+        if uri.startswith("hf://"):
+            values["model"] = {"id": uri.removeprefix("hf://")}
+        values |= objects.chart_image(cluster.image)
+        values["resources"]["requests"] = objects.SMALL
+        values["resources"]["limits"]["cpu"] = 4  # else it is the request
+        values["extraEnv"] = [
+            {"name": "HF_ENDPOINT", "value": hub},
+            {"name": "HF_HUB_DISABLE_XET", "value": "1"},
+        ]
+        cluster.helm("install", f"chart-{story}", str(CHART), values=values)
+
+
+@pytest.mark.parametrize("story", WITH_GPUS)
+def test_the_charts_example_with_a_gpu_says_that_it_sees_none(
+    cluster: Cluster, releases: None, story: str
+) -> None:
+    assert_it_says_that_there_is_no_gpu(cluster, f"chart-{story}")
+    cluster.helm("uninstall", f"chart-{story}")
+
+
+def is_downloaded(made: list[Object]) -> bool:
+    """Whether KServe downloads the model."""
+    model: Object = objects.service(made)["spec"]["predictor"].get("model", {})
+    return str(model.get("storageUri")).startswith("hf://")
+
+
+def test_every_example_is_in_one_of_these_tests() -> None:
+    assert set(STORIES) == {*WITH_GPUS, "demo", "knative"}
+
+
+def test_what_kserve_downloads_is_served(
+    cluster: Cluster, storage_container: str, demo_replies: list[str]
+) -> None:
+    """The demo, by `hf://`: the storage-initializer fetches it from a hub on the cluster."""
+    made = downloaded("downloaded", storage_container)
+    cluster.apply(made)
+    pod = await_service(cluster, "downloaded")
+
+    assert containers(cluster.get("pod", pod)) == ["storage-initializer", "kserve-container"]
+    assert replies(cluster, pod, "downloaded") == demo_replies
+    cluster.delete(made)
+
+
+def test_without_the_patch_a_restricted_namespace_refuses_what_kserve_downloads(
+    cluster: Cluster, hub: str
+) -> None:
+    name = f"{cluster.namespace}-bare"
+    cluster.apply([storage_container_like_kserves(cluster, name, hub)])
+    made = downloaded("refused", name)
+    cluster.apply(made)
+
+    def refusals() -> list[str]:
+        events = cluster.get("events", "--field-selector=reason=FailedCreate")["items"]
+        pods = f"{name_of(made)}-predictor-"
+        return [e["message"] for e in events if e["involvedObject"]["name"].startswith(pods)]
+
+    try:
+        refusal = cluster.until(refusals, "a pod to be refused", 120)[0]
+        assert 'violates PodSecurity "restricted' in refusal
+        assert 'container "storage-initializer" must set' in refusal
+    finally:
+        cluster.delete(made)
+        cluster.kubectl("delete", "clusterstoragecontainer", name)
+
+
+def name_of(made: list[Object]) -> str:
+    name: str = objects.service(made)["metadata"]["name"]
+    return name
+
+
+def downloaded(name: str, storage_container: str) -> list[Object]:
+    """Returns the demo under another name, from a hub's repository instead of the image."""
+    made = objects.demo(name)
+    predictor = objects.service(made)["spec"]["predictor"]
+    del predictor["model"]["args"]
+    predictor["model"]["storageUri"] = "hf://demo/model"
+    predictor["storageContainerName"] = storage_container
+    return made
+
+
+def test_a_model_on_a_claim_is_served(
+    cluster: Cluster, needed: None, demo_replies: list[str]
+) -> None:
+    """The demo, by `pvc://`: KServe mounts the claim, and no container starts before the server."""
+    made = objects.demo("claimed")
+    predictor = objects.service(made)["spec"]["predictor"]
+    del predictor["model"]["args"]
+    predictor["model"]["storageUri"] = "pvc://models/bloom-7b1"
+    cluster.apply(made)
+    pod = await_service(cluster, "claimed")
+
+    assert containers(cluster.get("pod", pod)) == ["kserve-container"]
+    assert replies(cluster, pod, "claimed") == demo_replies
+    cluster.delete(made)
+
+
+def test_the_knative_example_is_one_that_the_api_server_takes(cluster: Cluster) -> None:
+    made = objects.example("knative", cluster.image)
+
+    assert "created (server dry run)" in cluster.apply(made, "--dry-run=server")
+
+
+def test_the_charts_knative_example_needs_knative(cluster: Cluster) -> None:
+    if "serving.knative.dev/v1" in cluster.apis():
+        pytest.skip("this cluster has Knative, where nothing is missing")
+    with pytest.raises(AssertionError, match=r"This cluster has no Service \(serving.knative.dev"):
+        cluster.helm("install", "knative", str(CHART), values=STORIES["knative"])
+    made = [o for o in render(STORIES["knative"], release="knative") if o["kind"] != "Pod"]
+
+    assert "created (server dry run)" in cluster.apply(made, "--dry-run=server")

@@ -1,0 +1,97 @@
+"""A server that answers like the Hugging Face hub, which tests cannot reach, for one folder.
+
+With the standard library alone, so that it also is a program for a pod: `hub.py FOLDER PORT`. There
+every repository has these files, and none wants a token but those of which the hub itself says so.
+"""
+
+import json
+import re
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+GATED = "meta-llama/"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of the hub's API that a download of a repository uses.
+
+    Attributes:
+        folder: The files of every repository.
+        repository: The one that there is; None has all.
+        token: What repositories want; None wants it of no one but for gated ones, and takes any.
+        asked: The paths of all requests so far.
+    """
+
+    folder: Path
+    repository: str | None = None
+    token: str | None = None
+    asked: list[str]
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self, *, body: bool) -> None:
+        self.asked.append(self.path)
+        listed = re.match(r"/api/models/([^/]+/[^/?]+)", self.path)
+        file = re.match(r"/([^/]+/[^/]+)/resolve/[^/]+/([^?]+)", self.path)
+        match = listed or file
+        if match and not self._may_read(match[1]):
+            self._send(401, b'{"error": "Invalid credentials"}', {}, body)
+        elif match and self.repository not in (None, match[1]):
+            headers = {"X-Error-Code": "RepoNotFound"}
+            self._send(404, b'{"error": "Repository not found"}', headers, body)
+        elif listed:
+            self._send(200, json.dumps(self._listing(listed[1])).encode(), {}, body)
+        elif file and (self.folder / file[2]).is_file():
+            headers = {"ETag": f'"{file[2].replace("/", "-")}"', "X-Repo-Commit": COMMIT}
+            self._send(200, (self.folder / file[2]).read_bytes(), headers, body)
+        else:
+            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
+
+    def _may_read(self, repository: str) -> bool:
+        given = self.headers.get("authorization")
+        if self.token is not None:
+            return given == f"Bearer {self.token}"
+        return bool(given) or not repository.startswith(GATED)
+
+    def _listing(self, repository: str) -> object:
+        files = {
+            str(file.relative_to(self.folder)): file.stat().st_size
+            for file in sorted(self.folder.rglob("*"))
+            if file.is_file()
+        }
+        if "/tree/" in self.path:
+            return [
+                {"type": "file", "path": name, "size": size, "oid": "x"}
+                for name, size in files.items()
+            ]
+        names = [{"rfilename": name} for name in files]
+        return {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": names}
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Type", "application/json")
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+
+def make_server(address: str, port: int, folder: Path, **attributes: object) -> ThreadingHTTPServer:
+    """Returns a hub that listens, with its class's attributes set."""
+    handler = type("OneHub", (Hub,), {"folder": folder, "asked": [], **attributes})
+    return ThreadingHTTPServer((address, port), handler)
+
+
+if __name__ == "__main__":
+    make_server("", int(sys.argv[2]), Path(sys.argv[1])).serve_forever()
