@@ -48,9 +48,9 @@ startupProbe:
   httpGet:
     path: /v2/health/ready
     port: 8080
-  periodSeconds: 10
+  periodSeconds: 5
   timeoutSeconds: 5
-  failureThreshold: {{ divf .Values.startup.timeoutSeconds 10 | ceil | int64 }}
+  failureThreshold: {{ divf .Values.startup.timeoutSeconds 5 | ceil | int64 }}
 readinessProbe:
   httpGet:
     path: /v2/health/ready

@@ -59,8 +59,8 @@ def cluster() -> Iterator[Cluster]:
     image = os.environ.get("CLUSTER_TEST_IMAGE", IMAGE)
     found = Cluster(kubeconfig, f"predictor-{uuid.uuid4().hex[:8]}", image)
     found.kubectl("create", "namespace", found.namespace)
-    label = "pod-security.kubernetes.io/enforce=restricted"
-    found.kubectl("label", "namespace", found.namespace, label)
+    labels = [f"pod-security.kubernetes.io/{mode}=restricted" for mode in ("enforce", "warn")]
+    found.kubectl("label", "namespace", found.namespace, *labels)
     found.apply(objects.base(image))
     found.apply(objects.demo("unfit", max_memory='{"cpu":"1MiB"}'))
     yield found

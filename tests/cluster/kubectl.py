@@ -59,9 +59,14 @@ class Cluster:
         return run(command, None if values is None else json.dumps(values), READY_SECONDS)
 
     def apply(self, objects: Sequence[Object], *flags: str) -> str:
-        """Makes objects, or makes them so; returns what became of each."""
+        """Makes objects, or makes them so; returns what became of each.
+
+        Raises:
+            AssertionError: The API server refuses one, or warns of one.
+        """
         listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
-        return self.kubectl("apply", "--filename=-", *flags, given=json.dumps(listed))
+        how = ("--warnings-as-errors", *flags)
+        return self.kubectl("apply", "--filename=-", *how, given=json.dumps(listed))
 
     def delete(self, objects: Sequence[Object]) -> None:
         """Lets objects go, without waiting until they are gone."""

@@ -11,6 +11,8 @@ from tests.cluster import objects
 from tests.cluster.conftest import ISVC, containers
 from tests.cluster.kubectl import Cluster, Object, run
 from tests.cluster.test_serving import placement
+from tests.deploy.cases import CASES
+from tests.deploy.helm import render
 
 pytestmark = pytest.mark.cluster
 
@@ -82,6 +84,15 @@ def selector(release: str, kserve: bool) -> str:
     if kserve:
         return f"{ISVC}={release}"
     return f"app.kubernetes.io/instance={release},app.kubernetes.io/component=predictor"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_the_chart_makes_is_what_the_api_server_takes(cluster: Cluster, case: str) -> None:
+    """KServe's webhooks among it; what this cluster has no definition of is left out."""
+    apis = cluster.apis()
+    made = [found for found in render(CASES[case]) if found["apiVersion"] in apis]
+
+    assert len(cluster.apply(made, "--dry-run=server").splitlines()) == len(made)
 
 
 @both_modes

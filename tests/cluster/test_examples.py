@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections.abc import Iterator
 
@@ -22,7 +23,7 @@ from tests.cluster.conftest import (
     replies,
     storage_container_like_kserves,
 )
-from tests.cluster.kubectl import READY_SECONDS, Cluster, Object
+from tests.cluster.kubectl import READY_SECONDS, Cluster, Object, run
 from tests.deploy.cases import STORIES
 from tests.deploy.helm import CHART, render
 
@@ -107,7 +108,7 @@ def assert_it_says_that_there_is_no_gpu(cluster: Cluster, service: str, *first: 
     sentence, selector = found["message"].strip(), f"{ISVC}={service}"
 
     assert (found["reason"], found["exitCode"]) == ("ModelLoadFailed", 78)
-    assert re.fullmatch(r"the Pod asks for .* and torch sees no device of that kind; .*", sentence)
+    assert re.fullmatch(r"the Pod asks for .* and torch sees no devices of that kind; .*", sentence)
     assert sentence in cluster.until(lambda: cluster.why_it_ended(selector), "why it ended")
     pods = cluster.pods(selector)
     assert pods
@@ -133,8 +134,10 @@ def test_an_example_with_a_gpu_says_that_it_sees_none(
     cluster: Cluster, manifests: dict[str, list[Object]], story: str
 ) -> None:
     first = ["storage-initializer"] if is_downloaded(manifests[story]) else []
-    assert_it_says_that_there_is_no_gpu(cluster, story, *first)
-    cluster.delete(manifests[story])
+    try:
+        assert_it_says_that_there_is_no_gpu(cluster, story, *first)
+    finally:
+        cluster.delete(manifests[story])
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +165,10 @@ def releases(cluster: Cluster, gpus: None, needed: None, hub: str) -> None:
 def test_the_charts_example_with_a_gpu_says_that_it_sees_none(
     cluster: Cluster, releases: None, story: str
 ) -> None:
-    assert_it_says_that_there_is_no_gpu(cluster, f"chart-{story}")
-    cluster.helm("uninstall", f"chart-{story}")
+    try:
+        assert_it_says_that_there_is_no_gpu(cluster, f"chart-{story}")
+    finally:
+        cluster.helm("uninstall", f"chart-{story}")
 
 
 def is_downloaded(made: list[Object]) -> bool:
@@ -244,6 +249,23 @@ def test_a_model_on_a_claim_is_served(
 
 def test_the_knative_example_is_one_that_the_api_server_takes(cluster: Cluster) -> None:
     made = objects.example("knative", cluster.image)
+
+    assert "created (server dry run)" in cluster.apply(made, "--dry-run=server")
+
+
+def test_the_runtime_of_the_cluster_and_the_job_are_what_the_api_server_takes(
+    cluster: Cluster,
+) -> None:
+    files = ("cluster/cluster-serving-runtime.yaml", "jobs/import-torchserve.yaml")
+    for file in files:
+        made = objects.loaded((objects.MANIFESTS / file).read_text())
+        assert "created (server dry run)" in cluster.apply(made, "--dry-run=server")
+
+
+def test_what_a_plan_writes_is_what_the_api_server_takes(cluster: Cluster) -> None:
+    stated = ("--gpus=2x80GiB", "--memory=128GiB", "--disk=400GiB", "--output=inferenceservice")
+    plan = ("plan", str(objects.ROOT / "examples" / "bloom-176b.json"), *stated)
+    made = objects.loaded(run([sys.executable, "-m", "predictor", *plan]))
 
     assert "created (server dry run)" in cluster.apply(made, "--dry-run=server")
 
