@@ -58,13 +58,16 @@ def cluster() -> Iterator[Cluster]:
             skip_or_fail(f"{program} is not installed", "REQUIRE_CLUSTER")
     image = os.environ.get("CLUSTER_TEST_IMAGE", IMAGE)
     found = Cluster(kubeconfig, f"predictor-{uuid.uuid4().hex[:8]}", image)
-    found.kubectl("create", "namespace", found.namespace)
-    labels = [f"pod-security.kubernetes.io/{mode}=restricted" for mode in ("enforce", "warn")]
-    found.kubectl("label", "namespace", found.namespace, *labels)
-    found.apply(objects.base(image))
-    found.apply(objects.demo("unfit", max_memory='{"cpu":"1MiB"}'))
-    yield found
-    found.kubectl("delete", "namespace", found.namespace, "--wait=false")
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+    namespace = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": found.namespace, "labels": labels},
+    }
+    with found.applied([namespace]):
+        found.apply(objects.base(image))
+        found.apply(objects.demo("unfit", max_memory='{"cpu":"1MiB"}'))
+        yield found
 
 
 @pytest.fixture(scope="session")
@@ -115,9 +118,8 @@ def storage_container(cluster: Cluster, hub: str) -> Iterator[str]:
     """
     own = storage_container_like_kserves(cluster, cluster.namespace, hub)
     own["spec"]["container"]["securityContext"] = readme_patch()
-    cluster.apply([own])
-    yield cluster.namespace
-    cluster.kubectl("delete", "clusterstoragecontainer", cluster.namespace)
+    with cluster.applied([own]):
+        yield cluster.namespace
 
 
 def storage_container_like_kserves(cluster: Cluster, name: str, hub: str) -> Object:

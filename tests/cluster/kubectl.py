@@ -18,7 +18,10 @@ Found = TypeVar("Found")
 
 CONTAINER = "kserve-container"
 READY_SECONDS = 600
-WHY_IT_ENDED = "{.items[*].status.containerStatuses[*].lastState.terminated.message}"
+WHY_IT_ENDED = (
+    "{.items[*].status['initContainerStatuses','containerStatuses'][*]"
+    ".lastState.terminated.message}"
+)
 """What the README and the chart's notes tell to ask pods for."""
 
 
@@ -68,6 +71,15 @@ class Cluster:
         how = ("--warnings-as-errors", *flags)
         return self.kubectl("apply", "--filename=-", *how, given=json.dumps(listed))
 
+    @contextmanager
+    def applied(self, objects: Sequence[Object]) -> Iterator[None]:
+        """Makes objects, and lets them go at the end, whatever becomes of them."""
+        try:
+            self.apply(objects)
+            yield
+        finally:
+            self.delete(objects)
+
     def delete(self, objects: Sequence[Object]) -> None:
         """Lets objects go, without waiting until they are gone."""
         listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
@@ -92,6 +104,12 @@ class Cluster:
         """Returns the sentence that a container ended with, or nothing."""
         where = (f"--selector={selector}", f"--output=jsonpath={WHY_IT_ENDED}")
         return self.kubectl("get", "pods", *where)
+
+    def look(self, service: str) -> bool:
+        """Makes KServe look at the pods of an InferenceService, as the README tells to."""
+        now = f"looked-at={time.time()}"
+        self.kubectl("annotate", "--overwrite", f"deployment/{service}-predictor", now)
+        return True
 
     def log(self, pod: str, *more: str) -> str:
         """Returns all that the predictor in a pod wrote so far."""

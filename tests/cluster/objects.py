@@ -50,6 +50,7 @@ def demo(name: str, **settings: str) -> list[Object]:
     for found in objects:
         found["metadata"]["name"] = found["metadata"]["name"].replace("demo", name)
     predictor = service(objects)["spec"]["predictor"]
+    predictor["model"]["resources"]["requests"] = dict(SMALL)
     for volume in predictor["volumes"]:
         claim = volume["persistentVolumeClaim"]
         claim["claimName"] = claim["claimName"].replace("demo", name)
@@ -177,18 +178,11 @@ def volume(name: str, size: str, folder: Path, namespace: str, of_claim: str) ->
 
 
 def chart_values(image: str, *, kserve: bool, max_model_len: int) -> Object:
-    """Returns values for the demo, offloaded, on a claim that outlives its release."""
-    return {
-        **chart_image(image),
-        "kserve": {"enabled": kserve},
-        "offload": {"persistence": {"size": "1Gi"}},
-        "settings": {
-            "max_memory": {"cpu": "8MiB"},
-            "max_model_len": max_model_len,
-            "prefill_chunk": 64,
-            "offload_store": "always",
-        },
-    }
+    """Returns the demo's values for a small node, with a store on its claim."""
+    values: Object = yaml.safe_load((ROOT / "helm" / "examples" / "demo.yaml").read_text())
+    values["settings"] |= {"max_model_len": max_model_len, "offload_store": "always"}
+    resources = {"requests": SMALL, "limits": {"cpu": 1}}
+    return {**values, **chart_image(image), "kserve": {"enabled": kserve}, "resources": resources}
 
 
 def chart_image(image: str) -> Object:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster import objects
 from tests.cluster.conftest import ISVC, containers
-from tests.cluster.kubectl import Cluster, Object, run
+from tests.cluster.kubectl import CONTAINER, Cluster, Object, run
 from tests.cluster.test_serving import placement
 from tests.deploy.cases import CASES
 from tests.deploy.helm import render
@@ -24,10 +24,11 @@ both_modes = pytest.mark.parametrize(
 
 @both_modes
 def test_the_charts_claim_outlives_upgrade_rollback_and_uninstall(
-    cluster: Cluster, kserve: bool
+    cluster: Cluster, kserve: bool, request: pytest.FixtureRequest
 ) -> None:
     release = "kept-service" if kserve else "kept-plain"
     claim = f"{release}-offload"
+    request.addfinalizer(lambda: forget(cluster, release, claim))
     short = objects.chart_values(cluster.image, kserve=kserve, max_model_len=128)
     long = objects.chart_values(cluster.image, kserve=kserve, max_model_len=256)
 
@@ -50,8 +51,13 @@ def test_the_charts_claim_outlives_upgrade_rollback_and_uninstall(
     cluster.helm("test", release)  # the pod of the first is not in the way of the second
     assert_the_notes_are_true(cluster, release)
     assert cluster.get("pvc", claim)["metadata"]["uid"] == uid
-    cluster.helm("uninstall", release, "--wait")
-    cluster.kubectl("delete", "--wait=false", f"pvc/{claim}", f"pod/{release}-ask")
+
+
+def forget(cluster: Cluster, release: str, claim: str) -> None:
+    """Takes away a release and what it leaves: its claim, and the pod of its test."""
+    cluster.helm("uninstall", release, "--wait", "--ignore-not-found")
+    left = ("--wait=false", "--ignore-not-found", f"pvc/{claim}", f"pod/{release}-ask")
+    cluster.kubectl("delete", *left)
 
 
 def assert_the_notes_are_true(cluster: Cluster, release: str) -> None:
@@ -109,11 +115,9 @@ def test_an_autoscaler_needs_keda(cluster: Cluster, kserve: bool) -> None:
 
 def test_the_network_policy_is_for_the_predictors_pods(cluster: Cluster, demo: str) -> None:
     """What it keeps away only a network that enforces it can show; see the next test."""
-    made = policy(cluster, {})
-    cluster.apply(made)
-    labels = cluster.get("networkpolicy", "demo")["spec"]["podSelector"]["matchLabels"]
-    chosen = cluster.pods(",".join(f"{key}={value}" for key, value in labels.items()))
-    cluster.delete(made)
+    with cluster.applied(policy(cluster, {})):
+        labels = cluster.get("networkpolicy", "demo")["spec"]["podSelector"]["matchLabels"]
+        chosen = cluster.pods(",".join(f"{key}={value}" for key, value in labels.items()))
 
     assert [pod["metadata"]["name"] for pod in chosen] == [demo]
 
@@ -125,21 +129,13 @@ def test_the_network_policy_keeps_others_away(cluster: Cluster, demo: str, hub: 
         "metadata": {"name": "closed"},
         "spec": {"podSelector": {"matchLabels": {"app": "hub"}}, "policyTypes": ["Ingress"]},
     }
-    cluster.apply([closed])
-    reached = is_reached(cluster, demo, "hub")
-    cluster.delete([closed])
-    if reached:
-        pytest.skip("this cluster's network enforces no NetworkPolicy: a closed pod was reached")
-    made = policy(cluster, {"from": [{"podSelector": {"matchLabels": {"app": "nobody"}}}]})
-    before = is_reached(cluster, "hub", "demo-predictor", container="program")
-    cluster.apply(made)
-    cluster.until(
-        lambda: not is_reached(cluster, "hub", "demo-predictor", container="program"),
-        "the policy to keep the hub from the demo",
-        60,
-    )
-    cluster.delete(made)
-    assert before
+    with cluster.applied([closed]):
+        if not is_kept_away(cluster, demo, CONTAINER, "hub"):
+            pytest.skip("this cluster's network enforces no NetworkPolicy: a closed pod is reached")
+    assert is_reached(cluster, "hub", "program", "demo-predictor")
+    nobody = {"podSelector": {"matchLabels": {"app": "nobody"}}}
+    with cluster.applied(policy(cluster, {"from": [nobody]})):
+        assert is_kept_away(cluster, "hub", "program", "demo-predictor")
 
 
 def policy(cluster: Cluster, rules: Object) -> list[Object]:
@@ -151,12 +147,24 @@ def policy(cluster: Cluster, rules: Object) -> list[Object]:
     return objects.loaded(cluster.helm("template", "policed", CHART, shown, *known, values=values))
 
 
-def is_reached(
-    cluster: Cluster, pod: str, service: str, container: str = "kserve-container"
-) -> bool:
-    code = f"import socket; socket.create_connection(({service!r}, 80), 5)"
+def is_kept_away(cluster: Cluster, pod: str, container: str, service: str) -> bool:
+    """Whether a Service cannot be reached from a pod, or no more after a while."""
     try:
-        cluster.python(pod, code, container=container)
+        cluster.until(lambda: not is_reached(cluster, pod, container, service), "a closed port", 15)
     except AssertionError:
         return False
     return True
+
+
+def is_reached(cluster: Cluster, pod: str, container: str, service: str) -> bool:
+    return cluster.python(pod, CONNECT.format(service), container=container) == "reached\n"
+
+
+CONNECT = """
+import socket
+try:
+    socket.create_connection(({!r}, 80), 3)
+    print("reached")
+except OSError:
+    print("not reached")
+"""

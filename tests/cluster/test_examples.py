@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -94,17 +93,17 @@ def patch(cluster: Cluster, nodes: list[str], operations: list[Object]) -> None:
 
 
 def failure(cluster: Cluster, service: str) -> Object | None:
-    """Makes KServe look, as the README tells to; returns what it says then, if anything."""
-    now = f"looked-at={time.time()}"
-    cluster.kubectl("annotate", "--overwrite", f"deployment/{service}-predictor", now)
+    """Makes KServe look; returns what it says then of the predictor, if anything."""
+    cluster.look(service)
     status = cluster.get("isvc", service)["status"]
-    found: Object | None = status["modelStatus"].get("lastFailureInfo")
-    return found
+    found: Object = status["modelStatus"]["lastFailureInfo"]
+    return found if found["reason"] == "ModelLoadFailed" else None  # not: no runtime yet
 
 
 def assert_it_says_that_there_is_no_gpu(cluster: Cluster, service: str, *first: str) -> None:
     """In the InferenceService's status and its pod's, with the exit code of what cannot be."""
-    found = cluster.until(lambda: failure(cluster, service), f"the failure of {service}")
+    # Long before KServe looks by itself.
+    found = cluster.until(lambda: failure(cluster, service), f"the failure of {service}", 300)
     sentence, selector = found["message"].strip(), f"{ISVC}={service}"
 
     assert (found["reason"], found["exitCode"]) == ("ModelLoadFailed", 78)
@@ -185,48 +184,46 @@ def test_what_kserve_downloads_is_served(
     cluster: Cluster, storage_container: str, demo_replies: list[str]
 ) -> None:
     """The demo, by `hf://`: the storage-initializer fetches it from a hub on the cluster."""
-    made = downloaded("downloaded", storage_container)
-    cluster.apply(made)
-    pod = await_service(cluster, "downloaded")
+    with cluster.applied(downloaded("downloaded", storage_container)):
+        pod = await_service(cluster, "downloaded")
 
-    assert containers(cluster.get("pod", pod)) == ["storage-initializer", "kserve-container"]
-    assert replies(cluster, pod, "downloaded") == demo_replies
-    cluster.delete(made)
+        assert containers(cluster.get("pod", pod)) == ["storage-initializer", "kserve-container"]
+        assert replies(cluster, pod, "downloaded") == demo_replies
+
+
+def test_a_download_that_fails_says_why(cluster: Cluster, storage_container: str) -> None:
+    """A gated model without a token: the storage-initializer ends, and not the predictor."""
+    with cluster.applied(downloaded("gated", storage_container, "hf://meta-llama/model")):
+        selector = f"{ISVC}=gated"
+        sentence = cluster.until(lambda: cluster.why_it_ended(selector), "why it ended", 120)
+
+        assert "401" in sentence
 
 
 def test_without_the_patch_a_restricted_namespace_refuses_what_kserve_downloads(
     cluster: Cluster, hub: str
 ) -> None:
-    name = f"{cluster.namespace}-bare"
-    cluster.apply([storage_container_like_kserves(cluster, name, hub)])
-    made = downloaded("refused", name)
-    cluster.apply(made)
+    bare = storage_container_like_kserves(cluster, f"{cluster.namespace}-bare", hub)
+    made = downloaded("refused", bare["metadata"]["name"])
 
     def refusals() -> list[str]:
         events = cluster.get("events", "--field-selector=reason=FailedCreate")["items"]
-        pods = f"{name_of(made)}-predictor-"
-        return [e["message"] for e in events if e["involvedObject"]["name"].startswith(pods)]
+        about = [e for e in events if e["involvedObject"]["name"].startswith("refused-predictor-")]
+        return [event["message"] for event in about]
 
-    try:
+    with cluster.applied([bare]), cluster.applied(made):
         refusal = cluster.until(refusals, "a pod to be refused", 120)[0]
-        assert 'violates PodSecurity "restricted' in refusal
-        assert 'container "storage-initializer" must set' in refusal
-    finally:
-        cluster.delete(made)
-        cluster.kubectl("delete", "clusterstoragecontainer", name)
+
+    assert 'violates PodSecurity "restricted' in refusal
+    assert 'container "storage-initializer" must set' in refusal
 
 
-def name_of(made: list[Object]) -> str:
-    name: str = objects.service(made)["metadata"]["name"]
-    return name
-
-
-def downloaded(name: str, storage_container: str) -> list[Object]:
+def downloaded(name: str, storage_container: str, uri: str = "hf://demo/model") -> list[Object]:
     """Returns the demo under another name, from a hub's repository instead of the image."""
     made = objects.demo(name)
     predictor = objects.service(made)["spec"]["predictor"]
     del predictor["model"]["args"]
-    predictor["model"]["storageUri"] = "hf://demo/model"
+    predictor["model"]["storageUri"] = uri
     predictor["storageContainerName"] = storage_container
     return made
 
@@ -239,12 +236,11 @@ def test_a_model_on_a_claim_is_served(
     predictor = objects.service(made)["spec"]["predictor"]
     del predictor["model"]["args"]
     predictor["model"]["storageUri"] = "pvc://models/bloom-7b1"
-    cluster.apply(made)
-    pod = await_service(cluster, "claimed")
+    with cluster.applied(made):
+        pod = await_service(cluster, "claimed")
 
-    assert containers(cluster.get("pod", pod)) == ["kserve-container"]
-    assert replies(cluster, pod, "claimed") == demo_replies
-    cluster.delete(made)
+        assert containers(cluster.get("pod", pod)) == ["kserve-container"]
+        assert replies(cluster, pod, "claimed") == demo_replies
 
 
 def test_the_knative_example_is_one_that_the_api_server_takes(cluster: Cluster) -> None:

@@ -59,8 +59,7 @@ def test_nothing_warns_of_the_demo(cluster: Cluster, demo: str) -> None:
     about_demo = [
         event["message"]
         for event in warnings
-        if event["involvedObject"]["name"].startswith("demo")
-        and event["involvedObject"]["kind"] != "InferenceService"
+        if event["involvedObject"]["name"] == demo
         and not event["message"].startswith("Startup probe failed: ")
     ]
 

@@ -76,6 +76,17 @@ def test_an_example_says_what_kserves_defaults_get_wrong_for_big_models(file: Pa
         assert predictor["terminationGracePeriodSeconds"] == 40
 
 
+@every_example
+def test_kserve_takes_no_example_for_one_of_a_multi_model_server(file: Path) -> None:
+    """It exempts custom containers and this one format, whether there is a storageUri or not."""
+    (service,) = (found for found in read(file) if found["kind"] == "InferenceService")
+    (runtime,) = read(MANIFESTS / "serving-runtime.yaml")
+    model = service["spec"]["predictor"].get("model")
+    formats = {one["name"]: one["autoSelect"] for one in runtime["spec"]["supportedModelFormats"]}
+    assert model is None or model["modelFormat"]["name"] == "huggingface"
+    assert formats == {"huggingface": False, "huggingface-accelerate": True}
+
+
 def test_the_job_imports_to_where_the_example_serves_from() -> None:
     (job,) = read(MANIFESTS / "jobs" / "import-torchserve.yaml")
     (pod,) = pods.pods([job])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
+from tests.cluster.kubectl import WHY_IT_ENDED
 from tests.deploy.cases import STORIES
 from tests.deploy.helm import APIS, CHART, ROOT, helm, loaded
 
@@ -17,6 +18,12 @@ def test_every_path_is_there() -> None:
     paths = set(re.findall(r"(?<![\w/.-])(?:manifests|helm)/[\w./-]*", text))
     assert "manifests/examples/demo.yaml" in paths
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_how_to_read_why_a_pod_ended_is_what_the_cluster_tests_ask() -> None:
+    asked = f'-o jsonpath="{WHY_IT_ENDED}"'
+    assert asked in SECTION
+    assert asked in (CHART / "templates" / "NOTES.txt").read_text()
 
 
 def test_every_story_is_told() -> None:

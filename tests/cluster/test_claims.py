@@ -1,19 +1,15 @@
-"""What fails around a predictor: the kubelet, the API server, a claim that is full."""
+"""A claim that is full."""
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.cluster import objects
-from tests.cluster.conftest import DEMO, GREEDY, ISVC, Reached, await_service, replies
+from tests.cluster.conftest import GREEDY, ISVC, await_service, replies
 from tests.cluster.kubectl import Cluster, Object
 from tests.cluster.node import Node, small_volume
 from tests.server.process import serve
@@ -22,73 +18,8 @@ from tests.server.test_clients import over_v1
 pytestmark = pytest.mark.cluster
 
 DEMO_MODEL = objects.ROOT / "examples" / "demo-model"
-AWAY_SECONDS = 60.0
 SMALL_BYTES = "1m"
-"""Less than the demo's store; a claim is asked for in larger steps than that."""
-
-
-def at(cluster: Cluster, pod: str) -> Reached:
-    """Where the demo answers on the node itself, without the API server."""
-    return Reached(f"http://{cluster.get('pod', pod)['status']['podIP']}:8080", "", "demo")
-
-
-def restarts(cluster: Cluster, pod: str) -> int:
-    (status,) = cluster.get("pod", pod)["status"]["containerStatuses"]
-    count: int = status["restartCount"]
-    return count
-
-
-def test_a_kubelet_that_is_restarted_is_not_noticed(
-    cluster: Cluster, node: Node, demo: str, demo_replies: list[str]
-) -> None:
-    served, before = at(cluster, demo), restarts(cluster, demo)
-    with node.away("kubelet"):
-        for _ in range(10):
-            assert over_v1(served, **GREEDY) == demo_replies
-            time.sleep(1)
-    after = cluster.until(lambda: replies(cluster, demo), "the kubelet to let the tests in", 60)
-
-    assert after == demo_replies
-    assert cluster.ready_pod(DEMO) == demo
-    assert restarts(cluster, demo) == before
-
-
-def test_without_the_api_server_the_pod_serves_on_and_its_container_starts_again(
-    cluster: Cluster, node: Node, demo: str, demo_replies: list[str]
-) -> None:
-    served, before = at(cluster, demo), restarts(cluster, demo)
-    process = node.predictor_of(cluster.get("pod", demo)["metadata"]["uid"])
-    with node.away("kube-apiserver"):
-        end = time.monotonic() + AWAY_SECONDS
-        assert over_v1(served, **GREEDY) == demo_replies
-        os.kill(process, signal.SIGTERM)
-        await_status(served, None)
-        await_status(served, 200)
-        started = end - time.monotonic()
-        assert over_v1(served, **GREEDY) == demo_replies
-        time.sleep(max(end - time.monotonic(), 0))
-    cluster.until(lambda: cluster.kubectl("get", "--raw=/readyz") == "ok", "the API server")
-
-    assert started > 0  # before the API server was there again
-    assert cluster.ready_pod(DEMO) == demo
-    assert restarts(cluster, demo) == before + 1
-    assert "cannot be read: the API server gives no answer" in cluster.log(demo)
-    assert replies(cluster, demo) == demo_replies
-
-
-def await_status(served: Reached, status: int | None) -> None:
-    """Waits until readiness is answered with a status, or None: until nobody listens."""
-    deadline = time.monotonic() + 120
-    while status_of(served) != status:
-        assert time.monotonic() < deadline, f"readiness is never answered with {status}"
-        time.sleep(0.2)
-
-
-def status_of(served: Reached) -> int | None:
-    try:
-        return httpx.get(f"{served.url}/v2/health/ready", timeout=5).status_code
-    except httpx.HTTPError:
-        return None
+"""Less than the demo's store takes."""
 
 
 @pytest.fixture
@@ -97,15 +28,11 @@ def full(cluster: Cluster, node: Node, tmp_path: Path) -> Iterator[Callable[...,
     with ExitStack() as stack:
 
         def apply(name: str, *, hub: str | None = None, **settings: str) -> list[Object]:
-            # Every user of the node may go where the volume is.
-            for folder in (tmp_path, *list(tmp_path.parents)[:-2]):
-                folder.chmod(folder.stat().st_mode | 0o011)
             folder = stack.enter_context(small_volume(tmp_path / name, SMALL_BYTES))
             made = on_volume(objects.demo(name, **settings), cluster.namespace, name, folder)
             if hub is not None:
                 from_hub(made, hub)
-            cluster.apply(made)
-            stack.callback(cluster.delete, made)
+            stack.enter_context(cluster.applied(made))
             return made
 
         yield apply
