@@ -111,3 +111,21 @@ def test_a_port_that_cannot_be_forwarded_is_said(kubectl):
         CLUSTER.forward("pod-1", 8080),
     ):
         pass
+
+
+def test_what_was_applied_is_let_go_whatever_became_of_it(kubectl):
+    folder = kubectl(
+        "with pathlib.Path(__file__).with_name('calls').open('a') as f: "
+        "f.write(sys.argv[3] + '\\n')"
+    )
+
+    with pytest.raises(ZeroDivisionError), CLUSTER.applied([{"kind": "Pod"}]):
+        _ = 1 / 0
+    assert (folder / "calls").read_text().split() == ["apply", "delete"]
+
+
+def test_a_warning_of_the_api_server_is_a_failure(kubectl):
+    kubectl("sys.exit('--warnings-as-errors' in sys.argv)")
+
+    with pytest.raises(AssertionError):
+        CLUSTER.apply([{"kind": "Pod"}])
