@@ -1,8 +1,8 @@
-"""Makes a model of 400 MB on a claim, with the demo's tokenizer, and prints its reply to a prompt.
+"""Makes a model of 800 MB on a claim, with the demo's tokenizer, and prints its reply to a prompt.
 
 A program for a pod of the predictor's image: `big_model.py FROM INTO PROMPT TOKENS`. The weights
 are stored in bfloat16; the reply is that of transformers in float32, so that a server of float32
-has a store of 800 MB to write, which takes seconds, and the same reply to give.
+has a store of 1.6 GB to write, which takes seconds, and the same reply to give.
 """
 
 import json
@@ -21,7 +21,7 @@ def main(source: Path, into: Path, prompt: str, tokens: int) -> None:
         vocab_size=len(tokenizer),
         hidden_size=2048,
         intermediate_size=5504,
-        num_hidden_layers=4,
+        num_hidden_layers=8,
         num_attention_heads=16,
         num_key_value_heads=4,
         max_position_embeddings=512,

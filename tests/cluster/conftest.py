@@ -65,6 +65,8 @@ def cluster() -> Iterator[Cluster]:
         "metadata": {"name": found.namespace, "labels": labels},
     }
     with found.applied([namespace]):
+        account = ("serviceaccount", "default")  # without which no pod is let in
+        found.until(lambda: found.get(*account), "the namespace's own service account", 60)
         found.apply(objects.base(image))
         found.apply(objects.demo("unfit", max_memory='{"cpu":"1MiB"}'))
         yield found

@@ -134,12 +134,11 @@ def test_two_replicas_on_one_claim_lose_nothing_by_a_delete_or_a_rolling_update(
 def test_a_pod_deleted_while_it_packs_the_store_is_followed_by_one_with_the_right_reply(
     cluster: Cluster,
 ) -> None:
-    """The model is large enough for packing to take a second or more."""
     claim = objects.claim("big", "4Gi")
     with cluster.applied([claim]):
         expected = make_big_model(cluster)
         with cluster.applied(packing_service()):
-            first = cluster.until(lambda: packs(cluster), "a pod that packs its store")
+            first = cluster.until(lambda: packs(cluster), "a pod that packs its store", 120)
             cluster.kubectl("delete", "pod", first, "--grace-period=0", "--force")
             second = cluster.ready_pod(PACKING, other_than=first)
 
@@ -203,5 +202,8 @@ def packing_service() -> list[Object]:
     predictor = objects.service(made)["spec"]["predictor"]
     del predictor["model"]["args"]
     predictor["model"]["storageUri"] = "pvc://big/big"
-    predictor["model"]["resources"]["limits"]["memory"] = "4Gi"
+    (volume,) = (found for found in made if found["kind"] == "PersistentVolumeClaim")
+    volume["spec"]["resources"]["requests"]["storage"] = "4Gi"
+    # Half a processor packs it in some seconds; a pod has two to end, even when it is forced.
+    predictor["model"]["resources"]["limits"] = {"cpu": "500m", "memory": "4Gi"}
     return made
