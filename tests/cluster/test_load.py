@@ -90,6 +90,19 @@ def test_a_request_that_is_never_answered_is_told(monkeypatch: pytest.MonkeyPatc
     assert found["answered"] == 0
 
 
+def test_the_program_asks_until_it_is_told_to_end(address: str) -> None:
+    command = [sys.executable, "-c", Path(load.__file__).read_text(), f"http://{address}", "demo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "The first request is answered.\n"
+        program.terminate()
+        found = json.loads(program.stdout.read())
+
+    assert program.returncode == 0
+    assert found["answered"] > 0
+    assert (found["unanswered"], found["lost"]) == (0, [])
+
+
 def test_the_program_asks_a_real_predictor() -> None:
     with serve(DEMO, "--max_model_len=256", name="demo") as server:
         server.await_ready()
