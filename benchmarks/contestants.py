@@ -90,14 +90,14 @@ def bring_up(given: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
 def engine_generates(engine: Any) -> Generate:
     """Returns how the predictor's engine continues prompts: tokens are seen there only."""
-    from predictor.engine.sampling import Sampling
+    from predictor.engine.generation.sampling_params import SamplingParams
 
     def generate(
         prompts: Sequence[Sequence[int]], count: int, mark: Callable[[], None]
     ) -> list[list[int]]:
         listening = [Listening(mark if index == 0 else _ignore) for index in range(len(prompts))]
         for prompt, listener in zip(prompts, listening, strict=True):
-            engine.submit(prompt, Sampling(count), listener)
+            engine.submit(prompt, SamplingParams(count), listener)
         return [listener.wait() for listener in listening]
 
     return generate

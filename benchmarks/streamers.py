@@ -143,7 +143,7 @@ def _speed(blocks: Sequence[Any], piece: int) -> float:
     Where a host copies what it reads, memory that stays in the processor's cache is faster.
     """
     from predictor.weights.extents import short
-    from predictor.weights.reading import Buffer, opened_files
+    from predictor.weights.streaming.direct_io import Buffer, opened_files
 
     buffer = Buffer(piece)
     began = time.perf_counter()

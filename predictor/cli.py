@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 import predictor
 from predictor import logs
 from predictor.errors import ConfigurationError, PredictorError
-from predictor.setting_sources import ALIASES, check_known
-from predictor.settings import Settings, names, read_settings, told
+from predictor.settings import Settings, explicit_settings, names, read_settings
+from predictor.settings_sources import ALIASES, check_known
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--memory", help="stated memory limit of the container, such as 32GiB")
     plan.add_argument("--disk", help="stated space on the offload volume, such as 200GiB")
     plan.add_argument("--output", choices=_OUTPUTS, default="table")
-    deploy = plan.add_argument_group("what a deployment asks for, besides what was planned with")
-    deploy.add_argument(
+    group = plan.add_argument_group("what a deployment asks for, besides what was planned with")
+    group.add_argument(
         "--cpus", dest="processors", type=_count, metavar="COUNT", help="processors to ask for"
     )
-    deploy.add_argument(
+    group.add_argument(
         "--gpu_resource", default="nvidia.com/gpu", help="what the cluster calls a GPU"
     )
     for command in (serve, plan):
@@ -192,8 +192,9 @@ def _plan(flags: dict[str, Any]) -> int:
     output = flags.pop("output")
     settings = read_settings(flags)
     from predictor import pod, startup
-    from predictor.placement import deploy, report
-    from predictor.placement.needs import needs
+    from predictor.deployment import render
+    from predictor.deployment.sizing import needs
+    from predictor.placement import report
     from predictor.pod.stated import state
 
     if any(stated.values()):
@@ -207,10 +208,10 @@ def _plan(flags: dict[str, Any]) -> int:
     elif output == "json":
         text = json.dumps(report.as_json(placement), indent=2)
     else:
-        given = told(settings, flags, os.environ)
+        given = explicit_settings(settings, flags, os.environ)
         stored = checkpoint.dtype
         found = needs(placement, resources, settings, given, stored_dtype=stored, **asked)
-        text = deploy.as_yaml(deploy.about(placement), deploy.FORMS[output](found))
+        text = render.as_yaml(render.about(placement), render.FORMS[output](found))
     print(text)  # noqa: T201 - what the command is asked for
     return 0
 

@@ -10,16 +10,16 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from predictor.admission import AdmissionController, Permit
 from predictor.errors import DeadlineExceeded, EngineBroken, NotReady
 from predictor.metrics import show_placement
 from predictor.placement.report import as_json, table
-from predictor.places import Place, Places
-from predictor.protocol.deadline import asked_timeout  # first: imports kserve safely
-from predictor.protocol.exchange import Exchange, open_exchange
+from predictor.protocol.http.deadline import asked_timeout  # first: imports kserve safely
+from predictor.protocol.kserve.decoded_call import DecodedCall, decode_call
+from predictor.protocol.kserve.response_style import OUR_STYLE, ResponseStyle, handler_style
 from predictor.protocol.served import Limits
-from predictor.protocol.style import OUR_STYLE, Style, handler_style
 from predictor.settings import Settings
-from predictor.tasks.head import Head, ReadingRequest
+from predictor.tasks.encoder_spec import EncoderRequest, EncoderTaskSpec
 from predictor.tasks.request import GenerationRequest, Piece, Stream
 from predictor.weights.progress import Progress
 
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 class Answered:
     """An exchange and what its request is answered with, in order."""
 
-    exchange: Exchange
+    exchange: DecodedCall
     answers: Sequence[Any]
 
 
@@ -61,7 +61,7 @@ class PredictorModel(Model):
         super().__init__(settings.model_name)
         self.version = settings.model_version
         self.style = _style(settings)
-        self.head: Head | None = None
+        self.head: EncoderTaskSpec | None = None
         self._settings = settings
         self._on_broken = on_broken
         self._progress = Progress()
@@ -69,7 +69,7 @@ class PredictorModel(Model):
         self._weights: Loaded | None = None
         self._about: dict[str, str] = {}
         self._draining = False
-        self._places = Places(settings.max_requests)
+        self._places = AdmissionController(settings.max_requests)
 
     def load(self) -> bool:
         """Plans, loads and warms the model; blocks, so it is called from a thread.
@@ -77,12 +77,12 @@ class PredictorModel(Model):
         Raises:
             PredictorError: The model cannot be served here; the sentence says why.
         """
-        from predictor import pod, startup, wishes
+        from predictor import constraints, pod, startup
 
         settings = self._settings
         checkpoint = startup.open_checkpoint(settings)
         resources = pod.read(settings.offload_folder, gpu_fraction=settings.gpu_fraction)
-        for note in (*resources.notes, *wishes.inherited_notes(settings)):
+        for note in (*resources.notes, *constraints.inherited_notes(settings)):
             logger.warning("%s", note)
         prepared = startup.prepare(settings, checkpoint, resources)
         placed = json.dumps(as_json(prepared.placement))
@@ -137,7 +137,7 @@ class PredictorModel(Model):
 
     async def preprocess(
         self, payload: dict[str, object] | bytes | InferRequest, headers: Any = None
-    ) -> Exchange:
+    ) -> DecodedCall:
         """Returns the typed request of a V1 or V2 payload.
 
         Raises:
@@ -146,7 +146,7 @@ class PredictorModel(Model):
             RequestError: The payload cannot be understood.
         """
         self._check_open()
-        return open_exchange(
+        return decode_call(
             payload,
             model_name=self.name,
             model_version=self.version,
@@ -155,7 +155,7 @@ class PredictorModel(Model):
         )
 
     async def predict(
-        self, payload: Exchange, headers: Any = None, response_headers: Any = None
+        self, payload: DecodedCall, headers: Any = None, response_headers: Any = None
     ) -> Answered:
         """Returns what a typed request is answered with, computed off the event loop.
 
@@ -173,7 +173,7 @@ class PredictorModel(Model):
         return result.exchange.encode(result.answers)
 
     async def answer(
-        self, request: GenerationRequest | ReadingRequest, timeout: float | None
+        self, request: GenerationRequest | EncoderRequest, timeout: float | None
     ) -> tuple[Any, ...]:
         """Returns a completion for each prompt, or an answer to each thing asked.
 
@@ -201,7 +201,7 @@ class PredictorModel(Model):
         except TimeoutError:
             raise _too_late(limit) from None
         finally:
-            place.give_up()
+            place.release()
         self._places.answered()
         return answers
 
@@ -218,15 +218,15 @@ class PredictorModel(Model):
             async with asyncio.timeout_at(deadline):
                 jobs = await _prepare(task, request)
         except TimeoutError:
-            place.give_up()
+            place.release()
             raise _too_late(limit) from None
         except BaseException:
-            place.give_up()
+            place.release()
             raise
         return Stream(self._pieces(task.stream(jobs), place, deadline, limit), deadline)
 
     async def _pieces(
-        self, pieces: AsyncIterator[Piece], place: Place, deadline: float, limit: float
+        self, pieces: AsyncIterator[Piece], place: Permit, deadline: float, limit: float
     ) -> AsyncIterator[Piece]:
         generator: Any = pieces
         try:
@@ -240,7 +240,7 @@ class PredictorModel(Model):
         except TimeoutError:
             raise _too_late(limit) from None
         finally:
-            place.give_up()
+            place.release()
 
     def stop(self) -> None:
         """Lets nothing new begin; kserve calls this when it unregisters the model."""
@@ -256,7 +256,7 @@ class PredictorModel(Model):
         self._places.check()
         return task
 
-    def _limit(self, request: GenerationRequest | ReadingRequest, timeout: float | None) -> float:
+    def _limit(self, request: GenerationRequest | EncoderRequest, timeout: float | None) -> float:
         said = (self._settings.request_timeout, request.timeout, timeout)
         return min(seconds for seconds in said if seconds is not None)
 
@@ -267,14 +267,14 @@ class PredictorModel(Model):
             self._on_broken(error)
 
 
-def _style(settings: Settings) -> Style:
+def _style(settings: Settings) -> ResponseStyle:
     """TorchServe's where it is asked for; `Settings` sees to `max_length` then."""
     if settings.torchserve_semantics and settings.max_length is not None:
         return handler_style(settings.max_length)
     return OUR_STYLE
 
 
-async def _prepare(task: Any, request: GenerationRequest | ReadingRequest) -> Any:
+async def _prepare(task: Any, request: GenerationRequest | EncoderRequest) -> Any:
     if request.is_short:
         return task.prepare(request)
     return await asyncio.to_thread(task.prepare, request)

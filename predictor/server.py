@@ -21,8 +21,8 @@ from typing import Any
 from predictor import logs
 from predictor.errors import ConfigurationError, EngineBroken
 from predictor.model import PredictorModel
-from predictor.protocol import rest
-from predictor.protocol.grpc_server import BoundServer, make_server
+from predictor.protocol.app import install
+from predictor.protocol.kserve.grpc_server import BoundServer, make_server
 from predictor.settings import Settings
 
 from kserve import ModelServer  # isort: skip
@@ -56,7 +56,7 @@ class Server(ModelServer):
         self._loaded = False
         self._model = PredictorModel(settings, self._on_broken)
         self.register_model(self._model)
-        rest.install(
+        install(
             app,
             models=self.registered_models,
             max_body_bytes=settings.max_body_size,

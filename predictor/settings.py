@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from predictor.errors import ConfigurationError
-from predictor.setting_sources import (
+from predictor.settings_sources import (
     ALIASES,
     PREFIX,
     SetupConfig,
@@ -24,7 +24,7 @@ from predictor.setting_sources import (
     check_known,
     own_variables,
 )
-from predictor.setting_types import Bytes, DeviceMap, Dtype, MemoryByDevice, Task
+from predictor.settings_types import Bytes, DeviceMap, Dtype, MemoryByDevice, Task
 
 
 class Settings(BaseSettings):
@@ -233,7 +233,9 @@ def read_settings(flags: Mapping[str, Any], *, environ: Mapping[str, str] = os.e
         raise ConfigurationError(_sentence(error)) from None
 
 
-def told(whole: Settings, flags: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+def explicit_settings(
+    whole: Settings, flags: Mapping[str, Any], environ: Mapping[str, str]
+) -> dict[str, Any]:
     """Returns what flags and environment set, as JSON values; `SetupConfig` goes with the model."""
     named = by_field({**own_variables(environ), **flags})
     return whole.model_dump(mode="json", include=set(named))

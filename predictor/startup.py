@@ -9,28 +9,34 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from predictor.engine.batching import BatchLimits
-from predictor.engine.opening import open_engine
-from predictor.engine.reading_opening import open_reader
+from predictor.checkpoint.checkpoint import Checkpoint, fetch_weights, open_directory, open_hub
+from predictor.checkpoint.task_detection import GENERATING
+from predictor.constraints import (
+    largest_pass,
+    max_model_len,
+    offload_of,
+    placement_options,
+    serving_dtype,
+)
+from predictor.engine.encoding.batching import BatchLimits
+from predictor.engine.encoding.warmup import open_encoder_engine
+from predictor.engine.generation.warmup import open_engine
 from predictor.errors import EngineBroken
 from predictor.metrics import EngineMetrics, WeightMetrics
-from predictor.placement.footprint import build_on_meta, measure_footprint
 from predictor.placement.plan import Placement
 from predictor.placement.planner import plan
-from predictor.placement.purpose import GENERATING
 from predictor.placement.units import Footprint
 from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
+from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.settings import Settings
-from predictor.tasks.head import Head
-from predictor.tasks.loading import Task, Unsaid, open_generation, open_head, open_tokenizer
-from predictor.tasks.reading import Reading
+from predictor.tasks.encoder_spec import EncoderTaskSpec
+from predictor.tasks.encoder_task import EncoderTask
+from predictor.tasks.loading import Task, Unsaid, open_encoder_task, open_generation, open_tokenizer
 from predictor.weights import audit
-from predictor.weights.checkpoint import Checkpoint, fetch_weights, open_directory, open_hub
+from predictor.weights.block_source import OffloadConfig
 from predictor.weights.loader import Loaded, load
-from predictor.weights.offload import Offload
 from predictor.weights.progress import Progress
-from predictor.wishes import largest_pass, max_model_len, offload_of, serving_dtype, wishes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class Prepared:
     placement: Placement
     threads: int | None
     chunk: int
-    offload: Offload
+    offload: OffloadConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +75,9 @@ class Started:
     weights: Loaded
 
     @property
-    def head(self) -> Head | None:
+    def head(self) -> EncoderTaskSpec | None:
         """What is asked of a model that reads; None of one that generates."""
-        return self.task.head if isinstance(self.task, Reading) else None
+        return self.task.head if isinstance(self.task, EncoderTask) else None
 
 
 def open_checkpoint(settings: Settings, *, needs_weights: bool = True) -> Checkpoint:
@@ -118,7 +124,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         stored_dtype=checkpoint.dtype,
         stored_kind=checkpoint.kind,
     )
-    asked = wishes(settings, checkpoint, footprint, resources, max_batch_size=rows)
+    asked = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
     return Prepared(
         checkpoint,
         skeleton,
@@ -211,6 +217,8 @@ def _open(
         settings.return_probabilities, settings.return_raw_logits, settings.return_offsets_mapping
     )
     config = loaded.model.config
-    head = open_head(task, path, tokenizer, config, max_model_len=length, unsaid=unsaid)
+    head = open_encoder_task(task, path, tokenizer, config, max_model_len=length, unsaid=unsaid)
     limits = BatchLimits(prepared.chunk, settings.max_batch_size, delay=settings.max_batch_delay)
-    return Reading(head, open_reader(loaded.model, placement, head.run, limits=limits, **common))
+    return EncoderTask(
+        head, open_encoder_engine(loaded.model, placement, head.run, limits=limits, **common)
+    )

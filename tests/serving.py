@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from predictor import startup
-from predictor.engine.engine import Engine
-from predictor.engine.sampling import Sampling, Token
+from predictor.engine.generation.engine import Engine
+from predictor.engine.generation.sampling_params import SamplingParams, Token
 from predictor.pod.resources import Memory, PodResources, Volume
 from predictor.settings import read_settings
 from predictor.startup import Prepared
@@ -41,7 +41,7 @@ class Up:
         return set() if streaming is None else {block.source for block in streaming.lane.blocks}
 
     def tokens(self, ids: list[int], **recipe: Any) -> list[int]:
-        """Tokens that follow a prompt; `recipe` is a `Sampling`."""
+        """Tokens that follow a prompt; `recipe` is a `SamplingParams`."""
         return Collected.of(self.task._engine, ids, **recipe).tokens
 
 
@@ -59,7 +59,7 @@ class Collected:
     def of(cls, engine: Engine, ids: list[int], **recipe: Any) -> Collected:
         """Runs one sequence to its end; raises what the engine ends it with."""
         collected = cls()
-        engine.submit(ids, Sampling(**recipe), collected)
+        engine.submit(ids, SamplingParams(**recipe), collected)
         return collected.wait()
 
     def token(self, token: Token) -> bool:
@@ -120,8 +120,8 @@ def bring_up(
 
 def blocks_on_disk(folder: Path, task: str = "text_generation") -> dict[str, str]:
     """A map with every second block on disk and the rest in main memory."""
-    from predictor.placement.footprint import build_on_meta, measure_footprint
-    from predictor.weights.checkpoint import read_config
+    from predictor.checkpoint.checkpoint import read_config
+    from predictor.profiling.footprint import build_on_meta, measure_footprint
 
     skeleton = build_on_meta(read_config(folder), "float32", task)
     return _halved(skeleton, measure_footprint(skeleton, max_model_len=16, prefill_chunk=16))
@@ -133,7 +133,7 @@ def on_disk(up: Up) -> dict[str, str]:
 
 
 def _halved(skeleton: Any, footprint: Any) -> dict[str, str]:
-    from predictor.placement.blocks import find_blocks
+    from predictor.profiling.blocks import find_blocks
 
     blocks = find_blocks(skeleton)
     names = [name for unit in footprint.units for name in unit.names]

@@ -14,7 +14,7 @@ import yaml
 
 from predictor import cli
 from predictor.pod.stated import PROCESS
-from predictor.setting_sources import PREFIX
+from predictor.settings_sources import PREFIX
 from tests.checkpoints import CONFIGS
 
 STATED = ["--memory", "1GiB"]
@@ -360,7 +360,7 @@ def test_importing_it_imports_nothing_heavy(module):
 def test_the_deciding_modules_work_without_torch():
     code = (
         "import sys, predictor.placement.planner, predictor.placement.report, "
-        "predictor.placement.deploy; print(*sys.modules)"
+        "predictor.deployment.render; print(*sys.modules)"
     )
 
     assert not HEAVY & set(in_a_new_process(code).stdout.split())

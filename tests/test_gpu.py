@@ -15,15 +15,15 @@ import torch
 from predictor.pod import read
 from predictor.pod.accelerators import read_accelerators
 from predictor.pod.resources import PodResources
-from predictor.weights.copying import ToDevice, Waiting
-from predictor.weights.link import Link, page_lock
-from predictor.weights.reading import Buffer
+from predictor.weights.streaming.copy_stream import Link, page_lock
+from predictor.weights.streaming.device_loader import ToDevice, Waiting
+from predictor.weights.streaming.direct_io import Buffer
 from tests.conftest import Checkpoints
-from tests.reading.checkpoints import make_reader
-from tests.reading.test_heads import ask
+from tests.encoding.checkpoints import make_reader
+from tests.encoding.test_encoder_tasks import ask
 from tests.serving import Up, bring_up
+from tests.weights.test_hooks import IDS
 from tests.weights.test_loader import reference
-from tests.weights.test_streaming import IDS
 
 pytestmark = [
     pytest.mark.gpu,

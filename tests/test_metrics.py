@@ -10,7 +10,7 @@ import pytest
 
 from predictor import metrics
 from predictor.metrics import EngineMetrics, WeightMetrics
-from predictor.placement.plan import Wishes
+from predictor.placement.plan import PlacementOptions
 from predictor.placement.planner import plan
 from predictor.pod.memory import read_own_anonymous
 from predictor.weights.audit import compare
@@ -76,7 +76,7 @@ def test_a_plan_that_memory_contradicts_is_told_with_both_numbers(
     caplog: pytest.LogCaptureFixture, more: int, said: bool
 ) -> None:
     model = footprint(blocks=30)
-    placement = plan(model, pod(memory=1000), Wishes(headroom=0.0))
+    placement = plan(model, pod(memory=1000), PlacementOptions(headroom=0.0))
     planned = placement.tier("cpu").weights
     with caplog.at_level(logging.WARNING):
         compare(placement, held=planned + 7 * MIB + more, buffers=7 * MIB)

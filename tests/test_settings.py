@@ -7,8 +7,8 @@ import pydantic
 import pytest
 
 from predictor.errors import ConfigurationError
-from predictor.setting_sources import ALIASES
-from predictor.settings import Settings, names, read_settings, told
+from predictor.settings import Settings, explicit_settings, names, read_settings
+from predictor.settings_sources import ALIASES
 
 SHIPPED = {
     "revision": "main",
@@ -335,7 +335,7 @@ def test_what_was_told_is_what_flags_and_environment_name(model_dir):
     environ = {"PREDICTOR_MAX_MEMORY": '{"cpu": "8GiB", "0": "10GB"}', "PREDICTOR_PORT": "tcp://1"}
     settings = read_settings(flags, environ=environ)
 
-    assert told(settings, flags, environ) == {
+    assert explicit_settings(settings, flags, environ) == {
         "model_dir": flags["model_dir"],
         "dtype": "float16",
         "max_memory": {"cpu": "8Gi", "0": "10G"},
@@ -345,7 +345,7 @@ def test_what_was_told_is_what_flags_and_environment_name(model_dir):
 def test_a_default_that_was_told_is_told():
     flags = {"model_dir": "/nowhere", "memory_reserve": "128Mi"}
 
-    assert told(read_settings(flags, environ={}), flags, {}) == flags
+    assert explicit_settings(read_settings(flags, environ={}), flags, {}) == flags
 
 
 def test_what_was_told_makes_the_same_settings_again():
@@ -359,4 +359,4 @@ def test_what_was_told_makes_the_same_settings_again():
     }
     settings = read_settings(flags, environ={})
 
-    assert read_settings(told(settings, flags, {}), environ={}) == settings
+    assert read_settings(explicit_settings(settings, flags, {}), environ={}) == settings

@@ -32,7 +32,7 @@ class Times:
     many: float
     tokens: int
 
-    def pass_tokens(self, most: int) -> int:
+    def breakeven_tokens(self, most: int) -> int:
         """Returns how many tokens' computation takes as long as one pass over the weights.
 
         Args:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from predictor.migration.row import one_line
+from predictor.deployment.sizing import BY_OTHERS, PROCESSORS, Needs, claim_of, item_bytes, title_of
+from predictor.migration.mapping import one_line
 from predictor.migration.translate import Translation
-from predictor.placement.needs import BY_OTHERS, PROCESSORS, Needs, claim_of, item_bytes, title_of
 from predictor.quantity import format_bytes
-from predictor.settings import Settings, told
+from predictor.settings import Settings, explicit_settings
 
 GPU = "nvidia.com/gpu"
 """What most clusters call one GPU."""
@@ -46,7 +46,7 @@ def needs_of(translation: Translation, settings: Settings, weights: int) -> Need
         settings: The settings that its directory makes.
         weights: Bytes of all weights as they are served; 0 where the hub alone knows.
     """
-    given = told(settings, translation.setup_config, {})
+    given = explicit_settings(settings, translation.setup_config, {})
     memory = math.ceil((weights + _BESIDE_WEIGHTS) / _GIB) * _GIB
     claim = None if settings.offload_folder is None else claim_of(weights)
     if settings.model_id is not None:

@@ -13,6 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from predictor.checkpoint.checkpoint import Checkpoint, known_positions, open_directory
+from predictor.checkpoint.safetensors_header import read_stored
+from predictor.deployment.render import (
+    WHERE_THE_MODEL_LIES,
+    as_yaml,
+    helm_values,
+    inference_service,
+)
+from predictor.deployment.sizing import Needs, title_of
 from predictor.errors import ArchiveError, CheckpointError, ConfigurationError
 from predictor.migration.archive import open_archive
 from predictor.migration.deployment import comments, needs_of, plan_command, served_bytes
@@ -25,18 +34,19 @@ from predictor.migration.layout import (
     Model,
     find_model,
 )
-from predictor.migration.legacy import SETUP_CONFIG, Legacy, parse_json, read_legacy
 from predictor.migration.progress import CopyProgress
 from predictor.migration.report import Report
 from predictor.migration.staging import staged
+from predictor.migration.torchserve_archive import (
+    SETUP_CONFIG,
+    TorchServeArchive,
+    parse_json,
+    read_torchserve_archive,
+)
 from predictor.migration.translate import Translation, translate
-from predictor.placement.deploy import WHERE_THE_MODEL_LIES, as_yaml, helm_values, inference_service
-from predictor.placement.needs import Needs, title_of
-from predictor.placement.stored import read_stored
 from predictor.quantity import format_bytes
 from predictor.settings import read_settings
 from predictor.tasks.loading import open_tokenizer
-from predictor.weights.checkpoint import Checkpoint, known_positions, open_directory
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +95,9 @@ def import_torchserve(file: Path, into: Path, *, ts_config: Path | None = None) 
         open_archive(file) as archive,
     ):
         logger.info("Reading what TorchServe's files in %s say", file)
-        legacy = read_legacy(archive, os.path.basename(os.path.abspath(file)), ts_config)
+        legacy = read_torchserve_archive(
+            archive, os.path.basename(os.path.abspath(file)), ts_config
+        )
         with find_model(archive, legacy) as model:
             _check_settings(translate(legacy, model_id=model.model_id))
             _copy(model, folder, into)
@@ -129,7 +141,7 @@ def _check_space(model: Model, folder: Path, into: Path) -> None:
         )
 
 
-def _completed(folder: Path, into: Path, legacy: Legacy, model: Model) -> Report:
+def _completed(folder: Path, into: Path, legacy: TorchServeArchive, model: Model) -> Report:
     """Checks what was copied, and writes the rest."""
     logger.info("Checking that it can be served")
     checked = _Checked(None, 0, ()) if model.model_id else _checked(folder, legacy.name)
@@ -179,7 +191,7 @@ def _write_generation(folder: Path, said: dict[str, Any], checkpoint: Checkpoint
 
 
 def _deployed(
-    folder: Path, into: Path, legacy: Legacy, translation: Translation, checked: _Checked
+    folder: Path, into: Path, legacy: TorchServeArchive, translation: Translation, checked: _Checked
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Writes what a cluster is asked for; returns what follows, and what else is to be known."""
     settings = read_settings({"model_dir": str(folder)}, environ={})

@@ -13,8 +13,13 @@ from dataclasses import dataclass
 
 from predictor.errors import ArchiveError
 from predictor.migration.archive import Archive
-from predictor.migration.legacy import MODEL_CONFIG, PROPERTIES, SETUP_CONFIG, Legacy
-from predictor.migration.row import one_line
+from predictor.migration.mapping import one_line
+from predictor.migration.torchserve_archive import (
+    MODEL_CONFIG,
+    PROPERTIES,
+    SETUP_CONFIG,
+    TorchServeArchive,
+)
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -48,7 +53,7 @@ class Model:
 
 
 @contextlib.contextmanager
-def find_model(archive: Archive, legacy: Legacy) -> Iterator[Model]:
+def find_model(archive: Archive, legacy: TorchServeArchive) -> Iterator[Model]:
     """Gives the model of an archive.
 
     Raises:
@@ -76,7 +81,7 @@ def _inner_of(archive: Archive) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _named(archive: Archive, legacy: Legacy) -> str:
+def _named(archive: Archive, legacy: TorchServeArchive) -> str:
     """The repository on the hub that the handler loaded the model from."""
     name = legacy.section("handler").get("model_name")
     if isinstance(name, str) and _HUB.fullmatch(name):
@@ -87,7 +92,7 @@ def _named(archive: Archive, legacy: Legacy) -> str:
     )
 
 
-def _config_of(archive: Archive, legacy: Legacy) -> str | None:
+def _config_of(archive: Archive, legacy: TorchServeArchive) -> str | None:
     wished = _wished(archive.members, legacy)
     if wished is not None:
         return wished
@@ -102,7 +107,7 @@ def _config_of(archive: Archive, legacy: Legacy) -> str | None:
     return nearest[0] if nearest else None
 
 
-def _wished(members: Iterable[str], legacy: Legacy) -> str | None:
+def _wished(members: Iterable[str], legacy: TorchServeArchive) -> str | None:
     """The config in the folder that the handler read, where that is in the archive."""
     section = legacy.section("handler")
     for key in ("model_path", "model_dir"):
@@ -134,7 +139,7 @@ def _model(archive: Archive, config: str, others: frozenset[str]) -> Model:
     return Model(archive, files)
 
 
-def _torchserves(legacy: Legacy) -> frozenset[str]:
+def _torchserves(legacy: TorchServeArchive) -> frozenset[str]:
     """The files at an archive's root that are TorchServe's and not the model's."""
     named = (
         legacy.handler.file,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import get_args
 
-from predictor.migration.row import Outcome, Row
+from predictor.migration.mapping import Outcome, Row
 
 _COLUMNS = ("key", "value", "outcome", "what that means here")
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from predictor.errors import ConfigurationError
-from predictor.weights.locks import try_lock
+from predictor.weights.store.locks import try_lock
 
 _WITHIN = ".importing"
 _CONTENT = "content"

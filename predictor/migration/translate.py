@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from predictor.migration.legacy import MANIFEST, SETUP_CONFIG, Legacy
-from predictor.migration.row import UNKNOWN, Row, Rule, Verdict, nothing, otherwise, taken
+from predictor.migration.mapping import UNKNOWN, KeyMapping, Row, Rule, nothing, otherwise, taken
 from predictor.migration.rules import frontend, handler, manifest, server, setup
-from predictor.setting_sources import ALIASES
+from predictor.migration.torchserve_archive import MANIFEST, SETUP_CONFIG, TorchServeArchive
+from predictor.settings_sources import ALIASES
 
-_Found = tuple[str, str, Any, Verdict]
+_Found = tuple[str, str, Any, KeyMapping]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Translation:
 
 
 def translate(
-    legacy: Legacy, *, positions: int | None = None, model_id: str | None = None
+    legacy: TorchServeArchive, *, positions: int | None = None, model_id: str | None = None
 ) -> Translation:
     """Returns what follows from TorchServe's files.
 
@@ -75,7 +75,7 @@ def translate(
     )
 
 
-def _judged(legacy: Legacy, model_id: str | None) -> Iterator[_Found]:
+def _judged(legacy: TorchServeArchive, model_id: str | None) -> Iterator[_Found]:
     """Yields every key with what becomes of it, the weakest file first."""
     yield from _manifest(legacy)
     yield from _properties(legacy)
@@ -85,7 +85,7 @@ def _judged(legacy: Legacy, model_id: str | None) -> Iterator[_Found]:
         yield SETUP_CONFIG, key, value, setup.judge(key, value, legacy)
 
 
-def _manifest(legacy: Legacy) -> Iterator[_Found]:
+def _manifest(legacy: TorchServeArchive) -> Iterator[_Found]:
     for key, value in legacy.manifest.items():
         if key != "model":
             yield MANIFEST, key, value, _by(manifest.RULES, key, value, legacy)
@@ -93,13 +93,13 @@ def _manifest(legacy: Legacy) -> Iterator[_Found]:
         yield MANIFEST, f"model.{key}", value, _by(manifest.MODEL, key, value, legacy)
 
 
-def _properties(legacy: Legacy) -> Iterator[_Found]:
+def _properties(legacy: TorchServeArchive) -> Iterator[_Found]:
     for key, value in legacy.properties.items():
         verdict = _by(server.RULES, key, value, legacy)
         yield legacy.properties_file, key, value, _unless_said(key, verdict, legacy)
 
 
-def _unless_said(key: str, verdict: Verdict, legacy: Legacy) -> Verdict:
+def _unless_said(key: str, verdict: KeyMapping, legacy: TorchServeArchive) -> KeyMapping:
     """A server's default counts only for what the model's own files leave open."""
     meant = frontend.FROM_PROPERTIES.get(key)
     if meant and any(frontend.says(said, meant) for said in (legacy.entry, legacy.config)):
@@ -107,7 +107,7 @@ def _unless_said(key: str, verdict: Verdict, legacy: Legacy) -> Verdict:
     return verdict
 
 
-def _entry(legacy: Legacy) -> Iterator[_Found]:
+def _entry(legacy: TorchServeArchive) -> Iterator[_Found]:
     file = _entry_file(legacy)
     for key, value in legacy.entry.items():
         if key in frontend.RULES:
@@ -116,11 +116,11 @@ def _entry(legacy: Legacy) -> Iterator[_Found]:
             yield file, key, value, _by(frontend.ENTRY, key, value, legacy)
 
 
-def _entry_file(legacy: Legacy) -> str:
+def _entry_file(legacy: TorchServeArchive) -> str:
     return f"{legacy.properties_file}: snapshot"
 
 
-def _config(legacy: Legacy, model_id: str | None) -> Iterator[_Found]:
+def _config(legacy: TorchServeArchive, model_id: str | None) -> Iterator[_Found]:
     file = legacy.config_file or ""
     for key, value in legacy.config.items():
         if key in frontend.RULES and frontend.says(legacy.entry, key):
@@ -135,7 +135,7 @@ def _config(legacy: Legacy, model_id: str | None) -> Iterator[_Found]:
             yield file, key, value, UNKNOWN
 
 
-def _frontend(file: str, key: str, value: Any, legacy: Legacy) -> Iterator[_Found]:
+def _frontend(file: str, key: str, value: Any, legacy: TorchServeArchive) -> Iterator[_Found]:
     if not frontend.fits(key, value):
         yield file, key, value, nothing("TorchServe ignored it too: not what this key takes")
     elif key == "torchrun":
@@ -147,7 +147,7 @@ def _frontend(file: str, key: str, value: Any, legacy: Legacy) -> Iterator[_Foun
 
 
 def _section(
-    file: str, section: str, value: Any, judge: Callable[[str, Any], Verdict]
+    file: str, section: str, value: Any, judge: Callable[[str, Any], KeyMapping]
 ) -> Iterator[_Found]:
     if not isinstance(value, dict):
         yield file, section, value, judge("", value)
@@ -156,8 +156,8 @@ def _section(
         yield file, f"{section}.{key}", one, judge(str(key), one)
 
 
-def _handler(legacy: Legacy, model_id: str | None) -> Callable[[str, Any], Verdict]:
-    def judged(key: str, value: Any) -> Verdict:
+def _handler(legacy: TorchServeArchive, model_id: str | None) -> Callable[[str, Any], KeyMapping]:
+    def judged(key: str, value: Any) -> KeyMapping:
         if key == "model_name" and value == model_id:
             return taken("`model_id`: the archive holds no model, so the hub's is fetched")
         verdict = _by(handler.RULES, key, value, legacy)
@@ -168,9 +168,9 @@ def _handler(legacy: Legacy, model_id: str | None) -> Callable[[str, Any], Verdi
     return judged
 
 
-def _is_said(setting: str, legacy: Legacy) -> bool:
+def _is_said(setting: str, legacy: TorchServeArchive) -> bool:
     return setting in {ALIASES.get(key, key) for key in setup.kept(legacy)}
 
 
-def _by(rules: Mapping[str, Rule], key: str, value: Any, legacy: Legacy) -> Verdict:
+def _by(rules: Mapping[str, Rule], key: str, value: Any, legacy: TorchServeArchive) -> KeyMapping:
     return rules[key](value, legacy) if key in rules else UNKNOWN

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from predictor.placement.demand import Demand
 from predictor.placement.plan import Tier
-from predictor.placement.units import Unit
+from predictor.placement.units import PlacementUnit
 
 Assignment = tuple[str, ...]
 _STEPS = 50
@@ -218,7 +218,7 @@ def _capped(caps: Mapping[str, int], cap: int, only: str | None) -> dict[str, in
 
 
 def _spill(
-    demand: Demand, budgets: Budgets, units: Sequence[Unit], *, executes: bool
+    demand: Demand, budgets: Budgets, units: Sequence[PlacementUnit], *, executes: bool
 ) -> Assignment:
     """Puts as many of these units as fit in main memory, the first ones, and the rest on disk."""
     fixed = demand.activations if executes else 0

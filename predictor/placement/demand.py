@@ -11,7 +11,7 @@ from predictor.placement.units import (
     STREAM_BUFFERS,
     STREAM_PIECE,
     Footprint,
-    Unit,
+    PlacementUnit,
     count_pieces,
     is_staged,
 )
@@ -24,7 +24,7 @@ class Demand:
     footprint: Footprint
     concurrency: int
 
-    def kv(self, unit: Unit) -> int:
+    def kv(self, unit: PlacementUnit) -> int:
         """Bytes of KV cache of a unit at full load."""
         per_sequence = unit.kv_fixed + unit.kv_per_token * self.footprint.max_model_len
         return self.concurrency * per_sequence
@@ -35,11 +35,11 @@ class Demand:
         more = (self.concurrency - 1) * self.footprint.activations_per_sequence
         return self.footprint.activations + more
 
-    def resident(self, unit: Unit) -> int:
+    def resident(self, unit: PlacementUnit) -> int:
         """Bytes of a unit on the device where it both stays and executes."""
         return unit.weights + unit.buffers + self.kv(unit)
 
-    def copying(self, units: Sequence[Unit]) -> int:
+    def copying(self, units: Sequence[PlacementUnit]) -> int:
         """Bytes of a GPU to stream these units through it.
 
         Blocks are streamed whole; what is none takes a leaf module at a time. Accelerate converts
@@ -49,7 +49,11 @@ class Demand:
         return STREAM_BUFFERS * self._largest_block(units) + leaf
 
     def reading(
-        self, units: Sequence[Unit], *, executes: bool, waiting: Sequence[Unit] = ()
+        self,
+        units: Sequence[PlacementUnit],
+        *,
+        executes: bool,
+        waiting: Sequence[PlacementUnit] = (),
     ) -> int:
         """Bytes of main memory to read these units from disk.
 
@@ -67,7 +71,7 @@ class Demand:
         pieces = count_pieces(largest) * min(largest, STREAM_PIECE)
         return max(pieces, self._loading(units, waiting)) + leaf
 
-    def _loading(self, units: Sequence[Unit], waiting: Sequence[Unit]) -> int:
+    def _loading(self, units: Sequence[PlacementUnit], waiting: Sequence[PlacementUnit]) -> int:
         """Bytes of main memory that loading takes besides the weights that wait there.
 
         Whole blocks are written to the offload store. By then transformers has read what waits only
@@ -77,11 +81,11 @@ class Demand:
             return self._largest_block([*units, *waiting])
         return self._largest_block(units) - sum(unit.weights for unit in waiting)
 
-    def _is_whole(self, unit: Unit) -> bool:
+    def _is_whole(self, unit: PlacementUnit) -> bool:
         return self.footprint.by_block and unit.is_block
 
-    def _largest_block(self, units: Sequence[Unit]) -> int:
+    def _largest_block(self, units: Sequence[PlacementUnit]) -> int:
         return max((unit.buffer for unit in units if self._is_whole(unit)), default=0)
 
-    def _largest_leaf(self, units: Sequence[Unit]) -> int:
+    def _largest_leaf(self, units: Sequence[PlacementUnit]) -> int:
         return max((unit.largest_leaf for unit in units if not self._is_whole(unit)), default=0)

@@ -11,7 +11,7 @@ because a layer's rows are gathered for that layer alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class PlacementOptions:
     """What the user asks of the plan, beyond what the model is and what the pod owns.
 
     Attributes:

@@ -20,7 +20,7 @@ from predictor.placement.assignment import (
     tiers,
 )
 from predictor.placement.demand import Demand
-from predictor.placement.plan import Placement, Tier, Wishes
+from predictor.placement.plan import Placement, PlacementOptions, Tier
 from predictor.placement.refusal import does_not_fit
 from predictor.placement.units import Footprint
 from predictor.pod.resources import PodResources
@@ -30,7 +30,7 @@ STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 """Ways to share a model among several GPUs; ``auto`` is ``balanced``."""
 
 
-def plan(footprint: Footprint, resources: PodResources, wishes: Wishes) -> Placement:
+def plan(footprint: Footprint, resources: PodResources, options: PlacementOptions) -> Placement:
     """Returns the placement.
 
     Raises:
@@ -38,16 +38,16 @@ def plan(footprint: Footprint, resources: PodResources, wishes: Wishes) -> Place
             much and what would make it fit.
         ConfigurationError: A wish names a device or a module that is not there.
     """
-    owned = _owned(resources, wishes)
-    budgets, notes = _budgets(owned, wishes)
-    demand, assignment = _decide(Demand(footprint, wishes.max_concurrency or 1), budgets, wishes)
+    owned = _owned(resources, options)
+    budgets, notes = _budgets(owned, options)
+    demand, assignment = _decide(Demand(footprint, options.max_concurrency or 1), budgets, options)
     if assignment is None:
-        explicit = _explicit_map(wishes.device_map)
+        explicit = _explicit_map(options.device_map)
         asked = None if explicit is None else _assign(footprint, explicit, budgets)
-        roof, _ = _budgets(owned, replace(wishes, max_memory={}))
-        raise does_not_fit(demand, budgets, roof, wishes, asked)
-    if wishes.max_concurrency is None:
-        demand = _at_most_load(demand, assignment, budgets, wishes.max_batch_size)
+        roof, _ = _budgets(owned, replace(options, max_memory={}))
+        raise does_not_fit(demand, budgets, roof, options, asked)
+    if options.max_concurrency is None:
+        demand = _at_most_load(demand, assignment, budgets, options.max_batch_size)
     filled = {
         name: replace(tier, owned=owned[name])
         for name, tier in tiers(demand, assignment, budgets).items()
@@ -55,17 +55,19 @@ def plan(footprint: Footprint, resources: PodResources, wishes: Wishes) -> Place
     return _placement(demand, assignment, filled, notes)
 
 
-def _decide(demand: Demand, budgets: Budgets, wishes: Wishes) -> tuple[Demand, Assignment | None]:
+def _decide(
+    demand: Demand, budgets: Budgets, options: PlacementOptions
+) -> tuple[Demand, Assignment | None]:
     """The assignment, and whether blocks are streamed whole for it; None where nothing fits.
 
     Buffers for whole blocks may be too much, or for any GPU to compute; a leaf module at a time is
     slow, and less.
     """
-    whole = _assignment(demand, budgets, wishes)
+    whole = _assignment(demand, budgets, options)
     if not demand.footprint.by_block or (whole is not None and _is_on_gpu(whole, budgets)):
         return demand, whole
     less = replace(demand, footprint=replace(demand.footprint, by_block=False))
-    by_leaf = _assignment(less, budgets, wishes)
+    by_leaf = _assignment(less, budgets, options)
     if whole is None or (by_leaf is not None and _is_on_gpu(by_leaf, budgets)):
         return less, by_leaf
     return demand, whole
@@ -76,11 +78,11 @@ def _is_on_gpu(assignment: Assignment, budgets: Budgets) -> bool:
     return main_device(assignment) in budgets.gpus or not budgets.gpus
 
 
-def _assignment(demand: Demand, budgets: Budgets, wishes: Wishes) -> Assignment | None:
+def _assignment(demand: Demand, budgets: Budgets, options: PlacementOptions) -> Assignment | None:
     """The assignment that is asked for, or the best one; None where it does not fit."""
-    explicit = _explicit_map(wishes.device_map)
+    explicit = _explicit_map(options.device_map)
     if explicit is None:
-        found = search(demand, budgets, str(wishes.device_map))
+        found = search(demand, budgets, str(options.device_map))
         return None if found is None else spread(demand, found, budgets)
     asked = _assign(demand.footprint, explicit, budgets)
     return asked if fits(tiers(demand, asked, budgets)) else None
@@ -96,20 +98,22 @@ def _at_most_load(demand: Demand, assignment: Assignment, budgets: Budgets, most
     return replace(demand, concurrency=low)
 
 
-def _owned(resources: PodResources, wishes: Wishes) -> dict[str, int | None]:
+def _owned(resources: PodResources, options: PlacementOptions) -> dict[str, int | None]:
     gpus: dict[str, int | None] = {str(gpu.index): gpu.free for gpu in resources.accelerators}
-    return {**gpus, "cpu": resources.memory.available, "disk": wishes.disk}
+    return {**gpus, "cpu": resources.memory.available, "disk": options.disk}
 
 
-def _budgets(owned: Mapping[str, int | None], wishes: Wishes) -> tuple[Budgets, tuple[str, ...]]:
+def _budgets(
+    owned: Mapping[str, int | None], options: PlacementOptions
+) -> tuple[Budgets, tuple[str, ...]]:
     """What may be planned on each tier; a wish above what the pod owns is cut to that."""
-    _check_devices(wishes.max_memory, owned)
+    _check_devices(options.max_memory, owned)
     notes: list[str] = []
     found: dict[str, int | None] = {}
     for name, have in owned.items():
-        reserve = wishes.reserve if name == "cpu" else 0
-        usable = None if have is None else int(have * (1 - wishes.headroom)) - reserve
-        wish = wishes.max_memory.get(name)
+        reserve = options.reserve if name == "cpu" else 0
+        usable = None if have is None else int(have * (1 - options.headroom)) - reserve
+        wish = options.max_memory.get(name)
         if wish is not None and usable is not None and wish > usable:
             notes.append(
                 f"max_memory asks for {format_bytes(wish)} on {_title(name)}, but this pod can "

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from predictor.errors import DoesNotFit
 from predictor.placement.assignment import Assignment, Budgets, fits, search, tiers
 from predictor.placement.demand import Demand
-from predictor.placement.plan import Wishes
+from predictor.placement.plan import PlacementOptions
 from predictor.quantity import format_bytes
 
 _GRAIN = 1024**2
@@ -46,14 +46,14 @@ class _Case:
     demand: Demand
     budgets: Budgets
     roof: Budgets
-    wishes: Wishes
+    options: PlacementOptions
     explicit: Assignment | None
 
     def feasible(self, *, budgets: Budgets | None = None, demand: Demand | None = None) -> bool:
         budgets, demand = budgets or self.budgets, demand or self.demand
         if self.explicit is not None:
             return fits(tiers(demand, self.explicit, budgets))
-        return search(demand, budgets, str(self.wishes.device_map)) is not None
+        return search(demand, budgets, str(self.options.device_map)) is not None
 
     def budget(self, devices: tuple[str, ...]) -> int:
         return min(_bound(self.budgets, device) or 0 for device in devices)
@@ -63,7 +63,7 @@ def does_not_fit(
     demand: Demand,
     budgets: Budgets,
     roof: Budgets,
-    wishes: Wishes,
+    options: PlacementOptions,
     explicit: Assignment | None,
 ) -> DoesNotFit:
     """Returns the error for a demand that no assignment within the budgets satisfies.
@@ -72,10 +72,10 @@ def does_not_fit(
         demand: What was to be placed.
         budgets: What may be planned on each tier.
         roof: What might be planned there if `max_memory` asked for nothing less.
-        wishes: What the user asked for.
+        options: What the user asked for.
         explicit: The assignment that the user stated; None where one was searched for.
     """
-    case = _Case(demand, budgets, roof, wishes, explicit)
+    case = _Case(demand, budgets, roof, options, explicit)
     if explicit is None:
         lacks = _alternatives(case)
         remedies = [_more_memory(case, lack) for lack in lacks]
@@ -88,7 +88,7 @@ def does_not_fit(
 def _error(case: _Case, lack: _Lack, remedies: tuple[str, ...]) -> DoesNotFit:
     footprint, budget = case.demand.footprint, case.budget(lack.devices)
     needed, usable = budget + lack.extra, max(0, budget)
-    reserve = case.wishes.reserve if lack.tier == "cpu" else 0
+    reserve = case.options.reserve if lack.tier == "cpu" else 0
     beside = f" beside a reserve of {format_bytes(reserve)}" if reserve else ""
     return DoesNotFit(
         f"{footprint.architecture} in {footprint.dtype} does not fit: {_TITLES[lack.tier]} lacks "
@@ -171,17 +171,17 @@ def _more_memory(case: _Case, lack: _Lack) -> str:
     Amounts are rounded up, so that what is asked for is enough.
     """
     targets = {device: (_bound(case.budgets, device) or 0) + lack.extra for device in lack.devices}
-    wishes = case.wishes.max_memory
+    options = case.options.max_memory
     parts = [
-        f"{format_bytes(target, round_up=True)} instead of {format_bytes(wishes[device])} "
+        f"{format_bytes(target, round_up=True)} instead of {format_bytes(options[device])} "
         f"for {device!r} in max_memory"
         for device, target in targets.items()
-        if device in wishes and wishes[device] < target
+        if device in options and options[device] < target
     ]
     roofs = {device: _bound(case.roof, device) for device in targets}
     short = max(targets[device] - roof for device, roof in roofs.items() if roof is not None)
     if short > 0:
-        owned = math.ceil(short / (1 - case.wishes.headroom) / _GRAIN) * _GRAIN
+        owned = math.ceil(short / (1 - case.options.headroom) / _GRAIN) * _GRAIN
         each = " on each GPU" if len(targets) > 1 else ""
         parts.append(f"{format_bytes(owned, round_up=True)} more {_TITLES[lack.tier]}{each}")
     return " and ".join(parts)

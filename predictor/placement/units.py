@@ -49,7 +49,7 @@ def is_staged(largest: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class PlacementUnit:
     """A part of the model that is placed as one; sizes are bytes in the serving dtype.
 
     Attributes:
@@ -104,7 +104,7 @@ class Footprint:
 
     architecture: str
     dtype: str
-    units: tuple[Unit, ...]
+    units: tuple[PlacementUnit, ...]
     max_model_len: int
     activations: int
     cast: bool

@@ -4,7 +4,7 @@ This floor measures and never decides; `placement` works with what `read` return
 imports neither torch nor the `kubernetes` client: both are loaded when something is measured.
 """
 
-from predictor.pod.reading import read
+from predictor.pod.inspect import read
 from predictor.pod.resources import Accelerator, Memory, PodResources, Volume
 
 __all__ = ["Accelerator", "Memory", "PodResources", "Volume", "read"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from predictor.errors import NotReady, RequestError, UnknownModel, UnknownVersion
-from predictor.protocol.document import quoted
-from predictor.protocol.style import Style
-from predictor.tasks.head import Head, ReadingRequest
+from predictor.protocol.http.json_body import shorten
+from predictor.protocol.kserve.response_style import ResponseStyle
+from predictor.tasks.encoder_spec import EncoderRequest, EncoderTaskSpec
 from predictor.tasks.request import GenerationRequest, Stream
 
 
@@ -43,8 +43,8 @@ class ServedModel(Protocol):
 
     name: str
     version: str
-    style: Style
-    head: Head | None
+    style: ResponseStyle
+    head: EncoderTaskSpec | None
 
     async def healthy(self) -> bool:
         """Returns whether the model can answer now."""
@@ -69,7 +69,7 @@ class ServedModel(Protocol):
         ...
 
     async def answer(
-        self, request: GenerationRequest | ReadingRequest, timeout: float | None
+        self, request: GenerationRequest | EncoderRequest, timeout: float | None
     ) -> tuple[Any, ...]:
         """Returns a completion for each prompt, or an answer to each thing asked.
 
@@ -103,10 +103,10 @@ def find(models: Models, name: str, version: str | None = None) -> ServedModel:
     """
     model = models.get_model(name)
     if model is None:
-        raise UnknownModel(f"There is no model {quoted(name)}.")
+        raise UnknownModel(f"There is no model {shorten(name)}.")
     if version and version != model.version:
         raise UnknownVersion(
-            f"Model {quoted(name)} has no version {quoted(version)}; it has {model.version!r}."
+            f"Model {shorten(name)} has no version {shorten(version)}; it has {model.version!r}."
         )
     return model
 
@@ -118,7 +118,7 @@ async def require_ready(model: ServedModel) -> None:
         NotReady: It cannot.
     """
     if not await model.healthy():
-        raise NotReady(f"Model {quoted(model.name)} is not ready.")
+        raise NotReady(f"Model {shorten(model.name)} is not ready.")
 
 
 async def require_generating(model: ServedModel) -> None:
@@ -131,11 +131,11 @@ async def require_generating(model: ServedModel) -> None:
     await require_ready(model)
     if model.head is not None:
         raise RequestError(
-            f"Model {quoted(model.name)} generates no text; its task is {model.head.task}."
+            f"Model {shorten(model.name)} generates no text; its task is {model.head.task}."
         )
 
 
-async def require_task(model: ServedModel, task: str) -> Head:
+async def require_task(model: ServedModel, task: str) -> EncoderTaskSpec:
     """Returns the head of a model that can answer now, and is for this task.
 
     Raises:
@@ -145,7 +145,7 @@ async def require_task(model: ServedModel, task: str) -> Head:
     await require_ready(model)
     if model.head is None or model.head.task != task:
         found = "text_generation" if model.head is None else model.head.task
-        raise RequestError(f"Model {quoted(model.name)} is not for {task}; its task is {found}.")
+        raise RequestError(f"Model {shorten(model.name)} is not for {task}; its task is {found}.")
     return model.head
 
 

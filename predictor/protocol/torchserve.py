@@ -18,13 +18,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from predictor.errors import RequestError
 from predictor.pod.memory import read_own_anonymous
-from predictor.protocol import reading, v1
-from predictor.protocol.deadline import asked_timeout, counted, while_connected
-from predictor.protocol.document import decode_text, parse_json
-from predictor.protocol.rest_inference import read_body
-from predictor.protocol.rest_status import asked
+from predictor.protocol.http.deadline import asked_timeout, counted, while_connected
+from predictor.protocol.http.json_body import decode_text, parse_json
+from predictor.protocol.kserve import encoder_codec, v1
+from predictor.protocol.kserve.rest_inference import read_body
+from predictor.protocol.kserve.rest_status import asked
 from predictor.protocol.served import Models, ServedModel, all_ready, find, require_ready
-from predictor.tasks.head import ReadingRequest
+from predictor.tasks.encoder_spec import EncoderRequest
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
 
 _FIELDS = ("data", "body")
@@ -51,11 +51,11 @@ class TorchServeEndpoints:
         with counted(model.name, "torchserve"):
             await require_ready(model)
             given, head = await _given(request), model.head
-            wish: GenerationRequest | ReadingRequest
+            wish: GenerationRequest | EncoderRequest
             if head is None:
                 wish = GenerationRequest((_prompt(given, model.style.unsaid),))
             else:
-                wish = ReadingRequest((reading.decode_instance(given, "The body", head, {}),))
+                wish = EncoderRequest((encoder_codec.decode_instance(given, "The body", head, {}),))
             call = model.answer(wish, asked_timeout(request.headers))
             (answer,) = await while_connected(request, call)
         if head is None:

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from predictor.engine.reading import Batch, Text
+from predictor.engine.encoding.inputs import Batch, Text
 from predictor.errors import CheckpointError, RequestError
-from predictor.tasks.head import Ask, Column, Field, Output
+from predictor.tasks.encoder_spec import Ask, Column, Field, Output
 from predictor.tasks.parameters import boolean, integer, parse_named
-from predictor.tasks.tokenizing import Tokenizing
+from predictor.tasks.tokenization import Tokenizing
 
 _MOST = 100
 """Tokens for one mask; those after it have a probability near zero."""
@@ -49,7 +49,7 @@ Masks = tuple[tuple[Filling, ...], ...]
 
 
 class FillMask:
-    """The task; see `Head` for its methods."""
+    """The task; see `EncoderTaskSpec` for its methods."""
 
     task = "fill_mask"
     outputs = (

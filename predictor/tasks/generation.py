@@ -11,9 +11,9 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from predictor.engine.engine import Engine
-from predictor.engine.paired_runner import as_source
-from predictor.engine.sampling import Sampling
+from predictor.engine.generation.encoder_decoder_runner import as_source
+from predictor.engine.generation.engine import Engine
+from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.errors import PredictorError, PromptTooLong, RequestError, reason_of
 from predictor.tasks.reply import Reply, as_completion
 from predictor.tasks.request import (
@@ -72,7 +72,7 @@ class Job:
 
     prompt: Prompt
     ids: tuple[int, ...]
-    sampling: Sampling
+    sampling: SamplingParams
 
 
 class TextGeneration:
@@ -236,11 +236,11 @@ class TextGeneration:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
-    def _sampling(self, asked: GenerationParameters, ids: Sequence[int]) -> Sampling:
+    def _sampling(self, asked: GenerationParameters, ids: Sequence[int]) -> SamplingParams:
         defaults = self._defaults
         if any(token >= self._vocabulary for token in asked.logit_bias):
             raise RequestError(f"logit_bias names a token id above {self._vocabulary - 1}.")
-        return Sampling(
+        return SamplingParams(
             max_new_tokens=self._new_tokens(asked, len(ids)),
             temperature=self._temperature(asked),
             top_p=defaults.top_p if asked.top_p is None else asked.top_p,

@@ -10,23 +10,23 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from predictor.engine.opening import Opened
+from predictor.engine.generation.warmup import EngineHandle
 from predictor.errors import CheckpointError, reason_of
+from predictor.tasks.encoder_spec import EncoderTaskSpec
+from predictor.tasks.encoder_task import EncoderTask
 from predictor.tasks.fill_mask import FillMask
 from predictor.tasks.generation import Defaults, TextGeneration
-from predictor.tasks.head import Head
 from predictor.tasks.question_answering import QuestionAnswering
-from predictor.tasks.reading import Reading
 from predictor.tasks.rerank import Rerank
 from predictor.tasks.sentence_layout import read_layout
 from predictor.tasks.sequence_classification import SequenceClassification
 from predictor.tasks.text_embedding import TextEmbedding
 from predictor.tasks.token_classification import TokenClassification
-from predictor.tasks.tokenizing import Tokenizing
+from predictor.tasks.tokenization import Tokenizing
 
 logger = logging.getLogger(__name__)
 
-Task = TextGeneration | Reading
+Task = TextGeneration | EncoderTask
 
 
 _NOT_APPLIED: dict[str, Any] = {
@@ -73,7 +73,7 @@ def open_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenize
 def open_generation(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    opened: Opened,
+    opened: EngineHandle,
     *,
     max_model_len: int,
     max_length: int | None,
@@ -117,7 +117,7 @@ def _target(model: PreTrainedModel) -> tuple[int, ...] | None:
     return (start,) if forced is None else (start, forced)
 
 
-def open_head(
+def open_encoder_task(
     task: str,
     path: Path,
     tokenizer: PreTrainedTokenizerBase,
@@ -125,7 +125,7 @@ def open_head(
     *,
     max_model_len: int,
     unsaid: Unsaid,
-) -> Head:
+) -> EncoderTaskSpec:
     """Returns what is asked of a model that reads, and what it answers.
 
     Args:
@@ -140,7 +140,7 @@ def open_head(
         CheckpointError: The model's files lack what the task needs.
     """
     tokenizing = Tokenizing(tokenizer, max_model_len)
-    heads: dict[str, Callable[[], Head]] = {
+    heads: dict[str, Callable[[], EncoderTaskSpec]] = {
         "sequence_classification": lambda: SequenceClassification(
             tokenizing,
             config,

@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
-from predictor.engine.reading import Batch, Text
+from predictor.engine.encoding.inputs import Batch, Text
 from predictor.errors import PromptTooLong
-from predictor.tasks.head import Ask, Column, Field, Output
+from predictor.tasks.encoder_spec import Ask, Column, Field, Output
 from predictor.tasks.parameters import boolean, integer, parse_named
 from predictor.tasks.token_classification import check_offsets
-from predictor.tasks.tokenizing import Tokenizing, as_text
+from predictor.tasks.tokenization import Tokenizing, as_text
 
 _HIDDEN = -10000.0
 """The logit of what cannot be in an answer."""
@@ -64,7 +64,7 @@ class _Window:
 
 
 class QuestionAnswering:
-    """The task; see `Head` for its methods."""
+    """The task; see `EncoderTaskSpec` for its methods."""
 
     task = "question_answering"
     fields = (

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from predictor.engine.sampling import Ending, Token
+from predictor.engine.generation.sampling_params import FinishReason, Token
 from predictor.errors import PredictorError
+from predictor.tasks.detokenizer import TextStream
 from predictor.tasks.request import Completion, Piece, ScoredToken
-from predictor.tasks.text import TextStream
 
 Take = Callable[[Piece | PredictorError], None]
 
@@ -72,7 +72,7 @@ class Reply:
             self._pass_on(None)
         return self._stream.stopped
 
-    def end(self, outcome: Ending | PredictorError) -> None:
+    def end(self, outcome: FinishReason | PredictorError) -> None:
         """Passes on what is left, and how the reply ended."""
         if isinstance(outcome, PredictorError):
             self._send(outcome)
@@ -80,7 +80,7 @@ class Reply:
         self._text += self._stream.finish()
         self._pass_on("stop_sequence" if self._stream.stopped else outcome)
 
-    def _pass_on(self, ending: Ending | None) -> None:
+    def _pass_on(self, ending: FinishReason | None) -> None:
         self._send(
             Piece(
                 index=self._index,

@@ -6,7 +6,7 @@ import math
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from predictor.engine.sampling import Ending
+from predictor.engine.generation.sampling_params import FinishReason
 
 MOST_PROMPTS = 256
 """Prompts in one request; more are better sent as several, which others can come between."""
@@ -139,7 +139,7 @@ class Completion:
     """
 
     text: str
-    ending: Ending
+    ending: FinishReason
     prompt_tokens: int
     completion_tokens: int
     tokens: tuple[ScoredToken, ...] = ()
@@ -165,7 +165,7 @@ class Piece:
 
     index: int
     text: str
-    ending: Ending | None
+    ending: FinishReason | None
     prompt_tokens: int
     completion_tokens: int
     tokens: tuple[ScoredToken, ...] = ()
@@ -190,6 +190,6 @@ def _characters(prompt: Prompt) -> float:
     return math.inf
 
 
-def finish_reason(ending: Ending) -> str:
+def finish_reason(ending: FinishReason) -> str:
     """Returns an ending as V1, V2 and OpenAI say it."""
     return "length" if ending == "length" else "stop"

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from predictor.engine.reading import Batch, Text
+from predictor.engine.encoding.inputs import Batch, Text
 from predictor.errors import CheckpointError
-from predictor.tasks.head import Ask, Column, Field, Output
+from predictor.tasks.encoder_spec import Ask, Column, Field, Output
 from predictor.tasks.parameters import boolean, parse_named
-from predictor.tasks.tokenizing import Tokenizing
+from predictor.tasks.tokenization import Tokenizing
 
 _UNSAID = {"raw_scores": False, "truncate": False}
 
 
 class Rerank:
-    """The task; see `Head` for its methods."""
+    """The task; see `EncoderTaskSpec` for its methods."""
 
     task = "rerank"
     fields = (

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from predictor.engine.reading import Batch, Text
-from predictor.tasks.head import Ask, Column, Field, Output
+from predictor.engine.encoding.inputs import Batch, Text
+from predictor.tasks.encoder_spec import Ask, Column, Field, Output
 from predictor.tasks.parameters import boolean, parse_named
-from predictor.tasks.tokenizing import Tokenizing
+from predictor.tasks.tokenization import Tokenizing
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Classes:
 
 
 class SequenceClassification:
-    """The task; see `Head` for its methods."""
+    """The task; see `EncoderTaskSpec` for its methods."""
 
     task = "sequence_classification"
     fields = (

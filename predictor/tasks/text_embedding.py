@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from predictor.engine.reading import Batch, Text
+from predictor.engine.encoding.inputs import Batch, Text
 from predictor.errors import PromptTooLong, RequestError
-from predictor.tasks.head import Ask, Column, Field, Output
+from predictor.tasks.encoder_spec import Ask, Column, Field, Output
 from predictor.tasks.parameters import boolean, integer, one_of, parse_named
 from predictor.tasks.sentence_layout import SentenceLayout
-from predictor.tasks.tokenizing import Tokenizing
+from predictor.tasks.tokenization import Tokenizing
 
 TOKENS = "tokens"
 """The parameter that holds a text's tokens, where a protocol gives them instead of a text."""
@@ -42,7 +42,7 @@ class Vector:
 
 
 class TextEmbedding:
-    """The task; see `Head` for its methods."""
+    """The task; see `EncoderTaskSpec` for its methods."""
 
     task = "text_embedding"
     fields = (Field("text", aliases=("prompt", "data", "input")),)

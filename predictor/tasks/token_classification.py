@@ -23,12 +23,12 @@ import torch
 from transformers import PreTrainedConfig, TokenClassificationPipeline
 from transformers.pipelines.token_classification import AggregationStrategy
 
-from predictor.engine.reading import Batch, Text
+from predictor.engine.encoding.inputs import Batch, Text
 from predictor.errors import CheckpointError
-from predictor.tasks.head import Ask, Column, Field, Output
+from predictor.tasks.encoder_spec import Ask, Column, Field, Output
 from predictor.tasks.parameters import boolean, one_of, parse_named
 from predictor.tasks.sequence_classification import labels_of
-from predictor.tasks.tokenizing import Tokenizing, as_text
+from predictor.tasks.tokenization import Tokenizing, as_text
 
 _STRATEGIES = tuple(str(strategy.value) for strategy in AggregationStrategy)
 
@@ -53,7 +53,7 @@ class Entity:
 
 
 class TokenClassification:
-    """The task; see `Head` for its methods."""
+    """The task; see `EncoderTaskSpec` for its methods."""
 
     task = "token_classification"
     fields = (Field("text", aliases=("prompt", "data")),)

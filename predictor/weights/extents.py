@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from predictor.placement.stored import FLOATING, data_start, read_header
+from predictor.checkpoint.safetensors_header import FLOATING, data_start, read_header
 
 PAGE = 4096
 """What direct reads are aligned to in the file, in memory and in length: a page is a multiple of

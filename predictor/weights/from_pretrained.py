@@ -20,10 +20,10 @@ from accelerate.hooks import remove_hook_from_submodules
 from transformers import PreTrainedModel, modeling_utils
 from transformers.utils import logging as transformers_logging
 
+from predictor.checkpoint.checkpoint import Checkpoint
+from predictor.checkpoint.task_detection import factory_of
 from predictor.errors import CheckpointError, LoadFailed, reason_of
 from predictor.placement.plan import Placement
-from predictor.placement.purpose import factory_of
-from predictor.weights.checkpoint import Checkpoint
 from predictor.weights.progress import Progress
 
 logger = logging.getLogger(__name__)

@@ -16,24 +16,29 @@ from itertools import chain
 import torch
 from transformers import PreTrainedModel
 
+from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.errors import LoadFailed, reason_of
 from predictor.metrics import WeightMetrics
-from predictor.placement.blocks import find_blocks
 from predictor.placement.plan import Placement
 from predictor.pod.usage import count_usage
+from predictor.profiling.blocks import find_blocks
 from predictor.quantity import format_bytes
-from predictor.weights.checkpoint import Checkpoint
-from predictor.weights.copying import Waiting
+from predictor.weights.block_source import BlockSourceResolver, OffloadConfig
+from predictor.weights.converted import (
+    ConvertedCheckpoint,
+    folder_name,
+    needs_conversion,
+    source_of,
+)
 from predictor.weights.extents import Block
 from predictor.weights.from_pretrained import Dispatch, from_pretrained
-from predictor.weights.known import Known
-from predictor.weights.offload import Offload, Supply
 from predictor.weights.progress import Progress
 from predictor.weights.resident import make_resident
-from predictor.weights.rewritten import Rewritten, folder_name, rewriting, source_of
-from predictor.weights.store import Identity
-from predictor.weights.store_folder import StoreFolder
-from predictor.weights.streaming import Streaming, stream
+from predictor.weights.store.folder import StoreFolder
+from predictor.weights.store.format import Identity
+from predictor.weights.store.warmup_cache import WarmupCache
+from predictor.weights.streaming.device_loader import Waiting
+from predictor.weights.streaming.hooks import Streaming, stream
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +57,8 @@ class Loaded:
 
     model: PreTrainedModel
     streaming: Streaming | None
-    supply: Supply
-    known: Known
+    supply: BlockSourceResolver
+    known: WarmupCache
 
     @property
     def buffer_bytes(self) -> int:
@@ -78,7 +83,7 @@ class Loaded:
 def load(
     checkpoint: Checkpoint,
     placement: Placement,
-    offload: Offload,
+    offload: OffloadConfig,
     *,
     trust_remote_code: bool,
     progress: Progress,
@@ -141,20 +146,22 @@ class _Loading:
 
     checkpoint: Checkpoint
     placement: Placement
-    offload: Offload
+    offload: OffloadConfig
     skeleton: PreTrainedModel
     blocks: tuple[str, ...]
     trust_remote_code: bool
     progress: Progress
     metrics: WeightMetrics
 
-    def supply(self, on_disk: Sequence[str]) -> Supply:
+    def supply(self, on_disk: Sequence[str]) -> BlockSourceResolver:
         """Where these blocks come from."""
         folder = _store_folder(self.checkpoint, self.placement, self.offload) if on_disk else None
         parameters = _parameters(self.skeleton, on_disk)
-        return Supply(self.offload, folder, parameters, self.progress, self.metrics)
+        return BlockSourceResolver(self.offload, folder, parameters, self.progress, self.metrics)
 
-    def place(self, supply: Supply) -> tuple[PreTrainedModel, Dispatch, tuple[Block, ...]]:
+    def place(
+        self, supply: BlockSourceResolver
+    ) -> tuple[PreTrainedModel, Dispatch, tuple[Block, ...]]:
         """The model with parts on disk on the meta device, and its blocks there that we stream."""
         streamed = supply.names
         device_map = _device_map(self.placement, self.skeleton, streamed if supply.store else ())
@@ -203,9 +210,9 @@ class _Loading:
             metrics=self.metrics,
         )
 
-    def known(self, supply: Supply, found: Sequence[Block]) -> Known:
+    def known(self, supply: BlockSourceResolver, found: Sequence[Block]) -> WarmupCache:
         """What an earlier start found out; nothing is kept where Accelerate streams."""
-        return Known(
+        return WarmupCache(
             supply.known_file if found else None,
             streamed=sum(block.size for block in found),
             source=[block.source for block in found[:1]],
@@ -216,12 +223,12 @@ class _Loading:
 def _rewriting(
     checkpoint: Checkpoint,
     placement: Placement,
-    offload: Offload,
+    offload: OffloadConfig,
     device_map: Mapping[str, int | str],
-) -> contextlib.AbstractContextManager[Rewritten | None]:
+) -> contextlib.AbstractContextManager[ConvertedCheckpoint | None]:
     """Gives the folder for what transformers writes anew; None where it does not."""
     if offload.rewritten and "disk" in device_map.values():
-        return rewriting(offload.folder, checkpoint, placement.dtype)
+        return needs_conversion(offload.folder, checkpoint, placement.dtype)
     return contextlib.nullcontext()
 
 
@@ -242,7 +249,7 @@ def _streamed(
 
 
 def _store_folder(
-    checkpoint: Checkpoint, placement: Placement, offload: Offload
+    checkpoint: Checkpoint, placement: Placement, offload: OffloadConfig
 ) -> StoreFolder | None:
     if offload.folder is None or offload.store == "never":
         return None

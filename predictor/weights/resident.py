@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from predictor.weights.copying import Move, Waiting, take_out
 from predictor.weights.extents import stamp_of
 from predictor.weights.progress import Progress
-from predictor.weights.staged import Staged
+from predictor.weights.streaming.bounce_buffer import Staged
+from predictor.weights.streaming.device_loader import Move, Waiting, take_out
 
 
 def make_resident(

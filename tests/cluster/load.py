@@ -25,7 +25,7 @@ AT_ONCE = 0.2
 LONGEST = 900.0
 """Seconds until it ends by itself."""
 
-PATIENCE = 300.0
+MAX_OVERTAKES = 300.0
 """Seconds beyond the end in which a request that was refused may still be answered."""
 
 
@@ -63,7 +63,7 @@ class Load:
             self._until_answered()
 
     def _until_answered(self):
-        while time.monotonic() < self.end + PATIENCE:
+        while time.monotonic() < self.end + MAX_OVERTAKES:
             outcome = ask(self.address, self.path)
             with self.lock:
                 if outcome == "answered":

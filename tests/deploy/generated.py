@@ -15,8 +15,8 @@ import yaml
 from pydantic import BeforeValidator
 
 from predictor.quantity import parse_bytes
-from predictor.setting_types import _devices, _memory_by_device
 from predictor.settings import Settings
+from predictor.settings_types import _devices, _memory_by_device
 
 CHART = Path(__file__).parents[2] / "helm"
 SCHEMA = CHART / "values.schema.json"

@@ -27,14 +27,14 @@ from transformers import (
     RwkvConfig,
 )
 
-from predictor.engine.cache import Row
-from predictor.engine.capability import fails_together, why_serial
-from predictor.engine.runner import BatchRunner, SerialRunner
-from predictor.engine.sampling import Sampling
-from predictor.engine.scheduler import Limits
+from predictor.engine.batchability import check_batch_invariance, unbatchable_reason
+from predictor.engine.generation.kv_cache import Row
+from predictor.engine.generation.runner import BatchRunner, SerialRunner
+from predictor.engine.generation.sampling_params import SamplingParams
+from predictor.engine.generation.scheduler import Limits
 from tests.checkpoints import ALL_CONFIGS, VOCABULARY
 from tests.conftest import Checkpoints
-from tests.engine.test_engine import Opened, Wrapped, batch_runner
+from tests.engine.test_engine import EngineHandle, Wrapped, batch_runner
 from tests.serving import Collected, blocks_on_disk, bring_up
 
 ARCHITECTURES = [name for name in ALL_CONFIGS if name != "llama-tied"]
@@ -82,7 +82,7 @@ class Ask:
     """One request: when it comes, and when it is cancelled, in passes of the model."""
 
     prompt: list[int]
-    sampling: Sampling
+    sampling: SamplingParams
     at: int
     gone: int | None = None
 
@@ -101,7 +101,7 @@ def asks(seed: int, *, scored: bool = False, sampled: bool = False) -> list[Ask]
     found = []
     at = 0
     for index in range(12):
-        sampling = Sampling(
+        sampling = SamplingParams(
             max_new_tokens=chance.randint(8, 35),
             logprobs=0 if scored else None,
             **({"temperature": 1.0, "top_p": 0.9, "seed": index} if sampled else {}),
@@ -126,7 +126,7 @@ class Company:
         self.preemptions = 0
 
     def run(self, ends: Sequence[int] = ()) -> list[Collected]:
-        with Opened(self.runner, limits=self._limits, ends=ends) as opened:
+        with EngineHandle(self.runner, limits=self._limits, ends=ends) as opened:
             self._engine = opened.engine
             with opened.held():
                 self._come_and_go()
@@ -206,20 +206,20 @@ def check(requests: Sequence[Ask], found: Sequence[Collected], wanted: Sequence[
 # Every architecture, in memory
 
 
-@pytest.mark.parametrize("pass_tokens", [0, 16, 64])
+@pytest.mark.parametrize("breakeven_tokens", [0, 16, 64])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_tokens_in_company_are_those_of_transformers_alone(
-    name: str, pass_tokens: int
+    name: str, breakeven_tokens: int
 ) -> None:
-    is_scored = pass_tokens == 16
+    is_scored = breakeven_tokens == 16
     requests = asks(GREEDY, scored=is_scored)
     runner = batch_runner(tiny(name), kv_tokens=KV_TOKENS)
-    company = Company(runner, requests, pass_tokens=pass_tokens)
+    company = Company(runner, requests, breakeven_tokens=breakeven_tokens)
     found = company.run()
     check(requests, found, [one.tokens for one in alone(name)])
     assert company.preemptions >= 3
     assert company.runner.most_rows >= 3
-    assert has_mixed_pass(company) == (pass_tokens > 0)
+    assert has_mixed_pass(company) == (breakeven_tokens > 0)
     if is_scored:
         for listener, wanted in zip(found, alone(name), strict=True):
             logprobs = [token.logprob for token in listener.told]
@@ -248,7 +248,7 @@ def test_these_models_would_notice_what_they_must_not_see(name: str) -> None:
 def test_tokens_that_end_a_sequence_end_it_alone(name: str) -> None:
     ends = [alone(name)[index].tokens[3] for index in (0, 5)]
     requests = asks(GREEDY)
-    company = Company(batch_runner(tiny(name), kv_tokens=KV_TOKENS), requests, pass_tokens=16)
+    company = Company(batch_runner(tiny(name), kv_tokens=KV_TOKENS), requests, breakeven_tokens=16)
     wanted = []
     for one in alone(name):
         first = next((i for i, token in enumerate(one.tokens) if token in ends), len(one.tokens))
@@ -262,13 +262,13 @@ def test_tokens_that_end_a_sequence_end_it_alone(name: str) -> None:
 def test_a_seed_gives_in_company_what_it_gives_alone(name: str) -> None:
     requests = asks(SAMPLED, sampled=True)
     runner = batch_runner(tiny(name), kv_tokens=KV_TOKENS)
-    with Opened(runner, limits=Limits(KV_TOKENS, sequences=1, chunk=64)) as opened:
+    with EngineHandle(runner, limits=Limits(KV_TOKENS, sequences=1, chunk=64)) as opened:
         wanted = []
         for ask in requests:
             listener = Collected()
             opened.engine.submit(ask.prompt, ask.sampling, listener)
             wanted.append(listener.wait().tokens)
-    company = Company(runner, requests, pass_tokens=16)
+    company = Company(runner, requests, breakeven_tokens=16)
     check(requests, company.run(), wanted)
     assert company.preemptions > 0
     assert runner._cache._free_count == KV_TOKENS
@@ -291,7 +291,7 @@ def test_parts_on_disk_change_nothing_of_that(
     requests = asks(3)[:6]
     try:
         listeners = [Collected() for _ in requests]
-        recipe = Sampling(max_new_tokens=8, logprobs=0)
+        recipe = SamplingParams(max_new_tokens=8, logprobs=0)
         for ask, listener in zip(requests, listeners, strict=True):
             engine.submit(ask.prompt, recipe, listener)
         for ask, listener in zip(requests, listeners, strict=True):
@@ -327,7 +327,7 @@ def mamba() -> Any:
 
 
 def test_a_model_with_a_state_is_served_one_sequence_at_a_time() -> None:
-    assert why_serial(mamba()) is not None
+    assert unbatchable_reason(mamba()) is not None
     requests = asks(GREEDY)
     company = Company(SerialRunner(mamba(), device=CPU), requests, sequences=1, chunk=KV_TOKENS)
     check(requests, company.run(), [generated(mamba(), ask).tokens for ask in requests])
@@ -360,7 +360,7 @@ _HYBRID = _SMALL | {"num_key_value_heads": 2, "intermediate_size": 32}
 )
 def test_a_config_says_why_its_model_cannot_be_batched(config: Any, reason: str) -> None:
     with torch.device("meta"):
-        found = why_serial(AutoModelForCausalLM.from_config(config))
+        found = unbatchable_reason(AutoModelForCausalLM.from_config(config))
     assert found is not None
     assert reason in found
 
@@ -368,9 +368,9 @@ def test_a_config_says_why_its_model_cannot_be_batched(config: Any, reason: str)
 @pytest.mark.parametrize("name", list(ALL_CONFIGS))
 def test_models_that_can_be_batched_are(name: str) -> None:
     model = tiny(name)
-    assert why_serial(model) is None
+    assert unbatchable_reason(model) is None
     runner = batch_runner(model)
-    assert fails_together(runner, model, CPU) is None
+    assert check_batch_invariance(runner, model, CPU) is None
     assert runner._cache._free_count == EMPTY  # nothing of the test is left
 
 
@@ -421,7 +421,7 @@ def test_a_model_that_is_wrong_in_company_is_found_out(name: str, change: Any) -
     model = tiny(name)
     runner = batch_runner(model)
     runner._model = Changed(model, change)
-    reason = fails_together(runner, model, CPU)
+    reason = check_batch_invariance(runner, model, CPU)
     assert reason is not None
     assert "other logits than alone" in reason
     assert runner._cache._free_count == EMPTY
@@ -439,8 +439,10 @@ def test_a_model_that_counts_its_positions_itself_is_found_out() -> None:
         max_position_embeddings=256,
     )
     model = seeded(config)
-    assert why_serial(model) is None
-    assert "other logits than alone" in (fails_together(batch_runner(model), model, CPU) or "")
+    assert unbatchable_reason(model) is None
+    assert "other logits than alone" in (
+        check_batch_invariance(batch_runner(model), model, CPU) or ""
+    )
 
 
 def test_rows_that_see_each_other_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,7 +454,7 @@ def test_rows_that_see_each_other_are_found_out(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(BatchRunner, "run", mixed)
     model = tiny("llama")
-    assert "other logits" in (fails_together(batch_runner(model), model, CPU) or "")
+    assert "other logits" in (check_batch_invariance(batch_runner(model), model, CPU) or "")
 
 
 def test_a_model_that_fails_on_two_at_once_is_found_out() -> None:
@@ -462,6 +464,6 @@ def test_a_model_that_fails_on_two_at_once_is_found_out() -> None:
     model = tiny("llama")
     runner = batch_runner(model)
     runner._model = Changed(model, fail)
-    reason = fails_together(runner, model, CPU)
+    reason = check_batch_invariance(runner, model, CPU)
     assert reason == "it fails on two sequences at once (NotImplementedError)"
     assert runner._cache._free_count == EMPTY

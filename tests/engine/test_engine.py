@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from predictor.engine.cache import Row
-from predictor.engine.capability import count_layers
-from predictor.engine.engine import Engine
-from predictor.engine.runner import BatchRunner, Runner
-from predictor.engine.sampling import Sampling, Token
-from predictor.engine.scheduler import Limits
+from predictor.engine.batchability import count_layers
+from predictor.engine.generation.engine import Engine
+from predictor.engine.generation.kv_cache import Row
+from predictor.engine.generation.runner import BatchRunner, Runner
+from predictor.engine.generation.sampling_params import SamplingParams, Token
+from predictor.engine.generation.scheduler import Limits
 from predictor.errors import EngineBroken, GenerationFailed
 from predictor.metrics import EngineMetrics
 from tests.conftest import Checkpoints
@@ -40,7 +40,7 @@ def batch_runner(model: Any, *, kv_tokens: int = KV_TOKENS) -> BatchRunner:
     )
 
 
-class Opened:
+class EngineHandle:
     """An engine in a test, stopped at its end."""
 
     def __init__(
@@ -54,13 +54,13 @@ class Opened:
         self.metrics = EngineMetrics(next(_names))
         self.engine = Engine(
             runner,
-            limits or Limits(KV_TOKENS, sequences=8, chunk=256, pass_tokens=256),
+            limits or Limits(KV_TOKENS, sequences=8, chunk=256, breakeven_tokens=256),
             ends=frozenset(ends),
             metrics=self.metrics,
             on_broken=on_broken,
         )
 
-    def __enter__(self) -> Opened:
+    def __enter__(self) -> EngineHandle:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,7 +86,7 @@ class Opened:
         listeners = listeners or [Collected() for _ in prompts]
         with self.held():
             for prompt, listener in zip(prompts, listeners, strict=True):
-                self.engine.submit(prompt, Sampling(**recipe), listener)
+                self.engine.submit(prompt, SamplingParams(**recipe), listener)
         for listener in listeners:
             assert listener._ended.wait(60)
         return listeners
@@ -147,8 +147,8 @@ def greedy(model: Any) -> list[list[int]]:
 
 
 @pytest.fixture
-def opened(model: Any) -> Iterator[Opened]:
-    with Opened(batch_runner(model)) as found:
+def opened(model: Any) -> Iterator[EngineHandle]:
+    with EngineHandle(batch_runner(model)) as found:
         yield found
 
 
@@ -171,12 +171,12 @@ def generate(model: Any, prompt: list[int], count: int) -> list[int]:
 
 @pytest.mark.parametrize("chunk", [1, 7, 49, 50])
 def test_the_size_of_prefill_chunks_changes_no_token(model: Any, chunk: int) -> None:
-    with Opened(batch_runner(model), limits=Limits(KV_TOKENS, 4, chunk)) as opened:
+    with EngineHandle(batch_runner(model), limits=Limits(KV_TOKENS, 4, chunk)) as opened:
         assert opened.run(PROMPT, max_new_tokens=8).tokens == generate(model, PROMPT, 8)
 
 
 def test_a_seed_repeats_a_sampled_reply_and_leaves_torchs_generator_as_it_was(
-    opened: Opened,
+    opened: EngineHandle,
 ) -> None:
     recipe = {"max_new_tokens": 16, "temperature": 2.0, "seed": 11}
     before = torch.get_rng_state()
@@ -187,7 +187,7 @@ def test_a_seed_repeats_a_sampled_reply_and_leaves_torchs_generator_as_it_was(
     assert opened.run(PROMPT, **recipe | {"seed": 12}).tokens != first
 
 
-def test_replies_without_a_seed_differ(opened: Opened) -> None:
+def test_replies_without_a_seed_differ(opened: EngineHandle) -> None:
     found = [opened.run(PROMPT, max_new_tokens=16, temperature=5.0).tokens for _ in range(4)]
     assert len(set(map(tuple, found))) > 1
 
@@ -198,12 +198,12 @@ def test_greedy_inherits_no_sampling_from_the_models_own_config(checkpoints: Che
     model.generation_config.do_sample = True
     model.generation_config.temperature = 9.0
     model.generation_config.repetition_penalty = 5.0
-    with Opened(batch_runner(model)) as opened:
+    with EngineHandle(batch_runner(model)) as opened:
         for _ in range(3):
             assert opened.run(PROMPT, max_new_tokens=12).tokens == expected
 
 
-def test_top_k_of_one_is_greedy_and_a_penalty_changes_the_reply(opened: Opened) -> None:
+def test_top_k_of_one_is_greedy_and_a_penalty_changes_the_reply(opened: EngineHandle) -> None:
     greedy = opened.run(PROMPT, max_new_tokens=12).tokens
     hot = {"max_new_tokens": 12, "temperature": 3.0}
     assert opened.run(PROMPT, **hot, top_k=1).tokens == greedy
@@ -211,7 +211,7 @@ def test_top_k_of_one_is_greedy_and_a_penalty_changes_the_reply(opened: Opened) 
     assert opened.run(PROMPT, max_new_tokens=12, repetition_penalty=50.0).tokens != greedy
 
 
-def test_log_probabilities_are_told_with_each_token(opened: Opened) -> None:
+def test_log_probabilities_are_told_with_each_token(opened: EngineHandle) -> None:
     found = opened.run(PROMPT, max_new_tokens=6, logprobs=3)
     assert found.tokens == opened.run(PROMPT, max_new_tokens=6).tokens
     for token in found.told:
@@ -222,7 +222,7 @@ def test_log_probabilities_are_told_with_each_token(opened: Opened) -> None:
 # How sequences end
 
 
-def test_tokens_that_run_out_end_a_sequence(opened: Opened) -> None:
+def test_tokens_that_run_out_end_a_sequence(opened: EngineHandle) -> None:
     for count in (1, 4):
         found = opened.run(PROMPT, max_new_tokens=count)
         assert (len(found.tokens), found.outcome) == (count, "length")
@@ -240,7 +240,7 @@ def test_an_end_of_sequence_token_ends_a_sequence_where_transformers_ends_it(mod
         eos_token_id=[end, 2],
         pad_token_id=3,
     )[0, len(PROMPT) :].tolist()
-    with Opened(batch_runner(model), ends=[end, 2]) as opened:
+    with EngineHandle(batch_runner(model), ends=[end, 2]) as opened:
         found = opened.run(PROMPT, max_new_tokens=12)
         assert found.tokens == expected == tokens[: tokens.index(end) + 1]
         assert found.outcome == "eos_token"
@@ -249,15 +249,15 @@ def test_an_end_of_sequence_token_ends_a_sequence_where_transformers_ends_it(mod
         assert (last.tokens, last.outcome) == (expected, "eos_token")
 
 
-def test_a_listener_ends_its_sequence(opened: Opened) -> None:
+def test_a_listener_ends_its_sequence(opened: EngineHandle) -> None:
     counted = itertools.count(1)
     listener = Collected(lambda _: next(counted) == 3)
-    opened.engine.submit(PROMPT, Sampling(max_new_tokens=9), listener)
+    opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=9), listener)
     assert listener.wait().outcome == "stop_sequence"
     assert len(listener.tokens) == 3
 
 
-def test_what_has_ended_leaves_nothing_behind(opened: Opened) -> None:
+def test_what_has_ended_leaves_nothing_behind(opened: EngineHandle) -> None:
     for listener in opened.together(PROMPTS, max_new_tokens=5):
         assert listener.outcome == "length"
     opened.engine.stop()
@@ -271,12 +271,12 @@ def test_what_has_ended_leaves_nothing_behind(opened: Opened) -> None:
 
 
 def test_a_cancelled_sequence_frees_its_place_and_its_listener_hears_nothing_more(
-    opened: Opened,
+    opened: EngineHandle,
 ) -> None:
     fifth = threading.Event()
     counted = itertools.count(1)
     listener = Collected(lambda _: next(counted) == 5 and fifth.set())
-    key = opened.engine.submit(PROMPT, Sampling(max_new_tokens=70), listener)
+    key = opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=70), listener)
     assert fifth.wait(60)
     opened.engine.cancel(key)
     opened.run(PROMPT, max_new_tokens=1)  # comes in after the cancel
@@ -291,13 +291,13 @@ def test_a_cancelled_sequence_frees_its_place_and_its_listener_hears_nothing_mor
 
 
 def test_sequences_are_cancelled_before_they_run_and_after_they_ended(model: Any) -> None:
-    with Opened(batch_runner(model), limits=Limits(KV_TOKENS, 1, 64)) as opened:
+    with EngineHandle(batch_runner(model), limits=Limits(KV_TOKENS, 1, 64)) as opened:
         first, second, third = Collected(), Collected(), Collected()
         with opened.held():
-            opened.engine.submit(PROMPT, Sampling(max_new_tokens=8), first)
-            key = opened.engine.submit(PROMPT, Sampling(max_new_tokens=8), second)
+            opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=8), first)
+            key = opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=8), second)
             opened.engine.cancel(key)
-            last = opened.engine.submit(PROMPT, Sampling(max_new_tokens=8), third)
+            last = opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=8), third)
         assert first.wait().tokens == third.wait().tokens
         assert (second.tokens, second.outcome) == ([], None)
         opened.engine.cancel(last)
@@ -306,15 +306,15 @@ def test_sequences_are_cancelled_before_they_run_and_after_they_ended(model: Any
 
 
 def test_a_cancel_in_a_crowd_changes_nobody_elses_tokens(
-    opened: Opened, greedy: list[list[int]]
+    opened: EngineHandle, greedy: list[list[int]]
 ) -> None:
     counted = itertools.count(1)
     gone = Collected(lambda _: next(counted) == 4 and opened.engine.cancel(gone_key))
     others = [Collected() for _ in PROMPTS[1:]]
     with opened.held():
-        gone_key = opened.engine.submit(PROMPTS[0], Sampling(max_new_tokens=12), gone)
+        gone_key = opened.engine.submit(PROMPTS[0], SamplingParams(max_new_tokens=12), gone)
         for prompt, listener in zip(PROMPTS[1:], others, strict=True):
-            opened.engine.submit(prompt, Sampling(max_new_tokens=12), listener)
+            opened.engine.submit(prompt, SamplingParams(max_new_tokens=12), listener)
     assert [listener.wait().tokens for listener in others] == greedy[1:]
     assert gone.tokens == greedy[0][:4]
     assert gone.outcome is None
@@ -339,7 +339,7 @@ def test_a_prompt_that_fails_fails_alone(model: Any, greedy: Any, place: int) ->
     assert not any(200 in tokens for tokens in greedy)
     prompts = list(PROMPTS)
     prompts[place] = [200] * 20
-    with Opened(runner) as opened:
+    with EngineHandle(runner) as opened:
         found = opened.together(prompts, max_new_tokens=12)
         assert len(runner.passes[0]) == 4  # they were in one pass
         assert isinstance(found[place].outcome, GenerationFailed)
@@ -353,7 +353,7 @@ def test_a_sequence_that_fails_later_has_told_what_came_before(model: Any, greed
     # A token that one of the replies has and no other, nor any prompt.
     others = {token for tokens in (*greedy[1:], *PROMPTS) for token in tokens}
     poison = next(token for token in greedy[0][1:-1] if token not in others)
-    with Opened(poisoned(model, poison)) as opened:
+    with EngineHandle(poisoned(model, poison)) as opened:
         found = opened.together(PROMPTS, max_new_tokens=12)
         assert found[0].tokens == greedy[0][: greedy[0].index(poison) + 1]
         assert isinstance(found[0].outcome, GenerationFailed)
@@ -362,7 +362,7 @@ def test_a_sequence_that_fails_later_has_told_what_came_before(model: Any, greed
 
 def test_one_that_fails_by_itself_leaves_the_engine_whole(model: Any, greedy: Any) -> None:
     broken: list[EngineBroken] = []
-    with Opened(poisoned(model, 200), on_broken=broken.append) as opened:
+    with EngineHandle(poisoned(model, 200), on_broken=broken.append) as opened:
         for _ in range(3):
             with pytest.raises(GenerationFailed):
                 opened.run([200], max_new_tokens=3)
@@ -373,7 +373,7 @@ def test_one_that_fails_by_itself_leaves_the_engine_whole(model: Any, greedy: An
 def test_a_token_that_the_model_does_not_know_fails_its_sequence_alone(
     model: Any, greedy: Any
 ) -> None:
-    with Opened(batch_runner(model)) as opened:
+    with EngineHandle(batch_runner(model)) as opened:
         found = opened.together([PROMPTS[0], [10**6] * 20], max_new_tokens=12)
         assert found[0].tokens == greedy[0]
         assert isinstance(found[1].outcome, GenerationFailed)
@@ -392,7 +392,7 @@ def test_logits_that_are_no_numbers_fail_their_sequence_alone(model: Any, greedy
             return logits
 
     for recipe in ({}, {"logprobs": 1}):
-        with Opened(Spoilt(inner, lambda _: None)) as opened:
+        with EngineHandle(Spoilt(inner, lambda _: None)) as opened:
             found = opened.together(PROMPTS, max_new_tokens=12, **recipe)
             assert isinstance(found[2].outcome, GenerationFailed)
             for index in (0, 1, 3):
@@ -400,18 +400,18 @@ def test_logits_that_are_no_numbers_fail_their_sequence_alone(model: Any, greedy
 
 
 def test_a_recipe_that_fails_fails_its_sequence_alone(model: Any, greedy: Any) -> None:
-    with Opened(batch_runner(model)) as opened:
+    with EngineHandle(batch_runner(model)) as opened:
         bad, good = Collected(), Collected()
         with opened.held():
-            recipe = Sampling(max_new_tokens=12, logit_bias={10**6: 1.0})
+            recipe = SamplingParams(max_new_tokens=12, logit_bias={10**6: 1.0})
             opened.engine.submit(PROMPTS[0], recipe, bad)
-            opened.engine.submit(PROMPTS[1], Sampling(max_new_tokens=12), good)
+            opened.engine.submit(PROMPTS[1], SamplingParams(max_new_tokens=12), good)
         assert good.wait().tokens == greedy[1]
         with pytest.raises(GenerationFailed):
             bad.wait()
 
 
-def test_a_listener_that_raises_fails_alone(opened: Opened, greedy: Any) -> None:
+def test_a_listener_that_raises_fails_alone(opened: EngineHandle, greedy: Any) -> None:
     counted = itertools.count(1)
 
     def fail(_: Token) -> bool:
@@ -435,7 +435,7 @@ class BadEnd(Collected):
         raise ValueError("of the listener")
 
 
-def test_a_listener_that_raises_at_its_end_harms_nobody(opened: Opened, greedy: Any) -> None:
+def test_a_listener_that_raises_at_its_end_harms_nobody(opened: EngineHandle, greedy: Any) -> None:
     listeners = [Collected(), BadEnd(), Collected(), BadEnd()]
     opened.together(PROMPTS, listeners, max_new_tokens=12)
     assert [listener.tokens for listener in listeners] == greedy
@@ -451,7 +451,7 @@ class NoReply(Collected):
         super().end(outcome)
 
 
-def test_a_reply_that_cannot_be_made_ends_as_a_failure(opened: Opened) -> None:
+def test_a_reply_that_cannot_be_made_ends_as_a_failure(opened: EngineHandle) -> None:
     listener = NoReply()
     opened.together([PROMPTS[0]], [listener], max_new_tokens=3)
     assert isinstance(listener.outcome, GenerationFailed)
@@ -469,7 +469,7 @@ def test_a_pass_that_needs_too_much_memory_is_run_again_in_halves(
             raise torch.OutOfMemoryError("no room")
 
     runner = Wrapped(batch_runner(model), fail)
-    with Opened(runner) as opened:
+    with EngineHandle(runner) as opened:
         found = opened.together(PROMPTS, max_new_tokens=12)
         assert runner.most_rows == 4
         assert [listener.tokens for listener in found] == greedy
@@ -488,7 +488,7 @@ def test_what_a_failed_pass_held_is_let_go_before_its_halves_run(model: Any) -> 
             held.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("no room")
 
-    with Opened(Wrapped(batch_runner(model), fail)) as opened:
+    with EngineHandle(Wrapped(batch_runner(model), fail)) as opened:
         opened.together(PROMPTS, max_new_tokens=1)
     assert len(held) == 3  # of four rows, and twice of two
     assert set(alive) == {0}
@@ -513,7 +513,7 @@ def test_an_engine_whose_model_always_fails_is_broken_for_good(model: Any) -> No
         told.set()
 
     limits = Limits(KV_TOKENS, sequences=2, chunk=64)  # so that two wait
-    with Opened(always_failing(model), limits=limits, on_broken=on_broken) as opened:
+    with EngineHandle(always_failing(model), limits=limits, on_broken=on_broken) as opened:
         found = opened.together(PROMPTS, max_new_tokens=5)
         assert told.wait(30)
         opened.thread.join(30)
@@ -523,14 +523,14 @@ def test_an_engine_whose_model_always_fails_is_broken_for_good(model: Any) -> No
         assert "assert" not in str(found[2].outcome)
         assert len(broken) == 1
         with pytest.raises(EngineBroken):
-            opened.engine.submit(PROMPT, Sampling(max_new_tokens=1), Collected())
+            opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=1), Collected())
         opened.engine.cancel(0)
         assert opened.counts == (0, 0, 0)
 
 
 def test_all_hear_that_the_engine_is_broken_those_in_the_failed_pass_too(model: Any) -> None:
     limits = Limits(KV_TOKENS, sequences=2, chunk=64)
-    with Opened(always_failing(model), limits=limits) as opened:
+    with EngineHandle(always_failing(model), limits=limits) as opened:
         found = opened.together(PROMPTS, max_new_tokens=5)
         assert [type(listener.outcome) for listener in found] == [EngineBroken] * 4
 
@@ -541,7 +541,9 @@ def test_a_listener_that_raises_does_not_keep_others_from_hearing_of_a_broken_en
     told = threading.Event()
     listeners = [Collected(), BadEnd(), BadEnd(), Collected()]
     limits = Limits(KV_TOKENS, sequences=2, chunk=64)
-    with Opened(always_failing(model), limits=limits, on_broken=lambda _: told.set()) as opened:
+    with EngineHandle(
+        always_failing(model), limits=limits, on_broken=lambda _: told.set()
+    ) as opened:
         opened.together(PROMPTS, listeners, max_new_tokens=5)
         assert told.wait(30)
     assert isinstance(listeners[3].outcome, EngineBroken)
@@ -551,7 +553,7 @@ def test_one_that_comes_while_the_engine_breaks_is_told(model: Any) -> None:
     """Whatever is in the inbox at that moment is not forgotten."""
     late = Collected()
     runner = always_failing(model)
-    with Opened(runner) as opened:
+    with EngineHandle(runner) as opened:
         runner._before = lambda rows: submit_and_fail(opened.engine, late, rows)
         first = opened.together([PROMPT], max_new_tokens=5)[0]
         assert isinstance(first.outcome, GenerationFailed | EngineBroken)
@@ -561,7 +563,7 @@ def test_one_that_comes_while_the_engine_breaks_is_told(model: Any) -> None:
 
 def submit_and_fail(engine: Engine, late: Collected, rows: Sequence[Row]) -> None:
     if rows[0].key == -1:  # the pass that tells whether the model works
-        engine.submit(PROMPT, Sampling(max_new_tokens=5), late)
+        engine.submit(PROMPT, SamplingParams(max_new_tokens=5), late)
     raise RuntimeError("device-side assert")
 
 
@@ -570,12 +572,12 @@ def submit_and_fail(engine: Engine, late: Collected, rows: Sequence[Row]) -> Non
 
 def test_the_thread_ends_when_it_is_stopped_idle_or_at_work(model: Any) -> None:
     for work in (False, True):
-        opened = Opened(batch_runner(model))
+        opened = EngineHandle(batch_runner(model))
         listener = Collected()
         if work:
             begun = threading.Event()
             listener = Collected(lambda _, begun=begun: begun.set())
-            opened.engine.submit(PROMPT, Sampling(max_new_tokens=70), listener)
+            opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=70), listener)
             assert begun.wait(60)
         opened.engine.stop()
         opened.thread.join(30)
@@ -583,11 +585,11 @@ def test_the_thread_ends_when_it_is_stopped_idle_or_at_work(model: Any) -> None:
         assert listener.outcome is None
 
 
-def test_many_threads_submit_and_cancel(opened: Opened, greedy: list[list[int]]) -> None:
+def test_many_threads_submit_and_cancel(opened: EngineHandle, greedy: list[list[int]]) -> None:
     def work(index: int) -> None:
         for _ in range(3):
             gone = Collected()
-            key = opened.engine.submit(PROMPTS[index], Sampling(max_new_tokens=12), gone)
+            key = opened.engine.submit(PROMPTS[index], SamplingParams(max_new_tokens=12), gone)
             kept = Collected.of(opened.engine, PROMPTS[index], max_new_tokens=12)
             opened.engine.cancel(key)
             found[index].append(kept.tokens)

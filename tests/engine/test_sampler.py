@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from predictor.engine.sampler import Sampler, choose_plain
-from predictor.engine.sampling import Sampling
+from predictor.engine.generation.sampler import Sampler, choose_plain
+from predictor.engine.generation.sampling_params import SamplingParams
 
 NAN, INF = float("nan"), float("inf")
 
 
 def sampler(*prompt: int, **recipe: Any) -> Sampler:
-    return Sampler(Sampling(max_new_tokens=100, **recipe), prompt)
+    return Sampler(SamplingParams(max_new_tokens=100, **recipe), prompt)
 
 
 def choices(logits: list[float], count: int, *prompt: int, **recipe: Any) -> list[int]:

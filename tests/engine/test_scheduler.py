@@ -7,15 +7,22 @@ from collections.abc import Iterable
 
 import pytest
 
-from predictor.engine.scheduler import LOOKAHEAD, PATIENCE, Chunk, Limits, Scheduler, Step
-from predictor.engine.shapes import all_columns, new_columns
+from predictor.engine.generation.scheduler import (
+    LOOKAHEAD,
+    MAX_OVERTAKES,
+    Chunk,
+    Limits,
+    Scheduler,
+    Step,
+)
+from predictor.engine.shape_buckets import bucket_context, bucket_new_tokens
 
 
 def scheduler(
-    *prompts: int, kv: int = 1000, sequences: int = 64, chunk: int = 64, pass_tokens: int = 0
+    *prompts: int, kv: int = 1000, sequences: int = 64, chunk: int = 64, breakeven_tokens: int = 0
 ) -> Scheduler:
     """Returns a scheduler with these prompts in line, under the keys 0, 1, 2, ..."""
-    found = Scheduler(Limits(kv, sequences, chunk, pass_tokens))
+    found = Scheduler(Limits(kv, sequences, chunk, breakeven_tokens))
     for key, tokens in enumerate(prompts):
         found.add(key, tokens)
     return found
@@ -131,7 +138,7 @@ def test_the_first_in_line_is_passed_by_shorter_ones_as_often_as_patience_says()
     # 40 run; 60 more never fit beside them, 10 do: 40 + 10 + 16 = 66.
     s = scheduler(40, 60, kv=100)
     advance(s)
-    for key in range(2, 2 + PATIENCE):
+    for key in range(2, 2 + MAX_OVERTAKES):
         s.add(key, 10)
         s.plan()
         assert s.running == 2
@@ -148,7 +155,7 @@ def test_patience_counts_those_who_pass_in_one_step_too() -> None:
     # 400 run; 600 more never fit; ten of 10 would all: 400 + 100 + 10 * 16 = 660.
     s = scheduler(400, 600, *[10] * 10, kv=1000)
     s.plan()
-    assert (s.running, s.waiting) == (1 + PATIENCE, 1 + 2)
+    assert (s.running, s.waiting) == (1 + MAX_OVERTAKES, 1 + 2)
 
 
 # Reading prompts
@@ -161,46 +168,46 @@ def test_prompts_of_one_length_share_a_pass_without_any_padding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pass_tokens", "passes"),
+    ("breakeven_tokens", "passes"),
     [(6, ((Chunk(1, 0, 24), Chunk(0, 0, 30)),)), (5, ((Chunk(1, 0, 24),),))],
 )
 def test_prompts_share_a_pass_where_padding_costs_no_more_than_a_pass(
-    pass_tokens: int, passes: object
+    breakeven_tokens: int, passes: object
 ) -> None:
     # Together 2 * 30 = 60 tokens, apart 30 + 24 = 54: six more.
-    s = scheduler(30, 24, pass_tokens=pass_tokens)
+    s = scheduler(30, 24, breakeven_tokens=breakeven_tokens)
     assert s.plan().passes == passes
 
 
 def test_the_padded_tokens_of_a_shared_pass_are_within_the_chunk() -> None:
     # 2 * 33 = 66 > 64, cheap as the padding is.
-    s = scheduler(33, 32, pass_tokens=1000)
+    s = scheduler(33, 32, breakeven_tokens=1000)
     assert s.plan().passes == ((Chunk(1, 0, 32),),)
-    s = scheduler(32, 31, pass_tokens=1000)  # 2 * 32 = 64
+    s = scheduler(32, 31, breakeven_tokens=1000)  # 2 * 32 = 64
     assert s.plan().passes == ((Chunk(1, 0, 31), Chunk(0, 0, 32)),)
 
 
 def test_rows_times_the_longest_of_a_shared_pass_are_within_the_kv_budget() -> None:
     # 60 + 24 + 16 = 100 run. The first has 61 known: 2 * 61 = 122 > 100.
-    s = scheduler(60, kv=100, pass_tokens=1000)
+    s = scheduler(60, kv=100, breakeven_tokens=1000)
     advance(s)
     s.add(1, 23)
     assert s.plan().passes == ((Chunk(1, 0, 23),), (Chunk(0, 60, 1),))
-    s = scheduler(49, kv=100, pass_tokens=1000)  # 50 known: 2 * 50 = 100
+    s = scheduler(49, kv=100, breakeven_tokens=1000)  # 50 known: 2 * 50 = 100
     advance(s)
     s.add(1, 23)
     assert s.plan().passes == ((Chunk(1, 0, 23), Chunk(0, 49, 1)),)
 
 
 @pytest.mark.parametrize(
-    ("pass_tokens", "passes"),
+    ("breakeven_tokens", "passes"),
     [(3, ((Chunk(1, 0, 4), Chunk(0, 10, 1)),)), (2, ((Chunk(1, 0, 4),), (Chunk(0, 10, 1),)))],
 )
 def test_a_prompt_takes_the_tokens_of_others_along_where_that_costs_no_more_than_a_pass(
-    pass_tokens: int, passes: object
+    breakeven_tokens: int, passes: object
 ) -> None:
     # Together 2 * 4 = 8 tokens, apart 4 + 1 = 5: three more.
-    s = scheduler(10, pass_tokens=pass_tokens)
+    s = scheduler(10, breakeven_tokens=breakeven_tokens)
     advance(s)
     s.add(1, 4)
     assert s.plan().passes == passes
@@ -226,15 +233,15 @@ def test_a_long_prompt_is_passed_by_short_ones_as_often_as_patience_says() -> No
             s.remove(done)
     # Eight short ones, a chunk, eight short ones, a chunk, ... and the prompt is read.
     turns = [index for index, rows in enumerate(order) if rows == [0]]
-    assert turns == [PATIENCE, 2 * PATIENCE + 1, 3 * PATIENCE + 2]
+    assert turns == [MAX_OVERTAKES, 2 * MAX_OVERTAKES + 1, 3 * MAX_OVERTAKES + 2]
     # The one that waited for a chunk goes with the next, at no cost; all in order of arrival.
-    assert order[PATIENCE + 1] == [PATIENCE + 1, PATIENCE + 2]
+    assert order[MAX_OVERTAKES + 1] == [MAX_OVERTAKES + 1, MAX_OVERTAKES + 2]
     assert [key for rows in order for key in rows if key] == list(range(1, 40))
 
 
 def test_a_chunk_of_a_long_prompt_makes_no_short_one_impatient() -> None:
     s = scheduler(1500, chunk=512, kv=4000)
-    for key in range(1, 1 + PATIENCE):
+    for key in range(1, 1 + MAX_OVERTAKES):
         s.add(key, 20)
         s.plan()
         s.remove(key)
@@ -353,9 +360,9 @@ class Simulation:
             kv_tokens=chance.choice([40, 64, 150, 400]),
             sequences=chance.choice([1, 2, 4, 8]),
             chunk=chance.choice([1, 4, 16, 64]),
-            pass_tokens=chance.choice([0, 0, 8, 32, 1000]),
+            breakeven_tokens=chance.choice([0, 0, 8, 32, 1000]),
             width=chance.choice([0, 100, 800]),
-            few_shapes=chance.choice([False, True]),
+            bucket_shapes=chance.choice([False, True]),
         )
         self.scheduler = Scheduler(self.limits)
         self.rate = chance.choice([0.02, 0.1, 0.3])
@@ -424,7 +431,7 @@ class Simulation:
                 del self.passed[new]
             for key in self.passed:
                 self.passed[key] += sum(new > key for new in newcomers)
-                assert self.passed[key] <= PATIENCE
+                assert self.passed[key] <= MAX_OVERTAKES
         assert len(self.running) <= self.limits.sequences
         assert sum([self.known[key] for key in running]) <= self.limits.kv_tokens
 
@@ -439,8 +446,8 @@ class Simulation:
             assert end <= self.known[key]
             most = max(most, count)
             width = max(width, end)
-        if self.limits.few_shapes:
-            most, width = new_columns(most), all_columns(width)
+        if self.limits.bucket_shapes:
+            most, width = bucket_new_tokens(most), bucket_context(width)
         together = max(self.limits.kv_tokens, self.limits.width)
         assert len(rows) == 1 or len(rows) * width <= together
         # One row alone may be padded over the chunk: it has to be computed somehow.

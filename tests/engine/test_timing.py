@@ -75,4 +75,4 @@ def test_a_slow_model_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_tokens_of_a_pass(one: float, many: float, tokens: int, expected: int) -> None:
-    assert Times(one, many, tokens).pass_tokens(MOST) == expected
+    assert Times(one, many, tokens).breakeven_tokens(MOST) == expected

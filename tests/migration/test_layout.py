@@ -10,7 +10,7 @@ import pytest
 from predictor.errors import ArchiveError
 from predictor.migration.archive import open_archive
 from predictor.migration.layout import find_model
-from predictor.migration.legacy import read_legacy
+from predictor.migration.torchserve_archive import read_torchserve_archive
 from tests.migration.packing import MANIFEST, manifest, store
 
 CONFIG = "model-config.yaml"
@@ -21,7 +21,7 @@ def found(tmp_path: Path, content: dict[str, Any], config: str = "") -> dict[str
     members = {MANIFEST: manifest(), CONFIG: config.encode(), **content}
     file = store(tmp_path / "bloom.mar", members)
     with open_archive(file) as archive:
-        legacy = read_legacy(archive, file.name, None)
+        legacy = read_torchserve_archive(archive, file.name, None)
         with find_model(archive, legacy) as model:
             return model.model_id or dict(model.files)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from predictor.migration.mapping import Row
 from predictor.migration.report import Report
-from predictor.migration.row import Row
 
 REPORT = Report(
     "bloom.mar",

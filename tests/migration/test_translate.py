@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from predictor.migration.handler import Handler, HandlerClass
-from predictor.migration.legacy import Legacy
-from predictor.migration.row import Row
+from predictor.migration.mapping import Row
+from predictor.migration.torchserve_archive import TorchServeArchive
 from predictor.migration.translate import Translation, translate
 from predictor.settings import read_settings
 from tests.migration.packing import SEED
@@ -17,11 +17,11 @@ from tests.migration.packing import SEED
 MODEL = {"modelName": "bloom", "modelVersion": "1.0", "handler": "custom_handler.py"}
 
 
-def legacy(**said: Any) -> Legacy:
+def legacy(**said: Any) -> TorchServeArchive:
     model = {**MODEL, **said.pop("model", {})}
     manifest = {"runtime": "python", "model": model}
     said.setdefault("config_file", "model-config.yaml")
-    return Legacy("bloom.mar", manifest, model, **said)
+    return TorchServeArchive("bloom.mar", manifest, model, **said)
 
 
 def row_of(found: Translation, key: str, file: str | None = None) -> Row:

@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from predictor.placement.footprint import build_on_meta, measure_footprint
 from predictor.placement.units import Footprint
+from predictor.profiling.footprint import build_on_meta, measure_footprint
 from tests.checkpoints import CONFIGS, VOCABULARY
 
 WINDOW = 8

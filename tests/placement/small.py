@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from predictor.placement.units import Footprint, Unit
+from predictor.placement.units import Footprint, PlacementUnit
 from predictor.pod.resources import Accelerator, Memory, PodResources, Volume
 
 MIB = 1024**2
@@ -41,13 +41,13 @@ def footprint(
     ===========  =======  ==  ===========
     """
     parts = [("norm", norm), ("embeddings", embeddings), ("head", head)]
-    others = tuple(Unit((name,), None, size * MIB, 0, size * MIB) for name, size in parts)
+    others = tuple(PlacementUnit((name,), None, size * MIB, 0, size * MIB) for name, size in parts)
     return Footprint(
         architecture="Small",
         dtype="float32",
         units=others
         + tuple(
-            Unit((f"blocks.{index}",), index, block * MIB, 0, leaf * MIB, kv * MIB)
+            PlacementUnit((f"blocks.{index}",), index, block * MIB, 0, leaf * MIB, kv * MIB)
             for index in range(blocks)
         ),
         max_model_len=max_model_len,

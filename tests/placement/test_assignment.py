@@ -6,7 +6,7 @@ import pytest
 
 from predictor.placement.assignment import Budgets, fits, main_device, search, tiers
 from predictor.placement.demand import Demand
-from predictor.placement.units import STAGE, STREAM_PIECE, Footprint, Unit
+from predictor.placement.units import STAGE, STREAM_PIECE, Footprint, PlacementUnit
 from tests.placement.small import MIB, footprint
 
 
@@ -126,9 +126,9 @@ def test_gpus_are_ordered_by_number_not_by_text():
 
 
 def test_computed_buffers_stay_where_the_unit_executes():
-    rotary = Unit(("rotary",), None, 0, 2 * MIB, 0)
+    rotary = PlacementUnit(("rotary",), None, 0, 2 * MIB, 0)
     model = Footprint("Small", "float32", (rotary,), 4, 0, False, False, True)
-    block = Unit(("block",), 0, MIB, 0, MIB)
+    block = PlacementUnit(("block",), 0, MIB, 0, MIB)
     model = Footprint("Small", "float32", (rotary, block), 4, 0, False, False, True)
     found = tiers(Demand(model, 1), ("cpu", "0"), budgets(9, cpu=9))
 
@@ -153,7 +153,7 @@ def test_concurrency_multiplies_the_cache_alone():
 
 
 def test_a_fixed_cache_is_counted_for_each_sequence_whatever_its_length():
-    unit = Unit(("block",), 0, MIB, 0, MIB, kv_per_token=MIB, kv_fixed=5 * MIB)
+    unit = PlacementUnit(("block",), 0, MIB, 0, MIB, kv_per_token=MIB, kv_fixed=5 * MIB)
     model = Footprint("Small", "float32", (unit,), 4, 0, False, False, True)
 
     assert Demand(model, 2).kv(unit) == 2 * (5 + 4) * MIB

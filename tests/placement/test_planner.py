@@ -5,23 +5,23 @@ import dataclasses
 import pytest
 
 from predictor.errors import ConfigurationError, DoesNotFit
-from predictor.placement.plan import Tier, Wishes
+from predictor.placement.plan import PlacementOptions, Tier
 from predictor.placement.planner import plan
-from predictor.placement.units import Footprint, Unit
+from predictor.placement.units import Footprint, PlacementUnit
 from predictor.pod.resources import PodResources
 from tests.placement.small import MIB, footprint, pod
 
 BARE = {"headroom": 0.0}
 
 
-def wishes(**given):
-    return Wishes(**(BARE | given))
+def options(**given):
+    return PlacementOptions(**(BARE | given))
 
 
 def test_the_device_map_and_the_tiers_in_exact_numbers():
     # GPU 57: 3 activations + 16 KV + 4 staged + 0 + 6 + 8 + 2 blocks of 10
     # main memory 14: a block of 10 and 4 for a leaf on its way from disk
-    found = plan(footprint(), pod(57, memory=14), wishes())
+    found = plan(footprint(), pod(57, memory=14), options())
 
     assert found.device_map == {
         "norm": 0,
@@ -45,7 +45,7 @@ def test_the_device_map_and_the_tiers_in_exact_numbers():
 
 def test_embeddings_and_head_are_placed_before_blocks():
     # room for 0 + 6 + 8 beside 23 of KV, staging and activations, and not for one block more
-    found = plan(footprint(), pod(46, memory=40), wishes())
+    found = plan(footprint(), pod(46, memory=40), options())
 
     assert [name for name, device in found.device_map.items() if device == 0] == [
         "norm",
@@ -55,12 +55,14 @@ def test_embeddings_and_head_are_placed_before_blocks():
 
 
 def test_kv_tokens_are_the_sequences_that_were_asked_for():
-    assert plan(footprint(), pod(memory=200), wishes(max_concurrency=3)).kv_tokens == 12
+    assert plan(footprint(), pod(memory=200), options(max_concurrency=3)).kv_tokens == 12
 
 
 def test_headroom_and_reserve_are_never_planned():
     # 5 % of 100 MiB, and 10 MiB of main memory besides
-    found = plan(footprint(), pod(100, memory=100), Wishes(headroom=0.05, reserve=10 * MIB))
+    found = plan(
+        footprint(), pod(100, memory=100), PlacementOptions(headroom=0.05, reserve=10 * MIB)
+    )
 
     assert found.tier("0").budget == 95 * MIB
     assert found.tier("0").reserve == 5 * MIB
@@ -69,14 +71,14 @@ def test_headroom_and_reserve_are_never_planned():
 
 
 def test_a_bounded_disk_is_a_tier_with_a_budget():
-    found = plan(footprint(rewritten=True), pod(memory=67), wishes(disk=11 * MIB))
+    found = plan(footprint(rewritten=True), pod(memory=67), options(disk=11 * MIB))
 
     assert found.tier("disk").planned == 10 * MIB
     assert found.tier("disk").budget == 11 * MIB
 
 
 def test_a_wish_below_what_is_owned_is_kept():
-    found = plan(footprint(), pod(100, memory=100), wishes(max_memory={"0": 57 * MIB}))
+    found = plan(footprint(), pod(100, memory=100), options(max_memory={"0": 57 * MIB}))
 
     assert found.tier("0").budget == 57 * MIB
     assert found.tier("0").units == 5
@@ -85,7 +87,7 @@ def test_a_wish_below_what_is_owned_is_kept():
 
 
 def test_a_wish_above_what_is_owned_is_cut_with_a_note_that_names_both():
-    found = plan(footprint(), pod(100), Wishes(max_memory={"0": 2048 * MIB, "cpu": MIB}))
+    found = plan(footprint(), pod(100), PlacementOptions(max_memory={"0": 2048 * MIB, "cpu": MIB}))
 
     assert found.tier("0").budget == 95 * MIB
     assert found.notes == (
@@ -101,27 +103,27 @@ def test_a_wish_above_what_is_owned_is_cut_with_a_note_that_names_both():
 )
 def test_a_gpu_that_is_not_there_cannot_be_wished_for(gpus, seen):
     with pytest.raises(ConfigurationError, match="max_memory names GPU 2") as raised:
-        plan(footprint(), pod(*gpus, memory=99), wishes(max_memory={"2": MIB}))
+        plan(footprint(), pod(*gpus, memory=99), options(max_memory={"2": MIB}))
 
     assert seen in str(raised.value)
 
 
 def test_an_unknown_device_in_max_memory_is_refused():
     with pytest.raises(ConfigurationError, match="max_memory names 'ram'; devices are '0', '1'"):
-        plan(footprint(), pod(memory=99), wishes(max_memory={"ram": MIB}))
+        plan(footprint(), pod(memory=99), options(max_memory={"ram": MIB}))
 
 
 @pytest.mark.parametrize("wish", ["cpu", "disk", "0", "cuda:0", "cuda"])
 def test_one_device_takes_everything(wish):
     expected = {"cpu": "cpu", "disk": "disk"}.get(wish, 0)
-    found = plan(footprint(), pod(99, memory=99), wishes(device_map=wish))
+    found = plan(footprint(), pod(99, memory=99), options(device_map=wish))
 
     assert set(found.device_map.values()) == {expected}
 
 
 def test_an_explicit_map_is_followed_and_its_longest_key_wins():
     wish = {"": "cuda:0", "blocks": "cpu", "blocks.3": "disk"}
-    found = plan(footprint(), pod(99, memory=99), wishes(device_map=wish))
+    found = plan(footprint(), pod(99, memory=99), options(device_map=wish))
 
     assert found.device_map == {
         "norm": 0,
@@ -148,23 +150,23 @@ def test_an_explicit_map_is_followed_and_its_longest_key_wins():
 )
 def test_a_map_that_makes_no_sense_is_refused(wish, sentence):
     with pytest.raises(ConfigurationError, match=sentence):
-        plan(footprint(), pod(99, memory=99), wishes(device_map=wish))
+        plan(footprint(), pod(99, memory=99), options(device_map=wish))
 
 
 def test_tied_parts_cannot_be_put_apart():
-    tied = Unit(("embeddings", "head"), None, MIB, 0, MIB)
+    tied = PlacementUnit(("embeddings", "head"), None, MIB, 0, MIB)
     model = Footprint("Small", "float32", (tied,), 4, 0, False, False, True)
     wish = {"embeddings": "0", "head": "cpu"}
 
     with pytest.raises(ConfigurationError, match="embeddings and head on different devices"):
-        plan(model, pod(9, memory=9), wishes(device_map=wish))
+        plan(model, pod(9, memory=9), options(device_map=wish))
 
 
 def test_tied_parts_go_together():
-    tied = Unit(("embeddings", "head"), None, MIB, 0, MIB)
+    tied = PlacementUnit(("embeddings", "head"), None, MIB, 0, MIB)
     model = Footprint("Small", "float32", (tied,), 4, 0, False, False, True)
 
-    assert plan(model, pod(9), wishes()).device_map == {"embeddings": 0, "head": 0}
+    assert plan(model, pod(9), options()).device_map == {"embeddings": 0, "head": 0}
 
 
 @pytest.mark.parametrize(
@@ -187,12 +189,12 @@ def test_tied_parts_go_together():
     ],
 )
 def test_what_limits_the_plan_is_said(resources: PodResources, given, expected):
-    assert plan(footprint(), resources, wishes(**given)).limited_by == expected
+    assert plan(footprint(), resources, options(**given)).limited_by == expected
 
 
 def test_where_nothing_fits_the_plan_is_refused():
     with pytest.raises(DoesNotFit):
-        plan(footprint(), pod(memory=20), wishes())
+        plan(footprint(), pod(memory=20), options())
 
 
 # Blocks that are streamed whole
@@ -209,7 +211,7 @@ def buffers(size):
 
 def test_streaming_whole_blocks_takes_two_buffers():
     # 3 activations + 24 KV + 6 + 8 + 2 blocks of 10, and the buffers
-    found = plan(by_block(blocks=6), pod(memory=3 + 24 + 14 + 20 + 21), wishes())
+    found = plan(by_block(blocks=6), pod(memory=3 + 24 + 14 + 20 + 21), options())
 
     cpu = found.tier("cpu")
     assert (cpu.staging, cpu.weights) == (buffers(10), 34 * MIB)
@@ -221,7 +223,7 @@ def test_streaming_whole_blocks_takes_two_buffers():
 
 def test_where_buffers_for_whole_blocks_do_not_fit_leaf_modules_are_streamed():
     # 3 activations + 16 KV + 4 for a leaf + 6 + 8
-    found = plan(by_block(), pod(memory=3 + 16 + 4 + 14), wishes())
+    found = plan(by_block(), pod(memory=3 + 16 + 4 + 14), options())
 
     assert found.tier("cpu").staging == 4 * MIB
     assert not found.by_block
@@ -229,7 +231,7 @@ def test_where_buffers_for_whole_blocks_do_not_fit_leaf_modules_are_streamed():
 
 def test_blocks_are_streamed_to_a_gpu_whole_where_it_has_room_for_two():
     # GPU: 3 activations + 24 KV + two buffers + 14 + a block; main memory: a block, two buffers
-    found = plan(by_block(blocks=6), pod(3 + 24 + 21 + 14 + 10, memory=10 + 21), wishes())
+    found = plan(by_block(blocks=6), pod(3 + 24 + 21 + 14 + 10, memory=10 + 21), options())
 
     assert found.by_block
     assert found.execution_device == 0
@@ -240,7 +242,7 @@ def test_blocks_are_streamed_to_a_gpu_whole_where_it_has_room_for_two():
 
 def test_a_gpu_with_no_room_for_two_blocks_computes_all_the_same():
     # 3 activations + 16 KV + 8 for the head as a leaf: no room for buffers
-    found = plan(by_block(), pod(27, memory=200), wishes())
+    found = plan(by_block(), pod(27, memory=200), options())
 
     assert not found.by_block
     assert found.execution_device == 0
@@ -251,7 +253,7 @@ def test_a_gpu_with_no_room_for_two_blocks_computes_all_the_same():
 )
 def test_streamed_blocks_are_spread_evenly_between_those_that_stay(blocks, resident):
     memory = 3 + 4 * blocks + 14 + 10 * resident + 21
-    found = plan(by_block(blocks=blocks), pod(memory=memory), wishes())
+    found = plan(by_block(blocks=blocks), pod(memory=memory), options())
     where = [found.device_map[f"blocks.{index}"] for index in range(blocks)]
 
     assert where.count("cpu") == resident
@@ -271,6 +273,6 @@ def test_blocks_are_not_moved_where_that_would_not_fit():
     ]
     model = dataclasses.replace(model, units=tuple(units))
     memory = 3 + 32 + 14 + large + small + 25
-    where = plan(model, pod(memory=memory), wishes()).device_map
+    where = plan(model, pod(memory=memory), options()).device_map
 
     assert [where[f"blocks.{index}"] for index in range(8)] == ["cpu"] * 2 + ["disk"] * 6

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from predictor.errors import DoesNotFit
 from predictor.placement.assignment import Budgets, fits, search, spread, tiers
 from predictor.placement.demand import Demand
-from predictor.placement.plan import Wishes
+from predictor.placement.plan import PlacementOptions
 from predictor.placement.planner import STRATEGIES, plan
-from predictor.placement.units import Footprint, Unit
+from predictor.placement.units import Footprint, PlacementUnit
 from predictor.pod.resources import Accelerator, Memory, PodResources
 
 SIZES = st.integers(0, 12)
@@ -33,7 +33,7 @@ def footprints(draw, *, by_block=False):
         is_block = index >= others
         names = (f"u{index}", f"tied{index}") if draw(st.booleans()) else (f"u{index}",)
         units.append(
-            Unit(
+            PlacementUnit(
                 names,
                 index - others if is_block else None,
                 weights,
@@ -67,8 +67,8 @@ def pods(draw):
 
 
 @st.composite
-def wishes(draw):
-    return Wishes(
+def options(draw):
+    return PlacementOptions(
         device_map=draw(st.sampled_from(STRATEGIES)),
         max_concurrency=draw(st.integers(1, 2)),
         headroom=0.0,
@@ -88,7 +88,7 @@ def ordered_placements(count, devices):
     return itertools.combinations_with_replacement(devices, count)
 
 
-@given(footprints(by_block=True), pods(), wishes())
+@given(footprints(by_block=True), pods(), options())
 def test_a_plan_is_never_over_a_budget(model, resources, wish):
     placement = attempt(model, resources, wish)
 
@@ -97,7 +97,7 @@ def test_a_plan_is_never_over_a_budget(model, resources, wish):
         assert tier.owned is None or tier.planned + tier.reserve <= tier.owned
 
 
-@given(footprints(by_block=True), pods(), wishes())
+@given(footprints(by_block=True), pods(), options())
 def test_every_unit_is_placed_exactly_once_and_every_byte_is_counted(model, resources, wish):
     placement = attempt(model, resources, wish)
     if placement is None:
@@ -111,7 +111,7 @@ def test_every_unit_is_placed_exactly_once_and_every_byte_is_counted(model, reso
     assert sum(tier.kv for tier in placement.tiers) == wish.max_concurrency * sequence
 
 
-@given(footprints(), pods(), wishes())
+@given(footprints(), pods(), options())
 def test_tied_names_are_on_one_device(model, resources, wish):
     placement = attempt(model, resources, wish)
 
@@ -119,7 +119,7 @@ def test_tied_names_are_on_one_device(model, resources, wish):
         assert len({placement.device_map[name] for name in unit.names}) == 1
 
 
-@given(footprints(), pods(), wishes())
+@given(footprints(), pods(), options())
 def test_faster_tiers_come_first_and_spreading_moves_blocks_alone(model, resources, wish):
     gpus = {str(gpu.index): gpu.free for gpu in resources.accelerators}
     budgets = Budgets(gpus, resources.memory.available, wish.disk)
@@ -137,7 +137,7 @@ def test_faster_tiers_come_first_and_spreading_moves_blocks_alone(model, resourc
 
 
 @settings(max_examples=300)
-@given(footprints(by_block=True), pods(), wishes())
+@given(footprints(by_block=True), pods(), options())
 def test_it_is_refused_exactly_where_no_ordered_placement_fits(model, resources, wish):
     gpus = {str(gpu.index): gpu.free for gpu in resources.accelerators}
     budgets = Budgets(gpus, resources.memory.available, wish.disk)
@@ -149,7 +149,7 @@ def test_it_is_refused_exactly_where_no_ordered_placement_fits(model, resources,
 
 
 @settings(max_examples=300)
-@given(footprints(), pods(), wishes())
+@given(footprints(), pods(), options())
 def test_no_ordered_placement_has_more_on_the_gpus(model, resources, wish):
     placement = attempt(model, resources, wish)
     if placement is None:
@@ -174,7 +174,7 @@ def cumulative(model, placement):
 
 
 @settings(max_examples=300)
-@given(footprints(), pods(), wishes(), st.integers(1, 30), st.integers(0, 4))
+@given(footprints(), pods(), options(), st.integers(1, 30), st.integers(0, 4))
 def test_more_memory_never_moves_weights_to_a_slower_tier(model, resources, wish, more, which):
     before = attempt(model, resources, wish)
     if before is None:
@@ -194,7 +194,7 @@ def test_more_memory_never_moves_weights_to_a_slower_tier(model, resources, wish
 
 
 @settings(max_examples=200)
-@given(footprints(), pods(), wishes())
+@given(footprints(), pods(), options())
 def test_balancing_never_fills_a_gpu_more_than_filling_them_in_order(model, resources, wish):
     even = attempt(model, resources, replace(wish, device_map="balanced"))
     order = attempt(model, resources, replace(wish, device_map="sequential"))

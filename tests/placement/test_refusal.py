@@ -8,24 +8,24 @@ from dataclasses import replace
 import pytest
 
 from predictor.errors import DoesNotFit
-from predictor.placement.plan import Wishes
+from predictor.placement.plan import PlacementOptions
 from predictor.placement.planner import plan
 from predictor.pod.resources import PodResources
 from predictor.quantity import parse_bytes
 from tests.placement.small import MIB, footprint, pod
 
-BARE = Wishes(headroom=0.0)
+BARE = PlacementOptions(headroom=0.0)
 
 
-def refused(model, resources, wishes):
+def refused(model, resources, options):
     with pytest.raises(DoesNotFit) as raised:
-        plan(model, resources, wishes)
+        plan(model, resources, options)
     return raised.value
 
 
-def fits(model, resources, wishes):
+def fits(model, resources, options):
     try:
-        plan(model, resources, wishes)
+        plan(model, resources, options)
     except DoesNotFit:
         return False
     return True
@@ -34,43 +34,47 @@ def fits(model, resources, wishes):
 AMOUNT = r"([\d.]+ \w*B)"
 
 
-def apply(remedy, model, resources, wishes, less=0):
+def apply(remedy, model, resources, options, less=0):
     """Does what a remedy says, or `less` (MiB, tokens or sequences) than that."""
     for part in remedy.split(" and "):
         if found := re.fullmatch(rf"{AMOUNT} more (.+)", part):
             amount = parse_bytes(found[1]) - less * MIB
-            resources, wishes = _more(found[2], amount, resources, wishes)
+            resources, options = _more(found[2], amount, resources, options)
         elif found := re.fullmatch(
             rf"{AMOUNT} instead of {AMOUNT} for '(\w+)' in max_memory", part
         ):
             target = parse_bytes(found[1]) - less * MIB
-            wishes = replace(wishes, max_memory=wishes.max_memory | {found[3]: target})
+            options = replace(options, max_memory=options.max_memory | {found[3]: target})
         elif found := re.fullmatch(r"max_model_len (\d+) instead of \d+", part):
             model = replace(model, max_model_len=int(found[1]) + less)
         elif found := re.fullmatch(r"max_concurrency (\d+) instead of \d+", part):
-            wishes = replace(wishes, max_concurrency=int(found[1]) + less)
+            options = replace(options, max_concurrency=int(found[1]) + less)
         else:
             pytest.fail(f"no such remedy is known: {part!r}")
-    return model, resources, wishes
+    return model, resources, options
 
 
-def _more(what: str, amount: int, resources: PodResources, wishes: Wishes):
+def _more(what: str, amount: int, resources: PodResources, options: PlacementOptions):
     if what.startswith("GPU memory"):
         gpus = tuple(replace(gpu, free=gpu.free + amount) for gpu in resources.accelerators)
-        return replace(resources, accelerators=gpus), wishes
+        return replace(resources, accelerators=gpus), options
     if what == "main memory":
         memory = replace(resources.memory, available=resources.memory.available + amount)
-        return replace(resources, memory=memory), wishes
+        return replace(resources, memory=memory), options
     assert what == "space on the offload volume (--offload_folder)"
-    return resources, replace(wishes, disk=wishes.disk + amount)
+    return resources, replace(options, disk=options.disk + amount)
 
 
 CASES = {
     # 3 activations + 16 KV + 8 staged are 27 without a weight in main memory
     "memory": (footprint(), pod(memory=20), BARE),
-    "memory with headroom": (footprint(), pod(memory=20), Wishes(headroom=0.05, reserve=2 * MIB)),
+    "memory with headroom": (
+        footprint(),
+        pod(memory=20),
+        PlacementOptions(headroom=0.05, reserve=2 * MIB),
+    ),
     "gpu and memory": (footprint(), pod(20, memory=20), BARE),
-    "two gpus": (footprint(), pod(12, 12), Wishes(headroom=0.05)),
+    "two gpus": (footprint(), pod(12, 12), PlacementOptions(headroom=0.05)),
     "disk": (footprint(), pod(memory=60), replace(BARE, disk=2 * MIB)),
     "disk and gpu": (footprint(), pod(40, memory=4), replace(BARE, disk=2 * MIB)),
     "cache": (footprint(max_model_len=1000), pod(memory=60), BARE),
@@ -80,12 +84,12 @@ CASES = {
     "wishes of two gpus": (
         footprint(),
         pod(100, 30),
-        Wishes(headroom=0.05, max_memory={"0": 12 * MIB, "1": 9 * MIB}),
+        PlacementOptions(headroom=0.05, max_memory={"0": 12 * MIB, "1": 9 * MIB}),
     ),
     "large": (
         footprint(block=4000, kv=64, leaf=700, max_model_len=512),
         pod(24 * 1024, memory=900),
-        Wishes(headroom=0.05),
+        PlacementOptions(headroom=0.05),
     ),
     "explicit": (
         footprint(),
@@ -103,14 +107,14 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_remedy_makes_it_fit_and_a_little_less_does_not(case):
-    model, resources, wishes = CASES[case]
-    error = refused(model, resources, wishes)
+    model, resources, options = CASES[case]
+    error = refused(model, resources, options)
 
     assert error.remedies
     for remedy in error.remedies:
-        assert fits(*apply(remedy, model, resources, wishes)), remedy
+        assert fits(*apply(remedy, model, resources, options)), remedy
         tolerance = 1 if remedy.startswith("max_") else 2 + 0.02 * error.needed / MIB
-        assert not fits(*apply(remedy, model, resources, wishes, less=tolerance)), remedy
+        assert not fits(*apply(remedy, model, resources, options, less=tolerance)), remedy
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -189,6 +193,6 @@ def test_a_refusal_of_a_large_model_is_found_quickly():
     """A hundred blocks on eight GPUs: some hundred plans are made to find the remedies."""
     model = footprint(blocks=100, block=4000, kv=4, leaf=1000, max_model_len=2048)
 
-    error = refused(model, pod(*[1000] * 8, memory=900), Wishes())
+    error = refused(model, pod(*[1000] * 8, memory=900), PlacementOptions())
 
     assert error.tier == "gpu"

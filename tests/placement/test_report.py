@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from predictor.placement.plan import Placement, Tier, Wishes
+from predictor.placement.plan import Placement, PlacementOptions, Tier
 from predictor.placement.planner import plan
 from predictor.placement.report import as_json, table
 from tests.placement.small import MIB, footprint, pod
@@ -11,7 +11,7 @@ from tests.placement.small import MIB, footprint, pod
 PLACEMENT = plan(
     footprint(),
     pod(60, memory=16),
-    Wishes(headroom=0.05, max_memory={"cpu": 20 * MIB}, disk=100 * MIB),
+    PlacementOptions(headroom=0.05, max_memory={"cpu": 20 * MIB}, disk=100 * MIB),
 )
 
 
@@ -33,7 +33,7 @@ def test_the_table_line_by_line():
 
 
 def test_a_disk_that_is_read_in_place_has_no_size():
-    line = table(plan(footprint(), pod(memory=67), Wishes(headroom=0))).splitlines()[4]
+    line = table(plan(footprint(), pod(memory=67), PlacementOptions(headroom=0))).splitlines()[4]
 
     assert line.split("  ")[-1].strip() == "-"
     assert line.split() == [

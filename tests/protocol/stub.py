@@ -23,12 +23,12 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
 
 from predictor.errors import NotReady
-from predictor.protocol.deadline import asked_timeout
-from predictor.protocol.exchange import Exchange, open_exchange
-from predictor.protocol.grpc_server import make_server
-from predictor.protocol.rest import install
+from predictor.protocol.app import install
+from predictor.protocol.http.deadline import asked_timeout
+from predictor.protocol.kserve.decoded_call import DecodedCall, decode_call
+from predictor.protocol.kserve.grpc_server import make_server
+from predictor.protocol.kserve.response_style import OUR_STYLE
 from predictor.protocol.served import Limits
-from predictor.protocol.style import OUR_STYLE
 from predictor.tasks.request import (
     Completion,
     GenerationRequest,
@@ -74,10 +74,10 @@ class EchoModel(kserve.Model):
     def validate(self, payload: Any) -> Any:
         return payload
 
-    async def preprocess(self, payload: Any, headers: Any = None) -> Exchange:
+    async def preprocess(self, payload: Any, headers: Any = None) -> DecodedCall:
         if not self.ready:
             raise NotReady("The stub is not ready.")
-        return open_exchange(
+        return decode_call(
             payload,
             model_name=self.name,
             model_version=self.version,
@@ -85,7 +85,7 @@ class EchoModel(kserve.Model):
             head=self.head,
         )
 
-    async def predict(self, payload: Exchange, headers: Any = None) -> Any:
+    async def predict(self, payload: DecodedCall, headers: Any = None) -> Any:
         return payload, await self.answer(payload.request, asked_timeout(headers))
 
     async def answer(self, request: Any, timeout: float | None) -> tuple[Any, ...]:

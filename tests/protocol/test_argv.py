@@ -8,7 +8,7 @@ import sys
 
 def test_importing_a_protocol_hides_flags_that_kserve_would_take_or_die_of() -> None:
     program = (
-        "import sys, predictor.protocol.v1, kserve.model_server as server;"
+        "import sys, predictor.protocol.kserve.v1, kserve.model_server as server;"
         "print(sys.argv[1:], server.args.model_name)"
     )
     run = subprocess.run(

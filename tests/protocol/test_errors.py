@@ -9,7 +9,7 @@ from kserve import errors as sdk
 from starlette.exceptions import HTTPException
 
 from predictor import errors
-from predictor.protocol.errors import NEUTRAL, grpc_error, http_error
+from predictor.protocol.http.errors import NEUTRAL, grpc_error, http_error
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
 from predictor.errors import ConfigurationError, GenerationFailed
-from predictor.protocol.errors import NEUTRAL
-from predictor.protocol.grpc_server import make_server
-from predictor.protocol.tensors import to_raw
+from predictor.protocol.http.errors import NEUTRAL
+from predictor.protocol.kserve.grpc_server import make_server
+from predictor.protocol.kserve.tensors import to_raw
 from tests.protocol.stub import MAX_BODY_BYTES, EchoModel, Served
 
 

@@ -20,7 +20,7 @@ from predictor.errors import (
     Overloaded,
     PromptTooLong,
 )
-from predictor.protocol.openai_request import (
+from predictor.protocol.openai.request import (
     CHAT_KEYS,
     COMPLETION_KEYS,
     IGNORED,
@@ -28,7 +28,7 @@ from predictor.protocol.openai_request import (
     decode_chat,
     decode_completion,
 )
-from predictor.protocol.openai_response import ChatStyle, CompletionStyle
+from predictor.protocol.openai.response import ChatStyle, CompletionStyle
 from predictor.tasks.request import Completion, GenerationParameters, Message, ScoredToken
 from tests.protocol.stub import MAX_BODY_BYTES, Served
 

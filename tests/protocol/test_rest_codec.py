@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictor.errors import RequestError
-from predictor.protocol.exchange import open_exchange
-from predictor.protocol.rest_codec import LENGTH_HEADER, Encoded, encode_infer_response
+from predictor.protocol.kserve.decoded_call import decode_call
+from predictor.protocol.kserve.rest_codec import LENGTH_HEADER, Encoded, encode_infer_response
 from predictor.tasks.request import Completion
 from tests.protocol.transports import parsed
 
@@ -119,13 +119,13 @@ def test_binary_and_json_tensors_may_be_mixed() -> None:
     seed = {"name": "seed", "shape": [1], "datatype": "INT64"}
     seed["parameters"] = {"binary_data_size": 8}
     request = parsed({"inputs": [_BINARY, top_k, seed]}, _RAW + struct.pack("<q", 9))
-    (prompt,) = open_exchange(request, model_name="m", model_version="1").request.prompts
+    (prompt,) = decode_call(request, model_name="m", model_version="1").request.prompts
     assert (prompt.text, prompt.parameters.top_k, prompt.parameters.seed) == ("a", 3, 9)
 
 
 def encoded(**keys: Any) -> Encoded:
     request = parsed({"id": "i", "inputs": [_TEXT], **keys})
-    exchange = open_exchange(request, model_name="m", model_version="1")
+    exchange = decode_call(request, model_name="m", model_version="1")
     return encode_infer_response(exchange.encode([Completion("é", "eos_token", 1, 2)]), request)
 
 
@@ -203,6 +203,6 @@ _BODY = st.fixed_dictionaries(
 def test_any_body_is_a_request_or_refused(document: Any, tail: bytes) -> None:
     with contextlib.suppress(RequestError):
         request = parsed(json.dumps(document).encode(), tail)
-        exchange = open_exchange(request, model_name="m", model_version="1")
+        exchange = decode_call(request, model_name="m", model_version="1")
         completions = [Completion("", "eos_token", 0, 0) for _ in exchange.request.prompts]
         json.loads(encode_infer_response(exchange.encode(completions), request).body)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kserve import InferInput, InferRequest
 
 from predictor.errors import RequestError
-from predictor.protocol.tensors import DATATYPES, elements, to_raw
+from predictor.protocol.kserve.tensors import DATATYPES, elements, to_raw
 
 
 def tensor(datatype: str, shape: Any, data: Any = None, raw: bytes | None = None) -> InferInput:

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictor.errors import RequestError
-from predictor.protocol.exchange import open_exchange
+from predictor.protocol.kserve.decoded_call import decode_call
 from predictor.tasks.request import Completion, GenerationParameters, GenerationRequest, Prompt
 
 _PLAIN = GenerationParameters()
 
 
 def decoded(document: Any) -> GenerationRequest:
-    return open_exchange(document, model_name="m", model_version="1").request
+    return decode_call(document, model_name="m", model_version="1").request
 
 
 def test_strings_and_objects_are_instances() -> None:
@@ -82,7 +82,7 @@ def test_a_wrong_body_is_refused_in_one_sentence(document: Any, sentence: str) -
 
 
 def test_predictions_come_in_the_order_of_the_instances() -> None:
-    exchange = open_exchange({"instances": ["a", "b"]}, model_name="m", model_version="1")
+    exchange = decode_call({"instances": ["a", "b"]}, model_name="m", model_version="1")
     answer = exchange.encode([Completion("A", "eos_token", 1, 2), Completion("B", "length", 3, 4)])
     assert answer == {
         "predictions": [

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictor.errors import RequestError
-from predictor.protocol import v2
-from predictor.protocol.exchange import open_exchange
+from predictor.protocol.kserve import v2
+from predictor.protocol.kserve.decoded_call import decode_call
 from predictor.tasks.request import Completion, GenerationParameters, GenerationRequest, Prompt
 from tests.protocol.transports import (
     ALL,
@@ -30,7 +30,7 @@ def decoded(
     tensors: list[Tensor], parameters: dict[str, Any] | None = None, way: Transport = as_json
 ) -> GenerationRequest:
     request = way(tensors, parameters or {})
-    return open_exchange(request, model_name="m", model_version="1").request
+    return decode_call(request, model_name="m", model_version="1").request
 
 
 def parameters_of(*args: Any, **kwargs: Any) -> list[GenerationParameters]:
@@ -172,7 +172,7 @@ def test_a_generation_parameter_of_an_input_is_refused_rather_than_ignored() -> 
 
 
 def exchanged(request: Any) -> Any:
-    exchange = open_exchange(request, model_name="m", model_version="7")
+    exchange = decode_call(request, model_name="m", model_version="7")
     count = len(exchange.request.prompts)
     return exchange.encode([Completion(f"r{n}", "eos_token", n, n + 1) for n in range(count)])
 

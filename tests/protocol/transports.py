@@ -10,8 +10,8 @@ from typing import Any
 from kserve import InferRequest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
-from predictor.protocol.rest_codec import parse_infer_request
-from predictor.protocol.tensors import to_raw
+from predictor.protocol.kserve.rest_codec import parse_infer_request
+from predictor.protocol.kserve.tensors import to_raw
 
 _CONTENTS = {
     "BYTES": "bytes_contents",

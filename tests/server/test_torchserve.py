@@ -74,8 +74,8 @@ def test_the_models_are_told(bloom: Served) -> None:
 
 def test_a_gpu_that_is_not_there_is_a_sentence_and_an_end(tmp_path: Path) -> None:
     folder = shutil.copytree(DEMO, tmp_path / "bloom")
-    wishes = {**SETUP, "max_memory": {"7": "10GB", "cpu": "10GB"}}
-    (folder / "setup_config.json").write_text(json.dumps(wishes))
+    options = {**SETUP, "max_memory": {"7": "10GB", "cpu": "10GB"}}
+    (folder / "setup_config.json").write_text(json.dumps(options))
     with serve(folder) as server:
         assert server.process.wait(60) == 78
         last = server.log.strip().splitlines()[-1]

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from predictor.engine.sampling import Listener, Sampling, Token
+from predictor.engine.generation.sampling_params import Listener, SamplingParams, Token
 from predictor.errors import PromptTooLong, RequestError
 from predictor.tasks.generation import Defaults, TextGeneration
 from predictor.tasks.request import Completion, GenerationParameters, GenerationRequest, Prompt
@@ -124,16 +124,16 @@ class Recorder:
     """Stands in for the engine: keeps the recipes; no tokens are generated in these tests."""
 
     def __init__(self) -> None:
-        self.recipes: list[Sampling] = []
+        self.recipes: list[SamplingParams] = []
 
-    def submit(self, prompt: Any, sampling: Sampling, listener: Listener) -> int:
+    def submit(self, prompt: Any, sampling: SamplingParams, listener: Listener) -> int:
         self.recipes.append(sampling)
         listener.token(Token(7))
         listener.end("length")
         return 0
 
 
-def recipe(config: GenerationConfig, max_length: int | None = None, **asked: Any) -> Sampling:
+def recipe(config: GenerationConfig, max_length: int | None = None, **asked: Any) -> SamplingParams:
     recorder = Recorder()
     defaults = Defaults.of(config, max_length)
     task = TextGeneration(byte_tokenizer(), recorder, defaults, max_model_len=100, vocabulary=300)  # type: ignore[arg-type]
@@ -200,7 +200,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 class Parrot:
     """Stands in for the engine: says ` foo bar bar...` until it is stopped."""
 
-    def submit(self, prompt: Any, sampling: Sampling, listener: Listener) -> int:
+    def submit(self, prompt: Any, sampling: SamplingParams, listener: Listener) -> int:
         stops = (listener.token(Token(3 if n else 2)) for n in range(sampling.max_new_tokens))
         listener.end("stop_sequence" if any(stops) else "length")
         return 0

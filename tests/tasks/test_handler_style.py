@@ -29,7 +29,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from predictor.protocol.style import handler_style
+from predictor.protocol.kserve.response_style import handler_style
 from predictor.tasks.parameters import parse_parameters
 from predictor.tasks.request import Completion, GenerationRequest, Prompt
 from tests.conftest import Checkpoints

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from predictor import startup
-from predictor.placement.plan import Wishes
+from predictor.placement.plan import PlacementOptions
 from predictor.placement.planner import plan
 from predictor.weights.audit import compare_gpus, read_gpus, wake_gpus
 from tests.placement.small import MIB, footprint, pod
@@ -15,7 +15,9 @@ from tests.serving import bring_up
 
 def spread():
     """Two GPUs with a part each, and main memory with the rest."""
-    placement = plan(footprint(blocks=30), pod(160, 120, memory=1000), Wishes(headroom=0.0))
+    placement = plan(
+        footprint(blocks=30), pod(160, 120, memory=1000), PlacementOptions(headroom=0.0)
+    )
     assert [bool(placement.tier(name).units) for name in ("0", "1", "cpu")] == [True] * 3
     return placement
 
@@ -58,7 +60,7 @@ def test_memory_that_blocks_are_streamed_through_is_expected_where_they_compute(
 
 
 def test_a_plan_without_gpus_wakes_none_and_says_nothing(caplog):
-    placement = plan(footprint(), pod(memory=1000), Wishes(headroom=0.0))
+    placement = plan(footprint(), pod(memory=1000), PlacementOptions(headroom=0.0))
     with caplog.at_level(logging.WARNING):
         compare_gpus(placement, before={}, after={}, slots=0)
 
@@ -67,7 +69,7 @@ def test_a_plan_without_gpus_wakes_none_and_says_nothing(caplog):
 
 
 def test_a_gpu_that_the_plan_leaves_alone_is_left_alone():
-    placement = plan(footprint(), pod(500, 500, memory=1000), Wishes(headroom=0.0))
+    placement = plan(footprint(), pod(500, 500, memory=1000), PlacementOptions(headroom=0.0))
     unused = tuple(replace(tier, units=0) for tier in placement.tiers)
 
     assert wake_gpus(replace(placement, tiers=unused, execution_device="cpu")) == {}

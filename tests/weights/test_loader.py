@@ -140,9 +140,9 @@ def test_weights_of_another_shape_are_refused(checkpoints: Checkpoints, tmp_path
 def test_a_model_that_reads_whole_prompts_is_planned_for_whole_prompts() -> None:
     from transformers import MambaConfig
 
+    from predictor.checkpoint.checkpoint import Checkpoint
     from predictor.settings import read_settings
     from predictor.startup import prepare
-    from predictor.weights.checkpoint import Checkpoint
     from tests.serving import resources
 
     config = MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=100, state_size=8)

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from predictor.weights import reading
 from predictor.weights.extents import Block, view_of
-from predictor.weights.packing import VolumeFull, is_faster, pack
 from predictor.weights.progress import Progress
-from predictor.weights.reading import Buffer, opened_files
-from predictor.weights.store import Identity, Store, StoreDamaged, owner_of, read_store
-from predictor.weights.store_folder import StoreFolder
-from predictor.weights.store_writer import StoreWriter, partial_of
+from predictor.weights.store.folder import StoreFolder
+from predictor.weights.store.format import Identity, Store, StoreDamaged, owner_of, read_store
+from predictor.weights.store.packing import VolumeFull, is_faster, pack
+from predictor.weights.store.writer import StoreWriter, partial_of
+from predictor.weights.streaming import direct_io
+from predictor.weights.streaming.direct_io import Buffer, opened_files
 from tests.conftest import Checkpoints
 from tests.volumes import small_volume, tmpfs
 
@@ -140,7 +140,7 @@ def test_a_store_of_another_format_is_not_used_and_known_as_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "a.store"
-    monkeypatch.setattr("predictor.weights.store_writer.FORMAT", 99)
+    monkeypatch.setattr("predictor.weights.store.writer.FORMAT", 99)
     with pytest.raises(StoreDamaged, match="of format 99"):
         write(file, tensors())
     assert owner_of(file) == ME.model
@@ -160,7 +160,7 @@ def flip(file: Path, where: int) -> None:
 def test_a_read_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = tensors()
     store = write(tmp_path / "a.store", held)
-    monkeypatch.setattr(reading, "_SECONDS_BETWEEN_TRIES", 0.0)
+    monkeypatch.setattr(direct_io, "_SECONDS_BETWEEN_TRIES", 0.0)
     real, failures = os.preadv, [errno.EIO, errno.EIO]
 
     def preadv(*args: Any) -> int:
@@ -206,7 +206,7 @@ def test_a_store_on_a_file_system_in_memory_is_written_and_read(tmp_path: Path) 
 def test_a_file_that_took_the_stores_name_is_never_read_with_the_old_layout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_SECONDS_BETWEEN_TRIES", 0.0)
+    monkeypatch.setattr(direct_io, "_SECONDS_BETWEEN_TRIES", 0.0)
     held = tensors(4)
     store = write(tmp_path / "a.store", {name: held[name] for name in ("layers.1", "layers.2")})
     write(tmp_path / "a.store", held)  # by another pod, with other offsets
@@ -247,8 +247,8 @@ _USE = """
 import os, signal, sys
 from pathlib import Path
 from predictor.weights.progress import Progress
-from predictor.weights.store import Identity
-from predictor.weights.store_folder import StoreFolder
+from predictor.weights.store.format import Identity
+from predictor.weights.store.folder import StoreFolder
 place = StoreFolder(Path(sys.argv[1]), Identity("someone/model", "model-bfloat16-0123", "bfloat16"))
 assert place.find(["layers.0"], verify=False, progress=Progress()) is not None
 place.serve()
@@ -375,9 +375,9 @@ def test_packing_pays_where_the_offload_volume_is_faster(
         os, "stat", lambda path, **o: Elsewhere if path == tmp_path else stat(path, **o)
     )
     for ours, expected in ((2.0, True), (1.1, False), (0.5, False)):
-        monkeypatch.setattr("predictor.weights.packing._speed", lambda _: 1e9)
+        monkeypatch.setattr("predictor.weights.store.packing._speed", lambda _: 1e9)
         monkeypatch.setattr(
-            "predictor.weights.packing._speed_of_folder", lambda _, ours=ours: ours * 1e9
+            "predictor.weights.store.packing._speed_of_folder", lambda _, ours=ours: ours * 1e9
         )
         assert is_faster(tmp_path, [block]) is expected
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from predictor.migration.legacy import Legacy
-from predictor.migration.row import Rule, Verdict, always, nothing, otherwise, taken
+from predictor.migration.mapping import KeyMapping, Rule, always, nothing, otherwise, taken
+from predictor.migration.torchserve_archive import TorchServeArchive
 from predictor.settings import Settings
 
 _DEVICE = re.compile(r"(cuda:)?[0-9]{1,3}")
@@ -39,7 +39,7 @@ STARTUP = otherwise(
 _SEQUENCES = nothing("requests are not tied to a worker; nothing is kept between them")
 
 
-def merged(legacy: Legacy) -> dict[str, Any]:
+def merged(legacy: TorchServeArchive) -> dict[str, Any]:
     """Returns the frontend keys that count: TorchServe's order of strength, right types only."""
     found: dict[str, Any] = {}
     for name, key in FROM_PROPERTIES.items():
@@ -71,7 +71,7 @@ def is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
 
 
-def queue_rule(value: int, legacy: Legacy) -> Verdict:
+def queue_rule(value: int, legacy: TorchServeArchive) -> KeyMapping:
     """Returns what becomes of the length of TorchServe's queue."""
     if value < 1:
         return nothing("no queue can be so short")
@@ -82,7 +82,7 @@ def queue_rule(value: int, legacy: Legacy) -> Verdict:
     )
 
 
-def timeout_rule(value: int, legacy: Legacy) -> Verdict:
+def timeout_rule(value: int, legacy: TorchServeArchive) -> KeyMapping:
     """Returns what becomes of the time in which a worker had to answer."""
     if value < 1:
         return nothing("here a request has a time limit: `request_timeout`")
@@ -93,12 +93,12 @@ def timeout_rule(value: int, legacy: Legacy) -> Verdict:
     )
 
 
-def gpus(legacy: Legacy) -> int:
+def gpus(legacy: TorchServeArchive) -> int:
     """Returns how many GPUs the old files gave the model, and no fewer than they name."""
     return max(_given(legacy), *(number + 1 for number in _named(legacy)), 0)
 
 
-def _given(legacy: Legacy) -> int:
+def _given(legacy: TorchServeArchive) -> int:
     keys = merged(legacy)
     if keys.get("deviceType", "gpu") != "gpu" or _setup(legacy, "device_map") in ("cpu", "disk"):
         return 0
@@ -115,7 +115,7 @@ def _given(legacy: Legacy) -> int:
     return max(count, 1) if "deviceType" in keys else count
 
 
-def _named(legacy: Legacy) -> Iterator[int]:
+def _named(legacy: TorchServeArchive) -> Iterator[int]:
     """The numbers of the GPUs that settings name; a pod that lacks one is refused."""
     memory, placed = _setup(legacy, "max_memory"), _setup(legacy, "device_map")
     devices = [*(memory if isinstance(memory, dict) else ())]
@@ -127,7 +127,7 @@ def _named(legacy: Legacy) -> Iterator[int]:
             yield device
 
 
-def asked_for(legacy: Legacy) -> str:
+def asked_for(legacy: TorchServeArchive) -> str:
     """Returns how many GPUs a deployment asks for, as a phrase."""
     count = gpus(legacy)
     if not count:
@@ -135,12 +135,12 @@ def asked_for(legacy: Legacy) -> str:
     return f"{count} GPU{'s' if count > 1 else ''} asked for; Kubernetes chooses which"
 
 
-def _number_of_gpu(legacy: Legacy) -> int:
+def _number_of_gpu(legacy: TorchServeArchive) -> int:
     text = legacy.properties.get("number_of_gpu", "").strip()
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else 1
 
 
-def _setup(legacy: Legacy, key: str) -> Any:
+def _setup(legacy: TorchServeArchive, key: str) -> Any:
     said = legacy.setup or {}
     return said.get(key, legacy.section("handler").get(key))
 
@@ -154,7 +154,7 @@ def _positive(value: Any) -> int:
     return int(value) if is_int(value) and value > 0 else 0
 
 
-def _at_once(legacy: Legacy) -> int:
+def _at_once(legacy: TorchServeArchive) -> int:
     """How many requests all workers together had in work, and no more than can run here."""
     keys = merged(legacy)
     batch, *workers = (
@@ -163,7 +163,7 @@ def _at_once(legacy: Legacy) -> int:
     return min(max(batch, 1) * max(*workers, 1), _MOST_BATCHED)
 
 
-def _batch(value: int, legacy: Legacy) -> Verdict:
+def _batch(value: int, legacy: TorchServeArchive) -> KeyMapping:
     size = _at_once(legacy)
     if size <= _BATCHED:
         return otherwise(
@@ -175,13 +175,13 @@ def _batch(value: int, legacy: Legacy) -> Verdict:
     )
 
 
-def _device_type(value: str, legacy: Legacy) -> Verdict:
+def _device_type(value: str, legacy: TorchServeArchive) -> KeyMapping:
     if value in ("cpu", "gpu"):
         return (taken if bool(gpus(legacy)) is (value == "gpu") else otherwise)(asked_for(legacy))
     return nothing("models are served on GPUs and processors; no accelerator is asked for")
 
 
-def _gpu_count(value: Any, legacy: Legacy) -> Verdict:
+def _gpu_count(value: Any, legacy: TorchServeArchive) -> KeyMapping:
     return taken(asked_for(legacy)) if gpus(legacy) else otherwise(asked_for(legacy))
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from predictor.migration.legacy import Legacy
-from predictor.migration.row import Rule, Verdict, always, nothing, otherwise, taken
+from predictor.checkpoint.safetensors_header import stays_within
+from predictor.migration.mapping import KeyMapping, Rule, always, nothing, otherwise, taken
 from predictor.migration.rules.frontend import is_int
-from predictor.placement.stored import stays_within
+from predictor.migration.torchserve_archive import TorchServeArchive
 
 QUANTISED = nothing("weights are served in `dtype`, not quantised, and offloaded if need be")
 
@@ -30,14 +30,14 @@ _DTYPES = {
 } | {name: name for name in ("float16", "float32", "bfloat16", "float64", "auto")}
 
 
-def length_limits(legacy: Legacy) -> tuple[int | None, int | None]:
+def length_limits(legacy: TorchServeArchive) -> tuple[int | None, int | None]:
     """Returns how many tokens a prompt and a reply had at most; None for what is not said."""
     section = legacy.section("handler")
     prompt, reply = (count(section.get(key)) for key in ("max_length", "max_new_tokens"))
     return prompt, reply
 
 
-def is_total(legacy: Legacy) -> bool:
+def is_total(legacy: TorchServeArchive) -> bool:
     """Returns whether ``max_new_tokens`` was the length of prompt and reply together."""
     return bool(
         legacy.handler.limits_total or legacy.section("pippy") or legacy.section("deepspeed")
@@ -53,7 +53,7 @@ def count(value: Any) -> int | None:
     return value if is_int(value) and value > 0 else None
 
 
-def _max_length(value: Any, legacy: Legacy) -> Verdict:
+def _max_length(value: Any, legacy: TorchServeArchive) -> KeyMapping:
     prompt, reply = length_limits(legacy)
     if prompt is None:
         return nothing("no number of tokens")
@@ -68,27 +68,27 @@ def _max_length(value: Any, legacy: Legacy) -> Verdict:
     )
 
 
-def _max_new_tokens(value: Any, legacy: Legacy) -> Verdict:
+def _max_new_tokens(value: Any, legacy: TorchServeArchive) -> KeyMapping:
     _, reply = length_limits(legacy)
     if reply is None:
         return nothing("no number of tokens")
     said = {"max_new_tokens": reply}
     if is_total(legacy):
-        return Verdict(
+        return KeyMapping(
             "done otherwise",
             f"`max_model_len` {reply}: the handler gave it to generate() as max_length, so it was "
             "the total length of prompt and reply",
             {"max_model_len": max(reply, 2)},
             said,
         )
-    return Verdict("taken over", "the default in generation_config.json", {}, said)
+    return KeyMapping("taken over", "the default in generation_config.json", {}, said)
 
 
-def _temperature(value: Any, legacy: Legacy) -> Verdict:
+def _temperature(value: Any, legacy: TorchServeArchive) -> KeyMapping:
     if not _is_number(value) or not 0 <= value <= 100:
         return nothing("no temperature")
     if value == 0:
-        return Verdict(
+        return KeyMapping(
             "taken over",
             "greedy: do_sample false in generation_config.json",
             {},
@@ -97,19 +97,19 @@ def _temperature(value: Any, legacy: Legacy) -> Verdict:
     return _default(legacy, temperature=float(value), do_sample=True)
 
 
-def _top_p(value: Any, legacy: Legacy) -> Verdict:
+def _top_p(value: Any, legacy: TorchServeArchive) -> KeyMapping:
     if not _is_number(value) or not 0 < value <= 1:
         return nothing("no probability")
     return _default(legacy, top_p=float(value), do_sample=True)
 
 
-def _top_k(value: Any, legacy: Legacy) -> Verdict:
+def _top_k(value: Any, legacy: TorchServeArchive) -> KeyMapping:
     if not is_int(value) or value < 0:
         return nothing("no number of tokens")
     return _default(legacy, top_k=value, do_sample=True)
 
 
-def _do_sample(value: Any, legacy: Legacy) -> Verdict:
+def _do_sample(value: Any, legacy: TorchServeArchive) -> KeyMapping:
     if not isinstance(value, bool):
         return nothing("neither true nor false")
     if value and not _samples(legacy):
@@ -117,19 +117,19 @@ def _do_sample(value: Any, legacy: Legacy) -> Verdict:
     return _default(legacy, do_sample=value)
 
 
-def _repetition_penalty(value: Any, legacy: Legacy) -> Verdict:
+def _repetition_penalty(value: Any, legacy: TorchServeArchive) -> KeyMapping:
     if not _is_number(value) or not 0 < value <= 100:
         return nothing("no penalty")
     return _default(legacy, repetition_penalty=float(value))
 
 
-def _default(legacy: Legacy, **generation: Any) -> Verdict:
+def _default(legacy: TorchServeArchive, **generation: Any) -> KeyMapping:
     if "do_sample" in generation:
         generation["do_sample"] = _samples(legacy)
-    return Verdict("taken over", "the default in generation_config.json", {}, generation)
+    return KeyMapping("taken over", "the default in generation_config.json", {}, generation)
 
 
-def _samples(legacy: Legacy) -> bool:
+def _samples(legacy: TorchServeArchive) -> bool:
     """Whether the section has tokens sampled, as whatever it says of how implies."""
     section = legacy.section("handler")
     if _is_number(section.get("temperature")) and section["temperature"] == 0:
@@ -141,14 +141,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _dtype(value: Any, legacy: Legacy) -> Verdict:
+def _dtype(value: Any, legacy: TorchServeArchive) -> KeyMapping:
     name = _DTYPES.get(value.removeprefix("torch.")) if isinstance(value, str) else None
     if name is None:
         return nothing("weights are served in float64, float32, float16 or bfloat16")
     return taken(f"`dtype` {name}", dtype=name)
 
 
-def _quantization(value: Any, legacy: Legacy) -> Verdict:
+def _quantization(value: Any, legacy: TorchServeArchive) -> KeyMapping:
     if not value:
         return taken("weights are never quantised")
     return QUANTISED
@@ -163,7 +163,7 @@ def is_below(folder: Any) -> bool:
     return isinstance(folder, str) and stays_within(folder)
 
 
-def _offload_folder(value: Any, legacy: Legacy) -> Verdict:
+def _offload_folder(value: Any, legacy: TorchServeArchive) -> KeyMapping:
     return taken("`offload_folder`", offload_folder=value) if is_below(value) else OUTSIDE
 
 
@@ -223,7 +223,7 @@ RULES: dict[str, Rule] = {
 }
 """How a key of the section ``handler`` is judged."""
 
-SECTIONS: dict[str, Verdict] = {
+SECTIONS: dict[str, KeyMapping] = {
     "pippy": otherwise("the plan puts whole blocks on each GPU; nothing is cut into chunks"),
     "deepspeed": otherwise("the plan puts whole blocks on each GPU; the checkpoint is read as is"),
     "micro_batching": otherwise("prompts are read in chunks of `prefill_chunk`, amid running ones"),

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from predictor.migration.handler import Handler, HandlerClass
-from predictor.migration.legacy import Legacy
-from predictor.migration.row import (
+from predictor.migration.mapping import (
+    KeyMapping,
     Row,
     Rule,
-    Verdict,
     always,
     nothing,
     otherwise,
@@ -19,19 +18,20 @@ from predictor.migration.row import (
 )
 from predictor.migration.rules.handler import QUANTISED
 from predictor.migration.rules.setup import is_seeds
+from predictor.migration.torchserve_archive import TorchServeArchive
 
 _VERSION = re.compile(r"[^/\s]+")
 _NOT_EXECUTED = nothing("the handler's code is not executed")
 _SHOWN = 64
 
 
-def _version(value: Any, legacy: Legacy) -> Verdict:
+def _version(value: Any, legacy: TorchServeArchive) -> KeyMapping:
     if not isinstance(value, str) or not _VERSION.fullmatch(value) or len(value) > _SHOWN:
         return otherwise("the version is 1: this is none that can stand in a URL")
     return taken("`model_version`", model_version=value)
 
 
-def _handler(value: Any, legacy: Legacy) -> Verdict:
+def _handler(value: Any, legacy: TorchServeArchive) -> KeyMapping:
     if legacy.handler.file is None:
         return nothing("not in the archive: a built-in handler of TorchServe's, or lost")
     return nothing(f"{legacy.handler.file} is parsed for this report, never executed")
@@ -76,7 +76,7 @@ _TEXT = {
 }
 
 
-def rows(legacy: Legacy) -> Iterator[Row]:
+def rows(legacy: TorchServeArchive) -> Iterator[Row]:
     """Yields the rows of the handler's source."""
     handler = legacy.handler
     if handler.file is None:
@@ -91,14 +91,14 @@ def rows(legacy: Legacy) -> Iterator[Row]:
     yield from _argument_rows(handler.file, handler)
 
 
-def _class_rows(file: str, found: HandlerClass, legacy: Legacy) -> Iterator[Row]:
+def _class_rows(file: str, found: HandlerClass, legacy: TorchServeArchive) -> Iterator[Row]:
     said = nothing(f"overrides {', '.join(found.methods)}; its code is not executed")
     yield said.row(file, found.name, f"of {', '.join(found.bases)}")
     for method in found.methods:
         yield _method(method, legacy).row(file, method, f"in {found.name}")
 
 
-def _method(name: str, legacy: Legacy) -> Verdict:
+def _method(name: str, legacy: TorchServeArchive) -> KeyMapping:
     if name in _METHODS:
         return _METHODS[name]
     like = "; `torchserve_semantics` does as the Accelerate example did" if is_seeds(legacy) else ""

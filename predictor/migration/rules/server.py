@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from predictor.migration.legacy import Legacy
-from predictor.migration.row import Rule, Verdict, always, nothing, otherwise, taken
+from predictor.migration.mapping import KeyMapping, Rule, always, nothing, otherwise, taken
 from predictor.migration.rules.frontend import (
     STARTUP,
     WORKERS,
@@ -14,6 +13,7 @@ from predictor.migration.rules.frontend import (
     queue_rule,
     timeout_rule,
 )
+from predictor.migration.torchserve_archive import TorchServeArchive
 from predictor.quantity import format_bytes
 from predictor.settings import Settings
 
@@ -27,19 +27,19 @@ def _number(text: str) -> int | None:
 
 
 def _of_number(rule: Rule) -> Rule:
-    def judged(value: Any, legacy: Legacy) -> Verdict:
+    def judged(value: Any, legacy: TorchServeArchive) -> KeyMapping:
         number = _number(value)
         return nothing("no number") if number is None else rule(number, legacy)
 
     return judged
 
 
-def _number_of_gpu(value: int, legacy: Legacy) -> Verdict:
+def _number_of_gpu(value: int, legacy: TorchServeArchive) -> KeyMapping:
     asked = asked_for(legacy)
     return taken(asked) if gpus(legacy) == value else otherwise(f"{asked}: other keys are stronger")
 
 
-def _max_request_size(value: int, legacy: Legacy) -> Verdict:
+def _max_request_size(value: int, legacy: TorchServeArchive) -> KeyMapping:
     if value < 1:
         return nothing("no size of a request")
     if value > _BODY:
@@ -49,7 +49,7 @@ def _max_request_size(value: int, legacy: Legacy) -> Verdict:
     return taken("`max_body_size`", max_body_size=value)
 
 
-def _models(value: Any, legacy: Legacy) -> Verdict:
+def _models(value: Any, legacy: TorchServeArchive) -> KeyMapping:
     others = f"; import {len(legacy.others)} more by themselves" if legacy.others else ""
     if legacy.entry:
         return taken(f"its entry of this model: see the rows{others}")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from predictor.migration.legacy import Legacy
-from predictor.migration.row import UNKNOWN, Rule, Verdict, always, nothing, otherwise, taken
+from predictor.migration.mapping import UNKNOWN, KeyMapping, Rule, always, nothing, otherwise, taken
 from predictor.migration.rules.handler import OUTSIDE, count, is_below
-from predictor.setting_sources import ALIASES
+from predictor.migration.torchserve_archive import TorchServeArchive
 from predictor.settings import names
+from predictor.settings_sources import ALIASES
 
 _PICKLE = nothing("say `--allow_pickle` yourself if you trust the model's author")
 _REMOTE = nothing("say `--trust_remote_code` yourself if you trust the model's author")
@@ -36,7 +36,7 @@ RULES: dict[str, Rule] = {
 """How keys are judged that are no setting, or not as any other is."""
 
 
-def judge(key: str, value: Any, legacy: Legacy) -> Verdict:
+def judge(key: str, value: Any, legacy: TorchServeArchive) -> KeyMapping:
     """Returns what becomes of a key."""
     if value is None:
         return nothing("it says nothing")
@@ -48,7 +48,7 @@ def judge(key: str, value: Any, legacy: Legacy) -> Verdict:
     return taken(f"`{field}`" if field != key else "the setting of this name")
 
 
-def kept(legacy: Legacy) -> dict[str, Any]:
+def kept(legacy: TorchServeArchive) -> dict[str, Any]:
     """Returns the keys that stay as they are."""
     return {
         key: value
@@ -57,6 +57,6 @@ def kept(legacy: Legacy) -> dict[str, Any]:
     }
 
 
-def is_seeds(legacy: Legacy) -> bool:
+def is_seeds(legacy: TorchServeArchive) -> bool:
     """Returns whether the handler is of the kind of TorchServe's Accelerate example."""
     return count((legacy.setup or {}).get("max_length")) is not None

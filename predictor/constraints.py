@@ -1,0 +1,140 @@
+"""What the settings ask of a plan and of the offload volume, for one model and one pod."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from predictor.checkpoint.checkpoint import Checkpoint, context_length, known_positions
+from predictor.checkpoint.task_detection import GENERATING
+from predictor.engine.batchability import unbatchable_reason
+from predictor.errors import ConfigurationError
+from predictor.placement.plan import PlacementOptions
+from predictor.placement.units import Footprint
+from predictor.pod.resources import PodResources
+from predictor.pod.usage import count_usage
+from predictor.profiling.encoder_probe import count_positions
+from predictor.settings import Settings
+from predictor.tasks.sentence_layout import read_layout
+from predictor.weights.block_source import OffloadConfig
+from predictor.weights.converted import folder_name
+from predictor.weights.store.folder import store_file
+from predictor.weights.store.writer import partial_of
+
+
+def inherited_notes(settings: Settings) -> tuple[str, ...]:
+    """Returns a sentence for each of the predecessor's keys that no longer changes anything."""
+    notes = []
+    if settings.low_cpu_mem_usage is not None:
+        notes.append(
+            "low_cpu_mem_usage is no longer needed: a model is always built without its weights."
+        )
+    if settings.offload_state_dict is not None:
+        notes.append(
+            "offload_state_dict is no longer needed: weights are never gathered in memory."
+        )
+    return tuple(notes)
+
+
+def serving_dtype(settings: Settings, checkpoint: Checkpoint) -> str:
+    """Returns torch's name of the dtype that the model is served in."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    declared = getattr(checkpoint.config, "dtype", None)
+    if declared is not None:
+        return str(declared).removeprefix("torch.")
+    return checkpoint.dtype or "float32"
+
+
+def max_model_len(settings: Settings, checkpoint: Checkpoint, skeleton: PreTrainedModel) -> int:
+    """Returns the most tokens that a sequence may have.
+
+    Raises:
+        ConfigurationError: More were asked for than the model has positions.
+    """
+    known = known_positions(checkpoint.config)
+    if checkpoint.task not in GENERATING:
+        known = count_positions(skeleton) or known
+    length = settings.max_model_len
+    if length is not None and known is not None and length > known:
+        raise ConfigurationError(
+            f"max_model_len {length} is longer than the {known} positions that this model can be "
+            "served with."
+        )
+    if length is None and settings.max_length is not None:
+        length = min(2 * settings.max_length, known or 2 * settings.max_length)
+    default = context_length(checkpoint.config)
+    if checkpoint.task == "text_embedding":
+        default = min(default, read_layout(checkpoint.path).max_length or default)
+    return length or min(default, known or default)
+
+
+def largest_pass(
+    settings: Settings, task: str, skeleton: PreTrainedModel, length: int
+) -> tuple[int, int]:
+    """Returns the most tokens and the most sequences of one pass of the model.
+
+    Args:
+        settings: The settings.
+        task: What the model is served for.
+        skeleton: The model.
+        length: Most tokens of a sequence.
+    """
+    if task not in GENERATING:
+        return max(settings.max_batch_tokens, length), settings.max_batch_size
+    if task == "text2text_generation":
+        return max(settings.prefill_chunk, length), settings.max_batch_size
+    # What keeps a model from being batched keeps it from being read in chunks too.
+    if unbatchable_reason(skeleton) is not None:
+        return length, 1
+    return min(settings.prefill_chunk, length), settings.max_batch_size
+
+
+def placement_options(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    footprint: Footprint,
+    resources: PodResources,
+    *,
+    max_batch_size: int,
+) -> PlacementOptions:
+    """Returns what is asked of the plan; `max_batch_size` is the most that the model can do."""
+    return PlacementOptions(
+        device_map=settings.device_map,
+        max_memory=settings.max_memory or {},
+        max_concurrency=settings.max_concurrency if checkpoint.task in GENERATING else 1,
+        max_batch_size=max_batch_size,
+        headroom=settings.memory_headroom,
+        reserve=settings.memory_reserve,
+        disk=_disk(settings, checkpoint, footprint, resources),
+    )
+
+
+def offload_of(settings: Settings, footprint: Footprint, resources: PodResources) -> OffloadConfig:
+    """Returns what is known and wanted of parts on disk."""
+    volume = resources.volume
+    return OffloadConfig(
+        folder=settings.offload_folder,
+        free=volume.available if volume is not None and volume.writable else 0,
+        store=settings.offload_store,
+        verify=settings.verify_store,
+        rewritten=footprint.rewritten,
+        cast=footprint.cast,
+    )
+
+
+def _disk(
+    settings: Settings, checkpoint: Checkpoint, footprint: Footprint, resources: PodResources
+) -> int | None:
+    """Bytes of the disk tier: bounded where blocks must be written anew, or a size was stated."""
+    volume = resources.volume
+    if volume is not None and volume.stated:
+        return volume.available
+    if not footprint.rewritten and settings.offload_store != "always":
+        return None
+    if volume is None or not volume.writable or settings.offload_folder is None:
+        return 0
+    name = folder_name(checkpoint, footprint.dtype)
+    # What an earlier start wrote is used again, or replaced.
+    store = store_file(settings.offload_folder, name)
+    there = sum(f.stat().st_size for f in (store, partial_of(store)) if f.exists())
+    return volume.available + there + count_usage(settings.offload_folder / name).used

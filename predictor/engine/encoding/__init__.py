@@ -1,0 +1,1 @@
+"""Encoding: texts that are read in one forward pass each, batched by their number of tokens."""

@@ -1,0 +1,280 @@
+"""What a model needs, found on the meta device without reading a weight.
+
+A model is cut into `PlacementUnit`s: its blocks (what transformers says must not be split) and,
+apart from them, embeddings, norms and head. The probes run the model for its KV cache and its
+activations; the planner decides where units go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from predictor.checkpoint.task_detection import factory_of, title_of
+from predictor.errors import ConfigurationError, reason_of
+from predictor.placement.units import Footprint, PlacementUnit
+from predictor.profiling.block_dedup import BlockDeduplicator
+from predictor.profiling.blocks import find_blocks, is_encoder_decoder
+from predictor.profiling.decoder_probe import Probe, probe
+from predictor.profiling.encoder_decoder_probe import probe_encoder_decoder
+from predictor.profiling.encoder_probe import probe_encoder
+
+
+def build_on_meta(
+    config: PreTrainedConfig,
+    dtype: str,
+    task: str = "text_generation",
+    *,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Returns the model for a task without memory for its weights.
+
+    Raises:
+        ConfigurationError: The architecture is none that transformers has for this task.
+    """
+    try:
+        with torch.device("meta"):
+            model = factory_of(task, config).from_config(
+                config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+            )
+    # What a config may lack or hold wrongly is each architecture's own, and so is how it complains.
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        AssertionError,
+        ArithmeticError,
+        ImportError,
+    ) as error:
+        raise ConfigurationError(
+            f"A {config.model_type!r} model cannot be built as a {title_of(task)}: "
+            f"{reason_of(error)}"
+        ) from error
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def measure_footprint(
+    model: PreTrainedModel,
+    *,
+    max_model_len: int,
+    prefill_chunk: int,
+    max_batch_size: int = 1,
+    reads: bool = False,
+    stored_dtype: str | None = None,
+    stored_kind: str = "safetensors",
+) -> Footprint:
+    """Returns what the model needs.
+
+    Args:
+        model: A model on the meta device, see `build_on_meta`.
+        max_model_len: Tokens of the longest sequence that has to fit.
+        prefill_chunk: Tokens of the largest forward pass.
+        max_batch_size: Most sequences of a forward pass.
+        reads: Whether the model reads whole texts and generates nothing.
+        stored_dtype: The dtype that the checkpoint is stored in; None where that is unknown.
+        stored_kind: ``"safetensors"`` or ``"pickle"``.
+    """
+    blocks = find_blocks(model)
+    measure = _probe_reading if reads else _probe_paired if is_encoder_decoder(model) else _probe
+    probed, by_block = measure(
+        model, blocks, max_model_len=max_model_len, chunk=prefill_chunk, rows=max_batch_size
+    )
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Footprint(
+        architecture=type(model).__name__,
+        dtype=dtype,
+        units=_units(model, blocks, probed),
+        max_model_len=max_model_len,
+        activations=probed.activations,
+        activations_per_sequence=probed.activations_per_token * max_model_len,
+        cast=stored_dtype not in (None, dtype),
+        rewritten=stored_kind == "pickle" or _is_converted(model),
+        probed=probed.measured,
+        by_block=by_block,
+    )
+
+
+def _probe(
+    model: PreTrainedModel, blocks: Sequence[str], *, max_model_len: int, chunk: int, rows: int
+) -> tuple[Probe, bool]:
+    """What running the model shows, and whether it calls every block as a module equally often."""
+    members = [model.get_submodule(name) for name in blocks]
+    alike = BlockDeduplicator(members, model.config.get_text_config(decoder=True))
+    chunk = min(chunk, max_model_len)
+    # A model that only runs as a whole is run as a whole.
+    for few in [alike, None] if alike.any else [None]:
+        with _counting_calls(model, blocks) as calls:
+            probed = probe(
+                model, len(blocks), max_model_len=max_model_len, chunk=chunk, rows=rows, alike=few
+            )
+        if probed.measured:
+            break
+    return probed, probed.measured and _is_even(calls)
+
+
+def _probe_reading(
+    model: PreTrainedModel, blocks: Sequence[str], *, max_model_len: int, chunk: int, rows: int
+) -> tuple[Probe, bool]:
+    """The same of a model that reads texts whole, in passes of `chunk` tokens."""
+    with _counting_calls(model, blocks) as calls:
+        probed = probe_encoder(
+            model, len(blocks), max_model_len=max_model_len, tokens=chunk, rows=rows
+        )
+    return probed, probed.measured and _is_even(calls)
+
+
+def _probe_paired(
+    model: PreTrainedModel, blocks: Sequence[str], *, max_model_len: int, chunk: int, rows: int
+) -> tuple[Probe, bool]:
+    """The same of a model with an encoder, which runs once a sequence, and a decoder."""
+    probed = probe_encoder_decoder(
+        model, blocks, max_model_len=max_model_len, chunk=chunk, rows=rows
+    )
+    return probed, False
+
+
+def _is_even(calls: Mapping[str, int]) -> bool:
+    return all(calls.values()) and len(set(calls.values())) == 1
+
+
+@contextlib.contextmanager
+def _counting_calls(model: PreTrainedModel, blocks: Sequence[str]) -> Iterator[dict[str, int]]:
+    """Counts how often each block is called as a module while the model runs."""
+    calls = dict.fromkeys(blocks, 0)
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(count(name)) for name in blocks if name
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _units(
+    model: PreTrainedModel, blocks: tuple[str, ...], probed: Probe
+) -> tuple[PlacementUnit, ...]:
+    order = {name: index for index, name in enumerate(blocks)}
+    stored = frozenset(model.state_dict())
+    parts = [
+        _measure(model, name, order.get(name), probed, stored) for name in _cut(model, "", order)
+    ]
+    units = _merge_tied(parts)
+    return tuple(sorted(units, key=lambda u: (u.block is not None, u.block or 0, u.weights)))
+
+
+def _cut(model: nn.Module, name: str, blocks: dict[str, int]) -> Iterator[str]:
+    """Yields the names of the largest modules that hold no block, the blocks, and lone tensors."""
+    if name in blocks or not any(block.startswith(f"{name}." if name else "") for block in blocks):
+        yield name
+        return
+    module = model.get_submodule(name)
+    prefix = f"{name}." if name else ""
+    lone = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    yield from (prefix + key for key, _ in lone)
+    for child, _ in module.named_children():
+        yield from _cut(model, prefix + child, blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A unit and the bytes of its parameters by their identity, which ties share."""
+
+    unit: PlacementUnit
+    parameters: dict[int, int]
+
+
+def _measure(
+    model: PreTrainedModel, name: str, block: int | None, probed: Probe, stored: frozenset[str]
+) -> _Part:
+    parameters, buffers = _tensors(model, name)
+    unit = PlacementUnit(
+        names=(name,),
+        block=block,
+        weights=_bytes(parameters.values())
+        + _bytes(tensor for key, tensor in buffers.items() if key in stored),
+        buffers=_bytes(tensor for key, tensor in buffers.items() if key not in stored),
+        largest_leaf=_largest_leaf(model, name),
+        kv_per_token=probed.kv_per_token[block] if block is not None else 0,
+        kv_fixed=probed.kv_fixed[block] if block is not None else 0,
+    )
+    return _Part(unit, {id(tensor): tensor.nbytes for tensor in parameters.values()})
+
+
+def _tensors(
+    model: nn.Module, name: str
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    owner, _, key = name.rpartition(".")
+    holder = model.get_submodule(owner)
+    if key in holder._parameters:
+        return {name: model.get_parameter(name)}, {}
+    if key in holder._buffers:
+        return {}, {name: model.get_buffer(name)}
+    module, prefix = model.get_submodule(name), f"{name}." if name else ""
+    return (
+        {prefix + key: tensor for key, tensor in module.named_parameters()},
+        {prefix + key: tensor for key, tensor in module.named_buffers()},
+    )
+
+
+def _merge_tied(parts: list[_Part]) -> list[PlacementUnit]:
+    """Joins parts that share a parameter, and counts what they share once."""
+    merged: list[_Part] = []
+    for part in parts:
+        twins = [other for other in merged if other.parameters.keys() & part.parameters.keys()]
+        merged = [other for other in merged if other not in twins]
+        merged.append(functools.reduce(_join, [*twins, part]))
+    return [part.unit for part in merged]
+
+
+def _join(first: _Part, second: _Part) -> _Part:
+    a, b = first.unit, second.unit
+    blocks = [block for block in (a.block, b.block) if block is not None]
+    shared = sum(size for key, size in second.parameters.items() if key in first.parameters)
+    unit = PlacementUnit(
+        names=a.names + b.names,
+        block=min(blocks) if len(blocks) == 2 else None,
+        weights=a.weights + b.weights - shared,
+        buffers=a.buffers + b.buffers,
+        largest_leaf=max(a.largest_leaf, b.largest_leaf),
+        kv_per_token=a.kv_per_token + b.kv_per_token,
+        kv_fixed=a.kv_fixed + b.kv_fixed,
+    )
+    return _Part(unit, first.parameters | second.parameters)
+
+
+def _largest_leaf(model: nn.Module, name: str) -> int:
+    parameters, _ = _tensors(model, name)
+    by_leaf: dict[str, int] = {}
+    for key, tensor in parameters.items():
+        leaf = key.rpartition(".")[0]
+        by_leaf[leaf] = by_leaf.get(leaf, 0) + tensor.nbytes
+    return max(by_leaf.values(), default=0)
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _is_converted(model: PreTrainedModel) -> bool:
+    """Whether transformers changes stored tensors while loading (fused experts of most MoE)."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    mapping: list[Any] = get_model_conversion_mapping(model) or []
+    return any(isinstance(entry, WeightConverter) for entry in mapping)

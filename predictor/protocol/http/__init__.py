@@ -1,0 +1,1 @@
+"""HTTP: bodies, errors, deadlines and server-sent events, whatever the API."""

@@ -1,0 +1,84 @@
+"""The form of an error on each HTTP path: one sentence everywhere, in four wrappings.
+
+Below ``/openai`` clients expect OpenAI's object with a type and a code. The generate extension has
+statuses of its own for two kinds of errors. TorchServe's paths have its object with the name of a
+Java exception, and 503 for a full queue. Everything else is V1's and V2's.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+
+from starlette.responses import JSONResponse
+
+from predictor.errors import (
+    GenerationFailed,
+    Overloaded,
+    PromptTooLong,
+    UnknownModel,
+    UnknownVersion,
+)
+from predictor.protocol.http.errors import error_headers, http_error
+
+_GENERATE = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate(_stream)?")
+_TORCHSERVE = re.compile(r"/(predictions|explanations|models)(/.*)?|/ping")
+_CODES: dict[type[Exception], str] = {
+    UnknownModel: "model_not_found",
+    PromptTooLong: "context_length_exceeded",
+    Overloaded: "rate_limit_exceeded",
+}
+_JAVA_NAMES = {
+    HTTPStatus.BAD_REQUEST: "BadRequestException",
+    HTTPStatus.NOT_FOUND: "ResourceNotFoundException",
+    HTTPStatus.METHOD_NOT_ALLOWED: "MethodNotAllowedException",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "RequestEntityTooLargeException",
+    HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailableException",
+    HTTPStatus.GATEWAY_TIMEOUT: "RequestTimeoutException",
+}
+_TYPES = {
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+    HTTPStatus.GATEWAY_TIMEOUT: "timeout",
+}
+
+
+def error_response(path: str, exception: Exception) -> JSONResponse:
+    """Returns the response to an exception on a path; logs what is the server's fault."""
+    status, sentence = http_error(exception)
+    headers = error_headers(exception)
+    if path == "/openai" or path.startswith("/openai/"):
+        code = next((code for kind, code in _CODES.items() if isinstance(exception, kind)), None)
+        return JSONResponse(openai_error(status, sentence, code), status, headers)
+    if _TORCHSERVE.fullmatch(path):
+        if isinstance(exception, Overloaded):
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+        kind = _java_name(status, exception)
+        body = {"code": status, "type": kind, "message": sentence}
+        return JSONResponse(body, status, headers)
+    if _GENERATE.fullmatch(path):
+        status = _generate_status(status, exception)
+    return JSONResponse({"error": sentence}, status, headers)
+
+
+def openai_error(status: int, sentence: str, code: str | None = None) -> dict[str, object]:
+    """Returns an error as OpenAI says it; ``param`` is always null, the sentence names the key."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    kind = next((name for known, name in _TYPES.items() if known == status), kind)
+    return {"error": {"message": sentence, "type": kind, "param": None, "code": code}}
+
+
+def _java_name(status: int, exception: Exception) -> str:
+    """Returns what TorchServe calls an error (``ErrorResponse``)."""
+    if isinstance(exception, UnknownVersion):
+        return "ModelVersionNotFoundException"
+    if isinstance(exception, UnknownModel):
+        return "ModelNotFoundException"
+    named = (name for known, name in _JAVA_NAMES.items() if known == status)
+    return next(named, "InternalServerException")
+
+
+def _generate_status(status: int, exception: Exception) -> int:
+    """Returns the status by ``generate_rest.yaml``: 422 is bad input, 424 a failed generation."""
+    if isinstance(exception, GenerationFailed):
+        return HTTPStatus.FAILED_DEPENDENCY
+    return HTTPStatus.UNPROCESSABLE_ENTITY if status == HTTPStatus.BAD_REQUEST else status

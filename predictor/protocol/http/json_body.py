@@ -1,0 +1,152 @@
+"""JSON from clients: parsed strictly and refused in our own words.
+
+Knows nothing of any protocol's fields. What it raises never quotes a value, only names (shortened),
+because a value may be a prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import NoReturn, TypeVar
+
+from predictor.errors import RequestError, nearest
+from predictor.tasks.request import MOST_PROMPTS
+
+_T = TypeVar("_T")
+
+_MOST_DIGITS = 64
+_MOST_SHOWN = 64
+_KINDS: dict[type, str] = {
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def parse_document(body: bytes) -> dict[str, object]:
+    """Returns the JSON object in `body`; as strict as `parse_json`.
+
+    Raises:
+        RequestError: The body is not a JSON object.
+    """
+    return require_type(parse_json(body), dict, "The body")
+
+
+def parse_json(body: bytes) -> object:
+    """Returns the JSON value in `body`.
+
+    Stricter than `json.loads`: UTF-8 only (RFC 8259, section 8.1), no ``NaN`` or ``Infinity``, no
+    number that overflows a double, no integer of more than 64 digits, no escape that stands for
+    half of a surrogate pair (such a string cannot be encoded again).
+
+    Raises:
+        RequestError: The body is not such JSON.
+    """
+    text = decode_text(body)
+    try:
+        return _load(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise RequestError(f"The body is not valid JSON at {where}.") from None
+    except RecursionError:
+        raise RequestError("The body's JSON is nested too deeply.") from None
+
+
+def decode_text(body: bytes) -> str:
+    """Returns the text in `body`.
+
+    Raises:
+        RequestError: It is not UTF-8.
+    """
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"The body is not valid UTF-8 at byte {error.start}.") from None
+
+
+def _load(text: str) -> object:
+    document: object = json.loads(
+        text, parse_int=_integer, parse_float=_number, parse_constant=_constant
+    )
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(document, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise RequestError("The body has half of a surrogate pair in a string.") from None
+    return document
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise RequestError(f"The body has an integer of more than {_MOST_DIGITS} digits.")
+    return int(digits)
+
+
+def _number(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise RequestError("The body has a number that is too large.")
+    return number
+
+
+def _constant(name: str) -> NoReturn:
+    raise RequestError(f"The body has {name}, which is not a JSON number.")
+
+
+def require_type(value: object, wanted: type[_T], what: str) -> _T:
+    """Returns `value` if it is of the JSON type `wanted`; a boolean is not an integer.
+
+    Raises:
+        RequestError: It is not; the sentence says what `what` is and should be.
+    """
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise RequestError(f"{what} must be {_KINDS[wanted]}, not {kind(value)}.")
+    return value
+
+
+def kind(value: object) -> str:
+    """Returns what a JSON value is, in words: ``"a list"``."""
+    return _KINDS.get(type(value), "something else")
+
+
+def check_keys(document: Iterable[str], known: Collection[str], where: str) -> None:
+    """Checks that every key of an object is known.
+
+    Raises:
+        RequestError: One is not; the sentence names the nearest known one.
+    """
+    for key in document:
+        if key not in known:
+            raise RequestError(f"Unknown key {shorten(key)} in {where}; {nearest(key, known)}")
+
+
+def shorten(name: str) -> str:
+    """Returns a client's name for something, quoted and short enough for a sentence."""
+    return repr(name if len(name) <= _MOST_SHOWN else name[: _MOST_SHOWN - 1] + "…")
+
+
+def optional(document: Mapping[str, object], key: str, wanted: type[_T], what: str) -> _T | None:
+    """Returns the value of an optional key, checked, or ``None`` if the key is absent.
+
+    A key with the value ``null`` is not absent: the protocol's schema has no nullable field.
+
+    Raises:
+        RequestError: The value is of another type.
+    """
+    return require_type(document[key], wanted, what) if key in document else None
+
+
+def check_count(prompts: int) -> None:
+    """Refuses more prompts than one request may have, before any is looked at.
+
+    Raises:
+        RequestError: Names both numbers.
+    """
+    if prompts > MOST_PROMPTS:
+        raise RequestError(f"A request has at most {MOST_PROMPTS} prompts; here are {prompts}.")

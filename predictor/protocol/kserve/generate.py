@@ -1,0 +1,149 @@
+"""The generate extension: one text in, one text out, whole or streamed.
+
+The source is the Open Inference Protocol's ``generate_rest.yaml``. Keys that it does not know are
+ignored, as it allows. Its statuses for errors are in `error_forms`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from predictor.errors import RequestError
+from predictor.protocol.http.deadline import asked_timeout, counted, while_connected
+from predictor.protocol.http.json_body import kind, optional, parse_document, require_type
+from predictor.protocol.http.sse import event_stream
+from predictor.protocol.kserve.rest_inference import read_body
+from predictor.protocol.kserve.rest_status import asked
+from predictor.protocol.served import Models, ServedModel, require_generating
+from predictor.tasks.parameters import ALL_NAMES, parse_parameters
+from predictor.tasks.request import (
+    Completion,
+    GenerationParameters,
+    GenerationRequest,
+    Piece,
+    Prompt,
+    ScoredToken,
+)
+
+_NAMES = {
+    "max_tokens": "max_new_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "stop": "stop",
+    "seed": "seed",
+    "repetition_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "timeout": "timeout",
+}
+"""The extension's parameters, and additional ones, by the names they have elsewhere here."""
+
+_DEFAULT_TEMPERATURE, _DEFAULT_TOKENS = 1.0, 20
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateEndpoints:
+    """The endpoints and the models that answer."""
+
+    models: Models
+
+    async def generate(self, request: Request) -> Response:
+        """``POST /v2/models/{model}/generate``: the whole reply."""
+        model = asked(self.models, request)
+        with counted(model.name, "generate"):
+            await require_generating(model)
+            wish = decode(parse_document(await read_body(request)))
+            call = model.answer(wish, asked_timeout(request.headers))
+            (completion,) = await while_connected(request, call)
+        return JSONResponse(_about(completion.text, model) | _details(completion))
+
+    async def generate_stream(self, request: Request) -> Response:
+        """``POST /v2/models/{model}/generate_stream``: the reply in events as it comes."""
+        model = asked(self.models, request)
+        with ExitStack() as count:
+            count.enter_context(counted(model.name, "generate"))
+            await require_generating(model)
+            wish = decode(parse_document(await read_body(request)))
+            stream = await model.stream(wish, asked_timeout(request.headers))
+            return event_stream(count.pop_all(), stream, Events(model).encode)
+
+
+def decode(document: Mapping[str, object]) -> GenerationRequest:
+    """Returns the request of a body.
+
+    Raises:
+        RequestError: The body is not of the extension's form, or a parameter is wrong.
+    """
+    if "text_input" not in document:
+        raise RequestError("The body has no 'text_input'.")
+    text = require_type(document["text_input"], str, "text_input")
+    given = optional(document, "parameters", dict, "parameters") or {}
+    return GenerationRequest((Prompt(text, _parameters(given)),))
+
+
+class Events:
+    """Makes the events of one stream; each has at most one token.
+
+    The schema wants a token with the finish reason. It is the reply's last one, which may have been
+    told before: the model's own last word is known before it is known that nothing follows.
+    """
+
+    def __init__(self, model: ServedModel) -> None:
+        """Begins a stream of a model's reply."""
+        self._model = model
+        self._last: ScoredToken | None = None
+
+    def encode(self, piece: Piece) -> Iterator[object]:
+        """Yields the events of a piece; the text comes with the last of its tokens."""
+        for token in piece.tokens[:-1]:
+            yield _about("", self._model) | {"token": _token(token)}
+        event = _about(piece.text, self._model)
+        if piece.tokens:
+            self._last = piece.tokens[-1]
+            event["token"] = _token(self._last)
+        if piece.ending is not None and self._last is not None:
+            event["details"] = {"finish_reason": piece.ending, "token": _token(self._last)}
+        yield event
+
+
+def _parameters(given: Mapping[str, object]) -> GenerationParameters:
+    known = {key: value for key, value in given.items() if key in _NAMES}
+    for key, value in known.items():
+        if value is None:
+            raise RequestError(f"{key} must not be {kind(value)}.")
+    optional(known, "stop", list, "stop")
+    details = optional(given, "details", bool, "details") or False
+    said: dict[str, object] = {"temperature": _DEFAULT_TEMPERATURE}
+    said |= {_NAMES[key]: value for key, value in known.items()}
+    try:
+        parameters = parse_parameters(said | ({"logprobs": 0} if details else {}), ALL_NAMES)
+    except RequestError as error:
+        # Sentences begin with the parameter's name, and the client knows it by another.
+        raise RequestError(str(error).replace("max_new_tokens", "max_tokens", 1)) from None
+    return replace(parameters, default_new_tokens=_DEFAULT_TOKENS)
+
+
+def _about(text: str, model: ServedModel) -> dict[str, object]:
+    return {"text_output": text, "model_name": model.name, "model_version": model.version}
+
+
+def _details(completion: Completion) -> dict[str, object]:
+    if not completion.tokens:
+        return {}
+    logprobs = [_token(token) for token in completion.tokens]
+    return {"details": {"finish_reason": completion.ending, "logprobs": logprobs}}
+
+
+def _token(token: ScoredToken) -> dict[str, object]:
+    return {
+        "id": token.id,
+        "text": token.text,
+        "logprob": token.logprob,
+        "special": token.special,
+    }

@@ -1,0 +1,197 @@
+"""V2 over gRPC: our own service on the SDK's generated messages.
+
+The SDK's service loads a model that is not ready, on the event loop, forgets the requested outputs
+and has no code for "not ready" (``kserve/protocol/grpc/servicer.py``, ``dataplane.py``,
+``interceptors.py``). Of a model's placement nothing is said here: ``ModelMetadataResponse`` has no
+field for properties, and clients refuse trailers from 8 KiB on, which the placement of a large
+model exceeds; the REST metadata has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from kserve import InferRequest
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
+
+import predictor
+from predictor.errors import ConfigurationError, RequestError
+from predictor.protocol.http.deadline import TIMEOUT_HEADER, asked_timeout, counted
+from predictor.protocol.http.errors import error_headers, grpc_error
+from predictor.protocol.http.json_body import shorten
+from predictor.protocol.kserve.decoded_call import signature
+from predictor.protocol.kserve.grpc_health import Health
+from predictor.protocol.kserve.rest_status import EXTENSIONS, SERVER_NAME
+from predictor.protocol.kserve.tensors import check_datatype
+from predictor.protocol.served import Models, all_ready, find, require_ready
+
+_LEAST_TIMEOUT = 1e-3
+_NO_LOADING = "Loading and unloading of models is not offered over gRPC."
+
+
+@dataclass(frozen=True, slots=True)
+class BoundServer:
+    """A gRPC server that holds its port and is not started yet.
+
+    Attributes:
+        server: A ``grpc.aio.Server``: ``start``, ``stop(grace)``, ``wait_for_termination``.
+        port: The port that it holds.
+    """
+
+    server: Any
+    port: int
+
+    async def serve(self, stopping: asyncio.Event, *, grace: float) -> None:
+        """Serves until `stopping` is set, then refuses new calls and waits for those in flight.
+
+        ``ModelServer.stop`` knows of the SDK's gRPC server only and would leave this one running.
+
+        Args:
+            stopping: Is set when the server shall stop.
+            grace: Seconds after which calls in flight are cut off.
+        """
+        await self.server.start()
+        await stopping.wait()
+        await self.server.stop(grace)
+
+
+def make_server(
+    models: Models,
+    *,
+    host: str,
+    port: int,
+    max_message_bytes: int,
+) -> BoundServer:
+    """Returns a server with the inference service, bound; to be called within its event loop.
+
+    Args:
+        models: The SDK's repository of the models that are served.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        max_message_bytes: Largest message either way; a larger one is ``RESOURCE_EXHAUSTED``.
+
+    Raises:
+        ConfigurationError: The port cannot be bound.
+    """
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+            # gRPC's default lets a second server share the port in silence.
+            ("grpc.so_reuseport", 0),
+        ]
+    )
+    services.add_GRPCInferenceServiceServicer_to_server(Inference(models), server)
+    health_pb2_grpc.add_HealthServicer_to_server(Health(models), server)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        return BoundServer(server, server.add_insecure_port(address))
+    except RuntimeError:
+        raise ConfigurationError(f"The gRPC server cannot listen on {address}.") from None
+
+
+def _answering(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(method)
+    async def answer(self: Inference, request: Any, context: Any) -> Any:
+        try:
+            return await method(self, request, context)
+        except Exception as error:
+            code, sentence = grpc_error(error)
+            headers = error_headers(error) or {}
+            context.set_trailing_metadata(tuple((name.lower(), v) for name, v in headers.items()))
+        return await context.abort(code, sentence)  # raises
+
+    return answer
+
+
+class Inference(services.GRPCInferenceServiceServicer):
+    """The service ``inference.GRPCInferenceService``; methods are named by the protocol."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    @_answering
+    async def ServerLive(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        """Says that the process answers."""
+        return pb.ServerLiveResponse(live=True)
+
+    @_answering
+    async def ServerReady(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        """Says whether every model can answer."""
+        ready = await all_ready(self._models)
+        return pb.ServerReadyResponse(ready=ready)
+
+    @_answering
+    async def ModelReady(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        """Says whether one model can answer."""
+        model = find(self._models, request.name, request.version)
+        ready = await model.healthy()
+        return pb.ModelReadyResponse(ready=ready)
+
+    @_answering
+    async def ServerMetadata(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        """Tells of the server."""
+        return pb.ServerMetadataResponse(
+            name=SERVER_NAME, version=predictor.__version__, extensions=EXTENSIONS
+        )
+
+    @_answering
+    async def ModelMetadata(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        """Tells of one model."""
+        model = find(self._models, request.name, request.version)
+        return pb.ModelMetadataResponse(
+            name=request.name,
+            versions=[model.version],
+            platform=model.metadata()["platform"],
+            **signature(model.head),
+        )
+
+    @_answering
+    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Answers prompts."""
+        model = find(self._models, request.model_name, request.model_version)
+        with counted(model.name, "grpc"):
+            await require_ready(model)
+            _check_transport(request)
+            headers = {key: str(value) for key, value in context.invocation_metadata()}
+            remaining = context.time_remaining()
+            if remaining is not None:
+                said = asked_timeout(headers) or remaining
+                headers[TIMEOUT_HEADER] = str(max(min(said, remaining), _LEAST_TIMEOUT))
+            answer, _ = await model(InferRequest.from_grpc(request), headers=headers)
+        return answer.to_grpc()
+
+    async def RepositoryModelLoad(self, _request: Any, context: Any) -> Any:  # noqa: N802
+        """Refuses: a client that nobody vouched for must not load models."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_LOADING)
+
+    async def RepositoryModelUnload(self, _request: Any, context: Any) -> Any:  # noqa: N802
+        """Refuses: a client that nobody vouched for must not unload models."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_LOADING)
+
+
+def _check_transport(request: Any) -> None:
+    """Checks what the SDK's ``InferRequest.from_grpc`` takes for granted."""
+    for tensor in request.inputs:
+        check_datatype(tensor.datatype, f"Input {shorten(tensor.name)}")
+    for name, value in request.parameters.items():
+        # Triton's clients send a fraction as double_param, which the SDK's messages do not have; it
+        # would be dropped in silence.
+        if value.WhichOneof("parameter_choice") is None:
+            raise RequestError(
+                f"Parameter {shorten(name)} has no value; send fractions as strings."
+            )
+    raw = len(request.raw_input_contents)
+    if not raw:
+        return
+    if raw != len(request.inputs):
+        raise RequestError(f"There are {raw} raw_input_contents for {len(request.inputs)} inputs.")
+    if any(tensor.HasField("contents") for tensor in request.inputs):
+        raise RequestError("An input has contents although raw_input_contents are given.")

@@ -1,0 +1,110 @@
+"""HTTP endpoints that tell: what is served, what it is, and whether it can answer now."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+import predictor
+from predictor.errors import UnknownModel
+from predictor.protocol.http.json_body import optional, parse_document
+from predictor.protocol.kserve.decoded_call import signature
+from predictor.protocol.served import Models, ServedModel, all_ready, find, unready
+
+SERVER_NAME = "accelerate-predictor"
+EXTENSIONS = ("binary_tensor_data", "model_repository")
+
+
+@dataclass(frozen=True, slots=True)
+class StatusEndpoints:
+    """The endpoints and what they tell of.
+
+    Attributes:
+        models: The models that are served.
+    """
+
+    models: Models
+
+    async def alive(self, _request: Request) -> JSONResponse:
+        """``GET /``: the process answers."""
+        return JSONResponse({"status": "alive"})
+
+    async def live(self, _request: Request) -> JSONResponse:
+        """``GET /v2/health/live``: the process answers."""
+        return JSONResponse({"live": True})
+
+    async def ready(self, _request: Request) -> JSONResponse:
+        """``GET /v2/health/ready``: 200 if every model can answer, else 503 and what is known."""
+        if await all_ready(self.models):
+            return JSONResponse({"ready": True})
+        told = [model.progress() for model in await unready(self.models)]
+        progress = next(filter(None, told), None)
+        return JSONResponse({"ready": False} | ({"progress": progress} if progress else {}), 503)
+
+    async def server(self, _request: Request) -> JSONResponse:
+        """``GET /v2``: metadata of the server."""
+        about = {"name": SERVER_NAME, "version": predictor.__version__}
+        return JSONResponse({**about, "extensions": list(EXTENSIONS)})
+
+    async def names(self, _request: Request) -> JSONResponse:
+        """``GET /v1/models`` and ``GET /v2/models``: names of the models."""
+        return JSONResponse({"models": list(self.models.get_models())})
+
+    async def model_ready(self, request: Request) -> JSONResponse:
+        """``GET`` of a model's readiness, V1 and V2: 200 if it can answer, else 503."""
+        model = asked(self.models, request)
+        is_ready = await model.healthy()
+        about = {"name": request.path_params["model"], "ready": is_ready}
+        if is_ready:
+            return JSONResponse(about)
+        progress = model.progress()
+        return JSONResponse(about | ({"progress": progress} if progress else {}), 503)
+
+    async def model(self, request: Request) -> JSONResponse:
+        """``GET /v2/models/{model}``: metadata of a model."""
+        model = asked(self.models, request)
+        metadata = model.metadata()
+        properties = metadata.get("properties", {})
+        return JSONResponse(
+            {
+                "name": request.path_params["model"],
+                "versions": [model.version],
+                "platform": metadata["platform"],
+                **signature(model.head),
+                "properties": {name: _string(value) for name, value in properties.items()},
+            }
+        )
+
+    async def index(self, request: Request) -> JSONResponse:
+        """``POST /v2/repository/index``: every model and its state; only ready ones on request."""
+        body = await request.body()
+        wish = parse_document(body) if body else {}
+        only_ready = optional(wish, "ready", bool, "ready")
+        rows = [await _row(name, model) for name, model in self.models.get_models().items()]
+        return JSONResponse([row for row in rows if row["state"] == "READY" or not only_ready])
+
+    async def no_loading(self, _request: Request) -> JSONResponse:
+        """``POST`` of the repository's load and unload, where they are turned off."""
+        raise UnknownModel("Loading and unloading of models is turned off on this server.")
+
+
+def asked(models: Models, request: Request) -> ServedModel:
+    """Returns the model that a path names.
+
+    Raises:
+        UnknownModel: There is none, or not in the path's version.
+    """
+    return find(models, request.path_params["model"], request.path_params.get("version"))
+
+
+async def _row(name: str, model: ServedModel) -> dict[str, str]:
+    is_ready = await model.healthy()
+    state, reason = ("READY", "") if is_ready else ("UNAVAILABLE", "The model is not ready.")
+    return {"name": name, "version": model.version, "state": state, "reason": reason}
+
+
+def _string(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

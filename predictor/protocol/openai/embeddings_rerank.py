@@ -1,0 +1,222 @@
+"""HTTP endpoints for vectors and rankings of lists, in OpenAI's forms and TEI's.
+
+The sources are OpenAI's API reference (``/v1/embeddings``), Cohere's as vLLM and KServe have it
+(``/v1/rerank``), and Text Embeddings Inference's OpenAPI document (``/embed``, ``/rerank``,
+``/predict``).
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from predictor.errors import RequestError
+from predictor.protocol.http.deadline import asked_timeout, counted, while_connected
+from predictor.protocol.http.json_body import (
+    check_count,
+    check_keys,
+    optional,
+    parse_document,
+    require_type,
+)
+from predictor.protocol.kserve.rest_inference import read_body
+from predictor.protocol.openai.request import model_name
+from predictor.protocol.served import Models, ServedModel, find, require_task
+from predictor.tasks.encoder_spec import Ask, EncoderRequest
+from predictor.tasks.text_embedding import TOKENS
+
+_EMBEDDINGS = ("model", "input", "encoding_format", "dimensions", "user")
+_RERANK = ("model", "query", "documents", "top_n", "return_documents", "user")
+_EMBED = ("inputs", "normalize", "truncate", "truncation_direction", "prompt_name", "dimensions")
+_TEI_RERANK = (
+    *("query", "texts", "raw_scores", "return_text", "truncate"),
+    "truncation_direction",
+)
+_PREDICT = ("inputs", "raw_scores", "truncate", "truncation_direction")
+
+
+@dataclass(frozen=True, slots=True)
+class ListEndpoints:
+    """The endpoints and the models that answer."""
+
+    models: Models
+
+    async def embeddings(self, request: Request) -> Response:
+        """``POST /openai/v1/embeddings``: a vector for each text or list of tokens."""
+        with self._counting("openai"):
+            document = parse_document(await read_body(request))
+            model = find(self.models, model_name(document))
+            head = await require_task(model, "text_embedding")
+            check_keys(document, _EMBEDDINGS, "the body")
+            form = document.get("encoding_format", "float")
+            if form not in ("float", "base64"):
+                raise RequestError("encoding_format must be 'float' or 'base64'.")
+            shared = {"dimensions": document.get("dimensions")}
+            asks = [
+                head.decode({"text": item}, shared)
+                if isinstance(item, str)
+                else head.decode({"text": ""}, {**shared, TOKENS: item})
+                for item in _inputs(document.get("input"))
+            ]
+            vectors = await _answers(request, model, asks)
+        data = [
+            {"object": "embedding", "index": index, "embedding": _as(form, vector.values)}
+            for index, vector in enumerate(vectors)
+        ]
+        tokens = sum(vector.tokens for vector in vectors)
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return JSONResponse({"object": "list", "data": data, "model": model.name, "usage": usage})
+
+    async def rerank(self, request: Request) -> Response:
+        """``POST /openai/v1/rerank``: the documents, best first."""
+        with self._counting("openai"):
+            document = parse_document(await read_body(request))
+            model = find(self.models, model_name(document))
+            head = await require_task(model, "rerank")
+            check_keys(document, _RERANK, "the body")
+            texts = [_document(item) for item in _list(document, "documents")]
+            top = optional(document, "top_n", int, "top_n")
+            if top is not None and top < 1:
+                raise RequestError("top_n must be at least 1.")
+            query = require_type(document.get("query"), str, "query")
+            asks = [head.decode({"query": query, "text": text}, {}) for text in texts]
+            scores = await _answers(request, model, asks)
+        tells = optional(document, "return_documents", bool, "return_documents")
+        results = [
+            {"index": index, "relevance_score": score}
+            | ({"document": {"text": texts[index]}} if tells else {})
+            for index, score in _best_first(scores)[:top]
+        ]
+        return JSONResponse({"object": "list", "model": model.name, "results": results})
+
+    async def embed(self, request: Request) -> Response:
+        """``POST /embed``: TEI's vectors, a list for each text."""
+        with self._counting("tei"):
+            document = parse_document(await read_body(request))
+            model = self._only()
+            head = await require_task(model, "text_embedding")
+            _check_tei(document, _EMBED)
+            names = ("normalize", "truncate", "prompt_name", "dimensions")
+            shared = {name: document.get(name) for name in names}
+            asks = [
+                head.decode({"text": require_type(text, str, "inputs")}, shared)
+                for text in _some(document)
+            ]
+            vectors = await _answers(request, model, asks)
+        return JSONResponse([vector.values for vector in vectors])
+
+    async def tei_rerank(self, request: Request) -> Response:
+        """``POST /rerank``: TEI's ranking, best first."""
+        with self._counting("tei"):
+            document = parse_document(await read_body(request))
+            model = self._only()
+            head = await require_task(model, "rerank")
+            _check_tei(document, _TEI_RERANK)
+            query = require_type(document.get("query"), str, "query")
+            texts = [require_type(text, str, "texts") for text in _list(document, "texts")]
+            shared = {name: document.get(name) for name in ("raw_scores", "truncate")}
+            asks = [head.decode({"query": query, "text": text}, shared) for text in texts]
+            scores = await _answers(request, model, asks)
+        tells = optional(document, "return_text", bool, "return_text")
+        return JSONResponse(
+            [
+                {"index": index, "score": score} | ({"text": texts[index]} if tells else {})
+                for index, score in _best_first(scores)
+            ]
+        )
+
+    async def predict(self, request: Request) -> Response:
+        """``POST /predict``: TEI's classification, all labels of a text, best first."""
+        with self._counting("tei"):
+            document = parse_document(await read_body(request))
+            model = self._only()
+            head = await require_task(model, "sequence_classification")
+            _check_tei(document, _PREDICT)
+            raw = optional(document, "raw_scores", bool, "raw_scores") or False
+            wanted = "return_raw_logits" if raw else "return_probabilities"
+            shared = {wanted: True, "truncate": document.get("truncate")}
+            asks = [
+                head.decode({"text": require_type(text, str, "inputs")}, shared)
+                for text in _some(document)
+            ]
+            answers = await _answers(request, model, asks)
+        told: list[Any] = [head.prediction(answer) for answer in answers]
+        rows = [_by_score(about["logits" if raw else "probabilities"]) for about in told]
+        return JSONResponse(rows if isinstance(document["inputs"], list) else rows[0])
+
+    def _only(self) -> ServedModel:
+        """The one model, which TEI's clients do not name."""
+        return next(iter(self.models.get_models().values()))
+
+    @contextmanager
+    def _counting(self, protocol: str) -> Any:
+        # The body may name a model, and may be no JSON at all; there is one model here.
+        with counted(next(iter(self.models.get_models()), ""), protocol):
+            yield
+
+
+async def _answers(request: Request, model: ServedModel, asks: Sequence[Ask]) -> tuple[Any, ...]:
+    wish = EncoderRequest(tuple(asks))
+    return await while_connected(request, model.answer(wish, asked_timeout(request.headers)))
+
+
+def _inputs(given: object) -> list[str | list[object]]:
+    """What is embedded: a text, texts, a list of tokens, or lists of tokens."""
+    if isinstance(given, str):
+        return [given]
+    items = require_type(given, list, "input")
+    if not items:
+        raise RequestError("input is empty; give at least one text.")
+    if all(isinstance(item, int) for item in items):
+        return [items]
+    check_count(len(items))
+    return [item if isinstance(item, str) else require_type(item, list, "input") for item in items]
+
+
+def _some(document: Mapping[str, object]) -> list[object]:
+    """TEI's ``inputs``: a text or a list of them."""
+    given = document.get("inputs")
+    return [given] if isinstance(given, str) else _list(document, "inputs")
+
+
+def _list(document: Mapping[str, object], key: str) -> list[object]:
+    items: list[object] = require_type(document.get(key), list, key)
+    if not items:
+        raise RequestError(f"{key} is empty; give at least one text.")
+    check_count(len(items))
+    return items
+
+
+def _document(item: object) -> str:
+    """A document of a ranking: a text, or an object with one."""
+    text = item.get("text") if isinstance(item, dict) else item
+    return require_type(text, str, "documents")
+
+
+def _check_tei(document: Mapping[str, object], known: Sequence[str]) -> None:
+    check_keys(document, known, "the body")
+    if str(document.get("truncation_direction", "right")).lower() != "right":
+        raise RequestError("truncation_direction must be 'right'.")
+
+
+def _best_first(scores: Sequence[float]) -> list[tuple[int, float]]:
+    return sorted(enumerate(scores), key=lambda pair: -pair[1])
+
+
+def _by_score(numbers: Mapping[str, float]) -> list[dict[str, object]]:
+    ordered = sorted(numbers.items(), key=lambda pair: -pair[1])
+    return [{"score": score, "label": label} for label, score in ordered]
+
+
+def _as(form: object, vector: Sequence[float]) -> object:
+    """A vector as a list, or as base64 of little-endian float32, as OpenAI's client reads it."""
+    if form == "float":
+        return vector
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,222 @@
+"""OpenAI's requests: completions and chat completions, decoded.
+
+Every key of OpenAI's API is in one of three groups: what is supported, what would change the answer
+and is refused by name, and what changes nothing here and is ignored. A key with the value ``null``
+is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from predictor.errors import RequestError
+from predictor.protocol.http.json_body import check_count, check_keys, optional, require_type
+from predictor.protocol.openai.prompt import PromptText, conversation, prompt_texts
+from predictor.tasks.parameters import ALL_NAMES, parse_parameters
+from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
+
+_MOST_COMPLETION_LOGPROBS = 5
+_DEFAULT_COMPLETION_TOKENS = 16
+_SEEDS = 2**63
+
+_SHARED = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "repetition_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "logit_bias": "logit_bias",
+    "seed": "seed",
+    "stop": "stop",
+}
+_COMPLETION_PARAMETERS = _SHARED | {
+    "max_tokens": "max_new_tokens",
+    "logprobs": "logprobs",
+    "echo": "return_full_text",
+}
+_CHAT_PARAMETERS = _SHARED | {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+}
+"""Clients' keys and the parameters that they are."""
+
+_ASIDE = ("model", "n", "stream", "stream_options")
+
+COMPLETION_KEYS = ("prompt", *_COMPLETION_PARAMETERS, *_ASIDE)
+"""Keys of a request for completions that are supported."""
+
+CHAT_KEYS = ("messages", *_CHAT_PARAMETERS, "logprobs", "top_logprobs", *_ASIDE)
+"""Keys of a request for chat completions that are supported."""
+
+REFUSED: Mapping[str, tuple[object, ...]] = {
+    "best_of": (1,),
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "functions": ([],),
+    "function_call": ("none",),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "web_search_options": (),
+    "moderation": (),
+}
+"""Keys that would change the answer, and the values that change nothing and so may be said."""
+
+IGNORED = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+        "verbosity",
+    }
+)
+"""Keys that change nothing here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A decoded request and what its response depends on.
+
+    Attributes:
+        request: `n` prompts in a row for each prompt of the client.
+        n: Replies to each prompt.
+        stream: Whether the replies are streamed.
+        include_usage: Whether a stream tells its usage at the end.
+    """
+
+    request: GenerationRequest
+    n: int
+    stream: bool
+    include_usage: bool
+
+
+def model_name(document: Mapping[str, object]) -> str:
+    """Returns the name of the model that a body asks.
+
+    Raises:
+        RequestError: It names none.
+    """
+    if document.get("model") is None:
+        raise RequestError("The body has no 'model'.")
+    return require_type(document["model"], str, "model")
+
+
+def decode_completion(document: Mapping[str, object]) -> Asked:
+    """Returns what a body of ``/completions`` asks for.
+
+    Raises:
+        RequestError: The body is not of OpenAI's form, or asks for what is not supported.
+    """
+    given = _given(document, COMPLETION_KEYS, "prompt")
+    if "logprobs" in given:
+        _integer(given, "logprobs", 0, _MOST_COMPLETION_LOGPROBS)
+        if given.get("echo") is True:
+            raise RequestError("echo together with logprobs is not supported.")
+    parameters = replace(
+        _parameters(given, _COMPLETION_PARAMETERS), default_new_tokens=_DEFAULT_COMPLETION_TOKENS
+    )
+    return _asked(given, prompt_texts(given["prompt"]), parameters)
+
+
+def decode_chat(document: Mapping[str, object]) -> Asked:
+    """Returns what a body of ``/chat/completions`` asks for.
+
+    Raises:
+        RequestError: The body is not of OpenAI's form, or asks for what is not supported.
+    """
+    given = _given(document, CHAT_KEYS, "messages")
+    names = dict(_CHAT_PARAMETERS)
+    if "max_completion_tokens" in given:
+        names.pop("max_tokens")  # deprecated, and some clients send both
+    parameters = replace(_parameters(given, names), logprobs=_chat_logprobs(given))
+    return _asked(given, [conversation(given["messages"])], parameters)
+
+
+def _given(
+    document: Mapping[str, object], supported: Sequence[str], needed: str
+) -> dict[str, object]:
+    """Returns the keys that are said and supported, once the others are seen to be harmless."""
+    said = {key: value for key, value in document.items() if value is not None}
+    for key, harmless in REFUSED.items():
+        if key in said and said.pop(key) not in harmless:
+            raise RequestError(f"{key} is not supported{_unless(key)}.")
+    given = {key: value for key, value in said.items() if key not in IGNORED}
+    check_keys(given, supported, "the body")
+    if needed not in given:
+        raise RequestError(f"The body has no {needed!r}.")
+    return given
+
+
+def _unless(key: str) -> str:
+    return {
+        "best_of": " above 1",
+        "response_format": " other than of type 'text'",
+        "modalities": " other than ['text']",
+    }.get(key, "")
+
+
+def _parameters(given: Mapping[str, object], names: Mapping[str, str]) -> GenerationParameters:
+    """Returns checked parameters; errors name the client's keys (sentences begin with the name)."""
+    said = {name: key for key, name in names.items() if key in given}
+    try:
+        return parse_parameters({name: given[key] for name, key in said.items()}, ALL_NAMES)
+    except RequestError as error:
+        name, space, rest = str(error).partition(" ")
+        raise RequestError(said.get(name, name) + space + rest) from None
+
+
+def _chat_logprobs(given: Mapping[str, object]) -> int | None:
+    wanted = optional(given, "logprobs", bool, "logprobs") or False
+    top = _parameters(given, {"top_logprobs": "logprobs"}).logprobs or 0
+    if top and not wanted:
+        raise RequestError("top_logprobs needs logprobs to be true.")
+    return top if wanted else None
+
+
+def _asked(
+    given: Mapping[str, object], texts: Sequence[PromptText], parameters: GenerationParameters
+) -> Asked:
+    n = _integer(given, "n", 1, None) if "n" in given else 1
+    check_count(len(texts) * n)
+    stream = optional(given, "stream", bool, "stream") or False
+    variants = [_variant(parameters, number) for number in range(n)]
+    prompts = tuple(Prompt(text, variant) for text in texts for variant in variants)
+    return Asked(GenerationRequest(prompts), n, stream, _include_usage(given, stream))
+
+
+def _variant(parameters: GenerationParameters, number: int) -> GenerationParameters:
+    """Returns the parameters of one of `n` replies; each has its own seed, or all were the same."""
+    if parameters.seed is None:
+        return parameters
+    return replace(parameters, seed=(parameters.seed + number) % _SEEDS)
+
+
+def _include_usage(given: Mapping[str, object], stream: bool) -> bool:
+    options = optional(given, "stream_options", dict, "stream_options")
+    if options is None:
+        return False
+    if not stream:
+        raise RequestError("stream_options needs stream to be true.")
+    said = {key: value for key, value in options.items() if value is not None}
+    check_keys(said, ("include_usage", "include_obfuscation"), "stream_options")
+    return optional(said, "include_usage", bool, "stream_options.include_usage") or False
+
+
+def _integer(given: Mapping[str, object], key: str, least: int, most: int | None) -> int:
+    value = require_type(given[key], int, key)
+    if most is not None and not least <= value <= most:
+        raise RequestError(f"{key} must be between {least} and {most}.")
+    if value < least:
+        raise RequestError(f"{key} must be at least {least}.")
+    return value

@@ -1,0 +1,83 @@
+"""The task that a model is served for, from its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from predictor.checkpoint.task_detection import factory_of, find_task
+from predictor.errors import CheckpointError
+from predictor.settings import Settings
+
+
+def task_of(folder: Path, architecture: str, asked: str | None = None, **config: object) -> str:
+    kind = {"GPT2": "gpt2", "DebertaV2": "deberta-v2", "XLMRoberta": "xlm-roberta"}
+    name = architecture.partition("For")[0].removesuffix("LMHeadModel").removesuffix("Model")
+    about = AutoConfig.for_model(kind.get(name, name.lower()), architectures=[architecture])
+    for key, value in config.items():
+        setattr(about, key, value)
+    return find_task(about, folder, asked)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        ("LlamaForCausalLM", "text_generation"),
+        ("GPT2LMHeadModel", "text_generation"),
+        ("BloomModel", "text_generation"),  # so the hub has the larger BLOOMs
+        ("T5ForConditionalGeneration", "text2text_generation"),
+        ("BartForConditionalGeneration", "text2text_generation"),
+        ("BartModel", "text2text_generation"),
+        ("BertForSequenceClassification", "sequence_classification"),
+        ("LlamaForSequenceClassification", "sequence_classification"),
+        ("DebertaV2ForTokenClassification", "token_classification"),
+        ("DistilBertForQuestionAnswering", "question_answering"),
+        ("ModernBertForMaskedLM", "fill_mask"),
+        ("RobertaModel", "text_embedding"),
+        ("XLMRobertaModel", "text_embedding"),
+    ],
+)
+def test_a_task_is_found_by_the_architecture(
+    tmp_path: Path, architecture: str, expected: str
+) -> None:
+    assert task_of(tmp_path, architecture) == expected
+
+
+def test_one_label_is_how_well_two_texts_match(tmp_path: Path) -> None:
+    assert task_of(tmp_path, "BertForSequenceClassification", num_labels=1) == "rerank"
+
+
+def test_the_layout_of_sentence_transformers_makes_embeddings_of_any_model(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text("[]")
+    assert task_of(tmp_path, "BertForMaskedLM") == "text_embedding"
+    assert task_of(tmp_path, "LlamaForCausalLM") == "text_embedding"
+
+
+def test_what_was_asked_for_is_served_where_the_head_suits(tmp_path: Path) -> None:
+    bert = "BertForSequenceClassification"
+    assert task_of(tmp_path, bert, "rerank") == "rerank"
+    assert task_of(tmp_path, bert, "text_embedding") == "text_embedding"
+    assert task_of(tmp_path, "RobertaModel", "fill_mask") == "fill_mask"
+
+
+def test_a_head_for_another_task_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"BertForMaskedLM.*no token classifier"):
+        task_of(tmp_path, "BertForMaskedLM", "token_classification")
+
+
+def test_a_model_for_no_task_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"BertForNextSentencePrediction.*no task"):
+        task_of(tmp_path, "BertForNextSentencePrediction")
+
+
+def test_a_models_own_code_says_what_it_is_for(tmp_path: Path) -> None:
+    code = {"AutoModelForTokenClassification": "modeling.Own"}
+    assert task_of(tmp_path, "BertForOwn", auto_map=code) == "token_classification"
+
+
+def test_every_task_of_the_settings_has_a_class() -> None:
+    config = AutoConfig.for_model("bert")
+    tasks = Settings.model_json_schema()["properties"]["task"]["anyOf"][0]["enum"]
+    assert len({factory_of(task, config).__name__ for task in tasks}) == len(tasks) - 1

@@ -1,0 +1,328 @@
+"""Encoder-decoder models: replies in company, offloaded, after failures, as alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5GemmaConfig
+from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
+
+from predictor.checkpoint.checkpoint import open_directory
+from predictor.engine.batchability import check_encoder_decoder_batch_invariance, run_two_tokens
+from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner, as_source
+from predictor.engine.generation.kv_cache import Row
+from predictor.profiling.footprint import build_on_meta, measure_footprint
+from predictor.tasks.request import Completion, GenerationParameters, GenerationRequest, Prompt
+from tests.encoding.checkpoints import PAIRED, VOCABULARY, make_paired
+from tests.serving import Up, blocks_on_disk, bring_up
+
+TEXTS = ("a long text to begin with", "a", "translate this", "hello", "what is it?", "z" * 40)
+CPU = torch.device("cpu")
+
+Make = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    root = tmp_path_factory.mktemp("paired")
+
+    def get(architecture: str) -> Path:
+        folder = root / architecture
+        return folder if folder.exists() else make_paired(folder, architecture)
+
+    return get
+
+
+def alone(folder: Path, *texts: str, **recipe: Any) -> list[str]:
+    """What transformers makes of each text by itself."""
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    found = []
+    for text in texts:
+        ids = torch.tensor([tokenizer(text).input_ids])
+        made = model.generate(input_ids=ids, do_sample=False, num_beams=1, **recipe)
+        found.append(tokenizer.decode(made[0], skip_special_tokens=True))
+    return found
+
+
+def ask(up: Up, *texts: str, new_tokens: int = 20, **recipe: Any) -> tuple[Completion, ...]:
+    parameters = GenerationParameters(max_new_tokens=new_tokens, temperature=0.0, **recipe)
+    request = GenerationRequest(tuple(Prompt(text, parameters) for text in texts))
+    return asyncio.run(up.task.complete(up.task.prepare(request)))
+
+
+@pytest.mark.parametrize("places", ["resident", "disk"])
+@pytest.mark.parametrize("architecture", PAIRED)
+def test_replies_in_a_batch_are_those_of_generate(
+    make: Make, architecture: str, places: str
+) -> None:
+    folder = make(architecture)
+    expected = alone(folder, *TEXTS, max_new_tokens=20)
+    assert len(set(expected)) > 3
+    placed = (
+        {}
+        if places == "resident"
+        else {"device_map": blocks_on_disk(folder, "text2text_generation")}
+    )
+    up = bring_up(folder, max_model_len=128, **placed)
+    found = ask(up, *TEXTS)
+    assert [one.text for one in found] == expected
+    assert [one.prompt_tokens for one in found] == [len(text) + 2 for text in TEXTS]
+    assert up.prepared.checkpoint.task == "text2text_generation"
+
+
+@pytest.mark.parametrize("architecture", PAIRED)
+def test_those_that_are_put_back_and_those_that_end_early_disturb_nobody(
+    make: Make, architecture: str
+) -> None:
+    folder = make(architecture)
+    expected = alone(folder, *TEXTS * 2, max_new_tokens=30)
+    up = bring_up(folder, max_model_len=80, max_concurrency=2)
+    parameters = [
+        GenerationParameters(max_new_tokens=30 if index % 3 else 4, temperature=0.0)
+        for index in range(len(expected))
+    ]
+    prompts = [Prompt(text, own) for text, own in zip(TEXTS * 2, parameters, strict=True)]
+    found = asyncio.run(up.task.complete(up.task.prepare(GenerationRequest(tuple(prompts)))))
+    for index, (one, whole) in enumerate(zip(found, expected, strict=True)):
+        assert one.text == whole if index % 3 else whole.startswith(one.text.rstrip("\ufffd"))
+    preempted: Any = up.task._engine._metrics.preemptions
+    assert preempted._value.get() > 0
+
+
+def test_only_the_reply_counts_as_said(make: Make) -> None:
+    folder = make("t5")
+    recipe = {"repetition_penalty": 1.8}
+    expected = alone(folder, *TEXTS, max_new_tokens=20, **recipe)
+    up = bring_up(folder, max_model_len=128)
+    assert [one.text for one in ask(up, *TEXTS, **recipe)] == expected
+    assert expected != alone(folder, *TEXTS, max_new_tokens=20)
+
+
+def test_what_a_generation_config_asks_in_vain_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_paired(tmp_path / "said", "bart", num_beams=4, no_repeat_ngram_size=3)
+    bring_up(folder)
+    assert "of generation_config num_beams, no_repeat_ngram_size is ignored" in caplog.text
+    caplog.clear()
+    bring_up(make_paired(tmp_path / "plain", "bart"))
+    assert "is ignored" not in caplog.text
+
+
+def test_a_decoder_begins_with_what_is_forced(tmp_path: Path) -> None:
+    folder = make_paired(tmp_path / "forced", "bart", forced_bos_token_id=1)
+    expected = alone(folder, *TEXTS, max_new_tokens=21)
+    up = bring_up(folder, max_model_len=128)
+    assert [one.text for one in ask(up, *TEXTS, new_tokens=20)] == expected
+    assert expected != alone(make_paired(tmp_path / "free", "bart"), *TEXTS, max_new_tokens=21)
+
+
+def test_the_longest_prompt_and_its_reply_are_bounded(make: Make) -> None:
+    from predictor.errors import PromptTooLong
+
+    up = bring_up(make("t5"), max_model_len=32)
+    (found,) = ask(up, "x" * 20, new_tokens=9)  # with two ends, and what the decoder begins with
+    assert found.completion_tokens == 9
+    with pytest.raises(PromptTooLong, match="exceed the 31 tokens"):
+        ask(up, "x" * 20, new_tokens=10)
+    with pytest.raises(PromptTooLong, match="takes at most 31"):
+        ask(up, "x" * 29)
+
+
+class Frail:
+    """A model that fails once, amid its decoder, after so many passes that do not."""
+
+    def __init__(self, model: Any) -> None:
+        self.fails_after = -1
+        model.get_decoder().block[1].register_forward_pre_hook(self._fail)
+
+    def _fail(self, *_: Any) -> None:
+        self.fails_after -= 1
+        if self.fails_after == -1:
+            raise RuntimeError("a secret")
+
+
+def rows(*sequences: tuple[int, ...], start: int = 0) -> list[Row]:
+    return [Row(key, start, tokens) for key, tokens in enumerate(sequences)]
+
+
+def test_a_pass_that_failed_halfway_is_run_again_as_if_it_had_not(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    frail, runner = Frail(model), EncoderDecoderRunner(model, device=CPU)
+    begun = rows((*as_source([40, 41, 42]), 3), (*as_source([50, 51, 52]), 3))
+    runner.run(begun)
+    next_ones = rows((7,), (8,), start=4)
+    expected = runner.run(next_ones)
+    runner.run(begun)
+    frail.fails_after = 0
+    with pytest.raises(RuntimeError):
+        runner.run(next_ones)
+    halves = [runner.run(next_ones[:1]), runner.run(next_ones[1:])]
+    torch.testing.assert_close(torch.cat(halves), expected, atol=1e-4, rtol=0)
+
+
+def test_so_is_a_cohort_beside_one_that_failed(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    frail, runner = Frail(model), EncoderDecoderRunner(model, device=CPU)
+    begun = rows((*as_source([40, 41, 42]), 3), (*as_source([50, 51]), 3), (*as_source([60]), 3))
+
+    def begin() -> None:
+        runner.run(begun[:2])
+        runner.run(begun[2:])
+
+    begin()
+    next_ones = [Row(row.key, row.end, (7,)) for row in begun]
+    expected = runner.run(next_ones)
+    begin()
+    frail.fails_after = 1  # the second cohort's pass
+    with pytest.raises(RuntimeError):
+        runner.run(next_ones)
+    halves = [runner.run(next_ones[:1]), runner.run(next_ones[1:])]
+    torch.testing.assert_close(torch.cat(halves), expected, atol=1e-4, rtol=0)
+    after = [Row(row.key, row.end + 1, (8,)) for row in begun]
+    again = runner.run(after)
+    begin()
+    runner.run(next_ones)
+    torch.testing.assert_close(again, runner.run(after), atol=1e-4, rtol=0)
+
+
+def test_the_order_of_rows_moves_nothing(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    runner = EncoderDecoderRunner(model, device=CPU)
+    begun = rows(*((*as_source([40 + n, 41, 42]), 3) for n in range(3)))
+    runner.run(begun)
+    next_ones = [Row(row.key, row.end, (7 + row.key,)) for row in begun]
+    expected, before = runner.run(next_ones), runner._cohorts[0].cache
+    found = runner.run(next_ones[::-1])
+    torch.testing.assert_close(found.flip(0), expected, atol=1e-4, rtol=0)
+    assert runner._cohorts[0].cache is before
+
+
+def test_who_ends_leaves_before_others_begin(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    runner = EncoderDecoderRunner(model, device=CPU)
+    begun = rows(*((*as_source([40] * (9 + n)), 3) for n in range(3)))
+    runner.run(begun)
+    runner.release(2)
+    runner.run([Row(3, 0, (*as_source([50, 51]), 3))])
+    assert runner._cohorts[0].keys == [0, 1]
+    assert runner._cohorts[0].states.shape[:2] == (2, 10)
+    runner.release(0)
+    runner.release(1)
+    runner.run([Row(3, 3, (7,))])
+    assert list(runner._cohorts) == [3]
+
+
+def test_sources_of_other_lengths_are_read_apart(make: Make) -> None:
+    """Their padding would stay with them."""
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    runner = EncoderDecoderRunner(model, device=CPU)
+    runner.run(rows(*((*as_source([40] * count), 3) for count in (4, 40, 5, 41))))
+    assert runner._cohorts[0] is runner._cohorts[2]
+    assert runner._cohorts[1] is runner._cohorts[3]
+    assert runner._cohorts[0] is not runner._cohorts[1]
+
+
+def test_a_reply_that_is_computed_again_is_fed_in_pieces(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    runner = EncoderDecoderRunner(model, device=CPU)
+    line = (*as_source([40, 41, 42]), *range(3, 53))
+    for count in range(4, len(line) + 1):
+        start = 0 if count == 4 else count - 1
+        expected = runner.run([Row(0, start, line[start:count])])
+    found = runner.run([Row(0, 0, line)])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert runner._cohorts[0].length == 50
+
+
+def test_a_model_that_cannot_go_on_is_not_ready(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    forward = model.forward
+
+    def once(encoder_outputs: Any = None, **given: Any) -> Any:
+        if encoder_outputs is not None:
+            raise AttributeError("router_logits")
+        return forward(**given)
+
+    model.forward = once
+    assert "AttributeError" in (
+        check_encoder_decoder_batch_invariance(EncoderDecoderRunner(model, device=CPU), model) or ""
+    )
+    with pytest.raises(AttributeError):
+        run_two_tokens(EncoderDecoderRunner(model, device=CPU, alone=True), model)
+
+
+def test_whose_cache_is_gone_is_not_gone_on_with(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    runner = EncoderDecoderRunner(model, device=CPU)
+    runner.run(rows((*as_source([40, 41]), 3)))
+    runner.release(0)
+    with pytest.raises(RuntimeError, match="cache is gone"):
+        runner.run(rows((7,), start=3))
+
+
+@pytest.mark.parametrize("architecture", PAIRED)
+def test_a_model_that_sees_padding_is_found_out(make: Make, architecture: str) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make(architecture)).eval()
+    assert (
+        check_encoder_decoder_batch_invariance(EncoderDecoderRunner(model, device=CPU), model)
+        is None
+    )
+    forward = model.forward
+
+    def blind(attention_mask: Any = None, **given: Any) -> Any:
+        return forward(attention_mask=None, **given)
+
+    model.forward = blind
+    reason = check_encoder_decoder_batch_invariance(EncoderDecoderRunner(model, device=CPU), model)
+    assert reason is not None
+    assert "other logits than alone" in reason
+
+
+@pytest.mark.parametrize("architecture", PAIRED)
+def test_one_at_a_time_gives_the_same(make: Make, architecture: str) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make(architecture)).eval()
+    begun = rows((*as_source([40, 41, 42]), 3), (*as_source([50]), 3))
+    together, apart = (
+        EncoderDecoderRunner(model, device=CPU, alone=is_alone).run(begun)
+        for is_alone in (False, True)
+    )
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
+
+
+def test_a_config_of_two_configs_is_planned_too() -> None:
+    module = T5GemmaModuleConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
+    config = T5GemmaConfig(encoder=module, decoder=module, vocab_size=VOCABULARY)
+    skeleton = build_on_meta(config, "float32", "text2text_generation")
+    found = measure_footprint(skeleton, max_model_len=64, prefill_chunk=64, max_batch_size=8)
+    assert found.probed
+    assert found.kv_per_token == 5 * (2 * 2 * 32 + 64)
+
+
+@pytest.mark.parametrize("architecture", PAIRED)
+def test_the_plan_counts_what_a_token_leaves(make: Make, architecture: str) -> None:
+    config = open_directory(make(architecture)).config
+    skeleton = build_on_meta(config, "float32", "text2text_generation")
+    found = measure_footprint(skeleton, max_model_len=64, prefill_chunk=64, max_batch_size=8)
+    blocks = [unit for unit in found.units if unit.block is not None]
+    assert found.probed
+    assert not found.by_block
+    assert len(blocks) == 4 + 3
+    # Keys and values of 64 numbers each in three layers, and what the encoder made, of 4 bytes.
+    # A quarter more is counted for padding.
+    assert found.kv_per_token == 5 * (3 * 2 * 64 + 64)
+    assert sum(unit.kv_per_token for unit in blocks[:4]) == 0

@@ -1,0 +1,219 @@
+"""Blocks that are alike: run few of them, and find what running all of them finds."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig
+
+from predictor.profiling.block_dedup import BlockDeduplicator
+from predictor.profiling.blocks import find_blocks
+from predictor.profiling.decoder_probe import probe
+from predictor.profiling.footprint import build_on_meta, measure_footprint
+from tests.checkpoints import ALL_CONFIGS, CONFIGS
+from tests.placement.models import ARCHITECTURES
+
+EVERY = ALL_CONFIGS | ARCHITECTURES
+SIZES = [
+    {"max_model_len": 64, "chunk": 16, "rows": 1},
+    {"max_model_len": 64, "chunk": 64, "rows": 4},
+    {"max_model_len": 7, "chunk": 7, "rows": 3},
+    {"max_model_len": 64, "chunk": 1, "rows": 64},
+]
+PASSES = 6
+"""Passes of a probe."""
+
+
+def on_meta(config=CONFIGS["llama"], dtype="float32"):
+    model = build_on_meta(copy.deepcopy(config), dtype)
+    return model, [model.get_submodule(name) for name in find_blocks(model)]
+
+
+def count_runs(modules):
+    """A list to which every module adds its number when it is run, whatever is called for it."""
+    runs = []
+    for number, module in enumerate(modules):
+        module.register_forward_pre_hook(lambda *_, number=number: runs.append(number))
+    return runs
+
+
+def probed(model, blocks, alike=None, **sizes):
+    found = probe(model, len(blocks), alike=alike, **(SIZES[0] | sizes))
+    assert found.measured
+    return found
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("name", EVERY)
+def test_running_few_blocks_finds_what_running_all_finds(name, sizes):
+    model, blocks = on_meta(EVERY[name])
+    whole = probe(model, len(blocks), **sizes)
+
+    assert (
+        probe(model, len(blocks), alike=BlockDeduplicator(blocks, model.config), **sizes) == whole
+    )
+
+
+def test_two_blocks_of_a_kind_are_run_in_a_pass():
+    model, blocks = on_meta()
+    alike = BlockDeduplicator(blocks, model.config)
+    runs = count_runs([block.mlp for block in blocks])
+    probed(model, blocks, alike)
+
+    assert len(blocks) == 6
+    assert runs == [0, 1] * PASSES
+
+
+def test_every_kind_of_block_is_run():
+    config = copy.deepcopy(ARCHITECTURES["gemma3"])
+    config.num_hidden_layers = 8
+    kinds = ["sliding_attention", "full_attention"]
+    config.layer_types = [kind for kind in kinds for _ in range(2)] * 2
+    model, blocks = on_meta(config)
+    alike = BlockDeduplicator(blocks, model.config)
+    runs = count_runs([block.mlp for block in blocks])
+    probed(model, blocks, alike)
+
+    assert runs == [0, 1, 2, 3] * PASSES
+
+
+@pytest.mark.parametrize(
+    "differ",
+    [
+        lambda block, index: setattr(block.self_attn, "window", index),
+        lambda block, index: setattr(block.mlp, "scale", lambda x: x * 2),
+        lambda block, index: setattr(block, "norm", nn.LayerNorm(8 + index)),
+        lambda block, index: block.register_buffer("seen", torch.zeros(1 + index)),
+        lambda block, index: setattr(block.self_attn, "layer_idx", 5 - index),
+    ],
+    ids=["number", "function", "module", "buffer", "another's cache"],
+)
+def test_blocks_that_differ_in_anything_are_all_run(differ):
+    model, blocks = on_meta()
+    for index, block in enumerate(blocks):
+        differ(block, index)
+
+    assert not BlockDeduplicator(blocks, model.config).any
+    assert BlockDeduplicator(on_meta()[1], model.config).any
+
+
+def test_blocks_that_the_config_tells_apart_are_all_run():
+    model, blocks = on_meta()
+    model.config.widths = list(range(len(blocks)))
+
+    assert not BlockDeduplicator(blocks, model.config).any
+
+
+def test_two_alike_are_too_few_to_leave_one_out():
+    model, blocks = on_meta()
+
+    assert not BlockDeduplicator(blocks[:2], model.config).any
+
+
+def changed(monkeypatch, change):
+    """A model whose blocks all do something besides, by their class."""
+    model, blocks = on_meta()
+    kind = type(blocks[0])
+    forward = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, *a, **k: change(self, forward(self, *a, **k)))
+    return model, blocks
+
+
+def test_what_every_block_keeps_for_itself_is_counted_for_every_block(monkeypatch):
+    kept = []
+
+    def keep(block, result):
+        kept.append(torch.empty(2**20, dtype=torch.uint8, device="meta"))
+        return result
+
+    plain = probed(*on_meta())
+    model, blocks = changed(monkeypatch, keep)
+    alike = BlockDeduplicator(blocks, model.config)
+    runs = count_runs([block.mlp for block in blocks])
+    found = probed(model, blocks, alike)
+
+    assert alike.any
+    assert runs == list(range(6)) * PASSES
+    assert found.activations - plain.activations >= 5 * 2**20
+
+
+def test_blocks_that_are_alike_and_do_different_things_are_all_run(monkeypatch):
+    turns = []
+
+    def odd_ones_take_more(block, result):
+        turns.append(block)
+        if len(turns) % 2:
+            torch.empty(2**20, dtype=torch.uint8, device="meta")
+        return result
+
+    model, blocks = changed(monkeypatch, odd_ones_take_more)
+    runs = count_runs([block.mlp for block in blocks])
+    del runs[:]
+    alike = BlockDeduplicator(on_meta()[1], model.config)
+    probed(model, blocks, alike)
+
+    assert runs == list(range(6)) * PASSES
+
+
+def test_a_block_that_returns_what_it_was_given_is_run(monkeypatch):
+    model, blocks = on_meta()
+    monkeypatch.setattr(type(blocks[0]), "forward", lambda self, hidden_states, **_: hidden_states)
+    alike = BlockDeduplicator(blocks, model.config)
+
+    assert alike.any
+    assert probe(model, 6, alike=alike, **SIZES[0]) == probe(model, 6, **SIZES[0])
+
+
+def test_a_model_that_needs_all_its_blocks_run_is_run_whole(monkeypatch):
+    model, blocks = on_meta()
+    whole = measure_footprint(model, max_model_len=64, prefill_chunk=16)
+    ran = []
+    kind = type(blocks[0])
+    forward, top = kind.forward, type(model).forward
+
+    def note(self, *args, **kwargs):
+        ran.append(self)
+        return forward(self, *args, **kwargs)
+
+    def look(self, *args, **kwargs):
+        ran.clear()
+        result = top(self, *args, **kwargs)
+        return result if len(ran) == len(blocks) else ran[len(blocks)]
+
+    monkeypatch.setattr(kind, "forward", note)
+    monkeypatch.setattr(type(model), "forward", look)
+    found = measure_footprint(model, max_model_len=64, prefill_chunk=16)
+
+    assert found.probed
+    assert found.by_block
+    # `look` takes no `logits_to_keep`, so that the logits of all tokens are made.
+    assert replace(found, activations=whole.activations) == whole
+
+
+def test_the_blocks_are_themselves_again_after_a_pass_that_fails():
+    model, blocks = on_meta()
+    alike = BlockDeduplicator(blocks, model.config)
+    model.lm_head.forward = None
+
+    assert not probe(model, len(blocks), alike=alike, **SIZES[0]).measured
+    assert not any("forward" in vars(block) for block in blocks)
+
+
+def test_the_passes_of_a_large_model_run_few_blocks_and_find_the_same():
+    model, blocks = on_meta(
+        LlamaConfig(
+            vocab_size=32_000,
+            hidden_size=1024,
+            intermediate_size=2816,
+            num_hidden_layers=40,
+            num_attention_heads=16,
+            num_key_value_heads=4,
+        ),
+        "bfloat16",
+    )
+    sizes = {"max_model_len": 2048, "chunk": 512, "rows": 8}
+    whole = probed(model, blocks, **sizes)
+
+    assert probed(model, blocks, BlockDeduplicator(blocks, model.config), **sizes) == whole

@@ -1,0 +1,213 @@
+"""What models need, against the same models with real weights on the CPU."""
+
+import pytest
+import torch
+from accelerate.utils import check_device_map
+from transformers import AutoModelForCausalLM, BertConfig, BloomConfig, Zamba2Config
+
+from predictor.errors import ConfigurationError
+from predictor.placement.plan import PlacementOptions
+from predictor.placement.planner import plan
+from predictor.placement.units import PlacementUnit
+from predictor.profiling.blocks import find_blocks
+from predictor.profiling.footprint import build_on_meta, measure_footprint
+from tests.checkpoints import CONFIGS
+from tests.placement.models import ARCHITECTURES, measured, real_model
+from tests.placement.small import pod
+
+PARTLY_TIED = BertConfig(
+    vocab_size=264,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=96,
+    is_decoder=True,
+)
+"""Its head is tied to the embeddings and has weights of its own besides."""
+
+TIED_BLOCKS = Zamba2Config(
+    vocab_size=264,
+    hidden_size=64,
+    num_hidden_layers=6,
+    layers_block_type=["mamba", "hybrid", "mamba", "hybrid", "mamba", "hybrid"],
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    attention_head_dim=32,
+    intermediate_size=96,
+    mamba_d_state=16,
+    mamba_headdim=16,
+    n_mamba_heads=8,
+    num_mem_blocks=1,
+    mamba_ngroups=1,
+    use_mem_rope=True,
+)
+"""Some of its blocks share an attention block."""
+
+
+def stored_bytes(model):
+    """Bytes of each different tensor that a checkpoint of a real model holds."""
+    tensors = {t.data_ptr(): t.nbytes for t in model.state_dict().values() if t.numel()}
+    return sum(tensors.values())
+
+
+def covering(name, keys):
+    return [key for key in keys if name == key or name.startswith(f"{key}.") or key == ""]
+
+
+def test_a_tiny_bloom_in_exact_numbers():
+    # hidden 64, vocabulary 264, float32 (4 bytes a number)
+    # a layer norm: 2 x 64 numbers = 512 B
+    # embeddings, tied to the head: 264 x 64 numbers = 67,584 B
+    # a block: two norms 256, query_key_value 64 x 192 + 192 = 12,480, dense 64 x 64 + 64 = 4,160,
+    # up 64 x 256 + 256 = 16,640 (the largest leaf: 66,560 B), down 256 x 64 + 64 = 16,448;
+    # together 49,984 numbers = 199,936 B
+    # keys and values of a token in a block: 2 x 64 numbers = 512 B
+    found = measured("bloom")
+
+    assert found.units == (
+        PlacementUnit(("transformer.word_embeddings_layernorm",), None, 512, 0, 512),
+        PlacementUnit(("transformer.ln_f",), None, 512, 0, 512),
+        PlacementUnit(("transformer.word_embeddings", "lm_head"), None, 67_584, 0, 67_584),
+        *(
+            PlacementUnit((f"transformer.h.{index}",), index, 199_936, 0, 66_560, kv_per_token=512)
+            for index in range(6)
+        ),
+    )
+    assert found.weights == 2 * 512 + 67_584 + 6 * 199_936
+    assert found.kv_per_token == 6 * 512
+    assert (found.architecture, found.dtype) == ("BloomForCausalLM", "float32")
+    assert found.probed
+
+
+def test_the_serving_dtype_decides_the_size():
+    single, half = measured("llama"), measured("llama", dtype="bfloat16")
+
+    assert half.weights * 2 == single.weights
+    assert half.kv_per_token * 2 == single.kv_per_token
+    assert half.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_weights_are_the_bytes_that_the_real_model_stores(name):
+    assert measured(name).weights == stored_bytes(real_model(name))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_buffers_are_the_bytes_that_the_real_model_computes(name):
+    model = real_model(name)
+    computed = sum(b.nbytes for key, b in model.named_buffers() if key not in model.state_dict())
+
+    assert sum(unit.buffers for unit in measured(name).units) == computed
+
+
+@pytest.mark.parametrize("config", [PARTLY_TIED, TIED_BLOCKS], ids=["head", "blocks"])
+def test_what_is_tied_in_part_is_counted_once_and_stays_together(config):
+    found = measured(config)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    home = {name: unit for unit in found.units for name in unit.names}
+
+    assert found.weights == stored_bytes(model)
+    for names in tied_names(model):
+        assert len({home[covering(name, home)[0]] for name in names}) == 1
+
+
+def tied_names(model):
+    names = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [same for same in names.values() if len(same) > 1]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_tensor_belongs_to_exactly_one_unit(name):
+    keys = [key for unit in measured(name).units for key in unit.names]
+    model = real_model(name)
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+
+    assert len(keys) == len(set(keys))
+    assert all(len(covering(tensor, keys)) == 1 for tensor, _ in tensors)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_accelerate_accepts_the_device_map(name):
+    found = measured(name)
+    whole = sum(unit.weights for unit in found.units) // 1024**2
+    placement = plan(found, pod(1, 1, memory=whole + 1), PlacementOptions(headroom=0))
+
+    check_device_map(build_on_meta(ARCHITECTURES[name], "float32"), placement.device_map)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_blocks_come_last_and_in_order_and_the_rest_smallest_first(name):
+    units = measured(name).units
+    rest = [unit for unit in units if unit.block is None]
+    blocks = units[len(rest) :]
+
+    assert [unit.block for unit in blocks] == list(range(len(blocks)))
+    assert [unit.names[0].rpartition(".")[2] for unit in blocks] == [
+        str(index) for index in range(len(blocks))
+    ]
+    assert [unit.weights for unit in rest] == sorted(unit.weights for unit in rest)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_largest_leaf_is_that_of_the_real_module(name):
+    model = real_model(name)
+
+    for unit in measured(name).units:
+        parts = [part for key in unit.names for part in model.get_submodule(key).modules()]
+        own = [sum(p.nbytes for p in part.parameters(recurse=False)) for part in parts]
+        assert unit.largest_leaf == max(own)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("mixtral", "safetensors", True),
+        ("llama", "safetensors", False),
+        ("bloom", "safetensors", False),
+        ("llama", "pickle", True),
+    ],
+)
+def test_pickles_and_fused_experts_are_rewritten(name, kind, expected):
+    model = build_on_meta(CONFIGS[name], "float32")
+    found = measure_footprint(model, max_model_len=8, prefill_chunk=8, stored_kind=kind)
+
+    assert found.rewritten is expected
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"), [("float32", False), ("bfloat16", True), (None, False)]
+)
+def test_a_cast_is_known_from_the_dtype_on_disk(stored, expected):
+    model = build_on_meta(CONFIGS["bloom"], "float32")
+    found = measure_footprint(model, max_model_len=8, prefill_chunk=8, stored_dtype=stored)
+
+    assert found.cast is expected
+
+
+def test_blocks_are_found_in_a_model_that_names_none():
+    model = build_on_meta(CONFIGS["gpt2"], "float32")
+    model._no_split_modules = None
+
+    assert find_blocks(model) == tuple(f"transformer.h.{index}" for index in range(6))
+
+
+def test_a_config_that_cannot_be_built_is_refused_in_one_sentence():
+    config = BloomConfig(vocab_size=264, hidden_size=66, n_layer=1, n_head=4)  # 66 is no 4 x n
+
+    with pytest.raises(ConfigurationError) as raised:
+        build_on_meta(config, "float32")
+
+    assert str(raised.value).startswith(
+        "A 'bloom' model cannot be built as a causal language model"
+    )
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_on_meta_has_no_weights_in_memory():
+    model = build_on_meta(CONFIGS["llama"], "bfloat16")
+
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert not model.training

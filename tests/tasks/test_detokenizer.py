@@ -1,0 +1,272 @@
+"""Tokens that become text as they come, against one decoding of them all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from predictor.tasks.detokenizer import TextStream
+from tests.checkpoints import byte_tokenizer
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
+TEXTS = [
+    "Zürich 東京 🙂 é",
+    "👩‍👩‍👧 family, 🇨🇭 flag, e\u0301 accent",
+    "plain words, then\n\tspaces   and tabs\n",
+    "हिन्दी العربية עברית ไทย",
+    "\U0001f642" * 12,
+    " leading",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def of_bytes() -> Any:
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    return AutoTokenizer.from_pretrained(DEMO)
+
+
+@pytest.fixture(scope="module")
+def of_words() -> Any:
+    """A tokenizer as SentencePiece makes them: decoding drops a leading space."""
+    words = ["<s>", "</s>", "▁hello", "▁foo", "▁bar", "ish", "▁", "!"]
+    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return found
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(
+        list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text
+
+
+def reply(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
+    """The text after a prompt, by one decoding of both."""
+    return decode(tokenizer, [*prompt, *ids]).removeprefix(decode(tokenizer, prompt))
+
+
+def pieces(
+    tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], *stops: str
+) -> tuple[list[str], TextStream]:
+    """What each token releases, and at the end what the end does; a stop sequence ends it."""
+    stream = TextStream(tokenizer, prompt, stops)
+    found = []
+    for token in ids:
+        found.append(stream.push(token))
+        assert stream.text == "".join(found)
+        if stream.stopped:
+            break
+    found.append(stream.finish())
+    assert stream.text == "".join(found)
+    return found, stream
+
+
+# Characters
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("prompt", ["Say: ", "é", "🙂🙂🙂", ""])
+def test_characters_of_several_bytes_come_whole(of_bytes: Any, prompt: str, text: str) -> None:
+    found, _ = pieces(of_bytes, ids_of(of_bytes, prompt), ids_of(of_bytes, text))
+    assert "".join(found) == text
+    assert not any("\ufffd" in piece for piece in found)
+    # Each comes with its last byte.
+    by_byte = [byte for char in text for byte in [""] * (len(char.encode()) - 1) + [char]]
+    assert found == [*by_byte, ""]
+
+
+def test_a_character_that_is_never_finished_comes_at_the_end(of_bytes: Any) -> None:
+    ids = ids_of(of_bytes, "ab🙂")[:-1]
+    found, _ = pieces(of_bytes, [70], ids)
+    assert found == ["a", "b", "", "", "", "\ufffd"]
+    assert "".join(found) == decode(of_bytes, ids)
+
+
+def test_bytes_that_are_no_text_are_held_back_for_a_while_only(of_bytes: Any) -> None:
+    continuation = ids_of(of_bytes, "é")[1]
+    found, _ = pieces(of_bytes, [70], [continuation] * 40)
+    assert "".join(found) == "\ufffd" * 40
+    assert found[16] == "\ufffd" * 17
+    assert found[-1]
+
+
+def test_any_bytes_stream_as_they_decode(of_bytes: Any) -> None:
+    chance = random.Random(1)
+    for _ in range(100):
+        ids = [chance.randrange(4, 260) for _ in range(60)]
+        found, _ = pieces(of_bytes, [70, 71], ids)
+        assert "".join(found) == decode(of_bytes, ids)
+
+
+def test_a_prompt_that_ends_within_a_character_is_not_said_again(of_bytes: Any) -> None:
+    smile = ids_of(of_bytes, "🙂")
+    prompt = [*ids_of(of_bytes, "hello "), *smile[:2]]
+    found, _ = pieces(of_bytes, prompt, [*smile[2:], *ids_of(of_bytes, "!")])
+    assert "".join(found) == "🙂!"
+
+
+def test_no_text_but_bytes_are_not_said_again_with_a_character_that_follows(of_bytes: Any) -> None:
+    smile = ids_of(of_bytes, "🙂")
+    found, _ = pieces(of_bytes, [70], [smile[1]] * 15 + smile)  # given up within the character
+    assert "".join(found).count("\ufffd") <= 16
+    assert "".join(found).endswith("🙂")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_demos_tokens_stream_as_they_decode(demo: Any, text: str) -> None:
+    prompt = ids_of(demo, "Today the weather is really nice and")
+    ids = ids_of(demo, text)
+    found, _ = pieces(demo, prompt, ids)
+    assert "".join(found) == reply(demo, prompt, ids)
+    assert not any("\ufffd" in piece for piece in found)
+
+
+def test_any_tokens_of_the_demo_stream_as_they_decode(demo: Any) -> None:
+    chance = random.Random(2)
+    for _ in range(100):
+        prompt = [chance.randrange(3, demo.vocab_size) for _ in range(chance.randint(1, 12))]
+        ids = [chance.randrange(demo.vocab_size) for _ in range(40)]
+        if decode(demo, prompt[-8:]).endswith("\ufffd"):
+            continue
+        found, _ = pieces(demo, prompt, ids)
+        assert "".join(found) == reply(demo, prompt, ids)
+
+
+# Spaces
+
+
+@pytest.mark.parametrize("prompt", [[2], [0, 2], [0], [], [2, 6], [2] * 20])
+def test_spaces_come_as_they_do_in_one_decoding(of_words: Any, prompt: list[int]) -> None:
+    chance = random.Random(3)
+    for _ in range(50):
+        ids = [chance.choice([3, 3, 4, 5, 6, 7]) for _ in range(15)]
+        found, _ = pieces(of_words, prompt, ids)
+        assert "".join(found) == reply(of_words, prompt, ids)
+
+
+def test_the_first_word_of_a_reply_keeps_its_space(of_words: Any) -> None:
+    found, _ = pieces(of_words, [0, 2], [3, 5, 4])
+    assert found == [" foo", "ish", " bar", ""]
+
+
+def test_a_reply_to_nothing_begins_without_a_space(of_words: Any) -> None:
+    found, _ = pieces(of_words, [0], [3, 4])
+    assert found == ["foo", " bar", ""]
+
+
+def test_special_tokens_are_no_text(of_words: Any, of_bytes: Any) -> None:
+    found, _ = pieces(of_words, [0, 2], [3, 5, 1])
+    assert found == [" foo", "ish", "", ""]
+    found, _ = pieces(of_bytes, [70], [*ids_of(of_bytes, "a"), 2, *ids_of(of_bytes, "é"), 2])
+    assert "".join(found) == "aé"
+
+
+def test_a_special_token_within_a_reply_costs_no_space(of_words: Any) -> None:
+    found, _ = pieces(of_words, [0, 2], [3, 1, 4, 1])
+    assert "".join(found) == reply(of_words, [0, 2], [3, 1, 4, 1]) == " foo bar"
+
+
+def test_tokens_that_nobody_reads_along_come_at_the_end(of_bytes: Any) -> None:
+    stream = TextStream(of_bytes, [70])
+    for token in ids_of(of_bytes, TEXTS[0]):
+        stream.take(token)
+    assert stream.text == ""
+    assert stream.finish() == TEXTS[0] == stream.text
+
+
+# Stop sequences
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "expected"),
+    [
+        ("one two three", ("two",), "one "),
+        ("one two three", (" t", "three"), "one"),
+        ("one two three", ("three", "two"), "one "),
+        ("one two three", ("o",), ""),
+        ("abab abac", ("abac",), "abab "),
+        ("aaaaab", ("aab",), "aaa"),
+        ("Zürich 東京 🙂", ("京",), "Zürich 東"),
+        ("line\n\nnext", ("\n\n",), "line"),
+    ],
+)
+def test_a_stop_sequence_and_all_after_it_is_cut(
+    of_bytes: Any, demo: Any, text: str, stops: tuple[str, ...], expected: str
+) -> None:
+    for tokenizer in (of_bytes, demo):
+        prompt = ids_of(tokenizer, "Say:\n")
+        ids = ids_of(tokenizer, text)
+        wanted = expected
+        if tokenizer is demo:  # its tokens begin with a space of their own
+            said = reply(demo, prompt, ids)
+            wanted = said[: min(said.find(stop) for stop in stops if stop in said)]
+        found, stream = pieces(tokenizer, prompt, ids, *stops)
+        assert stream.stopped
+        assert "".join(found) == stream.text == wanted
+        assert found[-1] == ""
+
+
+def test_what_may_begin_a_stop_sequence_is_held_until_it_does_not(of_bytes: Any) -> None:
+    found, stream = pieces(of_bytes, [70], ids_of(of_bytes, "a\n\nUs. User: b"), "\n\nUser:")
+    assert found == ["a", "", "", "", "", "\n\nUs.", " ", "U", "s", "e", "r", ":", " ", "b", ""]
+    assert not stream.stopped
+
+
+def test_a_stop_sequence_that_begins_again_within_itself_is_met(of_bytes: Any) -> None:
+    found, stream = pieces(of_bytes, [70], ids_of(of_bytes, "xabababc"), "ababc")
+    assert found == ["x", "", "", "", "", "ab", "", "", ""]
+    assert stream.stopped
+
+
+def test_what_was_held_for_a_stop_sequence_comes_at_the_end(of_bytes: Any) -> None:
+    found, stream = pieces(of_bytes, [70], ids_of(of_bytes, "go on EN"), "END", "EN?")
+    assert found[-1] == "EN"
+    assert "".join(found) == "go on EN"
+    assert not stream.stopped
+
+
+def test_a_stop_sequence_across_tokens_of_words_is_met(of_words: Any) -> None:
+    found, stream = pieces(of_words, [0, 2], [3, 5, 4, 3], "sh b")
+    assert "".join(found) == " fooi"
+    assert stream.stopped
+    assert len(found) == 3 + 1  # the last token is not asked for
+
+
+def test_a_stop_sequence_in_what_comes_last_is_cut_there(of_bytes: Any) -> None:
+    stream = TextStream(of_bytes, [70], ("two",))
+    for token in ids_of(of_bytes, "one two three"):
+        stream.take(token)
+    assert stream.finish() == "one "
+    assert stream.stopped
+    assert stream.finish() == ""
+
+
+def test_streams_with_stops_say_what_one_search_says(of_bytes: Any) -> None:
+    chance = random.Random(4)
+    for _ in range(300):
+        text = "".join(chance.choice("abé") for _ in range(30))
+        stops = ["".join(chance.choice("abé") for _ in range(chance.randint(2, 5))) for _ in "xy"]
+        ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+        seen = text[: min(ends)] if ends else text  # nothing after the first that is complete
+        expected = seen[: min([seen.find(stop) for stop in stops if stop in seen], default=30)]
+        found, stream = pieces(of_bytes, [70], ids_of(of_bytes, text), *stops)
+        assert "".join(found) == expected
+        assert stream.stopped == bool(ends)

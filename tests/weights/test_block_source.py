@@ -1,0 +1,149 @@
+"""Where a start takes its streamed blocks from: store, checkpoint, or neither."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from predictor.engine.generation import warmup
+from predictor.errors import ConfigurationError
+from predictor.weights.store.warmup_cache import WarmupCache
+from tests.conftest import Checkpoints
+from tests.serving import GIB, Up, blocks_on_disk, bring_up
+from tests.volumes import read_only, small_volume
+
+
+def start(folder: Path, offload: Path, **flags: Any) -> Up:
+    """Starts with every second block on disk, and stops as it should."""
+    maps = {"device_map": blocks_on_disk(folder), "offload_folder": str(offload)}
+    up = bring_up(folder, **maps, **flags)
+    up.weights.release()
+    return up
+
+
+def stores(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if ".store" in file.name and file.stat().st_size]
+
+
+def test_a_checkpoint_on_the_same_volume_is_read_in_place(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    up = start(checkpoints("llama"), tmp_path)
+    assert up.sources == {"checkpoint"}
+    assert stores(tmp_path) == []
+
+
+def test_never_writes_nothing_and_looks_for_nothing(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    folder = checkpoints("llama")
+    assert start(folder, tmp_path, offload_store="always").sources == {"store"}
+    assert start(folder, tmp_path, offload_store="never").sources == {"checkpoint"}
+
+
+def test_a_store_that_is_there_is_used_by_auto(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    folder = checkpoints("llama")
+    start(folder, tmp_path, offload_store="always")
+    assert start(folder, tmp_path).sources == {"store"}
+
+
+def test_where_a_store_lacks_room_the_checkpoint_is_read_and_a_sentence_said(
+    checkpoints: Checkpoints, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = checkpoints("llama")
+    with caplog.at_level(logging.WARNING):
+        up = start(folder, tmp_path, free=8192, dtype="bfloat16")
+    assert up.sources == set()  # cast by Accelerate
+    assert "lacks space: the store takes" in caplog.text
+    with pytest.raises(ConfigurationError, match=r"lacks space: the store takes .* 8.00 KiB"):
+        start(folder, tmp_path, offload_store="always", left=8192)
+    assert stores(tmp_path) == []
+
+
+@pytest.mark.root
+def test_a_volume_that_fills_up_while_the_store_is_written_harms_nothing(
+    checkpoints: Checkpoints,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = checkpoints("bloom")
+    expected = bring_up(folder, device_map="cpu").tokens([5, 6, 7], max_new_tokens=6)
+    monkeypatch.setattr("predictor.weights.block_source.is_faster", lambda *_: True)
+    with small_volume(tmp_path, 8 * 2**20) as volume:
+        space = os.statvfs(volume)
+        (volume / "filler").write_bytes(bytes(space.f_bavail * space.f_frsize - 300 * 1024))
+        with caplog.at_level(logging.WARNING):
+            up = start(folder, volume / "offload", free=GIB)
+        assert "No space left" in caplog.text
+        assert up.sources == {"checkpoint"}
+        assert up.tokens([5, 6, 7], max_new_tokens=6) == expected
+        assert stores(volume) == []
+
+
+@pytest.mark.root
+def test_a_read_only_volume_with_a_store_serves(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    folder, offload = checkpoints("llama"), tmp_path / "offload"
+    offload.mkdir()
+    first = start(folder, offload, offload_store="always")
+    with read_only(offload):
+        again = start(folder, offload)
+        assert again.sources == {"store"}
+        assert again.tokens([5, 6], max_new_tokens=5) == first.tokens([5, 6], max_new_tokens=5)
+
+
+@pytest.mark.parametrize("source", ["store", "checkpoint"])
+def test_what_a_start_found_out_the_next_does_not_try_again(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    folder = checkpoints("llama")
+    first = start(folder, tmp_path, offload_store="always" if source == "store" else "auto")
+    assert first.sources == {source}
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the model is run again")
+
+    monkeypatch.setattr(warmup, "fails_together", fail)
+    monkeypatch.setattr(warmup, "time_passes", fail)
+    again = start(folder, tmp_path)
+    assert again.tokens([5, 6], max_new_tokens=5) == first.tokens([5, 6], max_new_tokens=5)
+    assert first.task._engine._scheduler._limits == again.task._engine._scheduler._limits
+
+
+def test_what_a_pass_costs_is_measured_again_for_longer_passes(tmp_path: Path) -> None:
+    ran: list[int] = []
+    for chunk in (8, 8, 16):
+        known = WarmupCache(tmp_path / "known.json")
+        warmup.measure_pass_tokens(ran.append, chunk, timed=2, known=known)
+        ran.append(-chunk)
+    first, again = ran.index(-8), ran.index(-16)
+    assert ran[first : first + 2] == [-8, -8]
+    assert ran[first + 2 : again]
+
+
+def test_where_accelerate_streams_nothing_is_kept(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    up = start(checkpoints("llama"), tmp_path, free=8192, dtype="bfloat16")
+    assert up.sources == set()
+    assert not list(tmp_path.glob("*.known.json"))
+
+
+def test_facts_found_out_under_other_conditions_are_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "known.json"
+    WarmupCache(file).keep(batches=1)
+    assert WarmupCache(file).get("batches") == 1
+    assert WarmupCache(file, device="cpu").get("batches") is None
+    monkeypatch.setattr("predictor.weights.store.warmup_cache.version", lambda _: "0.0")
+    assert WarmupCache(file).get("batches") is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"under": 3}', '{"facts": {"batches": "x"}}'])
+def test_facts_that_cannot_be_read_are_not_known(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "known.json"
+    file.write_text(text)
+    assert WarmupCache(file).get("batches") is None

@@ -1,0 +1,137 @@
+"""Streamed blocks compute what resident ones do, bit for bit, wherever they are read from."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from predictor.errors import WeightsUnreadable
+from tests.checkpoints import ALL_CONFIGS
+from tests.conftest import Checkpoints
+from tests.serving import Up, blocks_on_disk, bring_up
+from tests.volumes import cut_store_short
+
+IDS = torch.tensor([[7, 3, 11, 2, 19, 5]])
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@torch.inference_mode()
+def logits(up: Up) -> torch.Tensor:
+    """Of two passes, the second with slots that the first has used."""
+    up.model(input_ids=IDS)
+    found: torch.Tensor = up.model(input_ids=IDS).logits
+    return found
+
+
+def streams(up: Up) -> Any:
+    streaming = up.weights.streaming
+    assert streaming is not None, "Accelerate's hooks stream"
+    return streaming
+
+
+ARCHITECTURES = sorted(ALL_CONFIGS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logits_are_those_of_resident_blocks(
+    checkpoints: Checkpoints, tmp_path: Path, architecture: str, dtype: torch.dtype
+) -> None:
+    folder = checkpoints(architecture, dtype=dtype)
+    expected = logits(bring_up(folder, device_map="cpu"))
+    for where in (blocks_on_disk(folder), "disk"):
+        for store in ("never", "always"):
+            up = bring_up(
+                folder,
+                device_map=where,
+                offload_folder=str(tmp_path / "offload"),
+                offload_store=store,
+            )
+            assert up.sources == {"store" if store == "always" else "checkpoint"}
+            assert torch.equal(logits(up), expected)
+            streams(up).close()
+
+
+@pytest.mark.parametrize("pickle", [False, True])
+def test_a_second_start_reads_the_store_and_rewrites_nothing(
+    checkpoints: Checkpoints, tmp_path: Path, pickle: bool
+) -> None:
+    folder = checkpoints("mixtral" if not pickle else "opt", pickle=pickle)
+    flags = {"offload_folder": str(tmp_path), "allow_pickle": pickle}
+    ups = [bring_up(folder, device_map=blocks_on_disk(folder), **flags) for _ in range(2)]
+    (store,) = tmp_path.glob("*.store")
+    assert [up.sources for up in ups] == [{"store"}, {"store"}]
+    assert torch.equal(logits(ups[0]), logits(ups[1]))
+    assert [file.suffix for file in tmp_path.iterdir() if file.is_dir()] == []
+    assert store.stat().st_nlink == 1
+
+
+def test_a_checkpoint_in_another_dtype_is_stored_as_it_is_served(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    folder = checkpoints("llama")
+    expected = logits(bring_up(folder, device_map="cpu", dtype="bfloat16"))
+    flags = {"dtype": "bfloat16", "offload_folder": str(tmp_path)}
+    for _ in range(2):
+        up = bring_up(folder, device_map=blocks_on_disk(folder), **flags)
+        assert up.sources == {"store"}
+        assert torch.equal(logits(up), expected)
+    half = sum(block.size for block in streams(up).lane.blocks)
+    assert half < 0.6 * 4 * sum(p.numel() for p in up.model.model.layers[::2].parameters())
+
+
+def test_outside_its_pass_a_blocks_weights_are_nowhere(checkpoints: Checkpoints) -> None:
+    folder = checkpoints("llama")
+    up = bring_up(folder, device_map=blocks_on_disk(folder))
+    logits(up)
+    for index, block in enumerate(up.model.model.layers):
+        where = {parameter.device.type for parameter in block.parameters()}
+        assert where == {"meta" if index % 2 == 0 else "cpu"}
+
+
+def test_a_pass_that_fails_within_a_block_leaves_the_next_one_right(
+    checkpoints: Checkpoints,
+) -> None:
+    folder = checkpoints("llama")
+    up = bring_up(folder, device_map=blocks_on_disk(folder))
+    expected = logits(up)
+    block = up.model.model.layers[2]
+    right = block.mlp.forward
+
+    def fail(*_: Any) -> Any:
+        raise ValueError("within a block")
+
+    block.mlp.forward = fail
+    for _ in range(3):
+        with pytest.raises(ValueError, match="within a block"):
+            logits(up)
+    block.mlp.forward = right
+    assert torch.equal(logits(up), expected)
+
+
+def test_a_block_that_cannot_be_read_any_more_breaks_the_engine_with_one_sentence(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("predictor.weights.streaming.direct_io._SECONDS_BETWEEN_TRIES", 0.0)
+    folder = checkpoints("llama")
+    flags = {"offload_folder": str(tmp_path), "offload_store": "always"}
+    up = bring_up(folder, device_map=blocks_on_disk(folder), **flags)
+    cut_store_short(tmp_path)
+    for _ in range(2):
+        with pytest.raises(WeightsUnreadable, match=r"layers\.\d cannot be read from .*store"):
+            up.tokens([5, 6], max_new_tokens=8)
+
+
+def test_what_cannot_be_streamed_by_us_is_streamed_by_accelerate_and_said(
+    checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = checkpoints("llama")
+    with caplog.at_level(logging.WARNING):
+        up = bring_up(folder, device_map=blocks_on_disk(folder), dtype="bfloat16")
+    assert up.weights.streaming is None
+    assert "streamed by Accelerate's hooks" in caplog.text
+    assert len(up.tokens([5, 6], max_new_tokens=3)) == 3

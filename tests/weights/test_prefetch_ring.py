@@ -1,0 +1,138 @@
+"""The ring: what is fetched when, and what is taken."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from predictor.weights.streaming.prefetch_ring import Ring
+
+
+class Slot:
+    """Remembers which block it holds."""
+
+    def __init__(self) -> None:
+        self.block: int | None = None
+        self.lent = False
+
+
+class Source:
+    """Fetches blocks and notes which; fails on those it is told to."""
+
+    def __init__(self, failing: Sequence[int]) -> None:
+        self.fetched: list[int] = []
+        self.failing = set(failing)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def fetch(self, block: int, slot: Slot) -> None:
+        assert not slot.lent, "a slot is filled while it is used"
+        assert self.gate.wait(10)
+        self.fetched.append(block)
+        slot.block = None
+        if block in self.failing:
+            raise OSError(5, "the disk is gone")
+        slot.block = block
+
+
+@contextmanager
+def opened(
+    order: Sequence[int], slots: int = 2, failing: Sequence[int] = ()
+) -> Iterator[tuple[Ring[Slot], Source]]:
+    places = [Slot() for _ in range(slots)]
+    source = Source(failing)
+    ring: Ring[Slot] = Ring(order, places, source.fetch)
+    try:
+        yield ring, source
+    finally:
+        source.gate.set()
+        ring.close()
+
+
+def use(ring: Ring[Slot], block: int) -> None:
+    slot, waited = ring.take(block)
+    assert waited >= 0
+    slot.lent = True
+    assert slot.block == block
+    slot.lent = False
+    ring.give_back(slot)
+
+
+def settled(source: Source) -> list[int]:
+    """What was fetched, once nothing more is."""
+    before = -1
+    while len(source.fetched) != before:
+        before = len(source.fetched)
+        time.sleep(0.05)
+    return source.fetched
+
+
+def test_blocks_come_in_their_order_round_after_round_each_fetched_once() -> None:
+    with opened(range(5)) as (ring, source):
+        for _ in range(3):
+            for block in range(5):
+                use(ring, block)
+        assert settled(source) == [0, 1, 2, 3, 4] * 3 + [0, 1]
+
+
+def test_the_first_blocks_of_the_next_round_are_there_before_it_begins() -> None:
+    with opened(range(3)) as (ring, source):
+        for block in range(3):
+            use(ring, block)
+        settled(source)
+        source.gate.clear()
+        slots = [ring.take(block)[0] for block in (0, 1)]
+        assert [slot.block for slot in slots] == [0, 1]
+
+
+def test_no_more_is_held_than_there_are_slots() -> None:
+    with opened(range(9), slots=3) as (ring, source):
+        assert settled(source) == [0, 1, 2]
+        slot, _ = ring.take(0)
+        assert settled(source) == [0, 1, 2]
+        ring.give_back(slot)
+        assert settled(source) == [0, 1, 2, 3]
+
+
+def test_another_order_is_learned() -> None:
+    with opened(range(4)) as (ring, source):
+        for _ in range(2):
+            for block in (3, 1, 2, 0):
+                use(ring, block)
+        settled(source)
+        source.fetched.clear()
+        for block in (3, 1, 2, 0):
+            use(ring, block)
+        assert settled(source) == [2, 0, 3, 1]  # 3 and 1 were there
+
+
+def test_whatever_is_taken_is_what_was_asked_for() -> None:
+    chance = random.Random(1)
+    with opened(range(6)) as (ring, _):
+        for _ in range(2000):
+            use(ring, chance.randrange(6))
+
+
+def test_a_block_that_cannot_be_fetched_raises_and_can_be_tried_again() -> None:
+    with opened(range(3), failing=[1]) as (ring, source):
+        use(ring, 0)
+        for _ in range(2):
+            with pytest.raises(OSError, match="the disk is gone"):
+                ring.take(1)
+        settled(source)
+        source.failing.clear()
+        with pytest.raises(OSError, match="the disk is gone"):  # of the try that was under way
+            ring.take(1)
+        for block in (1, 2, 0, 1, 2):
+            use(ring, block)
+
+
+def test_a_ring_of_one_block_holds_it_in_every_slot() -> None:
+    with opened([0]) as (ring, _):
+        for _ in range(5):
+            use(ring, 0)
