@@ -1,4 +1,4 @@
-"""Which names and sizes an archive may declare, said before a byte of it is written."""
+"""An archive's listing: each declared name and size is checked before a byte is written."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from typing import Generic, TypeVar
 from predictor.errors import ArchiveError
 from predictor.quantity import format_bytes
 
-MOST_MEMBERS = 100_000
-"""Files and folders of an archive. A model has tens; each costs memory before it can be judged."""
+MAX_MEMBERS = 100_000
+"""Files and folders of an archive. A model has tens. Each costs memory before it is checked."""
 
-MOST_NAME_BYTES = 16 * 1024**2
+MAX_NAME_BYTES = 16 * 1024**2
 """Bytes of all names together: 160 for each of the most members."""
 
-MOST_BYTES = 4 * 1024**4
+MAX_BYTES = 4 * 1024**4
 """Bytes of all members together: more than any published model has."""
 
-MOST_RATIO, RATIO_MATTERS_FROM = 200, 16 * 1024**2
-"""How many times larger what is unpacked may be, and from how many bytes on that matters. Weights
-deflate to no less than half and JSON to a twentieth; deflate's bombs reach 1032. What is small may
-be all zeros and does no harm."""
+MAX_RATIO, RATIO_MATTERS_FROM = 200, 16 * 1024**2
+"""The largest ratio of unpacked to packed bytes, and the unpacked bytes from which it is checked.
+Weights deflate to half at best and JSON to a twentieth; a deflate bomb reaches 1032. A small file
+may be all zeros, which does no harm."""
 
-_LONGEST_PART, _LONGEST_PATH = 255, 1024
-"""Bytes of a name (what Linux's file systems take) and of a path (well below Linux's 4096)."""
+_MAX_PART, _MAX_PATH = 255, 1024
+"""Bytes of a name (the limit of Linux's file systems) and of a path (well below Linux's 4096)."""
 
-_MOST_SHOWN = 50
+_MAX_SHOWN = 50
 """Characters of a name in a sentence."""
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 Source = TypeVar("Source")
-"""What a format knows a file by."""
+"""A format's own reference to a file."""
 
 
 def shown(name: str) -> str:
-    """Returns a name for a sentence: quoted, on one line and of bounded length."""
+    """Return a name for a sentence: quoted, on one line and of bounded length."""
     text = repr(name[:1024])
-    if len(text) <= _MOST_SHOWN:
+    if len(text) <= _MAX_SHOWN:
         return text
-    return f"{text[: _MOST_SHOWN - 23]}...{text[-20:]}"
+    return f"{text[: _MAX_SHOWN - 23]}...{text[-20:]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class Member:
     """A file of an archive.
 
     Attributes:
-        path: Where it is, as a POSIX path below the archive's root folder.
-        size: Bytes that it has once unpacked.
+        path: Its POSIX path below the archive's root folder.
+        size: Its unpacked size in bytes.
     """
 
     path: str
@@ -61,56 +61,60 @@ class Listing(Generic[Source]):
     """The members of one archive, each checked as it is added.
 
     Attributes:
-        where: The archive's name, for sentences.
-        bytes: What all of them are said to have.
+        name: The archive's name, for error sentences.
+        total_bytes: The declared size of all members together.
     """
 
-    def __init__(self, where: str) -> None:
-        """Takes the archive's name, for sentences."""
-        self.where = where
-        self.bytes = 0
+    def __init__(self, name: str) -> None:
+        """Start empty.
+
+        Args:
+            name: The archive's name, for error sentences.
+        """
+        self.name = name
+        self.total_bytes = 0
         self._files: dict[str, tuple[int, Source]] = {}
         self._tree = _Folder()
         self._members = self._name_bytes = 0
 
     def add(self, name: str, size: int, source: Source | None) -> None:
-        """Adds a file or folder.
+        """Add a file or folder.
 
         Args:
-            name: What the archive calls it.
-            size: Bytes that it is said to have.
-            source: What the format knows it by; nothing for a folder.
+            name: Its name in the archive.
+            size: Its declared size in bytes.
+            source: The format's own reference to it; None for a folder.
 
         Raises:
             ArchiveError: The name or the size is not allowed, or collides with an earlier member.
         """
         self._count(name, size)
         path = name.removesuffix("/") if source is None else name
-        wrong = _wrong_in(path) or self._tree.add(path, is_folder=source is None)
-        if wrong:
-            raise self.refusal(name, wrong)
+        problem = _problem_of(path) or self._tree.add(path, is_folder=source is None)
+        if problem:
+            raise self.refusal(name, problem)
         if source is not None:
             self._files[path] = (size, source)
 
     def members(self) -> dict[str, Member]:
-        """Returns the files by path in the order in which they were added, without a lone root."""
+        """Return the files by path in the order of adding, without a common root folder."""
         root = self._root()
         paths = {path: path.removeprefix(root) for path in self._files}
         return {short: Member(short, self._files[path][0]) for path, short in paths.items()}
 
     def sources(self) -> dict[str, Source]:
-        """Returns what the format knows each of `members` by."""
+        """Return the format's own reference to each of `members`, by path."""
         root = self._root()
         return {path.removeprefix(root): source for path, (_, source) in self._files.items()}
 
-    def refusal(self, name: str, what: str) -> ArchiveError:
-        """Returns the error that says what is wrong with a member."""
-        return ArchiveError(f"{shown(name)} in {self.where} {what}.")
+    def refusal(self, name: str, problem: str) -> ArchiveError:
+        """Return the error for a member, given the sentence's predicate."""
+        return ArchiveError(f"{shown(name)} in {self.name} {problem}.")
 
     def _root(self) -> str:
-        """Returns the lone root folder with its slash, or nothing where there is none.
+        """Return the common root folder with its slash; empty if there is none.
 
-        An archive of a manifest alone has none: ``MAR-INF`` is TorchServe's, whatever is beside it.
+        ``MAR-INF`` is never the root: it is TorchServe's own folder, even if it stands alone.
         """
         first = {path.partition("/")[0] for path in self._files}
         if len(first) != 1 or "MAR-INF" in first or first & self._files.keys():
@@ -119,38 +123,38 @@ class Listing(Generic[Source]):
 
     def _count(self, name: str, size: int) -> None:
         self._members += 1
-        self.bytes += size
+        self.total_bytes += size
         self._name_bytes += len(name)
         if size < 0:
             raise self.refusal(name, f"is said to have {size} bytes")
-        if self.bytes > MOST_BYTES:
-            total = f"{format_bytes(self.bytes)} or more"
-            raise ArchiveError(f"{self.where} says it holds {total}, which no model has.")
-        if self._members > MOST_MEMBERS or self._name_bytes > MOST_NAME_BYTES:
-            raise too_many(self.where)
+        if self.total_bytes > MAX_BYTES:
+            total = f"{format_bytes(self.total_bytes)} or more"
+            raise ArchiveError(f"{self.name} says it holds {total}, which no model has.")
+        if self._members > MAX_MEMBERS or self._name_bytes > MAX_NAME_BYTES:
+            raise too_many(self.name)
 
 
-def too_many(where: str) -> ArchiveError:
-    """Returns the error of an archive with more members than may be."""
-    return ArchiveError(f"{where} holds too many members: at most {MOST_MEMBERS} are read.")
+def too_many(name: str) -> ArchiveError:
+    """Return the error for an archive with too many members."""
+    return ArchiveError(f"{name} holds too many members: at most {MAX_MEMBERS} are read.")
 
 
 @dataclass(slots=True)
 class _Folder:
-    """A folder's names as the least able file systems compare them: without case, in one form.
+    """A folder's names, compared as on the least able file systems: without case, in one form.
 
     Attributes:
-        names: The spelling of each, and its own names where it is a folder.
+        names: Each entry's spelling and, if it is a folder, its content, by the compared name.
     """
 
     names: dict[str, tuple[str, _Folder | None]] = field(default_factory=dict)
 
     def add(self, path: str, *, is_folder: bool) -> str:
-        """Adds a path with all its folders; returns what is wrong, or nothing."""
+        """Add a path with all its folders; return the problem with it, or an empty string."""
         *parents, last = path.split("/")
         folder = self
         for name in (*parents, last) if is_folder else parents:
-            spelling, below = folder.names.setdefault(_compared(name), (name, _Folder()))
+            spelling, below = folder.names.setdefault(_normalized(name), (name, _Folder()))
             if spelling != name:
                 return f"collides with {shown(spelling)}, which differs in case or Unicode form"
             if below is None:
@@ -159,7 +163,7 @@ class _Folder:
         return "" if is_folder else folder._add_file(last)
 
     def _add_file(self, name: str) -> str:
-        key = _compared(name)
+        key = _normalized(name)
         if key not in self.names:
             self.names[key] = (name, None)
             return ""
@@ -169,12 +173,12 @@ class _Folder:
         return "is there twice" if below is None else "is a file and a folder at once"
 
 
-def _compared(name: str) -> str:
+def _normalized(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def _wrong_in(path: str) -> str:
-    """Returns why a path must not be written, or nothing."""
+def _problem_of(path: str) -> str:
+    """Return why a path must not be written; empty if it may be."""
     if any(unicodedata.category(character) in {"Cc", "Cs"} for character in path):
         return "has a name with control characters or bytes that are not UTF-8"
     if "\\" in path:
@@ -186,6 +190,6 @@ def _wrong_in(path: str) -> str:
         return "leads outside the archive"
     if "" in parts or "." in parts:
         return "has a name with an empty part"
-    if len(path.encode()) > _LONGEST_PATH or max(len(p.encode()) for p in parts) > _LONGEST_PART:
-        return f"has a name of over {_LONGEST_PART} bytes, or {_LONGEST_PATH} with its folders"
+    if len(path.encode()) > _MAX_PATH or max(len(p.encode()) for p in parts) > _MAX_PART:
+        return f"has a name of over {_MAX_PART} bytes, or {_MAX_PATH} with its folders"
     return ""
