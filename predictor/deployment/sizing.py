@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from predictor.dtypes import item_bytes
 from predictor.errors import ConfigurationError
 from predictor.placement.plan import Placement
 from predictor.pod.resources import PodResources
@@ -27,7 +28,6 @@ FILESYSTEM_BYTES = 64 * 1024**2
 """What ext4 keeps of a claim, both together; from 1 GiB to 400 GiB 1.8 to 6.5 % were measured."""
 
 _GIB = 1024**3
-_ITEM_BYTES = {"float64": 8, "float32": 4}
 BY_OTHERS = {
     *("model_name", "model_id", "model_revision", "model_dir", "offload_folder"),
     *("host", "http_port", "grpc_port"),
@@ -127,11 +127,6 @@ def _stored_bytes(placement: Placement, stored_dtype: str | None) -> int:
     served = item_bytes(placement.dtype)
     stored = served if stored_dtype is None else item_bytes(stored_dtype)
     return sum(tier.weights for tier in placement.tiers) * stored // served
-
-
-def item_bytes(dtype: str) -> int:
-    """Returns the bytes of one number of a dtype that can be served."""
-    return _ITEM_BYTES.get(dtype, 2)
 
 
 def _claim(

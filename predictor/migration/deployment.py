@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from predictor.deployment.sizing import BY_OTHERS, PROCESSORS, Needs, claim_of, item_bytes, title_of
+from predictor.deployment.sizing import BY_OTHERS, PROCESSORS, Needs, claim_of, title_of
+from predictor.dtypes import item_bytes
 from predictor.migration.display import one_line
 from predictor.migration.translate import Translation
 from predictor.quantity import format_bytes

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from predictor.checkpoint.safetensors_header import stays_within
+from predictor.dtypes import HANDLER_NAMES, name_of
 from predictor.migration.mapping import KeyMapping, Rule, always, changed, dropped, kept
 from predictor.migration.rules.frontend import is_int
 from predictor.migration.torchserve_archive import TorchServeArchive
@@ -20,14 +21,7 @@ OUTSIDE = changed(
     "`--offload_folder`: an archive does not say where outside of the model something is written"
 )
 
-_DTYPES = {
-    "fp16": "float16",
-    "half": "float16",
-    "fp32": "float32",
-    "float": "float32",
-    "bf16": "bfloat16",
-    "fp64": "float64",
-} | {name: name for name in ("float16", "float32", "bfloat16", "float64", "auto")}
+_DTYPES = HANDLER_NAMES | {"auto": "auto"}
 
 
 def length_limits(source: TorchServeArchive) -> tuple[int | None, int | None]:
@@ -142,7 +136,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _dtype(value: Any, source: TorchServeArchive) -> KeyMapping:
-    name = _DTYPES.get(value.removeprefix("torch.")) if isinstance(value, str) else None
+    name = _DTYPES.get(name_of(value)) if isinstance(value, str) else None
     if name is None:
         return dropped("weights are served in float64, float32, float16 or bfloat16")
     return kept(f"`dtype` {name}", dtype=name)
