@@ -9,7 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from predictor.deployment.sizing import BY_OTHERS, PROCESSORS, Needs, claim_of, title_of
+from predictor.deployment.sizing import (
+    PROCESSORS,
+    SET_ELSEWHERE,
+    Requirements,
+    claim_size,
+    to_resource_name,
+)
 from predictor.dtypes import item_bytes
 from predictor.migration.display import one_line
 from predictor.migration.translate import Translation
@@ -41,7 +47,9 @@ def served_bytes(weights: int, stored: str | None, settings: Settings) -> int:
     return weights * item_bytes(settings.dtype) // item_bytes(stored)
 
 
-def needs_of(translation: Translation, settings: Settings, weights: int) -> Needs:
+def estimate_requirements(
+    translation: Translation, settings: Settings, weights: int
+) -> Requirements:
     """Return the resources and settings for serving an imported model.
 
     Args:
@@ -51,11 +59,11 @@ def needs_of(translation: Translation, settings: Settings, weights: int) -> Need
     """
     explicit = explicit_settings(settings, translation.setup_config, {})
     memory = math.ceil((weights + _BESIDE_WEIGHTS) / _GIB) * _GIB
-    claim = None if settings.offload_folder is None else claim_of(weights)
+    claim = None if settings.offload_folder is None else claim_size(weights)
     if settings.model_id is not None:
         memory, claim = _UNKNOWN_MEMORY, _UNKNOWN_CLAIM
-    return Needs(
-        title=title_of(translation.name),
+    return Requirements(
+        resource_name=to_resource_name(translation.name),
         name=translation.name,
         model_id=settings.model_id,
         model_revision=settings.model_revision if settings.model_id is not None else None,
@@ -65,12 +73,12 @@ def needs_of(translation: Translation, settings: Settings, weights: int) -> Need
         claim=claim,
         request_timeout=settings.request_timeout,
         grace_period=settings.grace_period,
-        settings={name: value for name, value in explicit.items() if name not in BY_OTHERS},
+        settings={name: value for name, value in explicit.items() if name not in SET_ELSEWHERE},
     )
 
 
 def comments(
-    archive: str, needs: Needs, weights: int, plan: str, flags: Sequence[str]
+    archive: str, requirements: Requirements, weights: int, plan: str, flags: Sequence[str]
 ) -> list[str]:
     """Return the comments at the top of the deployment files, a line each.
 
@@ -86,7 +94,7 @@ def comments(
         "what became of each key"
     ]
     lines += [f"It is served with {flag} only: add it if you trust its author" for flag in flags]
-    if needs.model_id is None:
+    if requirements.model_id is None:
         lines.append(
             f"Main memory holds all weights, {format_bytes(weights)}, and 4 GiB besides. Less may "
             "do:"

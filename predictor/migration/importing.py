@@ -16,15 +16,20 @@ from typing import Any
 from predictor.checkpoint.checkpoint import Checkpoint, known_positions, open_directory
 from predictor.checkpoint.safetensors_header import read_stored
 from predictor.deployment.render import (
-    WHERE_THE_MODEL_LIES,
-    as_yaml,
+    MODEL_URI_PLACEHOLDER,
     helm_values,
     inference_service,
+    to_yaml,
 )
-from predictor.deployment.sizing import Needs
+from predictor.deployment.sizing import Requirements
 from predictor.errors import ArchiveError, CheckpointError, ConfigurationError
 from predictor.migration.archive_formats import open_archive
-from predictor.migration.deployment import comments, needs_of, plan_command, served_bytes
+from predictor.migration.deployment import (
+    comments,
+    estimate_requirements,
+    plan_command,
+    served_bytes,
+)
 from predictor.migration.documents import parse_json
 from predictor.migration.layout import (
     CONFIG,
@@ -202,26 +207,26 @@ def _write_deployment(
     directory = shlex.quote(str(into))
     stored = None if checked.checkpoint is None else checked.checkpoint.dtype
     weights = served_bytes(checked.weights, stored, settings)
-    needs = needs_of(translation, settings, weights)
-    plan = plan_command(needs.model_id or directory, translation.gpus)
-    lines = comments(source.name, needs, weights, plan, checked.flags)
-    _write(folder / HELM_VALUES, as_yaml(lines, helm_values(needs)) + "\n")
-    _write(folder / INFERENCE_SERVICE, as_yaml(lines, inference_service(needs)) + "\n")
+    requirements = estimate_requirements(translation, settings, weights)
+    plan = plan_command(requirements.model_id or directory, translation.gpus)
+    lines = comments(source.name, requirements, weights, plan, checked.flags)
+    _write(folder / HELM_VALUES, to_yaml(lines, helm_values(requirements)) + "\n")
+    _write(folder / INFERENCE_SERVICE, to_yaml(lines, inference_service(requirements)) + "\n")
     notes = tuple(
         f"it is served with {flag} only: say it if you trust its author" for flag in checked.flags
     )
-    return _next_steps(directory, needs, translation.name, checked.flags), notes
+    return _next_steps(directory, requirements, translation.name, checked.flags), notes
 
 
 def _next_steps(
-    directory: str, needs: Needs, name: str, flags: Sequence[str]
+    directory: str, requirements: Requirements, name: str, flags: Sequence[str]
 ) -> tuple[str, str, str]:
     """Return the commands that serve the model, try it and install it in a cluster."""
     serve = " ".join(["predictor serve --model_dir", directory, *flags])
     try_it = f"curl -T sample_text.txt http://localhost:8080/predictions/{name}"
-    install = f"helm install {needs.title} helm/ --values {directory}/{HELM_VALUES}"
-    if needs.model_id is None:
-        install += f" --set model.uri={WHERE_THE_MODEL_LIES}"
+    install = f"helm install {requirements.resource_name} helm/ --values {directory}/{HELM_VALUES}"
+    if requirements.model_id is None:
+        install += f" --set model.uri={MODEL_URI_PLACEHOLDER}"
     install += "".join(f" --set settings.{flag.removeprefix('--')}=true" for flag in flags)
     return serve, try_it, install
 
