@@ -77,11 +77,9 @@ def inference_service(requirements: Requirements) -> list[dict[str, Any]]:
         },
         "spec": {"predictor": _predictor(requirements)},
     }
-    return (
-        [service]
-        if requirements.claim is None
-        else [_claim(requirements, requirements.claim), service]
-    )
+    if requirements.claim is None:
+        return [service]
+    return [_claim(requirements, requirements.claim), service]
 
 
 def _predictor(requirements: Requirements) -> dict[str, Any]:
@@ -118,7 +116,8 @@ def _model(requirements: Requirements) -> dict[str, Any]:
     amounts = {
         "cpu": requirements.processors,
         "memory": as_quantity(requirements.memory),
-    } | requirements.accelerators
+        **requirements.accelerators,
+    }
     model["resources"] = {"requests": amounts, "limits": dict(amounts)}
     if requirements.claim is not None:
         model["volumeMounts"] = [{"name": "offload", "mountPath": _MOUNT}]
@@ -127,10 +126,9 @@ def _model(requirements: Requirements) -> dict[str, Any]:
 
 def _arguments(requirements: Requirements) -> list[str]:
     """Return the flags, which follow the runtime's own. The last flag of a name counts."""
+    is_named = requirements.name != requirements.resource_name
     flags = {
-        "model_name": None
-        if requirements.name == requirements.resource_name
-        else requirements.name,
+        "model_name": requirements.name if is_named else None,
         "model_id": requirements.model_id,
         "model_revision": requirements.model_revision,
         "offload_folder": None if requirements.claim is None else _MOUNT,

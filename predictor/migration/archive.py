@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO
 
 from predictor.errors import ArchiveError, reason_of
-from predictor.migration.listing import Member, shown
+from predictor.migration.display import quote_path
+from predictor.migration.listing import Member
 from predictor.quantity import format_bytes
 
 CHUNK = 1024**2
@@ -112,7 +113,7 @@ class Archive(ABC):
         try:
             return self.members[path]
         except KeyError:
-            raise ArchiveError(f"{self.name} holds no {shown(path)}.") from None
+            raise ArchiveError(f"{self.name} holds no {quote_path(path)}.") from None
 
     def refusal(self, path: str, problem: str) -> ArchiveError:
         """Return the error for a member, given the sentence's predicate."""
@@ -120,7 +121,7 @@ class Archive(ABC):
 
     def label(self, path: str) -> str:
         """Return a member's name for error sentences."""
-        return f"{shown(path)} in {self.name}"
+        return f"{quote_path(path)} in {self.name}"
 
     @contextlib.contextmanager
     def _contents(self, path: str) -> Iterator[Iterator[bytes]]:

@@ -13,7 +13,7 @@ from typing import IO
 from predictor.errors import ArchiveError
 from predictor.migration.archive import Archive, archive_errors
 from predictor.migration.directory_archive import open_directory
-from predictor.migration.listing import shown
+from predictor.migration.display import quote_path
 from predictor.migration.tar_archive import GZIP, MAGIC, MAGIC_OFFSET, open_tar
 from predictor.migration.zip_archive import SIGNATURES, open_zip
 
@@ -25,7 +25,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
     Raises:
         ArchiveError: It is missing, broken, no archive or not safe to unpack.
     """
-    name = shown(path.name or str(path))
+    name = quote_path(path.name or str(path))
     with archive_errors(name):
         mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):

@@ -84,7 +84,7 @@ def comments(
 
     Args:
         archive: The name of the imported archive.
-        needs: The resources and settings that the files ask for.
+        requirements: The resources and settings in the files.
         weights: Bytes of all weights as served.
         plan: The command that plans the model.
         flags: Flags that serving needs and that the files leave out.

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from predictor.sentences import shorten
+
 _SECRET_KEY = re.compile(
     r"pass(word|wd|phrase)?s?\b|secret|credential|(?<!\w)token$|_token$|api_?key", re.I
 )
@@ -22,11 +24,22 @@ _MAX_VALUE = 60
 _MAX_PARTS = 16
 """Parts of a nested value in the report."""
 
+_MAX_PATH, _MAX_PATH_END = 50, 20
+"""Characters of a path in a sentence, and how many of them are its end if it is longer."""
+
 
 def one_line(text: str, most: int) -> str:
     """Return the start of a text, without characters that could move a terminal's cursor."""
     line = "".join(char if char.isprintable() else " " for char in text[: most + 1])
-    return line if len(line) <= most else f"{line[: most - 3]}..."
+    return shorten(line, most, ellipsis="...")
+
+
+def quote_path(path: str) -> str:
+    """Return a path for a sentence: quoted, on one line, with the middle left out if it is long."""
+    text = repr(path[:1024])
+    if len(text) <= _MAX_PATH:
+        return text
+    return f"{text[: _MAX_PATH - _MAX_PATH_END - 3]}...{text[-_MAX_PATH_END:]}"
 
 
 def format_value(key: str, value: Any) -> str:

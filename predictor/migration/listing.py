@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from predictor.errors import ArchiveError
+from predictor.migration.display import quote_path
 from predictor.quantity import format_bytes
 
 MAX_MEMBERS = 100_000
@@ -27,21 +28,10 @@ may be all zeros, which does no harm."""
 _MAX_PART, _MAX_PATH = 255, 1024
 """Bytes of a name (the limit of Linux's file systems) and of a path (well below Linux's 4096)."""
 
-_MAX_SHOWN = 50
-"""Characters of a name in a sentence."""
-
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 Source = TypeVar("Source")
 """A format's own reference to a file."""
-
-
-def shown(name: str) -> str:
-    """Return a name for a sentence: quoted, on one line and of bounded length."""
-    text = repr(name[:1024])
-    if len(text) <= _MAX_SHOWN:
-        return text
-    return f"{text[: _MAX_SHOWN - 23]}...{text[-20:]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +99,7 @@ class Listing(Generic[Source]):
 
     def refusal(self, name: str, problem: str) -> ArchiveError:
         """Return the error for a member, given the sentence's predicate."""
-        return ArchiveError(f"{shown(name)} in {self.name} {problem}.")
+        return ArchiveError(f"{quote_path(name)} in {self.name} {problem}.")
 
     def _root(self) -> str:
         """Return the common root folder with its slash; empty if there is none.
@@ -156,9 +146,11 @@ class _Folder:
         for name in (*parents, last) if is_folder else parents:
             spelling, below = folder.names.setdefault(_normalized(name), (name, _Folder()))
             if spelling != name:
-                return f"collides with {shown(spelling)}, which differs in case or Unicode form"
+                return (
+                    f"collides with {quote_path(spelling)}, which differs in case or Unicode form"
+                )
             if below is None:
-                return f"needs a folder {shown(name)}, which is a file too"
+                return f"needs a folder {quote_path(name)}, which is a file too"
             folder = below
         return "" if is_folder else folder._add_file(last)
 
@@ -169,7 +161,7 @@ class _Folder:
             return ""
         spelling, below = self.names[key]
         if spelling != name:
-            return f"collides with {shown(spelling)}, which differs in case or Unicode form"
+            return f"collides with {quote_path(spelling)}, which differs in case or Unicode form"
         return "is there twice" if below is None else "is a file and a folder at once"
 
 

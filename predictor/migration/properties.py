@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from predictor.sentences import quote
+
 _SPACE = " \t\f"
 _KEY = re.compile(r"(?:\\.|[^\\=: \t\f])*")
 _SEPARATOR = re.compile(r"[ \t\f]*(?:[=:][ \t\f]*)?")
@@ -26,7 +28,7 @@ def parse_properties(text: str) -> dict[str, str]:
     properties = {}
     for line in _logical_lines(text):
         if _CUT_ESCAPE.search(line):
-            raise ValueError(f"a \\u without four digits in {line[:40]!r}")
+            raise ValueError(f"a \\u without four digits in {quote(line, limit=40, ellipsis='')}")
         key = _KEY.match(line)
         key_end = key.end() if key else 0
         separator = _SEPARATOR.match(line, key_end)
