@@ -110,7 +110,7 @@ def _level(generate: Generate, sequences: int, tokens: int, streaming: Any) -> d
 
     def mark() -> None:
         meter.mark()
-        stalls.append(0.0 if streaming is None else streaming._metrics.stalls)
+        stalls.append(0.0 if streaming is None else streaming.metrics.stall_seconds)
 
     told = generate(prompts(sequences), tokens, mark)
     passes = meter.per_token()[1:]  # the first that are told may come after several passes
@@ -127,7 +127,7 @@ def probe(up: Any) -> dict[str, float]:
     """Returns the device's own bandwidth over the streamed blocks, and the bytes that stay."""
     from predictor.placement.units import STAGE
 
-    blocks = up.weights.streaming.lane.blocks
+    blocks = up.weights.streaming.loader.blocks
     resident = sum(p.nbytes for p in up.weights.model.parameters() if p.device.type == "cpu")
     pieces = (STAGE, max(block.size for block in blocks))
     return {
@@ -142,14 +142,14 @@ def _speed(blocks: Sequence[Any], piece: int) -> float:
 
     Where a host copies what it reads, memory that stays in the processor's cache is faster.
     """
-    from predictor.weights.extents import short
-    from predictor.weights.streaming.direct_io import Buffer, opened_files
+    from predictor.weights.direct_io import AlignedBuffer, open_block_reader
+    from predictor.weights.extents import split_segments
 
-    buffer = Buffer(piece)
+    buffer = AlignedBuffer(piece)
     began = time.perf_counter()
-    with opened_files() as files:
+    with open_block_reader() as files:
         for block in blocks:
-            for segment in short(block.segments, piece):
+            for segment in split_segments(block.segments, piece):
                 files.read_segment(replace(segment, at=0), buffer)
     return sum(block.size for block in blocks) / (time.perf_counter() - began)
 

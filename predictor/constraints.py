@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from predictor.checkpoint.checkpoint import Checkpoint, context_length, known_positions
+from predictor.checkpoint.checkpoint import Checkpoint, context_length, max_positions
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.dtypes import name_of
 from predictor.engine.batchability import unbatchable_reason
@@ -19,7 +19,7 @@ from predictor.tasks.sentence_layout import read_layout
 from predictor.weights.block_source import OffloadConfig
 from predictor.weights.converted import folder_name
 from predictor.weights.store.folder import store_file
-from predictor.weights.store.writer import partial_of
+from predictor.weights.store.writer import partial_file
 
 
 def inherited_notes(settings: Settings) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ def max_model_len(settings: Settings, checkpoint: Checkpoint, skeleton: PreTrain
     Raises:
         ConfigurationError: More were asked for than the model has positions.
     """
-    known = known_positions(checkpoint.config)
+    known = max_positions(checkpoint.config)
     if checkpoint.task not in GENERATING:
         known = count_positions(skeleton) or known
     length = settings.max_model_len
@@ -118,8 +118,8 @@ def offload_of(settings: Settings, footprint: Footprint, resources: PodResources
         free=volume.available if volume is not None and volume.writable else 0,
         store=settings.offload_store,
         verify=settings.verify_store,
-        rewritten=footprint.rewritten,
-        cast=footprint.cast,
+        needs_conversion=footprint.needs_conversion,
+        needs_cast=footprint.needs_cast,
     )
 
 
@@ -130,12 +130,12 @@ def _disk(
     volume = resources.volume
     if volume is not None and volume.stated:
         return volume.available
-    if not footprint.rewritten and settings.offload_store != "always":
+    if not footprint.needs_conversion and settings.offload_store != "always":
         return None
     if volume is None or not volume.writable or settings.offload_folder is None:
         return 0
     name = folder_name(checkpoint, footprint.dtype)
     # What an earlier start wrote is used again, or replaced.
     store = store_file(settings.offload_folder, name)
-    there = sum(f.stat().st_size for f in (store, partial_of(store)) if f.exists())
+    there = sum(f.stat().st_size for f in (store, partial_file(store)) if f.exists())
     return volume.available + there + count_usage(settings.offload_folder / name).used

@@ -38,7 +38,7 @@ class Up:
     def sources(self) -> set[str]:
         """Where its blocks are streamed from; empty where Accelerate does it, or nobody."""
         streaming: Any = self.weights.streaming
-        return set() if streaming is None else {block.source for block in streaming.lane.blocks}
+        return set() if streaming is None else {block.source for block in streaming.loader.blocks}
 
     def tokens(self, ids: list[int], **recipe: Any) -> list[int]:
         """Tokens that follow a prompt; `recipe` is a `SamplingParams`."""
