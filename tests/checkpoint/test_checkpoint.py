@@ -147,7 +147,7 @@ def serving(folder: Path) -> Iterator[tuple[str, list[str]]]:
     server = make_server("127.0.0.1", 0, folder, repository="me/model", token="hf_secret")
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", server.RequestHandlerClass.asked  # type: ignore[attr-defined]
+    yield f"http://127.0.0.1:{server.server_port}", server.RequestHandlerClass.requested  # type: ignore[attr-defined]
     server.shutdown()
     server.server_close()
     thread.join()
