@@ -50,7 +50,7 @@ class Prepared:
         placement: Where it goes.
         threads: Threads to compute with; None leaves that to torch.
         chunk: Tokens in one pass, as the activations were planned for.
-        offload: What is known and wanted of parts on disk.
+        offload: How offloaded blocks are stored.
     """
 
     checkpoint: Checkpoint
@@ -76,7 +76,7 @@ class Started:
 
     @property
     def head(self) -> EncoderTaskSpec | None:
-        """What is asked of a model that reads; None of one that generates."""
+        """The encoder task, or None for generative models."""
         return self.task.head if isinstance(self.task, EncoderTask) else None
 
 
@@ -106,7 +106,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
 
     Raises:
         DoesNotFit: There is none.
-        ConfigurationError: A wish makes no sense for this model or this pod.
+        ConfigurationError: A setting makes no sense for this model or this pod.
     """
     dtype = serving_dtype(settings, checkpoint)
     task = checkpoint.task
@@ -124,12 +124,12 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         stored_dtype=checkpoint.dtype,
         stored_kind=checkpoint.kind,
     )
-    asked = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
+    options = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
     return Prepared(
         checkpoint,
         skeleton,
         footprint,
-        plan(footprint, resources, asked),
+        plan(footprint, resources, options),
         resources.processors,
         chunk,
         offload_of(settings, footprint, resources),

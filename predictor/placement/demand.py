@@ -39,7 +39,7 @@ class Demand:
         """Bytes of a unit on the device where it both stays and executes."""
         return unit.weights + unit.buffers + self.kv(unit)
 
-    def copying(self, units: Sequence[PlacementUnit]) -> int:
+    def streaming_bytes(self, units: Sequence[PlacementUnit]) -> int:
         """Bytes of a GPU to stream these units through it.
 
         Blocks are streamed whole; what is none takes a leaf module at a time. Accelerate converts
@@ -48,7 +48,7 @@ class Demand:
         leaf = (3 if self.footprint.needs_cast else 1) * self._largest_leaf(units)
         return STREAM_BUFFERS * self._largest_block(units) + leaf
 
-    def reading(
+    def reading_bytes(
         self,
         units: Sequence[PlacementUnit],
         *,
