@@ -16,12 +16,13 @@ IMAGE ?= accelerate-predictor
 TORCH_INDEX_URL ?=
 BUILD_FLAGS ?=
 
-.PHONY: serve test lint types contracts tests image benchmarks chart constraints clean
+.PHONY: serve test lint types contracts tests docs docs-build generate image benchmarks \
+	constraints clean
 
 serve: $(VENV)/serve.stamp
 	$(BIN)/predictor serve $(SERVE_FLAGS)
 
-test: lint types contracts tests
+test: lint types contracts docs-build tests
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -36,6 +37,21 @@ contracts: $(VENV)/test.stamp
 tests: $(VENV)/test.stamp
 	$(BIN)/python -m pytest
 
+# The documentation site. The variable turns off a notice about another program's next version.
+docs docs-build: export NO_MKDOCS_2_WARNING = 1
+
+docs: $(VENV)/test.stamp
+	$(BIN)/mkdocs serve
+
+docs-build: $(VENV)/test.stamp
+	$(BIN)/mkdocs build --strict --quiet
+
+# Everything that follows from the code: the chart's schema and table of values, and the tables and
+# outputs of the documentation.
+generate: $(VENV)/test.stamp
+	$(BIN)/python -m helm.generate
+	$(BIN)/python -m docs.generator
+
 image:
 	$(DOCKER) build --tag $(IMAGE) --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) $(BUILD_FLAGS) .
 
@@ -46,10 +62,6 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/offload.py
 	$(BIN)/python benchmarks/limits.py
-
-# What in the chart follows from the predictor's settings and from values.yaml.
-chart: $(VENV)/test.stamp
-	$(BIN)/python -m tests.deploy.generated
 
 constraints: $(VENV)/test.stamp
 	{ echo "# Every version that the tests run with. Made by: make constraints"; \
