@@ -14,6 +14,7 @@ import math
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -87,23 +88,22 @@ class Examples:
     def _curl(self, command: Command) -> str:
         address, _ = self._servers.addresses(command.server)
         words = shlex.split(command.text.replace("\\\n", " ").replace(REST, address))
-        done = subprocess.run(
-            [*words, "--silent", "--show-error"],
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{command.text}: {done.stderr}")
-        return presented(done.stdout.replace("\r\n", "\n").strip("\n"))
+        return presented(_run([*words, "--silent", "--show-error"]))
 
     def _program(self, command: Command) -> str:
         rest, grpc = self._servers.addresses(command.server)
         source = command.text.replace(REST, rest).replace(GRPC, grpc)
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            exec(compile(source, "example", "exec"), {"__name__": "__main__"})
-        return out.getvalue().strip("\n")
+        # A process of its own: clients of the protocol bring its messages, each under one name.
+        return _run([sys.executable, "-c", source])
+
+
+def _run(words: list[str]) -> str:
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=_SECONDS, check=False, cwd=ROOT
+    )
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(words)}: {done.stderr}")
+    return done.stdout.replace("\r\n", "\n").strip("\n")
 
 
 def _runner(text: str) -> Callable[[], str] | None:
@@ -154,6 +154,8 @@ def _fixed(value: Any) -> Any:
         return {key: _FIXED.get(key, _fixed(item)) for key, item in value.items()}
     if isinstance(value, list):
         return [_fixed(item) for item in value]
+    if isinstance(value, str) and value.startswith('{"'):  # the metadata's placement
+        return json.dumps(_fixed(json.loads(value)))
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 

@@ -92,7 +92,7 @@ def _with_chat_template(folder: Path) -> Path:
     shutil.copytree(ROOT / "examples" / "demo-model", folder)
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text())
-    config["chat_template"] = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    config["chat_template"] = "{{ messages | map(attribute='content') | join(' ') }}"
     file.write_text(json.dumps(config))
     return folder
 

@@ -13,6 +13,7 @@ from docs.generator.error_table import error_rows, exit_code_rows
 from docs.generator.pages import ROOT
 from predictor import metrics
 from predictor.quantity import as_quantity
+from predictor.protocol.openai_request import CHAT_KEYS, COMPLETION_KEYS, IGNORED, REFUSED
 from predictor.setting_sources import ALIASES, PREFIX
 from predictor.settings import Settings
 
@@ -119,6 +120,18 @@ def _metrics_rows() -> Iterator[Sequence[str]]:
         yield f"`{name}`", family.type, unit, labels, family.documentation
 
 
+def openai_keys_table() -> str:
+    """Return the table of the keys of OpenAI's requests."""
+    groups = {
+        "Supported, completions": COMPLETION_KEYS,
+        "Supported, chat completions": CHAT_KEYS,
+        "Refused unless they change nothing": tuple(REFUSED),
+        "Ignored": tuple(sorted(IGNORED)),
+    }
+    rows = ((name, ", ".join(f"`{key}`" for key in keys)) for name, keys in groups.items())
+    return table(("Group", "Keys"), rows)
+
+
 def errors_table() -> str:
     """Return the table of all errors and their form in each API."""
     head = ("Error", "HTTP", "gRPC", "OpenAI `type`, `code`", "Generate", "TorchServe", "Meaning")
@@ -140,6 +153,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "metrics": metrics_table,
     "errors": errors_table,
+    "openai-keys": openai_keys_table,
     "exit-codes": exit_codes_table,
     "helm-values": helm_values,
     "help": lambda: command_line.help_of(),
