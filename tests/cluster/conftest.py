@@ -142,9 +142,9 @@ def storage_container_like_kserves(cluster: Cluster, name: str, hub: str) -> Obj
 
 def readme_patch() -> Object:
     """Returns the securityContext that the README tells to give KServe's storage-initializer."""
-    readme = (objects.ROOT / "README.md").read_text()
+    page = (objects.ROOT / "docs" / "guides" / "manifests.md").read_text()
     begin = "kubectl patch clusterstoragecontainer default --type=merge --patch='"
-    patch: Object = json.loads(readme.split(begin)[1].split("'\n")[0])
+    patch: Object = json.loads(page.split(begin)[1].split("'\n")[0])
     found: Object = patch["spec"]["container"]["securityContext"]
     return found
 
