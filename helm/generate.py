@@ -32,7 +32,7 @@ SET_BY_OTHER_VALUES = {
 """Settings that the chart derives from other values, such as `model.uri` and `offload`."""
 
 _AMOUNT = {"type": ["integer", "string"]}
-_INPUT_SCHEMAS = {
+_INPUT_SCHEMAS: dict[Any, dict[str, Any]] = {
     parse_bytes: _AMOUNT,
     _memory_by_device: {"type": "object", "additionalProperties": _AMOUNT},
     _devices: {"type": ["string", "integer", "object"], "additionalProperties": _AMOUNT},

@@ -11,6 +11,7 @@ The comment ``<!-- server: NAME -->`` names the server that the blocks below it 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -85,12 +86,23 @@ def _console(block: str, server: str, output_of: Callable[[Command], str]) -> st
     made = []
     for entry in entries:
         text, _, output = entry.partition("\n")
-        while text.endswith("\\"):
+        while output and not _is_complete(text):
             more, _, output = output.partition("\n")
             text += f"\n{more}"
         shown = output_of(Command(server, text, output.strip("\n")))
         made.append(f"$ {text}\n{_lines(shown)}")
     return f"```console\n{''.join(made)}```"
+
+
+def _is_complete(text: str) -> bool:
+    """Return whether a command ends here: no line continues, and every quote is closed."""
+    if text.endswith("\\"):
+        return False
+    try:
+        shlex.split(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _lines(output: str) -> str:

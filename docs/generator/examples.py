@@ -37,7 +37,7 @@ _FIXED: dict[str, object] = {
 _RANDOM_ID = re.compile(r"\b(cmpl|chatcmpl)-[0-9a-f]{32}")
 _NUMBER = re.compile(r"-?\d+\.\d+(?:[eE][+-]?\d+)?")
 _TOLERANCE = 0.02
-_LONGEST_LINE = 96
+_LONGEST_LINE = 80
 _MOST_NUMBERS = 8
 _SECONDS = 60
 

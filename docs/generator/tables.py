@@ -50,7 +50,7 @@ def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 
 def settings_table() -> str:
     """Return the table of all settings."""
-    head = ("Flag", "Environment variable", "Type", "Default", "Unit", "Meaning")
+    head = ("Flag, environment variable", "Type", "Default", "Unit", "Meaning")
     return table(head, _settings_rows())
 
 
@@ -59,17 +59,14 @@ def _settings_rows() -> Iterator[Sequence[str]]:
     for name, field in Settings.model_fields.items():
         meaning = re.sub(r"\s+", " ", field.description or "").strip()
         default = "" if field.default is None else f"`{_default(name, field.default)}`"
-        variable = f"`{PREFIX}{name.upper()}`"
-        yield (
-            f"`--{name}`",
-            variable,
-            _type(name, schema[name]),
-            default,
-            UNITS.get(name, ""),
-            meaning,
-        )
+        kind, unit = _type(name, schema[name]), UNITS.get(name, "")
+        yield _names(name), kind, default, unit, meaning
     for alias, name in ALIASES.items():
-        yield f"`--{alias}`", f"`{PREFIX}{alias.upper()}`", "", "", "", f"Same as `--{name}`."
+        yield _names(alias), "", "", "", f"Same as `--{name}`."
+
+
+def _names(name: str) -> str:
+    return f"`--{name}`<br>`{PREFIX}{name.upper()}`"
 
 
 def _default(name: str, default: object) -> object:

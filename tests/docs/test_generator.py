@@ -35,6 +35,14 @@ def test_commands_are_found_with_their_servers_and_outputs() -> None:
     ]
 
 
+def test_a_command_ends_where_its_quotes_are_closed() -> None:
+    page = "```console\n$ curl -d '{\n  \"a\": 1\n}'\n{\n}\n$ next\n```"
+    assert [(one.text, one.output) for one in commands(page)] == [
+        ("curl -d '{\n  \"a\": 1\n}'", "{\n}"),
+        ("next", ""),
+    ]
+
+
 def test_outputs_are_replaced_and_the_rest_of_a_page_stays() -> None:
     fresh = rewrite(PAGE, lambda command: command.output and "new")
     assert fresh == PAGE.replace("old", "new")
