@@ -21,7 +21,6 @@ _FLAGS = {
     "demo": ["--max_model_len=256", "--prefill_chunk=64", '--max_memory={"cpu": "8MiB"}'],
     "torchserve": ["--max_model_len=256", "--torchserve_api"],
     "chat": ["--max_model_len=256"],
-    "reranker": ["--task=rerank"],
 }
 _PRELOADED = (
     "predictor.server",
