@@ -16,7 +16,7 @@ from typing import Any
 
 from docs.generator.models import make_model
 
-_SECONDS_TO_START = 120
+_SECONDS_TO_START = 300
 _FLAGS = {
     "demo": ["--max_model_len=256", "--prefill_chunk=64", '--max_memory={"cpu": "8MiB"}'],
     "torchserve": ["--max_model_len=256", "--torchserve_api"],
