@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from predictor import errors
-from predictor.protocol.error_forms import error_response
+from predictor.protocol.http.error_forms import error_response
 
 _ARGUMENTS: dict[type[errors.PredictorError], dict[str, Any]] = {
     errors.DoesNotFit: {"tier": "gpu", "needed": 0, "available": 0, "remedies": ()},

@@ -12,10 +12,10 @@ from docs.generator import command_line
 from docs.generator.error_table import error_rows, exit_code_rows
 from docs.generator.pages import ROOT
 from predictor import metrics
-from predictor.protocol.openai_request import CHAT_KEYS, COMPLETION_KEYS, IGNORED, REFUSED
+from predictor.protocol.openai.request import CHAT_KEYS, COMPLETION_KEYS, IGNORED, REFUSED
 from predictor.quantity import as_quantity
-from predictor.setting_sources import ALIASES, PREFIX
 from predictor.settings import Settings
+from predictor.settings_sources import ALIASES, PREFIX
 
 _REGION = re.compile(r"<!-- generated: (?P<name>[\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
