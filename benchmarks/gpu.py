@@ -161,7 +161,7 @@ def _predictor(flags: argparse.Namespace, where: Path) -> tuple[Generate, dict[s
         raise SystemExit(
             "not all that is offloaded waits in main memory as blocks: change --budget"
         )
-    return engine_generates(started.task._engine), {
+    return engine_generates(started.task.engine), {
         "waiting_bytes": waiting,
         "bytes_per_second": _probe(),
     }

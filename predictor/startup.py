@@ -30,9 +30,14 @@ from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.settings import Settings
-from predictor.tasks.encoder_spec import EncoderTaskSpec
 from predictor.tasks.encoder_task import EncoderTask
-from predictor.tasks.loading import Task, Unsaid, open_encoder_task, open_generation, open_tokenizer
+from predictor.tasks.loading import (
+    EncoderDefaults,
+    open_encoder_task,
+    open_generation,
+    open_tokenizer,
+)
+from predictor.tasks.task import Task
 from predictor.weights import audit
 from predictor.weights.block_source import OffloadConfig
 from predictor.weights.loader import Loaded, load
@@ -73,11 +78,6 @@ class Started:
 
     task: Task
     weights: Loaded
-
-    @property
-    def head(self) -> EncoderTaskSpec | None:
-        """The encoder task, or None for generative models."""
-        return self.task.head if isinstance(self.task, EncoderTask) else None
 
 
 def open_checkpoint(settings: Settings, *, needs_weights: bool = True) -> Checkpoint:
@@ -213,12 +213,15 @@ def _open(
         return open_generation(
             loaded.model, tokenizer, opened, max_model_len=length, max_length=settings.max_length
         )
-    unsaid = Unsaid(
+    encoder_defaults = EncoderDefaults(
         settings.return_probabilities, settings.return_raw_logits, settings.return_offsets_mapping
     )
     config = loaded.model.config
-    head = open_encoder_task(task, path, tokenizer, config, max_model_len=length, unsaid=unsaid)
+    spec = open_encoder_task(
+        task, path, tokenizer, config, max_model_len=length, defaults=encoder_defaults
+    )
     limits = BatchLimits(prepared.chunk, settings.max_batch_size, delay=settings.max_batch_delay)
     return EncoderTask(
-        head, open_encoder_engine(loaded.model, placement, head.run, limits=limits, **common)
+        spec,
+        open_encoder_engine(loaded.model, placement, spec.postprocess, limits=limits, **common),
     )

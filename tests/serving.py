@@ -31,7 +31,7 @@ class Up:
 
     @property
     def model(self) -> Any:
-        runner: Any = self.task._engine._runner
+        runner: Any = self.task.engine._runner
         return runner._model
 
     @property
@@ -42,7 +42,7 @@ class Up:
 
     def tokens(self, ids: list[int], **recipe: Any) -> list[int]:
         """Tokens that follow a prompt; `recipe` is a `SamplingParams`."""
-        return Collected.of(self.task._engine, ids, **recipe).tokens
+        return Collected.of(self.task.engine, ids, **recipe).tokens
 
 
 class Collected:
