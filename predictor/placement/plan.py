@@ -101,7 +101,7 @@ class Placement:
     notes: tuple[str, ...] = ()
 
     @property
-    def pass_width(self) -> int:
+    def max_attention_tokens(self) -> int:
         """Most cached tokens that one pass may read, padding included."""
         return ROOM_FOR_PADDING * self.kv_tokens
 
