@@ -3,7 +3,7 @@
 1. **Bytes of a token** are measured for each block on the meta device
    (`profiling.decoder_probe`), because a formula over the config is wrong for many architectures.
 2. **Tokens of the pool** are planned: `Placement.kv_tokens` is a multiple of `max_model_len`
-   (`placement.planner`). The plan reserves tokens x bytes before anything is loaded.
+   (`placement.demand`). The plan reserves tokens x bytes before anything is loaded.
 3. **Pages**: the pool (`kv_cache.PagedKVCache`) has one page for each planned token. The padding
    takes `PADDING_PAGES` of them; sequences share the rest (`usable_tokens`). The longest sequence
    fits all the same, because the last token of a sequence is never cached.
@@ -12,7 +12,7 @@
    them when the sequence ends or is preempted. The pool only maps reserved tokens to pages, so it
    never runs out.
 5. **Reads**: a forward pass gathers padded rows, up to `Placement.max_attention_tokens`
-   (`ROOM_FOR_PADDING` times the planned tokens), which the plan counts among the activations.
+   (`ATTENTION_PADDING_FACTOR` times the planned tokens), which the plan counts among the activations.
 
 The metrics report the ledger's capacity (`predictor_kv_tokens_limit`) and the tokens that are
 cached (`predictor_kv_tokens_used`), which are at most those reserved.
