@@ -12,7 +12,8 @@
    them when the sequence ends or is preempted. The pool only maps reserved tokens to pages, so it
    never runs out.
 5. **Reads**: a forward pass gathers padded rows, up to `Placement.max_attention_tokens`
-   (`ATTENTION_PADDING_FACTOR` times the planned tokens), which the plan counts among the activations.
+   (`ATTENTION_PADDING_FACTOR` times the planned tokens). The plan counts these rows among the
+   activations.
 
 The metrics report the ledger's capacity (`predictor_kv_tokens_limit`) and the tokens that are
 cached (`predictor_kv_tokens_used`), which are at most those reserved.
