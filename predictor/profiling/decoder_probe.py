@@ -41,8 +41,8 @@ class Probe:
             it does not grow: sliding windows, state-space layers).
         activations: Bytes alive besides weights and cache at the worst moment of a forward pass:
             of one chunk at the end of a sequence of `max_model_len` tokens, or of the most
-            sequences that together have as many tokens and padding (`ATTENTION_PADDING_FACTOR`). The
-            keys and values that a layer gathers from the cache for attention are included.
+            sequences that together have as many tokens and padding (`ATTENTION_PADDING_FACTOR`).
+            The keys and values that a layer gathers from the cache for attention are included.
         activations_per_token: Bytes more for each token more that the cache holds.
         measured: False where formulas were used.
     """
