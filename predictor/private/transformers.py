@@ -3,7 +3,7 @@
 Read in transformers 5.23.0: ``cache_utils.py``, ``modeling_outputs.py``, ``modeling_utils.py``,
 ``integrations/accelerate.py``, ``models/auto/modeling_auto.py``, ``conversion_mapping.py``,
 ``core_model_loading.py`` and ``utils/logging.py``. Functions import the last five when they are
-called: some take seconds, and `plan` and the migration need only a few of them.
+called: `modeling_utils` takes seconds, and `plan` and the migration need only a few of them.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 from transformers.cache_utils import (
     CacheLayerMixin,
     DynamicLayer,
     get_layer_types_and_kwargs,
 )
 from transformers.modeling_outputs import BaseModelOutput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["CacheLayerMixin", "DynamicLayer"]
 
