@@ -119,7 +119,7 @@ def test_requests_run_together_and_each_gets_its_own_answer(demo: Served) -> Non
     assert together == alone
     tokens = sum(answer["predictions"][0]["completion_tokens"] for answer in together)
     assert rows >= tokens
-    assert passes < 0.75 * tokens  # two rows in most of them; a serial server has one a token
+    assert passes < tokens / 2  # where one is served at a time there is a pass a token
 
 
 @contextlib.contextmanager
