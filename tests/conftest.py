@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 # Two test processes and the servers they start share few cores, and small models gain nothing
 # from more threads; set before torch reads it, for this process and those it starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Without it each of them would compile torch and transformers anew, which takes 10 s.
+# Without bytecode each of them compiles torch and transformers anew, which takes 10 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 import hypothesis
 import pytest
+
+sys.dont_write_bytecode = False
 
 if TYPE_CHECKING:
     import torch

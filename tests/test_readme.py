@@ -8,7 +8,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from predictor import metrics
 from predictor.settings import Settings
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -102,13 +102,7 @@ def test_the_readmes_plans_are_what_the_command_prints(make_serve: str, command:
 
 def test_the_refusal_that_the_readme_shows_is_the_commands() -> None:
     stated = ("--gpus=2x80GiB", "--memory=64GiB", "--disk=100GiB")
-    done = subprocess.run(
-        [sys.executable, "-m", "predictor", "plan", "examples/bloom-176b.json", *stated],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = forked.run(["plan", "examples/bloom-176b.json", *stated], cwd=ROOT)
     assert done.returncode == 78
     assert done.stderr.strip().splitlines()[-1] in README.splitlines()
 

@@ -12,6 +12,7 @@ import torch
 from predictor.errors import WeightsUnreadable
 from tests.checkpoints import ALL_CONFIGS
 from tests.conftest import Checkpoints
+from tests.grids import thinned
 from tests.serving import Up, blocks_on_disk, bring_up
 from tests.volumes import cut_store_short
 
@@ -36,8 +37,7 @@ def streams(up: Up) -> Any:
 ARCHITECTURES = sorted(ALL_CONFIGS)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "dtype"), thinned(ARCHITECTURES, DTYPES), ids=str)
 def test_logits_are_those_of_resident_blocks(
     checkpoints: Checkpoints, tmp_path: Path, architecture: str, dtype: torch.dtype
 ) -> None:
