@@ -19,7 +19,7 @@ BUILD_FLAGS ?=
 # Processes that run the tests; more flags of pytest's.
 WORKERS ?= 2
 PYTEST_FLAGS ?=
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup \
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
 	--no-loadscope-reorder --durations 10
 
 # Else every process compiles torch and transformers again.
@@ -51,7 +51,8 @@ test-image: $(VENV)/test.stamp
 
 # With every combination of what is tried, and the image.
 test-all: lint types contracts $(VENV)/test.stamp
-	$(PYTEST) --full-grid $(PYTEST_FLAGS)
+	$(PYTEST) --full-grid --ignore tests/image $(PYTEST_FLAGS)
+	$(MAKE) test-image
 
 image:
 	$(DOCKER) build --tag $(IMAGE) --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) $(BUILD_FLAGS) .

@@ -1,8 +1,8 @@
 """Checkpoints that several test modules share, made once for a session, and how tests are spread.
 
-Two processes run the tests (`make test`), one module at a time; what must not meet, or would make
-the same server or image twice, has the mark ``xdist_group``. What is marked ``full_grid`` runs with
-``--full-grid`` alone, and so do many examples of properties.
+Two processes run the tests (`make test`), one module at a time; so what must not meet, a port for
+instance, is in one module. What is marked ``full_grid`` runs with ``--full-grid`` alone, and so do
+many examples of properties.
 """
 
 from __future__ import annotations
@@ -54,9 +54,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if left_out:
             config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in set(left_out)]
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     items.sort(key=lambda item: not item.nodeid.startswith(_FIRST))
 
 
