@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     logs.configure()
     try:
-        command, flags = _parse(sys.argv[1:] if arguments is None else arguments)
+        command, flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         return _COMMANDS[command](flags)
     except PredictorError as error:
         _say_last(str(error))
@@ -62,9 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return PredictorError.exit_code
 
 
-def _parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def parse_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Return the command's name and its flags; an absent flag has no entry.
+
+    Args:
+        arguments: The command line without the program's name.
+
+    Raises:
+        ConfigurationError: The command line is wrong.
+    """
     parser = _parser()
-    found, unknown = parser.parse_known_args([_underscored(word) for word in arguments])
+    known, unknown = parser.parse_known_args([_underscored(word) for word in arguments])
     check_known(
         [word.partition("=")[0].removeprefix("--") for word in unknown if word.startswith("--")],
         "flag",
@@ -73,7 +81,7 @@ def _parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     )
     if unknown:
         parser.error(f"unexpected argument {unknown[0]!r}")
-    flags = {name: value for name, value in vars(found).items() if value is not None}
+    flags = {name: value for name, value in vars(known).items() if value is not None}
     return flags.pop("command"), flags
 
 
@@ -188,12 +196,12 @@ def _serve(flags: dict[str, Any]) -> int:
 def _plan(flags: dict[str, Any]) -> int:
     gc.disable()  # a short process; collecting what imports make takes a quarter of its time
     stated = {name: flags.pop(name, None) for name in ("gpus", "memory", "disk")}
-    asked = {name: flags.pop(name, None) for name in ("processors", "gpu_resource")}
+    requests = {name: flags.pop(name, None) for name in ("processors", "gpu_resource")}
     output = flags.pop("output")
     settings = read_settings(flags)
     from predictor import pod, startup
     from predictor.deployment import render
-    from predictor.deployment.sizing import needs
+    from predictor.deployment.sizing import size_deployment
     from predictor.placement import report
     from predictor.pod.stated import state
 
@@ -208,11 +216,12 @@ def _plan(flags: dict[str, Any]) -> int:
     elif output == "json":
         text = json.dumps(report.as_json(placement), indent=2)
     else:
-        given = explicit_settings(settings, flags, os.environ)
-        stored = checkpoint.dtype
-        found = needs(placement, resources, settings, given, stored_dtype=stored, **asked)
-        text = render.as_yaml(render.about(placement), render.FORMS[output](found))
-    print(text)  # noqa: T201 - what the command is asked for
+        explicit = explicit_settings(settings, flags, os.environ)
+        requirements = size_deployment(
+            placement, resources, settings, explicit, stored_dtype=checkpoint.dtype, **requests
+        )
+        text = render.to_yaml(render.summary(placement), render.RENDERERS[output](requirements))
+    print(text)  # noqa: T201 - the command's output
     return 0
 
 
@@ -223,7 +232,7 @@ def _import(flags: dict[str, Any]) -> int:
     from predictor.migration.importing import import_torchserve
 
     report = import_torchserve(flags["archive"], flags["into"], ts_config=flags.get("ts_config"))
-    print(report.table())  # noqa: T201 - what the command is asked for
+    print(report.table())  # noqa: T201 - the command's output
     return 0
 
 

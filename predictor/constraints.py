@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from predictor.checkpoint.checkpoint import Checkpoint, context_length, known_positions
 from predictor.checkpoint.task_detection import GENERATING
+from predictor.dtypes import name_of
 from predictor.engine.batchability import unbatchable_reason
 from predictor.errors import ConfigurationError
 from predictor.placement.plan import PlacementOptions
@@ -41,7 +42,7 @@ def serving_dtype(settings: Settings, checkpoint: Checkpoint) -> str:
         return settings.dtype
     declared = getattr(checkpoint.config, "dtype", None)
     if declared is not None:
-        return str(declared).removeprefix("torch.")
+        return name_of(declared)
     return checkpoint.dtype or "float32"
 
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 
-_MOST_SHOWN = 64
-"""Characters of a name that are compared; a client may send any number."""
+from predictor.sentences import MAX_NAME, shorten
 
 
 class PredictorError(Exception):
@@ -156,10 +155,11 @@ class GenerationFailed(PredictorError):
 
 def reason_of(error: BaseException, *, most: int = 200) -> str:
     """Returns what a library's error says as one line, or its class where it says nothing."""
-    return " ".join((str(error).strip() or type(error).__name__).split())[:most]
+    line = " ".join((str(error).strip() or type(error).__name__).split())
+    return shorten(line, most, ellipsis="")
 
 
 def nearest(name: str, known: Collection[str]) -> str:
     """Returns the end of a sentence: ``did you mean 'x'?``, or all that is known."""
-    near = difflib.get_close_matches(name[:_MOST_SHOWN], known, n=1)
+    near = difflib.get_close_matches(shorten(name, MAX_NAME, ellipsis=""), known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PlainSerializer
 
+from predictor import dtypes
 from predictor.quantity import as_quantity, parse_bytes
-
-_DTYPES = {"float": "float32", "half": "float16"}
 
 
 def _from_json(value: Any) -> Any:
@@ -39,8 +38,8 @@ def _devices(value: Any) -> Any:
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), PlainSerializer(as_quantity, when_used="json")]
 Dtype = Annotated[
-    Literal["auto", "float32", "float16", "bfloat16", "float64"],
-    BeforeValidator(lambda text: _DTYPES.get(str(text), str(text).removeprefix("torch."))),
+    Literal["auto", dtypes.ServingDType],
+    BeforeValidator(lambda text: dtypes.SETTING_ALIASES.get(str(text), dtypes.name_of(text))),
 ]
 
 Task = (

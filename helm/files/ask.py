@@ -1,4 +1,4 @@
-"""Asks a predictor over V1 and over V2, as `helm test` does; a traceback where one fails."""
+"""Send a request to a predictor over V1 and over V2, for `helm test`. A failure is a traceback."""
 
 import json
 import sys
@@ -8,16 +8,16 @@ import urllib.request
 
 PROMPT = "The weather"
 PARAMETERS = {"max_new_tokens": 4}
-DEADLINE = time.monotonic() + 840  # for a Service that is not there yet, and a model that loads
+DEADLINE = time.monotonic() + 840  # the Service may not exist yet, and the model may still load
 
 
-def ask(url, question):
-    """Returns the JSON that a question is answered with, after waiting for who answers."""
-    request = urllib.request.Request(url, json.dumps(question).encode())
+def post(url, body):
+    """Return the JSON response to a JSON body, after waiting until the model is ready."""
+    request = urllib.request.Request(url, json.dumps(body).encode())
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=600) as answer:
-                return json.load(answer)
+            with urllib.request.urlopen(request, timeout=600) as response:
+                return json.load(response)
         except (urllib.error.URLError, ConnectionError) as error:
             if getattr(error, "code", 503) != 503 or time.monotonic() > DEADLINE:
                 raise
@@ -25,8 +25,8 @@ def ask(url, question):
 
 
 url, model = sys.argv[1:]
-v1 = ask(f"{url}/v1/models/{model}:predict", {"instances": [PROMPT], "parameters": PARAMETERS})
+v1 = post(f"{url}/v1/models/{model}:predict", {"instances": [PROMPT], "parameters": PARAMETERS})
 print("V1:", v1["predictions"][0]["text"])
 tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [PROMPT]}
-v2 = ask(f"{url}/v2/models/{model}/infer", {"inputs": [tensor], "parameters": PARAMETERS})
+v2 = post(f"{url}/v2/models/{model}/infer", {"inputs": [tensor], "parameters": PARAMETERS})
 print("V2:", {output["name"]: output["data"][0] for output in v2["outputs"]}["text"])

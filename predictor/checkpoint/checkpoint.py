@@ -25,6 +25,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from predictor.checkpoint.safetensors_header import StoredWeights, read_stored
 from predictor.checkpoint.task_detection import find_task
+from predictor.dtypes import name_of
 from predictor.errors import CheckpointError, ConfigurationError, HubUnreachable, reason_of
 
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -64,7 +65,7 @@ class Checkpoint:
         if self.stored is not None and self.stored.dtype is not None:
             return self.stored.dtype
         declared = getattr(self.config, "dtype", None)
-        return None if declared is None else str(declared).removeprefix("torch.")
+        return None if declared is None else name_of(declared)
 
 
 def open_directory(

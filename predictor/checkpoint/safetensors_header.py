@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from predictor.dtypes import BY_CODE
 from predictor.errors import CheckpointError
 
 _LARGEST_HEADER = 100_000_000
@@ -33,10 +34,6 @@ class StoredWeights:
     files: tuple[Path, ...]
     weight_bytes: int
     dtype: str | None
-
-
-FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""torch's names of the format's floating dtypes."""
 
 
 def read_stored(model_dir: Path) -> StoredWeights | None:
@@ -94,7 +91,11 @@ def _from_headers(files: tuple[Path, ...]) -> StoredWeights:
         for entry in read_header(file).values():
             begin, end = entry["data_offsets"]
             by_dtype[entry["dtype"]] = by_dtype.get(entry["dtype"], 0) + end - begin
-    floating = {FLOATING[name]: count for name, count in by_dtype.items() if name in FLOATING}
+    floating = {
+        BY_CODE[code].name: count
+        for code, count in by_dtype.items()
+        if code in BY_CODE and BY_CODE[code].is_floating
+    }
     dtype = max(floating, key=lambda name: floating[name]) if floating else None
     return StoredWeights("safetensors", files, sum(by_dtype.values()), dtype)
 

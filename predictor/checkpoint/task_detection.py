@@ -1,7 +1,8 @@
-"""What a model was made for: its task, found in its files, and transformers' class for that.
+"""The task of a model, detected from its files, and the auto class of transformers that builds it.
 
-The head that a checkpoint was trained with is what its config names in ``architectures``; another
-would be new and untrained, so what does not suit the model is refused.
+A config names the head that the checkpoint was trained with in ``architectures``. Any other head
+would be new and untrained, so a task that does not suit the head is refused. Whether a task's
+engine can run the model is left to `profiling` and `engine`.
 """
 
 from __future__ import annotations
@@ -12,25 +13,25 @@ from typing import Any
 
 import transformers
 from transformers import PreTrainedConfig
-from transformers.models.auto import modeling_auto
 
 from predictor.errors import CheckpointError
+from predictor.private.transformers import class_names
 
 _SENTENCE_TRANSFORMERS = "modules.json"
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """How transformers knows the models of a task.
+    """The models of a task in transformers.
 
     Attributes:
-        factory: The auto class that makes them.
-        mapping: The table of `modeling_auto` with their classes by model type.
-        title: What they are called in a sentence.
+        factory: The auto class that builds such a model.
+        table: The table of `modeling_auto` with the model classes by model type.
+        title: The name of such a model in a sentence.
     """
 
     factory: str
-    mapping: str
+    table: str
     title: str
 
 
@@ -67,93 +68,89 @@ _KINDS = {
 }
 
 GENERATING = frozenset({"text_generation", "text2text_generation"})
-"""The tasks whose answer is made token by token."""
+"""The tasks that generate their answer token by token."""
 
 
 def title_of(task: str) -> str:
-    """Returns what a model for this task is, in words: ``causal language model``."""
+    """Return the name of a model for this task in a sentence: ``causal language model``."""
     return _KINDS[task].title
 
 
 def factory_of(task: str, config: PreTrainedConfig) -> Any:
-    """Returns the auto class of transformers that makes such models for this task."""
+    """Return the auto class of transformers that builds a model for this task."""
     is_encoder = any(name.endswith("EncoderModel") for name in config.architectures or ())
     if task == "text_embedding" and (config.is_encoder_decoder or is_encoder):
         return transformers.AutoModelForTextEncoding  # its encoder alone
     return getattr(transformers, _KINDS[task].factory)
 
 
-def find_task(config: PreTrainedConfig, path: Path, asked: str | None) -> str:
-    """Returns the task that a model is to be served for.
+def find_task(config: PreTrainedConfig, path: Path, requested: str | None) -> str:
+    """Return the task that a model is served for.
 
     Args:
-        config: The model's.
-        path: Its directory, or its ``config.json`` alone.
-        asked: The task that was asked for; None asks for what the model was made for.
+        config: The model's config.
+        path: The model's directory, or its ``config.json`` alone.
+        requested: The task in the settings, or None to detect it.
 
     Raises:
-        CheckpointError: The model was made for none of the tasks, or not for the one asked for.
+        CheckpointError: The model suits no task, or not the requested one.
     """
-    named = [name for name in config.architectures or () if "Model" in name or "For" in name]
+    classes = [name for name in config.architectures or () if "Model" in name or "For" in name]
     own_code: dict[str, str] = getattr(config, "auto_map", None) or {}
-    if asked is not None:
+    if requested is not None:
         if not own_code:
-            _check(named, asked, path)
-        return asked
+            _check(classes, requested, path)
+        return requested
     if (path / _SENTENCE_TRANSFORMERS).is_file():
         return "text_embedding"
-    found = [_of_head(name, config) for name in named]
-    found += [task for task, kind in _KINDS.items() if kind.factory in own_code]
-    heads = [name for name in named if "For" in name]
-    if heads and not own_code and not any(found):
+    tasks = [_task_of_head(name, config) for name in classes]
+    tasks += [task for task, kind in _KINDS.items() if kind.factory in own_code]
+    heads = [name for name in classes if "For" in name]
+    if heads and not own_code and not any(tasks):
         raise CheckpointError(
             f"{path} describes a {heads[0]}, which is made for no task that can be served; "
             f"they are {', '.join(_KINDS)}."
         )
-    return next(filter(None, found), None) or _of_base(config, named)
+    return next(filter(None, tasks), None) or _task_of_base(config, classes)
 
 
-def _of_head(name: str, config: PreTrainedConfig) -> str | None:
-    """The task of a model class with a head; None for others."""
-    found = [task for task in _KINDS if task != "text_embedding" and name in _classes(task)]
-    if "sequence_classification" in found:
-        # One number for a pair of texts is how well they match (a cross-encoder).
+def _task_of_head(name: str, config: PreTrainedConfig) -> str | None:
+    """Return the task of a model class with a head; None for other classes."""
+    tasks = [task for task in _KINDS if task != "text_embedding" and name in _classes(task)]
+    if "sequence_classification" in tasks:
+        # A cross-encoder has one label: how well two texts match.
         return "rerank" if config.num_labels == 1 else "sequence_classification"
-    if "text2text_generation" in found and config.is_encoder_decoder:
+    if "text2text_generation" in tasks and config.is_encoder_decoder:
         return "text2text_generation"
-    return found[0] if found else None
+    return tasks[0] if tasks else None
 
 
-def _of_base(config: PreTrainedConfig, named: list[str]) -> str:
-    """The task of a model of which no head is known.
+def _task_of_base(config: PreTrainedConfig, classes: list[str]) -> str:
+    """Return the task of a model whose config names no known head.
 
-    Decoders were published by the name of their base model too (``BloomModel``) and generate; a
-    model that was made to see both sides of a token does not.
+    Some decoders were published under the name of their base model (``BloomModel``). They generate,
+    unless the same model type also has a masked language model.
     """
     if config.is_encoder_decoder:
         return "text2text_generation"
-    generates = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    sees_both = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return "text_embedding" if named and (sees_both or not generates) else "text_generation"
+    generates = config.model_type in class_names(_KINDS["text_generation"].table)
+    is_bidirectional = config.model_type in class_names(_KINDS["fill_mask"].table)
+    is_encoder = bool(classes) and (is_bidirectional or not generates)
+    return "text_embedding" if is_encoder else "text_generation"
 
 
-def _check(named: list[str], asked: str, path: Path) -> None:
-    """Refuses a task that the model's head is not for.
+def _check(classes: list[str], task: str, path: Path) -> None:
+    """Refuse a task that the model's head is not for.
 
-    Any model can be asked for embeddings, which are made of what is below the head.
+    Every model suits ``text_embedding``: vectors are made of the states below the head.
     """
-    heads = [name for name in named if "For" in name or name.endswith("LMHeadModel")]
-    if asked != "text_embedding" and heads and not _classes(asked).intersection(heads):
+    heads = [name for name in classes if "For" in name or name.endswith("LMHeadModel")]
+    if task != "text_embedding" and heads and not _classes(task).intersection(heads):
         raise CheckpointError(
-            f"{path} describes a {heads[0]}, which is no {title_of(asked)} (task {asked})."
+            f"{path} describes a {heads[0]}, which is no {title_of(task)} (task {task})."
         )
 
 
 def _classes(task: str) -> set[str]:
-    """The names of all model classes for a task."""
-    mapping: dict[str, Any] = getattr(modeling_auto, _KINDS[task].mapping)
-    return {
-        name
-        for names in mapping.values()
-        for name in ([names] if isinstance(names, str) else names)
-    }
+    """Return the names of all model classes for a task."""
+    return {name for names in class_names(_KINDS[task].table).values() for name in names}

@@ -1,1 +1,1 @@
-"""Deployment: a plan becomes the values or the InferenceService that a cluster is given."""
+"""Deployment: turn a plan into Helm values or an InferenceService."""

@@ -1,7 +1,7 @@
-"""What a planned model needs, as a cluster is asked for it: Helm values, or an InferenceService.
+"""Render a model's requirements as Helm values or as an InferenceService.
 
-Knows the values of the chart in ``helm/``, the runtime of ``manifests/`` and the fields of KServe's
-v1beta1, and writes YAML.
+This module knows the values of the chart in ``helm/``, the runtime of ``manifests/`` and the fields
+of KServe's v1beta1.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 
 import yaml
 
-from predictor.deployment.sizing import Needs
+from predictor.deployment.sizing import Requirements
 from predictor.placement.plan import Placement
 from predictor.quantity import as_quantity
 
-WHERE_THE_MODEL_LIES = "pvc://CLAIM/PATH"
-"""Stands where nothing says it; Kubernetes takes no claim of such a name."""
+MODEL_URI_PLACEHOLDER = "pvc://CLAIM/PATH"
+"""A placeholder for the unknown URI. Kubernetes refuses a claim of such a name."""
 
 _RUNTIME = "accelerate-predictor"
 _MOUNT = "/offload"
 _BEYOND_GRACE = 15
-"""Seconds of a pod's end besides `grace_period`: 5 of the runtime's preStop, and some to exit."""
+"""Seconds of a pod's termination besides `grace_period`: 5 of the runtime's preStop, 10 to exit."""
 
 _SECURITY = {
     "runAsNonRoot": True,
@@ -31,114 +31,121 @@ _SECURITY = {
     "fsGroup": 1000,
     "fsGroupChangePolicy": "OnRootMismatch",
 }
-"""The pod's; `fsGroup` makes the claim writable for the image's user."""
+"""The pod's security context. `fsGroup` makes the claim writable for the image's user."""
 
 
-def helm_values(needs: Needs) -> list[dict[str, Any]]:
-    """Returns values for the Helm chart, as one document."""
+def helm_values(requirements: Requirements) -> list[dict[str, Any]]:
+    """Return values for the Helm chart, as one document."""
     model = {
-        "name": needs.name,
-        "uri": None if needs.model_id else WHERE_THE_MODEL_LIES,
-        "id": needs.model_id,
-        "revision": needs.model_revision,
+        "name": requirements.name,
+        "uri": None if requirements.model_id else MODEL_URI_PLACEHOLDER,
+        "id": requirements.model_id,
+        "revision": requirements.model_revision,
     }
-    offload: dict[str, Any] = {"enabled": needs.claim is not None}
-    if needs.claim is not None:
-        offload["persistence"] = {"size": as_quantity(needs.claim)}
-    memory = as_quantity(needs.memory)
-    requests = {"cpu": needs.processors, "memory": memory}
+    offload: dict[str, Any] = {"enabled": requirements.claim is not None}
+    if requirements.claim is not None:
+        offload["persistence"] = {"size": as_quantity(requirements.claim)}
+    memory = as_quantity(requirements.memory)
+    requests = {"cpu": requirements.processors, "memory": memory}
     values = {
         "model": {name: value for name, value in model.items() if value is not None},
-        "accelerators": needs.accelerators,
+        "accelerators": requirements.accelerators,
         "resources": {"requests": requests, "limits": {"memory": memory}},
         "offload": offload,
-        "settings": needs.settings,
+        "settings": requirements.settings,
     }
-    if "request_timeout" in needs.settings:
-        values["kserve"] = {"timeout": math.ceil(needs.request_timeout)}
+    if "request_timeout" in requirements.settings:
+        values["kserve"] = {"timeout": math.ceil(requirements.request_timeout)}
     return [values]
 
 
-def inference_service(needs: Needs) -> list[dict[str, Any]]:
-    """Returns an InferenceService and, before it, the claim of its offload volume if it needs one.
+def inference_service(requirements: Requirements) -> list[dict[str, Any]]:
+    """Return an InferenceService, preceded by the claim of its offload volume if it needs one.
 
-    What KServe would fill in and must not is written: 1 processor and 2 GiB as limits, a rollout
-    that wants the GPUs twice, an autoscaler by processor use.
+    It sets the fields for which KServe's defaults are unsuitable. These are limits of 1 processor
+    and 2 GiB, a rollout that needs the GPUs twice, and autoscaling by processor use.
     """
     service = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": {
-            "name": needs.title,
+            "name": requirements.resource_name,
             "annotations": {
                 "serving.kserve.io/deploymentMode": "Standard",
                 "serving.kserve.io/autoscalerClass": "none",
             },
         },
-        "spec": {"predictor": _predictor(needs)},
+        "spec": {"predictor": _predictor(requirements)},
     }
-    return [service] if needs.claim is None else [_claim(needs, needs.claim), service]
+    if requirements.claim is None:
+        return [service]
+    return [_claim(requirements, requirements.claim), service]
 
 
-def _predictor(needs: Needs) -> dict[str, Any]:
+def _predictor(requirements: Requirements) -> dict[str, Any]:
     predictor = {
         "minReplicas": 1,
         "deploymentStrategy": {"type": "Recreate"},
-        "timeout": math.ceil(needs.request_timeout),
-        "terminationGracePeriodSeconds": math.ceil(needs.grace_period) + _BEYOND_GRACE,
+        "timeout": math.ceil(requirements.request_timeout),
+        "terminationGracePeriodSeconds": math.ceil(requirements.grace_period) + _BEYOND_GRACE,
         "serviceAccountName": _RUNTIME,
         "automountServiceAccountToken": True,
         "enableServiceLinks": False,
         "securityContext": _SECURITY,
-        "model": _model(needs),
+        "model": _model(requirements),
     }
-    if needs.claim is not None:
-        claim = {"claimName": _claim_name(needs)}
+    if requirements.claim is not None:
+        claim = {"claimName": _claim_name(requirements)}
         predictor["volumes"] = [{"name": "offload", "persistentVolumeClaim": claim}]
     return predictor
 
 
-def _model(needs: Needs) -> dict[str, Any]:
+def _model(requirements: Requirements) -> dict[str, Any]:
     model: dict[str, Any] = {
         "modelFormat": {"name": "huggingface"},
         "runtime": _RUNTIME,
         "protocolVersion": "v2",
     }
-    if needs.model_id is None:
-        model["storageUri"] = WHERE_THE_MODEL_LIES
+    if requirements.model_id is None:
+        model["storageUri"] = MODEL_URI_PLACEHOLDER
     else:
         model["env"] = [{"name": "HF_HOME", "value": f"{_MOUNT}/huggingface"}]
-    arguments = _arguments(needs)
+    arguments = _arguments(requirements)
     if arguments:
         model["args"] = arguments
-    amounts = {"cpu": needs.processors, "memory": as_quantity(needs.memory)} | needs.accelerators
+    amounts = {
+        "cpu": requirements.processors,
+        "memory": as_quantity(requirements.memory),
+        **requirements.accelerators,
+    }
     model["resources"] = {"requests": amounts, "limits": dict(amounts)}
-    if needs.claim is not None:
+    if requirements.claim is not None:
         model["volumeMounts"] = [{"name": "offload", "mountPath": _MOUNT}]
     return model
 
 
-def _arguments(needs: Needs) -> list[str]:
-    """Flags, after the runtime's own: the last one of a name counts."""
+def _arguments(requirements: Requirements) -> list[str]:
+    """Return the flags, which follow the runtime's own. The last flag of a name counts."""
+    is_named = requirements.name != requirements.resource_name
     flags = {
-        "model_name": None if needs.name == needs.title else needs.name,
-        "model_id": needs.model_id,
-        "model_revision": needs.model_revision,
-        "offload_folder": None if needs.claim is None else _MOUNT,
-        **needs.settings,
+        "model_name": requirements.name if is_named else None,
+        "model_id": requirements.model_id,
+        "model_revision": requirements.model_revision,
+        "offload_folder": None if requirements.claim is None else _MOUNT,
+        **requirements.settings,
     }
-    return [f"--{name}={_written(value)}" for name, value in flags.items() if value is not None]
+    return [f"--{name}={_flag_value(value)}" for name, value in flags.items() if value is not None]
 
 
-def _written(value: Any) -> str:
+def _flag_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _claim(needs: Needs, size: int) -> dict[str, Any]:
+def _claim(requirements: Requirements, size: int) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": _claim_name(needs)},
+        "metadata": {"name": _claim_name(requirements)},
         "spec": {
             "accessModes": ["ReadWriteOnce"],
             "resources": {"requests": {"storage": as_quantity(size)}},
@@ -146,30 +153,30 @@ def _claim(needs: Needs, size: int) -> dict[str, Any]:
     }
 
 
-def _claim_name(needs: Needs) -> str:
-    return f"{needs.title}-offload"
+def _claim_name(requirements: Requirements) -> str:
+    return f"{requirements.resource_name}-offload"
 
 
-FORMS = {"helm-values": helm_values, "inferenceservice": inference_service}
-"""What a deployment is written as, by the name of the command's output."""
+RENDERERS = {"helm-values": helm_values, "inferenceservice": inference_service}
+"""The functions that render a deployment, by the value of the command's ``--output``."""
 
 
-def about(placement: Placement) -> list[str]:
-    """Returns what a plan says of itself, a line each."""
+def summary(placement: Placement) -> list[str]:
+    """Return a plan's summary and notes, a line each."""
     first = f"{placement.architecture} in {placement.dtype}, limited by {placement.limited_by}"
     return [first, *placement.notes]
 
 
-def as_yaml(lines: Sequence[str], documents: Sequence[Mapping[str, Any]]) -> str:
-    """Returns documents as YAML, with comments and what is left open above them.
+def to_yaml(comments: Sequence[str], documents: Sequence[Mapping[str, Any]]) -> str:
+    """Return documents as YAML below comments, the last of which explains the placeholder if any.
 
     Args:
-        lines: What the comments say, a line each.
-        documents: Helm values, or Kubernetes' objects.
+        comments: The comments, a line each.
+        documents: Helm values or Kubernetes objects.
     """
     text = yaml.safe_dump_all(documents, sort_keys=False, width=10_000)
-    comments = list(lines)
-    if WHERE_THE_MODEL_LIES in text:
-        wanted = "put in the claim and path where the model lies, or its URI"
-        comments.append(f"{WHERE_THE_MODEL_LIES}: {wanted}")
-    return "".join(f"# {line}\n" for line in comments) + text.rstrip("\n")
+    lines = list(comments)
+    if MODEL_URI_PLACEHOLDER in text:
+        hint = "put in the claim and path where the model lies, or its URI"
+        lines.append(f"{MODEL_URI_PLACEHOLDER}: {hint}")
+    return "".join(f"# {line}\n" for line in lines) + text.rstrip("\n")

@@ -1,7 +1,7 @@
-"""What serving a planned model needs of a cluster, in numbers: GPUs, memory, a claim, settings.
+"""The requirements of a planned model: GPUs, memory, a volume claim, settings.
 
-Pure arithmetic over a placement and what it was made with. How a cluster is asked for it is
-`deploy`'s business, and what a pod then finds is `pod`'s.
+Pure arithmetic over a placement and its inputs. `predictor.deployment.render` writes the result
+as YAML, and `predictor.pod` reads what a pod then owns.
 """
 
 from __future__ import annotations
@@ -13,47 +13,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from predictor.dtypes import item_bytes
 from predictor.errors import ConfigurationError
 from predictor.placement.plan import Placement
 from predictor.pod.resources import PodResources
 from predictor.settings import Settings
 
 PROCESSORS = 4
-"""Processors to ask for where none were stated or measured: one is the server's, the others read
-blocks and feed the GPUs. Without a number KServe's webhook limits a container to one."""
+"""Processors to request if none were stated or measured: one for the server, the others to read
+blocks and feed the GPUs. Without a request, KServe's webhook limits a container to one."""
 
 FILESYSTEM_SHARE = 0.03
 FILESYSTEM_BYTES = 64 * 1024**2
-"""What ext4 keeps of a claim, both together; from 1 GiB to 400 GiB 1.8 to 6.5 % were measured."""
+"""The part of a claim that ext4 keeps: both added. For 1 to 400 GiB, 1.8 to 6.5 % were measured."""
 
 _GIB = 1024**3
-_ITEM_BYTES = {"float64": 8, "float32": 4}
-BY_OTHERS = {
+SET_ELSEWHERE = {
     *("model_name", "model_id", "model_revision", "model_dir", "offload_folder"),
     *("host", "http_port", "grpc_port"),
 }
-"""Settings that the chart and the runtime make themselves, or that have a field of their own."""
+"""Settings that the chart and the runtime set themselves, or that have their own field."""
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """What serving a planned model needs.
+class Requirements:
+    """The resources and settings that serve a model.
 
     Attributes:
-        title: A name for its resources.
-        name: The name it is served under; None where none was given.
-        model_id: The hub's repository that the predictor fetches; None where it lies elsewhere.
-        model_revision: Branch, tag or commit of that.
-        accelerators: How many of each extended resource.
-        processors: How many to ask for.
+        resource_name: The name of its Kubernetes resources.
+        name: The model's name in requests; None if unset.
+        model_id: The repository on the hub; None if the model lies elsewhere.
+        model_revision: Its branch, tag or commit.
+        accelerators: The number of each extended resource.
+        processors: The processors to request.
         memory: Bytes of the container's memory limit.
-        claim: Bytes of the offload volume; None where nothing has to be written.
-        request_timeout: Seconds after which a request is given up.
+        claim: Bytes of the offload volume; None if nothing is written.
+        request_timeout: Seconds after which a request is cancelled.
         grace_period: Seconds that running requests get to finish.
-        settings: All other settings that were given, as JSON values.
+        settings: All other explicit settings, as JSON values.
     """
 
-    title: str
+    resource_name: str
     name: str | None
     model_id: str | None
     model_revision: str | None
@@ -66,29 +66,29 @@ class Needs:
     settings: dict[str, Any]
 
 
-def needs(
+def size_deployment(
     placement: Placement,
     resources: PodResources,
     settings: Settings,
-    given: Mapping[str, Any],
+    explicit: Mapping[str, Any],
     *,
     stored_dtype: str | None,
     gpu_resource: str,
     processors: int | None,
-) -> Needs:
-    """Returns what a pod must be given so that this placement comes out there.
+) -> Requirements:
+    """Return the requirements of a pod in which planning gives the same placement.
 
     Args:
         placement: The plan.
-        resources: What it was made with.
-        settings: The settings it was made with.
-        given: Those of them that were given, as JSON values.
-        stored_dtype: The checkpoint's dtype; None is the one that is served.
-        gpu_resource: What the cluster calls one GPU: ``nvidia.com/gpu``.
-        processors: Processors to ask for; None asks for those that were measured.
+        resources: The resources that it was planned for.
+        settings: The settings that it was planned with.
+        explicit: The settings that were set explicitly, as JSON values.
+        stored_dtype: The checkpoint's dtype; None if it is the served one.
+        gpu_resource: The cluster's resource name of one GPU, such as ``nvidia.com/gpu``.
+        processors: Processors to request; None to request the measured ones.
 
     Raises:
-        ConfigurationError: Main memory was neither stated nor is it limited here.
+        ConfigurationError: Main memory is neither stated nor limited here.
     """
     if not resources.memory.limit:
         raise ConfigurationError(
@@ -97,9 +97,11 @@ def needs(
         )
     gpus = len(resources.accelerators)
     download = 0 if settings.model_id is None else _stored_bytes(placement, stored_dtype)
-    return Needs(
-        title=title_of(given.get("model_name") or settings.model_id or _folder(settings.model_dir)),
-        name=given.get("model_name"),
+    return Requirements(
+        resource_name=to_resource_name(
+            explicit.get("model_name") or settings.model_id or _folder_name(settings.model_dir)
+        ),
+        name=explicit.get("model_name"),
         model_id=settings.model_id,
         model_revision=settings.model_revision,
         accelerators={gpu_resource: gpus} if gpus else {},
@@ -108,45 +110,40 @@ def needs(
         claim=_claim(placement, resources, settings.memory_headroom, download),
         request_timeout=settings.request_timeout,
         grace_period=settings.grace_period,
-        settings={name: value for name, value in given.items() if name not in BY_OTHERS},
+        settings={name: value for name, value in explicit.items() if name not in SET_ELSEWHERE},
     )
 
 
-def title_of(name: str) -> str:
-    """Returns a name that KServe takes for a model: of its own, or of the hub's or its folder's."""
+def to_resource_name(name: str) -> str:
+    """Return a resource name that KServe accepts, made of a model's, repository's or folder's."""
     label = re.sub(r"[^a-z0-9]+", "-", name.rpartition("/")[2].lower())[:40].strip("-")
     return label if label[:1].isalpha() else f"model-{label}".rstrip("-")
 
 
-def _folder(path: Path) -> str:
+def _folder_name(path: Path) -> str:
     return (path.parent if path.name == "config.json" else path).name.removesuffix(".json")
 
 
 def _stored_bytes(placement: Placement, stored_dtype: str | None) -> int:
-    """Bytes of the checkpoint, which are downloaded before a block is placed."""
+    """Return the checkpoint's bytes, which are downloaded before any block is placed."""
     served = item_bytes(placement.dtype)
     stored = served if stored_dtype is None else item_bytes(stored_dtype)
     return sum(tier.weights for tier in placement.tiers) * stored // served
 
 
-def item_bytes(dtype: str) -> int:
-    """Returns the bytes of one number of a dtype that can be served."""
-    return _ITEM_BYTES.get(dtype, 2)
-
-
 def _claim(
     placement: Placement, resources: PodResources, headroom: float, download: int
 ) -> int | None:
-    """Bytes of the volume: what was planned with, and no less than holds what is written."""
+    """Return the volume's bytes: those planned with, or more if the written files need more."""
     disk, stated = placement.tier("disk"), 0
     written = float(download)
     if disk.units and resources.volume is not None:
         stated = resources.volume.available
         written += disk.planned / (1 - headroom)
-    return claim_of(written, at_least=stated) if written else None
+    return claim_size(written, at_least=stated) if written else None
 
 
-def claim_of(written: float, *, at_least: int = 0) -> int:
-    """Returns the bytes to claim, in whole GiB, so that so many can be written there."""
+def claim_size(written: float, *, at_least: int = 0) -> int:
+    """Return the bytes to claim, in whole GiB, so that `written` bytes fit on its file system."""
     formatted = (written + FILESYSTEM_BYTES) / (1 - FILESYSTEM_SHARE)
     return math.ceil(max(at_least, formatted) / _GIB) * _GIB

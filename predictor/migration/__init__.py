@@ -1,1 +1,1 @@
-"""From TorchServe: its archives and settings become a model directory. Runs before serving only."""
+"""Import TorchServe archives and settings into a model directory. Never runs while serving."""

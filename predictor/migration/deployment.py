@@ -1,6 +1,7 @@
-"""What an imported model needs of a cluster: an estimate, since nothing was planned.
+"""The deployment of an imported model: an estimate, since nothing was planned.
 
-Main memory holds the whole model, whatever goes to GPUs. Less may do; `predictor plan` finds it.
+The estimate puts the whole model in main memory, whether or not there are GPUs. The model may need
+less; `predictor plan` calculates it.
 """
 
 from __future__ import annotations
@@ -8,51 +9,61 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from predictor.deployment.sizing import BY_OTHERS, PROCESSORS, Needs, claim_of, item_bytes, title_of
-from predictor.migration.mapping import one_line
+from predictor.deployment.sizing import (
+    PROCESSORS,
+    SET_ELSEWHERE,
+    Requirements,
+    claim_size,
+    to_resource_name,
+)
+from predictor.dtypes import item_bytes
+from predictor.migration.display import one_line
 from predictor.migration.translate import Translation
 from predictor.quantity import format_bytes
 from predictor.settings import Settings, explicit_settings
 
 GPU = "nvidia.com/gpu"
-"""What most clusters call one GPU."""
+"""The resource name of one GPU in most clusters."""
 
 _GIB = 1024**3
 _BESIDE_WEIGHTS = 4 * _GIB
-"""The process takes a quarter of it; the rest is for KV cache, staging and requests."""
+"""Bytes besides the weights. The process takes a quarter; KV cache, staging and requests the rest.
+"""
 
 _UNKNOWN_MEMORY, _UNKNOWN_CLAIM = 16 * _GIB, 64 * _GIB
-"""What stands for the needs of a model that is not here to be looked at."""
+"""Bytes for a model of unknown size: one that is still on the hub."""
 
 
 def served_bytes(weights: int, stored: str | None, settings: Settings) -> int:
-    """Returns the bytes of all weights in the dtype that they are served in.
+    """Return the bytes of all weights in the dtype in which they are served.
 
     Args:
-        weights: Bytes of all weights as they are stored.
-        stored: The dtype that they are stored in; None where that is not known.
-        settings: The settings that serve them.
+        weights: Bytes of all weights as stored.
+        stored: The stored dtype; None if unknown.
+        settings: The settings that serve the model.
     """
     if stored is None or settings.dtype == "auto":
         return weights
     return weights * item_bytes(settings.dtype) // item_bytes(stored)
 
 
-def needs_of(translation: Translation, settings: Settings, weights: int) -> Needs:
-    """Returns what serving an imported model needs.
+def estimate_requirements(
+    translation: Translation, settings: Settings, weights: int
+) -> Requirements:
+    """Return the resources and settings for serving an imported model.
 
     Args:
-        translation: What TorchServe's files say.
-        settings: The settings that its directory makes.
-        weights: Bytes of all weights as they are served; 0 where the hub alone knows.
+        translation: The result of translating TorchServe's settings.
+        settings: The settings in the imported directory.
+        weights: Bytes of all weights as served; 0 if the model is still on the hub.
     """
-    given = explicit_settings(settings, translation.setup_config, {})
+    explicit = explicit_settings(settings, translation.setup_config, {})
     memory = math.ceil((weights + _BESIDE_WEIGHTS) / _GIB) * _GIB
-    claim = None if settings.offload_folder is None else claim_of(weights)
+    claim = None if settings.offload_folder is None else claim_size(weights)
     if settings.model_id is not None:
         memory, claim = _UNKNOWN_MEMORY, _UNKNOWN_CLAIM
-    return Needs(
-        title=title_of(translation.name),
+    return Requirements(
+        resource_name=to_resource_name(translation.name),
         name=translation.name,
         model_id=settings.model_id,
         model_revision=settings.model_revision if settings.model_id is not None else None,
@@ -62,28 +73,28 @@ def needs_of(translation: Translation, settings: Settings, weights: int) -> Need
         claim=claim,
         request_timeout=settings.request_timeout,
         grace_period=settings.grace_period,
-        settings={name: value for name, value in given.items() if name not in BY_OTHERS},
+        settings={name: value for name, value in explicit.items() if name not in SET_ELSEWHERE},
     )
 
 
 def comments(
-    archive: str, needs: Needs, weights: int, plan: str, flags: Sequence[str]
+    archive: str, requirements: Requirements, weights: int, plan: str, flags: Sequence[str]
 ) -> list[str]:
-    """Returns what the files that describe a deployment say of themselves, a line each.
+    """Return the comments at the top of the deployment files, a line each.
 
     Args:
-        archive: The name of what was imported.
-        needs: What is written.
-        weights: Bytes of all weights as they are served.
-        plan: The command that tells what the model needs.
-        flags: What must be said to serve it, and is not written.
+        archive: The name of the imported archive.
+        requirements: The resources and settings in the files.
+        weights: Bytes of all weights as served.
+        plan: The command that plans the model.
+        flags: Flags that serving needs and that the files leave out.
     """
     lines = [
         f"From TorchServe's {one_line(archive, 128)}, as its files say; torchserve-report.md says "
         "what became of each key"
     ]
     lines += [f"It is served with {flag} only: add it if you trust its author" for flag in flags]
-    if needs.model_id is None:
+    if requirements.model_id is None:
         lines.append(
             f"Main memory holds all weights, {format_bytes(weights)}, and 4 GiB besides. Less may "
             "do:"
@@ -94,5 +105,5 @@ def comments(
 
 
 def plan_command(model: str, gpus: int) -> str:
-    """Returns the command that plans a model: a directory, or its name on the hub."""
+    """Return the command that plans a model, given its directory or its name on the hub."""
     return f"predictor plan {model}{f' --gpus {gpus}x24GiB' if gpus else ''} --memory 16GiB"

@@ -1,4 +1,4 @@
-"""What a handler's source shows without being executed: its classes, and what they override."""
+"""Parse a handler's source, without executing it: its classes and the methods they override."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import ast
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-from predictor.migration.archive import Archive
 
 BASE_METHODS = (
     "initialize",
@@ -19,19 +17,20 @@ BASE_METHODS = (
     "get_insights",
     "describe_handle",
 )
-"""What TorchServe calls of a handler (``ts/torch_handler/base_handler.py``)."""
+"""The handler methods that TorchServe calls (``ts/torch_handler/base_handler.py``)."""
 
-_SHOWN_BASES = 4
+_MAX_BASES = 4
+"""Base classes of a class in the report."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandlerClass:
-    """A class of the handler's file.
+    """A class in the handler's source.
 
     Attributes:
         name: Its name.
-        bases: What it is derived from, as written.
-        methods: Those of `BASE_METHODS` that it defines, in the order of the source.
+        bases: The names of its base classes.
+        methods: The members of `BASE_METHODS` that it defines, in source order.
     """
 
     name: str
@@ -41,20 +40,20 @@ class HandlerClass:
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """What a handler's source shows.
+    """A handler, as far as its source shows it.
 
     Attributes:
-        named: What the manifest names: a file, ``module:function`` or a built-in handler.
-        file: The file in the archive; None where there is none.
-        fault: Why it cannot be parsed; None where it can.
-        classes: Its classes that define what TorchServe calls.
-        functions: Those functions of the module that TorchServe calls.
-        trusts_remote_code: Whether ``trust_remote_code=True`` is in it.
-        quantises: Whether it gives a ``quantization_config``.
-        limits_total: Whether it gives ``max_new_tokens`` to ``generate`` as ``max_length``.
+        specification: The manifest's ``handler``: a file, ``module:function`` or a built-in one.
+        file: The source's path in the archive; None if the archive does not hold it.
+        fault: The reason why the source cannot be parsed; None if it can.
+        classes: The classes that define methods which TorchServe calls.
+        functions: The module's functions that TorchServe calls.
+        trusts_remote_code: Whether the source contains ``trust_remote_code=True``.
+        quantises: Whether it passes a ``quantization_config``.
+        limits_total: Whether it passes ``max_new_tokens`` to ``generate`` as ``max_length``.
     """
 
-    named: str = ""
+    specification: str = ""
     file: str | None = None
     fault: str | None = None
     classes: tuple[HandlerClass, ...] = ()
@@ -64,23 +63,16 @@ class Handler:
     limits_total: bool = False
 
 
-def read_handler(archive: Archive, named: str) -> Handler:
-    """Returns what is known of the handler that a manifest names."""
-    module, _, function = named.partition(":")
-    file = module if module.endswith(".py") else f"{module}.py"
-    if file not in archive.members:
-        return Handler(named)
-    return parse_handler(archive.read(file), named, file, function or "handle")
-
-
-def parse_handler(content: bytes, named: str, file: str, function: str = "handle") -> Handler:
-    """Returns what a handler's source shows.
+def parse_handler(
+    content: bytes, specification: str, file: str, function: str = "handle"
+) -> Handler:
+    """Return a handler's classes, functions and arguments of interest.
 
     Args:
         content: The source.
-        named: What the manifest names.
-        file: The file in the archive.
-        function: What the manifest names of the module.
+        specification: The manifest's ``handler``.
+        file: The source's path in the archive.
+        function: The module's function that the manifest names.
     """
     try:
         with warnings.catch_warnings():
@@ -88,13 +80,13 @@ def parse_handler(content: bytes, named: str, file: str, function: str = "handle
             tree = ast.parse(content)
         nodes = list(ast.walk(tree))
     except SyntaxError as error:
-        where = f" 3, in line {error.lineno}" if error.lineno else ""
-        return Handler(named, file, fault=f"not Python{where}")
+        place = f" 3, in line {error.lineno}" if error.lineno else ""
+        return Handler(specification, file, fault=f"not Python{place}")
     except (ValueError, RecursionError, MemoryError):
-        return Handler(named, file, fault="not Python")
+        return Handler(specification, file, fault="not Python")
     arguments = [node for node in nodes if isinstance(node, ast.keyword)]
     return Handler(
-        named,
+        specification,
         file,
         classes=tuple(_classes(nodes)),
         functions=tuple(
@@ -103,7 +95,7 @@ def parse_handler(content: bytes, named: str, file: str, function: str = "handle
             if isinstance(node, ast.FunctionDef) and node.name in {"handle", function}
         ),
         trusts_remote_code=any(map(_trusts, arguments)),
-        quantises=any(one.arg == "quantization_config" for one in arguments),
+        quantises=any(argument.arg == "quantization_config" for argument in arguments),
         limits_total=any(map(_limits_total, arguments)),
     )
 
@@ -118,12 +110,12 @@ def _classes(nodes: list[ast.AST]) -> Iterator[HandlerClass]:
             if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef) and one.name in BASE_METHODS
         )
         if methods:
-            bases = tuple(_name(base) for base in node.bases[:_SHOWN_BASES])
+            bases = tuple(_base_name(base) for base in node.bases[:_MAX_BASES])
             yield HandlerClass(node.name, bases, methods)
 
 
-def _name(base: ast.expr) -> str:
-    """The last part of a class's name; not what an expression may spell."""
+def _base_name(base: ast.expr) -> str:
+    """Return the last part of a base class's name, or dots for any other expression."""
     if isinstance(base, ast.Attribute):
         return base.attr
     return base.id if isinstance(base, ast.Name) else "..."
@@ -135,6 +127,6 @@ def _trusts(argument: ast.keyword) -> bool:
 
 
 def _limits_total(argument: ast.keyword) -> bool:
-    """Whether it is ``max_length=self.max_new_tokens``, as several of TorchServe's examples say."""
+    """Return whether it is ``max_length=self.max_new_tokens``, as in TorchServe's examples."""
     value = argument.value
     return argument.arg == "max_length" and getattr(value, "attr", None) == "max_new_tokens"

@@ -1,4 +1,4 @@
-"""The import as a whole: an archive of TorchServe's becomes a directory that can be served."""
+"""The import as a whole: a TorchServe archive becomes a directory that can be served."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ from typing import Any
 from predictor.checkpoint.checkpoint import Checkpoint, known_positions, open_directory
 from predictor.checkpoint.safetensors_header import read_stored
 from predictor.deployment.render import (
-    WHERE_THE_MODEL_LIES,
-    as_yaml,
+    MODEL_URI_PLACEHOLDER,
     helm_values,
     inference_service,
+    to_yaml,
 )
-from predictor.deployment.sizing import Needs, title_of
+from predictor.deployment.sizing import Requirements
 from predictor.errors import ArchiveError, CheckpointError, ConfigurationError
-from predictor.migration.archive import open_archive
-from predictor.migration.deployment import comments, needs_of, plan_command, served_bytes
+from predictor.migration.archive_formats import open_archive
+from predictor.migration.deployment import (
+    comments,
+    estimate_requirements,
+    plan_command,
+    served_bytes,
+)
+from predictor.migration.documents import parse_json
 from predictor.migration.layout import (
     CONFIG,
     GENERATION_CONFIG,
@@ -37,12 +43,8 @@ from predictor.migration.layout import (
 from predictor.migration.progress import CopyProgress
 from predictor.migration.report import Report
 from predictor.migration.staging import staged
-from predictor.migration.torchserve_archive import (
-    SETUP_CONFIG,
-    TorchServeArchive,
-    parse_json,
-    read_torchserve_archive,
-)
+from predictor.migration.torchserve_archive import SETUP_CONFIG, TorchServeArchive
+from predictor.migration.torchserve_files import read_torchserve_archive
 from predictor.migration.translate import Translation, translate
 from predictor.quantity import format_bytes
 from predictor.settings import read_settings
@@ -50,23 +52,23 @@ from predictor.tasks.loading import open_tokenizer
 
 logger = logging.getLogger(__name__)
 
-_BESIDES = 1024**2
-"""Bytes for what is written beside the model: settings, a report."""
+_BESIDE_MODEL = 1024**2
+"""Bytes for the files that are written beside the model: settings, a report."""
 
 _OWN_CODE = ("trust_remote_code", "custom code")
-"""What the sentence has of a model, or a tokenizer, that comes with code of its own."""
+"""Phrases in the error of a model or tokenizer that comes with its own code."""
 
-_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 @dataclass(frozen=True, slots=True)
-class _Checked:
+class _CheckedModel:
     """A model whose files are complete.
 
     Attributes:
-        checkpoint: What was found; None where it needs code that is not trusted, or is fetched.
-        weights: Bytes of all weights as they are stored; 0 where the model is fetched.
-        flags: What must be said to serve it.
+        checkpoint: The checkpoint; None if it needs code that is not trusted, or is on the hub.
+        weights: Bytes of all weights as stored; 0 if the model is on the hub.
+        flags: Flags that serving the model needs.
     """
 
     checkpoint: Checkpoint | None
@@ -75,38 +77,37 @@ class _Checked:
 
 
 def import_torchserve(file: Path, into: Path, *, ts_config: Path | None = None) -> Report:
-    """Makes a model directory of an archive of TorchServe's; returns what became of its settings.
+    """Make a model directory of a TorchServe archive; return the report on its settings.
 
     Args:
-        file: The archive, or the directory that is one.
+        file: The archive, which may be a directory.
         into: The directory to make.
-        ts_config: TorchServe's own configuration, or a snapshot of it.
+        ts_config: The TorchServe server's configuration, or a snapshot of it.
 
     Raises:
-        ArchiveError: The archive is broken, not safe, or no model that can be served.
+        ArchiveError: The archive is broken, not safe, or holds no model that can be served.
         ConfigurationError: The directory cannot be written, or lies in the archive.
     """
     into = Path(os.path.realpath(into))
     if into.is_relative_to(os.path.realpath(file)):
         raise ConfigurationError(f"{into} lies in what is imported; name a directory outside.")
     with (
-        _writing(into),
+        _write_errors(into),
         staged(into, last=CONFIG) as folder,
         open_archive(file) as archive,
     ):
         logger.info("Reading what TorchServe's files in %s say", file)
-        legacy = read_torchserve_archive(
-            archive, os.path.basename(os.path.abspath(file)), ts_config
-        )
-        with find_model(archive, legacy) as model:
-            _check_settings(translate(legacy, model_id=model.model_id))
+        name = os.path.basename(os.path.abspath(file))
+        source = read_torchserve_archive(archive, name, ts_config)
+        with find_model(archive, source) as model:
+            _check_settings(translate(source, model_id=model.model_id))
             _copy(model, folder, into)
-            return _completed(folder, into, legacy, model)
+            return _complete(folder, into, source, model)
 
 
 @contextlib.contextmanager
-def _writing(into: Path) -> Iterator[None]:
-    """Says in a sentence why the target cannot be written; reading has sentences of its own."""
+def _write_errors(into: Path) -> Iterator[None]:
+    """Translate errors of writing the target into one sentence."""
     try:
         yield
     except OSError as error:
@@ -114,7 +115,7 @@ def _writing(into: Path) -> Iterator[None]:
 
 
 def _check_settings(translation: Translation) -> None:
-    """Checks, before a byte is copied, that the settings will be taken."""
+    """Check that the settings are valid, before a byte is copied."""
     try:
         read_settings({**translation.setup_config, "model_dir": os.devnull}, environ={})
     except ConfigurationError as error:
@@ -132,7 +133,7 @@ def _copy(model: Model, folder: Path, into: Path) -> None:
 
 
 def _check_space(model: Model, folder: Path, into: Path) -> None:
-    needed = sum(model.archive.space_for(path, folder) for path in model.files) + _BESIDES
+    needed = sum(model.archive.space_for(path, folder) for path in model.files) + _BESIDE_MODEL
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigurationError(
@@ -141,23 +142,23 @@ def _check_space(model: Model, folder: Path, into: Path) -> None:
         )
 
 
-def _completed(folder: Path, into: Path, legacy: TorchServeArchive, model: Model) -> Report:
-    """Checks what was copied, and writes the rest."""
+def _complete(folder: Path, into: Path, source: TorchServeArchive, model: Model) -> Report:
+    """Check the copied model, and write the other files."""
     logger.info("Checking that it can be served")
-    checked = _Checked(None, 0, ()) if model.model_id else _checked(folder, legacy.name)
+    checked = _CheckedModel(None, 0, ()) if model.model_id else _check_model(folder, source.name)
     checkpoint = checked.checkpoint
     positions = None if checkpoint is None else known_positions(checkpoint.config)
-    translation = translate(legacy, positions=positions, model_id=model.model_id)
+    translation = translate(source, positions=positions, model_id=model.model_id)
     _write_json(folder / SETUP_CONFIG, translation.setup_config)
     if translation.generation:
         _write_generation(folder, translation.generation, checkpoint)
-    steps, notes = _deployed(folder, into, legacy, translation, checked)
-    report = Report(legacy.name, str(into), translation.rows, notes, steps)
+    steps, notes = _write_deployment(folder, into, source, translation, checked)
+    report = Report(source.name, str(into), translation.rows, notes, steps)
     _write(folder / REPORT, report.markdown())
     return report
 
 
-def _checked(folder: Path, name: str) -> _Checked:
+def _check_model(folder: Path, name: str) -> _CheckedModel:
     try:
         stored = read_stored(folder)
         weights = 0 if stored is None else stored.weight_bytes
@@ -166,57 +167,68 @@ def _checked(folder: Path, name: str) -> _Checked:
             checkpoint = open_directory(folder, allow_pickle=True)
             open_tokenizer(folder, trust_remote_code=False)
         except CheckpointError as error:
-            if stored is None or not any(words in str(error) for words in _OWN_CODE):
+            if stored is None or not any(phrase in str(error) for phrase in _OWN_CODE):
                 raise
-            return _Checked(None, weights, (*flags, "--trust_remote_code"))
-        return _Checked(checkpoint, weights, flags)
+            return _CheckedModel(None, weights, (*flags, "--trust_remote_code"))
+        return _CheckedModel(checkpoint, weights, flags)
     except CheckpointError as error:
-        said = str(error).replace(f"{folder}/", "").replace(str(folder), "its model")
-        raise ArchiveError(f"{name} cannot be served: {said}") from None
+        reason = str(error).replace(f"{folder}/", "").replace(str(folder), "its model")
+        raise ArchiveError(f"{name} cannot be served: {reason}") from None
 
 
-def _write_generation(folder: Path, said: dict[str, Any], checkpoint: Checkpoint | None) -> None:
-    """Writes a new file: that of the model may be linked to the archive's."""
+def _write_generation(
+    folder: Path, generation: dict[str, Any], checkpoint: Checkpoint | None
+) -> None:
+    """Add keys to ``generation_config.json``, as a new file: the model's may be a hard link."""
     file = folder / GENERATION_CONFIG
     if file.exists():
         base = parse_json(file.read_bytes(), GENERATION_CONFIG)
         file.unlink()
     else:
-        # What transformers takes from the config where there is no such file.
-        found = (
-            {name: getattr(checkpoint.config, name, None) for name in _IDS} if checkpoint else {}
-        )
-        base = {name: value for name, value in found.items() if value is not None}
-    _write_json(file, base | said)
+        base = {} if checkpoint is None else _token_ids(checkpoint.config)
+    _write_json(file, base | generation)
 
 
-def _deployed(
-    folder: Path, into: Path, legacy: TorchServeArchive, translation: Translation, checked: _Checked
+def _token_ids(config: Any) -> dict[str, Any]:
+    """Return the token ids that transformers reads from a config without generation config."""
+    ids = {name: getattr(config, name, None) for name in _TOKEN_IDS}
+    return {name: value for name, value in ids.items() if value is not None}
+
+
+def _write_deployment(
+    folder: Path,
+    into: Path,
+    source: TorchServeArchive,
+    translation: Translation,
+    checked: _CheckedModel,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Writes what a cluster is asked for; returns what follows, and what else is to be known."""
+    """Write the deployment files; return the next steps and the notes for the report."""
     settings = read_settings({"model_dir": str(folder)}, environ={})
     directory = shlex.quote(str(into))
-    serve = " ".join(["predictor serve --model_dir", directory, *checked.flags])
-    try_it = f"curl -T sample_text.txt http://localhost:8080/predictions/{translation.name}"
+    stored = None if checked.checkpoint is None else checked.checkpoint.dtype
+    weights = served_bytes(checked.weights, stored, settings)
+    requirements = estimate_requirements(translation, settings, weights)
+    plan = plan_command(requirements.model_id or directory, translation.gpus)
+    lines = comments(source.name, requirements, weights, plan, checked.flags)
+    _write(folder / HELM_VALUES, to_yaml(lines, helm_values(requirements)) + "\n")
+    _write(folder / INFERENCE_SERVICE, to_yaml(lines, inference_service(requirements)) + "\n")
     notes = tuple(
         f"it is served with {flag} only: say it if you trust its author" for flag in checked.flags
     )
-    stored = None if checked.checkpoint is None else checked.checkpoint.dtype
-    weights = served_bytes(checked.weights, stored, settings)
-    needs = needs_of(translation, settings, weights)
-    plan = plan_command(needs.model_id or directory, translation.gpus)
-    lines = comments(legacy.name, needs, weights, plan, checked.flags)
-    _write_deployment(folder, needs, lines)
-    install = f"helm install {title_of(translation.name)} helm/ --values {directory}/{HELM_VALUES}"
-    if needs.model_id is None:
-        install += f" --set model.uri={WHERE_THE_MODEL_LIES}"
-    install += "".join(f" --set settings.{flag.removeprefix('--')}=true" for flag in checked.flags)
-    return (serve, try_it, install), notes
+    return _next_steps(directory, requirements, translation.name, checked.flags), notes
 
 
-def _write_deployment(folder: Path, needs: Needs, lines: Sequence[str]) -> None:
-    _write(folder / HELM_VALUES, as_yaml(lines, helm_values(needs)) + "\n")
-    _write(folder / INFERENCE_SERVICE, as_yaml(lines, inference_service(needs)) + "\n")
+def _next_steps(
+    directory: str, requirements: Requirements, name: str, flags: Sequence[str]
+) -> tuple[str, str, str]:
+    """Return the commands that serve the model, try it and install it in a cluster."""
+    serve = " ".join(["predictor serve --model_dir", directory, *flags])
+    try_it = f"curl -T sample_text.txt http://localhost:8080/predictions/{name}"
+    install = f"helm install {requirements.resource_name} helm/ --values {directory}/{HELM_VALUES}"
+    if requirements.model_id is None:
+        install += f" --set model.uri={MODEL_URI_PLACEHOLDER}"
+    install += "".join(f" --set settings.{flag.removeprefix('--')}=true" for flag in flags)
+    return serve, try_it, install
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:

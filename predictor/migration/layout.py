@@ -1,6 +1,7 @@
-"""Where in an archive the model lies: the folder of the shallowest ``config.json``.
+"""The model's place in an archive: the folder of the shallowest ``config.json``.
 
-It may be in the archive itself or in a zip archive within (``model.zip``), which is never written.
+It lies in the archive itself or in a zip archive within it (``model.zip``), which is never unpacked
+to disk as a whole.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from predictor.errors import ArchiveError
 from predictor.migration.archive import Archive
-from predictor.migration.mapping import one_line
+from predictor.migration.display import one_line
 from predictor.migration.torchserve_archive import (
     MODEL_CONFIG,
     PROPERTIES,
@@ -28,13 +29,13 @@ INFERENCE_SERVICE = "inferenceservice.yaml"
 REPORT = "torchserve-report.md"
 
 WRITTEN = frozenset({SETUP_CONFIG, HELM_VALUES, INFERENCE_SERVICE, REPORT})
-"""What an import writes itself; a file of the model that has such a name is left out."""
+"""The files that an import writes. A file of the model with such a name is left out."""
 
-_LARGEST_JSON = 64 * 1024**2
-"""Such files are read whole; the largest tokenizers have half of it."""
+_MAX_JSON = 64 * 1024**2
+"""Bytes of a JSON file, which is read whole. The largest tokenizers have half of it."""
 
 _INNER = "model.zip"
-_HUB = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,9 @@ class Model:
     """The model of an archive.
 
     Attributes:
-        archive: What holds its files: the archive, or one within.
-        files: Where each of these goes in the model directory, by its path in that archive.
-        model_id: The repository on the hub that is named instead; then there are no files.
+        archive: The archive that holds its files: the given one or one within it.
+        files: Each file's path in the model directory, by its path in that archive.
+        model_id: The repository on the hub, if the archive names one instead of holding files.
     """
 
     archive: Archive
@@ -53,63 +54,70 @@ class Model:
 
 
 @contextlib.contextmanager
-def find_model(archive: Archive, legacy: TorchServeArchive) -> Iterator[Model]:
-    """Gives the model of an archive.
+def find_model(archive: Archive, source: TorchServeArchive) -> Iterator[Model]:
+    """Give the model of an archive.
+
+    Args:
+        archive: The archive.
+        source: Its settings.
 
     Raises:
-        ArchiveError: There is none, or there are two.
+        ArchiveError: The archive holds no model, or more than one.
     """
-    config = _config_of(archive, legacy)
+    config = _config_in(archive, source)
     if config is not None:
-        yield _model(archive, config, _torchserves(legacy))
+        yield _model(archive, config, _torchserve_files(source))
         return
-    inner = _inner_of(archive)
-    if inner is not None:
-        with archive.inner(inner) as within:
-            config = _config_of(within, legacy)
+    inner_path = _inner_archive(archive)
+    if inner_path is not None:
+        with archive.inner(inner_path) as inner:
+            config = _config_in(inner, source)
             if config is None:
-                raise ArchiveError(f"{inner} in {archive.where} holds no {CONFIG}, so no model.")
-            yield _model(within, config, frozenset())
+                raise ArchiveError(
+                    f"{inner_path} in {archive.name} holds no {CONFIG}, so no model."
+                )
+            yield _model(inner, config, frozenset())
         return
-    yield Model(archive, {}, _named(archive, legacy))
+    yield Model(archive, {}, _hub_id(archive, source))
 
 
-def _inner_of(archive: Archive) -> str | None:
+def _inner_archive(archive: Archive) -> str | None:
     if _INNER in archive.members:
         return _INNER
-    found = [path for path in archive.members if path.endswith(".zip")]
-    return found[0] if len(found) == 1 else None
+    paths = [path for path in archive.members if path.endswith(".zip")]
+    return paths[0] if len(paths) == 1 else None
 
 
-def _named(archive: Archive, legacy: TorchServeArchive) -> str:
-    """The repository on the hub that the handler loaded the model from."""
-    name = legacy.section("handler").get("model_name")
-    if isinstance(name, str) and _HUB.fullmatch(name):
+def _hub_id(archive: Archive, source: TorchServeArchive) -> str:
+    """Return the repository on the hub from which the handler loaded the model."""
+    name = source.section("handler").get("model_name")
+    if isinstance(name, str) and _HUB_ID.fullmatch(name):
         return name
     raise ArchiveError(
-        f"{archive.where} holds no model: neither {CONFIG} nor a {_INNER} with one, and its "
+        f"{archive.name} holds no model: neither {CONFIG} nor a {_INNER} with one, and its "
         "configuration names no model of the hub."
     )
 
 
-def _config_of(archive: Archive, legacy: TorchServeArchive) -> str | None:
-    wished = _wished(archive.members, legacy)
-    if wished is not None:
-        return wished
-    found = [path for path in archive.members if posixpath.basename(path) == CONFIG]
-    least = min((path.count("/") for path in found), default=0)
-    nearest = sorted(path for path in found if path.count("/") == least)
-    if len(nearest) > 1:
+def _config_in(archive: Archive, source: TorchServeArchive) -> str | None:
+    handlers = _handlers_config(archive.members, source)
+    if handlers is not None:
+        return handlers
+    configs = [path for path in archive.members if posixpath.basename(path) == CONFIG]
+    depth = min((path.count("/") for path in configs), default=0)
+    shallowest = sorted(path for path in configs if path.count("/") == depth)
+    if len(shallowest) > 1:
+        first, second = (repr(one_line(path, 64)) for path in shallowest[:2])
         raise ArchiveError(
-            f"{archive.where} holds more than one model: {_short(nearest[0])} and "
-            f"{_short(nearest[1])}; say with model_path in the section handler which is served."
+            f"{archive.name} holds more than one model: {first} and {second}; say with model_path "
+            "in the section handler which is served."
         )
-    return nearest[0] if nearest else None
+    return shallowest[0] if shallowest else None
 
 
-def _wished(members: Iterable[str], legacy: TorchServeArchive) -> str | None:
-    """The config in the folder that the handler read, where that is in the archive."""
-    section = legacy.section("handler")
+def _handlers_config(members: Iterable[str], source: TorchServeArchive) -> str | None:
+    """Return the config in the folder that the handler read, if the archive holds it."""
+    section = source.section("handler")
     for key in ("model_path", "model_dir"):
         if isinstance(section.get(key), str):
             config = posixpath.normpath(posixpath.join(section[key], CONFIG))
@@ -118,33 +126,29 @@ def _wished(members: Iterable[str], legacy: TorchServeArchive) -> str | None:
     return None
 
 
-def _short(path: str) -> str:
-    return repr(one_line(path, 64))
-
-
-def _model(archive: Archive, config: str, others: frozenset[str]) -> Model:
+def _model(archive: Archive, config: str, excluded: frozenset[str]) -> Model:
     folder = posixpath.dirname(config)
     prefix = f"{folder}/" if folder else ""
     targets = {
         path: path.removeprefix(prefix)
         for path in archive.members
-        if path.startswith(prefix) and path not in others and not path.startswith("MAR-INF/")
+        if path.startswith(prefix) and path not in excluded and not path.startswith("MAR-INF/")
     }
     files = {
         path: target for path, target in targets.items() if target.partition("/")[0] not in WRITTEN
     }
     for path, target in files.items():
-        if target.endswith(".json") and archive.members[path].size > _LARGEST_JSON:
+        if target.endswith(".json") and archive.members[path].size > _MAX_JSON:
             raise archive.refusal(path, "is larger than any JSON file of a model")
     return Model(archive, files)
 
 
-def _torchserves(legacy: TorchServeArchive) -> frozenset[str]:
-    """The files at an archive's root that are TorchServe's and not the model's."""
+def _torchserve_files(source: TorchServeArchive) -> frozenset[str]:
+    """Return the files at an archive's root that belong to TorchServe, not to the model."""
     named = (
-        legacy.handler.file,
-        legacy.config_file,
-        *(legacy.model.get(key) for key in ("requirementsFile", "modelFile")),
+        source.handler.file,
+        source.config_file,
+        *(source.model.get(key) for key in ("requirementsFile", "modelFile")),
     )
-    known = (SETUP_CONFIG, PROPERTIES, MODEL_CONFIG, _INNER, "requirements.txt")
-    return frozenset([*known, *(name for name in named if isinstance(name, str))])
+    usual = (SETUP_CONFIG, PROPERTIES, MODEL_CONFIG, _INNER, "requirements.txt")
+    return frozenset([*usual, *(name for name in named if isinstance(name, str))])

@@ -1,4 +1,4 @@
-"""How far an import is: a bar on a terminal, a line of the log every few seconds otherwise."""
+"""Progress of an import: a bar on a terminal, or else a log line every few seconds."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from predictor.quantity import format_bytes
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LINES = 5.0
+_LOG_INTERVAL = 5.0
+"""Seconds between two log lines."""
 
 
 class CopyProgress:
-    """Bytes done of one copy, shown from entering to leaving it."""
+    """The bytes copied so far. The bar is shown while the context is entered."""
 
     def __init__(self, total: int) -> None:
-        """Takes the bytes that there are."""
+        """Start at zero of `total` bytes."""
         self._total = total
         self._done = 0
-        self._said = time.monotonic()
+        self._last_logged = time.monotonic()
         self._bar: tqdm[Any] | None = None
 
     def __enter__(self) -> Self:
@@ -42,10 +43,10 @@ class CopyProgress:
             self._bar.close()
 
     def add(self, count: int) -> None:
-        """Counts bytes as done."""
+        """Count bytes as copied."""
         self._done += count
         if self._bar is not None:
             self._bar.update(count)
-        elif time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._last_logged >= _LOG_INTERVAL:
+            self._last_logged = time.monotonic()
             logger.info("Copied %s of %s", format_bytes(self._done), format_bytes(self._total))

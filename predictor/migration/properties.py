@@ -1,7 +1,7 @@
-"""Java's ``.properties`` files, as TorchServe's configuration and snapshots are.
+"""Parse Java's ``.properties`` format, in which TorchServe's configuration is written.
 
-The format is that of ``java.util.Properties.load``: logical lines over several natural ones, ``=``,
-``:`` or white space after the key, backslashes before what would mean something else.
+The format is that of ``java.util.Properties.load``. A logical line may span several natural ones.
+``=``, ``:`` or white space follows the key. A backslash escapes a special character.
 """
 
 from __future__ import annotations
@@ -9,29 +9,32 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from predictor.sentences import quote
+
 _SPACE = " \t\f"
-_END_OF_KEY = re.compile(r"(?:\\.|[^\\=: \t\f])*")
+_KEY = re.compile(r"(?:\\.|[^\\=: \t\f])*")
 _SEPARATOR = re.compile(r"[ \t\f]*(?:[=:][ \t\f]*)?")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
-_MEANT = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+_ESCAPED = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 _CUT_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\u(?![0-9a-fA-F]{4})")
 
 
 def parse_properties(text: str) -> dict[str, str]:
-    r"""Returns the keys and values; of a repeated key the last.
+    r"""Return the keys and values. If a key is repeated, its last value counts.
 
     Raises:
         ValueError: A ``\u`` is not followed by four hexadecimal digits.
     """
-    found = {}
+    properties = {}
     for line in _logical_lines(text):
         if _CUT_ESCAPE.search(line):
-            raise ValueError(f"a \\u without four digits in {line[:40]!r}")
-        key = _END_OF_KEY.match(line)
-        end = key.end() if key else 0
-        after = _SEPARATOR.match(line, end)
-        found[_unescaped(line[:end])] = _unescaped(line[after.end() if after else end :])
-    return found
+            raise ValueError(f"a \\u without four digits in {quote(line, limit=40, ellipsis='')}")
+        key = _KEY.match(line)
+        key_end = key.end() if key else 0
+        separator = _SEPARATOR.match(line, key_end)
+        value_start = separator.end() if separator else key_end
+        properties[_unescape(line[:key_end])] = _unescape(line[value_start:])
+    return properties
 
 
 def _logical_lines(text: str) -> Iterator[str]:
@@ -40,7 +43,7 @@ def _logical_lines(text: str) -> Iterator[str]:
         line = natural.lstrip(_SPACE)
         if not parts and (not line or line[0] in "#!"):
             continue
-        if _goes_on(line):
+        if _is_continued(line):
             parts.append(line[:-1])
             continue
         yield "".join([*parts, line])
@@ -49,11 +52,12 @@ def _logical_lines(text: str) -> Iterator[str]:
         yield "".join(parts)
 
 
-def _goes_on(line: str) -> bool:
+def _is_continued(line: str) -> bool:
     return (len(line) - len(line.rstrip("\\"))) % 2 == 1
 
 
-def _unescaped(text: str) -> str:
+def _unescape(text: str) -> str:
     return _ESCAPE.sub(
-        lambda match: chr(int(match[1], 16)) if match[1] else _MEANT.get(match[2], match[2]), text
+        lambda match: chr(int(match[1], 16)) if match[1] else _ESCAPED.get(match[2], match[2]),
+        text,
     )

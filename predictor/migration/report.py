@@ -1,4 +1,4 @@
-"""The report of an import: a table for people at a terminal, and the same in Markdown."""
+"""The report of an import: a table for a terminal, and the same as Markdown."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _COLUMNS = ("key", "value", "outcome", "what that means here")
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an import has to say.
+    """The result of an import.
 
     Attributes:
-        archive: What was imported.
-        directory: Where to.
-        rows: What became of each key.
-        notes: What else is to be known, a sentence each.
-        steps: Commands that follow.
+        archive: The name of the imported archive.
+        directory: The directory that was made.
+        rows: The outcome for each key.
+        notes: Further remarks, a sentence each.
+        steps: The commands to run next.
     """
 
     archive: str
@@ -32,7 +32,7 @@ class Report:
     steps: tuple[str, ...]
 
     def table(self) -> str:
-        """Returns it for a terminal."""
+        """Return the report for a terminal."""
         lines = [f"Imported {self.archive} into {self.directory}"]
         for file, group in itertools.groupby(self.rows, lambda row: row.file):
             lines += ["", file, *_aligned([_COLUMNS, *map(_cells, group)])]
@@ -40,7 +40,7 @@ class Report:
         return "\n".join([*lines, "next:", *(f"  {step}" for step in self.steps)])
 
     def markdown(self) -> str:
-        """Returns it as a Markdown document."""
+        """Return the report as a Markdown document."""
         lines = [f"# {_plain(self.archive)}, imported from TorchServe", "", self._counts()]
         for note in self.notes:
             lines += ["", _plain(note)]
@@ -49,12 +49,12 @@ class Report:
         return "\n".join([*lines, "", "## Next", "", "```sh", *self.steps, "```", ""])
 
     def _counts(self) -> str:
-        found = Counter(row.outcome for row in self.rows)
-        return ", ".join(f"{found[one]} {one}" for one in get_args(Outcome)) + "."
+        counts = Counter(row.outcome for row in self.rows)
+        return ", ".join(f"{counts[outcome]} {outcome}" for outcome in get_args(Outcome)) + "."
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    return (row.key, row.value, row.outcome, row.what)
+    return (row.key, row.value, row.outcome, row.explanation)
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
@@ -67,12 +67,12 @@ def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
 def _markdown_table(rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
     yield f"| {' | '.join(_COLUMNS)} |"
     yield "|---" * len(_COLUMNS) + "|"
-    for key, value, outcome, what in rows:
-        yield f"| {_code(key)} | {_code(value)} | {outcome} | {_escaped(what)} |"
+    for key, value, outcome, explanation in rows:
+        yield f"| {_code(key)} | {_code(value)} | {outcome} | {_escaped(explanation)} |"
 
 
 def _code(text: str) -> str:
-    """Text of others, which must not become Markdown."""
+    """Return untrusted text as inline code that cannot break out of its table cell."""
     cell = text.replace("`", "'").replace("|", "\\|")
     return f"`{cell}`" if cell.strip() else ""
 

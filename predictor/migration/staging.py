@@ -1,8 +1,8 @@
-"""A directory that is there as a whole or not at all, whatever happens while it is written.
+"""Write a directory that appears as a whole or not at all, even if the process is killed.
 
-It is written beside its place, in a folder that only one process uses at a time, and moved there at
-the end. Where the place is a mount point, whose parent is another file system, it is written within
-and moved out file by file, that last which makes it a model.
+The content is written beside the target, in a folder that only one process uses at a time, and then
+renamed. If the target is a mount point, its parent is another file system. The content is then
+written within it and moved out file by file, ending with the file that makes it a model.
 """
 
 from __future__ import annotations
@@ -18,69 +18,70 @@ from pathlib import Path
 from predictor.errors import ConfigurationError
 from predictor.weights.store.locks import try_lock
 
-_WITHIN = ".importing"
+_STAGING = ".importing"
 _CONTENT = "content"
 _LOCK = "lock"
 _MOVED = "moved.json"
-_OF_THE_FILE_SYSTEM = frozenset({"lost+found"})
+_FILE_SYSTEM_FOLDERS = frozenset({"lost+found"})
+"""Folders that a file system makes in its root."""
 
 
 @contextlib.contextmanager
 def staged(into: Path, *, last: str) -> Iterator[Path]:
-    """Gives an empty folder that becomes `into` when the block ends without an error.
+    """Give an empty folder that becomes `into` when the block ends without an error.
 
-    What an earlier process left that was killed is removed.
+    The remains of an earlier process that was killed are removed.
 
     Args:
         into: The directory; an absolute path without symbolic links.
-        last: The file without which it is nothing.
+        last: The file that completes the directory and is moved last.
 
     Raises:
-        ConfigurationError: It is there and not empty, another process is writing it, or its parent
-            is not there.
+        ConfigurationError: The directory is not empty, another process is writing it, or its parent
+            does not exist.
         OSError: It cannot be written.
     """
     if not into.parent.is_dir():
         raise ConfigurationError(f"There is no directory {into.parent} to write {into.name} in.")
-    place = into / _WITHIN if into.is_mount() else into.with_name(f".{into.name}{_WITHIN}")
-    with _alone(place, into):
-        _undo(into, place)
+    staging = into / _STAGING if into.is_mount() else into.with_name(f".{into.name}{_STAGING}")
+    with _exclusive(staging, into):
+        _undo(into, staging)
         _check_empty(into)
-        content = place / _CONTENT
+        content = staging / _CONTENT
         content.mkdir()
         yield content
-        _sync(content)
+        _sync_tree(content)
         if into.is_mount():
             try:
-                _move_each(content, into, place / _MOVED, last)
+                _move_each(content, into, staging / _MOVED, last)
             except BaseException:
-                _undo(into, place)
+                _undo(into, staging)
                 raise
         else:
-            before = into.stat() if into.is_dir() else None
+            replaced = into.stat() if into.is_dir() else None
             content.rename(into)
-            if before is not None:
-                _own_as(before, into)
-            _sync_one(into.parent)
+            if replaced is not None:
+                _copy_ownership(replaced, into)
+            _sync(into.parent)
 
 
 @contextlib.contextmanager
-def _alone(place: Path, into: Path) -> Iterator[None]:
-    """Holds the staging folder, which is removed at the end."""
-    descriptor = _locked(place)
+def _exclusive(staging: Path, into: Path) -> Iterator[None]:
+    """Hold the staging folder's lock, and remove the folder at the end."""
+    descriptor = _try_lock(staging)
     if descriptor is None:
         raise ConfigurationError(f"Another import is writing {into}; wait for its end.")
     try:
         yield
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         os.close(descriptor)
 
 
-def _locked(place: Path) -> int | None:
-    """The open lock; None where another process holds it, or removes it at this moment."""
-    file = place / _LOCK
-    place.mkdir(exist_ok=True)
+def _try_lock(staging: Path) -> int | None:
+    """Return the lock's descriptor; None if another process holds or is just removing it."""
+    file = staging / _LOCK
+    staging.mkdir(exist_ok=True)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     with contextlib.suppress(OSError):
         if try_lock(descriptor) and os.fstat(descriptor).st_ino == file.stat().st_ino:
@@ -89,20 +90,20 @@ def _locked(place: Path) -> int | None:
     return None
 
 
-def _own_as(before: os.stat_result, into: Path) -> None:
-    """Gives a directory the mode and, if it may, the owner of the one that it replaced."""
-    into.chmod(stat.S_IMODE(before.st_mode))
+def _copy_ownership(replaced: os.stat_result, into: Path) -> None:
+    """Give a directory the mode and, if permitted, the owner of the one that it replaced."""
+    into.chmod(stat.S_IMODE(replaced.st_mode))
     with contextlib.suppress(PermissionError):
-        os.chown(into, before.st_uid, before.st_gid)
+        os.chown(into, replaced.st_uid, replaced.st_gid)
 
 
-def _undo(into: Path, place: Path) -> None:
-    """Removes what a process left that was killed."""
+def _undo(into: Path, staging: Path) -> None:
+    """Remove the remains of a process that was killed."""
     with contextlib.suppress(FileNotFoundError, ValueError):
-        for name in json.loads((place / _MOVED).read_bytes()):
+        for name in json.loads((staging / _MOVED).read_bytes()):
             _remove(into / os.path.basename(name))
-    _remove(place / _MOVED)
-    _remove(place / _CONTENT)
+    _remove(staging / _MOVED)
+    _remove(staging / _CONTENT)
 
 
 def _remove(path: Path) -> None:
@@ -120,31 +121,31 @@ def _check_empty(into: Path) -> None:
 
 
 def _content_of(folder: Path) -> set[str]:
-    names = {entry.name for entry in folder.iterdir()} - {_WITHIN}
-    return names - _OF_THE_FILE_SYSTEM if folder.is_mount() else names
+    names = {entry.name for entry in folder.iterdir()} - {_STAGING}
+    return names - _FILE_SYSTEM_FOLDERS if folder.is_mount() else names
 
 
 def _move_each(content: Path, into: Path, moved: Path, last: str) -> None:
     names = sorted((entry.name for entry in content.iterdir()), key=lambda name: name == last)
     moved.write_text(json.dumps(names))
-    _sync_one(moved)
-    _sync_one(moved.parent)
+    _sync(moved)
+    _sync(moved.parent)
     for name in names:
         if name == last:
-            _sync_one(into)
+            _sync(into)
         (content / name).rename(into / name)
     moved.unlink()
-    _sync_one(into)
+    _sync(into)
 
 
-def _sync(folder: Path) -> None:
+def _sync_tree(folder: Path) -> None:
     for parent, _, files in os.walk(folder):
         for name in files:
-            _sync_one(Path(parent, name))
-        _sync_one(Path(parent))
+            _sync(Path(parent, name))
+        _sync(Path(parent))
 
 
-def _sync_one(path: Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""From what TorchServe's files say to settings, a deployment and the report's rows. Pure.
+"""Translate TorchServe's settings into settings, a deployment and the report's rows. Pure.
 
-Order of strength, as in TorchServe: ``config.properties``, the model's own configuration, the entry
-of the model in a snapshot or under ``models``. ``setup_config.json`` was the handler's, stays as it
-is and is strongest.
+The precedence is TorchServe's. From weak to strong: ``config.properties``, the model's own
+configuration, the model's entry in a snapshot or under ``models``. ``setup_config.json`` was the
+handler's. Its keys stay as they are and take precedence over all others.
 """
 
 from __future__ import annotations
@@ -11,24 +11,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from predictor.migration.mapping import UNKNOWN, KeyMapping, Row, Rule, nothing, otherwise, taken
+from predictor.migration.mapping import UNKNOWN, KeyMapping, Row, Rule, changed, dropped, kept
 from predictor.migration.rules import frontend, handler, manifest, server, setup
 from predictor.migration.torchserve_archive import MANIFEST, SETUP_CONFIG, TorchServeArchive
 from predictor.settings_sources import ALIASES
 
-_Found = tuple[str, str, Any, KeyMapping]
-
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """What follows from TorchServe's files.
+    """The result of translating TorchServe's settings.
 
     Attributes:
-        name: The name in every URL.
+        name: The model's name in every URL.
         setup_config: The new ``setup_config.json``.
-        generation: What the new ``generation_config.json`` says besides the model's own.
-        gpus: How many GPUs the model was given.
-        rows: What became of each key, file by file.
+        generation: The keys to add to the model's own ``generation_config.json``.
+        gpus: The number of GPUs that TorchServe gave the model.
+        rows: The outcome for each key, file by file.
     """
 
     name: str
@@ -38,139 +36,161 @@ class Translation:
     rows: tuple[Row, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _MappedKey:
+    """A key of one file, with its mapping."""
+
+    file: str
+    key: str
+    value: Any
+    mapping: KeyMapping
+
+    def row(self) -> Row:
+        return self.mapping.row(self.file, self.key, self.value)
+
+
 def translate(
-    legacy: TorchServeArchive, *, positions: int | None = None, model_id: str | None = None
+    source: TorchServeArchive, *, positions: int | None = None, model_id: str | None = None
 ) -> Translation:
-    """Returns what follows from TorchServe's files.
+    """Return the settings, the deployment's GPUs and the rows that follow from an archive.
 
     Args:
-        legacy: The files.
-        model_id: The repository on the hub that is served, where the archive holds no model.
-        positions: How many tokens the model's positions are for; None where it has no such limit,
-            or where that is not known yet.
+        source: The archive's settings.
+        model_id: The repository on the hub to serve, if the archive holds no model.
+        positions: The model's maximum number of positions in tokens; None if it has no such limit
+            or the limit is not known yet.
     """
-    found = list(_judged(legacy, model_id))
+    mapped = list(_map_all(source, model_id))
     settings: dict[str, Any] = {"torchserve_api": True}
     if model_id is not None:
         settings["model_id"] = model_id
     generation: dict[str, Any] = {}
-    for *_, verdict in found:
-        settings |= verdict.settings
-        generation |= verdict.generation
-    if setup.is_seeds(legacy):
+    for one in mapped:
+        settings |= one.mapping.settings
+        generation |= one.mapping.generation
+    if setup.is_accelerate_example(source):
         settings["torchserve_semantics"] = True
     if positions is not None and settings.get("max_model_len", 0) > positions:
         settings["max_model_len"] = positions
-    kept = setup.kept(legacy)
-    named = {ALIASES.get(key, key) for key in kept}
+    overrides = _override_names(source)
+    weaker = {key: value for key, value in settings.items() if key not in overrides}
     return Translation(
-        legacy.model_name,
-        {key: value for key, value in settings.items() if key not in named} | kept,
+        source.model_name,
+        weaker | setup.kept_settings(source),
         generation,
-        frontend.gpus(legacy),
-        (
-            *(verdict.row(file, key, value) for file, key, value, verdict in found),
-            *manifest.rows(legacy),
-        ),
+        frontend.gpus(source),
+        (*(one.row() for one in mapped), *manifest.rows(source)),
     )
 
 
-def _judged(legacy: TorchServeArchive, model_id: str | None) -> Iterator[_Found]:
-    """Yields every key with what becomes of it, the weakest file first."""
-    yield from _manifest(legacy)
-    yield from _properties(legacy)
-    yield from _config(legacy, model_id)
-    yield from _entry(legacy)
-    for key, value in (legacy.setup or {}).items():
-        yield SETUP_CONFIG, key, value, setup.judge(key, value, legacy)
+def _map_all(source: TorchServeArchive, model_id: str | None) -> Iterator[_MappedKey]:
+    """Yield every key with its mapping, the file of lowest precedence first."""
+    yield from _manifest(source)
+    yield from _properties(source)
+    yield from _config(source, model_id)
+    yield from _entry(source)
+    for key, value in (source.setup or {}).items():
+        yield _MappedKey(SETUP_CONFIG, key, value, setup.map_key(key, value, source))
 
 
-def _manifest(legacy: TorchServeArchive) -> Iterator[_Found]:
-    for key, value in legacy.manifest.items():
+def _manifest(source: TorchServeArchive) -> Iterator[_MappedKey]:
+    for key, value in source.manifest.items():
         if key != "model":
-            yield MANIFEST, key, value, _by(manifest.RULES, key, value, legacy)
-    for key, value in legacy.model.items():
-        yield MANIFEST, f"model.{key}", value, _by(manifest.MODEL, key, value, legacy)
+            mapping = _apply(manifest.RULES, key, value, source)
+            yield _MappedKey(MANIFEST, key, value, mapping)
+    for key, value in source.model.items():
+        mapping = _apply(manifest.MODEL, key, value, source)
+        yield _MappedKey(MANIFEST, f"model.{key}", value, mapping)
 
 
-def _properties(legacy: TorchServeArchive) -> Iterator[_Found]:
-    for key, value in legacy.properties.items():
-        verdict = _by(server.RULES, key, value, legacy)
-        yield legacy.properties_file, key, value, _unless_said(key, verdict, legacy)
+def _properties(source: TorchServeArchive) -> Iterator[_MappedKey]:
+    for key, value in source.properties.items():
+        mapping = _overridden(key, source) or _apply(server.RULES, key, value, source)
+        yield _MappedKey(source.properties_file, key, value, mapping)
 
 
-def _unless_said(key: str, verdict: KeyMapping, legacy: TorchServeArchive) -> KeyMapping:
-    """A server's default counts only for what the model's own files leave open."""
-    meant = frontend.FROM_PROPERTIES.get(key)
-    if meant and any(frontend.says(said, meant) for said in (legacy.entry, legacy.config)):
-        return otherwise(f"the model's own {meant} is stronger")
-    return verdict
+def _overridden(key: str, source: TorchServeArchive) -> KeyMapping | None:
+    """Return the mapping of a server's default that the model's own files override, or None."""
+    frontend_key = frontend.FROM_PROPERTIES.get(key)
+    if frontend_key is None:
+        return None
+    if not any(frontend.is_set(one, frontend_key) for one in (source.entry, source.config)):
+        return None
+    return changed(f"the model's own {frontend_key} is stronger")
 
 
-def _entry(legacy: TorchServeArchive) -> Iterator[_Found]:
-    file = _entry_file(legacy)
-    for key, value in legacy.entry.items():
+def _entry(source: TorchServeArchive) -> Iterator[_MappedKey]:
+    file = _entry_file(source)
+    for key, value in source.entry.items():
         if key in frontend.RULES:
-            yield from _frontend(file, key, value, legacy)
+            yield from _frontend(file, key, value, source)
         else:
-            yield file, key, value, _by(frontend.ENTRY, key, value, legacy)
+            yield _MappedKey(file, key, value, _apply(frontend.ENTRY, key, value, source))
 
 
-def _entry_file(legacy: TorchServeArchive) -> str:
-    return f"{legacy.properties_file}: snapshot"
+def _entry_file(source: TorchServeArchive) -> str:
+    return f"{source.properties_file}: snapshot"
 
 
-def _config(legacy: TorchServeArchive, model_id: str | None) -> Iterator[_Found]:
-    file = legacy.config_file or ""
-    for key, value in legacy.config.items():
-        if key in frontend.RULES and frontend.says(legacy.entry, key):
-            yield file, key, value, otherwise(f"{_entry_file(legacy)} is stronger")
+def _config(source: TorchServeArchive, model_id: str | None) -> Iterator[_MappedKey]:
+    file = source.config_file or ""
+    for key, value in source.config.items():
+        if key in frontend.RULES and frontend.is_set(source.entry, key):
+            yield _MappedKey(file, key, value, changed(f"{_entry_file(source)} is stronger"))
         elif key in frontend.RULES:
-            yield from _frontend(file, key, value, legacy)
+            yield from _frontend(file, key, value, source)
         elif key == "handler":
-            yield from _section(file, key, value, _handler(legacy, model_id))
+            yield from _section(file, key, value, _handler_rule(source, model_id))
         elif key in handler.SECTIONS:
             yield from _section(file, key, value, lambda *_, key=key: handler.SECTIONS[key])
         else:
-            yield file, key, value, UNKNOWN
+            yield _MappedKey(file, key, value, UNKNOWN)
 
 
-def _frontend(file: str, key: str, value: Any, legacy: TorchServeArchive) -> Iterator[_Found]:
+def _frontend(file: str, key: str, value: Any, source: TorchServeArchive) -> Iterator[_MappedKey]:
     if not frontend.fits(key, value):
-        yield file, key, value, nothing("TorchServe ignored it too: not what this key takes")
+        ignored = dropped("TorchServe ignored it too: not what this key takes")
+        yield _MappedKey(file, key, value, ignored)
     elif key == "torchrun":
-        for name, one in value.items():
+        for name, member in value.items():
             rule = frontend.TORCHRUN.get(str(name), frontend.RULES[key])
-            yield file, f"{key}.{name}", one, rule(one, legacy)
+            yield _MappedKey(file, f"{key}.{name}", member, rule(member, source))
     else:
-        yield file, key, value, frontend.RULES[key](value, legacy)
+        yield _MappedKey(file, key, value, frontend.RULES[key](value, source))
 
 
 def _section(
-    file: str, section: str, value: Any, judge: Callable[[str, Any], KeyMapping]
-) -> Iterator[_Found]:
+    file: str, section: str, value: Any, map_key: Callable[[str, Any], KeyMapping]
+) -> Iterator[_MappedKey]:
     if not isinstance(value, dict):
-        yield file, section, value, judge("", value)
+        yield _MappedKey(file, section, value, map_key("", value))
         return
-    for key, one in value.items():
-        yield file, f"{section}.{key}", one, judge(str(key), one)
+    for key, member in value.items():
+        yield _MappedKey(file, f"{section}.{key}", member, map_key(str(key), member))
 
 
-def _handler(legacy: TorchServeArchive, model_id: str | None) -> Callable[[str, Any], KeyMapping]:
-    def judged(key: str, value: Any) -> KeyMapping:
+def _handler_rule(
+    source: TorchServeArchive, model_id: str | None
+) -> Callable[[str, Any], KeyMapping]:
+    overrides = _override_names(source)
+
+    def map_key(key: str, value: Any) -> KeyMapping:
         if key == "model_name" and value == model_id:
-            return taken("`model_id`: the archive holds no model, so the hub's is fetched")
-        verdict = _by(handler.RULES, key, value, legacy)
-        if any(_is_said(name, legacy) for name in verdict.settings):
-            return otherwise(f"{SETUP_CONFIG} is stronger")
-        return verdict
+            return kept("`model_id`: the archive holds no model, so the hub's is fetched")
+        mapping = _apply(handler.RULES, key, value, source)
+        if any(name in overrides for name in mapping.settings):
+            return changed(f"{SETUP_CONFIG} is stronger")
+        return mapping
 
-    return judged
-
-
-def _is_said(setting: str, legacy: TorchServeArchive) -> bool:
-    return setting in {ALIASES.get(key, key) for key in setup.kept(legacy)}
+    return map_key
 
 
-def _by(rules: Mapping[str, Rule], key: str, value: Any, legacy: TorchServeArchive) -> KeyMapping:
-    return rules[key](value, legacy) if key in rules else UNKNOWN
+def _override_names(source: TorchServeArchive) -> set[str]:
+    """Return the settings that ``setup_config.json`` sets, by their own names."""
+    return {ALIASES.get(key, key) for key in setup.kept_settings(source)}
+
+
+def _apply(
+    rules: Mapping[str, Rule], key: str, value: Any, source: TorchServeArchive
+) -> KeyMapping:
+    return rules[key](value, source) if key in rules else UNKNOWN

@@ -18,8 +18,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from predictor.checkpoint.task_detection import factory_of, title_of
+from predictor.dtypes import name_of
 from predictor.errors import ConfigurationError, reason_of
 from predictor.placement.units import Footprint, PlacementUnit
+from predictor.private.transformers import converts_weights
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.blocks import find_blocks, is_encoder_decoder
 from predictor.profiling.decoder_probe import Probe, probe
@@ -87,7 +89,7 @@ def measure_footprint(
     probed, by_block = measure(
         model, blocks, max_model_len=max_model_len, chunk=prefill_chunk, rows=max_batch_size
     )
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = name_of(model.dtype)
     return Footprint(
         architecture=type(model).__name__,
         dtype=dtype,
@@ -96,7 +98,7 @@ def measure_footprint(
         activations=probed.activations,
         activations_per_sequence=probed.activations_per_token * max_model_len,
         cast=stored_dtype not in (None, dtype),
-        rewritten=stored_kind == "pickle" or _is_converted(model),
+        rewritten=stored_kind == "pickle" or converts_weights(model),
         probed=probed.measured,
         by_block=by_block,
     )
@@ -269,12 +271,3 @@ def _largest_leaf(model: nn.Module, name: str) -> int:
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
-
-
-def _is_converted(model: PreTrainedModel) -> bool:
-    """Whether transformers changes stored tensors while loading (fused experts of most MoE)."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter
-
-    mapping: list[Any] = get_model_conversion_mapping(model) or []
-    return any(isinstance(entry, WeightConverter) for entry in mapping)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from predictor.errors import NotReady, RequestError, UnknownModel, UnknownVersion
-from predictor.protocol.http.json_body import shorten
 from predictor.protocol.kserve.response_style import ResponseStyle
+from predictor.sentences import quote
 from predictor.tasks.encoder_spec import EncoderRequest, EncoderTaskSpec
 from predictor.tasks.request import GenerationRequest, Stream
 
@@ -103,10 +103,10 @@ def find(models: Models, name: str, version: str | None = None) -> ServedModel:
     """
     model = models.get_model(name)
     if model is None:
-        raise UnknownModel(f"There is no model {shorten(name)}.")
+        raise UnknownModel(f"There is no model {quote(name)}.")
     if version and version != model.version:
         raise UnknownVersion(
-            f"Model {shorten(name)} has no version {shorten(version)}; it has {model.version!r}."
+            f"Model {quote(name)} has no version {quote(version)}; it has {model.version!r}."
         )
     return model
 
@@ -118,7 +118,7 @@ async def require_ready(model: ServedModel) -> None:
         NotReady: It cannot.
     """
     if not await model.healthy():
-        raise NotReady(f"Model {shorten(model.name)} is not ready.")
+        raise NotReady(f"Model {quote(model.name)} is not ready.")
 
 
 async def require_generating(model: ServedModel) -> None:
@@ -131,7 +131,7 @@ async def require_generating(model: ServedModel) -> None:
     await require_ready(model)
     if model.head is not None:
         raise RequestError(
-            f"Model {shorten(model.name)} generates no text; its task is {model.head.task}."
+            f"Model {quote(model.name)} generates no text; its task is {model.head.task}."
         )
 
 
@@ -145,7 +145,7 @@ async def require_task(model: ServedModel, task: str) -> EncoderTaskSpec:
     await require_ready(model)
     if model.head is None or model.head.task != task:
         found = "text_generation" if model.head is None else model.head.task
-        raise RequestError(f"Model {shorten(model.name)} is not for {task}; its task is {found}.")
+        raise RequestError(f"Model {quote(model.name)} is not for {task}; its task is {found}.")
     return model.head
 
 

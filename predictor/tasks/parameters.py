@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from predictor.errors import RequestError, nearest
+from predictor.sentences import quote
 from predictor.tasks.request import UNSAID, GenerationParameters
 
 _LEAST, _MOST = 0.01, 100.0
@@ -39,7 +40,9 @@ def parse_parameters(
     said = {name: value for name, value in given.items() if value is not None}
     for name in said:
         if name not in (names or NAMES):
-            raise RequestError(f"Unknown parameter {name[:64]!r}; {nearest(name, NAMES)}")
+            raise RequestError(
+                f"Unknown parameter {quote(name, ellipsis='')}; {nearest(name, NAMES)}"
+            )
     return replace(unsaid, **{name: _CHECKS[name](name, said[name]) for name in said})
 
 
@@ -63,7 +66,9 @@ def parse_named(
     said = {name: value for name, value in given.items() if value is not None}
     for name in said:
         if name not in checks:
-            raise RequestError(f"Unknown parameter {name[:64]!r}; {nearest(name, checks)}")
+            raise RequestError(
+                f"Unknown parameter {quote(name, ellipsis='')}; {nearest(name, checks)}"
+            )
     return {**unsaid, **{name: checks[name](name, value) for name, value in said.items()}}
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from predictor.checkpoint.safetensors_header import FLOATING, data_start, read_header
+from predictor.checkpoint.safetensors_header import data_start, read_header
+from predictor.dtypes import BY_CODE
 
 PAGE = 4096
 """What direct reads are aligned to in the file, in memory and in length: a page is a multiple of
@@ -26,15 +27,7 @@ every device's own block."""
 _SMALL_GAP = PAGE
 """Bytes between two tensors that are read with them: cheaper than one more read."""
 
-_OTHERS = {
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
-_TORCH = {stored: getattr(torch, name) for stored, name in (FLOATING | _OTHERS).items()}
+_TORCH = {code: getattr(torch, dtype.name) for code, dtype in BY_CODE.items()}
 
 Stamp = tuple[int, int, int]
 """A file's device, number and size."""

@@ -1,45 +1,47 @@
-"""transformers' own loading, as far as it is used: parts go where a map says, and no further.
+"""transformers' own loading: each part goes where a device map says, and no further.
 
-transformers has Accelerate attach its hooks to whatever is offloaded before it gives the model
-back. It is kept from that, because blocks that are streamed by us need none; what is left is
-attached afterwards.
+Before `from_pretrained` returns, transformers has Accelerate attach hooks to every offloaded part.
+Blocks that we stream need none of them. So the attaching is held back, and done afterwards for the
+parts that Accelerate streams. Which parts these are is decided in `loader`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.hooks import remove_hook_from_submodules
-from transformers import PreTrainedModel, modeling_utils
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
 from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.checkpoint.task_detection import factory_of
 from predictor.errors import CheckpointError, LoadFailed, reason_of
 from predictor.placement.plan import Placement
+from predictor.private.accelerate import remove_hook_from_submodules
+from predictor.private.transformers import (
+    accelerate_dispatch,
+    dispatch_replaced,
+    weights_reported,
+)
 from predictor.weights.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 
-class Dispatch:
-    """Takes the place of transformers' own call of Accelerate, which comes too early for us.
+class DeferredDispatch:
+    """Stands in for transformers' call of Accelerate, and makes that call later.
 
     Attributes:
-        index: Where transformers found each parameter on disk.
+        index: For each parameter on disk, its file and its name in that file.
     """
 
-    def __init__(self, original: Callable[..., None]) -> None:
+    def __init__(self) -> None:
         self.index: Mapping[str, Mapping[str, str]] = {}
-        self._original = original
-        self._asked: tuple[Any, ...] | None = None
+        self._arguments: tuple[Any, ...] | None = None
 
     def __call__(
         self,
@@ -50,36 +52,29 @@ class Dispatch:
         index: Mapping[str, Mapping[str, str]] | None,
         offload_buffers: bool,
     ) -> None:
-        """Is called in place of ``accelerate_dispatch``, with its arguments, and keeps them."""
+        """Keep the arguments of transformers' call."""
         self.index = index or {}
-        self._asked = (model, quantizer, folder, self.index, offload_buffers)
+        self._arguments = (model, quantizer, folder, self.index, offload_buffers)
 
     def attach(self, placement: Placement, streamed: Sequence[str]) -> None:
-        """Has Accelerate attach its hooks to all that is not streamed by us, if it is elsewhere."""
+        """Attach Accelerate's hooks to all parts that execute away from where they are stored.
+
+        Args:
+            placement: The plan.
+            streamed: Blocks that we stream. They get no hooks of Accelerate.
+        """
         placed = placement.device_map.items()
-        elsewhere = {device for name, device in placed if name not in streamed}
-        elsewhere -= {placement.execution_device}
-        if self._asked is None or not elsewhere:
+        devices = {device for name, device in placed if name not in streamed}
+        if self._arguments is None or devices <= {placement.execution_device}:
             return
-        model, quantizer, folder, index, offload_buffers = self._asked
-        device_map = dict(placement.device_map)
+        model, quantizer, folder, index, offload_buffers = self._arguments
         with warnings.catch_warnings():
             # A map may name tensors that lie in no module of their own, such as a bias of logits.
             warnings.filterwarnings("ignore", "The following device_map keys do not match")
-            self._original(model, quantizer, device_map, folder, index, offload_buffers)
+            device_map = dict(placement.device_map)
+            accelerate_dispatch(model, quantizer, device_map, folder, index, offload_buffers)
         for name in streamed:
             remove_hook_from_submodules(model.get_submodule(name))
-
-
-@contextlib.contextmanager
-def _dispatching() -> Iterator[Dispatch]:
-    where: Any = modeling_utils
-    original = where.accelerate_dispatch
-    stand_in = where.accelerate_dispatch = Dispatch(original)
-    try:
-        yield stand_in
-    finally:
-        where.accelerate_dispatch = original
 
 
 def from_pretrained(
@@ -90,29 +85,33 @@ def from_pretrained(
     *,
     trust_remote_code: bool,
     progress: Progress,
-) -> tuple[PreTrainedModel, Dispatch]:
-    """Returns the model, and what attaches Accelerate's hooks to it.
+) -> tuple[PreTrainedModel, DeferredDispatch]:
+    """Load a model, and return it with the deferred call of Accelerate.
 
     Args:
         checkpoint: Files on local disk.
         placement: The plan.
-        device_map: Where each part goes; parts on ``"meta"`` go nowhere.
-        folder: Where parts on disk that have to be written anew are put.
+        device_map: The device of each part; parts on ``"meta"`` are not loaded.
+        folder: The folder for parts on disk that have to be converted.
         trust_remote_code: Whether code that comes with the model may run.
-        progress: Is told of every tensor.
+        progress: Counts every tensor.
 
     Raises:
         CheckpointError: The checkpoint lacks weights of the model, or has them in other shapes.
-        LoadFailed: Reading failed in another way.
+        LoadFailed: Reading failed for another reason.
     """
-    with _reporting(progress), _dispatching() as dispatch:
-        model = _read(
-            checkpoint, placement, device_map, folder, trust_remote_code=trust_remote_code
-        )
+    dispatch = DeferredDispatch()
+    try:
+        with weights_reported(progress.done), dispatch_replaced(dispatch):
+            model = _load(
+                checkpoint, placement, device_map, folder, trust_remote_code=trust_remote_code
+            )
+    finally:
+        progress.end()
     return model, dispatch
 
 
-def _read(
+def _load(
     checkpoint: Checkpoint,
     placement: Placement,
     device_map: Mapping[str, int | str],
@@ -137,26 +136,26 @@ def _read(
         raise CheckpointError(
             f"{checkpoint.path} holds a .bin file that is damaged or does more than hold weights."
         ) from error
-    # Files, devices and volumes fail in any way, and the libraries complain in as many.
+    # Files, devices and volumes fail in many ways, and libraries raise errors of many classes.
     except Exception as error:
         logger.exception("from_pretrained failed")
         raise LoadFailed(
             f"The weights in {checkpoint.path} cannot be loaded: {reason_of(error, most=300)}"
         ) from error
     model, info = loaded
-    lacking = _lacking(info, checkpoint.task)
-    if lacking:
+    missing = _missing_weights(info, checkpoint.task)
+    if missing:
         raise CheckpointError(
-            f"{checkpoint.path} lacks {len(lacking)} weights of {placement.architecture}, "
-            f"{lacking[0]} among them."
+            f"{checkpoint.path} lacks {len(missing)} weights of {placement.architecture}, "
+            f"{missing[0]} among them."
         )
     return model.eval()  # type: ignore[no-any-return]
 
 
-def _lacking(info: Mapping[str, Any], task: str) -> list[str]:
-    """The weights that are missing, or those of another shape.
+def _missing_weights(info: Mapping[str, Any], task: str) -> list[str]:
+    """Return the weights that are missing, or else those of another shape.
 
-    Vectors are made of the states below a pooler, which models with another head have none of.
+    Embeddings are made of the states below a pooler. Checkpoints with another head have no pooler.
     """
     missing = [
         name
@@ -164,26 +163,3 @@ def _lacking(info: Mapping[str, Any], task: str) -> list[str]:
         if not (task == "text_embedding" and name.startswith("pooler."))
     ]
     return sorted(missing) or sorted(str(key) for key in info["mismatched_keys"])
-
-
-@contextlib.contextmanager
-def _reporting(progress: Progress) -> Iterator[None]:
-    """Lets transformers' own loop over the weights tell our progress."""
-
-    def hook(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if kwargs.get("desc") != "Loading weights":
-            return factory(*args, **kwargs)
-        return _counted(args[0], progress)
-
-    previous = transformers_logging.set_tqdm_hook(hook)
-    try:
-        yield
-    finally:
-        transformers_logging.set_tqdm_hook(previous)
-        progress.end()
-
-
-def _counted(weights: Any, progress: Progress) -> Iterator[Any]:
-    for name, mapping in weights:
-        yield name, mapping
-        progress.done(name)

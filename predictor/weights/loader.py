@@ -31,7 +31,7 @@ from predictor.weights.converted import (
     source_of,
 )
 from predictor.weights.extents import Block
-from predictor.weights.from_pretrained import Dispatch, from_pretrained
+from predictor.weights.from_pretrained import DeferredDispatch, from_pretrained
 from predictor.weights.progress import Progress
 from predictor.weights.resident import make_resident
 from predictor.weights.store.folder import StoreFolder
@@ -161,7 +161,7 @@ class _Loading:
 
     def place(
         self, supply: BlockSourceResolver
-    ) -> tuple[PreTrainedModel, Dispatch, tuple[Block, ...]]:
+    ) -> tuple[PreTrainedModel, DeferredDispatch, tuple[Block, ...]]:
         """The model with parts on disk on the meta device, and its blocks there that we stream."""
         streamed = supply.names
         device_map = _device_map(self.placement, self.skeleton, streamed if supply.store else ())
@@ -191,7 +191,7 @@ class _Loading:
     def stream(
         self,
         model: PreTrainedModel,
-        dispatch: Dispatch,
+        dispatch: DeferredDispatch,
         on_disk: Sequence[Block],
         waiting: Mapping[str, Waiting],
         *,

@@ -1,4 +1,4 @@
-"""Values that together take every condition of the chart both ways."""
+"""Values that together make every condition of the chart both true and false."""
 
 from __future__ import annotations
 

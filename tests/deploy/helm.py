@@ -1,6 +1,6 @@
-"""Helm and Kustomize for tests: renders the chart, builds what is in manifests/.
+"""Helm and Kustomize for tests: render the chart, build the kustomizations in manifests/.
 
-Where a program is missing the test that asks is skipped, or fails if REQUIRE_HELM=1.
+If a program is missing, the test that needs it is skipped, or fails if REQUIRE_HELM=1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Object = dict[str, Any]
 def render(
     values: Mapping[str, Any], *, release: str = "demo", apis: tuple[str, ...] = APIS
 ) -> list[Object]:
-    """Returns the objects that the chart makes of values."""
+    """Return the objects that the chart renders from values."""
     done = template(values, release=release, apis=apis)
     assert done.returncode == 0, done.stderr
     return loaded(done.stdout)
@@ -44,18 +44,18 @@ def render(
 def template(
     values: Mapping[str, Any], *, release: str = "demo", apis: tuple[str, ...] = APIS
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `helm template`, with the values on its standard input."""
+    """Run ``helm template`` with the values on its standard input."""
     offered = [f"--api-versions={api}" for api in apis]
     return helm("template", release, str(CHART), "--values=-", *offered, given=json.dumps(values))
 
 
 def helm(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs Helm. What it was built without, the version of Kubernetes, it is told."""
+    """Run Helm for a fixed version of Kubernetes."""
     return _run("helm", *arguments, f"--kube-version={KUBERNETES}", given=given)
 
 
 def kustomize(folder: Path) -> list[Object]:
-    """Returns what a kustomization builds, by `kustomize` or `kubectl`."""
+    """Return the objects that a kustomization builds, by ``kustomize`` or ``kubectl``."""
     if shutil.which("kustomize"):
         done = _run("kustomize", "build", str(folder))
     else:
@@ -65,13 +65,13 @@ def kustomize(folder: Path) -> list[Object]:
 
 
 def read(file: Path) -> list[Object]:
-    """Returns the objects of a file of YAML."""
+    """Return the objects in a YAML file."""
     return loaded(file.read_text())
 
 
 def loaded(text: str) -> list[Object]:
-    """Returns the objects of YAML."""
-    return [found for found in yaml.load_all(text, yaml.CSafeLoader) if found]
+    """Return the objects in YAML text."""
+    return [obj for obj in yaml.load_all(text, yaml.CSafeLoader) if obj]
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""The Pod Security Standard `restricted`, as of Kubernetes 1.34, over a pod spec."""
+"""The Pod Security Standard `restricted` of Kubernetes 1.34, applied to a pod spec."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ APPARMOR = {None, "RuntimeDefault", "Localhost"}
 
 
 def violations(pod: dict[str, Any]) -> list[str]:
-    """Returns what keeps a pod out of a namespace that enforces the profile."""
-    found = [*_of_pod(pod)]
+    """Return the reasons why a namespace that enforces the profile would refuse a pod."""
+    faults = [*_of_pod(pod)]
     for kind in ("containers", "initContainers", "ephemeralContainers"):
         for container in pod.get(kind, ()):
-            found += [f"{container['name']}: {fault}" for fault in _of_container(container, pod)]
-    return found
+            faults += [f"{container['name']}: {fault}" for fault in _of_container(container, pod)]
+    return faults
 
 
 def _of_pod(pod: dict[str, Any]) -> Iterator[str]:

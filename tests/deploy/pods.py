@@ -1,47 +1,47 @@
-"""The pods that objects lead to: a Deployment's, a Job's, a test's, and those that KServe makes."""
+"""The pods of rendered objects: a Deployment's, a Job's, a test's, and those that KServe makes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from predictor.cli import _parse
+from predictor.cli import parse_arguments
 from predictor.settings import Settings, read_settings
 from tests.deploy.helm import MANIFESTS, Object, read
 
-_OF_THE_MODEL = ("modelFormat", "runtime", "protocolVersion", "storageUri")
+_MODEL_FIELDS = ("modelFormat", "runtime", "protocolVersion", "storageUri")
 
 
 def pods(objects: Iterable[Object]) -> list[Object]:
-    """Returns the pod spec of everything that has one; a runtime's alone is not a whole pod."""
-    known = [*objects, *read(MANIFESTS / "serving-runtime.yaml")]
-    runtimes = {found["metadata"]["name"]: found for found in known if _is_runtime(found)}
-    made = {
-        "Pod": lambda found: found["spec"],
-        "Deployment": lambda found: found["spec"]["template"]["spec"],
-        "Job": lambda found: found["spec"]["template"]["spec"],
-        "InferenceService": lambda found: _of_service(found, runtimes),
+    """Return the pod spec of each object that has a whole one, which a runtime alone has not."""
+    everything = [*objects, *read(MANIFESTS / "serving-runtime.yaml")]
+    runtimes = {obj["metadata"]["name"]: obj for obj in everything if _is_runtime(obj)}
+    pod_of = {
+        "Pod": lambda obj: obj["spec"],
+        "Deployment": lambda obj: obj["spec"]["template"]["spec"],
+        "Job": lambda obj: obj["spec"]["template"]["spec"],
+        "InferenceService": lambda obj: _of_service(obj, runtimes),
     }
-    return [made[found["kind"]](found) for found in known if found["kind"] in made]
+    return [pod_of[obj["kind"]](obj) for obj in everything if obj["kind"] in pod_of]
 
 
 def serving(objects: Iterable[Object]) -> tuple[Object, Object]:
-    """Returns the one pod spec that serves, without the chart's test, and its one container."""
-    (pod,) = pods(found for found in objects if found["kind"] != "Pod")
+    """Return the pod spec that serves, which is not the chart's test, and its one container."""
+    (pod,) = pods(obj for obj in objects if obj["kind"] != "Pod")
     (container,) = pod["containers"]
     return pod, container
 
 
 def settings(container: Object) -> Settings:
-    """Returns what the predictor makes of a container's flags and environment."""
+    """Return the predictor's settings, read from a container's flags and environment."""
     environ = {name["name"]: name["value"] for name in container["env"] if "value" in name}
-    command, flags = _parse(container["args"])
+    command, flags = parse_arguments(container["args"])
     assert command == "serve"
     return read_settings(flags, environ=environ)
 
 
-def _is_runtime(found: Object) -> bool:
-    return found["kind"] in ("ServingRuntime", "ClusterServingRuntime")
+def _is_runtime(obj: Object) -> bool:
+    return obj["kind"] in ("ServingRuntime", "ClusterServingRuntime")
 
 
 def _of_service(service: Object, runtimes: dict[str, Object]) -> Object:
@@ -59,8 +59,8 @@ def _of_service(service: Object, runtimes: dict[str, Object]) -> Object:
 
 
 def _merged(base: Object, model: Object, name: str) -> Object:
-    """KServe's merge: lists one after the other, `{{.Name}}` filled in, else the model's word."""
-    own = {field: value for field, value in model.items() if field not in _OF_THE_MODEL}
+    """Merge as KServe does: lists are concatenated; of other fields the model's take precedence."""
+    own = {field: value for field, value in model.items() if field not in _MODEL_FIELDS}
     lists: dict[str, list[Any]] = {
         field: [*base.get(field, ()), *own.get(field, ())]
         for field in ("args", "env", "ports", "volumeMounts")

@@ -1,4 +1,4 @@
-"""The chart: what it makes of values."""
+"""The objects that the chart renders from values."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ def rendered(case: str) -> list[Object]:
 
 
 def of_kind(kind: str, made: list[Object]) -> list[Object]:
-    return [found for found in made if found["kind"] == kind]
+    return [obj for obj in made if obj["kind"] == kind]
 
 
 def one(kind: str, values: dict[str, Any]) -> Object:
-    (found,) = of_kind(kind, render(values))
-    return found
+    (obj,) = of_kind(kind, render(values))
+    return obj
 
 
 def without_labels(made: list[Object]) -> dict[tuple[str, str], Object]:
     bare = {}
-    for found in made:
-        about = {key: told for key, told in found["metadata"].items() if key != "labels"}
-        bare[found["kind"], about["name"]] = {**found, "metadata": about}
+    for obj in made:
+        metadata = {key: value for key, value in obj["metadata"].items() if key != "labels"}
+        bare[obj["kind"], metadata["name"]] = {**obj, "metadata": metadata}
     return bare
 
 
-def rename(found: Object, name: str) -> Object:
-    """The same Role, or binding of the Role of that name, under another name."""
-    role = {"roleRef": {**found["roleRef"], "name": name}} if "roleRef" in found else {}
-    return {**found, "metadata": {**found["metadata"], "name": name}, **role}
+def rename(obj: Object, name: str) -> Object:
+    """Return a Role or the binding of a Role under another name, along with its reference."""
+    role = {"roleRef": {**obj["roleRef"], "name": name}} if "roleRef" in obj else {}
+    return {**obj, "metadata": {**obj["metadata"], "name": name}, **role}
 
 
 @pytest.mark.parametrize("story", STORIES)
-def test_the_chart_makes_of_a_storys_values_what_the_manifests_say(story: str) -> None:
-    """Names are theirs; what manifests/ has once for a namespace the chart makes for a release.
+def test_the_chart_renders_an_examples_values_as_in_the_manifests(story: str) -> None:
+    """Objects that manifests/ has once for a namespace are renamed for the release.
 
-    That a claim outlives its release is for Helm alone to know.
+    The annotation that keeps a claim after its release is only Helm's, so it is left out.
     """
     values = json.loads(json.dumps(STORIES[story]))
     values.setdefault("offload", {}).setdefault("persistence", {})["retain"] = False
@@ -69,22 +69,22 @@ def test_the_chart_makes_of_a_storys_values_what_the_manifests_say(story: str) -
     del made["Pod", f"{story}-ask"]
 
     base = [o for file in MANIFESTS.glob("*.yaml") for o in read(file) if "metadata" in o]
-    told = without_labels([*base, *read(MANIFESTS / "examples" / f"{story}.yaml")])
+    expected = without_labels([*base, *read(MANIFESTS / "examples" / f"{story}.yaml")])
     for kind in ("Role", "RoleBinding"):  # a release's own, whosever account it is for
-        told[kind, story] = rename(told.pop((kind, "accelerate-predictor")), story)
-    if "containers" in told["InferenceService", story]["spec"]["predictor"]:
-        del told["ServingRuntime", "accelerate-predictor"]
-    assert made == told
+        expected[kind, story] = rename(expected.pop((kind, "accelerate-predictor")), story)
+    if "containers" in expected["InferenceService", story]["spec"]["predictor"]:
+        del expected["ServingRuntime", "accelerate-predictor"]
+    assert made == expected
 
 
-def test_every_story_is_told_in_both_ways() -> None:
+def test_every_example_is_in_the_chart_and_in_the_manifests() -> None:
     assert {file.stem for file in (MANIFESTS / "examples").glob("*.yaml")} == STORIES.keys()
 
 
 @every_case
 def test_every_object_is_one_that_the_api_server_takes(case: str) -> None:
-    found = {f"{o['kind']} {o['metadata']['name']}": objects.faults(o) for o in rendered(case)}
-    assert {name: faults for name, faults in found.items() if faults} == {}
+    faults = {f"{o['kind']} {o['metadata']['name']}": objects.faults(o) for o in rendered(case)}
+    assert {name: some for name, some in faults.items() if some} == {}
 
 
 @every_case
@@ -95,25 +95,35 @@ def test_every_pod_is_restricted(case: str) -> None:
 @every_case
 def test_flags_and_environment_are_settings_that_fit_the_pod(case: str) -> None:
     pod, container = pods.serving(rendered(case))
-    found = pods.settings(container)
+    settings = pods.settings(container)
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
-    assert container["ports"][0]["containerPort"] == found.http_port
-    assert [p["containerPort"] for p in container["ports"][1:]] in ([found.grpc_port], [])
-    assert found.offload_folder is None or not mounts[str(found.offload_folder)].get("readOnly")
+    assert container["ports"][0]["containerPort"] == settings.http_port
+    assert [p["containerPort"] for p in container["ports"][1:]] in ([settings.grpc_port], [])
+    assert settings.offload_folder is None or not mounts[str(settings.offload_folder)].get(
+        "readOnly"
+    )
     assert {mount["name"] for mount in mounts.values()} == {v["name"] for v in pod["volumes"]}
     if "lifecycle" in container:
         sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-        assert pod["terminationGracePeriodSeconds"] > sleep + found.grace_period
+        assert pod["terminationGracePeriodSeconds"] > sleep + settings.grace_period
 
 
 def test_settings_reach_the_predictor_as_they_were_written() -> None:
     _, container = pods.serving(rendered("everything under KServe"))
-    found = pods.settings(container)
-    assert (found.dtype, found.max_body_size, found.memory_headroom) == ("bfloat16", 1048576, 0.1)
-    assert (found.verify_store, found.grace_period) == (True, 59.5)
-    assert found.device_map == {"transformer.h.0": "0"}
-    assert (found.model_name, found.model_id, found.model_revision) == ("known", "org/model", "v1")
-    assert found.max_batch_size == 8
+    settings = pods.settings(container)
+    assert (settings.dtype, settings.max_body_size, settings.memory_headroom) == (
+        "bfloat16",
+        1048576,
+        0.1,
+    )
+    assert (settings.verify_store, settings.grace_period) == (True, 59.5)
+    assert settings.device_map == {"transformer.h.0": "0"}
+    assert (settings.model_name, settings.model_id, settings.model_revision) == (
+        "known",
+        "org/model",
+        "v1",
+    )
+    assert settings.max_batch_size == 8
 
 
 @pytest.mark.parametrize(
@@ -149,7 +159,7 @@ def test_resources_are_whole_and_leave_nothing_for_kserve_to_fill_in(
         ({"strategy": "RollingUpdate"}, "RollingUpdate"),
     ],
 )
-def test_an_update_waits_for_the_old_pod_where_both_need_the_same(
+def test_an_update_waits_for_the_old_pod_if_both_need_the_same(
     values: dict[str, Any], kind: str
 ) -> None:
     predictor = one("InferenceService", values)["spec"]["predictor"]
@@ -182,8 +192,8 @@ def test_selectors_find_the_predictors_pods_and_not_the_tests() -> None:
     assert wanted <= labels.items()
     assert not wanted <= test["metadata"]["labels"].items()
     for kind in ("NetworkPolicy", "PodDisruptionBudget", "PodMonitor"):
-        (found,) = of_kind(kind, made)
-        selector = found["spec"].get("podSelector") or found["spec"]["selector"]
+        (obj,) = of_kind(kind, made)
+        selector = obj["spec"].get("podSelector") or obj["spec"]["selector"]
         assert selector["matchLabels"].items() == wanted
 
 
@@ -194,14 +204,14 @@ def test_a_token_is_in_a_secret_and_nowhere_else() -> None:
     assert [o["kind"] for o in made if '"secret"' in json.dumps(o)] == ["Secret"]
 
 
-def test_helm_keeps_the_claim_unless_it_is_told_not_to() -> None:
+def test_helm_keeps_the_claim_unless_retain_is_false() -> None:
     (kept,) = of_kind("PersistentVolumeClaim", render({}))
-    (let_go,) = of_kind("PersistentVolumeClaim", rendered("a model of the hub without KServe"))
+    (deleted,) = of_kind("PersistentVolumeClaim", rendered("a model of the hub without KServe"))
     assert kept["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
-    assert "helm.sh/resource-policy" not in let_go["metadata"]["annotations"]
+    assert "helm.sh/resource-policy" not in deleted["metadata"]["annotations"]
 
 
-def test_both_scalers_ask_for_the_queue_metric() -> None:
+def test_both_autoscalers_use_the_queue_metric() -> None:
     query = 'sum(predictor_sequences_waiting{{namespace="default",model_name="{}"}})'
     (scaled,) = of_kind("ScaledObject", rendered("everything without KServe"))
     (service,) = of_kind("InferenceService", rendered("everything under KServe"))
@@ -210,15 +220,15 @@ def test_both_scalers_ask_for_the_queue_metric() -> None:
     assert metric["external"]["metric"]["query"] == query.format("known")
 
 
-def test_metrics_that_the_chart_asks_for_are_the_predictors() -> None:
-    asked = set(re.findall(r"\b(predictor_\w+)\{", "".join(TEMPLATES.values())))
+def test_metrics_in_the_chart_are_the_predictors() -> None:
+    queried = set(re.findall(r"\b(predictor_\w+)\{", "".join(TEMPLATES.values())))
     made = (m for m in vars(metrics).values() if isinstance(m, MetricWrapperBase))
     families = [next(iter(metric.describe())) for metric in made]
-    assert asked
-    assert asked <= {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
+    assert queried
+    assert queried <= {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
 
 
-def test_the_linter_finds_nothing() -> None:
+def test_the_linter_reports_nothing() -> None:
     done = helm("lint", "--strict", str(CHART))
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -231,7 +241,7 @@ def test_the_version_is_the_packages() -> None:
 
 
 def _conditions() -> Iterator[tuple[str, str, bool]]:
-    """Each value that a template decides by: the condition, its path, whether it is compared."""
+    """Yield each value in a template's condition: condition, path, whether it is compared."""
     for text in TEMPLATES.values():
         for condition in re.findall(r"\{\{-? (?:else )?(?:if|with) (.*?)-?\}\}", text):
             compared = re.search(r"\b(eq|ne|gt|lt|has|hasPrefix|contains)\b", condition)
@@ -240,18 +250,18 @@ def _conditions() -> Iterator[tuple[str, str, bool]]:
 
 
 def _values_of(path: str) -> list[Any]:
-    found = []
+    taken = []
     for values in CASES.values():
         given: Any = values
         default: Any = DEFAULTS
         for step in path.split("."):
             default = default[step]
             given = given.get(step) if isinstance(given, dict) else None
-        found.append(default if given is None else given)
-    return found
+        taken.append(default if given is None else given)
+    return taken
 
 
-def test_the_cases_take_every_condition_on_a_value_both_ways() -> None:
+def test_the_cases_make_every_condition_both_true_and_false() -> None:
     one_way = set()
     for condition, path, compared in _conditions():
         values = _values_of(path)
@@ -262,7 +272,7 @@ def test_the_cases_take_every_condition_on_a_value_both_ways() -> None:
     assert len(list(_conditions())) > 40
 
 
-def test_words_that_look_like_numbers_stay_words() -> None:
+def test_text_that_looks_like_a_number_stays_text() -> None:
     values = {
         "fullnameOverride": "demo",
         "kserve": {"enabled": False},
@@ -272,7 +282,7 @@ def test_words_that_look_like_numbers_stay_words() -> None:
         "settings": None,
     }
     made = render(values, release="42")
-    assert [objects.faults(found) for found in made] == [[] for _ in made]
+    assert [objects.faults(obj) for obj in made] == [[] for _ in made]
     _, container = pods.serving(made)
     (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "model")
     assert mount["subPath"] == "2024"

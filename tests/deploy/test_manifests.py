@@ -1,4 +1,4 @@
-"""manifests/: what the API server takes, what a restricted namespace lets in, what it all says."""
+"""The manifests: valid for the API server, allowed in a restricted namespace, and consistent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from predictor.cli import _parse
+from predictor.cli import parse_arguments
 from tests.deploy import objects, pod_security, pods
 from tests.deploy.helm import MANIFESTS, ROOT, Object, kustomize, read
 
@@ -18,12 +18,12 @@ every_example = pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.
 
 
 def base() -> list[Object]:
-    return [found for file in FILES if file.parent == MANIFESTS for found in read(file)]
+    return [obj for file in FILES if file.parent == MANIFESTS for obj in read(file)]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_object_is_one_that_the_api_server_takes(file: Path) -> None:
-    assert [objects.faults(found) for found in read(file)] == [[] for _ in read(file)]
+    assert [objects.faults(obj) for obj in read(file)] == [[] for _ in read(file)]
 
 
 @every_example
@@ -31,7 +31,7 @@ def test_every_pod_is_restricted(file: Path) -> None:
     assert [pod_security.violations(pod) for pod in pods.pods(read(file))] == [[]]
 
 
-def test_the_check_of_objects_knows_one_that_is_wrong() -> None:
+def test_the_check_of_objects_reports_a_wrong_one() -> None:
     (service, claim) = read(MANIFESTS / "examples" / "demo.yaml")
     service["spec"]["predictor"]["model"]["volumeMount"] = []
     claim["spec"]["size"] = "1Gi"
@@ -39,23 +39,23 @@ def test_the_check_of_objects_knows_one_that_is_wrong() -> None:
     assert "size" in str(objects.faults(claim))
 
 
-def test_the_check_of_pods_knows_a_pod_that_is_not_restricted() -> None:
+def test_the_check_of_pods_reports_a_pod_that_is_not_restricted() -> None:
     pod = {
         "hostNetwork": True,
         "volumes": [{"name": "host", "hostPath": {"path": "/"}}],
         "containers": [{"name": "main"}],
         "initContainers": [{"name": "first", "securityContext": {"privileged": True}}],
     }
-    found = pod_security.violations(pod)
-    assert {"hostNetwork", "volume hostPath", "main: runAsNonRoot"} <= set(found)
-    assert {"first: privileged", "first: capabilities are not dropped"} <= set(found)
+    faults = pod_security.violations(pod)
+    assert {"hostNetwork", "volume hostPath", "main: runAsNonRoot"} <= set(faults)
+    assert {"first: privileged", "first: capabilities are not dropped"} <= set(faults)
 
 
 @every_example
 def test_an_example_is_whole(file: Path) -> None:
-    """Its claim, service account and runtime are in it or in the base; its offload volume fits."""
+    """Its claim, service account and runtime are in it or the base, and its volume is mounted."""
     made = [*base(), *read(file)]
-    names = {(found["kind"], found["metadata"]["name"]) for found in made}
+    names = {(obj["kind"], obj["metadata"]["name"]) for obj in made}
     pod, container = pods.serving(read(file))
     claims = [v["persistentVolumeClaim"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
     assert {("PersistentVolumeClaim", claim["claimName"]) for claim in claims} <= names
@@ -66,8 +66,8 @@ def test_an_example_is_whole(file: Path) -> None:
 
 
 @every_example
-def test_an_example_says_what_kserves_defaults_get_wrong_for_big_models(file: Path) -> None:
-    (service,) = (found for found in read(file) if found["kind"] == "InferenceService")
+def test_an_example_overrides_kserve_defaults_that_are_wrong_for_big_models(file: Path) -> None:
+    (service,) = (obj for obj in read(file) if obj["kind"] == "InferenceService")
     predictor, annotations = service["spec"]["predictor"], service["metadata"]["annotations"]
     assert predictor["timeout"] == 600
     if annotations["serving.kserve.io/deploymentMode"] == "Standard":
@@ -78,8 +78,8 @@ def test_an_example_says_what_kserves_defaults_get_wrong_for_big_models(file: Pa
 
 @every_example
 def test_kserve_takes_no_example_for_one_of_a_multi_model_server(file: Path) -> None:
-    """It exempts custom containers and this one format, whether there is a storageUri or not."""
-    (service,) = (found for found in read(file) if found["kind"] == "InferenceService")
+    """KServe exempts custom containers and this one format, with a storageUri or without."""
+    (service,) = (obj for obj in read(file) if obj["kind"] == "InferenceService")
     (runtime,) = read(MANIFESTS / "serving-runtime.yaml")
     model = service["spec"]["predictor"].get("model")
     formats = {one["name"]: one["autoSelect"] for one in runtime["spec"]["supportedModelFormats"]}
@@ -87,12 +87,12 @@ def test_kserve_takes_no_example_for_one_of_a_multi_model_server(file: Path) -> 
     assert formats == {"huggingface": False, "huggingface-accelerate": True}
 
 
-def test_the_job_imports_to_where_the_example_serves_from() -> None:
+def test_the_job_imports_to_the_folder_that_the_example_serves() -> None:
     (job,) = read(MANIFESTS / "jobs" / "import-torchserve.yaml")
     (pod,) = pods.pods([job])
     assert pod_security.violations(pod) == []
     (container,) = pod["containers"]
-    command, flags = _parse(container["args"])
+    command, flags = parse_arguments(container["args"])
     assert command == "import-torchserve"
     (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "models")
     (claim,) = (v["persistentVolumeClaim"] for v in pod["volumes"] if v["name"] == "models")
@@ -116,7 +116,7 @@ def test_the_pod_may_read_pods_and_claims_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("folder", [MANIFESTS, MANIFESTS / "cluster"], ids=["base", "cluster"])
 def test_a_kustomization_builds_what_lies_beside_it(folder: Path) -> None:
-    beside = [found for file in FILES if file.parent == folder for found in read(file)]
+    beside = [obj for file in FILES if file.parent == folder for obj in read(file)]
     assert sorted(kustomize(folder), key=str) == sorted(beside, key=str)
 
 

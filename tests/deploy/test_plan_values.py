@@ -1,4 +1,4 @@
-"""The chart takes what `predictor plan` prints, and asks a cluster for the same."""
+"""The chart renders the values that `predictor plan` prints to the same requests."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.deploy import objects, pods
 from tests.deploy.helm import ROOT, Object, render
 
 BLOOM = ("examples/bloom-176b.json", "--gpus=2x80GiB", "--memory=128GiB", "--disk=400GiB")
-"""A part of it is on disk."""
+"""A model that is partly on disk."""
 
 DEMO = ("examples/demo-model", "--memory=8GiB")
-"""All of it is in memory."""
+"""A model that is whole in memory."""
 
 SETTINGS = (
-    "--model_name=told",
+    "--model_name=named",
     "--cpus=6",
     "--max_model_len=128",
     '--max_memory={"cpu": "100GiB"}',
@@ -35,19 +35,19 @@ FLAGS = pytest.mark.parametrize("flags", [BLOOM, DEMO, (*BLOOM, *SETTINGS), (*DE
 
 
 def printed(monkeypatch: pytest.MonkeyPatch, *flags: str) -> list[Any]:
-    """What the command prints, read as YAML."""
+    """Return the command's output, parsed as YAML."""
     monkeypatch.chdir(ROOT)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert cli.main(["plan", *flags]) == 0
     return list(yaml.safe_load_all(out.getvalue()))
 
 
-def by_kind(found: list[Object]) -> dict[str, Object]:
-    return {each["kind"]: each for each in found}
+def by_kind(objs: list[Object]) -> dict[str, Object]:
+    return {obj["kind"]: obj for obj in objs}
 
 
 @FLAGS
-def test_the_chart_asks_for_what_the_plans_own_inference_service_asks_for(
+def test_the_chart_requests_the_same_as_the_plans_own_inference_service(
     monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
 ) -> None:
     (values,) = printed(monkeypatch, *flags, "--output=helm-values")
@@ -55,23 +55,23 @@ def test_the_chart_asks_for_what_the_plans_own_inference_service_asks_for(
     name = plans["InferenceService"]["metadata"]["name"]
     charts = by_kind(render({**values, "fullnameOverride": name}))
 
-    assert [objects.faults(found) for found in plans.values()] == [[] for _ in plans]
-    assert asked(plans["InferenceService"]) == asked(charts["InferenceService"])
+    assert [objects.faults(obj) for obj in plans.values()] == [[] for _ in plans]
+    assert comparable(plans["InferenceService"]) == comparable(charts["InferenceService"])
     if "PersistentVolumeClaim" in plans:
-        claims = [found["PersistentVolumeClaim"] for found in (plans, charts)]
+        claims = [objs["PersistentVolumeClaim"] for objs in (plans, charts)]
         assert claims[0]["spec"] == claims[1]["spec"]
         assert claims[0]["metadata"]["name"] == claims[1]["metadata"]["name"]
     else:
         assert "PersistentVolumeClaim" not in charts
 
 
-def asked(service: Object) -> Object:
-    """An InferenceService's predictor without its names, and its settings as they are read."""
+def comparable(service: Object) -> Object:
+    """Return an InferenceService's predictor without its names, and with its settings parsed."""
     predictor = service["spec"]["predictor"]
     model = {**predictor["model"], "runtime": "accelerate-predictor"}
     (container,) = containers([{**service, "spec": {"predictor": {**predictor, "model": model}}}])
     if "volumes" not in predictor:
-        # Where nothing is needed twice the chart lets one pod come before the other goes.
+        # Without an offload volume the chart starts the new pod before it stops the old one.
         predictor = {**predictor, "deploymentStrategy": None}
     others = ("args", "env", "runtime")
     return {
@@ -82,14 +82,14 @@ def asked(service: Object) -> Object:
     }
 
 
-def containers(found: list[Object]) -> list[Object]:
-    """The predictor's own containers."""
-    known = [one for pod in pods.pods(found) for one in pod["containers"]]
-    return [one for one in known if one["name"] == "kserve-container"]
+def containers(objs: list[Object]) -> list[Object]:
+    """Return the predictor's own containers."""
+    everything = [one for pod in pods.pods(objs) for one in pod["containers"]]
+    return [one for one in everything if one["name"] == "kserve-container"]
 
 
 @FLAGS
-def test_the_charts_deployment_asks_for_the_same_too(
+def test_the_charts_deployment_requests_the_same_too(
     monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
 ) -> None:
     (values,) = printed(monkeypatch, *flags, "--output=helm-values")
@@ -103,8 +103,8 @@ def test_the_charts_deployment_asks_for_the_same_too(
     }
 
 
-def test_a_pod_of_the_charts_comes_to_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the container is told, in a pod that owns what was stated, is the same plan again."""
+def test_a_pod_of_the_chart_gets_the_same_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The container's settings and the stated resources give the same plan again."""
     flags = (*BLOOM, *SETTINGS)
     (values,) = printed(monkeypatch, *flags, "--output=helm-values")
     (plan,) = printed(monkeypatch, *flags, "--output=json")

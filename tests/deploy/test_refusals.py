@@ -1,4 +1,4 @@
-"""The chart: what it says of values that cannot be, and of a cluster that lacks something."""
+"""The chart's errors for wrong values, and for a cluster that lacks an API."""
 
 from __future__ import annotations
 
@@ -84,9 +84,7 @@ from tests.deploy.helm import APIS, template
         ),
     ],
 )
-def test_values_that_do_not_go_together_end_in_one_sentence(
-    values: dict[str, Any], sentence: str
-) -> None:
+def test_contradictory_values_give_one_sentence(values: dict[str, Any], sentence: str) -> None:
     done = template(values)
     assert done.returncode != 0
     assert f": {sentence}\n" in done.stderr
@@ -154,7 +152,7 @@ def test_an_api_that_the_cluster_lacks_is_named(
 
 
 @pytest.mark.parametrize(
-    ("values", "named"),
+    ("values", "name"),
     [
         ({"modle": {}}, "modle"),
         ({"model": {"url": "hf://org/model"}}, "url"),
@@ -171,8 +169,8 @@ def test_an_api_that_the_cluster_lacks_is_named(
         ({"podSecurityContext": {"runAsNonroot": True}}, "runAsNonroot"),
     ],
 )
-def test_a_mistake_in_values_is_named(values: dict[str, Any], named: str) -> None:
+def test_a_mistake_in_values_is_named(values: dict[str, Any], name: str) -> None:
     done = template(values)
     assert done.returncode != 0
     assert "values don't meet the specifications of the schema" in done.stderr
-    assert named in done.stderr
+    assert name in done.stderr

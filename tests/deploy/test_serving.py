@@ -1,4 +1,4 @@
-"""What a cluster asks of the server, asked of a real one: its probes, and the chart's test."""
+"""A real server answers the probes and the chart's test."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def demo() -> Iterator[Served]:
 @pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
 def test_a_probe_is_answered(demo: Served, probe: str) -> None:
     (runtime,) = read(MANIFESTS / "serving-runtime.yaml")
-    asked = runtime["spec"]["containers"][0][probe]["httpGet"]
-    assert httpx.get(f"{demo.url}{asked['path']}", timeout=30).status_code == 200
+    http_get = runtime["spec"]["containers"][0][probe]["httpGet"]
+    assert httpx.get(f"{demo.url}{http_get['path']}", timeout=30).status_code == 200
 
 
 @pytest.mark.parametrize(("model", "passes"), [("demo", True), ("other", False)])
-def test_helm_test_passes_where_the_model_answers(demo: Served, model: str, passes: bool) -> None:
+def test_helm_test_passes_if_the_model_answers(demo: Served, model: str, passes: bool) -> None:
     script = (CHART / "files" / "ask.py").read_text()
     done = subprocess.run(
         [sys.executable, "-c", script, demo.url, model],

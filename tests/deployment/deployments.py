@@ -1,11 +1,11 @@
-"""What hand-made models on hand-made pods need of a cluster."""
+"""The requirements of hand-made models on hand-made pods."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from predictor.deployment.sizing import Needs, needs
+from predictor.deployment.sizing import Requirements, size_deployment
 from predictor.placement.plan import Placement, PlacementOptions
 from predictor.placement.planner import plan
 from predictor.placement.units import Footprint
@@ -18,7 +18,7 @@ GIB = 1024**3
 
 
 def resources(*gpus: int, memory: int | None, disk: int | None = 400 * GIB) -> PodResources:
-    """A pod with GPUs of these MiB, of which the plan can use so many MiB of main memory."""
+    """Return a pod with GPUs of these MiB and so many MiB of main memory for the plan."""
     return PodResources(
         accelerators=tuple(
             Accelerator(index, "cuda", "stated", size * MIB, size * MIB)
@@ -32,31 +32,31 @@ def resources(*gpus: int, memory: int | None, disk: int | None = 400 * GIB) -> P
 
 
 OFFLOADED = resources(60, memory=16)
-"""Holds five units on the GPU, one in main memory and one on disk; see `test_report`."""
+"""Holds five units on the GPU, one in main memory and one on disk. See `test_report`."""
 
 RESIDENT = resources(60, 60, memory=16)
-"""Holds all on its GPUs."""
+"""Holds the whole model on its GPUs."""
 
 
 def placed(pod: PodResources, model: Footprint | None = None, **options: Any) -> Placement:
-    """Returns the plan of a model on a pod."""
+    """Return the plan of a model on a pod."""
     disk = None if pod.volume is None else pod.volume.available
     return plan(model or footprint(), pod, PlacementOptions(**{"disk": disk, **options}))
 
 
-def asked(
+def requirements_of(
     pod: PodResources,
     *,
     model: Footprint | None = None,
     flags: dict[str, str] | None = None,
     environ: dict[str, str] | None = None,
     **others: Any,
-) -> Needs:
-    """Returns what a model on a pod needs; `others` are the arguments of `needs`."""
+) -> Requirements:
+    """Return the requirements of a model on a pod; `others` are arguments of `size_deployment`."""
     flags = {"model_dir": "/models/bloom-176b", **(flags or {})}
     environ = environ or {}
     settings = read_settings(flags, environ=environ)
     placement = placed(pod, model, headroom=settings.memory_headroom)
-    given = explicit_settings(settings, flags, environ)
+    explicit = explicit_settings(settings, flags, environ)
     others = {"stored_dtype": None, "gpu_resource": "nvidia.com/gpu", "processors": None, **others}
-    return needs(placement, pod, settings, given, **others)
+    return size_deployment(placement, pod, settings, explicit, **others)

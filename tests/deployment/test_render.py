@@ -1,19 +1,26 @@
-"""What a cluster is asked for, to the last field."""
+"""The rendered deployment, to the last field."""
 
 from __future__ import annotations
 
 import pytest
 import yaml
 
-from predictor.deployment.render import about, as_yaml, helm_values, inference_service
+from predictor.deployment.render import helm_values, inference_service, summary, to_yaml
 from tests.crds import faults
-from tests.deployment.deployments import GIB, OFFLOADED, RESIDENT, asked, placed, resources
+from tests.deployment.deployments import (
+    GIB,
+    OFFLOADED,
+    RESIDENT,
+    placed,
+    requirements_of,
+    resources,
+)
 
 
-def test_the_values_of_a_model_of_which_a_part_is_on_disk():
+def test_the_values_of_a_partly_offloaded_model():
     flags = {"max_model_len": "8192", "dtype": "bfloat16", "max_memory": '{"cpu": "15MiB"}'}
 
-    assert helm_values(asked(OFFLOADED, flags=flags)) == [
+    assert helm_values(requirements_of(OFFLOADED, flags=flags)) == [
         {
             "model": {"uri": "pvc://CLAIM/PATH"},
             "accelerators": {"nvidia.com/gpu": 1},
@@ -31,14 +38,14 @@ def test_the_values_of_a_model_of_which_a_part_is_on_disk():
     ]
 
 
-def test_the_inference_service_of_a_model_of_which_a_part_is_on_disk():
+def test_the_inference_service_of_a_partly_offloaded_model():
     flags = {
         "max_model_len": "8192",
         "max_memory": '{"cpu": "15MiB"}',
         "request_timeout": "90.5",
         "grace_period": "30.5",
     }
-    claim, service = inference_service(asked(OFFLOADED, flags=flags, processors=16))
+    claim, service = inference_service(requirements_of(OFFLOADED, flags=flags, processors=16))
 
     assert claim == {
         "apiVersion": "v1",
@@ -102,35 +109,35 @@ def test_the_inference_service_of_a_model_of_which_a_part_is_on_disk():
 
 
 def test_a_model_that_needs_no_disk_gets_no_claim():
-    found = asked(RESIDENT)
-    (service,) = inference_service(found)
+    requirements = requirements_of(RESIDENT)
+    (service,) = inference_service(requirements)
 
-    assert helm_values(found)[0]["offload"] == {"enabled": False}
+    assert helm_values(requirements)[0]["offload"] == {"enabled": False}
     assert "volumes" not in service["spec"]["predictor"]
     assert not {"args", "volumeMounts"} & set(service["spec"]["predictor"]["model"])
 
 
-def test_without_a_gpu_none_is_asked_for():
-    found = asked(resources(memory=200))
+def test_without_a_gpu_none_is_requested():
+    requirements = requirements_of(resources(memory=200))
 
-    assert helm_values(found)[0]["accelerators"] == {}
-    (service,) = inference_service(found)
+    assert helm_values(requirements)[0]["accelerators"] == {}
+    (service,) = inference_service(requirements)
     assert set(service["spec"]["predictor"]["model"]["resources"]["limits"]) == {"cpu", "memory"}
 
 
-def test_the_cluster_may_call_its_gpus_otherwise():
-    found = asked(RESIDENT, gpu_resource="nvidia.com/mig-3g.20gb")
+def test_the_cluster_may_have_another_resource_name_for_gpus():
+    requirements = requirements_of(RESIDENT, gpu_resource="nvidia.com/mig-3g.20gb")
 
-    assert helm_values(found)[0]["accelerators"] == {"nvidia.com/mig-3g.20gb": 2}
+    assert helm_values(requirements)[0]["accelerators"] == {"nvidia.com/mig-3g.20gb": 2}
 
 
 def test_a_model_on_the_hub_is_named_and_not_a_uri():
     flags = {"model_id": "bigscience/bloom-7b1", "model_revision": "main", "model_name": "bloom"}
-    found = asked(RESIDENT, flags=flags)
-    _, service = inference_service(found)
+    requirements = requirements_of(RESIDENT, flags=flags)
+    _, service = inference_service(requirements)
     model = service["spec"]["predictor"]["model"]
 
-    assert helm_values(found)[0]["model"] == {
+    assert helm_values(requirements)[0]["model"] == {
         "name": "bloom",
         "id": "bigscience/bloom-7b1",
         "revision": "main",
@@ -145,21 +152,21 @@ def test_a_model_on_the_hub_is_named_and_not_a_uri():
 
 
 def test_a_longer_timeout_goes_to_the_gateway_too():
-    (values,) = helm_values(asked(RESIDENT, flags={"request_timeout": "1800"}))
+    (values,) = helm_values(requirements_of(RESIDENT, flags={"request_timeout": "1800"}))
 
     assert values["kserve"] == {"timeout": 1800}
     assert values["settings"] == {"request_timeout": 1800.0}
 
 
-def test_a_name_that_is_no_title_is_served_all_the_same():
-    (service,) = inference_service(asked(RESIDENT, flags={"model_name": "Bloom_176B"}))
+def test_a_name_that_is_no_resource_name_is_passed_as_a_flag():
+    (service,) = inference_service(requirements_of(RESIDENT, flags={"model_name": "Bloom_176B"}))
 
     assert service["spec"]["predictor"]["model"]["args"] == ["--model_name=Bloom_176B"]
 
 
-def test_the_yaml_says_what_the_plan_says_and_what_is_left_open():
+def test_the_yaml_has_the_plans_notes_and_explains_the_placeholder():
     placement = placed(OFFLOADED, max_memory={"cpu": GIB})
-    text = as_yaml(about(placement), helm_values(asked(OFFLOADED)))
+    text = to_yaml(summary(placement), helm_values(requirements_of(OFFLOADED)))
 
     assert text.splitlines()[:4] == [
         "# Small in float32, limited by main memory: 10.00 MiB (19 %) are streamed from disk",
@@ -168,27 +175,27 @@ def test_the_yaml_says_what_the_plan_says_and_what_is_left_open():
         "# pvc://CLAIM/PATH: put in the claim and path where the model lies, or its URI",
         "model:",
     ]
-    assert [yaml.safe_load(text)] == helm_values(asked(OFFLOADED))
+    assert [yaml.safe_load(text)] == helm_values(requirements_of(OFFLOADED))
 
 
 def test_the_yaml_of_several_documents_is_read_as_they_were():
     flags = {"max_memory": '{"0": "1GiB"}', "model_version": "01"}
-    documents = inference_service(asked(OFFLOADED, flags=flags))
+    documents = inference_service(requirements_of(OFFLOADED, flags=flags))
 
-    assert list(yaml.safe_load_all(as_yaml(about(placed(OFFLOADED)), documents))) == documents
+    assert list(yaml.safe_load_all(to_yaml(summary(placed(OFFLOADED)), documents))) == documents
 
 
 @pytest.mark.parametrize("pod", [OFFLOADED, RESIDENT], ids=["offloaded", "resident"])
 @pytest.mark.parametrize("flags", [{}, {"model_id": "org/x", "dtype": "float16"}])
 def test_kserve_knows_and_takes_every_field(pod, flags):
-    *_, service = inference_service(asked(pod, flags=flags))
+    *_, service = inference_service(requirements_of(pod, flags=flags))
 
     assert faults(service) == []
 
 
 def test_a_field_that_kserve_does_not_know_is_a_fault():
-    """Holds the judge of the test above to its word."""
-    *_, service = inference_service(asked(OFFLOADED))
+    """The check of the test above finds faults."""
+    *_, service = inference_service(requirements_of(OFFLOADED))
     service["spec"]["predictor"]["deploymentStrateggy"] = {"type": "Recreate"}
     service["spec"]["predictor"]["timeout"] = "soon"
 

@@ -1,4 +1,4 @@
-"""What serving a planned model needs, in numbers."""
+"""The requirements of a planned model, in numbers."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ import pytest
 from predictor.deployment.sizing import FILESYSTEM_BYTES, FILESYSTEM_SHARE
 from predictor.errors import ConfigurationError
 from predictor.pod.resources import PodResources
-from tests.deployment.deployments import GIB, RESIDENT, asked, resources
+from tests.deployment.deployments import GIB, RESIDENT, requirements_of, resources
 from tests.placement.small import footprint
 from tests.volumes import small_volume
 
 
 def test_blocks_that_are_read_in_place_get_no_claim():
-    assert asked(resources(60, memory=16, disk=None)).claim is None
+    assert requirements_of(resources(60, memory=16, disk=None)).claim is None
 
 
 @pytest.mark.parametrize(
     ("stored", "claim"), [(None, 56), ("float32", 56), ("bfloat16", 28), ("float64", 112)]
 )
 def test_the_claim_of_a_model_on_the_hub_holds_the_download(stored, claim):
-    """54 GiB of weights in float32, with what ext4 keeps: 55.7 GiB."""
+    """The weights take 54 GiB in float32; 55.7 GiB with the part that ext4 keeps."""
     model = footprint(embeddings=6 * 1024, head=8 * 1024, block=10 * 1024)
     large = resources(60_000, 60_000, memory=1024)
-    found = asked(large, model=model, flags={"model_id": "org/x"}, stored_dtype=stored)
+    requirements = requirements_of(
+        large, model=model, flags={"model_id": "org/x"}, stored_dtype=stored
+    )
 
-    assert found.claim == claim * GIB
+    assert requirements.claim == claim * GIB
 
 
-def test_what_the_chart_makes_itself_is_no_setting():
+def test_settings_that_the_chart_sets_itself_are_left_out():
     flags = {
         "model_name": "bloom",
         "offload_folder": "/scratch",
@@ -41,24 +43,24 @@ def test_what_the_chart_makes_itself_is_no_setting():
         "enable_grpc": "false",
     }
 
-    assert asked(RESIDENT, flags=flags).settings == {"enable_grpc": False}
+    assert requirements_of(RESIDENT, flags=flags).settings == {"enable_grpc": False}
 
 
 def test_settings_of_the_environment_count_and_defaults_do_not():
-    found = asked(RESIDENT, environ={"PREDICTOR_MEMORY_RESERVE": "268435456"})
+    requirements = requirements_of(RESIDENT, environ={"PREDICTOR_MEMORY_RESERVE": "268435456"})
 
-    assert found.settings == {"memory_reserve": "256Mi"}
+    assert requirements.settings == {"memory_reserve": "256Mi"}
 
 
 def test_a_setup_config_beside_the_model_goes_with_the_model(tmp_path):
     (tmp_path / "setup_config.json").write_text('{"max_length": 80}')
     flags = {"model_dir": str(tmp_path), "dtype": "float16"}
 
-    assert asked(RESIDENT, flags=flags).settings == {"dtype": "float16"}
+    assert requirements_of(RESIDENT, flags=flags).settings == {"dtype": "float16"}
 
 
 @pytest.mark.parametrize(
-    ("flags", "title"),
+    ("flags", "name"),
     [
         ({"model_name": "Bloom_176B"}, "bloom-176b"),
         ({"model_id": "org/Llama-3.1-70B"}, "llama-3-1-70b"),
@@ -70,19 +72,19 @@ def test_a_setup_config_beside_the_model_goes_with_the_model(tmp_path):
         ({"model_name": "x" * 39 + "-y"}, "x" * 39),
     ],
 )
-def test_the_title_is_a_name_that_kserve_takes(flags, title):
-    assert asked(RESIDENT, flags=flags).title == title
+def test_the_resource_name_is_one_that_kserve_accepts(flags, name):
+    assert requirements_of(RESIDENT, flags=flags).resource_name == name
 
 
 @pytest.mark.parametrize(("headroom", "claim"), [("0", 11), ("0.05", 11), ("0.2", 13)])
-def test_a_claim_is_larger_than_stated_where_that_would_not_hold_the_disk_tier(headroom, claim):
-    """The last block has 10 GiB: 11, 11 and 13 GiB with what the headroom and ext4 keep."""
+def test_a_claim_is_larger_than_stated_if_that_would_not_hold_the_disk_tier(headroom, claim):
+    """The last block has 10 GiB: 11, 11 and 13 GiB with the parts of the headroom and ext4."""
     model = footprint(block=10 * 1024)
     usable = 1 - float(headroom)
     large = resources(int(36 * 1024 / usable), memory=1024, disk=math.ceil(10 * GIB / usable))
-    found = asked(large, model=model, flags={"memory_headroom": headroom})
+    requirements = requirements_of(large, model=model, flags={"memory_headroom": headroom})
 
-    assert found.claim == claim * GIB
+    assert requirements.claim == claim * GIB
 
 
 @pytest.mark.root
@@ -95,14 +97,14 @@ def test_a_real_file_system_keeps_no_more_of_a_claim_than_is_counted(tmp_path, s
     assert free >= size * GIB * (1 - FILESYSTEM_SHARE) - FILESYSTEM_BYTES
 
 
-def test_the_processors_of_this_pod_are_asked_for_unless_others_are_stated():
+def test_this_pods_processors_are_requested_unless_others_are_stated():
     measured = PodResources(RESIDENT.accelerators, RESIDENT.memory, None, processors=12)
 
-    assert asked(measured).processors == 12
-    assert asked(measured, processors=3).processors == 3
+    assert requirements_of(measured).processors == 12
+    assert requirements_of(measured, processors=3).processors == 3
 
 
 @pytest.mark.parametrize("limit", [None, -512])
-def test_without_a_memory_limit_there_is_nothing_to_ask_for(limit):
+def test_without_a_memory_limit_there_is_no_deployment(limit):
     with pytest.raises(ConfigurationError, match="state it with --memory"):
-        asked(resources(200, memory=limit))
+        requirements_of(resources(200, memory=limit))

@@ -12,15 +12,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from predictor.migration.archive import Archive, open_archive
+from predictor.migration.archive import Archive
+from predictor.migration.archive_formats import open_archive
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 MODEL = {"config.json": b'{"model_type": "bloom"}', "model.safetensors": bytes(range(256)) * 5000}
-"""What the small model.zip holds; its weights are over a mebibyte, so that they come in chunks."""
+"""The content of the small model.zip. Its weights are over 1 MiB, so they are read in chunks."""
 
 
 def files(model_zip: bytes | None = None) -> dict[str, bytes]:
-    """Returns what the root of an archive of the example holds."""
+    """Return the content of an example archive's root."""
     return {
         MANIFEST: b'{"runtime": "python", "model": {"modelName": "bloom"}}',
         "custom_handler.py": b"class Handler: ...\n",
@@ -31,7 +32,7 @@ def files(model_zip: bytes | None = None) -> dict[str, bytes]:
 
 
 def zipped(contents: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    """Returns a zip archive as `zipfile` writes it."""
+    """Return a zip archive as `zipfile` writes it."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, data in contents.items():
@@ -40,13 +41,13 @@ def zipped(contents: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED) ->
 
 
 def tarred(contents: Mapping[str, bytes], mode: str = "w:gz", root: str = "bloom/") -> bytes:
-    """Returns a tar archive with a root folder."""
+    """Return a tar archive with a root folder."""
     members = [(named(f"{root}{name}"), data) for name, data in contents.items()]
     return tar_of(members, mode)
 
 
 def tar_of(members: Iterable[tuple[tarfile.TarInfo, bytes]], mode: str = "w:gz") -> bytes:
-    """Returns a tar archive of members that may be of any kind."""
+    """Return a tar archive of members of any kind."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as archive:
         for info, data in members:
@@ -56,7 +57,7 @@ def tar_of(members: Iterable[tuple[tarfile.TarInfo, bytes]], mode: str = "w:gz")
 
 
 def named(name: str, kind: bytes = tarfile.REGTYPE, **attributes: str) -> tarfile.TarInfo:
-    """Returns the header of a tar member."""
+    """Return the header of a tar member."""
     info = tarfile.TarInfo(name)
     info.type = kind
     for attribute, value in attributes.items():
@@ -65,7 +66,7 @@ def named(name: str, kind: bytes = tarfile.REGTYPE, **attributes: str) -> tarfil
 
 
 def folder(path: Path, contents: Mapping[str, bytes]) -> Path:
-    """Writes files below a new folder."""
+    """Write files below a new folder."""
     path.mkdir()
     for name, data in contents.items():
         file = path / name
@@ -75,7 +76,7 @@ def folder(path: Path, contents: Mapping[str, bytes]) -> Path:
 
 
 def unpack(path: Path, into: Path) -> None:
-    """Copies all of an archive, and of its model.zip, as an import does: checks come first."""
+    """Copy all of an archive and of its model.zip, after all checks, as an import does."""
     with contextlib.ExitStack() as stack:
         archives: list[Archive] = [stack.enter_context(open_archive(path))]
         if "model.zip" in archives[0].members:
@@ -88,18 +89,18 @@ def unpack(path: Path, into: Path) -> None:
 
 @dataclass(frozen=True)
 class Entry:
-    """A member of a zip archive; what it says of itself may be made untrue.
+    """A member of a zip archive, whose headers may declare untrue values.
 
     Attributes:
         name: Its name's bytes.
-        data: Its bytes, unpacked.
-        method: What it says of its compression; 8 is what it truly is, unless it is 0.
+        data: Its unpacked content.
+        method: The declared compression method. The real one is 8, or 0 if 0 is declared.
         flags: Its general purpose bits.
         kind: Its file type and mode, as in ``st_mode``.
-        size: The unpacked bytes that it says it has.
-        packed_size: The packed bytes that it says it has.
-        offset: Where its directory's entry says that it lies.
-        local_name: Its name where it lies.
+        size: The declared unpacked size in bytes; None for the real one.
+        packed_size: The declared packed size in bytes; None for the real one.
+        offset: The declared offset in the central directory; None for the real one.
+        local_name: The name in the local header; None for the same one.
     """
 
     name: bytes
@@ -121,7 +122,7 @@ class Entry:
 
 
 def raw_zip(*entries: Entry) -> bytes:
-    """Returns a zip archive that says of its members what they say of themselves."""
+    """Return a zip archive with the headers that its members declare."""
     body, directory = bytearray(), bytearray()
     for entry in entries:
         offset = len(body) if entry.offset is None else entry.offset
@@ -139,7 +140,7 @@ def raw_zip(*entries: Entry) -> bytes:
 
 
 def _fields(entry: Entry, packed_size: int) -> tuple[bytes, bytes]:
-    """Returns what both headers say, and the extra field where a size is over 4 GiB."""
+    """Return the fields of both headers, and the extra field if a size is over 4 GiB."""
     size = len(entry.data) if entry.size is None else entry.size
     packed_size = packed_size if entry.packed_size is None else entry.packed_size
     extra = b""
@@ -152,7 +153,7 @@ def _fields(entry: Entry, packed_size: int) -> tuple[bytes, bytes]:
 
 
 def with_zip64_end(archive: bytes, *, lie: int = 0) -> bytes:
-    """Returns a zip archive with a Zip64 end, whose place may be said wrongly by some bytes."""
+    """Return a zip archive with a Zip64 end, whose declared offset is wrong by `lie` bytes."""
     at = len(archive) - 22
     count, size, start = struct.unpack_from("<H2L", archive, at + 10)
     end = b"PK\6\6" + struct.pack("<Q2H2L4Q", 44, 45, 45, 0, 0, count, count, size, start)
@@ -161,6 +162,6 @@ def with_zip64_end(archive: bytes, *, lie: int = 0) -> bytes:
 
 
 def damaged(archive: bytes, data: bytes) -> bytes:
-    """Returns an archive with one bit of some bytes in it turned over."""
+    """Return an archive with one bit flipped in the given bytes."""
     at = archive.index(data)
     return archive[:at] + bytes([archive[at] ^ 1]) + archive[at + 1 :]

@@ -1,7 +1,7 @@
-"""Archives that must be refused: each with a name, and what its refusal says.
+"""Archives that must be refused.
 
-`HOSTILE` maps a name to what makes the archive in a folder and returns its path, and to a phrase of
-the sentence. All but those of `DAMAGED` are refused before a byte of them is written.
+`HOSTILE` maps a name to a function that makes the archive in a folder, and to a phrase of the
+refusal. All except those of `DAMAGED` are refused before a byte is written.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _tar(*infos: tarfile.TarInfo, mode: str = "w:gz") -> Make:
 
 
 def overlapping_bomb() -> bytes:
-    """Returns a zip bomb after David Fifield's: 500 members that all unpack one kernel of zeros."""
+    """Return a zip bomb after David Fifield's: 500 members that all unpack one kernel of zeros."""
     kernel = Entry(b"0", bytes(15 * 1024**2))
     size, packed = len(kernel.data), len(kernel.packed)
     others = [
@@ -124,7 +124,7 @@ def overlapping_bomb() -> bytes:
 
 
 def tar_bomb() -> bytes:
-    """Returns 10 GiB of zeros in a few MiB: gzip files may be joined."""
+    """Return 10 GiB of zeros in a few MiB: gzip files may be joined."""
     header = named("zeros")
     header.size = 10 * GIB
     step = gzip.compress(ZEROS)
@@ -132,14 +132,14 @@ def tar_bomb() -> bytes:
 
 
 def header_bomb() -> bytes:
-    """Returns a tar archive with a name of a GiB, which a reader takes into memory."""
+    """Return a tar archive with a name of 1 GiB, which `tarfile` would read into memory."""
     header = named("././@LongLink", tarfile.GNUTYPE_LONGNAME)
     header.size = GIB
     return gzip.compress(header.tobuf()) + gzip.compress(ZEROS) * (GIB // len(ZEROS))
 
 
 def sparse(pieces: int) -> bytes:
-    """Returns a tar archive with a sparse file in PAX's form, its map of so many pieces."""
+    """Return a tar archive with a PAX sparse file, whose map has so many pieces."""
     header = named("zeros")
     header.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
     sparse = b"%d\n" % pieces + b"1\n" * (2 * pieces)
@@ -149,7 +149,7 @@ def sparse(pieces: int) -> bytes:
 
 
 def sized(size: int) -> bytes:
-    """Returns a tar archive whose member is said to have so many bytes."""
+    """Return a tar archive whose member declares the given size in bytes."""
     header = bytearray(named("weights").tobuf(tarfile.GNU_FORMAT))
     header[124:136] = (size % 256**12).to_bytes(12, "big") if size < 0 else _base_256(size)
     header[148:156] = b" " * 8
@@ -172,8 +172,8 @@ def _many_in_a_tar() -> bytes:
     for number in range(100_001):
         name = b"%06d" % number
         archive[512 * number : 512 * number + 6] = name
-        told = checksum + sum(name) - sum(b"000000")
-        archive[512 * number + 148 : 512 * number + 154] = b"%06o" % told
+        declared = checksum + sum(name) - sum(b"000000")
+        archive[512 * number + 148 : 512 * number + 154] = b"%06o" % declared
     return bytes(archive) + bytes(1024)
 
 
@@ -405,4 +405,4 @@ DAMAGED: dict[str, tuple[Make, str]] = {
         "Bad magic number",
     ),
 }
-"""Members that only reading them tells to be broken."""
+"""Archives with members whose damage shows only on reading."""

@@ -1,4 +1,4 @@
-"""Archives as users have them: packed by TorchServe's own archiver, as its examples say."""
+"""Archives as users have them, packed by TorchServe's own archiver as in its examples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SEED: dict[str, Any] = {
     "torch_dtype": "float32",
     "max_length": "80",
 }
-"""The keys of the Accelerate example; its dtype is one that a processor computes in fast."""
+"""The keys of the Accelerate example. Its dtype is changed to one that is fast on processors."""
 
 HANDLER = """
 from transformers import BloomForCausalLM
@@ -51,7 +51,7 @@ class Handler(BaseHandler, ABC):
 
 
 def zip_model(model: Path, file: Path) -> Path:
-    """Packs a model's files as ``zip -r model.zip *`` does."""
+    """Pack a model's files as ``zip -r model.zip *`` does."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for one in sorted(model.iterdir()):
             archive.write(one, one.name)
@@ -66,14 +66,14 @@ def pack(
     name: str = "bloom",
     config: str | None = None,
 ) -> Path:
-    """Runs torch-model-archiver; returns what it made.
+    """Run torch-model-archiver; return the archive.
 
     Args:
-        folder: Where to work.
-        extra: Its extra files, or JSON to make them of, by name.
+        folder: The working folder.
+        extra: The extra files, or JSON objects to write to such files, by name.
         layout: One of `LAYOUTS`.
         name: The model's name.
-        config: What ``model-config.yaml`` says; None for none.
+        config: The content of ``model-config.yaml``; None to leave it out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "custom_handler.py").write_text(HANDLER.format(mark=str(folder / "executed")))
@@ -105,7 +105,7 @@ def pack(
 
 
 def seed(folder: Path, model: Path, *, layout: str = "default", **changes: Any) -> Path:
-    """Packs the Accelerate example around a model, with changes of its ``setup_config.json``."""
+    """Pack the Accelerate example with a model and changes to its ``setup_config.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     extra = {
         "model.zip": zip_model(model, folder / "model.zip"),
@@ -115,7 +115,7 @@ def seed(folder: Path, model: Path, *, layout: str = "default", **changes: Any) 
 
 
 def hollow_model(folder: Path, size: int, config: Path) -> Path:
-    """Makes a model whose weights are a hole of so many bytes; returns its folder.
+    """Make a model whose weights are a hole of so many bytes; return its folder.
 
     Args:
         folder: Where to make it.
@@ -135,7 +135,7 @@ def hollow_model(folder: Path, size: int, config: Path) -> Path:
 
 
 def store(file: Path, content: Mapping[str, bytes | Path | Any]) -> Path:
-    """Writes an archive by hand, uncompressed: of bytes, of files, and of JSON."""
+    """Write an uncompressed archive of bytes, files and JSON objects."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, one in content.items():
             if isinstance(one, Path):
@@ -149,6 +149,6 @@ MANIFEST = "MAR-INF/MANIFEST.json"
 
 
 def manifest(**model: Any) -> dict[str, Any]:
-    """Returns a manifest with changes of its model."""
+    """Return a manifest with changes to its model."""
     named = {"modelName": "bloom", "modelVersion": "1.0", "handler": "custom_handler.py"}
     return {"runtime": "python", "model": {**named, **model}}

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from predictor.errors import ArchiveError
-from predictor.migration.archive import Member, open_archive
+from predictor.migration.archive_formats import open_archive
+from predictor.migration.listing import Member
 from tests.migration.archives import (
     MANIFEST,
     MODEL,
@@ -29,7 +30,7 @@ LAYOUTS = ["mar", "zip-store", "tgz", "tar", "directory", "directory in a direct
 
 
 def make(layout: str, tmp_path: Path, contents: dict[str, bytes]) -> Path:
-    """Packs files as TorchServe's archiver does in one of its formats."""
+    """Pack files as TorchServe's archiver does in one of its formats."""
     path = tmp_path / "bloom"
     if layout == "directory":
         return folder(path, contents)
@@ -46,10 +47,10 @@ def make(layout: str, tmp_path: Path, contents: dict[str, bytes]) -> Path:
 
 
 def copied(archive, path, into):
-    """Copies a member; returns its bytes and what was told meanwhile."""
-    told = []
-    archive.copy(path, into, told.append)
-    return into.read_bytes(), told
+    """Copy a member; return its bytes and the reported progress."""
+    progress = []
+    archive.copy(path, into, progress.append)
+    return into.read_bytes(), progress
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -74,11 +75,11 @@ def test_model_zip_is_read_in_its_archive_with_or_without_a_root(layout, root, m
     with open_archive(path) as archive, archive.inner("model.zip") as inner:
         assert sorted(tmp_path.rglob("*")) == before
         assert inner.read("config.json") == MODEL["config.json"]
-        weights, told = copied(inner, "model.safetensors", tmp_path / "weights")
+        weights, progress = copied(inner, "model.safetensors", tmp_path / "weights")
 
     assert weights == MODEL["model.safetensors"]
-    assert sum(told) == len(weights)
-    assert max(told) <= 1024**2
+    assert sum(progress) == len(weights)
+    assert max(progress) <= 1024**2
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -116,7 +117,7 @@ def test_a_manifest_alone_keeps_its_folder(tmp_path):
         assert list(archive.members) == [MANIFEST]
 
 
-def test_folders_of_their_own_are_no_members(tmp_path):
+def test_folder_entries_are_no_members(tmp_path):
     entries = [Entry(b"snapshot/", b""), Entry(b"snapshot/a/", b"", kind=0o40755)]
     (tmp_path / "zip").write_bytes(raw_zip(*entries, Entry(b"snapshot/a/b", kind=0o100644)))
     infos = [named(".", b"5"), named("./bloom", b"5"), named("./bloom/a", b"5")]
@@ -128,7 +129,7 @@ def test_folders_of_their_own_are_no_members(tmp_path):
             assert list(archive.members) == ["a/b"]
 
 
-def test_long_and_foreign_names_are_as_good_as_others(tmp_path):
+def test_long_and_non_ascii_names_are_accepted(tmp_path):
     contents = {f"{'ordner/' * 20}größe-{'x' * 150}.json": b"{}", "模型": b"weights"}
     (tmp_path / "zip").write_bytes(zipped(contents))
     (tmp_path / "tgz").write_bytes(tarred(contents))
@@ -154,7 +155,7 @@ def test_a_zip_archive_with_a_comment_is_read(tmp_path):
         assert archive.read("a") == b"1"
 
 
-def test_a_directory_of_many_members_is_found_though_it_is_longer_than_what_is_kept(tmp_path):
+def test_a_directory_of_many_members_is_read_though_it_exceeds_the_tail_in_memory(tmp_path):
     inner = zipped({f"{number:05}-{'x' * 200}": b"" for number in range(8000)})
     (tmp_path / "bloom.mar").write_bytes(zipped({"model.zip": inner}))
 
@@ -177,12 +178,12 @@ def test_a_file_of_a_directory_is_linked(tmp_path):
 
     with open_archive(path) as archive:
         space = archive.space_for("model.safetensors", tmp_path)
-        data, told = copied(archive, "model.safetensors", tmp_path / "weights")
+        data, progress = copied(archive, "model.safetensors", tmp_path / "weights")
 
     assert space == 0
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bloom", "weights"]
     assert (tmp_path / "weights").stat().st_ino == (path / "model.safetensors").stat().st_ino
-    assert told == [len(data)]
+    assert progress == [len(data)]
 
 
 def test_a_file_of_a_directory_on_another_file_system_is_copied(tmp_path, elsewhere):
@@ -190,10 +191,10 @@ def test_a_file_of_a_directory_on_another_file_system_is_copied(tmp_path, elsewh
 
     with open_archive(path) as archive:
         space = archive.space_for("model.safetensors", elsewhere)
-        data, told = copied(archive, "model.safetensors", elsewhere / "weights")
+        data, progress = copied(archive, "model.safetensors", elsewhere / "weights")
 
     assert data == MODEL["model.safetensors"]
-    assert space == len(data) == sum(told)
+    assert space == len(data) == sum(progress)
     assert (elsewhere / "weights").stat().st_nlink == 1
 
 
@@ -202,21 +203,21 @@ def test_a_file_of_a_directory_that_cannot_be_linked_is_copied(tmp_path):
 
     with read_only(path), open_archive(path) as archive:  # a mount of its own, on one device
         space = archive.space_for("config.json", tmp_path)
-        data, told = copied(archive, "config.json", tmp_path / "copy")
+        data, progress = copied(archive, "config.json", tmp_path / "copy")
 
     assert (tmp_path / "copy").stat().st_dev == path.stat().st_dev
-    assert space == sum(told) == len(data) == len(MODEL["config.json"])
+    assert space == sum(progress) == len(data) == len(MODEL["config.json"])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bloom", "copy"]
 
 
-def test_what_is_unpacked_takes_its_size(tmp_path):
+def test_an_unpacked_member_takes_its_size(tmp_path):
     (tmp_path / "bloom.mar").write_bytes(zipped(MODEL))
 
     with open_archive(tmp_path / "bloom.mar") as archive:
         assert archive.space_for("config.json", tmp_path) == len(MODEL["config.json"])
 
 
-def test_a_cache_of_the_hub_gives_the_files_that_its_links_lead_to(tmp_path):
+def test_links_in_a_hub_cache_are_followed(tmp_path):
     cache = folder(tmp_path / "models--bigscience--bloom", {"blobs/1a2b": b"weights"})
     snapshot = cache / "snapshots" / "main"
     snapshot.mkdir(parents=True)
@@ -257,7 +258,7 @@ def test_a_copy_that_is_interrupted_leaves_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_read_whole_is_small(layout, tmp_path):
+def test_only_small_members_are_read_whole(layout, tmp_path):
     contents = {"a": b"", "large": bytes(1024**2 + 1)}
 
     with (
@@ -338,7 +339,7 @@ def test_all_of_an_inner_archive_takes_two_decompressions(tmp_path, monkeypatch)
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """Gives a folder on another file system than the other files of the test."""
+    """Give a folder on another file system than the test's other files."""
     place = Path("/dev/shm")
     if not place.is_dir() or place.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is no second file system here")

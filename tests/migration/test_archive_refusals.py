@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from predictor.errors import ArchiveError
-from predictor.migration.archive import open_archive
+from predictor.migration.archive_formats import open_archive
 from tests.migration.archives import (
     files,
     folder,
@@ -24,7 +24,7 @@ from tests.migration.hostile import DAMAGED, FIRST, HOSTILE, overlapping_bomb, t
 
 
 def refusal_of(path, into):
-    """Returns the sentence that refuses an archive, which has to be one."""
+    """Return the refusal of an archive after checking that it is one sentence."""
     with pytest.raises(ArchiveError) as caught:
         unpack(path, into)
     check_sentence(str(caught.value))
@@ -105,7 +105,7 @@ def test_whatever_was_spoilt_an_archive_is_unpacked_or_refused_in_a_sentence(lay
 
 
 def spoilt(whole, chance):
-    """Returns an archive with one thing in it changed, left out or repeated."""
+    """Return an archive with one part changed, left out or repeated."""
     at, length = chance.randrange(len(whole)), chance.randrange(1, 600)
     there = chance.randrange(len(whole))
     put = chance.choice([b"\0", b"\xff" * 4, b"\x80", b"", whole[there : there + length]])
@@ -163,7 +163,7 @@ def test_what_may_not_be_read_is_named(layout, readable_by_all, tmp_path):
 
 @pytest.fixture
 def readable_by_all():
-    """Gives a folder in which somebody who is not root can look around."""
+    """Give a folder that users other than root can list."""
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody who may not read")
     with tempfile.TemporaryDirectory() as place:

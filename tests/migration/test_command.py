@@ -1,8 +1,9 @@
-"""The command ``import-torchserve``: its report, its sentences, and what an interruption leaves."""
+"""The command ``import-torchserve``: its report, its error sentences, and interruptions."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the command in this process; returns its exit code, its report and its last words."""
+    """Run the command in this process; return its exit code, report and error sentence."""
     monkeypatch.setattr(cli, "TERMINATION_LOG", Path("/nowhere"))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
@@ -79,10 +80,10 @@ def test_the_report_is_printed(run: Run, tmp_path: Path, bloom: Path, flag: str)
 def test_a_wrong_command_line_is_one_sentence(
     run: Run, arguments: tuple[str, ...], sentence: str
 ) -> None:
-    code, _, said = run(*arguments)
+    code, _, sentence = run(*arguments)
 
     assert code == 78
-    assert said.startswith(sentence)
+    assert sentence.startswith(sentence)
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
@@ -212,7 +213,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_broken_archive_ends_in_a_sentence_and_leaves_nothing(
     run: Run, tmp_path: Path, bloom: Path, name: str
 ) -> None:
-    changes, said = BROKEN[name]
+    changes, phrase = BROKEN[name]
     content: dict[str, Any] = {
         MANIFEST: manifest(),
         "custom_handler.py": b"",
@@ -225,35 +226,37 @@ def test_a_broken_archive_ends_in_a_sentence_and_leaves_nothing(
     archive = store(
         tmp_path / "bloom.mar", {key: one for key, one in content.items() if one is not None}
     )
-    refused(run, archive, tmp_path / "target", said)
+    assert_refused(run, archive, tmp_path / "target", phrase)
 
 
-def refused(run: Run, archive: Path, folder: Path, said: str) -> None:
-    """Checks that an import ends in one sentence, and that the target's folder is untouched."""
+def assert_refused(run: Run, archive: Path, folder: Path, phrase: str) -> None:
+    """Check that an import fails with one sentence and leaves the target's folder untouched."""
     folder.mkdir()
     code, out, sentence = run(archive, "--into", folder / "imported")
 
     assert (code, out) == (65, ""), sentence
-    assert said in sentence
+    assert phrase in sentence
     assert sentence.endswith(".")
     assert len(sentence) <= 400
     assert str(folder) not in sentence
     assert not list(folder.iterdir())
 
 
-def test_a_model_without_a_tokenizer_cannot_be_asked(run: Run, tmp_path: Path, bloom: Path) -> None:
+def test_a_model_without_a_tokenizer_is_refused(run: Run, tmp_path: Path, bloom: Path) -> None:
     content = {file.name: file for file in bloom.iterdir() if "tokenizer" not in file.name}
     archive = store(tmp_path / "bloom.mar", {MANIFEST: manifest(), **content})
-    refused(run, archive, tmp_path / "target", "its model holds no tokenizer that can be used")
+    assert_refused(
+        run, archive, tmp_path / "target", "its model holds no tokenizer that can be used"
+    )
 
 
 @pytest.mark.parametrize("name", hostile.HOSTILE)
 def test_a_hostile_archive_ends_in_a_sentence_and_leaves_nothing(
     run: Run, tmp_path: Path, name: str
 ) -> None:
-    make, said = hostile.HOSTILE[name]
+    make, phrase = hostile.HOSTILE[name]
     (tmp_path / "made").mkdir()
-    refused(run, make(tmp_path / "made"), tmp_path / "target", said)
+    assert_refused(run, make(tmp_path / "made"), tmp_path / "target", phrase)
 
 
 def test_a_directory_with_something_in_it_is_left_alone(
@@ -263,64 +266,69 @@ def test_a_directory_with_something_in_it_is_left_alone(
     into = tmp_path / "imported"
     into.mkdir()
     (into / "precious").touch()
-    code, _, said = run(archive, "--into", into)
+    code, _, sentence = run(archive, "--into", into)
 
     assert code == 78
-    assert said == f"{into} is not empty; name a directory that is to be made."
+    assert sentence == f"{into} is not empty; name a directory that is to be made."
     assert [file.name for file in into.iterdir()] == ["precious"]
 
 
 def test_a_directory_within_the_archive_is_refused(run: Run, tmp_path: Path, bloom: Path) -> None:
     archive = seed(tmp_path / "packed", bloom, layout="no-archive")
     before = {file.name for file in archive.iterdir()}
-    code, _, said = run(archive, "--into", archive / "imported")
+    code, _, sentence = run(archive, "--into", archive / "imported")
 
     assert code == 78
-    assert said.endswith("lies in what is imported; name a directory outside.")
+    assert sentence.endswith("lies in what is imported; name a directory outside.")
     assert {file.name for file in archive.iterdir()} == before
 
 
-def test_a_target_that_is_a_link_to_itself_is_said(run: Run, tmp_path: Path, bloom: Path) -> None:
+def test_a_target_that_is_a_link_to_itself_is_refused(
+    run: Run, tmp_path: Path, bloom: Path
+) -> None:
     archive = seed(tmp_path / "packed", bloom)
     into = tmp_path / "imported"
     into.symlink_to(into)
-    code, _, said = run(archive, "--into", into)
+    code, _, sentence = run(archive, "--into", into)
 
     assert code == 78
-    assert "cannot be written: " in said
+    assert "cannot be written: " in sentence
     assert not (tmp_path / ".imported.importing").exists()
 
 
-def test_a_configuration_that_is_not_there_is_said(run: Run, tmp_path: Path, bloom: Path) -> None:
+def test_a_missing_configuration_is_named(run: Run, tmp_path: Path, bloom: Path) -> None:
     archive = seed(tmp_path / "packed", bloom)
-    code, _, said = run(archive, "--into", tmp_path / "in", "--ts_config", tmp_path / "gone")
+    code, _, sentence = run(archive, "--into", tmp_path / "in", "--ts_config", tmp_path / "gone")
 
-    assert (code, said) == (78, f"{tmp_path / 'gone'} cannot be read: No such file or directory.")
+    assert (code, sentence) == (
+        78,
+        f"{tmp_path / 'gone'} cannot be read: No such file or directory.",
+    )
 
 
 def test_a_second_import_at_the_same_time_is_refused(run: Run, tmp_path: Path, bloom: Path) -> None:
     archive = seed(tmp_path / "packed", bloom)
     into = tmp_path / "imported"
     with staged(into, last="config.json") as folder:
-        code, _, said = run(archive, "--into", into)
+        code, _, sentence = run(archive, "--into", into)
         (folder / "config.json").write_text("first")
 
-    assert (code, said) == (78, f"Another import is writing {into}; wait for its end.")
+    assert (code, sentence) == (78, f"Another import is writing {into}; wait for its end.")
     assert (into / "config.json").read_text() == "first"
 
 
 @pytest.fixture
 def large(tmp_path: Path, bloom: Path) -> Path:
-    """An archive of which the copy takes a moment."""
+    """Return an archive whose copy takes a moment."""
     model = hollow_model(tmp_path / "model", 512 * MIB, bloom / "config.json")
     content = {file.name: file for file in model.iterdir()}
     return store(tmp_path / "bloom.mar", {MANIFEST: manifest(), **content})
 
 
-def begun(
+def start_import(
     archive: Path, into: Path, *, cold: bool = False
 ) -> subprocess.Popen[bytes] | forked.Forked:
-    """Starts an import in a process of its own; returns it when it is writing weights."""
+    """Start an import in its own process; return it when it is writing weights."""
     argv = ["import-torchserve", str(archive), "--into", str(into)]
     process: subprocess.Popen[bytes] | forked.Forked
     if cold:
@@ -338,7 +346,7 @@ def test_an_import_that_is_killed_leaves_nothing_that_looks_finished(
 ) -> None:
     into = tmp_path / "target/imported"
     into.parent.mkdir()
-    process = begun(large, into)
+    process = start_import(large, into)
     process.kill()
 
     assert process.wait() == -signal.SIGKILL
@@ -351,12 +359,12 @@ def test_an_import_that_is_killed_leaves_nothing_that_looks_finished(
 
 
 @pytest.mark.parametrize(("number", "cold"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
-def test_an_import_that_is_asked_to_end_leaves_nothing(
+def test_an_import_that_gets_a_signal_leaves_nothing(
     tmp_path: Path, large: Path, number: signal.Signals, cold: bool
 ) -> None:
     into = tmp_path / "target/imported"
     into.parent.mkdir()
-    process = begun(large, into, cold=cold)
+    process = start_import(large, into, cold=cold)
     process.send_signal(number)
 
     assert process.wait() == 128 + number
@@ -364,31 +372,32 @@ def test_an_import_that_is_asked_to_end_leaves_nothing(
 
 
 @pytest.mark.root
-def test_a_volume_that_is_too_small_is_said_with_both_numbers(
+def test_a_volume_that_is_too_small_is_reported_with_both_sizes(
     run: Run, tmp_path: Path, large: Path
 ) -> None:
     with tmpfs(tmp_path / "volume", "16m") as volume:
-        code, _, said = run(large, "--into", volume / "imported")
+        code, _, sentence = run(large, "--into", volume / "imported")
 
         assert code == 78
-        assert said == f"The model takes 513.01 MiB in {volume}, and 16.00 MiB are free there."
+        assert sentence == f"The model takes 513.01 MiB in {volume}, and 16.00 MiB are free there."
         assert not list(volume.iterdir())
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("size", ["16448k", "256k"])
-def test_a_volume_that_fills_up_meanwhile_is_said(
+def test_a_volume_that_fills_up_during_the_copy_is_reported(
     run: Run, tmp_path: Path, bloom: Path, monkeypatch: pytest.MonkeyPatch, size: str
 ) -> None:
-    """With 64 KiB over 16 MiB it is full amid the last piece of the weights."""
+    """A volume of 64 KiB over 16 MiB fills up within the last chunk of the weights."""
     model = hollow_model(tmp_path / "model", 16 * MIB + 128 * 1024, bloom / "config.json")
     content = {file.name: file for file in model.iterdir()}
     archive = store(tmp_path / "bloom.mar", {MANIFEST: manifest(), **content})
-    monkeypatch.setattr("predictor.migration.importing._check_space", lambda *_: None)
+    plenty = shutil.disk_usage(tmp_path)._replace(free=1024 * MIB)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: plenty)
     with tmpfs(tmp_path / "volume", size) as volume:
-        code, _, said = run(archive, "--into", volume / "imported")
+        code, _, sentence = run(archive, "--into", volume / "imported")
 
-        assert (code, said) == (
+        assert (code, sentence) == (
             78,
             f"{volume / 'imported'} cannot be written: No space left on device.",
         )
@@ -409,13 +418,13 @@ def test_a_mount_point_is_filled_from_within(run: Run, tmp_path: Path, bloom: Pa
 
 
 @pytest.mark.root
-def test_a_folder_that_may_not_be_written_is_said(run: Run, tmp_path: Path, bloom: Path) -> None:
+def test_a_read_only_folder_is_reported(run: Run, tmp_path: Path, bloom: Path) -> None:
     archive = seed(tmp_path / "packed", bloom)
     (tmp_path / "closed").mkdir()
     with read_only(tmp_path / "closed"):
-        code, _, said = run(archive, "--into", tmp_path / "closed/imported")
+        code, _, sentence = run(archive, "--into", tmp_path / "closed/imported")
 
-    assert (code, said) == (
+    assert (code, sentence) == (
         78,
         f"{tmp_path}/closed/imported cannot be written: Read-only file system.",
     )

@@ -1,4 +1,4 @@
-"""What a handler's source shows, without a line of it executed."""
+"""A handler's source is parsed without executing a line of it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def parsed(source: str | bytes, function: str = "handle") -> Handler:
     return parse_handler(content, FILE, FILE, function)
 
 
-def test_classes_and_what_they_override_are_named() -> None:
-    found = parsed(HANDLER.format(mark="/nowhere/executed"))
+def test_classes_and_the_methods_that_they_override_are_named() -> None:
+    handler = parsed(HANDLER.format(mark="/nowhere/executed"))
 
-    assert found == Handler(
+    assert handler == Handler(
         FILE,
         FILE,
         classes=(
@@ -35,18 +35,18 @@ def test_classes_and_what_they_override_are_named() -> None:
 
 
 def test_a_base_of_a_module_has_its_last_name_and_an_expression_none() -> None:
-    (found,) = parsed(
+    (handler_class,) = parsed(
         "class A(ts.torch_handler.BaseHandler, make('x')):\n  async def handle(self): ..."
     ).classes
 
-    assert (found.bases, found.methods) == (("BaseHandler", "..."), ("handle",))
+    assert (handler_class.bases, handler_class.methods) == (("BaseHandler", "..."), ("handle",))
 
 
 @pytest.mark.parametrize("function", ["handle", "serve"])
 def test_functions_of_the_module_that_are_called_are_named(function: str) -> None:
-    found = parsed(f"def {function}(data, context): ...\ndef other(): ...", function)
+    handler = parsed(f"def {function}(data, context): ...\ndef other(): ...", function)
 
-    assert (found.functions, found.classes) == ((function,), ())
+    assert (handler.functions, handler.classes) == ((function,), ())
 
 
 def test_a_class_that_overrides_nothing_is_not_named() -> None:
@@ -65,14 +65,14 @@ def test_a_class_that_overrides_nothing_is_not_named() -> None:
         ("(" * 5000 + ")" * 5000, "not Python"),
     ],
 )
-def test_what_cannot_be_parsed_is_said(source: str | bytes, fault: str) -> None:
-    found = parsed(source)
+def test_a_source_that_cannot_be_parsed_has_a_fault(source: str | bytes, fault: str) -> None:
+    handler = parsed(source)
 
-    assert found.fault is not None
-    assert found.fault.startswith(fault)
+    assert handler.fault is not None
+    assert handler.fault.startswith(fault)
 
 
-def test_warnings_of_the_source_are_nobodys_business() -> None:
+def test_warnings_of_the_source_are_suppressed() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert parsed("x = '\\d' is 1").fault is None
@@ -92,9 +92,9 @@ def test_warnings_of_the_source_are_nobodys_business() -> None:
 def test_arguments_that_matter_are_seen(
     call: str, trusts: bool, quantises: bool, limits: bool
 ) -> None:
-    found = parsed(f"self.model.{call}")
+    handler = parsed(f"self.model.{call}")
 
-    assert (found.trusts_remote_code, found.quantises, found.limits_total) == (
+    assert (handler.trusts_remote_code, handler.quantises, handler.limits_total) == (
         trusts,
         quantises,
         limits,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -71,7 +72,7 @@ def test_the_accelerate_example_is_served_as_its_model_is(
     assert greedy(tmp_path / "imported") == greedy(bloom)
 
 
-def test_what_is_torchserves_stays_behind(tmp_path: Path, bloom: Path) -> None:
+def test_torchserve_files_are_not_copied(tmp_path: Path, bloom: Path) -> None:
     import_torchserve(seed(tmp_path / "packed", bloom), tmp_path / "imported")
     made = {
         "setup_config.json",
@@ -87,10 +88,10 @@ def test_what_is_torchserves_stays_behind(tmp_path: Path, bloom: Path) -> None:
         assert (tmp_path / "imported" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_a_model_flat_in_the_archive_is_told_from_the_handlers_files(
+def test_a_model_flat_in_the_archive_is_separated_from_the_handlers_files(
     tmp_path: Path, bloom: Path
 ) -> None:
-    """As with ``--extra-files`` of a directory, whose contents go to the archive's root."""
+    """The archiver puts the files of a directory in ``--extra-files`` at the archive's root."""
     extra = {file.name: file for file in bloom.iterdir()}
     archive = pack(tmp_path / "packed", {**extra, "setup_config.json": SEED})
     import_torchserve(archive, tmp_path / "imported")
@@ -108,7 +109,7 @@ def test_the_handlers_code_is_not_executed(tmp_path: Path, bloom: Path) -> None:
 
 
 def llama(folder: Path, model: Path, config: str = LLAMA) -> Path:
-    """A directory as the example for Llama says: the hub's cache is moved into it afterwards."""
+    """Return a directory as in the Llama example: the hub's cache is moved into it afterwards."""
     made = pack(folder, {}, layout="no-archive", name="llama", config=config)
     snapshot = made / "model/models--meta-llama--Llama/snapshots/5fcb29"
     snapshot.mkdir(parents=True)
@@ -236,11 +237,11 @@ def test_a_cluster_takes_what_is_written_for_it(
     into = tmp_path / "imported"
     import_torchserve(seed(tmp_path / "packed", bloom, offload_folder=folder), into)
     (values,) = read(into / "helm-values.yaml")
-    found = {one["kind"]: one for one in read(into / "inferenceservice.yaml")}
-    predictor = found["InferenceService"]["spec"]["predictor"]
+    by_kind = {one["kind"]: one for one in read(into / "inferenceservice.yaml")}
+    predictor = by_kind["InferenceService"]["spec"]["predictor"]
 
-    assert [objects.faults(one) for one in found.values()] == [[] for _ in found]
-    assert ("PersistentVolumeClaim" in found) is offloaded
+    assert [objects.faults(one) for one in by_kind.values()] == [[] for _ in by_kind]
+    assert ("PersistentVolumeClaim" in by_kind) is offloaded
     assert values["offload"]["enabled"] is offloaded
     assert predictor["model"]["resources"]["limits"] == {
         "cpu": 4,
@@ -254,7 +255,7 @@ def test_a_cluster_takes_what_is_written_for_it(
 
 
 def test_memory_holds_the_weights_as_they_are_served(tmp_path: Path, checkpoints: Any) -> None:
-    """2 GiB in 32 bits are 1 GiB in 16, and 4 GiB are added."""
+    """The weights take 2 GiB in 32 bits, 1 GiB in 16; 4 GiB are added."""
     model = hollow_model(tmp_path / "model", 2**31, checkpoints("bloom") / "config.json")
     archive = pack(
         tmp_path / "packed",
@@ -269,7 +270,7 @@ def test_memory_holds_the_weights_as_they_are_served(tmp_path: Path, checkpoints
     assert values["offload"]["persistence"]["size"] == "2Gi"  # with what a file system keeps
 
 
-def test_pickled_weights_are_taken_and_said_to_need_a_flag(
+def test_pickled_weights_are_copied_and_the_report_names_their_flag(
     tmp_path: Path, checkpoints: Checkpoints
 ) -> None:
     model = checkpoints("bloom", pickle=True)
@@ -280,18 +281,16 @@ def test_pickled_weights_are_taken_and_said_to_need_a_flag(
     assert not settings_of(tmp_path / "imported").allow_pickle
 
 
-def test_code_in_an_archive_is_not_trusted_because_the_archive_says_so(
-    tmp_path: Path, bloom: Path
-) -> None:
-    said = {"trust_remote_code": True, "allow_pickle": True, "enable_load_unload": True}
-    import_torchserve(seed(tmp_path / "packed", bloom, **said), tmp_path / "imported")
+def test_an_archive_cannot_grant_trust_to_its_own_code(tmp_path: Path, bloom: Path) -> None:
+    wanted = {"trust_remote_code": True, "allow_pickle": True, "enable_load_unload": True}
+    import_torchserve(seed(tmp_path / "packed", bloom, **wanted), tmp_path / "imported")
     written = json.loads((tmp_path / "imported/setup_config.json").read_bytes())
 
-    assert not written.keys() & said.keys()
+    assert not written.keys() & wanted.keys()
 
 
 def of_its_own_code(folder: Path, model: Path) -> Path:
-    """A copy of a model whose config asks for Python code that lies beside it."""
+    """Return a copy of a model whose config needs Python code that lies beside it."""
     shutil.copytree(model, folder)
     config = json.loads((folder / "config.json").read_bytes()) | {
         "model_type": "own",
@@ -303,7 +302,7 @@ def of_its_own_code(folder: Path, model: Path) -> Path:
 
 
 @pytest.mark.parametrize("pickle", [True, False])
-def test_a_model_that_needs_its_own_code_is_imported_and_said_to_need_a_flag(
+def test_a_model_with_its_own_code_is_imported_and_the_report_names_its_flag(
     tmp_path: Path, checkpoints: Checkpoints, pickle: bool
 ) -> None:
     model = of_its_own_code(tmp_path / "model", checkpoints("bloom", pickle=pickle))
@@ -319,15 +318,15 @@ def test_a_model_that_needs_its_own_code_is_imported_and_said_to_need_a_flag(
     assert not (model / "executed").exists()
 
 
-def test_a_tokenizer_that_needs_its_own_code_is_said_to_need_a_flag(
+def test_the_report_names_the_flag_of_a_tokenizer_with_its_own_code(
     tmp_path: Path, bloom: Path
 ) -> None:
     model = tmp_path / "model"
     shutil.copytree(bloom, model)
     file = model / "tokenizer_config.json"
-    said = json.loads(file.read_bytes()) | {"auto_map": {"AutoTokenizer": ["own.Own", None]}}
-    said["tokenizer_class"] = "Own"
-    file.write_text(json.dumps(said))
+    config = json.loads(file.read_bytes()) | {"auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    config["tokenizer_class"] = "Own"
+    file.write_text(json.dumps(config))
     report = import_torchserve(seed(tmp_path / "packed", model), tmp_path / "imported")
 
     assert report.steps[0].endswith(" --trust_remote_code")
@@ -358,17 +357,18 @@ def test_a_directory_that_is_empty_is_replaced(tmp_path: Path, bloom: Path) -> N
     assert (tmp_path / "imported/config.json").exists()
 
 
-def test_a_setting_that_is_no_setting_is_said_before_anything_is_copied(
-    tmp_path: Path, bloom: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_invalid_setting_is_reported_before_anything_is_copied(
+    tmp_path: Path, bloom: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     archive = seed(tmp_path / "packed", bloom, torch_dtype="int8")
-    monkeypatch.setattr("predictor.migration.importing._copy", None)
 
     with pytest.raises(ArchiveError, match=r"setup_config\.json cannot be taken over: dtype: "):
         import_torchserve(archive, tmp_path / "imported")
+    assert not any(message.startswith("Taking") for message in caplog.messages)
 
 
-def test_a_model_larger_than_what_is_free_is_said_with_both_numbers(
+def test_a_model_larger_than_the_free_space_is_reported_with_both_sizes(
     tmp_path: Path, bloom: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = seed(tmp_path / "packed", bloom)

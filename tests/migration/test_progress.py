@@ -1,4 +1,4 @@
-"""How far a copy is, as a log says it where there is no terminal."""
+"""Progress of a copy, in the log and on a terminal."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from predictor.migration.properties import parse_properties
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "properties"),
     [
         ("a=b", {"a": "b"}),
         ("a:b", {"a": "b"}),
@@ -31,8 +31,8 @@ from predictor.migration.properties import parse_properties
         ("", {}),
     ],
 )
-def test_a_file_is_read_as_java_reads_it(text: str, found: dict[str, str]) -> None:
-    assert parse_properties(text) == found
+def test_a_file_is_parsed_as_by_java(text: str, properties: dict[str, str]) -> None:
+    assert parse_properties(text) == properties
 
 
 @pytest.mark.parametrize("text", ["a=\\u12", "a=\\uwxyz", "a=\\\\\\u1"])

@@ -1,4 +1,4 @@
-"""The report as people read it, and as Markdown that other people's text cannot break."""
+"""The report for a terminal, and as Markdown that untrusted text cannot break."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def into(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mounted(into: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that is taken for a mount point."""
+    """Return a directory that is treated as a mount point."""
     into.mkdir()
     monkeypatch.setattr(Path, "is_mount", lambda path: path == into)
     return into
@@ -71,7 +71,7 @@ def test_a_mount_point_is_filled_from_within(mounted: Path) -> None:
     assert names(mounted) == WHOLE
 
 
-def test_what_makes_it_a_model_comes_last(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_completing_file_is_moved_last(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     rename = Path.rename
     monkeypatch.setattr(
@@ -119,7 +119,7 @@ with staged(into, last="config.json") as folder:
 """
 
 
-def test_what_was_moved_before_a_process_was_killed_is_removed(mounted: Path) -> None:
+def test_files_that_a_killed_process_moved_are_removed(mounted: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, str(mounted)], check=False)
 
     assert done.returncode == -signal.SIGABRT
@@ -131,7 +131,7 @@ def test_what_was_moved_before_a_process_was_killed_is_removed(mounted: Path) ->
     assert names(mounted) == {"config.json"}
 
 
-def test_a_mount_points_own_folder_is_no_content(mounted: Path) -> None:
+def test_lost_and_found_is_no_content(mounted: Path) -> None:
     (mounted / "lost+found").mkdir()
     with staged(mounted, last="config.json") as folder:
         write(folder)
@@ -140,23 +140,23 @@ def test_a_mount_points_own_folder_is_no_content(mounted: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "full"])
-def test_what_is_there_is_left_alone(into: Path, kind: str) -> None:
+def test_existing_content_is_left_alone(into: Path, kind: str) -> None:
     if kind == "full":
         into.mkdir()
     (into / "precious" if kind == "full" else into).write_text("precious")
     before = names(into.parent)
 
     with pytest.raises(ConfigurationError), staged(into, last="config.json"):
-        pytest.fail("it was let in")
+        pytest.fail("the block was entered")
     assert names(into.parent) == before
 
 
-def test_a_parent_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+def test_a_missing_parent_is_not_made(tmp_path: Path) -> None:
     with (
         pytest.raises(ConfigurationError, match=r"There is no directory .*/gone to write model in"),
         staged(tmp_path / "gone/model", last="config.json"),
     ):
-        pytest.fail("it was let in")
+        pytest.fail("the block was entered")
     assert not names(tmp_path)
 
 
@@ -167,12 +167,12 @@ def test_one_process_at_a_time_writes_it(into: Path) -> None:
             pytest.raises(ConfigurationError, match="Another import is writing"),
             staged(into, last="config.json"),
         ):
-            pytest.fail("it was let in")
+            pytest.fail("the block was entered")
 
     assert names(into) == WHOLE
 
 
-def test_what_appears_there_meanwhile_is_not_overwritten(into: Path) -> None:
+def test_content_that_appears_meanwhile_is_not_overwritten(into: Path) -> None:
     def interfere() -> None:
         with staged(into, last="config.json") as folder:
             write(folder)

@@ -1,4 +1,4 @@
-"""What becomes of each key: to the last row of an example, and a row for every key there is."""
+"""The mapping of each key: every row of one example, and a row for every known key."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from tests.migration.packing import SEED
 MODEL = {"modelName": "bloom", "modelVersion": "1.0", "handler": "custom_handler.py"}
 
 
-def legacy(**said: Any) -> TorchServeArchive:
-    model = {**MODEL, **said.pop("model", {})}
+def source_of(**fields: Any) -> TorchServeArchive:
+    model = {**MODEL, **fields.pop("model", {})}
     manifest = {"runtime": "python", "model": model}
-    said.setdefault("config_file", "model-config.yaml")
-    return TorchServeArchive("bloom.mar", manifest, model, **said)
+    fields.setdefault("config_file", "model-config.yaml")
+    return TorchServeArchive("bloom.mar", manifest, model, **fields)
 
 
-def row_of(found: Translation, key: str, file: str | None = None) -> Row:
-    (row,) = [one for one in found.rows if one.key == key and file in (None, one.file)]
+def row_of(translation: Translation, key: str, file: str | None = None) -> Row:
+    (row,) = [one for one in translation.rows if one.key == key and file in (None, one.file)]
     return row
 
 
-def said_by(**said: Any) -> dict[str, Any]:
-    """The new ``setup_config.json``, without what is always in it."""
-    found = translate(legacy(**said)).setup_config
+def extra_settings(**fields: Any) -> dict[str, Any]:
+    """Return the new ``setup_config.json`` without the keys that are always in it."""
+    setup_config = translate(source_of(**fields)).setup_config
     always = {"torchserve_api": True, "model_name": "bloom", "model_version": "1.0"}
-    assert found.items() >= always.items()
-    return {key: value for key, value in found.items() if key not in always}
+    assert setup_config.items() >= always.items()
+    return {key: value for key, value in setup_config.items() if key not in always}
 
 
-RICH = legacy(
+RICH = source_of(
     config={
         "minWorkers": 1,
         "batchSize": 4,
@@ -57,7 +57,7 @@ RICH = legacy(
         "vmargs": "-Dpassword=geheim",
     },
     entry={"marName": "bloom.mar", "batchSize": 2, "responseTimeout": 120},
-    others=("other",),
+    other_models=("other",),
     handler=Handler(
         "custom_handler.py",
         "custom_handler.py",
@@ -68,7 +68,7 @@ RICH = legacy(
 
 MANIFEST, CONFIG, SETUP = "MAR-INF/MANIFEST.json", "model-config.yaml", "setup_config.json"
 PROPERTIES, ENTRY, CODE = "config.properties", "config.properties: snapshot", "custom_handler.py"
-TAKEN, OTHERWISE, NOTHING = "taken over", "done otherwise", "no counterpart"
+KEPT, CHANGED, DROPPED = "taken over", "done otherwise", "no counterpart"
 NAMED = "the setting of this name"
 
 
@@ -76,94 +76,94 @@ def test_the_rows_of_a_rich_example() -> None:
     assert [
         tuple(getattr(row, name) for name in Row.__slots__) for row in translate(RICH).rows
     ] == [
-        (MANIFEST, "runtime", "python", OTHERWISE, "Python, in the predictor's own process"),
-        (MANIFEST, "model.modelName", "bloom", TAKEN, "`model_name`"),
-        (MANIFEST, "model.modelVersion", "1.0", TAKEN, "`model_version`"),
+        (MANIFEST, "runtime", "python", CHANGED, "Python, in the predictor's own process"),
+        (MANIFEST, "model.modelName", "bloom", KEPT, "`model_name`"),
+        (MANIFEST, "model.modelVersion", "1.0", KEPT, "`model_version`"),
         (
-            *(MANIFEST, "model.handler", "custom_handler.py", NOTHING),
+            *(MANIFEST, "model.handler", "custom_handler.py", DROPPED),
             "custom_handler.py is parsed for this report, never executed",
         ),
         (
-            *(PROPERTIES, "job_queue_size", "10", TAKEN),
+            *(PROPERTIES, "job_queue_size", "10", KEPT),
             "`max_requests` 74: the queue and the 64 that may run",
         ),
         (
-            *(PROPERTIES, "default_response_timeout", "6000", OTHERWISE),
+            *(PROPERTIES, "default_response_timeout", "6000", CHANGED),
             "the model's own responseTimeout is stronger",
         ),
         (
-            *(PROPERTIES, "keystore_pass", "(not shown)", NOTHING),
+            *(PROPERTIES, "keystore_pass", "(not shown)", DROPPED),
             "TLS ends at the cluster's gateway",
         ),
-        (PROPERTIES, "vmargs", "(not shown)", NOTHING, "no Java runs here"),
+        (PROPERTIES, "vmargs", "(not shown)", DROPPED, "no Java runs here"),
         (
-            *(CONFIG, "minWorkers", "1", OTHERWISE),
+            *(CONFIG, "minWorkers", "1", CHANGED),
             "one process and one copy of the weights serve all requests; more pods: `replicas`",
         ),
-        (CONFIG, "batchSize", "4", OTHERWISE, "config.properties: snapshot is stronger"),
+        (CONFIG, "batchSize", "4", CHANGED, "config.properties: snapshot is stronger"),
         (
-            *(CONFIG, "maxBatchDelay", "100", OTHERWISE),
+            *(CONFIG, "maxBatchDelay", "100", CHANGED),
             "nobody waits for a batch to fill; requests join at every token",
         ),
-        (CONFIG, "deviceType", "gpu", TAKEN, "4 GPUs asked for; Kubernetes chooses which"),
+        (CONFIG, "deviceType", "gpu", KEPT, "4 GPUs asked for; Kubernetes chooses which"),
         (
-            *(CONFIG, "parallelType", "pp", OTHERWISE),
+            *(CONFIG, "parallelType", "pp", CHANGED),
             "`device_map` balanced: whole blocks on each GPU, one after the other",
         ),
         (
-            *(CONFIG, "torchrun.nproc-per-node", "4", TAKEN),
+            *(CONFIG, "torchrun.nproc-per-node", "4", KEPT),
             "4 GPUs asked for; Kubernetes chooses which",
         ),
         (
-            *(CONFIG, "handler.manual_seed", "40", OTHERWISE),
+            *(CONFIG, "handler.manual_seed", "40", CHANGED),
             "a request says `seed`; others are sampled anew",
         ),
-        (CONFIG, "handler.hf_token", "(not shown)", NOTHING, "not a key that is known here"),
+        (CONFIG, "handler.hf_token", "(not shown)", DROPPED, "not a key that is known here"),
         (
-            *(CONFIG, "pippy.chunks", "1", OTHERWISE),
+            *(CONFIG, "pippy.chunks", "1", CHANGED),
             "the plan puts whole blocks on each GPU; nothing is cut into chunks",
         ),
-        (CONFIG, "mine", "[1, 2]", NOTHING, "not a key that is known here"),
-        (ENTRY, "marName", "bloom.mar", TAKEN, "this archive"),
+        (CONFIG, "mine", "[1, 2]", DROPPED, "not a key that is known here"),
+        (ENTRY, "marName", "bloom.mar", KEPT, "this archive"),
         (
-            *(ENTRY, "batchSize", "2", OTHERWISE),
+            *(ENTRY, "batchSize", "2", CHANGED),
             "requests join the running batch at every token, up to 64 as memory is planned for",
         ),
         (
-            *(ENTRY, "responseTimeout", "120", TAKEN),
+            *(ENTRY, "responseTimeout", "120", KEPT),
             "`request_timeout` 120 s, and `kserve.timeout`; the request alone is given up (504), "
             "nothing is started again",
         ),
-        (SETUP, "revision", "main", TAKEN, "`model_revision`"),
-        (SETUP, "max_memory", '{"0": "10GB", "cpu": "10GB"}', TAKEN, NAMED),
-        (SETUP, "low_cpu_mem_usage", "true", TAKEN, "always so"),
-        (SETUP, "device_map", "auto", TAKEN, NAMED),
-        (SETUP, "offload_folder", "offload", TAKEN, f"{NAMED}; in a pod a volume, at /offload"),
-        (SETUP, "offload_state_dict", "true", TAKEN, "always so"),
-        (SETUP, "torch_dtype", "float32", TAKEN, "`dtype`"),
-        (SETUP, "max_length", "80", TAKEN, NAMED),
-        (SETUP, "use_auth_token", "(not shown)", NOTHING, "not a key that is known here"),
-        (SETUP, "do_lower_case", "true", NOTHING, "not a key that is known here"),
+        (SETUP, "revision", "main", KEPT, "`model_revision`"),
+        (SETUP, "max_memory", '{"0": "10GB", "cpu": "10GB"}', KEPT, NAMED),
+        (SETUP, "low_cpu_mem_usage", "true", KEPT, "always so"),
+        (SETUP, "device_map", "auto", KEPT, NAMED),
+        (SETUP, "offload_folder", "offload", KEPT, f"{NAMED}; in a pod a volume, at /offload"),
+        (SETUP, "offload_state_dict", "true", KEPT, "always so"),
+        (SETUP, "torch_dtype", "float32", KEPT, "`dtype`"),
+        (SETUP, "max_length", "80", KEPT, NAMED),
+        (SETUP, "use_auth_token", "(not shown)", DROPPED, "not a key that is known here"),
+        (SETUP, "do_lower_case", "true", DROPPED, "not a key that is known here"),
         (
-            *(CODE, "Mine", "of BaseHandler", NOTHING),
+            *(CODE, "Mine", "of BaseHandler", DROPPED),
             "overrides inference; its code is not executed",
         ),
         (
-            *(CODE, "inference", "in Mine", OTHERWISE),
+            *(CODE, "inference", "in Mine", CHANGED),
             "the model's own generate loop; a request says how to sample; `torchserve_semantics` "
             "does as the Accelerate example did",
         ),
         (
-            *(CODE, "trust_remote_code", "true", NOTHING),
+            *(CODE, "trust_remote_code", "true", DROPPED),
             "say `--trust_remote_code` yourself if you trust the model's author",
         ),
     ]
 
 
 def test_the_setup_config_of_a_rich_example() -> None:
-    found = translate(RICH)
+    translation = translate(RICH)
 
-    assert found.setup_config == {
+    assert translation.setup_config == {
         "torchserve_api": True,
         "torchserve_semantics": True,
         "model_name": "bloom",
@@ -172,8 +172,8 @@ def test_the_setup_config_of_a_rich_example() -> None:
         "request_timeout": 120,
         **SEED,
     }
-    assert (found.name, found.gpus, found.generation) == ("bloom", 4, {})
-    read_settings({**found.setup_config, "model_dir": "/dev/null"}, environ={})
+    assert (translation.name, translation.gpus, translation.generation) == ("bloom", 4, {})
+    read_settings({**translation.setup_config, "model_dir": "/dev/null"}, environ={})
 
 
 FRONTEND: dict[str, Any] = {
@@ -215,13 +215,13 @@ PROPERTY_KEYS = (
 
 
 @pytest.mark.parametrize("key", FRONTEND)
-def test_every_frontend_key_has_a_row_in_both_places_where_it_may_be(key: str) -> None:
+def test_every_frontend_key_has_a_row_in_both_files(key: str) -> None:
     value = FRONTEND[key]
-    for said in ({"config": {key: value}}, {"entry": {key: value}}):
-        row = row_of(translate(legacy(**said)), key)
+    for fields in ({"config": {key: value}}, {"entry": {key: value}}):
+        row = row_of(translate(source_of(**fields)), key)
 
-        assert "not a key that is known" not in row.what
-        assert "ignored" not in row.what
+        assert "not a key that is known" not in row.explanation
+        assert "ignored" not in row.explanation
 
 
 @pytest.mark.parametrize("key", FRONTEND)
@@ -229,61 +229,64 @@ def test_every_frontend_key_has_a_row_in_both_places_where_it_may_be(key: str) -
 def test_a_value_of_the_wrong_type_is_ignored_as_it_was(key: str, value: Any) -> None:
     if isinstance(FRONTEND[key], str) and isinstance(value, str):
         value = 7
-    row = row_of(translate(legacy(config={key: value})), key)
+    row = row_of(translate(source_of(config={key: value})), key)
 
-    assert row.what == "TorchServe ignored it too: not what this key takes"
-    assert said_by(config={key: value}) == {}
+    assert row.explanation == "TorchServe ignored it too: not what this key takes"
+    assert extra_settings(config={key: value}) == {}
 
 
 @pytest.mark.parametrize("key", TORCHRUN)
 def test_every_key_of_torchrun_has_a_row(key: str) -> None:
-    row = row_of(translate(legacy(config={"torchrun": {key: 1}})), f"torchrun.{key}")
+    row = row_of(translate(source_of(config={"torchrun": {key: 1}})), f"torchrun.{key}")
 
-    assert "not a key that is known" not in row.what
+    assert "not a key that is known" not in row.explanation
 
 
 @pytest.mark.parametrize("key", HANDLER)
 @pytest.mark.parametrize("value", [1, "x", None, [], {}, True, 1.5])
-def test_every_key_of_the_handlers_section_has_a_row_whatever_it_says(key: str, value: Any) -> None:
-    row = row_of(translate(legacy(config={"handler": {key: value}})), f"handler.{key}")
+def test_every_key_of_the_handlers_section_has_a_row_for_any_value(key: str, value: Any) -> None:
+    row = row_of(translate(source_of(config={"handler": {key: value}})), f"handler.{key}")
 
-    assert "not a key that is known" not in row.what
+    assert "not a key that is known" not in row.explanation
 
 
 @pytest.mark.parametrize("section", ["pippy", "deepspeed", "micro_batching", "pt2"])
 def test_every_key_of_another_section_has_a_row(section: str) -> None:
-    found = translate(legacy(config={section: {"a": 1, "b": 2}}))
+    translation = translate(source_of(config={section: {"a": 1, "b": 2}}))
 
-    assert row_of(found, f"{section}.a").what == row_of(found, f"{section}.b").what
-    assert "not a key that is known" not in row_of(found, f"{section}.a").what
-    assert row_of(translate(legacy(config={section: 1})), section).value == "1"
+    assert (
+        row_of(translation, f"{section}.a").explanation
+        == row_of(translation, f"{section}.b").explanation
+    )
+    assert "not a key that is known" not in row_of(translation, f"{section}.a").explanation
+    assert row_of(translate(source_of(config={section: 1})), section).value == "1"
 
 
 @pytest.mark.parametrize("key", PROPERTY_KEYS)
 @pytest.mark.parametrize("value", ["1", "x", ""])
 def test_every_key_of_the_servers_configuration_has_a_row(key: str, value: str) -> None:
-    row = row_of(translate(legacy(properties={key: value})), key)
+    row = row_of(translate(source_of(properties={key: value})), key)
 
-    assert "not a key that is known" not in row.what
+    assert "not a key that is known" not in row.explanation
 
 
 @pytest.mark.parametrize("value", [1, "x", None, [], {}])
-def test_keys_that_nobody_knows_have_a_row_too(value: Any) -> None:
-    said = legacy(
+def test_unknown_keys_have_a_row_too(value: Any) -> None:
+    source = source_of(
         config={"new": value, "handler": {"new": value}},
         setup={"new": value},
         properties={"new": str(value)},
         entry={"new": value},
         model={"new": value},
     )
-    rows = [row for row in translate(said).rows if row.key.endswith("new")]
+    rows = [row for row in translate(source).rows if row.key.endswith("new")]
 
     assert len(rows) == 6
     assert {row.outcome for row in rows} == {"no counterpart"}
 
 
 @pytest.mark.parametrize(
-    ("said", "settings"),
+    ("fields", "settings"),
     [
         ({"config": {"batchSize": 1}}, {}),
         ({"config": {"batchSize": 64}}, {}),
@@ -325,46 +328,50 @@ def test_keys_that_nobody_knows_have_a_row_too(value: Any) -> None:
         ({"config": {"handler": {"device_map": "sequential"}}}, {"device_map": "sequential"}),
     ],
 )
-def test_settings_follow(said: dict[str, Any], settings: dict[str, Any]) -> None:
-    assert said_by(**said) == settings
-    read_settings({**translate(legacy(**said)).setup_config, "model_dir": "/dev/null"}, environ={})
+def test_settings_follow(fields: dict[str, Any], settings: dict[str, Any]) -> None:
+    assert extra_settings(**fields) == settings
+    read_settings(
+        {**translate(source_of(**fields)).setup_config, "model_dir": "/dev/null"}, environ={}
+    )
 
 
 def test_prompt_and_reply_together_are_the_longest_sequence() -> None:
-    found = translate(legacy(config={"handler": {"max_length": "50", "max_new_tokens": 30}}))
+    translation = translate(
+        source_of(config={"handler": {"max_length": "50", "max_new_tokens": 30}})
+    )
 
-    assert found.setup_config["max_model_len"] == 80
-    assert "max_length" not in found.setup_config
-    assert found.generation == {"max_new_tokens": 30}
+    assert translation.setup_config["max_model_len"] == 80
+    assert "max_length" not in translation.setup_config
+    assert translation.generation == {"max_new_tokens": 30}
 
 
 @pytest.mark.parametrize(
-    "said",
+    "fields",
     [
         {"config": {"pippy": {"chunks": 1}}},
         {"config": {"deepspeed": {"config": "ds-config.json"}}},
         {"handler": Handler("h", limits_total=True)},
     ],
 )
-def test_a_length_that_was_the_total_is_told_to_be_one(said: dict[str, Any]) -> None:
-    config = {**said.get("config", {}), "handler": {"max_length": 50, "max_new_tokens": 60}}
-    found = translate(legacy(**{**said, "config": config}))
+def test_a_total_length_is_mapped_to_the_longest_sequence(fields: dict[str, Any]) -> None:
+    config = {**fields.get("config", {}), "handler": {"max_length": 50, "max_new_tokens": 60}}
+    translation = translate(source_of(**{**fields, "config": config}))
 
-    assert found.setup_config["max_model_len"] == 60
-    assert row_of(found, "handler.max_new_tokens").what == (
+    assert translation.setup_config["max_model_len"] == 60
+    assert row_of(translation, "handler.max_new_tokens").explanation == (
         "`max_model_len` 60: the handler gave it to generate() as max_length, so it was the total "
         "length of prompt and reply"
     )
-    assert row_of(found, "handler.max_length").what == (
+    assert row_of(translation, "handler.max_length").explanation == (
         "prompt and reply share the 60 tokens of `max_new_tokens`"
     )
 
 
 def test_positions_bound_the_longest_sequence() -> None:
-    said = legacy(config={"handler": {"max_length": 5000, "max_new_tokens": 30}})
+    source = source_of(config={"handler": {"max_length": 5000, "max_new_tokens": 30}})
 
-    assert translate(said, positions=2048).setup_config["max_model_len"] == 2048
-    assert translate(said, positions=None).setup_config["max_model_len"] == 5030
+    assert translate(source, positions=2048).setup_config["max_model_len"] == 2048
+    assert translate(source, positions=None).setup_config["max_model_len"] == 5030
 
 
 @pytest.mark.parametrize(
@@ -386,11 +393,11 @@ def test_positions_bound_the_longest_sequence() -> None:
     ],
 )
 def test_generation_follows(section: dict[str, Any], generation: dict[str, Any]) -> None:
-    assert translate(legacy(config={"handler": section})).generation == generation
+    assert translate(source_of(config={"handler": section})).generation == generation
 
 
 @pytest.mark.parametrize(
-    ("said", "gpus"),
+    ("fields", "gpus"),
     [
         ({}, 1),
         ({"config": {"deviceType": "cpu"}}, 0),
@@ -416,34 +423,36 @@ def test_generation_follows(section: dict[str, Any], generation: dict[str, Any])
         ({"properties": {"number_of_gpu": "4"}, "setup": {"max_memory": {"0": "1GB"}}}, 1),
     ],
 )
-def test_as_many_gpus_are_asked_for_as_the_model_was_given(said: Any, gpus: int) -> None:
-    assert translate(legacy(**said)).gpus == gpus
+def test_the_deployment_requests_as_many_gpus_as_the_model_had(fields: Any, gpus: int) -> None:
+    assert translate(source_of(**fields)).gpus == gpus
 
 
 @pytest.mark.parametrize("key", ["trust_remote_code", "allow_pickle", "enable_load_unload"])
-def test_what_lets_code_run_is_not_taken_from_an_archive(key: str) -> None:
-    assert key not in translate(legacy(setup={**SEED, key: True})).setup_config
+def test_settings_that_allow_code_to_run_are_not_taken_from_an_archive(key: str) -> None:
+    assert key not in translate(source_of(setup={**SEED, key: True})).setup_config
 
 
 @pytest.mark.parametrize("key", ["model_dir", "model_id", "host", "http_port", "grpc_port"])
-def test_what_says_where_the_server_listens_and_reads_is_not_taken(key: str) -> None:
-    assert key not in translate(legacy(setup={**SEED, key: "x"})).setup_config
+def test_settings_of_addresses_and_paths_are_not_taken(key: str) -> None:
+    assert key not in translate(source_of(setup={**SEED, key: "x"})).setup_config
 
 
 def test_the_name_is_the_manifests_and_not_that_of_a_hub_model() -> None:
-    found = translate(legacy(setup={"model_name": "bert-base-uncased"}))
+    translation = translate(source_of(setup={"model_name": "bert-base-uncased"}))
 
-    assert found.setup_config["model_name"] == "bloom"
+    assert translation.setup_config["model_name"] == "bloom"
 
 
-def test_the_models_own_file_is_stronger_than_what_was_translated() -> None:
-    said = {"handler": {"dtype": "bf16"}, "batchSize": 4}
-    found = translate(legacy(config=said, setup={"torch_dtype": "float16", "max_batch_size": 2}))
+def test_setup_config_takes_precedence_over_translated_settings() -> None:
+    config = {"handler": {"dtype": "bf16"}, "batchSize": 4}
+    translation = translate(
+        source_of(config=config, setup={"torch_dtype": "float16", "max_batch_size": 2})
+    )
 
-    assert found.setup_config["torch_dtype"] == "float16"
-    assert "dtype" not in found.setup_config
-    assert found.setup_config["max_batch_size"] == 2
-    assert row_of(found, "handler.dtype").what == "setup_config.json is stronger"
+    assert translation.setup_config["torch_dtype"] == "float16"
+    assert "dtype" not in translation.setup_config
+    assert translation.setup_config["max_batch_size"] == 2
+    assert row_of(translation, "handler.dtype").explanation == "setup_config.json is stronger"
 
 
 @pytest.mark.parametrize(
@@ -453,31 +462,31 @@ def test_the_models_own_file_is_stronger_than_what_was_translated() -> None:
 def test_the_examples_semantics_are_kept_where_the_examples_file_is(
     setup: Any, semantics: bool
 ) -> None:
-    assert ("torchserve_semantics" in translate(legacy(setup=setup)).setup_config) is semantics
+    assert ("torchserve_semantics" in translate(source_of(setup=setup)).setup_config) is semantics
 
 
 @pytest.mark.parametrize("version", ["a/b", "", "a b", 1, None, "x" * 65])
 def test_a_version_that_cannot_stand_in_a_url_is_not_taken(version: Any) -> None:
-    assert "model_version" not in translate(legacy(model={"modelVersion": version})).setup_config
+    assert "model_version" not in translate(source_of(model={"modelVersion": version})).setup_config
 
 
-def test_a_built_in_handler_is_said() -> None:
-    found = translate(
-        legacy(model={"handler": "text_classifier"}, handler=Handler("text_classifier"))
+def test_a_built_in_handler_is_reported() -> None:
+    translation = translate(
+        source_of(model={"handler": "text_classifier"}, handler=Handler("text_classifier"))
     )
 
-    assert row_of(found, "model.handler").what == (
+    assert row_of(translation, "model.handler").explanation == (
         "not in the archive: a built-in handler of TorchServe's, or lost"
     )
 
 
-def test_values_are_one_short_line_whatever_they_hold() -> None:
+def test_any_value_is_shown_on_one_short_line() -> None:
     nested: Any = 1
     for _ in range(500):
         nested = [nested, nested]
     huge = 1 << 40_000
-    said = {"new\x1b[2J" + "k" * 1000: "a\nb\x1b[2J" + "v" * 10**6, "deep": nested, "huge": huge}
-    rows = [row for row in translate(legacy(config=said)).rows if row.file == CONFIG]
+    config = {"new\x1b[2J" + "k" * 1000: "a\nb\x1b[2J" + "v" * 10**6, "deep": nested, "huge": huge}
+    rows = [row for row in translate(source_of(config=config)).rows if row.file == CONFIG]
 
     assert len(rows) == 3
     for row in rows:
@@ -504,8 +513,8 @@ def test_values_are_one_short_line_whatever_they_hold() -> None:
         ("path", "x", "x"),
     ],
 )
-def test_what_looks_like_a_secret_is_not_shown(key: str, value: Any, shown: str) -> None:
-    assert row_of(translate(legacy(config={key: value})), key).value == shown
+def test_likely_secrets_are_not_shown(key: str, value: Any, shown: str) -> None:
+    assert row_of(translate(source_of(config={key: value})), key).value == shown
 
 
 def test_the_new_file_is_json_again() -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictor.errors import RequestError
-from predictor.protocol.http.json_body import check_keys, parse_document, require_type, shorten
+from predictor.protocol.http.json_body import check_keys, parse_document, require_type
+from predictor.sentences import quote
 
 _JSON = st.recursive(
     st.none()
@@ -86,4 +87,4 @@ def test_an_unknown_key_near_nothing_is_refused_with_all_that_is_known() -> None
 
 
 def test_a_long_name_is_quoted_short() -> None:
-    assert len(shorten("x" * 1000)) == 66
+    assert len(quote("x" * 1000)) == 66

@@ -97,13 +97,9 @@ class Engine:
         Raises:
             EngineBroken: The engine has ended.
         """
+        sampler = Sampler(sampling, prompt)
         sequence = _Sequence(
-            key=next(self._keys),
-            prompt=prompt,
-            sampling=sampling,
-            sampler=Sampler(sampling, prompt),
-            listener=listener,
-            arrived=time.monotonic(),
+            next(self._keys), prompt, sampling, sampler, listener, time.monotonic()
         )
         with self._lock:
             if self._broken is not None:

@@ -1,1 +1,1 @@
-"""What becomes of each key of TorchServe's files, a module for each file. Pure functions."""
+"""The mapping of each key in TorchServe's files, a module for each file. Pure functions."""

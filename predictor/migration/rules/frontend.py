@@ -1,7 +1,7 @@
-"""TorchServe's frontend keys: of ``model-config.yaml``, and of a snapshot's entry.
+"""TorchServe's frontend keys, in ``model-config.yaml`` and in a snapshot's entry.
 
-The keys and their types are those of ``ModelConfig.java`` in TorchServe 0.12. A value of another
-type was ignored there, with a warning, and is ignored here.
+The keys and their types are those of ``ModelConfig.java`` in TorchServe 0.12. TorchServe ignores a
+value of another type with a warning, so it is ignored here.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from predictor.migration.mapping import KeyMapping, Rule, always, nothing, otherwise, taken
+from predictor.migration.mapping import KeyMapping, Rule, always, changed, dropped, kept
 from predictor.migration.torchserve_archive import TorchServeArchive
 from predictor.settings import Settings
 
 _DEVICE = re.compile(r"(cuda:)?[0-9]{1,3}")
-_MOST_BATCHED = 1024
-"""The most that `max_batch_size` takes."""
 
-_BATCHED = Settings.model_fields["max_batch_size"].default
-"""How many sequences run where nothing says it, if memory is there for them."""
+_MAX_BATCH_SIZE = 1024
+"""The largest value of the setting `max_batch_size`."""
+
+_DEFAULT_BATCH_SIZE = Settings.model_fields["max_batch_size"].default
+"""The default of the setting `max_batch_size`: sequences that run at once if memory allows it."""
 
 FROM_PROPERTIES = {
     "default_response_timeout": "responseTimeout",
@@ -27,32 +28,32 @@ FROM_PROPERTIES = {
     "job_queue_size": "jobQueueSize",
     "default_workers_per_model": "minWorkers",
 }
-"""What the server's configuration says for models that do not say it."""
+"""The server's defaults for frontend keys, by their names in ``config.properties``."""
 
-WORKERS = otherwise(
+WORKERS = changed(
     "one process and one copy of the weights serve all requests; more pods: `replicas`"
 )
-STARTUP = otherwise(
+STARTUP = changed(
     "the startup probe gives a pod an hour to load: `startup.timeoutSeconds` of the chart"
 )
 
-_SEQUENCES = nothing("requests are not tied to a worker; nothing is kept between them")
+_SEQUENCES = dropped("requests are not tied to a worker; nothing is kept between them")
 
 
-def merged(legacy: TorchServeArchive) -> dict[str, Any]:
-    """Returns the frontend keys that count: TorchServe's order of strength, right types only."""
-    found: dict[str, Any] = {}
+def effective_keys(source: TorchServeArchive) -> dict[str, Any]:
+    """Return the frontend keys in effect, in TorchServe's precedence and of the right type."""
+    keys: dict[str, Any] = {}
     for name, key in FROM_PROPERTIES.items():
-        text = legacy.properties.get(name, "").strip()
+        text = source.properties.get(name, "").strip()
         if text.isascii() and text.isdecimal() and len(text) < 10:
-            found[key] = int(text)
-    for said in (legacy.config, legacy.entry):
-        found |= {key: value for key, value in said.items() if key in RULES and fits(key, value)}
-    return found
+            keys[key] = int(text)
+    for section in (source.config, source.entry):
+        keys |= {key: value for key, value in section.items() if key in RULES and fits(key, value)}
+    return keys
 
 
 def fits(key: str, value: Any) -> bool:
-    """Returns whether a value has the type that TorchServe takes for a frontend key."""
+    """Return whether a value has the type that TorchServe expects for a frontend key."""
     kind = TYPES[key]
     if kind is int:
         return is_int(value) and value >= _LEAST.get(key, -(2**31))
@@ -61,65 +62,65 @@ def fits(key: str, value: Any) -> bool:
     return isinstance(value, kind)
 
 
-def says(said: Mapping[str, Any], key: str) -> bool:
-    """Returns whether something says a frontend key, and TorchServe would have taken it."""
-    return key in said and fits(key, said[key])
+def is_set(section: Mapping[str, Any], key: str) -> bool:
+    """Return whether a section sets a frontend key to a value that TorchServe accepts."""
+    return key in section and fits(key, section[key])
 
 
 def is_int(value: Any) -> bool:
-    """Returns whether a value is one of Java's integers."""
+    """Return whether a value is a Java ``int``."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
 
 
-def queue_rule(value: int, legacy: TorchServeArchive) -> KeyMapping:
-    """Returns what becomes of the length of TorchServe's queue."""
+def queue_rule(value: int, source: TorchServeArchive) -> KeyMapping:
+    """Map the length of TorchServe's queue."""
     if value < 1:
-        return nothing("no queue can be so short")
-    running = max(_at_once(legacy), _BATCHED)
-    return taken(
+        return dropped("no queue can be so short")
+    running = max(_concurrent_requests(source), _DEFAULT_BATCH_SIZE)
+    return kept(
         f"`max_requests` {value + running}: the queue and the {running} that may run",
         max_requests=value + running,
     )
 
 
-def timeout_rule(value: int, legacy: TorchServeArchive) -> KeyMapping:
-    """Returns what becomes of the time in which a worker had to answer."""
+def timeout_rule(value: int, source: TorchServeArchive) -> KeyMapping:
+    """Map the time limit of a worker's answer, in seconds."""
     if value < 1:
-        return nothing("here a request has a time limit: `request_timeout`")
-    return taken(
+        return dropped("here a request has a time limit: `request_timeout`")
+    return kept(
         f"`request_timeout` {value} s, and `kserve.timeout`; the request alone is given up (504), "
         "nothing is started again",
         request_timeout=value,
     )
 
 
-def gpus(legacy: TorchServeArchive) -> int:
-    """Returns how many GPUs the old files gave the model, and no fewer than they name."""
-    return max(_given(legacy), *(number + 1 for number in _named(legacy)), 0)
+def gpus(source: TorchServeArchive) -> int:
+    """Return the number of GPUs that TorchServe gave the model, at least as many as it names."""
+    return max(_gpu_count(source), *(number + 1 for number in _gpu_numbers(source)), 0)
 
 
-def _given(legacy: TorchServeArchive) -> int:
-    keys = merged(legacy)
-    if keys.get("deviceType", "gpu") != "gpu" or _setup(legacy, "device_map") in ("cpu", "disk"):
+def _gpu_count(source: TorchServeArchive) -> int:
+    keys = effective_keys(source)
+    if keys.get("deviceType", "gpu") != "gpu" or _setup(source, "device_map") in ("cpu", "disk"):
         return 0
     stated = (
         len(keys.get("deviceIds", ())),
         _positive(_torchrun(keys).get("nproc-per-node")),
         _positive(keys.get("parallelLevel")),
     )
-    found = next((count for count in stated if count), None)
-    if found is not None:
-        return found
-    # Of a max_memory Accelerate used those only that it names.
-    count = 0 if isinstance(_setup(legacy, "max_memory"), dict) else _number_of_gpu(legacy)
+    explicit = next((count for count in stated if count), None)
+    if explicit is not None:
+        return explicit
+    # If there is a max_memory, Accelerate used only the devices that it names.
+    count = 0 if isinstance(_setup(source, "max_memory"), dict) else _number_of_gpu(source)
     return max(count, 1) if "deviceType" in keys else count
 
 
-def _named(legacy: TorchServeArchive) -> Iterator[int]:
-    """The numbers of the GPUs that settings name; a pod that lacks one is refused."""
-    memory, placed = _setup(legacy, "max_memory"), _setup(legacy, "device_map")
+def _gpu_numbers(source: TorchServeArchive) -> Iterator[int]:
+    """Yield the numbers of the GPUs that settings name. A pod that lacks one is refused."""
+    memory, device_map = _setup(source, "max_memory"), _setup(source, "device_map")
     devices = [*(memory if isinstance(memory, dict) else ())]
-    devices += placed.values() if isinstance(placed, dict) else [placed]
+    devices += device_map.values() if isinstance(device_map, dict) else [device_map]
     for device in devices:
         if isinstance(device, str) and _DEVICE.fullmatch(device):
             yield int(device.removeprefix("cuda:"))
@@ -127,97 +128,95 @@ def _named(legacy: TorchServeArchive) -> Iterator[int]:
             yield device
 
 
-def asked_for(legacy: TorchServeArchive) -> str:
-    """Returns how many GPUs a deployment asks for, as a phrase."""
-    count = gpus(legacy)
+def gpu_phrase(source: TorchServeArchive) -> str:
+    """Return the number of GPUs that a deployment requests, as a phrase."""
+    count = gpus(source)
     if not count:
         return "no accelerator is asked for"
     return f"{count} GPU{'s' if count > 1 else ''} asked for; Kubernetes chooses which"
 
 
-def _number_of_gpu(legacy: TorchServeArchive) -> int:
-    text = legacy.properties.get("number_of_gpu", "").strip()
+def _number_of_gpu(source: TorchServeArchive) -> int:
+    text = source.properties.get("number_of_gpu", "").strip()
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else 1
 
 
-def _setup(legacy: TorchServeArchive, key: str) -> Any:
-    said = legacy.setup or {}
-    return said.get(key, legacy.section("handler").get(key))
+def _setup(source: TorchServeArchive, key: str) -> Any:
+    setup = source.setup or {}
+    return setup.get(key, source.section("handler").get(key))
 
 
 def _torchrun(keys: Mapping[str, Any]) -> dict[str, Any]:
-    found = keys.get("torchrun", {})
-    return found if isinstance(found, dict) else {}
+    section = keys.get("torchrun", {})
+    return section if isinstance(section, dict) else {}
 
 
 def _positive(value: Any) -> int:
     return int(value) if is_int(value) and value > 0 else 0
 
 
-def _at_once(legacy: TorchServeArchive) -> int:
-    """How many requests all workers together had in work, and no more than can run here."""
-    keys = merged(legacy)
+def _concurrent_requests(source: TorchServeArchive) -> int:
+    """Return the requests that all workers processed at once, but no more than can run here."""
+    keys = effective_keys(source)
     batch, *workers = (
         _positive(keys.get(key)) for key in ("batchSize", "minWorkers", "maxWorkers")
     )
-    return min(max(batch, 1) * max(*workers, 1), _MOST_BATCHED)
+    return min(max(batch, 1) * max(*workers, 1), _MAX_BATCH_SIZE)
 
 
-def _batch(value: int, legacy: TorchServeArchive) -> KeyMapping:
-    size = _at_once(legacy)
-    if size <= _BATCHED:
-        return otherwise(
-            f"requests join the running batch at every token, up to {_BATCHED} as memory is "
-            "planned for"
+def _batch(value: int, source: TorchServeArchive) -> KeyMapping:
+    size = _concurrent_requests(source)
+    if size <= _DEFAULT_BATCH_SIZE:
+        return changed(
+            f"requests join the running batch at every token, up to {_DEFAULT_BATCH_SIZE} as "
+            "memory is planned for"
         )
-    return taken(
-        f"`max_batch_size` {size}: as many as all workers had in work", max_batch_size=size
-    )
+    return kept(f"`max_batch_size` {size}: as many as all workers had in work", max_batch_size=size)
 
 
-def _device_type(value: str, legacy: TorchServeArchive) -> KeyMapping:
+def _device_type(value: str, source: TorchServeArchive) -> KeyMapping:
     if value in ("cpu", "gpu"):
-        return (taken if bool(gpus(legacy)) is (value == "gpu") else otherwise)(asked_for(legacy))
-    return nothing("models are served on GPUs and processors; no accelerator is asked for")
+        return (kept if bool(gpus(source)) is (value == "gpu") else changed)(gpu_phrase(source))
+    return dropped("models are served on GPUs and processors; no accelerator is asked for")
 
 
-def _gpu_count(value: Any, legacy: TorchServeArchive) -> KeyMapping:
-    return taken(asked_for(legacy)) if gpus(legacy) else otherwise(asked_for(legacy))
+def _gpu_rule(value: Any, source: TorchServeArchive) -> KeyMapping:
+    return kept(gpu_phrase(source)) if gpus(source) else changed(gpu_phrase(source))
 
 
-_ONE_PROCESS = nothing("one process drives all GPUs of its pod")
+_ONE_PROCESS = dropped("one process drives all GPUs of its pod")
 
 RULES: dict[str, Rule] = {
     "minWorkers": always(WORKERS),
     "maxWorkers": always(WORKERS),
     "batchSize": _batch,
     "maxBatchDelay": always(
-        otherwise("nobody waits for a batch to fill; requests join at every token")
+        changed("nobody waits for a batch to fill; requests join at every token")
     ),
     "responseTimeout": timeout_rule,
     "startupTimeout": always(STARTUP),
     "deviceType": _device_type,
-    "deviceIds": _gpu_count,
-    "parallelLevel": _gpu_count,
+    "deviceIds": _gpu_rule,
+    "parallelLevel": _gpu_rule,
     "parallelType": always(
-        otherwise(
+        changed(
             "`device_map` balanced: whole blocks on each GPU, one after the other",
             device_map="balanced",
         )
     ),
     "maxRetryTimeoutInSec": always(
-        otherwise("Kubernetes starts a container again, with its own growing delay")
+        changed("Kubernetes starts a container again, with its own growing delay")
     ),
     "clientTimeoutInMills": always(
-        otherwise("a request says its own limit: header `x-request-timeout`; it is answered (504)")
+        changed("a request says its own limit: header `x-request-timeout`; it is answered (504)")
     ),
     "jobQueueSize": queue_rule,
     "useJobTicket": always(
-        otherwise("when full a request is refused at once (429); `max_requests` says when")
+        changed("when full a request is refused at once (429); `max_requests` says when")
     ),
-    "continuousBatching": always(otherwise("always so")),
-    "asyncCommunication": always(otherwise("always so; one process has no workers to talk to")),
-    "useVenv": always(nothing("nothing is installed; the handler's code is not executed")),
+    "continuousBatching": always(changed("always so")),
+    "asyncCommunication": always(changed("always so; one process has no workers to talk to")),
+    "useVenv": always(dropped("nothing is installed; the handler's code is not executed")),
     "sequenceBatching": always(_SEQUENCES),
     "sequenceMaxIdleMSec": always(_SEQUENCES),
     "sequenceTimeoutMSec": always(_SEQUENCES),
@@ -225,14 +224,14 @@ RULES: dict[str, Rule] = {
     "maxNumSequence": always(_SEQUENCES),
     "torchrun": always(_ONE_PROCESS),
 }
-"""How a key of the right type is judged."""
+"""The rules for keys with a value of the right type."""
 
 TORCHRUN: dict[str, Rule] = {
-    "nproc-per-node": _gpu_count,
-    "nnodes": always(nothing("one pod serves the model; what its GPUs do not hold is offloaded")),
-    "OMP_NUMBER_THREADS": always(otherwise("threads follow the processors that the pod is given")),
+    "nproc-per-node": _gpu_rule,
+    "nnodes": always(dropped("one pod serves the model; what its GPUs do not hold is offloaded")),
+    "OMP_NUMBER_THREADS": always(changed("threads follow the processors that the pod is given")),
 }
-"""How a key of the section ``torchrun`` is judged; `RULES` says it of others."""
+"""The rules for keys in the section ``torchrun``. Others follow `RULES`."""
 
 TYPES: dict[str, type] = dict.fromkeys(RULES, int) | {
     "deviceType": str,
@@ -246,9 +245,9 @@ TYPES: dict[str, type] = dict.fromkeys(RULES, int) | {
 _LEAST = {"minWorkers": 1, "batchSize": 1}
 
 ENTRY: dict[str, Rule] = {
-    "defaultVersion": always(otherwise("one version is served")),
-    "marName": always(taken("this archive")),
-    "runtime": always(otherwise("Python, in the predictor's own process")),
-    "modelUrl": always(taken("this archive")),
+    "defaultVersion": always(changed("one version is served")),
+    "marName": always(kept("this archive")),
+    "runtime": always(changed("Python, in the predictor's own process")),
+    "modelUrl": always(kept("this archive")),
 }
-"""Keys that only a snapshot's entry has."""
+"""The rules for keys that only a snapshot's entry has."""

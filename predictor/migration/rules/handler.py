@@ -1,8 +1,8 @@
-"""The sections of ``model-config.yaml`` that a handler read, which have no fixed schema.
+"""The sections of ``model-config.yaml`` for the handler, which have no fixed schema.
 
-The keys are those of TorchServe's own examples. Where the handler gave ``max_new_tokens`` to
-``generate`` as ``max_length``, as those for PiPPy, DeepSpeed and Llama did, it was the length of
-prompt and reply together.
+The keys are those of TorchServe's own examples. If the handler passed ``max_new_tokens`` to
+``generate`` as ``max_length``, it was the length of prompt and reply together. The handlers for
+PiPPy, DeepSpeed and Llama did so.
 """
 
 from __future__ import annotations
@@ -10,42 +10,36 @@ from __future__ import annotations
 from typing import Any
 
 from predictor.checkpoint.safetensors_header import stays_within
-from predictor.migration.mapping import KeyMapping, Rule, always, nothing, otherwise, taken
+from predictor.dtypes import HANDLER_NAMES, name_of
+from predictor.migration.mapping import KeyMapping, Rule, always, changed, dropped, kept
 from predictor.migration.rules.frontend import is_int
 from predictor.migration.torchserve_archive import TorchServeArchive
 
-QUANTISED = nothing("weights are served in `dtype`, not quantised, and offloaded if need be")
+QUANTISED = dropped("weights are served in `dtype`, not quantised, and offloaded if need be")
 
-OUTSIDE = otherwise(
+OUTSIDE = changed(
     "`--offload_folder`: an archive does not say where outside of the model something is written"
 )
 
-_DTYPES = {
-    "fp16": "float16",
-    "half": "float16",
-    "fp32": "float32",
-    "float": "float32",
-    "bf16": "bfloat16",
-    "fp64": "float64",
-} | {name: name for name in ("float16", "float32", "bfloat16", "float64", "auto")}
+_DTYPES = HANDLER_NAMES | {"auto": "auto"}
 
 
-def length_limits(legacy: TorchServeArchive) -> tuple[int | None, int | None]:
-    """Returns how many tokens a prompt and a reply had at most; None for what is not said."""
-    section = legacy.section("handler")
+def length_limits(source: TorchServeArchive) -> tuple[int | None, int | None]:
+    """Return the most tokens of a prompt and of a reply; None for an unset limit."""
+    section = source.section("handler")
     prompt, reply = (count(section.get(key)) for key in ("max_length", "max_new_tokens"))
     return prompt, reply
 
 
-def is_total(legacy: TorchServeArchive) -> bool:
-    """Returns whether ``max_new_tokens`` was the length of prompt and reply together."""
+def is_total(source: TorchServeArchive) -> bool:
+    """Return whether ``max_new_tokens`` was the length of prompt and reply together."""
     return bool(
-        legacy.handler.limits_total or legacy.section("pippy") or legacy.section("deepspeed")
+        source.handler.limits_total or source.section("pippy") or source.section("deepspeed")
     )
 
 
 def count(value: Any) -> int | None:
-    """Returns a number of tokens, which may be text or 80.0; None for anything else."""
+    """Return a number of tokens, which may be text or 80.0; None for any other value."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
         value = int(value)
     if isinstance(value, float) and value.is_integer():
@@ -53,40 +47,40 @@ def count(value: Any) -> int | None:
     return value if is_int(value) and value > 0 else None
 
 
-def _max_length(value: Any, legacy: TorchServeArchive) -> KeyMapping:
-    prompt, reply = length_limits(legacy)
+def _max_length(value: Any, source: TorchServeArchive) -> KeyMapping:
+    prompt, reply = length_limits(source)
     if prompt is None:
-        return nothing("no number of tokens")
+        return dropped("no number of tokens")
     if reply is None:
-        return taken(f"`max_length` {prompt}", max_length=prompt)
-    if is_total(legacy):
-        return otherwise(f"prompt and reply share the {reply} tokens of `max_new_tokens`")
-    return otherwise(
+        return kept(f"`max_length` {prompt}", max_length=prompt)
+    if is_total(source):
+        return changed(f"prompt and reply share the {reply} tokens of `max_new_tokens`")
+    return changed(
         f"with `max_new_tokens` it is `max_model_len` {prompt + reply}; a prompt that is longer is "
         "refused, not cut",
         max_model_len=max(prompt + reply, 2),
     )
 
 
-def _max_new_tokens(value: Any, legacy: TorchServeArchive) -> KeyMapping:
-    _, reply = length_limits(legacy)
+def _max_new_tokens(value: Any, source: TorchServeArchive) -> KeyMapping:
+    _, reply = length_limits(source)
     if reply is None:
-        return nothing("no number of tokens")
-    said = {"max_new_tokens": reply}
-    if is_total(legacy):
+        return dropped("no number of tokens")
+    generation = {"max_new_tokens": reply}
+    if is_total(source):
         return KeyMapping(
             "done otherwise",
             f"`max_model_len` {reply}: the handler gave it to generate() as max_length, so it was "
             "the total length of prompt and reply",
             {"max_model_len": max(reply, 2)},
-            said,
+            generation,
         )
-    return KeyMapping("taken over", "the default in generation_config.json", {}, said)
+    return KeyMapping("taken over", "the default in generation_config.json", {}, generation)
 
 
-def _temperature(value: Any, legacy: TorchServeArchive) -> KeyMapping:
+def _temperature(value: Any, source: TorchServeArchive) -> KeyMapping:
     if not _is_number(value) or not 0 <= value <= 100:
-        return nothing("no temperature")
+        return dropped("no temperature")
     if value == 0:
         return KeyMapping(
             "taken over",
@@ -94,44 +88,44 @@ def _temperature(value: Any, legacy: TorchServeArchive) -> KeyMapping:
             {},
             {"do_sample": False},
         )
-    return _default(legacy, temperature=float(value), do_sample=True)
+    return _default(source, temperature=float(value), do_sample=True)
 
 
-def _top_p(value: Any, legacy: TorchServeArchive) -> KeyMapping:
+def _top_p(value: Any, source: TorchServeArchive) -> KeyMapping:
     if not _is_number(value) or not 0 < value <= 1:
-        return nothing("no probability")
-    return _default(legacy, top_p=float(value), do_sample=True)
+        return dropped("no probability")
+    return _default(source, top_p=float(value), do_sample=True)
 
 
-def _top_k(value: Any, legacy: TorchServeArchive) -> KeyMapping:
+def _top_k(value: Any, source: TorchServeArchive) -> KeyMapping:
     if not is_int(value) or value < 0:
-        return nothing("no number of tokens")
-    return _default(legacy, top_k=value, do_sample=True)
+        return dropped("no number of tokens")
+    return _default(source, top_k=value, do_sample=True)
 
 
-def _do_sample(value: Any, legacy: TorchServeArchive) -> KeyMapping:
+def _do_sample(value: Any, source: TorchServeArchive) -> KeyMapping:
     if not isinstance(value, bool):
-        return nothing("neither true nor false")
-    if value and not _samples(legacy):
-        return otherwise("a temperature of 0 is greedy")
-    return _default(legacy, do_sample=value)
+        return dropped("neither true nor false")
+    if value and not _samples(source):
+        return changed("a temperature of 0 is greedy")
+    return _default(source, do_sample=value)
 
 
-def _repetition_penalty(value: Any, legacy: TorchServeArchive) -> KeyMapping:
+def _repetition_penalty(value: Any, source: TorchServeArchive) -> KeyMapping:
     if not _is_number(value) or not 0 < value <= 100:
-        return nothing("no penalty")
-    return _default(legacy, repetition_penalty=float(value))
+        return dropped("no penalty")
+    return _default(source, repetition_penalty=float(value))
 
 
-def _default(legacy: TorchServeArchive, **generation: Any) -> KeyMapping:
+def _default(source: TorchServeArchive, **generation: Any) -> KeyMapping:
     if "do_sample" in generation:
-        generation["do_sample"] = _samples(legacy)
+        generation["do_sample"] = _samples(source)
     return KeyMapping("taken over", "the default in generation_config.json", {}, generation)
 
 
-def _samples(legacy: TorchServeArchive) -> bool:
-    """Whether the section has tokens sampled, as whatever it says of how implies."""
-    section = legacy.section("handler")
+def _samples(source: TorchServeArchive) -> bool:
+    """Return whether the section samples tokens. Any sampling parameter implies it."""
+    section = source.section("handler")
     if _is_number(section.get("temperature")) and section["temperature"] == 0:
         return False
     return section.get("do_sample") is not False
@@ -141,39 +135,39 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _dtype(value: Any, legacy: TorchServeArchive) -> KeyMapping:
-    name = _DTYPES.get(value.removeprefix("torch.")) if isinstance(value, str) else None
+def _dtype(value: Any, source: TorchServeArchive) -> KeyMapping:
+    name = _DTYPES.get(name_of(value)) if isinstance(value, str) else None
     if name is None:
-        return nothing("weights are served in float64, float32, float16 or bfloat16")
-    return taken(f"`dtype` {name}", dtype=name)
+        return dropped("weights are served in float64, float32, float16 or bfloat16")
+    return kept(f"`dtype` {name}", dtype=name)
 
 
-def _quantization(value: Any, legacy: TorchServeArchive) -> KeyMapping:
+def _quantization(value: Any, source: TorchServeArchive) -> KeyMapping:
     if not value:
-        return taken("weights are never quantised")
+        return kept("weights are never quantised")
     return QUANTISED
 
 
 def _setting(name: str) -> Rule:
-    return lambda value, legacy: taken(f"`{name}`", **{name: value})
+    return lambda value, source: kept(f"`{name}`", **{name: value})
 
 
 def is_below(folder: Any) -> bool:
-    """Returns whether a folder is one below the model's, whoever says it."""
+    """Return whether a value names a folder below the model's."""
     return isinstance(folder, str) and stays_within(folder)
 
 
-def _offload_folder(value: Any, legacy: TorchServeArchive) -> KeyMapping:
-    return taken("`offload_folder`", offload_folder=value) if is_below(value) else OUTSIDE
+def _offload_folder(value: Any, source: TorchServeArchive) -> KeyMapping:
+    return kept("`offload_folder`", offload_folder=value) if is_below(value) else OUTSIDE
 
 
-_FOLDER = otherwise("the model is in the folder of its config.json: this one if it is there")
-_TUNED = nothing("tuning of another engine")
-_PARALLEL = otherwise("`device_map`: whole blocks on each GPU")
+_FOLDER = changed("the model is in the folder of its config.json: this one if it is there")
+_TUNED = dropped("tuning of another engine")
+_PARALLEL = changed("`device_map`: whole blocks on each GPU")
 
 RULES: dict[str, Rule] = {
     "model_name": always(
-        otherwise("the model is that in this directory; its URLs have the manifest's name")
+        changed("the model is that in this directory; its URLs have the manifest's name")
     ),
     "model_path": always(_FOLDER),
     "model_dir": always(_FOLDER),
@@ -184,33 +178,33 @@ RULES: dict[str, Rule] = {
     "top_k": _top_k,
     "do_sample": _do_sample,
     "repetition_penalty": _repetition_penalty,
-    "manual_seed": always(otherwise("a request says `seed`; others are sampled anew")),
-    "seed": always(otherwise("a request says `seed`; others are sampled anew")),
+    "manual_seed": always(changed("a request says `seed`; others are sampled anew")),
+    "seed": always(changed("a request says `seed`; others are sampled anew")),
     "dtype": _dtype,
     "torch_dtype": _dtype,
     "quantization": _quantization,
     "return_full_text": always(
-        otherwise(
+        changed(
             "a request says `return_full_text`; the prompt is in other replies with "
             "`torchserve_semantics` only"
         )
     ),
     "trust_remote_code": always(
-        nothing("say `--trust_remote_code` yourself if you trust the model's author")
+        dropped("say `--trust_remote_code` yourself if you trust the model's author")
     ),
     "batch_size": always(
-        otherwise("requests join the running batch at every token; `max_batch_size` bounds it")
+        changed("requests join the running batch at every token; `max_batch_size` bounds it")
     ),
-    "mode": always(nothing("all models are asked for text; which replies, a request says")),
+    "mode": always(dropped("all models are asked for text; which replies, a request says")),
     "tensor_parallel": always(_PARALLEL),
     "tp_size": always(_PARALLEL),
-    "index_filename": always(otherwise("the index of the weights is found by its usual name")),
-    "tokenizer_dir": always(otherwise("the tokenizer is that beside the model")),
-    "engine_dir": always(nothing("compiled engines are not read; the model's own weights are")),
-    "kv_cache_config": always(otherwise("the KV cache is planned; `max_model_len`, `max_memory`")),
-    "vllm_engine_config": always(nothing("another engine's arguments")),
-    "adapters": always(nothing("adapters are not loaded; merge them into the weights")),
-    "chat_template": always(nothing("the chat template is that in the model's tokenizer")),
+    "index_filename": always(changed("the index of the weights is found by its usual name")),
+    "tokenizer_dir": always(changed("the tokenizer is that beside the model")),
+    "engine_dir": always(dropped("compiled engines are not read; the model's own weights are")),
+    "kv_cache_config": always(changed("the KV cache is planned; `max_model_len`, `max_memory`")),
+    "vllm_engine_config": always(dropped("another engine's arguments")),
+    "adapters": always(dropped("adapters are not loaded; merge them into the weights")),
+    "chat_template": always(dropped("the chat template is that in the model's tokenizer")),
     "compile": always(_TUNED),
     "fast_kernels": always(_TUNED),
     **{
@@ -221,12 +215,12 @@ RULES: dict[str, Rule] = {
     },
     "offload_folder": _offload_folder,
 }
-"""How a key of the section ``handler`` is judged."""
+"""The rules for keys in the section ``handler``."""
 
 SECTIONS: dict[str, KeyMapping] = {
-    "pippy": otherwise("the plan puts whole blocks on each GPU; nothing is cut into chunks"),
-    "deepspeed": otherwise("the plan puts whole blocks on each GPU; the checkpoint is read as is"),
-    "micro_batching": otherwise("prompts are read in chunks of `prefill_chunk`, amid running ones"),
-    "pt2": nothing("models are not compiled"),
+    "pippy": changed("the plan puts whole blocks on each GPU; nothing is cut into chunks"),
+    "deepspeed": changed("the plan puts whole blocks on each GPU; the checkpoint is read as is"),
+    "micro_batching": changed("prompts are read in chunks of `prefill_chunk`, amid running ones"),
+    "pt2": dropped("models are not compiled"),
 }
-"""How all keys of another section are judged."""
+"""The mapping of all keys in any other section."""

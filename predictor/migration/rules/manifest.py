@@ -1,4 +1,4 @@
-"""``MANIFEST.json``, and what the handler that it names shows."""
+"""``MANIFEST.json``, and the source of the handler that it names."""
 
 from __future__ import annotations
 
@@ -12,60 +12,61 @@ from predictor.migration.mapping import (
     Row,
     Rule,
     always,
-    nothing,
-    otherwise,
-    taken,
+    changed,
+    dropped,
+    kept,
 )
 from predictor.migration.rules.handler import QUANTISED
-from predictor.migration.rules.setup import is_seeds
+from predictor.migration.rules.setup import is_accelerate_example
 from predictor.migration.torchserve_archive import TorchServeArchive
 
 _VERSION = re.compile(r"[^/\s]+")
-_NOT_EXECUTED = nothing("the handler's code is not executed")
-_SHOWN = 64
+_NOT_EXECUTED = dropped("the handler's code is not executed")
+_MAX_VERSION = 64
+"""Characters of a version."""
 
 
-def _version(value: Any, legacy: TorchServeArchive) -> KeyMapping:
-    if not isinstance(value, str) or not _VERSION.fullmatch(value) or len(value) > _SHOWN:
-        return otherwise("the version is 1: this is none that can stand in a URL")
-    return taken("`model_version`", model_version=value)
+def _version(value: Any, source: TorchServeArchive) -> KeyMapping:
+    if not isinstance(value, str) or not _VERSION.fullmatch(value) or len(value) > _MAX_VERSION:
+        return changed("the version is 1: this is none that can stand in a URL")
+    return kept("`model_version`", model_version=value)
 
 
-def _handler(value: Any, legacy: TorchServeArchive) -> KeyMapping:
-    if legacy.handler.file is None:
-        return nothing("not in the archive: a built-in handler of TorchServe's, or lost")
-    return nothing(f"{legacy.handler.file} is parsed for this report, never executed")
+def _handler(value: Any, source: TorchServeArchive) -> KeyMapping:
+    if source.handler.file is None:
+        return dropped("not in the archive: a built-in handler of TorchServe's, or lost")
+    return dropped(f"{source.handler.file} is parsed for this report, never executed")
 
 
 RULES: dict[str, Rule] = {
-    "createdOn": always(nothing("only told here")),
-    "archiverVersion": always(nothing("only told here")),
-    "description": always(nothing("only told here")),
-    "runtime": always(otherwise("Python, in the predictor's own process")),
-    "version": always(nothing("only told here")),
+    "createdOn": always(dropped("only told here")),
+    "archiverVersion": always(dropped("only told here")),
+    "description": always(dropped("only told here")),
+    "runtime": always(changed("Python, in the predictor's own process")),
+    "version": always(dropped("only told here")),
 }
-"""How a key of the manifest is judged."""
+"""The rules for keys of the manifest."""
 
 MODEL: dict[str, Rule] = {
-    "modelName": lambda value, legacy: taken("`model_name`", model_name=legacy.model_name),
+    "modelName": lambda value, source: kept("`model_name`", model_name=source.model_name),
     "modelVersion": _version,
     "handler": _handler,
-    "requirementsFile": always(nothing("nothing is installed; the image has what serving needs")),
-    "configFile": always(taken("read; see its rows")),
-    "serializedFile": always(otherwise("weights are found by their usual names")),
-    "modelFile": always(nothing("the architecture is transformers'; no code of an archive runs")),
-    "extensions": always(nothing("only told here")),
-    "envelope": always(otherwise("V1 and V2 are both served, each whole")),
-    "description": always(nothing("only told here")),
-    "version": always(nothing("only told here")),
+    "requirementsFile": always(dropped("nothing is installed; the image has what serving needs")),
+    "configFile": always(kept("read; see its rows")),
+    "serializedFile": always(changed("weights are found by their usual names")),
+    "modelFile": always(dropped("the architecture is transformers'; no code of an archive runs")),
+    "extensions": always(dropped("only told here")),
+    "envelope": always(changed("V1 and V2 are both served, each whole")),
+    "description": always(dropped("only told here")),
+    "version": always(dropped("only told here")),
 }
-"""How a key of its object ``model`` is judged."""
+"""The rules for keys of its object ``model``."""
 
 _METHODS = {
-    "initialize": otherwise("the weights go where the plan puts them"),
-    "describe_handle": otherwise("V2's metadata describes the model"),
-    "explain_handle": nothing("nothing is explained"),
-    "get_insights": nothing("nothing is explained"),
+    "initialize": changed("the weights go where the plan puts them"),
+    "describe_handle": changed("V2's metadata describes the model"),
+    "explain_handle": dropped("nothing is explained"),
+    "get_insights": dropped("nothing is explained"),
 }
 
 _TEXT = {
@@ -76,38 +77,43 @@ _TEXT = {
 }
 
 
-def rows(legacy: TorchServeArchive) -> Iterator[Row]:
-    """Yields the rows of the handler's source."""
-    handler = legacy.handler
+def rows(source: TorchServeArchive) -> Iterator[Row]:
+    """Yield the rows for the handler's source."""
+    handler = source.handler
     if handler.file is None:
         return
     if handler.fault is not None:
-        said = nothing(f"cannot be parsed: {handler.fault}; it is not executed anyway")
-        yield said.row(handler.file, "the source", "")
-    for one in handler.classes:
-        yield from _class_rows(handler.file, one, legacy)
+        fault = dropped(f"cannot be parsed: {handler.fault}; it is not executed anyway")
+        yield fault.row(handler.file, "the source", "")
+    for handler_class in handler.classes:
+        yield from _class_rows(handler.file, handler_class, source)
     for name in handler.functions:
         yield _NOT_EXECUTED.row(handler.file, f"{name}()", "a function of the module")
     yield from _argument_rows(handler.file, handler)
 
 
-def _class_rows(file: str, found: HandlerClass, legacy: TorchServeArchive) -> Iterator[Row]:
-    said = nothing(f"overrides {', '.join(found.methods)}; its code is not executed")
-    yield said.row(file, found.name, f"of {', '.join(found.bases)}")
-    for method in found.methods:
-        yield _method(method, legacy).row(file, method, f"in {found.name}")
+def _class_rows(file: str, handler_class: HandlerClass, source: TorchServeArchive) -> Iterator[Row]:
+    name, methods = handler_class.name, handler_class.methods
+    overrides = dropped(f"overrides {', '.join(methods)}; its code is not executed")
+    yield overrides.row(file, name, f"of {', '.join(handler_class.bases)}")
+    for method in methods:
+        yield _method(method, source).row(file, method, f"in {name}")
 
 
-def _method(name: str, legacy: TorchServeArchive) -> KeyMapping:
+def _method(name: str, source: TorchServeArchive) -> KeyMapping:
     if name in _METHODS:
         return _METHODS[name]
-    like = "; `torchserve_semantics` does as the Accelerate example did" if is_seeds(legacy) else ""
-    return otherwise(f"{_TEXT[name]}{like}")
+    detail = (
+        "; `torchserve_semantics` does as the Accelerate example did"
+        if is_accelerate_example(source)
+        else ""
+    )
+    return changed(f"{_TEXT[name]}{detail}")
 
 
 def _argument_rows(file: str, handler: Handler) -> Iterator[Row]:
     if handler.trusts_remote_code:
-        said = nothing("say `--trust_remote_code` yourself if you trust the model's author")
-        yield said.row(file, "trust_remote_code", True)
+        trust = dropped("say `--trust_remote_code` yourself if you trust the model's author")
+        yield trust.row(file, "trust_remote_code", True)
     if handler.quantises:
         yield QUANTISED.row(file, "quantization_config", "")

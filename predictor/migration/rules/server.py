@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from predictor.migration.mapping import KeyMapping, Rule, always, nothing, otherwise, taken
+from predictor.migration.mapping import KeyMapping, Rule, always, changed, dropped, kept
 from predictor.migration.rules.frontend import (
     STARTUP,
     WORKERS,
-    asked_for,
+    gpu_phrase,
     gpus,
     queue_rule,
     timeout_rule,
@@ -17,8 +17,8 @@ from predictor.migration.torchserve_archive import TorchServeArchive
 from predictor.quantity import format_bytes
 from predictor.settings import Settings
 
-_BODY = Settings.model_fields["max_body_size"].default
-"""Bytes; what TorchServe took was for images, and what is decoded takes many times as much."""
+_DEFAULT_MAX_BODY = Settings.model_fields["max_body_size"].default
+"""Bytes. TorchServe's limits were meant for images; a decoded body takes many times its size."""
 
 
 def _number(text: str) -> int | None:
@@ -27,49 +27,53 @@ def _number(text: str) -> int | None:
 
 
 def _of_number(rule: Rule) -> Rule:
-    def judged(value: Any, legacy: TorchServeArchive) -> KeyMapping:
+    def parse_and_map(value: Any, source: TorchServeArchive) -> KeyMapping:
         number = _number(value)
-        return nothing("no number") if number is None else rule(number, legacy)
+        return dropped("no number") if number is None else rule(number, source)
 
-    return judged
-
-
-def _number_of_gpu(value: int, legacy: TorchServeArchive) -> KeyMapping:
-    asked = asked_for(legacy)
-    return taken(asked) if gpus(legacy) == value else otherwise(f"{asked}: other keys are stronger")
+    return parse_and_map
 
 
-def _max_request_size(value: int, legacy: TorchServeArchive) -> KeyMapping:
+def _number_of_gpu(value: int, source: TorchServeArchive) -> KeyMapping:
+    phrase = gpu_phrase(source)
+    if gpus(source) == value:
+        return kept(phrase)
+    return changed(f"{phrase}: other keys are stronger")
+
+
+def _max_request_size(value: int, source: TorchServeArchive) -> KeyMapping:
     if value < 1:
-        return nothing("no size of a request")
-    if value > _BODY:
-        return otherwise(
-            f"`max_body_size` stays {format_bytes(_BODY)}: more than a text needs; say it yourself"
+        return dropped("no size of a request")
+    if value > _DEFAULT_MAX_BODY:
+        return changed(
+            f"`max_body_size` stays {format_bytes(_DEFAULT_MAX_BODY)}: more than a text needs; say "
+            "it yourself"
         )
-    return taken("`max_body_size`", max_body_size=value)
+    return kept("`max_body_size`", max_body_size=value)
 
 
-def _models(value: Any, legacy: TorchServeArchive) -> KeyMapping:
-    others = f"; import {len(legacy.others)} more by themselves" if legacy.others else ""
-    if legacy.entry:
-        return taken(f"its entry of this model: see the rows{others}")
-    return nothing(f"it has no entry of this model{others}")
+def _models(value: Any, source: TorchServeArchive) -> KeyMapping:
+    count = len(source.other_models)
+    others = f"; import {count} more by themselves" if count else ""
+    if source.entry:
+        return kept(f"its entry of this model: see the rows{others}")
+    return dropped(f"it has no entry of this model{others}")
 
 
-_ADDRESS = otherwise("`--host` and `--http_port`: one server, 0.0.0.0:8080")
-_METRICS_ADDRESS = otherwise("/metrics on the server's one port, 8080")
-_MANAGEMENT = otherwise("one server, one model; Kubernetes makes, changes and removes it")
-_GRPC = otherwise("`--grpc_port`: 8081, for V2")
-_TLS = nothing("TLS ends at the cluster's gateway")
-_NO_TOKENS = otherwise("no token is asked for; who may call is the gateway's business")
-_NO_CORS = nothing("no browser is let in; that is the gateway's business")
-_NO_JAVA = nothing("no Java runs here")
-_ONE_MODEL = otherwise("one process serves one model, that of `--model_dir`")
-_METRICS = otherwise("/metrics is always served for Prometheus; its names are other ones")
-_NOTHING_RUNS = nothing("nothing is installed and no code of an archive runs")
-_PROCESSOR = nothing("threads follow the processors that the pod is given")
-_NO_WORKFLOWS = nothing("there are no workflows")
-_ENVIRONMENT = otherwise("every setting is also an environment variable, PREDICTOR_NAME")
+_ADDRESS = changed("`--host` and `--http_port`: one server, 0.0.0.0:8080")
+_METRICS_ADDRESS = changed("/metrics on the server's one port, 8080")
+_MANAGEMENT = changed("one server, one model; Kubernetes makes, changes and removes it")
+_GRPC = changed("`--grpc_port`: 8081, for V2")
+_TLS = dropped("TLS ends at the cluster's gateway")
+_NO_TOKENS = changed("no token is asked for; who may call is the gateway's business")
+_NO_CORS = dropped("no browser is let in; that is the gateway's business")
+_NO_JAVA = dropped("no Java runs here")
+_ONE_MODEL = changed("one process serves one model, that of `--model_dir`")
+_METRICS = changed("/metrics is always served for Prometheus; its names are other ones")
+_NOTHING_RUNS = dropped("nothing is installed and no code of an archive runs")
+_PROCESSOR = dropped("threads follow the processors that the pod is given")
+_NO_WORKFLOWS = dropped("there are no workflows")
+_ENVIRONMENT = changed("every setting is also an environment variable, PREDICTOR_NAME")
 
 RULES: dict[str, Rule] = {
     "model_snapshot": _models,
@@ -82,8 +86,8 @@ RULES: dict[str, Rule] = {
     "default_workers_per_model": always(WORKERS),
     "NUM_WORKERS": always(WORKERS),
     "max_request_size": _of_number(_max_request_size),
-    "max_response_size": always(otherwise("`max_model_len` bounds a reply, in tokens")),
-    "limit_max_image_pixels": always(nothing("there are no images")),
+    "max_response_size": always(changed("`max_model_len` bounds a reply, in tokens")),
+    "limit_max_image_pixels": always(dropped("there are no images")),
     "inference_address": always(_ADDRESS),
     "management_address": always(_MANAGEMENT),
     "metrics_address": always(_METRICS_ADDRESS),
@@ -104,7 +108,7 @@ RULES: dict[str, Rule] = {
     "install_py_dep_per_model": always(_NOTHING_RUNS),
     "plugins_path": always(_NOTHING_RUNS),
     "enable_envvars_config": always(_ENVIRONMENT),
-    "blacklist_env_vars": always(nothing("no worker takes the server's environment over")),
+    "blacklist_env_vars": always(dropped("no worker takes the server's environment over")),
     "enable_metrics_api": always(_METRICS),
     "metrics_mode": always(_METRICS),
     "metrics_format": always(_METRICS),
@@ -126,14 +130,14 @@ RULES: dict[str, Rule] = {
     "number_of_netty_threads": always(_NO_JAVA),
     "netty_client_threads": always(_NO_JAVA),
     "prefer_direct_buffer": always(_NO_JAVA),
-    "async_logging": always(otherwise("one line an event, on stderr; no prompt and no reply")),
-    "decode_input_request": always(otherwise("requests are decoded as their API says")),
-    "service_envelope": always(otherwise("V1 and V2 are both served, each whole")),
-    "initial_worker_port": always(nothing("there are no workers to talk to")),
+    "async_logging": always(changed("one line an event, on stderr; no prompt and no reply")),
+    "decode_input_request": always(changed("requests are decoded as their API says")),
+    "service_envelope": always(changed("V1 and V2 are both served, each whole")),
+    "initial_worker_port": always(dropped("there are no workers to talk to")),
     "cpu_launcher_enable": always(_PROCESSOR),
     "cpu_launcher_args": always(_PROCESSOR),
     "ipex_enable": always(_PROCESSOR),
     "ipex_gpu_enable": always(_PROCESSOR),
     "system_metrics_cmd": always(_METRICS),
 }
-"""How a key is judged; all values are text."""
+"""The rules for keys, all of whose values are text."""

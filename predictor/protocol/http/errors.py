@@ -22,6 +22,7 @@ from predictor.errors import (
     RequestError,
     UnknownModel,
 )
+from predictor.sentences import MAX_NAME, shorten
 
 NEUTRAL = "Internal error; the server's log has the cause."
 """All that a client learns of an error that nobody foresaw."""
@@ -41,9 +42,9 @@ _log = logging.getLogger(__name__)
 def http_error(exception: Exception) -> tuple[int, str]:
     """Returns the HTTP status and the sentence; logs what is the server's fault."""
     if isinstance(exception, HTTPException):
-        return exception.status_code, _shortened(_http_words(exception))
+        return exception.status_code, shorten(_http_words(exception), _LONGEST)
     error = _understood(exception)
-    return error.http_status, _shortened(str(error))
+    return error.http_status, shorten(str(error), _LONGEST)
 
 
 def error_headers(exception: Exception) -> dict[str, str] | None:
@@ -56,7 +57,7 @@ def error_headers(exception: Exception) -> dict[str, str] | None:
 def grpc_error(exception: Exception) -> tuple[grpc.StatusCode, str]:
     """Returns the gRPC status and the sentence; logs what is the server's fault."""
     error = _understood(exception)
-    return grpc.StatusCode[error.grpc_code], _shortened(str(error))
+    return grpc.StatusCode[error.grpc_code], shorten(str(error), _LONGEST)
 
 
 def _understood(exception: Exception) -> PredictorError:
@@ -92,8 +93,4 @@ def _validation_words(exception: RequestValidationError) -> str:
     if not problems:
         return "The request does not have the form that this path takes."
     where = ".".join(str(part) for part in problems[0].get("loc", ())) or "body"
-    return f"{where[:64]} is missing or is not what this path takes."
-
-
-def _shortened(sentence: str) -> str:
-    return sentence if len(sentence) <= _LONGEST else sentence[: _LONGEST - 1] + "…"
+    return f"{shorten(where, MAX_NAME, ellipsis='')} is missing or is not what this path takes."

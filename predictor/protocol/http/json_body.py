@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NoReturn, TypeVar
 
 from predictor.errors import RequestError, nearest
+from predictor.sentences import quote
 from predictor.tasks.request import MOST_PROMPTS
 
 _T = TypeVar("_T")
 
 _MOST_DIGITS = 64
-_MOST_SHOWN = 64
 _KINDS: dict[type, str] = {
     bool: "a boolean",
     int: "an integer",
@@ -123,12 +123,7 @@ def check_keys(document: Iterable[str], known: Collection[str], where: str) -> N
     """
     for key in document:
         if key not in known:
-            raise RequestError(f"Unknown key {shorten(key)} in {where}; {nearest(key, known)}")
-
-
-def shorten(name: str) -> str:
-    """Returns a client's name for something, quoted and short enough for a sentence."""
-    return repr(name if len(name) <= _MOST_SHOWN else name[: _MOST_SHOWN - 1] + "…")
+            raise RequestError(f"Unknown key {quote(key)} in {where}; {nearest(key, known)}")
 
 
 def optional(document: Mapping[str, object], key: str, wanted: type[_T], what: str) -> _T | None:

@@ -18,10 +18,11 @@ from kserve import InferOutput, InferRequest, InferResponse
 from kserve.protocol.infer_type import to_http_parameters
 
 from predictor.errors import RequestError
-from predictor.protocol.http.json_body import check_count, check_keys, kind, require_type, shorten
+from predictor.protocol.http.json_body import check_count, check_keys, kind, require_type
 from predictor.protocol.kserve.tensors import elements, size_of
 from predictor.protocol.kserve.v2 import check_once
 from predictor.protocol.kserve.v2_parameters import PROTOCOL_PARAMETERS, fraction
+from predictor.sentences import quote
 from predictor.tasks.encoder_spec import Ask, Column, EncoderRequest, EncoderTaskSpec
 from predictor.tasks.parameters import timeout
 
@@ -139,7 +140,7 @@ def decode_v2(request: InferRequest, head: EncoderTaskSpec) -> EncoderCall:
     check_once([tensor.name for tensor in request.inputs], "Input")
     tensors = _by_field(request.inputs, head)
     sizes = {
-        name: size_of(tensor.shape, f"Input {shorten(tensor.name)}")
+        name: size_of(tensor.shape, f"Input {quote(tensor.name)}")
         for name, tensor in tensors.items()
     }
     count = max(sizes.values())
@@ -147,7 +148,7 @@ def decode_v2(request: InferRequest, head: EncoderTaskSpec) -> EncoderCall:
     for name, size in sizes.items():
         if size not in (1, count):
             counts = "1" if count == 1 else f"1 or {count}"
-            raise RequestError(f"Input {shorten(name)} has {size} elements instead of {counts}.")
+            raise RequestError(f"Input {quote(name)} has {size} elements instead of {counts}.")
     if not count:
         raise RequestError("The inputs have no element; give at least one text.")
     texts = {name: [str(text) for text in elements(tensor)] for name, tensor in tensors.items()}
@@ -206,14 +207,14 @@ def _by_field(tensors: Sequence[Any], head: EncoderTaskSpec) -> dict[str, Any]:
         found[required[0]] = strange.pop()
     if strange:
         known = ", ".join(names)
-        raise RequestError(f"There is no input {shorten(strange[0].name)}; known are {known}.")
+        raise RequestError(f"There is no input {quote(strange[0].name)}; known are {known}.")
     for name in required:
         if name not in found:
             raise RequestError(f"inputs has no {name!r}.")
     for tensor in found.values():
         if tensor.datatype != "BYTES":
             raise RequestError(
-                f"Input {shorten(tensor.name)} must be BYTES, not {shorten(tensor.datatype)}."
+                f"Input {quote(tensor.name)} must be BYTES, not {quote(tensor.datatype)}."
             )
     return found
 
@@ -241,7 +242,7 @@ def _requested(
     names = [output.name for output in requested]
     for name in names:
         if name not in known:
-            raise RequestError(f"There is no output {shorten(name)}; known are {', '.join(known)}.")
+            raise RequestError(f"There is no output {quote(name)}; known are {', '.join(known)}.")
         asked_by = known[name].asked_by
         if asked_by is not None:
             parameters[asked_by] = True

@@ -25,12 +25,12 @@ import predictor
 from predictor.errors import ConfigurationError, RequestError
 from predictor.protocol.http.deadline import TIMEOUT_HEADER, asked_timeout, counted
 from predictor.protocol.http.errors import error_headers, grpc_error
-from predictor.protocol.http.json_body import shorten
 from predictor.protocol.kserve.decoded_call import signature
 from predictor.protocol.kserve.grpc_health import Health
 from predictor.protocol.kserve.rest_status import EXTENSIONS, SERVER_NAME
 from predictor.protocol.kserve.tensors import check_datatype
 from predictor.protocol.served import Models, all_ready, find, require_ready
+from predictor.sentences import quote
 
 _LEAST_TIMEOUT = 1e-3
 _NO_LOADING = "Loading and unloading of models is not offered over gRPC."
@@ -180,14 +180,12 @@ class Inference(services.GRPCInferenceServiceServicer):
 def _check_transport(request: Any) -> None:
     """Checks what the SDK's ``InferRequest.from_grpc`` takes for granted."""
     for tensor in request.inputs:
-        check_datatype(tensor.datatype, f"Input {shorten(tensor.name)}")
+        check_datatype(tensor.datatype, f"Input {quote(tensor.name)}")
     for name, value in request.parameters.items():
         # Triton's clients send a fraction as double_param, which the SDK's messages do not have; it
         # would be dropped in silence.
         if value.WhichOneof("parameter_choice") is None:
-            raise RequestError(
-                f"Parameter {shorten(name)} has no value; send fractions as strings."
-            )
+            raise RequestError(f"Parameter {quote(name)} has no value; send fractions as strings.")
     raw = len(request.raw_input_contents)
     if not raw:
         return

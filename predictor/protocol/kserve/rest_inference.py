@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from predictor.errors import RequestError
 from predictor.protocol.http.deadline import asked_timeout, counted, while_connected
-from predictor.protocol.http.json_body import parse_document, shorten
+from predictor.protocol.http.json_body import parse_document
 from predictor.protocol.http.sse import event_stream
 from predictor.protocol.kserve import v1
 from predictor.protocol.kserve.rest_codec import (
@@ -22,6 +22,7 @@ from predictor.protocol.kserve.rest_codec import (
 )
 from predictor.protocol.kserve.rest_status import asked
 from predictor.protocol.served import Models, ServedModel, require_generating, require_ready
+from predictor.sentences import quote
 
 _OURS = frozenset({"content-length", "content-type", LENGTH_HEADER.lower()})
 
@@ -84,7 +85,7 @@ async def read_body(request: Request) -> bytes:
     """
     coding = request.headers.get("content-encoding", "identity")
     if coding.lower() != "identity":
-        raise RequestError(f"Content-Encoding {shorten(coding)} is not supported.")
+        raise RequestError(f"Content-Encoding {quote(coding)} is not supported.")
     return await request.body()
 
 

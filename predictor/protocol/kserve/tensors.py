@@ -15,7 +15,8 @@ from itertools import chain
 from typing import Any
 
 from predictor.errors import RequestError
-from predictor.protocol.http.json_body import kind, shorten
+from predictor.protocol.http.json_body import kind
+from predictor.sentences import quote
 
 Element = str | int | float | bool
 
@@ -52,7 +53,7 @@ def elements(tensor: Any) -> list[Element]:
     Raises:
         RequestError: Name, data type, shape and data do not make a tensor.
     """
-    where = f"Input {shorten(tensor.name)}"
+    where = f"Input {quote(tensor.name)}"
     check_datatype(tensor.datatype, where)
     size = size_of(tensor.shape, where)
     # The SDK's one public way to the raw bytes, as_numpy(), fails on whatever is wrong with them.
@@ -72,7 +73,7 @@ def check_datatype(datatype: str, where: str) -> None:
     """
     if datatype not in DATATYPES:
         known = ", ".join(DATATYPES)
-        raise RequestError(f"{where} has datatype {shorten(datatype)}; known are {known}.")
+        raise RequestError(f"{where} has datatype {quote(datatype)}; known are {known}.")
 
 
 def size_of(shape: Sequence[object], where: str) -> int:

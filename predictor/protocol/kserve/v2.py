@@ -18,9 +18,10 @@ from kserve import InferOutput, InferRequest, InferResponse
 from kserve.protocol.infer_type import to_http_parameters
 
 from predictor.errors import RequestError, nearest
-from predictor.protocol.http.json_body import check_count, shorten
+from predictor.protocol.http.json_body import check_count
 from predictor.protocol.kserve.tensors import elements, size_of
 from predictor.protocol.kserve.v2_parameters import parse_v2_parameters
+from predictor.sentences import quote
 from predictor.tasks.parameters import NAMES
 from predictor.tasks.request import (
     UNSAID,
@@ -83,12 +84,10 @@ def decode(request: InferRequest, unsaid: GenerationParameters = UNSAID) -> Call
             that could be it, a tensor is malformed, a parameter wrong, an output unknown.
     """
     prompt, parameter_tensors = _tell_apart(request.inputs)
-    check_count(size_of(prompt.shape, f"Input {shorten(prompt.name)}"))
+    check_count(size_of(prompt.shape, f"Input {quote(prompt.name)}"))
     texts = [str(text) for text in elements(prompt)]
     if not texts:
-        raise RequestError(
-            f"Input {shorten(prompt.name)} has no element; give at least one prompt."
-        )
+        raise RequestError(f"Input {quote(prompt.name)} has no element; give at least one prompt.")
     given = to_http_parameters(request.parameters or {})
     parameters = parse_v2_parameters(given, parameter_tensors, len(texts), unsaid)
     prompts = tuple(Prompt(*pair) for pair in zip(texts, parameters, strict=True))
@@ -131,9 +130,9 @@ def _tell_apart(tensors: Sequence[Any]) -> tuple[Any, list[Any]]:
     if strange:
         name = strange[0].name
         hint = nearest(name, NAMES)
-        raise RequestError(f"Input {shorten(name)} is neither BYTES nor a parameter; {hint}")
+        raise RequestError(f"Input {quote(name)} is neither BYTES nor a parameter; {hint}")
     if len(others) != 1:
-        count = "none" if not others else " and ".join(shorten(other.name) for other in others[:2])
+        count = "none" if not others else " and ".join(quote(other.name) for other in others[:2])
         raise RequestError(f"inputs must have one BYTES tensor of prompts; here there is {count}.")
     return others[0], [tensor for tensor in tensors if tensor.name in NAMES]
 
@@ -141,7 +140,7 @@ def _tell_apart(tensors: Sequence[Any]) -> tuple[Any, list[Any]]:
 def _check_own_parameters(tensor: Any) -> None:
     for name in tensor.parameters or {}:
         if name in NAMES:
-            place = f"input {shorten(tensor.name)}"
+            place = f"input {quote(tensor.name)}"
             raise RequestError(f"{name} is a parameter of the request, not of {place}.")
 
 
@@ -156,7 +155,7 @@ def _requested(requested: Sequence[Any]) -> tuple[str, ...]:
     for name in names:
         if name not in _OUTPUTS:
             known = ", ".join(_OUTPUTS)
-            raise RequestError(f"There is no output {shorten(name)}; known are {known}.")
+            raise RequestError(f"There is no output {quote(name)}; known are {known}.")
     check_once(names, "Output")
     return tuple(names or _OUTPUTS)
 
@@ -170,5 +169,5 @@ def check_once(names: Sequence[str], what: str) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise RequestError(f"{what} {shorten(name)} is there twice.")
+            raise RequestError(f"{what} {quote(name)} is there twice.")
         seen.add(name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from predictor.errors import RequestError
-from predictor.protocol.http.json_body import check_count, check_keys, kind, require_type, shorten
+from predictor.protocol.http.json_body import check_count, check_keys, kind, require_type
+from predictor.sentences import quote
 from predictor.tasks.request import Message
 
 PromptText = str | tuple[int, ...] | tuple[Message, ...]
@@ -88,7 +89,7 @@ def _part(part: object, where: str) -> str:
     given = _said(require_type(part, dict, where))
     sort = require_type(given.get("type"), str, f"{where}.type")
     if sort != "text":
-        raise RequestError(f"{where} is of type {shorten(sort)}; only 'text' is supported.")
+        raise RequestError(f"{where} is of type {quote(sort)}; only 'text' is supported.")
     check_keys(given, ("type", "text"), where)
     return require_type(given.get("text"), str, f"{where}.text")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from predictor.dtypes import name_of
 from predictor.placement.units import STREAM_PIECE
 from predictor.weights.extents import PAGE, Block, pages, view_of
 from predictor.weights.store.format import FORMAT, MAGIC, START, Identity, tensor_of
@@ -125,7 +126,7 @@ def _entries(blocks: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict
     for name, parameters in blocks.items():
         at, tensors = 0, []
         for parameter, tensor in parameters.items():
-            dtype = str(tensor.dtype).removeprefix("torch.")
+            dtype = name_of(tensor.dtype)
             tensors.append({"name": parameter, "dtype": dtype, "shape": [*tensor.shape], "at": at})
             at += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
         length = pages(at)

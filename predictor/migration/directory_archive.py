@@ -1,4 +1,4 @@
-"""Directories: ``no-archive`` to TorchServe's archiver; a cache of Hugging Face's hub too."""
+"""A directory as an archive: TorchServe's ``no-archive`` format, or a Hugging Face hub cache."""
 
 from __future__ import annotations
 
@@ -9,56 +9,56 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from predictor.migration.members import Archive, reading
-from predictor.migration.names import Listing
-from predictor.migration.zipped import open_inner
+from predictor.migration.archive import Archive, archive_errors
+from predictor.migration.listing import Listing
+from predictor.migration.zip_archive import open_inner
 
 
 class DirectoryArchive(Archive):
-    """A directory's files, and those inside it that its symbolic links lead to."""
+    """The files of a directory. A symbolic link counts as a file if its target lies inside."""
 
     def __init__(self, listing: Listing[Path]) -> None:
-        """Takes what was checked of a directory."""
-        super().__init__(listing.where, listing.members())
+        """Take the checked listing of a directory."""
+        super().__init__(listing.name, listing.members())
         self._files = listing.sources()
 
     @contextlib.contextmanager
     def inner(self, path: str) -> Iterator[Archive]:
-        """Opens the zip archive that a file is."""
-        size, where = self.member(path).size, self.named(path)
+        """Open a file that is a zip archive."""
+        size, label = self.member(path).size, self.label(path)
         with (
             self._opened(path) as stream,
-            open_inner(stream, size, where, goes_anywhere=True) as archive,
+            open_inner(stream, size, label, is_seekable=True) as archive,
         ):
             yield archive
 
-    def copy(self, path: str, into: Path, told: Callable[[int], None]) -> None:
-        """Links a file to where it shall be; copies it where that cannot be done."""
+    def copy(self, path: str, into: Path, on_progress: Callable[[int], None]) -> None:
+        """Link a file to its new place, or copy it if it cannot be linked."""
         size = self.member(path).size
         try:
             os.link(self._files[path], into, follow_symlinks=False)
         except FileExistsError:
             raise
         except OSError:
-            # Another file system, one without links, a file with as many as it may have, a file of
-            # somebody else's: whatever it is, copying works or says what is wrong.
-            super().copy(path, into, told)
+            # Another file system, one without hard links, the most links of a file, another
+            # owner's file: whatever the reason, copying works or raises an error that explains it.
+            super().copy(path, into, on_progress)
         else:
             self._check_linked(path, into)
-            told(size)
+            on_progress(size)
 
     def _check_linked(self, path: str, into: Path) -> None:
-        """Takes away a link to what took the place of a file since it was listed."""
+        """Remove a link whose file was replaced since it was listed."""
         status = into.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size != self.member(path).size:
             into.unlink()
             raise self.refusal(path, "has changed since it was listed")
 
     def space_for(self, path: str, folder: Path) -> int:
-        """Returns the bytes that a file takes in a folder: 0 where it can be linked.
+        """Return the bytes that a file takes in a folder: 0 if it can be linked.
 
-        Only trying tells: a file system that is mounted twice and a file of somebody else's are
-        refused by the kernel, though all lies on one device.
+        This makes a link to find out. The kernel refuses links across two mounts of one file
+        system and to another owner's file, although both lie on the same device.
         """
         size = self.member(path).size
         probe = folder / f".link.{os.getpid()}"
@@ -70,7 +70,7 @@ class DirectoryArchive(Archive):
         return 0
 
     def _open(self, path: str) -> IO[bytes]:
-        # Neither follows a link nor waits for a pipe's other end, if one took the file's place.
+        # If a link or a pipe has replaced the file, neither follow the one nor wait for the other.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(self._files[path], flags)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -79,37 +79,37 @@ class DirectoryArchive(Archive):
         return open(descriptor, "rb")
 
 
-def open_directory(path: Path, where: str) -> DirectoryArchive:
-    """Returns a directory that was checked as a whole.
+def open_directory(path: Path, name: str) -> DirectoryArchive:
+    """Return a directory that was checked as a whole.
 
     Args:
         path: The directory, or a link to it.
-        where: Its name, for sentences.
+        name: Its name, for error sentences.
 
     Raises:
-        ArchiveError: It cannot be read, or has in it what is not taken over.
+        ArchiveError: It cannot be read, or holds an entry that cannot be imported.
     """
-    listing = Listing[Path](where)
-    with reading(where):
+    listing = Listing[Path](name)
+    with archive_errors(name):
         root = Path(os.path.realpath(path, strict=True))
         _list(root, listing)
     return DirectoryArchive(listing)
 
 
 def _list(root: Path, listing: Listing[Path]) -> None:
-    """Adds what lies below a directory, in the order of names."""
+    """Add everything below a directory, in the order of names."""
     folders = [root]
     while folders:
-        below = []
+        subfolders = []
         for entry in _entries(folders.pop()):
             name = Path(entry.path).relative_to(root).as_posix()
             if entry.is_dir(follow_symlinks=False):
                 listing.add(name, 0, None)
-                below.append(Path(entry.path))
+                subfolders.append(Path(entry.path))
             else:
                 file = _file(entry, name, root, listing)
                 listing.add(name, file.stat().st_size, file)
-        folders.extend(reversed(below))
+        folders.extend(reversed(subfolders))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -118,7 +118,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _file(entry: os.DirEntry[str], name: str, root: Path, listing: Listing[Path]) -> Path:
-    """Returns the file that an entry is or leads to."""
+    """Return the file of an entry, which may be a link to it."""
     try:
         file = Path(os.path.realpath(entry.path, strict=True))
     except OSError:

@@ -1,0 +1,111 @@
+"""How transformers places weights, names its model classes, converts tensors and reports progress.
+
+Read in transformers 5.23.0: ``modeling_utils.py``, ``integrations/accelerate.py``,
+``models/auto/modeling_auto.py``, ``conversion_mapping.py``, ``core_model_loading.py`` and
+``utils/logging.py``. Functions import these modules when they are called: some take seconds, and
+`plan` and the migration need only a few of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+_WEIGHTS_BAR = "Loading weights"
+"""The description of the progress bar around transformers' loop over the weights."""
+
+
+def class_names(table: str) -> Mapping[str, tuple[str, ...]]:
+    """Return the names of model classes by model type.
+
+    Args:
+        table: A table of `modeling_auto`, such as ``MODEL_FOR_CAUSAL_LM_MAPPING_NAMES``.
+    """
+    from transformers.models.auto import modeling_auto
+
+    mapping: Mapping[str, Any] = getattr(modeling_auto, table)
+    return {
+        model_type: (names,) if isinstance(names, str) else tuple(names)
+        for model_type, names in mapping.items()
+    }
+
+
+def converts_weights(model: PreTrainedModel) -> bool:
+    """Return whether transformers changes stored tensors while it loads this model.
+
+    It does for most mixtures of experts, whose experts it fuses.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    mapping: list[Any] = get_model_conversion_mapping(model) or []
+    return any(isinstance(entry, WeightConverter) for entry in mapping)
+
+
+def skipped_arguments(model: Any) -> Sequence[str] | None:
+    """Return the arguments of a block that stay on their device, such as the KV cache."""
+    names: Sequence[str] | None = getattr(model, "_skip_keys_device_placement", None)
+    return names
+
+
+def accelerate_dispatch(
+    model: PreTrainedModel,
+    quantizer: Any,
+    device_map: dict[str, int | str],
+    folder: Any,
+    index: Mapping[str, Mapping[str, str]],
+    offload_buffers: bool,
+) -> None:
+    """Attach Accelerate's hooks to a model that `from_pretrained` has loaded."""
+    from transformers.integrations import accelerate
+
+    dispatch: Any = accelerate.accelerate_dispatch
+    dispatch(model, quantizer, device_map, folder, index, offload_buffers)
+
+
+@contextlib.contextmanager
+def dispatch_replaced(stand_in: Callable[..., None]) -> Iterator[None]:
+    """Have `from_pretrained` call a function in place of `accelerate_dispatch`.
+
+    Args:
+        stand_in: Called with the arguments of `accelerate_dispatch`.
+    """
+    from transformers import modeling_utils
+
+    library: Any = modeling_utils
+    original = library.accelerate_dispatch
+    library.accelerate_dispatch = stand_in
+    try:
+        yield
+    finally:
+        library.accelerate_dispatch = original
+
+
+@contextlib.contextmanager
+def weights_reported(done: Callable[[str], None]) -> Iterator[None]:
+    """Replace the progress bar over the weights by calls of a function.
+
+    Args:
+        done: Called with the name of each tensor that was loaded.
+    """
+    from transformers.utils import logging
+
+    def hook(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs.get("desc") != _WEIGHTS_BAR:
+            return factory(*args, **kwargs)
+        return _report(args[0], done)
+
+    previous = logging.set_tqdm_hook(hook)
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(previous)
+
+
+def _report(weights: Iterable[tuple[str, Any]], done: Callable[[str], None]) -> Iterator[Any]:
+    for name, mapping in weights:
+        yield name, mapping
+        done(name)
