@@ -75,6 +75,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
+def full_grid(pytestconfig: pytest.Config) -> bool:
+    """Whether this is a run with ``--full-grid``, which takes its time."""
+    return bool(pytestconfig.getoption("--full-grid"))
+
+
+@pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     """Gives the folder of a checkpoint, made at its first use: ``checkpoints("bloom", ...)``.
 

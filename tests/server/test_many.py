@@ -237,9 +237,9 @@ def memory(server: Served) -> int:
     return int(psutil.Process(server.process.pid).memory_info().rss)
 
 
-def test_a_soak_loses_no_request_and_leaves_nothing_behind(demo: Served) -> None:
+def test_a_soak_loses_no_request_and_leaves_nothing_behind(demo: Served, full_grid: bool) -> None:
     """Random arrivals, lengths, hang-ups, deadlines and bad requests for a while, twice."""
-    seconds = float(os.environ.get("SOAK_SECONDS", "8"))
+    seconds = float(os.environ.get("SOAK_SECONDS", "25" if full_grid else "8"))
     chance = random.Random(7)
 
     async def user(client: httpx.AsyncClient, until: float, found: list[int]) -> None:
