@@ -32,10 +32,21 @@ Checkpoints = Callable[..., Path]
 
 _STATUS = pytest.StashKey[int]()
 
-_FIRST = ("tests/image/", "tests/test_benchmarks.py", "tests/server/", "tests/test_readme.py")
+_FIRST = (
+    "tests/test_benchmarks.py",
+    "tests/server/test_memory_limit.py",
+    "tests/weights/test_store.py",
+    "tests/engine/test_contamination.py",
+    "tests/server/",
+    "tests/test_readme.py",
+)
 """What takes longest, begun first so that no process is left alone with it at the end."""
 
-hypothesis.settings.register_profile("full", max_examples=500)
+# No deadline for an example: other processes take the time that one has.
+hypothesis.settings.register_profile("unhurried", hypothesis.settings.default, deadline=None)
+hypothesis.settings.register_profile(
+    "full", hypothesis.settings.default, deadline=None, max_examples=500
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,8 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--full-grid"):
-        hypothesis.settings.load_profile("full")
+    hypothesis.settings.load_profile("full" if config.getoption("--full-grid") else "unhurried")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -54,7 +64,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if left_out:
             config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in set(left_out)]
-    items.sort(key=lambda item: not item.nodeid.startswith(_FIRST))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    turns = (turn for turn, name in enumerate(_FIRST) if item.nodeid.startswith(name))
+    return next(turns, len(_FIRST))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
