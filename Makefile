@@ -25,12 +25,13 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
 # Else every process compiles torch and transformers again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-all test-image lint types contracts tests image benchmarks chart constraints clean
+.PHONY: serve test test-all test-image lint types contracts tests docs docs-build generate image \
+	benchmarks constraints clean
 
 serve: $(VENV)/serve.stamp
 	$(BIN)/predictor serve $(SERVE_FLAGS)
 
-test: lint types contracts tests
+test: lint types contracts docs-build tests
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -54,6 +55,21 @@ test-all: lint types contracts $(VENV)/test.stamp
 	$(PYTEST) --full-grid --ignore tests/image $(PYTEST_FLAGS)
 	$(MAKE) test-image
 
+# The documentation site. The variable turns off a notice about another program's next version.
+docs docs-build: export NO_MKDOCS_2_WARNING = 1
+
+docs: $(VENV)/test.stamp
+	$(BIN)/mkdocs serve
+
+docs-build: $(VENV)/test.stamp
+	$(BIN)/mkdocs build --strict --quiet
+
+# Everything that follows from the code: the chart's schema and table of values, and the tables and
+# outputs of the documentation.
+generate: $(VENV)/test.stamp
+	$(BIN)/python -m helm.generate
+	$(BIN)/python -m docs.generator
+
 image:
 	$(DOCKER) build --tag $(IMAGE) --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) $(BUILD_FLAGS) .
 
@@ -64,10 +80,6 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/offload.py
 	$(BIN)/python benchmarks/limits.py
-
-# What in the chart follows from the predictor's settings and from values.yaml.
-chart: $(VENV)/test.stamp
-	$(BIN)/python -m tests.deploy.generated
 
 constraints: $(VENV)/test.stamp
 	{ echo "# Every version that the tests run with. Made by: make constraints"; \

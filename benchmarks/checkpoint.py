@@ -1,7 +1,7 @@
-"""A large random checkpoint, made quickly, and the page cache taken away from it.
+"""Make a large random checkpoint quickly, and drop it from the page cache.
 
-The weights are those of a Llama: written a block at a time with numpy, so that neither torch nor
-the whole model is in this process.
+The model is a Llama. Its weights are written a block at a time with numpy, so that this process
+holds neither torch nor the whole model.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _SCALE = 0.05
 """Standard deviation of the weights: large enough that the tokens vary."""
 
 _MOST_CACHED = 0.01
-"""The fraction of a checkpoint that may be in the page cache when a run starts."""
+"""The largest fraction of a checkpoint that may be in the page cache when a run starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a model is.
+    """The size of a model.
 
     Attributes:
         hidden: Width; a multiple of ``head * heads_per_key``.
-        blocks: How many.
-        vocabulary: Tokens.
+        blocks: The number of blocks.
+        vocabulary: The number of tokens.
         dtype: ``"float32"`` or ``"bfloat16"``.
         head: Width of an attention head.
         heads_per_key: Query heads that share a key head.
@@ -58,7 +58,7 @@ class Size:
 
 
 def make(folder: Path, size: Size) -> int:
-    """Writes a checkpoint with a file for each block; returns the bytes of its weights."""
+    """Write a checkpoint with a file for each block; return the bytes of its weights."""
     weight_map: dict[str, str] = {}
     total = 0
     random = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def make(folder: Path, size: Size) -> int:
 
 
 def _files(size: Size) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Yields names and shapes, file by file: a block each, then what is no block."""
+    """Yield names and shapes, file by file: one for each block, then the dense part."""
     hidden, keys, inner = size.hidden, size.hidden // size.heads_per_key, size.inner
     block = {
         "input_layernorm": (hidden,),
@@ -100,7 +100,7 @@ def _files(size: Size) -> Iterator[dict[str, tuple[int, ...]]]:
 
 
 def _tensor(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Returns random weights; bfloat16, which numpy has not, as the upper halves of float32."""
+    """Return random weights; bfloat16, which numpy lacks, as the upper halves of float32."""
     values = random.standard_normal(shape, dtype=np.float32)
     values *= _SCALE
     if len(shape) == 1:
@@ -109,7 +109,7 @@ def _tensor(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> 
 
 
 def _write_safetensors(file: Path, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
-    """Writes the format by hand: its length, a JSON header padded to 8 bytes, the tensors."""
+    """Write the format by hand: its length, a JSON header padded to 8 bytes, the tensors."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -157,10 +157,10 @@ def _write_tokenizer(folder: Path, vocabulary: int) -> None:
 
 
 def drop_from_cache(folder: Path) -> None:
-    """Takes a checkpoint's pages out of the page cache, and makes sure.
+    """Drop a checkpoint's pages from the page cache, and check that they are gone.
 
     Raises:
-        CannotMeasure: They stay, as they do on a file system in memory.
+        CannotMeasure: They stay, as on a file system in memory.
     """
     files = sorted(folder.glob("*.safetensors"))
     for file in files:
@@ -177,7 +177,7 @@ def drop_from_cache(folder: Path) -> None:
 
 
 def _cached_bytes(file: Path) -> int:
-    """Returns how much of a file the page cache holds: mincore(2)."""
+    """Return the bytes of a file in the page cache, from mincore(2)."""
     length = file.stat().st_size
     pages = (ctypes.c_ubyte * -(-length // mmap.PAGESIZE))()
     view = np.memmap(file, mode="r")
@@ -189,7 +189,7 @@ def _cached_bytes(file: Path) -> int:
 
 
 def read_speed(folder: Path) -> float:
-    """Returns the bytes per second of reading a checkpoint from disk once, front to back."""
+    """Return the bytes per second of reading a checkpoint from disk once, front to back."""
     drop_from_cache(folder)
     buffer = bytearray(_READ)
     total, began = 0, time.perf_counter()

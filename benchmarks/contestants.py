@@ -1,7 +1,7 @@
-"""One contestant of `contrast.py`, run as a process of its own inside a memory cgroup.
+"""One contestant of `contrast.py`, run as its own process inside a memory cgroup.
 
-Prints one JSON object. "Ready" is the same for all: loaded, and one reply of two tokens given,
-since transformers' loading alone reads nothing (the first forward pass does).
+Prints one JSON object. "Ready" means the same for all: the model is loaded and has given one reply
+of two tokens. Loading with transformers reads no weights; the first forward pass does.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from typing import Any
 PROMPT = (5, 17, 3, 42, 8, 29, 11, 2)
 _WARM_UP = (0, 0, 0, 0)
 Generate = Callable[[Sequence[Sequence[int]], int, Callable[[], None]], list[list[int]]]
-"""Continues prompts by so many tokens, and calls back after each token of the first."""
+"""Continues prompts by so many tokens, and calls back after each token of the first prompt."""
 
 
 @dataclass(slots=True)
 class Meter:
-    """Where time and disk stood after each token."""
+    """The time and the bytes read after each token."""
 
     marks: list[tuple[float, int, float, int]] = field(default_factory=list)
 
     def mark(self) -> None:
-        """Notes wall time, bytes read from disk, CPU time and major page faults so far."""
+        """Record wall time, bytes read from disk, CPU time and major page faults so far."""
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
         self.marks.append((time.perf_counter(), _read_bytes(), time.process_time(), faults))
 
     def per_token(self) -> list[dict[str, float]]:
-        """Returns what each token cost."""
+        """Return the cost of each token."""
         keys = ("seconds", "read_bytes", "cpu_seconds", "major_faults")
         pairs = zip(self.marks, self.marks[1:], strict=False)
         return [
@@ -49,7 +49,7 @@ def _read_bytes() -> int:
 
 
 class Listening:
-    """Notes each token of one sequence of the predictor's engine."""
+    """Records each token of one sequence in the predictor's engine."""
 
     def __init__(self, mark: Callable[[], None]) -> None:
         self.tokens: list[int] = []
@@ -58,18 +58,18 @@ class Listening:
         self._mark = mark
 
     def token(self, token: Any) -> bool:
-        """Takes a token; the sequence goes on."""
+        """Take a token; the sequence goes on."""
         self.tokens.append(token.id)
         self._mark()
         return False
 
     def end(self, outcome: Any) -> None:
-        """Takes the end."""
+        """Take the end."""
         self.outcome = outcome
         self._ended.set()
 
     def wait(self) -> list[int]:
-        """Returns the tokens when there are all; raises what ended the sequence otherwise."""
+        """Return the tokens when there are all; raises what ended the sequence otherwise."""
         self._ended.wait()
         if isinstance(self.outcome, Exception):
             raise self.outcome
@@ -77,7 +77,7 @@ class Listening:
 
 
 def bring_up(given: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Returns what the predictor sees, decides and starts: resources, what is prepared, and it."""
+    """Start the predictor; return the pod's resources, the prepared start and the started model."""
     from predictor import pod, startup
     from predictor.settings import read_settings
     from predictor.weights.progress import Progress
@@ -89,7 +89,7 @@ def bring_up(given: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def engine_generates(engine: Any) -> Generate:
-    """Returns how the predictor's engine continues prompts: tokens are seen there only."""
+    """Return a function that continues prompts with the predictor's engine."""
     from predictor.engine.generation.sampling_params import SamplingParams
 
     def generate(
@@ -104,32 +104,32 @@ def engine_generates(engine: Any) -> Generate:
 
 
 def _ignore() -> None:
-    """Is called for tokens of all sequences but the first."""
+    """Do nothing. Called for the tokens of all sequences except the first."""
 
 
 def _predictor(checkpoint: Path, _: int) -> tuple[Generate, Any, dict[str, Any]]:
-    """The predictor: measures its pod, plans, loads, and serves with its own engine."""
+    """Load with the predictor, which inspects its pod and plans, and generate with its engine."""
     from predictor.placement.report import as_json
 
     given = {"model_dir": checkpoint, "max_model_len": 128, "max_concurrency": 1}
     resources, prepared, started = bring_up(given)
-    engine = started.task._engine
+    engine = started.task.engine
     facts = {"available": resources.memory.available, "tiers": as_json(prepared.placement)["tiers"]}
     return engine_generates(engine), engine._runner._model, facts
 
 
 def _plain(checkpoint: Path, _: int) -> tuple[Generate, Any, dict[str, Any]]:
-    """What everybody writes: transformers looks at the memory of the host."""
+    """Load with transformers' defaults, which use the memory of the host."""
     return _transformers(checkpoint, None)
 
 
 def _by_hand(checkpoint: Path, limit: int) -> tuple[Generate, Any, dict[str, Any]]:
-    """A careful user: the limit of the pod less what this process holds after its imports."""
+    """Load with a ``max_memory`` of the pod's limit less this process's memory after imports."""
     return _transformers(checkpoint, memory_left(limit))
 
 
 def memory_left(limit: int) -> dict[str, int]:
-    """Returns ``max_memory`` for a limit less what this process holds after its imports."""
+    """Return ``max_memory`` for a limit less this process's memory after its imports."""
     import transformers
 
     from predictor.pod.memory import read_own_anonymous
@@ -147,7 +147,7 @@ def _transformers(
 
 
 def accelerate_model(checkpoint: Path, **options: Any) -> Any:
-    """Returns the model as transformers and Accelerate alone place it."""
+    """Return the model as placed by transformers and Accelerate alone."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
@@ -160,7 +160,7 @@ def accelerate_model(checkpoint: Path, **options: Any) -> Any:
 
 
 def transformers_generates(model: Any) -> Generate:
-    """Returns how transformers continues prompts of one length, as one batch."""
+    """Return a function that continues prompts of one length with transformers, as one batch."""
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -178,15 +178,15 @@ def transformers_generates(model: Any) -> Generate:
         where = "cpu" if model.device.type == "meta" else model.device  # meta: all on disk
         ids = torch.tensor([list(prompt) for prompt in prompts], device=where)
         with torch.inference_mode():
-            found = model.generate(
+            sequences = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=count,
                 do_sample=False,
                 stopping_criteria=StoppingCriteriaList([Marking(mark)]),
             )
-        told: list[list[int]] = found[:, ids.shape[1] :].tolist()
-        return told
+        replies: list[list[int]] = sequences[:, ids.shape[1] :].tolist()
+        return replies
 
     return generate
 
@@ -195,7 +195,7 @@ CONTESTANTS = {"predictor": _predictor, "plain": _plain, "by-hand": _by_hand}
 
 
 def main() -> None:
-    """Runs one contestant and prints what it cost."""
+    """Run one contestant and print its cost."""
     parser = argparse.ArgumentParser()
     parser.add_argument("contestant", choices=CONTESTANTS)
     parser.add_argument("checkpoint", type=Path)
@@ -209,7 +209,7 @@ def main() -> None:
     began = time.perf_counter()
     generate, model, facts = CONTESTANTS[flags.contestant](flags.checkpoint, flags.limit)
     loaded = time.perf_counter()
-    if flags.contestant != "predictor":  # whose loading includes the same warm-up
+    if flags.contestant != "predictor":  # loading the predictor includes the same warm-up
         generate([_WARM_UP], 2, _ignore)
     ready = time.perf_counter()
     meter = Meter()

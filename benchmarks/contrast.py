@@ -1,10 +1,10 @@
-"""A model that is bigger than its pod: the predictor beside what transformers does alone.
+"""A model that is bigger than its pod: the predictor compared with transformers alone.
 
-Makes a random Llama of some gigabytes and has each contestant give the same greedy reply, in a
-fresh process in a fresh memory cgroup that is too small for the model, from a cold page cache:
+Makes a random Llama of some gigabytes. Each contestant gives the same greedy reply, in a fresh
+process, in a fresh memory cgroup that is too small for the model, from a cold page cache:
 
 - ``predictor``: plans for the group's limit, keeps a fixed part resident, streams the rest.
-- ``plain``: ``from_pretrained(device_map="auto")``, which sees the memory of the host.
+- ``plain``: ``from_pretrained(device_map="auto")``, which uses the memory of the host.
 - ``by-hand``: the same with ``max_memory`` set to the limit less the process.
 
 Rounds are interleaved and their order rotates; ratios are formed within a round. Needs root.
@@ -28,7 +28,7 @@ from groups import memory_group
 from measuring import (
     CannotMeasure,
     Finished,
-    add_places,
+    add_path_flags,
     compile_modules,
     finish,
     machine,
@@ -42,7 +42,7 @@ Run = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark and returns the exit code."""
+    """Run the benchmark and returns the exit code."""
     flags = _parser().parse_args(arguments)
     return finish(lambda: measure(flags), flags.json)
 
@@ -55,24 +55,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--blocks", type=int, default=22, help="blocks of the model")
     add("--vocabulary", type=int, default=4096, help="tokens of the model")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
-    add("--tokens", type=int, default=4, help="new tokens; the first is not timed with the others")
+    add("--tokens", type=int, default=4, help="new tokens; the first is timed apart")
     add("--rounds", type=int, default=3, help="runs of each contestant")
     add("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
-    add_places(parser)
+    add_path_flags(parser)
     return parser
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    """Returns all numbers, after printing them.
+    """Return all numbers, after printing them.
 
     Raises:
-        CannotMeasure: A contestant did not do what is measured.
+        CannotMeasure: A contestant did not do the measured work.
     """
     if flags.tokens < 2 or flags.rounds < 1 or flags.hidden % 512:
         raise CannotMeasure("It takes 2 tokens, 1 round and a width that is a multiple of 512.")
     limit, before = int(flags.limit * 2**30), machine()
     with memory_group(limit, mounts=flags.mounts):
-        pass  # before gigabytes are written for nothing
+        pass  # fail before gigabytes are written for nothing
     compile_modules([sys.executable, "-c", "import predictor.startup"])
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="contrast-") as work:
         folder = Path(work) / "model"
@@ -85,11 +85,11 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     result = _summary(rounds, weights, limit, flags.tokens)
     result |= {"disk_bytes_per_second": speeds, "machine": [before, machine()], "rounds": rounds}
     print(_report(result, flags.dtype))
-    return result | {"failure": _failure(rounds)}
+    return result | {"failure": failure_of(rounds)}
 
 
 def _round(folder: Path, limit: int, flags: argparse.Namespace, index: int) -> dict[str, Run]:
-    """Runs every contestant once, each round beginning with another."""
+    """Run every contestant once, each round beginning with another."""
     names = flags.contestants
     start = index % len(names)
     return {name: _run(name, folder, limit, flags) for name in (*names[start:], *names[:start])}
@@ -100,22 +100,28 @@ def _run(name: str, folder: Path, limit: int, flags: argparse.Namespace) -> Run:
     script = str(Path(__file__).with_name("contestants.py"))
     argv = [sys.executable, script, name, str(folder), f"--limit={limit}"]
     with memory_group(limit, mounts=flags.mounts) as group:
-        found = run(group.command([*argv, f"--tokens={flags.tokens}"]), watch=group.sample)
+        finished = run(group.command([*argv, f"--tokens={flags.tokens}"]), watch=group.sample)
         killed = group.oom_kills()
-        seen: Run = {"oom_kills": killed, "peak": group.peak(), "anonymous": group.anonymous_peak}
-    seen["survived"] = not (killed and found.returncode == -signal.SIGKILL)
-    if seen["survived"]:
-        seen |= _result(name, found, group.folder.name, flags.tokens)
-    if seen["peak"] > limit:
-        raise CannotMeasure(f"{name} held {seen['peak']} bytes: its limit was not in force.")
-    return seen
+        numbers: Run = {
+            "oom_kills": killed,
+            "peak": group.peak(),
+            "anonymous": group.anonymous_peak,
+        }
+    numbers["survived"] = not (killed and finished.returncode == -signal.SIGKILL)
+    if numbers["survived"]:
+        numbers |= _result(name, finished, group.folder.name, flags.tokens)
+    if numbers["peak"] > limit:
+        raise CannotMeasure(f"{name} held {numbers['peak']} bytes: its limit was not in force.")
+    return numbers
 
 
-def _result(name: str, found: Finished, group: str, tokens: int) -> Run:
-    """Returns what a contestant printed, if it measured what it was to measure."""
-    if found.returncode != 0:
-        raise CannotMeasure(f"{name} ended with status {found.returncode}: {found.last_words}")
-    result: Run = json.loads(found.stdout.strip().splitlines()[-1])
+def _result(name: str, finished: Finished, group: str, tokens: int) -> Run:
+    """Return a contestant's output after checking that it did the measured work."""
+    if finished.returncode != 0:
+        raise CannotMeasure(
+            f"{name} ended with status {finished.returncode}: {finished.last_words}"
+        )
+    result: Run = json.loads(finished.stdout.strip().splitlines()[-1])
     if group not in result.pop("group"):
         raise CannotMeasure(f"{name} did not run in its memory cgroup.")
     counts = len(result["tokens"]), len(result["per_token"])
@@ -136,38 +142,38 @@ def _summary(
         "limit": limit,
         "weights": weights,
         "tokens": tokens,
-        "contestants": {name: _medians([found[name] for found in rounds]) for name in rounds[0]},
+        "contestants": {name: _medians([one[name] for one in rounds]) for name in rounds[0]},
         "ratios": {name: _ratios(rounds, name) for name in rounds[0]},
     }
 
 
 def _medians(runs: Sequence[Run]) -> dict[str, Any]:
-    """Returns a contestant's numbers over all rounds; peaks are the highest."""
-    alive = [found for found in runs if found["survived"]]
+    """Return a contestant's numbers over all rounds; peaks are the highest."""
+    alive = [run for run in runs if run["survived"]]
     keys = ("ready_seconds", "seconds_per_token", "cpu_seconds_per_token", "read_bytes_per_token")
     return {
         "survived": len(alive),
         "oom_killed": len(runs) - len(alive),
-        "peak": max(found["peak"] for found in runs),
-        "anonymous": max(found["anonymous"] for found in runs),
+        "peak": max(run["peak"] for run in runs),
+        "anonymous": max(run["anonymous"] for run in runs),
         **{
-            key: statistics.median(found[key] for found in alive) if alive else None
+            key: statistics.median(run[key] for run in alive) if alive else None
             for key in (*keys, "on_disk")
         },
     }
 
 
 def _ratios(rounds: Sequence[Mapping[str, Run]], name: str) -> dict[str, float | None]:
-    """Returns the medians of what a contestant took, divided by the baseline of the same round."""
+    """Return the medians of a contestant's costs divided by the baseline's of the same round."""
     pairs = [
-        (found[name], found[BASELINE])
-        for found in rounds
-        if found[name]["survived"] and found[BASELINE]["survived"]
+        (one[name], one[BASELINE])
+        for one in rounds
+        if one[name]["survived"] and one[BASELINE]["survived"]
     ]
 
     def ratio(of: Callable[[Run], float], choose: Any = statistics.median) -> float | None:
-        found = [of(own) / of(base) for own, base in pairs if of(base)]
-        return choose(found) if found else None
+        ratios = [of(own) / of(base) for own, base in pairs if of(base)]
+        return choose(ratios) if ratios else None
 
     return {
         "seconds_per_token": ratio(lambda run: run["seconds_per_token"]),
@@ -178,9 +184,9 @@ def _ratios(rounds: Sequence[Mapping[str, Run]], name: str) -> dict[str, float |
     }
 
 
-def _failure(rounds: Sequence[Mapping[str, Run]]) -> str | None:
-    """Returns why these runs compare nothing; None where they do."""
-    runs = [(name, run) for found in rounds for name, run in found.items() if run["survived"]]
+def failure_of(rounds: Sequence[Mapping[str, Run]]) -> str | None:
+    """Return why these runs are no comparison; None if they are one."""
+    runs = [(name, run) for one in rounds for name, run in one.items() if run["survived"]]
     survivors = {name for name, _ in runs}
     if len(survivors) < 2:
         return f"Only {len(survivors)} of the contestants survived: there is nothing to compare."
@@ -213,7 +219,8 @@ _COLUMNS = (
 
 def _report(result: Mapping[str, Any], dtype: str) -> str:
     rows = [
-        _row(name, found, result["ratios"][name]) for name, found in result["contestants"].items()
+        _row(name, medians, result["ratios"][name])
+        for name, medians in result["contestants"].items()
     ]
     count = len(result["rounds"])
     speeds = ", ".join(f"{speed / 1e9:.2f}" for speed in result["disk_bytes_per_second"])
@@ -226,34 +233,36 @@ def _report(result: Mapping[str, Any], dtype: str) -> str:
             table(_COLUMNS, rows),
             "",
             "s/token: median after the first token. x plain: ratio within a round, and its range",
-            "over the rounds. read/token: from /proc/self/io; GB/s: that per s/token. on disk:",
-            "weights that the placement leaves there. anon. peak: sampled; what cannot be taken",
-            "back. group peak: page cache among it, which fills any limit. ready: load and a first",
-            "reply of 2 tokens. No GPU is shown to any contestant.",
+            "over the rounds. read/token: from /proc/self/io. GB/s: read/token per s/token. on",
+            "disk: offloaded weights. anon. peak: sampled memory that cannot be reclaimed.",
+            "group peak: includes page cache, which fills any limit. ready: load and a first reply",
+            "of 2 tokens. No contestant can use a GPU.",
             "Cold start: before each run the checkpoint is fsynced and dropped from the page cache",
-            "with posix_fadvise(DONTNEED), and mincore says that it is gone.",
+            "with posix_fadvise(DONTNEED), which is checked with mincore.",
             f"Disk, one cold sequential read per round: {speeds} GB/s.",
             f"machine: {before} at the start, {after} at the end.",
         ]
     )
 
 
-def _row(name: str, found: Mapping[str, Any], ratios: Mapping[str, float | None]) -> list[str]:
-    runs = found["survived"] + found["oom_killed"]
-    dead = found["survived"] == 0
+def _row(name: str, medians: Mapping[str, Any], ratios: Mapping[str, float | None]) -> list[str]:
+    runs = medians["survived"] + medians["oom_killed"]
+    dead = medians["survived"] == 0
     costs = [
-        _number(found["ready_seconds"]),
-        _number(found["seconds_per_token"]),
+        _number(medians["ready_seconds"]),
+        _number(medians["seconds_per_token"]),
         _number(ratios["seconds_per_token"]),
         _range(ratios["seconds_per_token_least"], ratios["seconds_per_token_most"]),
-        _number(found["cpu_seconds_per_token"]),
-        "-" if dead else mib(found["read_bytes_per_token"]),
+        _number(medians["cpu_seconds_per_token"]),
+        "-" if dead else mib(medians["read_bytes_per_token"]),
         _number(ratios["read_bytes_per_token"]),
-        "-" if dead else f"{found['read_bytes_per_token'] / found['seconds_per_token'] / 1e9:.2f}",
-        "-" if dead else mib(found["on_disk"]),
+        "-"
+        if dead
+        else f"{medians['read_bytes_per_token'] / medians['seconds_per_token'] / 1e9:.2f}",
+        "-" if dead else mib(medians["on_disk"]),
     ]
-    survived = f"{found['survived']} of {runs}"
-    return [name, survived, *costs, mib(found["anonymous"]), mib(found["peak"])]
+    survived = f"{medians['survived']} of {runs}"
+    return [name, survived, *costs, mib(medians["anonymous"]), mib(medians["peak"])]
 
 
 def _range(least: float | None, most: float | None) -> str:

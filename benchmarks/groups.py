@@ -1,4 +1,4 @@
-"""A memory cgroup of its own for each measured process, of version 1 or 2."""
+"""A memory cgroup, of version 1 or 2, for each measured process."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _MOUNTS = Path("/proc/self/mounts")
 
 
 class MemoryGroup:
-    """A cgroup with a memory limit, and what it saw."""
+    """A cgroup with a memory limit, and its statistics."""
 
     def __init__(self, folder: Path, version: int) -> None:
-        """Takes a folder of the cgroup file system; see `memory_group`."""
+        """Wrap a folder of the cgroup file system. Use `memory_group` to make one."""
         self.folder = folder
         self._version = version
         self.anonymous_peak = 0
-        """Most bytes of anonymous memory, as far as `sample` was called often enough."""
+        """Most bytes of anonymous memory seen by `sample`."""
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """Returns the command line that runs a program in this group."""
+        """Return the command line that runs a program in this group."""
         procs = str(self.folder / "cgroup.procs")
         return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', procs, *argv]
 
     def limit(self, limit: int) -> None:
-        """Sets the limit in bytes, and that nothing is swapped."""
+        """Set the limit in bytes, and forbid swapping."""
         name = "memory.limit_in_bytes" if self._version == 1 else "memory.max"
         (self.folder / name).write_text(str(limit))
         swap = self.folder / "memory.swap.max"
@@ -38,17 +38,17 @@ class MemoryGroup:
             swap.write_text("0")
 
     def sample(self) -> None:
-        """Looks at the anonymous memory that the group holds now."""
+        """Sample the group's current anonymous memory."""
         key = "total_rss" if self._version == 1 else "anon"
         self.anonymous_peak = max(self.anonymous_peak, self._field("memory.stat", key))
 
     def peak(self) -> int:
-        """Returns the most bytes ever charged, page cache among them."""
+        """Return the most bytes ever charged, including page cache."""
         name = "memory.max_usage_in_bytes" if self._version == 1 else "memory.peak"
         return int((self.folder / name).read_text())
 
     def oom_kills(self) -> int:
-        """Returns how many processes were killed for memory."""
+        """Return the number of processes that the OOM killer ended."""
         name = "memory.oom_control" if self._version == 1 else "memory.events"
         return self._field(name, "oom_kill")
 
@@ -59,10 +59,10 @@ class MemoryGroup:
 
 @contextmanager
 def memory_group(limit: int, *, mounts: Path = _MOUNTS) -> Iterator[MemoryGroup]:
-    """Yields a new group with a limit in bytes, and removes it.
+    """Yield a new group with a limit in bytes, and removes it.
 
     Raises:
-        CannotMeasure: None can be made here.
+        CannotMeasure: No group can be made here.
     """
     root, version = _controller(mounts)
     group = MemoryGroup(root / f"predictor-benchmark-{uuid.uuid4().hex[:8]}", version)
@@ -80,7 +80,7 @@ def memory_group(limit: int, *, mounts: Path = _MOUNTS) -> Iterator[MemoryGroup]
 
 
 def _controller(mounts: Path) -> tuple[Path, int]:
-    """Returns where the memory controller is mounted, and its version."""
+    """Return the memory controller's mount point and version."""
     lines = [line.split() for line in mounts.read_text().splitlines()]
     for _, point, kind, options, *_ in lines:
         if kind == "cgroup" and "memory" in options.split(","):
@@ -94,7 +94,7 @@ def _controller(mounts: Path) -> tuple[Path, int]:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a group, which stays busy for a moment after its last process."""
+    """Remove a group, which stays busy for a moment after its last process."""
     deadline = time.monotonic() + 10
     while True:
         try:

@@ -1,10 +1,9 @@
 """No limit kills the server: a grid of models, memory limits and users, each in its own cgroup.
 
-Every case starts a real server with a model of some hundred megabytes under a limit that is mostly
-smaller than the model needs, and lets users send prompts as long as they may be at one time. The
-server must live, and its anonymous memory must stay within its plan and `memory_reserve`. Where
-the plan refuses, it is recorded what becomes of Accelerate by hand under the same limit.
-Needs root.
+Every case starts a real server with a model of some hundred megabytes. Most limits are smaller than
+the model. Users send prompts of the greatest length at the same time. The server must survive, and
+its anonymous memory must stay within its plan and `memory_reserve`. If the plan is refused,
+Accelerate runs with a hand-set ``max_memory`` under the same limit, for comparison. Needs root.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Any
 from checkpoint import Size, drop_from_cache, make
 from groups import MemoryGroup, memory_group
 from load import Server, measure_users
-from measuring import CannotMeasure, add_places, finish, machine, mib, run, table
+from measuring import CannotMeasure, add_path_flags, finish, machine, mib, run, table
 from served import serve
 from serving import Prompts
 
@@ -39,13 +38,13 @@ LIMITS = (0.55, 0.65, 0.8, 1.0, 1.3)
 USERS = (1, 8)
 _LENGTH, _PROMPT, _NEW = 256, 160, 16
 _RESERVE = 128 * 2**20
-"""The setting `memory_reserve`: for what no plan counts."""
+"""The setting `memory_reserve`: bytes for memory that no plan counts."""
 
 Case = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark and returns the exit code."""
+    """Run the benchmark and returns the exit code."""
     flags = _parser().parse_args(arguments)
     return finish(lambda: measure(flags), flags.json)
 
@@ -53,15 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--shapes", type=int, default=len(SHAPES), help="how many of the shapes")
+    add("--shapes", type=int, default=len(SHAPES), help="number of shapes")
     add("--limits", type=float, nargs="+", default=list(LIMITS), help="GiB")
     add("--users", type=int, nargs="+", default=list(USERS), help="at one time")
-    add_places(parser)
+    add_path_flags(parser)
     return parser
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    """Returns all numbers, after printing them."""
+    """Return all numbers, after printing them."""
     before, cases = machine(), []
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="limits-") as work:
         for name, size in itertools.islice(SHAPES.items(), flags.shapes):
@@ -84,24 +83,24 @@ def _case(folder: Path, case: Case, work: Path, mounts: Path) -> Case:
     with memory_group(case["limit"], mounts=mounts) as group, sampled(group):
         try:
             with serve(settings, group, work) as server:
-                found = _under_load(server, folder, case["users"])
+                measured = _under_load(server, folder, case["users"])
         except CannotMeasure as error:
             if group.oom_kills():
                 return {"outcome": "killed", "peak": group.anonymous_peak}
             if "does not fit" not in str(error):
                 return {"outcome": "failed", "why": str(error), "peak": group.anonymous_peak}
-            found = {"outcome": "refused", "by_hand": None}
-        found |= {"peak": group.anonymous_peak}
+            measured = {"outcome": "refused", "by_hand": None}
+        measured |= {"peak": group.anonymous_peak}
         if group.oom_kills():
-            return found | {"outcome": "killed"}
-    if found["outcome"] == "refused":
-        found["by_hand"] = _by_hand(folder, case["limit"], mounts)
-    return found
+            return measured | {"outcome": "killed"}
+    if measured["outcome"] == "refused":
+        measured["by_hand"] = _by_hand(folder, case["limit"], mounts)
+    return measured
 
 
 @contextmanager
 def sampled(group: MemoryGroup) -> Iterator[None]:
-    """Looks at a group's memory as long as this lasts."""
+    """Sample a group's memory within the block."""
     over = threading.Event()
 
     def watch() -> None:
@@ -122,8 +121,8 @@ def _under_load(server: Server, folder: Path, users: int) -> Case:
     taken = [prompts.take(2, seed=user) for user in range(users)]
     load = measure_users(server, taken, _NEW)
     url = f"http://{server.host}:{server.port}/v2/models/{server.model}"
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        placement = json.loads(json.load(answer)["properties"]["placement"])
+    with urllib.request.urlopen(url, timeout=60) as response:
+        placement = json.loads(json.load(response)["properties"]["placement"])
     cpu = next(tier for tier in placement["tiers"] if tier["name"] == "cpu")
     disk = next(tier for tier in placement["tiers"] if tier["name"] == "disk")
     return {
@@ -137,7 +136,7 @@ def _under_load(server: Server, folder: Path, users: int) -> Case:
 
 
 def _by_hand(folder: Path, limit: int, mounts: Path) -> str:
-    """Returns what becomes of a careful user of Accelerate under the same limit."""
+    """Return the outcome of Accelerate with a hand-set ``max_memory`` under the same limit."""
     drop_from_cache(folder)
     script = str(Path(__file__).with_name("contestants.py"))
     argv = [sys.executable, script, "by-hand", str(folder), f"--limit={limit}", "--tokens=3"]
@@ -155,13 +154,13 @@ def _by_hand(folder: Path, limit: int, mounts: Path) -> str:
 
 
 def _allowed(case: Case) -> int:
-    """What the server may hold: what it held before it planned, the plan, and the reserve."""
+    """Return the bytes that the server may hold: before planning, in the plan, and in reserve."""
     before: int = case["limit"] - case["owned"]
     return before + int(case["planned"]) + _RESERVE
 
 
 def _failure(cases: Sequence[Case]) -> str | None:
-    """Returns what went wrong; None where every case is as promised."""
+    """Return a sentence about broken promises; None if there are none."""
     wrong = [_line(case) for case in cases if case["outcome"] in ("killed", "failed")]
     over = [
         _line(case)
@@ -210,7 +209,7 @@ def _report(cases: Sequence[Mapping[str, Any]]) -> str:
             table(_COLUMNS, [_row(dict(case)) for case in cases]),
             "",
             f"{len(cases)} cases: " + ", ".join(f"{n} {name}" for name, n in counts.items()),
-            "allowed: held before the plan was made, plus the plan, plus memory_reserve.",
+            "allowed: memory held before planning, plus the plan, plus memory_reserve.",
         ]
     )
 

@@ -1,7 +1,7 @@
 """Users of a V1 server: each sends its requests one after another and reads the events.
 
-Speaks HTTP by hand, a connection for each request: the client shares the processors with the
-server, so while requests run it notes when bytes came and does nothing else.
+This client writes HTTP itself, with a connection for each request. It shares the processors with
+the server, so while requests run it only records the times of received bytes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from measuring import CannotMeasure
 _DATA = b"data: "
 
 QUIET = 0.2
-"""Processors that others may keep busy before a number counts as disturbed."""
+"""Processors that other processes may keep busy before a number counts as disturbed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where a model is served.
+    """The address of a served model.
 
     Attributes:
         host: Its address.
@@ -44,7 +44,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt and how many tokens it has."""
+    """A prompt and its number of tokens."""
 
     text: str
     tokens: int
@@ -52,14 +52,14 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a request cost.
+    """The cost of a request.
 
     Attributes:
         first: Seconds until the first text.
         gaps: Seconds between one text and the next.
-        tokens: How many were generated.
-        ended: When its last byte came, on the clock of `time.perf_counter`.
-        began: When its first text came, on the same clock.
+        tokens: The number of generated tokens.
+        began: The time of its first text, on the clock of `time.perf_counter`.
+        ended: The time of its last byte, on the same clock.
     """
 
     first: float
@@ -70,8 +70,8 @@ class Reply:
 
 
 @dataclass(slots=True)
-class _Connection(asyncio.Protocol):
-    """Sends one request and keeps what comes, with its times; takes nothing apart."""
+class Connection(asyncio.Protocol):
+    """Sends one request and keeps the received bytes with their times, unparsed."""
 
     request: bytes
     over: asyncio.Future[None]
@@ -79,47 +79,50 @@ class _Connection(asyncio.Protocol):
     received: list[tuple[float, bytes]] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the request."""
         self.received = []
         self.sent = time.perf_counter()
         transport.write(self.request)  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
+        """Record received bytes with their time."""
         self.received.append((time.perf_counter(), data))  # type: ignore[union-attr]
 
     def connection_lost(self, _: Exception | None) -> None:
+        """End the wait for the reply."""
         if not self.over.done():
             self.over.set_result(None)
 
 
-async def ask(server: Server, prompt: Prompt, new_tokens: int) -> Reply:
-    """Sends one request and returns what it cost.
+async def send(server: Server, prompt: Prompt, new_tokens: int) -> Reply:
+    """Send one request and return its cost.
 
     Raises:
-        CannotMeasure: It was not answered as it should have been.
+        CannotMeasure: It failed, or the answer is incomplete.
     """
     loop = asyncio.get_running_loop()
     request = _request(server, prompt, new_tokens)
     try:
         _, connection = await loop.create_connection(
-            lambda: _Connection(request, loop.create_future()), server.host, server.port
+            lambda: Connection(request, loop.create_future()), server.host, server.port
         )
     except OSError as error:
         raise CannotMeasure(f"The server cannot be reached: {error.strerror}.") from None
     await connection.over
-    return _reply(connection, prompt)
+    return parse_reply(connection, prompt)
 
 
-async def ask_all(
+async def send_all(
     server: Server, users: Sequence[Sequence[Prompt]], new_tokens: int
 ) -> list[Reply]:
-    """Returns the replies to all users, who send their own prompts one after another.
+    """Return the replies to all users, each of whom sends prompts one after another.
 
     Raises:
-        CannotMeasure: A request was not answered as it should have been.
+        CannotMeasure: A request failed, or an answer is incomplete.
     """
 
     async def use(prompts: Sequence[Prompt]) -> list[Reply]:
-        return [await ask(server, prompt, new_tokens) for prompt in prompts]
+        return [await send(server, prompt, new_tokens) for prompt in prompts]
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(use(prompts)) for prompts in users]
@@ -129,15 +132,15 @@ async def ask_all(
 def measure_users(
     server: Server, users: Sequence[Sequence[Prompt]], new_tokens: int
 ) -> dict[str, Any]:
-    """Returns the speed that users saw together, and the quantiles of their waiting.
+    """Return the throughput of all users together, and the quantiles of their latencies.
 
     Raises:
-        CannotMeasure: A request was not answered as it should have been.
+        CannotMeasure: A request failed, or an answer is incomplete.
     """
     began, cpu = time.perf_counter(), time.process_time()
     others = others_seconds(server.pid)
     try:
-        replies = asyncio.run(ask_all(server, users, new_tokens))
+        replies = asyncio.run(send_all(server, users, new_tokens))
     except* CannotMeasure as errors:
         raise errors.exceptions[0] from None
     seconds = max(reply.ended for reply in replies) - began
@@ -151,7 +154,7 @@ def measure_users(
 
 
 def speed(replies: Sequence[tuple[float, Sequence[float], int]], seconds: float) -> dict[str, Any]:
-    """Returns what is said of replies: of their first times, gaps and tokens."""
+    """Return throughput and latencies, from each reply's first time, gaps and number of tokens."""
     firsts = [first for first, _, _ in replies]
     gaps = [gap for _, several, _ in replies for gap in several]
     counts = [tokens for _, _, tokens in replies]
@@ -166,14 +169,14 @@ def speed(replies: Sequence[tuple[float, Sequence[float], int]], seconds: float)
 
 
 def quantile(values: Sequence[float], fraction: float) -> float | None:
-    """Returns the least value that so many of all do not exceed; None of none."""
+    """Return the least value that the fraction does not exceed; None if there are no values."""
     if not values:
         return None
     return sorted(values)[max(0, math.ceil(fraction * len(values)) - 1)]
 
 
 def others_seconds(*pids: int) -> float:
-    """Returns the processor time that others than this process and some more have used so far."""
+    """Return the processor seconds used so far by all but this process and the given ones."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     user, nice, system, _, _, *rest = map(int, fields)
     ticks = user + nice + system + sum(rest[:3])
@@ -184,10 +187,10 @@ def others_seconds(*pids: int) -> float:
 
 
 def await_quiet(most: float, *pids: int) -> None:
-    """Waits until others leave the processors alone for a second, or until it has waited enough.
+    """Wait until other processes leave the processors idle for a second, or for `most` seconds.
 
-    Threads that compute together stop for each other, so one busy process beside them can make
-    them many times slower; a ratio of two such times says nothing.
+    Threads that compute together wait for each other, so one other busy process can make them many
+    times slower. A ratio of two such times is meaningless.
     """
     deadline = time.monotonic() + most
     while time.monotonic() < deadline:
@@ -211,7 +214,12 @@ def _request(server: Server, prompt: Prompt, new_tokens: int) -> bytes:
     return "\r\n".join(head).encode() + b"\r\n\r\n" + content
 
 
-def _reply(connection: _Connection, prompt: Prompt) -> Reply:
+def parse_reply(connection: Connection, prompt: Prompt) -> Reply:
+    """Return the cost of a request whose connection has ended.
+
+    Raises:
+        CannotMeasure: The request failed, or the answer is incomplete.
+    """
     received = connection.received or []
     status = received[0][1].partition(b"\r\n")[0].decode() if received else "no answer"
     events = _events(received)
@@ -230,9 +238,9 @@ def _reply(connection: _Connection, prompt: Prompt) -> Reply:
 
 
 def _events(received: Sequence[tuple[float, bytes]]) -> list[tuple[float, dict[str, Any]]]:
-    """The events, each with the time when its last byte came.
+    """Return the events, each with the time of its last byte.
 
-    An event is one line and never in two of HTTP's chunks: the server sends each in one of its own.
+    An event is one line, and the server sends each in its own HTTP chunk.
     """
     events, rest = [], b""
     for when, data in received:

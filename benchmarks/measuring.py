@@ -1,7 +1,7 @@
-"""What the benchmarks share: a child process and what it cost, a table, and a loud end.
+"""Shared by the benchmarks: a child process and its cost, a table, and a visible failure.
 
-Knows no model and imports nothing heavy: Linux counts a parent's memory at the time of the fork
-into its child's peak (``exec_mmap`` in ``fs/exec.c``), so the parent has to stay small.
+This module imports nothing heavy. Linux counts a parent's memory at the time of the fork into its
+child's peak (``exec_mmap`` in ``fs/exec.c``), so the parent has to stay small.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ ROOT = Path(__file__).resolve().parent.parent
 """The repository, from which children import `predictor`."""
 
 BYTECODE = ROOT / "benchmarks" / "__pycache__" / "children"
-"""Where children find compiled modules, as they do in an image that was built with pip.
+"""The folder of compiled modules for the children, as in an image that was built with pip.
 
-Without, each would compile torch and transformers again, which takes longer than all the rest.
+Without it, each child would compile torch and transformers again, which dominates its time.
 """
 
 _POLL = 0.02
 
 
 class CannotMeasure(Exception):
-    """A benchmark did not measure what it claims to; the message is one sentence."""
+    """A benchmark did not measure its subject. The message is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class Finished:
     """A child process that ended.
 
     Attributes:
-        returncode: Its exit status; negative where a signal ended it.
+        returncode: Its exit status; negative if a signal ended it.
         seconds: Wall time.
-        cpu_seconds: Processor time, its own children's included.
+        cpu_seconds: Processor time, including that of its own children.
         peak: Bytes of its largest resident set.
-        stdout: What it printed.
-        stderr: What it said on stderr.
+        stdout: Its standard output.
+        stderr: Its standard error.
     """
 
     returncode: int
@@ -56,7 +56,7 @@ class Finished:
 
     @property
     def last_words(self) -> str:
-        """The last line on stderr, which is where a Python program says why it ended."""
+        """The last line on stderr, on which a Python program reports why it ended."""
         lines = self.stderr.strip().splitlines()
         return lines[-1][:300] if lines else "it said nothing"
 
@@ -64,11 +64,11 @@ class Finished:
 def run(
     argv: Sequence[str], *, watch: Callable[[], None] | None = None, gpus: bool = False
 ) -> Finished:
-    """Returns a child process that ran to its end.
+    """Run a child process to its end.
 
     Args:
         argv: Its command line.
-        watch: Is called about fifty times a second while it runs.
+        watch: Called about 50 times a second while it runs.
         gpus: Whether it may see GPUs.
 
     Raises:
@@ -113,20 +113,20 @@ def _wait(pid: int, watch: Callable[[], None] | None) -> tuple[int, Any]:
 
 
 def compile_modules(argv: Sequence[str]) -> None:
-    """Runs a Python program without measuring it, so that what it imports is compiled for others.
+    """Run a Python program without measuring it, so that its imports are compiled for others.
 
     Raises:
         CannotMeasure: It fails, or bytecode cannot be written.
     """
-    found = run(argv)
-    if found.returncode != 0:
-        raise CannotMeasure(f"{' '.join(argv[:3])} failed: {found.last_words}")
+    finished = run(argv)
+    if finished.returncode != 0:
+        raise CannotMeasure(f"{' '.join(argv[:3])} failed: {finished.last_words}")
     if not BYTECODE.is_dir():
         raise CannotMeasure(f"No bytecode came to lie in {BYTECODE}; imports would be compiled.")
 
 
 def environment(*, gpus: bool = False) -> dict[str, str]:
-    """This environment without settings of the predictor, the network and, mostly, GPUs."""
+    """Return this environment without the predictor's settings, the network and, mostly, GPUs."""
     dropped = ("PREDICTOR_", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     kept |= {
@@ -143,7 +143,7 @@ def _text(stream: IO[bytes]) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table: the first column to the left, the others to the right."""
+    """Return a table with its first column aligned left, the others right."""
     lines = [columns, *rows]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
     rule = ["-" * width for width in widths]
@@ -156,30 +156,30 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def machine() -> str:
-    """Returns how busy this machine is, since absolute times depend on it."""
+    """Return this machine's load, since absolute times depend on it."""
     return f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
 
 
 def mib(count: float) -> str:
-    """Returns bytes as MiB."""
+    """Return bytes as MiB."""
     return f"{count / 2**20:.0f} MiB"
 
 
-def add_places(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say where to work, and where to write."""
+def add_path_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the working folder and the output file."""
     add = parser.add_argument
     add("--workdir", type=Path, help="a folder on a disk; a temporary one otherwise")
-    add("--mounts", type=Path, default=Path("/proc/self/mounts"), help="where cgroups are found")
-    add("--json", type=Path, help="where to write the numbers")
+    add("--mounts", type=Path, default=Path("/proc/self/mounts"), help="lists cgroup mounts")
+    add("--json", type=Path, help="the file to write the numbers to")
 
 
 def finish(measure: Callable[[], Mapping[str, Any]], path: Path | None) -> int:
-    """Runs a benchmark, writes its JSON and returns the exit code.
+    """Run a benchmark, writes its JSON and returns the exit code.
 
     Args:
-        measure: Returns the result; where its key `failure` holds a sentence, the benchmark fails
-            although there is something to write.
-        path: Where the JSON goes; None for nowhere.
+        measure: Returns the result. If its key `failure` holds a sentence, the benchmark fails,
+            but the result is written.
+        path: The JSON file; None to write none.
     """
     try:
         result = dict(measure())

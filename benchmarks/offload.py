@@ -1,17 +1,18 @@
-"""A model bigger than its pod: streamed by the predictor, and by Accelerate's maps.
+"""A model bigger than its pod: streamed by the predictor, and offloaded by Accelerate's maps.
 
 A random Llama of 1.1 billion parameters in bfloat16 (2.2 GB) in a memory cgroup of 1.6 GiB:
 
-- ``auto``: Accelerate's ``device_map="auto"``, which sees the memory of the host;
-- ``max_memory``: the same, told the limit less the process;
+- ``auto``: Accelerate's ``device_map="auto"``, which uses the memory of the host;
+- ``max_memory``: the same, with the limit less the process;
 - ``all disk``: everything on disk;
 - ``predictor``: blocks read in place from the checkpoint;
 - ``store``: the predictor's first start with an offload volume, which writes the store;
 - ``again``: its second start.
 
 Each runs alone in a fresh process from a cold page cache, in rounds; ratios are formed within a
-round. The limit of a pass is the longer of computing (a pass less its waiting) and of reading the
-bytes that do not stay at the device's own bandwidth, probed by the same process. Needs root.
+round. The limit of a forward pass is the longer of computing (the pass less its stalls) and of
+reading the bytes that are not resident at the device's own bandwidth, probed by the same process.
+Needs root.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from typing import Any
 
 from checkpoint import drop_from_cache, make
 from groups import memory_group
-from measuring import CannotMeasure, add_places, finish, machine, mib, run, table
+from measuring import CannotMeasure, add_path_flags, finish, machine, mib, run, table
 from serving import LLAMA, TINY
 from streamers import CONTESTANTS
 
 BASELINES = ("auto", "max_memory", "all disk")
 OURS = ("predictor", "store", "again")
 TARGETS = {"speed-up": 3.0, "of the limit": 0.9, "start": 1.3}
-"""Least times as fast as the best Accelerate map; least fraction of the limit reached; most times
-the seconds that reading the resident bytes takes until the second start is ready."""
+"""Least speed-up over the best Accelerate map; least fraction of the limit; most seconds until the
+second start is ready, as a multiple of those to read the resident bytes."""
 
 Run = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark and returns the exit code."""
+    """Run the benchmark and returns the exit code."""
     flags = _parser().parse_args(arguments)
     return finish(lambda: measure(flags), flags.json)
 
@@ -58,18 +59,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--budget", type=float, help="GiB of main memory for the predictor to plan for")
     add("--rounds", type=int, default=2, help="runs of each contestant")
     add("--quick", action="store_true", help="a tiny model; proves nothing")
-    add_places(parser)
+    add_path_flags(parser)
     return parser
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    """Returns all numbers, after printing them.
+    """Return all numbers, after printing them.
 
     Raises:
-        CannotMeasure: A contestant did not do what is measured.
+        CannotMeasure: A contestant did not do the measured work.
     """
     if flags.tokens < 4:
-        raise CannotMeasure("It takes 4 tokens to time passes.")
+        raise CannotMeasure("It takes 4 tokens to time forward passes.")
     before, size = machine(), TINY if flags.quick else LLAMA
     size = replace(size, blocks=flags.blocks or size.blocks)
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="offload-") as work:
@@ -89,7 +90,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def _round(folder: Path, flags: argparse.Namespace, index: int) -> dict[str, Run]:
-    """Runs every contestant once; the store's two starts stay one after the other."""
+    """Run every contestant once; the store's second start directly follows its first."""
     store = folder.parent / f"offload-{index}"
     parts: list[tuple[str, ...]] = [(name,) for name in (*BASELINES, "predictor")]
     parts.append(("store", "again"))
@@ -110,45 +111,47 @@ def _run(name: str, folder: Path, store: Path, flags: argparse.Namespace) -> Run
     if name in ("store", "again"):
         argv += [f"--store={store}"]
     with memory_group(limit, mounts=flags.mounts) as group:
-        found = run(group.command(argv), watch=group.sample)
-        seen: Run = {"peak": group.anonymous_peak, "survived": True}
-        if group.oom_kills() and found.returncode == -signal.SIGKILL:
-            return seen | {"survived": False}
-        if found.returncode != 0:
-            raise CannotMeasure(f"{name} ended with status {found.returncode}: {found.last_words}")
-        told: Run = json.loads(found.stdout.strip().splitlines()[-1])
-        if group.folder.name not in told.pop("group"):
+        finished = run(group.command(argv), watch=group.sample)
+        numbers: Run = {"peak": group.anonymous_peak, "survived": True}
+        if group.oom_kills() and finished.returncode == -signal.SIGKILL:
+            return numbers | {"survived": False}
+        if finished.returncode != 0:
+            raise CannotMeasure(
+                f"{name} ended with status {finished.returncode}: {finished.last_words}"
+            )
+        reported: Run = json.loads(finished.stdout.strip().splitlines()[-1])
+        if group.folder.name not in reported.pop("group"):
             raise CannotMeasure(f"{name} did not run in its memory cgroup.")
-    for sequences, level in told["levels"].items():
+    for sequences, level in reported["levels"].items():
         counts = {len(tokens) for tokens in level["tokens"]}
         if counts != {flags.tokens} or len(level["tokens"]) != int(sequences):
             raise CannotMeasure(f"{name} did not give {sequences} times {flags.tokens} tokens.")
-    print(f"{name}: ready in {told['ready_seconds']:.1f} s", file=sys.stderr, flush=True)
-    return seen | told
+    print(f"{name}: ready in {reported['ready_seconds']:.1f} s", file=sys.stderr, flush=True)
+    return numbers | reported
 
 
 def _failure(rounds: Sequence[Mapping[str, Run]]) -> str | None:
-    """Returns why these runs compare nothing; None where they do."""
+    """Return why these runs are no comparison; None if they are one."""
     for names in (BASELINES, OURS):
         if len(_replies(rounds, names)) > 1:
             return f"{' and '.join(names)} gave different replies to one prompt."
     # In bfloat16 two kernels round differently, and two tokens may be nearly as good.
     if len({reply[0] for reply in _replies(rounds, (*BASELINES, *OURS))}) > 1:
         return "The contestants began their replies to one prompt differently."
-    for found in rounds:
-        if not any(found[name]["survived"] for name in BASELINES):
+    for round_ in rounds:
+        if not any(round_[name]["survived"] for name in BASELINES):
             return "No Accelerate map survived: there is nothing to compare with."
         for name in OURS:
-            if not found[name]["survived"]:
+            if not round_[name]["survived"]:
                 return f"{name} was killed for memory."
-            if found[name]["probe"] is None:
+            if round_[name]["probe"] is None:
                 return f"{name} streamed nothing: give a smaller --limit."
     return None
 
 
 def _replies(rounds: Sequence[Mapping[str, Run]], names: Sequence[str]) -> set[tuple[int, ...]]:
-    """Returns the different replies to the first prompt, alone."""
-    alive = [found[name] for found in rounds for name in names if found[name]["survived"]]
+    """Return the different replies to the first prompt, alone."""
+    alive = [round_[name] for round_ in rounds for name in names if round_[name]["survived"]]
     return {tuple(next(iter(run["levels"].values()))["tokens"][0]) for run in alive}
 
 
@@ -156,26 +159,26 @@ def _seconds(run: Run, sequences: int) -> float | None:
     return run["levels"][str(sequences)]["seconds"] if run["survived"] else None
 
 
-def _speed_up(found: Mapping[str, Run], name: str, sequences: int) -> float | None:
-    """Returns how many times as fast as the best Accelerate map of the same round."""
-    best = [s for base in BASELINES if (s := _seconds(found[base], sequences)) is not None]
-    own = _seconds(found[name], sequences)
+def _speed_up(round_: Mapping[str, Run], name: str, sequences: int) -> float | None:
+    """Return the speed-up over the best Accelerate map of the same round."""
+    best = [s for base in BASELINES if (s := _seconds(round_[base], sequences)) is not None]
+    own = _seconds(round_[name], sequences)
     return min(best) / own if best and own else None
 
 
 def _of_the_limit(run: Run, sequences: int) -> float | None:
-    """Returns the fraction of the longer of computing and reading that a pass took."""
+    """Return the longer of computing and reading as a fraction of a forward pass."""
     if not run["survived"] or not run.get("probe"):
         return None
     level, probe = run["levels"][str(sequences)], run["probe"]
-    reading = probe["streamed_bytes"] / probe["bytes_per_second"]
-    computing = level["seconds"] - level["stall_seconds"]
-    fraction: float = max(reading, computing) / level["seconds"]
+    read_seconds = probe["streamed_bytes"] / probe["bytes_per_second"]
+    compute_seconds = level["seconds"] - level["stall_seconds"]
+    fraction: float = max(read_seconds, compute_seconds) / level["seconds"]
     return fraction
 
 
 def _start(run: Run) -> float | None:
-    """Returns the seconds until ready, in times of reading what stays."""
+    """Return the seconds until ready, as a multiple of those to read the resident bytes."""
     if not run["survived"] or not run.get("probe"):
         return None
     probe = run["probe"]
@@ -184,28 +187,28 @@ def _start(run: Run) -> float | None:
 
 
 def _targets(rounds: Sequence[Mapping[str, Run]], sequences: Sequence[int]) -> list[dict[str, Any]]:
-    """Returns what was measured beside what was hoped for."""
-    found = []
+    """Return what was measured beside what was hoped for."""
+    targets = []
     for count in sequences:
         speed_up = _median(_speed_up(one, "again", count) for one in rounds)
-        found.append(_target(f"x best Accelerate map, {count} sequence(s)", "speed-up", speed_up))
+        targets.append(_target(f"x best Accelerate map, {count} sequence(s)", "speed-up", speed_up))
         limit = _median(_of_the_limit(one["again"], count) for one in rounds)
-        found.append(_target(f"of the limit, {count} sequence(s)", "of the limit", limit))
+        targets.append(_target(f"of the limit, {count} sequence(s)", "of the limit", limit))
     start = _median(_start(one["again"]) for one in rounds)
-    found.append(_target("second start, x reading the resident bytes", "start", start))
-    return found
+    targets.append(_target("second start, x reading the resident bytes", "start", start))
+    return targets
 
 
 def _target(what: str, kind: str, value: float | None) -> dict[str, Any]:
     bound = TARGETS[kind]
     reached = value is not None and (value <= bound if kind == "start" else value >= bound)
     sign = "<=" if kind == "start" else ">="
-    return {"what": what, "target": f"{sign} {bound:g}", "found": value, "reached": reached}
+    return {"what": what, "target": f"{sign} {bound:g}", "measured": value, "reached": reached}
 
 
 def _median(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
+    present = [value for value in values if value is not None]
+    return statistics.median(present) if present else None
 
 
 def _report(result: Mapping[str, Any], sequences: Sequence[int]) -> str:
@@ -226,18 +229,18 @@ def _report(result: Mapping[str, Any], sequences: Sequence[int]) -> str:
         *(_target_line(target) for target in result["targets"]),
         "",
         f"device's own bandwidth, probed by the predictor's runs: {speeds} GB/s",
-        "s/pass: median time of one token of every sequence. x best: times as fast as the best",
-        "Accelerate map of the round. read: bytes from disk in a pass (/proc/self/io). stall: of a",
-        "pass, spent waiting for blocks. of limit: max(computing, reading) / pass.",
+        "s/pass: median time of one forward pass. x best: speed-up over the best",
+        "Accelerate map of the round. read: bytes from disk in a pass (/proc/self/io). stall: the",
+        "part of a pass spent waiting for blocks. of limit: max(computing, reading) / pass.",
         f"machine: {before} at the start, {after} at the end.",
     ]
     return "\n".join(lines)
 
 
 def _target_line(target: Mapping[str, Any]) -> str:
-    found = "-" if target["found"] is None else f"{target['found']:.2f}"
-    said = "reached" if target["reached"] else "MISSED"
-    return f"{target['what']}: {found}, target {target['target']}: {said}"
+    measured = "-" if target["measured"] is None else f"{target['measured']:.2f}"
+    verdict = "reached" if target["reached"] else "MISSED"
+    return f"{target['what']}: {measured}, target {target['target']}: {verdict}"
 
 
 def _row(name: str, rounds: Sequence[Mapping[str, Run]], sequences: Sequence[int]) -> list[str]:

@@ -1,10 +1,10 @@
-"""A server as KServe's for Hugging Face encoders is: one request at a time, on the event loop.
+"""A server like KServe's for Hugging Face encoders: one request at a time, on the event loop.
 
-What `huggingfaceserver/encoder_model.py` does for ``text_embedding``, with the same SDK: tokens in
-`preprocess`, the forward pass in a coroutine without a wait, the mean of the tokens at length 1 in
-`postprocess`. A model that lies in main memory, and as many threads as torch takes by itself.
+It does the same as `huggingfaceserver/encoder_model.py` for ``text_embedding``, with the same SDK:
+`preprocess` tokenizes, `predict` runs the forward pass without awaiting, and `postprocess` takes
+the mean over the tokens and normalizes it. The model is in main memory; torch chooses the threads.
 
-Arguments: the model's folder, and the port. The model is called ``m``.
+Arguments: the model's folder, and the port. The model's name is ``m``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 FOLDER, PORT = sys.argv[1:]
-del sys.argv[1:]  # which kserve would read
+del sys.argv[1:]  # kserve would parse them
 
 import kserve  # noqa: E402
 
@@ -31,17 +31,17 @@ class OneAtATime(kserve.Model):
         self.ready = True
 
     async def preprocess(self, payload: Any, *_: Any, **__: Any) -> Any:
-        """Returns the tokens of all instances."""
+        """Return the tokens of all instances."""
         instances = payload["instances"]
         return self._tokenizer(instances, padding=True, truncation=True, return_tensors="pt")
 
     async def predict(self, payload: Any, *_: Any, **__: Any) -> Any:
-        """Returns the last states, and the tokens' mask."""
+        """Return the last hidden states and the attention mask."""
         with torch.no_grad():
             return self._model(**payload).last_hidden_state, payload["attention_mask"]
 
     async def postprocess(self, result: Any, *_: Any, **__: Any) -> Any:
-        """Returns the vectors."""
+        """Return the vectors."""
         states, mask = result
         weights = mask[:, :, None].to(states.dtype)
         mean = (states * weights).sum(dim=1) / weights.sum(dim=1)

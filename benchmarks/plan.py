@@ -1,10 +1,10 @@
-"""How long `predictor plan` takes for the largest models, and how much memory.
+"""Time and memory of `predictor plan` for the largest models.
 
-Plans BLOOM-176B and Llama-3-70B from their config.json alone. Every round starts, for each model,
-two fresh processes: the command as users type it, and one that stops the time of its imports and
-of its planning apart, so that the table says where the time goes. The ratio between them is the
-finding; seconds are those of this machine at this moment. A plan that is nonsense (weights or KV
-cache other than the shapes make, a tier over its budget, a block left out) fails the benchmark.
+Plans BLOOM-176B and Llama-3-70B from their config.json alone. Every round starts two fresh
+processes for each model: the command as users type it, and one that times its imports and its
+planning separately. The ratio between them is the result; seconds depend on the machine and its
+load. A wrong plan fails the benchmark: weights or KV cache that differ from the shapes', a tier
+over its budget, a block left out.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _BUFFERS = 2**20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark and returns the exit code."""
+    """Run the benchmark and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="processes of each kind; the median")
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--python", default=sys.executable, help="the interpreter to measure")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--json", type=Path, help="the file to write the numbers to")
     parser.add_argument("--in-child", type=Path, help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
     if flags.in_child is not None:
@@ -54,19 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(models: Sequence[str], rounds: int, python: str) -> dict[str, Any]:
-    """Returns all numbers, after printing them.
+    """Return all numbers, after printing them.
 
     Raises:
-        CannotMeasure: A process failed, or a plan is nonsense.
+        CannotMeasure: A process failed, or a plan is wrong.
     """
     before = machine()
-    seen: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
+    rounds_by_model: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     compile_modules([python, "-c", "import torch, transformers, predictor.cli, predictor.startup"])
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             for name in models:
-                seen[name].append(_round(Path(folder), name, python))
-    result = {name: _medians(found) for name, found in seen.items()}
+                rounds_by_model[name].append(_round(Path(folder), name, python))
+    result = {name: _medians(several) for name, several in rounds_by_model.items()}
     print(_report(result, rounds), f"\nmachine: {before} at the start, {machine()} at the end")
     return {
         "rounds": rounds,
@@ -76,14 +76,14 @@ def measure(models: Sequence[str], rounds: int, python: str) -> dict[str, Any]:
 
 
 def _round(folder: Path, name: str, python: str) -> dict[str, Any]:
-    """Runs both processes for one model and checks every plan that comes out of them."""
+    """Run both processes for one model and check every plan that they print."""
     path = folder / name / "config.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(SHAPES[name].config))
     stated = RESOURCES[0]
     size = ["--gpus", str(stated.gpus), "--memory", stated.memory, "--disk", stated.disk]
     command = [python, "-m", "predictor", "plan", str(path.parent), *size, "--output", "json"]
-    command += ["--max_concurrency", "1"]  # whose cache is known; as many as fit is the default
+    command += ["--max_concurrency", "1"]  # the expected KV cache is for one sequence
     whole = run(command)
     check(name, stated, _json(whole, f"predictor plan for {name}"))
     split = run([python, str(Path(__file__).resolve()), "--in-child", str(path.parent)])
@@ -95,7 +95,7 @@ def _round(folder: Path, name: str, python: str) -> dict[str, Any]:
 
 
 def _rest(whole: Finished, parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Returns what a process cost outside of its timed parts: Python's own start and end."""
+    """Return a process's cost outside its timed parts: Python's own start and end."""
     return {
         "seconds": whole.seconds - sum(part["seconds"] for part in parts),
         "cpu_seconds": whole.cpu_seconds - sum(part["cpu_seconds"] for part in parts),
@@ -115,7 +115,7 @@ def _json(finished: Finished, what: str) -> Any:
 
 
 def time_parts(path: Path) -> dict[str, Any]:
-    """Returns the seconds of the imports and of the planning in this process, which is fresh."""
+    """Return the costs of the imports and of the planning in this fresh process."""
     clock = _Clock()
     import torch
     import transformers
@@ -146,7 +146,7 @@ class _Clock:
 
 
 def _plan(settings: Any, stated: Stated) -> dict[str, Any] | None:
-    """Returns a plan as JSON; None where it is refused."""
+    """Return a plan as JSON; None if it is refused."""
     from predictor import startup
     from predictor.errors import DoesNotFit
     from predictor.placement.report import as_json
@@ -161,48 +161,48 @@ def _plan(settings: Any, stated: Stated) -> dict[str, Any] | None:
 
 
 def check(name: str, stated: Stated, plan: Mapping[str, Any] | None) -> None:
-    """Refuses a plan that cannot be right.
+    """Check a plan against sizes worked out by hand.
 
     Raises:
-        CannotMeasure: Says what is wrong with it.
+        CannotMeasure: The plan is wrong.
     """
-    where = f"The plan of {name} for {stated.title}"
+    title = f"The plan of {name} for {stated.title}"
     if plan is None or not stated.fits:
         if (plan is not None) == stated.fits:
             return
-        raise CannotMeasure(f"{where} was {'made' if plan else 'refused'}, which cannot be right.")
+        raise CannotMeasure(f"{title} was {'made' if plan else 'refused'}, which cannot be right.")
     shape, tiers = SHAPES[name], plan["tiers"]
     weights = sum(tier["weights"] for tier in tiers)
     if not shape.weights <= weights <= shape.weights + _BUFFERS:
-        raise CannotMeasure(f"{where} places {weights} bytes of weights, not {shape.weights}.")
+        raise CannotMeasure(f"{title} places {weights} bytes of weights, not {shape.weights}.")
     kv = sum(tier["kv"] for tier in tiers)
     if kv != shape.kv:
-        raise CannotMeasure(f"{where} has {kv} bytes of KV cache, not {shape.kv}.")
+        raise CannotMeasure(f"{title} has {kv} bytes of KV cache, not {shape.kv}.")
     over = [tier["name"] for tier in tiers if tier["planned"] > tier["budget"]]
     if over:
-        raise CannotMeasure(f"{where} is over the budget of tier {over[0]}.")
+        raise CannotMeasure(f"{title} is over the budget of tier {over[0]}.")
     placed = {key.rpartition(".")[2] for key in plan["device_map"]}
     missing = {str(index) for index in range(shape.blocks)} - placed
     if missing:
-        raise CannotMeasure(f"{where} leaves out block {min(missing, key=int)}.")
+        raise CannotMeasure(f"{title} leaves out block {min(missing, key=int)}.")
 
 
 def _medians(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    whole = [found["whole"] for found in rounds]
-    parts = [found["parts"] for found in rounds]
-    headline = [found["plans"][0] for found in parts]
+    whole = [one["whole"] for one in rounds]
+    parts = [one["parts"] for one in rounds]
+    headline = [part["plans"][0] for part in parts]
     return {
         "whole": _median([_costs(each) for each in whole]),
-        "libraries": _median([found["libraries"] for found in parts]),
-        "predictor": _median([found["predictor"] for found in parts]),
+        "libraries": _median([part["libraries"] for part in parts]),
+        "predictor": _median([part["predictor"] for part in parts]),
         "planning": _median(headline),
-        "start_and_end": _median([found["rest"] for found in parts]),
+        "start_and_end": _median([part["rest"] for part in parts]),
         "planning_over_whole": statistics.median(
             plan["cpu_seconds"] / each.cpu_seconds
             for plan, each in zip(headline, whole, strict=True)
         ),
         "other_resources": {
-            stated.title: _median([found["plans"][index] for found in parts])
+            stated.title: _median([part["plans"][index] for part in parts])
             for index, stated in enumerate(RESOURCES)
             if index
         },
@@ -218,25 +218,25 @@ def _costs(finished: Finished) -> dict[str, float]:
     }
 
 
-def _median(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _median(costs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     keys = ("seconds", "cpu_seconds", "peak")
-    return {key: statistics.median(each[key] for each in found) for key in keys}
+    return {key: statistics.median(each[key] for each in costs) for key in keys}
 
 
 def _report(result: Mapping[str, Any], rounds: int) -> str:
     columns = ("", "wall s", "CPU s", "peak so far", "CPU / whole")
     rows: list[tuple[str, ...]] = []
-    for name, found in result.items():
-        total = found["whole"]["cpu_seconds"]
-        rows.append(_row(f"{name}: predictor plan, whole process", found["whole"], total))
-        rows.append(_row("  import torch, transformers", found["libraries"], total))
-        rows.append(_row("  import predictor.startup", found["predictor"], total))
-        rows.append(_row(f"  plan {RESOURCES[0].title}", found["planning"], total))
-        rows.append(_row("  start and end of the process", found["start_and_end"], total))
-        for title, other in found["other_resources"].items():
+    for name, costs in result.items():
+        total = costs["whole"]["cpu_seconds"]
+        rows.append(_row(f"{name}: predictor plan, whole process", costs["whole"], total))
+        rows.append(_row("  import torch, transformers", costs["libraries"], total))
+        rows.append(_row("  import predictor.startup", costs["predictor"], total))
+        rows.append(_row(f"  plan {RESOURCES[0].title}", costs["planning"], total))
+        rows.append(_row("  start and end of the process", costs["start_and_end"], total))
+        for title, other in costs["other_resources"].items():
             refused = " (refused)" if title == RESOURCES[-1].title else ""
             rows.append(_row(f"  (besides) plan {title}{refused}", other, total))
-    verdicts = [_verdict(name, found) for name, found in result.items()]
+    verdicts = [_verdict(name, costs) for name, costs in result.items()]
     head = (
         f"Planning, medians of {rounds} fresh processes with compiled modules "
         "(parts: processes of their own)"
@@ -255,12 +255,12 @@ def _row(title: str, cost: Mapping[str, float], total: float) -> tuple[str, ...]
     )
 
 
-def _verdict(name: str, found: Mapping[str, Any]) -> str:
-    whole, planning = found["whole"], found["planning"]
+def _verdict(name: str, costs: Mapping[str, Any]) -> str:
+    whole, planning = costs["whole"], costs["planning"]
     return (
         f"{name}: target under {TARGET_SECONDS:.0f} s and {mib(TARGET_BYTES)}: "
         f"whole command {_reached(whole)}; planning alone {_reached(planning)}; "
-        f"planning is {found['planning_over_whole']:.0%} of the command's CPU time"
+        f"planning is {costs['planning_over_whole']:.0%} of the command's CPU time"
     )
 
 

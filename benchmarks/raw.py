@@ -1,6 +1,6 @@
 """The baseline of `serving.py`: transformers' own `generate`, one prompt at a time.
 
-A process of its own. Reads prompts as lists of token ids from a file and prints one JSON object.
+Runs as its own process, reads prompts as lists of token ids from a file and prints one JSON object.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from predictor.pod.processors import read_processors
 
 
 class Times:
-    """A streamer that notes when tokens come and looks at none of them."""
+    """A streamer that records the time of each token."""
 
     def __init__(self) -> None:
         self.marks: list[float] = []
 
     def put(self, _: Any) -> None:
-        """Is called with the prompt, and then with each token."""
+        """Record the time. Called with the prompt, and then with each token."""
         self.marks.append(time.perf_counter())
 
     def end(self) -> None:
-        """Is called after the last token."""
+        """Do nothing. Called after the last token."""
 
 
 def main() -> None:
-    """Generates and prints the cost of each reply."""
+    """Generate replies and print the cost of each."""
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("work", type=Path, help="JSON: what to do")
+    parser.add_argument("work", type=Path, help="JSON: prompts and options")
     flags = parser.parse_args()
     work = json.loads(flags.work.read_text())
     import torch

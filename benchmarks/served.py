@@ -21,14 +21,14 @@ _POLL = 0.05
 
 
 def check_placement(server: Server, device_map: Mapping[str, str]) -> None:
-    """Makes sure that the server has put the model where the baseline had it.
+    """Check that the server placed the model as the baseline did.
 
     Raises:
-        CannotMeasure: It has not.
+        CannotMeasure: It did not.
     """
     url = f"http://{server.host}:{server.port}/v2/models/{server.model}"
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        placement = json.loads(json.load(answer)["properties"]["placement"])
+    with urllib.request.urlopen(url, timeout=60) as response:
+        placement = json.loads(json.load(response)["properties"]["placement"])
     expected = device_map.get("")
     mine = dict.fromkeys(placement["device_map"], expected) if expected else dict(device_map)
     if placement["device_map"] != mine:
@@ -37,12 +37,12 @@ def check_placement(server: Server, device_map: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def serve(settings: Sequence[str], group: MemoryGroup | None, work: Path) -> Iterator[Server]:
-    """Starts a server and yields it when it is ready; it has to live until it is ended here.
+    """Start a server, yield it when it is ready, and end it. It must not end by itself.
 
     Args:
         settings: Flags of `predictor serve`.
-        group: The memory cgroup to run in; None for none.
-        work: A folder for its log.
+        group: The memory cgroup to run in, or None.
+        work: The folder of its log.
 
     Raises:
         CannotMeasure: It does not get ready, or dies.
@@ -58,7 +58,7 @@ def serve(settings: Sequence[str], group: MemoryGroup | None, work: Path) -> Ite
 
 @contextlib.contextmanager
 def running(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Starts a server that writes to a log, and ends it; it has to live until then.
+    """Start a server that writes to a log, yield it, and end it. It must not end by itself.
 
     Raises:
         CannotMeasure: It dies.
@@ -77,16 +77,16 @@ def running(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
 
 
 def await_line(process: subprocess.Popen[bytes], log: Path, pattern: str) -> str:
-    """Waits until a server's log has a pattern; returns the pattern's first group.
+    """Wait for a line in a server's log; return the pattern's first group.
 
     Raises:
-        CannotMeasure: The server dies before, or takes too long.
+        CannotMeasure: The server dies first, or takes too long.
     """
     deadline = time.monotonic() + _SECONDS_TO_START
     while time.monotonic() < deadline:
-        found = re.search(pattern, log.read_text(errors="replace"))
-        if found is not None:
-            return found[1]
+        match = re.search(pattern, log.read_text(errors="replace"))
+        if match is not None:
+            return match[1]
         if process.poll() is not None:
             break
         time.sleep(_POLL)

@@ -1,15 +1,15 @@
-"""Many users at once: `predictor serve` beside transformers' `generate`, which takes one at a time.
+"""Many users at once: `predictor serve` compared with `generate`, which serves one at a time.
 
 For each part, the same model in the same placement with the same number of threads:
 
 - ``resident``: a random Llama of 1.1 billion parameters (TinyLlama's shape) in main memory.
 - ``demo``: the demo model.
 - ``offloaded``: the Llama with most blocks on disk, both contestants in a memory cgroup that leaves
-  the page cache little; needs root.
+  little page cache; needs root.
 
-The server is a process that is spoken to over HTTP: users stream their replies, and each sends its
-next request when the last reply has ended. One more number of ``resident``: how long a short prompt
-waits that arrives while a long one is being read.
+The server is a process, reached over HTTP. Users stream their replies, and each sends its next
+request when the last reply has ended. ``resident`` also measures the time to the first token of a
+short prompt that arrives during the prefill of a long one.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from load import (
     Prompt,
     Reply,
     Server,
-    ask,
     await_quiet,
     measure_users,
     others_seconds,
+    send,
     speed,
 )
-from measuring import ROOT, CannotMeasure, add_places, finish, machine, mib, run, table
+from measuring import ROOT, CannotMeasure, add_path_flags, finish, machine, mib, run, table
 from served import check_placement, serve
 from tokenizers import Tokenizer
 
@@ -51,10 +51,10 @@ TARGETS = {
     ("resident", 16): 8.0,
     ("offloaded", 16): 10.0,
 }
-"""Least tokens per second, as multiples of the baseline's, by part and users."""
+"""Least tokens per second, as multiples of the baseline's, by part and number of users."""
 
 TARGET_CHUNKS = 2.0
-"""Most time to the first token of a short prompt beside a long one, in times of a chunk."""
+"""Most time to the first token of a short prompt beside a long one, in chunks of prefill."""
 
 LLAMA = Size(2048, 22, 32000, "bfloat16", head=64, heads_per_key=8, mlp=5632)
 TINY = Size(512, 24, 512, "bfloat16")
@@ -64,16 +64,16 @@ _LOOKAHEAD = 16
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One model and how it is served.
+    """A model and its serving options.
 
     Attributes:
         name: One of `PARTS`.
         model: Its folder.
-        users: How many at a time, one measurement after another.
-        new_tokens: For each request.
+        users: The numbers of concurrent users, one measurement for each.
+        new_tokens: New tokens of each request.
         length: The setting `max_model_len`.
-        flags: More of the predictor's flags.
-        exact: Whether every reply has to have all its tokens, as where no token ends it.
+        flags: Further flags of the predictor.
+        exact: Whether every reply must have all its tokens, because no token can end it.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Part:
     exact: bool = True
 
     def settings(self, prompt_tokens: int) -> list[str]:
-        """Returns the predictor's flags: with room in the KV cache for all users at once."""
+        """Return the predictor's flags, with a KV cache for all users at once."""
         each = prompt_tokens + self.new_tokens + _LOOKAHEAD
         concurrency = -(-max(self.users) * each // self.length)
         return [
@@ -100,7 +100,7 @@ class Part:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark and returns the exit code."""
+    """Run the benchmark and returns the exit code."""
     flags = _parser().parse_args(arguments)
     return finish(lambda: measure(flags), flags.json)
 
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--wait", type=float, default=60, help="most seconds to wait for a quiet machine, each time"
     )
-    add_places(parser)
+    add_path_flags(parser)
     return parser
 
 
@@ -132,25 +132,25 @@ def _parts(text: str) -> tuple[str, ...]:
 def _numbers(text: str) -> tuple[int, ...]:
     numbers = tuple(int(number) for number in text.split(","))
     if min(numbers) < 1:
-        raise argparse.ArgumentTypeError("it takes a user at least")
+        raise argparse.ArgumentTypeError("it takes one user at least")
     return numbers
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    """Returns all numbers, after printing them.
+    """Return all numbers, after printing them.
 
     Raises:
         CannotMeasure: Not even one part could be measured.
     """
     _fill_in(flags)
-    before, found, failures = machine(), {}, []
+    before, measured, failures = machine(), {}, []
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="serving-") as work:
         for part in _plans(flags, Path(work)):
             try:
-                found[part.name] = _measure_part(part, flags, Path(work))
+                measured[part.name] = _measure_part(part, flags, Path(work))
             except CannotMeasure as error:
                 failures.append(f"{part.name}: {error}")
-    result = {"parts": found, "targets": _targets(found), "machine": [before, machine()]}
+    result = {"parts": measured, "targets": _targets(measured), "machine": [before, machine()]}
     print(_report(result, flags))
     return result | {"failure": " ".join(failures) or None}
 
@@ -193,17 +193,17 @@ def _measure_part(part: Part, flags: argparse.Namespace, work: Path) -> dict[str
         rounds = [_raw(part, prompts, device_map, group, work, flags.wait)]
         with serve(settings, group, work) as server:
             check_placement(server, device_map)
-            found = _levels(part, prompts, server, flags.wait)
+            measured = _levels(part, prompts, server, flags.wait)
             if part.name == "resident":
                 await_quiet(flags.wait, server.pid)
-                found["short_beside_long"] = _short_beside_long(server, prompts)
-        if not flags.quick:  # on a busy machine the baseline is not the same before and after
+                measured["short_beside_long"] = _short_beside_long(server, prompts)
+        if not flags.quick:  # on a busy machine the baseline changes
             rounds.append(_raw(part, prompts, device_map, group, work, flags.wait))
-    return _compare(found, rounds)
+    return _compare(measured, rounds)
 
 
-def _compare(found: dict[str, Any], rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Adds the baseline's numbers, of its undisturbed rounds if there are any, and the ratios."""
+def _compare(measured: dict[str, Any], rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add the ratios and the baseline's numbers, from its undisturbed rounds if there are any."""
     all_rounds = rounds
     rounds = [one for one in rounds if one["others_seconds"] / one["seconds"] <= QUIET] or rounds
     replies = [(r["first"], r["gaps"], r["tokens"]) for one in rounds for r in one["replies"]]
@@ -214,14 +214,14 @@ def _compare(found: dict[str, Any], rounds: Sequence[Mapping[str, Any]]) -> dict
     raw["rounds"] = [
         sum(reply["tokens"] for reply in one["replies"]) / one["seconds"] for one in all_rounds
     ]
-    for level in found["levels"]:
+    for level in measured["levels"]:
         level["x_raw"] = level["tokens_per_second"] / raw["tokens_per_second"]
         level["disturbed"] = max(level["others_cpu_share"], raw["others_cpu_share"]) > QUIET
-    return {"raw": raw, **found}
+    return {"raw": raw, **measured}
 
 
 class Prompts:
-    """Random prompts of words that a model knows, the same ones in every run."""
+    """Random prompts of words in a model's vocabulary, the same ones in every run."""
 
     def __init__(self, model: Path, tokens: int) -> None:
         self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -231,14 +231,14 @@ class Prompts:
         self._tokens = tokens
 
     def take(self, count: int, *, seed: int, tokens: int | None = None) -> list[Prompt]:
-        """Returns prompts; their tokens are counted, since words beside others may differ."""
+        """Return prompts with their numbers of tokens, which may differ from the words'."""
         chosen = random.Random(seed)
         return [self._one(chosen, tokens or self._tokens) for _ in range(count)]
 
     def ids(self, prompt: Prompt) -> list[int]:
-        """Returns a prompt's tokens."""
-        found: list[int] = self._tokenizer.encode(prompt.text).ids
-        return found
+        """Return a prompt's tokens."""
+        ids: list[int] = self._tokenizer.encode(prompt.text).ids
+        return ids
 
     def _one(self, chosen: random.Random, tokens: int) -> Prompt:
         text = " ".join(chosen.choices(self._words, k=tokens))
@@ -246,27 +246,27 @@ class Prompts:
 
 
 def _requests_each(part: Part, users: int) -> int:
-    """How many requests a user sends: few where there are many users, or where each is slow."""
+    """Return the requests of each user: few if there are many users or requests are slow."""
     return 1 if part.name == "offloaded" else max(1, min(3, 32 // users))
 
 
 def _levels(part: Part, prompts: Prompts, server: Server, wait: float) -> dict[str, Any]:
-    measure_users(server, [prompts.take(1, seed=-1)], 2)  # opens what the first request opens
+    measure_users(server, [prompts.take(1, seed=-1)], 2)  # warms up
     levels = []
     for users in part.users:
         each = _requests_each(part, users)
         taken = [prompts.take(each, seed=1000 * users + user) for user in range(users)]
         await_quiet(wait, server.pid)
         levels.append(_checked(part, measure_users(server, taken, part.new_tokens)))
-        _say(f"{part.name}, {users} users", levels[-1])
+        _print_progress(f"{part.name}, {users} users", levels[-1])
     return {"levels": levels, "new_tokens": part.new_tokens}
 
 
-def _checked(part: Part, found: dict[str, Any]) -> dict[str, Any]:
-    counts = found["tokens_per_request"]
+def _checked(part: Part, measured: dict[str, Any]) -> dict[str, Any]:
+    counts = measured["tokens_per_request"]
     if part.exact and counts != [part.new_tokens, part.new_tokens]:
         raise CannotMeasure(f"Replies have {counts} tokens, not {part.new_tokens}.")
-    return found
+    return measured
 
 
 def _raw(
@@ -277,45 +277,49 @@ def _raw(
     work: Path,
     wait: float,
 ) -> dict[str, Any]:
-    """Runs the baseline over the prompts of the first of one user's requests."""
-    _forget(part)
+    """Run the baseline over the prompts of the measurement with one user."""
+    _drop_pages(part)
     taken = prompts.take(_requests_each(part, 1), seed=1000)
     file = work / "raw.json"
-    todo: dict[str, Any] = {"new_tokens": part.new_tokens, "device_map": device_map, "wait": wait}
-    todo["prompts"] = [prompts.ids(prompt) for prompt in taken]
-    file.write_text(json.dumps(todo))
+    work_order: dict[str, Any] = {
+        "new_tokens": part.new_tokens,
+        "device_map": device_map,
+        "wait": wait,
+    }
+    work_order["prompts"] = [prompts.ids(prompt) for prompt in taken]
+    file.write_text(json.dumps(work_order))
     script = str(Path(__file__).with_name("raw.py"))
     argv = [sys.executable, script, str(part.model), str(file)]
-    found: dict[str, Any] = json.loads(_output(argv, group, "The baseline").splitlines()[-1])
-    counts = [reply["tokens"] for reply in found["replies"]]
+    measured: dict[str, Any] = json.loads(_output(argv, group, "The baseline").splitlines()[-1])
+    counts = [reply["tokens"] for reply in measured["replies"]]
     _checked(part, {"tokens_per_request": [min(counts), max(counts)]})
-    others = found["others_seconds"] / found["seconds"]
-    each = {"tokens_per_second": sum(counts) / found["seconds"], "others_cpu_share": others}
-    _say(f"{part.name}, raw", each)
-    return found
+    others = measured["others_seconds"] / measured["seconds"]
+    each = {"tokens_per_second": sum(counts) / measured["seconds"], "others_cpu_share": others}
+    _print_progress(f"{part.name}, raw", each)
+    return measured
 
 
-def _say(what: str, found: Mapping[str, Any]) -> None:
-    """Tells how far the run is, which takes minutes."""
-    speed, others = found["tokens_per_second"], found["others_cpu_share"]
+def _print_progress(what: str, measured: Mapping[str, Any]) -> None:
+    """Print progress, since the run takes minutes."""
+    speed, others = measured["tokens_per_second"], measured["others_cpu_share"]
     print(f"{what}: {speed:.1f} tokens/s (others: {others:.2f})", file=sys.stderr, flush=True)
 
 
-def _forget(part: Part) -> None:
-    """Begins an offloaded run with no page of the model in memory, as a fresh node would."""
+def _drop_pages(part: Part) -> None:
+    """Drop an offloaded model from the page cache, as on a fresh node."""
     if part.name == "offloaded":
         drop_from_cache(part.model)
 
 
 def _device_map(settings: Sequence[str], group: MemoryGroup | None) -> dict[str, str]:
-    """Returns what the predictor decides; it decides the same when it serves."""
+    """Return the predictor's device map, which is the same when it serves."""
     if group is None:
         return {"": "cpu"}
     plan = [sys.executable, "-m", "predictor", "plan", "--output=json", *settings]
-    found: dict[str, str] = json.loads(_output(plan, group, "predictor plan"))["device_map"]
-    if "disk" not in found.values():
+    device_map: dict[str, str] = json.loads(_output(plan, group, "predictor plan"))["device_map"]
+    if "disk" not in device_map.values():
         raise CannotMeasure("Nothing is offloaded: give a smaller --budget.")
-    return found
+    return device_map
 
 
 def _output(argv: Sequence[str], group: MemoryGroup | None, who: str) -> str:
@@ -326,18 +330,18 @@ def _output(argv: Sequence[str], group: MemoryGroup | None, who: str) -> str:
 
 
 def _short_beside_long(server: Server, prompts: Prompts) -> dict[str, Any]:
-    """Measures a short prompt that arrives early and late in a long one's chunk, and a chunk."""
+    """Measure a short prompt that arrives early and late in a long one's chunk, and a chunk."""
 
     def one(tokens: int, seed: int) -> Prompt:
         return prompts.take(1, seed=seed, tokens=tokens)[0]
 
     began, others = time.perf_counter(), others_seconds(server.pid)
-    chunks = [asyncio.run(ask(server, one(_CHUNK, -seed), 1)).first for seed in (2, 3)]
+    chunks = [asyncio.run(send(server, one(_CHUNK, -seed), 1)).first for seed in (2, 3)]
     chunk = min(chunks)
-    waits = []
+    first_token_seconds = []
     for attempt, delay in enumerate((0.1, 1.1)):
         long, short = one(_LONG, -10 - attempt), one(_SHORT, -20 - attempt)
-        waits.append(asyncio.run(_during(server, long, short, delay * chunk)))
+        first_token_seconds.append(asyncio.run(_during(server, long, short, delay * chunk)))
     seconds = time.perf_counter() - began
     return {
         "others_cpu_share": (others_seconds(server.pid) - others) / seconds,
@@ -345,36 +349,36 @@ def _short_beside_long(server: Server, prompts: Prompts) -> dict[str, Any]:
         "long_tokens": _LONG,
         "short_tokens": _SHORT,
         "chunk_seconds": chunk,
-        "first_token_seconds": waits,
-        "chunks": max(waits) / chunk,
+        "first_token_seconds": first_token_seconds,
+        "chunks": max(first_token_seconds) / chunk,
     }
 
 
 async def _during(server: Server, long: Prompt, short: Prompt, delay: float) -> float:
-    """Returns the time to the first token of a prompt that is sent while another is read."""
-    reading = asyncio.create_task(ask(server, long, 1))
+    """Return the time to the first token of a prompt that is sent during another's prefill."""
+    long_request = asyncio.create_task(send(server, long, 1))
     await asyncio.sleep(delay)
-    found: Reply = await ask(server, short, 1)
-    if (await reading).began < found.began:
+    reply: Reply = await send(server, short, 1)
+    if (await long_request).began < reply.began:
         raise CannotMeasure("The long prompt was read before the short one had its first token.")
-    return found.first
+    return reply.first
 
 
-def _targets(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns what was measured beside what was hoped for."""
-    levels = {(name, lv["users"]): lv for name in found for lv in found[name]["levels"]}
+def _targets(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the measured values beside their targets."""
+    levels = {(name, lv["users"]): lv for name in measured for lv in measured[name]["levels"]}
     targets = [
         {
             "what": f"{key[0]}, {key[1]} users: x raw",
             "target": f">= {least:g}",
-            "found": level["x_raw"],
+            "measured": level["x_raw"],
             "reached": level["x_raw"] >= least,
             "disturbed": level["disturbed"],
         }
         for key, least in TARGETS.items()
         if (level := levels.get(key)) is not None
     ]
-    beside = found.get("resident", {}).get("short_beside_long")
+    beside = measured.get("resident", {}).get("short_beside_long")
     return targets if beside is None else [*targets, _chunks_target(beside)]
 
 
@@ -382,7 +386,7 @@ def _chunks_target(beside: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "what": "short prompt beside a long one: chunks to its first token",
         "target": f"< {TARGET_CHUNKS:g}",
-        "found": beside["chunks"],
+        "measured": beside["chunks"],
         "reached": beside["chunks"] < TARGET_CHUNKS,
         "disturbed": beside["others_cpu_share"] > QUIET,
     }
@@ -395,12 +399,12 @@ _COLUMNS = (
     "tokens/s",
     "x raw",
     "x 1 user",
-    "first p50",
+    "TTFT p50",
     "p99 ms",
-    "next p50",
+    "ITL p50",
     "p99 ms",
-    "others",
-    "client",
+    "other CPU",
+    "client CPU",
 )
 
 
@@ -411,16 +415,16 @@ def _report(result: Mapping[str, Any], flags: argparse.Namespace) -> str:
     lines += ["", *map(_target_line, result["targets"]), ""]
     lines += [_part_line(name, part) for name, part in result["parts"].items()]
     if disturbed := [row[0] for row in rows if float(row[-2]) > QUIET]:
-        lines.append(f"DISTURBED by others, worth nothing: {'; '.join(disturbed)}")
+        lines.append(f"DISTURBED by other processes, unreliable: {'; '.join(disturbed)}")
     return "\n".join(
         [
             *lines,
             "raw: generate, one prompt after another, in a process before the server's and one",
-            "after it; a disturbed one does not count beside another. next: from one text of",
-            "a reply to the next. Each request connects anew.",
-            "others, client: processors that those kept busy. offloaded: both contestants in one",
-            "memory cgroup; what raw has in main memory are pages of mapped files, as transformers",
-            "has them, which the kernel takes back under pressure.",
+            "after it; a disturbed one is left out if the other is not. TTFT: time to first token.",
+            "ITL: inter-token latency, from one text of a reply to the next. Each request has its",
+            "own connection. other CPU, client CPU: processors that other processes and the client",
+            "kept busy. offloaded: both contestants in one memory cgroup; raw's weights in main",
+            "memory are transformers' mapped files, whose pages the kernel evicts under pressure.",
             f"machine: {before} at the start, {after} at the end.",
         ]
     )
@@ -438,11 +442,11 @@ def _rows(name: str, part: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _cells(found: Mapping[str, Any], x_raw: str, x_one: str) -> list[str]:
-    first, following = found["first_token_seconds"], found["inter_token_seconds"]
-    speeds = [str(found["tokens"]), f"{found['tokens_per_second']:.1f}", x_raw, x_one]
+def _cells(measured: Mapping[str, Any], x_raw: str, x_one: str) -> list[str]:
+    first, following = measured["first_token_seconds"], measured["inter_token_seconds"]
+    speeds = [str(measured["tokens"]), f"{measured['tokens_per_second']:.1f}", x_raw, x_one]
     times = [_ms(part[key]) for part in (first, following) for key in ("p50", "p99")]
-    return [*speeds, *times, f"{found['others_cpu_share']:.2f}"]
+    return [*speeds, *times, f"{measured['others_cpu_share']:.2f}"]
 
 
 def _ms(seconds: float | None) -> str:
@@ -452,7 +456,7 @@ def _ms(seconds: float | None) -> str:
 def _target_line(target: Mapping[str, Any]) -> str:
     verdict = "reached" if target["reached"] else "MISSED"
     verdict += " (but DISTURBED)" if target["disturbed"] else ""
-    return f"{target['what']} {target['found']:.2f}, target {target['target']}: {verdict}"
+    return f"{target['what']} {target['measured']:.2f}, target {target['target']}: {verdict}"
 
 
 def _part_line(name: str, part: Mapping[str, Any]) -> str:

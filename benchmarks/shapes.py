@@ -1,4 +1,4 @@
-"""The models and the resources that `plan.py` plans for, with sizes worked out by hand."""
+"""The models and resources that `plan.py` plans, with sizes worked out by hand."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Shape:
     """A model as its paper and its config.json state it.
 
     Attributes:
-        config: What config.json holds.
+        config: The content of config.json.
         weights: Bytes of all parameters in bfloat16, worked out from the shapes.
         kv: Bytes of KV cache for one sequence of full length.
-        blocks: How many there are.
+        blocks: The number of blocks.
     """
 
     config: Mapping[str, Any]
@@ -26,7 +26,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """Resources to plan for, as `predictor plan` takes them; `fits` says whether they suffice."""
+    """Resources as flags of `predictor plan`; `fits` is whether they suffice for the models."""
 
     gpus: str | None
     memory: str
@@ -35,7 +35,7 @@ class Stated:
 
     @property
     def title(self) -> str:
-        """Returns the resources for people."""
+        """Return the resources in readable form."""
         return f"{self.gpus or 'no GPU'}, {self.memory}, {self.disk}"
 
 
@@ -84,4 +84,4 @@ RESOURCES = (
     Stated(None, "64GiB", "400GiB"),
     Stated("24GiB", "32GiB", "50GiB", fits=False),
 )
-"""The first is the one that the target is for; the last must be refused, which plans many times."""
+"""The target is for the first. The last must be refused, for which planning runs many times."""

@@ -1,6 +1,6 @@
-"""One contestant of `offload.py`, run as a process of its own inside a memory cgroup.
+"""One contestant of `offload.py`, run as its own process inside a memory cgroup.
 
-Prints one JSON object: what a pass over the weights took at 1 and at more sequences.
+Prints one JSON object: the cost of a forward pass for each number of sequences.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PROMPT = 8
 
 
 def prompts(count: int) -> list[list[int]]:
-    """Returns so many different prompts; all are as long."""
+    """Return so many different prompts of equal length."""
     return [
         [5 + (7 * index + 3 * place) % 500 for place in range(_PROMPT)] for index in range(count)
     ]
@@ -59,7 +59,7 @@ def _predictor(checkpoint: Path, flags: argparse.Namespace) -> tuple[Generate, A
     if flags.budget:
         given["max_memory"] = json.dumps({"cpu": flags.budget})
     _, _, started = bring_up(given)
-    return engine_generates(started.task._engine), started
+    return engine_generates(started.task.engine), started
 
 
 CONTESTANTS = {
@@ -71,7 +71,7 @@ CONTESTANTS = {
 
 
 def main() -> None:
-    """Runs one contestant and prints what it cost."""
+    """Run one contestant and print its cost."""
     parser = argparse.ArgumentParser()
     parser.add_argument("contestant", choices=CONTESTANTS)
     parser.add_argument("checkpoint", type=Path)
@@ -88,7 +88,7 @@ def main() -> None:
     began = time.perf_counter()
     generate, loaded = CONTESTANTS[flags.contestant](flags.checkpoint, flags)
     ready = time.perf_counter() - began
-    generate(prompts(1), 2, lambda: None)  # what transformers puts off until the first pass
+    generate(prompts(1), 2, lambda: None)  # transformers defers work to the first forward pass
     streaming = getattr(getattr(loaded, "weights", None), "streaming", None)
     levels = {
         sequences: _level(generate, sequences, flags.tokens, streaming)
@@ -110,24 +110,24 @@ def _level(generate: Generate, sequences: int, tokens: int, streaming: Any) -> d
 
     def mark() -> None:
         meter.mark()
-        stalls.append(0.0 if streaming is None else streaming._metrics.stalls)
+        stalls.append(0.0 if streaming is None else streaming.metrics.stall_seconds)
 
-    told = generate(prompts(sequences), tokens, mark)
-    passes = meter.per_token()[1:]  # the first that are told may come after several passes
+    replies = generate(prompts(sequences), tokens, mark)
+    steps = meter.per_token()[1:]  # the first token may take several forward passes
     waited = [after - before for before, after in pairwise(stalls)][1:]
     return {
-        "tokens": told,
-        "seconds": statistics.median(one["seconds"] for one in passes),
-        "read_bytes": statistics.median(one["read_bytes"] for one in passes),
+        "tokens": replies,
+        "seconds": statistics.median(one["seconds"] for one in steps),
+        "read_bytes": statistics.median(one["read_bytes"] for one in steps),
         "stall_seconds": statistics.median(waited),
     }
 
 
 def probe(up: Any) -> dict[str, float]:
-    """Returns the device's own bandwidth over the streamed blocks, and the bytes that stay."""
+    """Return the device's own bandwidth over the streamed blocks, and the resident bytes."""
     from predictor.placement.units import STAGE
 
-    blocks = up.weights.streaming.lane.blocks
+    blocks = up.weights.streaming.loader.blocks
     resident = sum(p.nbytes for p in up.weights.model.parameters() if p.device.type == "cpu")
     pieces = (STAGE, max(block.size for block in blocks))
     return {
@@ -138,18 +138,18 @@ def probe(up: Any) -> dict[str, float]:
 
 
 def _speed(blocks: Sequence[Any], piece: int) -> float:
-    """Returns bytes per second of direct reads of so many bytes at most.
+    """Return the bytes per second of direct reads of at most `piece` bytes.
 
-    Where a host copies what it reads, memory that stays in the processor's cache is faster.
+    If the host copies the data, a buffer that fits the processor's cache is faster.
     """
-    from predictor.weights.extents import short
-    from predictor.weights.streaming.direct_io import Buffer, opened_files
+    from predictor.weights.direct_io import AlignedBuffer, open_block_reader
+    from predictor.weights.extents import split_segments
 
-    buffer = Buffer(piece)
+    buffer = AlignedBuffer(piece)
     began = time.perf_counter()
-    with opened_files() as files:
+    with open_block_reader() as files:
         for block in blocks:
-            for segment in short(block.segments, piece):
+            for segment in split_segments(block.segments, piece):
                 files.read_segment(replace(segment, at=0), buffer)
     return sum(block.size for block in blocks) / (time.perf_counter() - began)
 

@@ -1,4 +1,4 @@
-"""How many requests a model has accepted: each takes a place, and one too many is refused."""
+"""Admission: bound the requests that run or wait; one too many is `Overloaded` (HTTP 429)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from predictor.errors import Overloaded
 
 
 class AdmissionController:
-    """The places of requests that run or wait.
+    """Counts the requests that were admitted and are not answered yet.
 
     Attributes:
-        most: How many there are.
-        taken: How many are taken now.
+        most: The limit (`max_requests`).
+        taken: Permits in use.
     """
 
     def __init__(self, most: int) -> None:
-        """Begins with all of them free."""
+        """Start with every permit free."""
         self.most = most
         self.taken = 0
         self._rate = _Rate()
 
     def check(self) -> None:
-        """Returns if there is one more.
+        """Return if one more request may be admitted.
 
         Raises:
-            Overloaded: There is none, and when one is likely to come free.
+            Overloaded: The limit is reached; it carries the seconds after which to retry.
         """
         if self.taken >= self.most:
             raise Overloaded(
@@ -35,39 +35,39 @@ class AdmissionController:
             )
 
     def take(self) -> Permit:
-        """Takes one, whether there is one or not: `check` has been asked."""
+        """Take a permit without a check: call `check` first."""
         self.taken += 1
         return Permit(self)
 
     def answered(self) -> None:
-        """Notes that a request has been answered now."""
+        """Count an answer, from which `Overloaded.retry_after` is estimated."""
         self._rate.count()
 
     def free(self) -> None:
-        """Is told by a place that it is given up."""
+        """Take back one permit; called by `Permit.release`."""
         self.taken -= 1
         if not self.taken:
             self._rate.rest()
 
 
 class Permit:
-    """A request's place, until it is given up or forgotten."""
+    """Admits one request until it is released or garbage collected."""
 
-    def __init__(self, places: AdmissionController) -> None:
-        self._places: AdmissionController | None = places
+    def __init__(self, admission: AdmissionController) -> None:
+        self._admission: AdmissionController | None = admission
 
     def release(self) -> None:
-        """Lets another request have it."""
-        if self._places is not None:
-            self._places.free()
-            self._places = None
+        """Give the permit back; later calls do nothing."""
+        if self._admission is not None:
+            self._admission.free()
+            self._admission = None
 
     def __del__(self) -> None:
-        self.release()  # of pieces that nobody has begun to read
+        self.release()  # of a stream that is dropped before its first piece is read
 
 
 class _Rate:
-    """How often requests are answered: a moving average of the time between two answers."""
+    """Average the seconds between two answers, exponentially."""
 
     _WEIGHT = 0.2
 
@@ -82,9 +82,9 @@ class _Rate:
         self._last = now
 
     def rest(self) -> None:
-        """Notes that nobody waits: the time to the next answer tells nothing."""
+        """Ignore the time until the next answer: no request is running."""
         self._last = None
 
     def seconds_to_next(self) -> int:
-        """Returns whole seconds, at least 1, in which a place is likely to come free."""
+        """Return whole seconds, at least 1, after which a permit is likely to be free."""
         return max(1, math.ceil(self._interval))

@@ -72,7 +72,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         ConfigurationError: The command line is wrong.
     """
     parser = _parser()
-    known, unknown = parser.parse_known_args([_underscored(word) for word in arguments])
+    parsed, unknown = parser.parse_known_args([_underscored(word) for word in arguments])
     check_known(
         [word.partition("=")[0].removeprefix("--") for word in unknown if word.startswith("--")],
         "flag",
@@ -81,7 +81,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     )
     if unknown:
         parser.error(f"unexpected argument {unknown[0]!r}")
-    flags = {name: value for name, value in vars(known).items() if value is not None}
+    flags = {name: value for name, value in vars(parsed).items() if value is not None}
     return flags.pop("command"), flags
 
 

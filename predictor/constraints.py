@@ -1,10 +1,10 @@
-"""What the settings ask of a plan and of the offload volume, for one model and one pod."""
+"""Turn settings into placement options and an offload config, for one model and one pod."""
 
 from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from predictor.checkpoint.checkpoint import Checkpoint, context_length, known_positions
+from predictor.checkpoint.checkpoint import Checkpoint, context_length, max_positions
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.dtypes import name_of
 from predictor.engine.batchability import unbatchable_reason
@@ -19,7 +19,7 @@ from predictor.tasks.sentence_layout import read_layout
 from predictor.weights.block_source import OffloadConfig
 from predictor.weights.converted import folder_name
 from predictor.weights.store.folder import store_file
-from predictor.weights.store.writer import partial_of
+from predictor.weights.store.writer import partial_file
 
 
 def inherited_notes(settings: Settings) -> tuple[str, ...]:
@@ -52,21 +52,21 @@ def max_model_len(settings: Settings, checkpoint: Checkpoint, skeleton: PreTrain
     Raises:
         ConfigurationError: More were asked for than the model has positions.
     """
-    known = known_positions(checkpoint.config)
+    positions = max_positions(checkpoint.config)
     if checkpoint.task not in GENERATING:
-        known = count_positions(skeleton) or known
+        positions = count_positions(skeleton) or positions
     length = settings.max_model_len
-    if length is not None and known is not None and length > known:
+    if length is not None and positions is not None and length > positions:
         raise ConfigurationError(
-            f"max_model_len {length} is longer than the {known} positions that this model can be "
-            "served with."
+            f"max_model_len {length} is longer than the {positions} positions that this model can "
+            "be served with."
         )
     if length is None and settings.max_length is not None:
-        length = min(2 * settings.max_length, known or 2 * settings.max_length)
+        length = min(2 * settings.max_length, positions or 2 * settings.max_length)
     default = context_length(checkpoint.config)
     if checkpoint.task == "text_embedding":
         default = min(default, read_layout(checkpoint.path).max_length or default)
-    return length or min(default, known or default)
+    return length or min(default, positions or default)
 
 
 def largest_pass(
@@ -98,7 +98,7 @@ def placement_options(
     *,
     max_batch_size: int,
 ) -> PlacementOptions:
-    """Returns what is asked of the plan; `max_batch_size` is the most that the model can do."""
+    """Return the placement options; `max_batch_size` is the largest batch of the model."""
     return PlacementOptions(
         device_map=settings.device_map,
         max_memory=settings.max_memory or {},
@@ -111,15 +111,15 @@ def placement_options(
 
 
 def offload_of(settings: Settings, footprint: Footprint, resources: PodResources) -> OffloadConfig:
-    """Returns what is known and wanted of parts on disk."""
+    """Return how offloaded blocks are stored on the offload volume."""
     volume = resources.volume
     return OffloadConfig(
         folder=settings.offload_folder,
         free=volume.available if volume is not None and volume.writable else 0,
         store=settings.offload_store,
         verify=settings.verify_store,
-        rewritten=footprint.rewritten,
-        cast=footprint.cast,
+        needs_conversion=footprint.needs_conversion,
+        needs_cast=footprint.needs_cast,
     )
 
 
@@ -130,12 +130,12 @@ def _disk(
     volume = resources.volume
     if volume is not None and volume.stated:
         return volume.available
-    if not footprint.rewritten and settings.offload_store != "always":
+    if not footprint.needs_conversion and settings.offload_store != "always":
         return None
     if volume is None or not volume.writable or settings.offload_folder is None:
         return 0
     name = folder_name(checkpoint, footprint.dtype)
     # What an earlier start wrote is used again, or replaced.
     store = store_file(settings.offload_folder, name)
-    there = sum(f.stat().st_size for f in (store, partial_of(store)) if f.exists())
+    there = sum(f.stat().st_size for f in (store, partial_file(store)) if f.exists())
     return volume.available + there + count_usage(settings.offload_folder / name).used

@@ -25,7 +25,7 @@ class PredictorError(Exception):
 
 
 class ConfigurationError(PredictorError):
-    """What the predictor was told to do cannot be done; a restart will not help."""
+    """The settings cannot be applied; a restart will not help."""
 
     exit_code = 78
 
@@ -159,7 +159,7 @@ def reason_of(error: BaseException, *, most: int = 200) -> str:
     return shorten(line, most, ellipsis="")
 
 
-def nearest(name: str, known: Collection[str]) -> str:
-    """Returns the end of a sentence: ``did you mean 'x'?``, or all that is known."""
-    near = difflib.get_close_matches(shorten(name, MAX_NAME, ellipsis=""), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+def nearest(name: str, choices: Collection[str]) -> str:
+    """Return the end of a sentence: ``did you mean 'x'?``, or all valid choices."""
+    near = difflib.get_close_matches(shorten(name, MAX_NAME, ellipsis=""), choices, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(choices)}."

@@ -1,6 +1,6 @@
-"""The process's log: one line an event, on stderr, never a prompt or a reply.
+"""The process's log: one line for each event, on stderr, never a prompt or a reply.
 
-kserve's loggers write two lines for every request, probes included; they are kept to warnings.
+kserve's loggers write two lines for every request, probes included, and so log warnings only.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _ERRORS_ONLY = ("accelerate.big_modeling",)
 
 
 def configure() -> None:
-    """Sets the process's log up."""
+    """Set up the process's log."""
     logging.basicConfig(level=logging.INFO, format=_FORMAT)
 
 
 def quiet() -> None:
-    """Keeps the libraries' loggers down; called after kserve set up its own."""
+    """Raise the levels of the libraries' loggers. Call it after kserve has set up its own."""
     for name in _WARNINGS_ONLY:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in _ERRORS_ONLY:

@@ -1,14 +1,16 @@
-"""Every metric that the predictor has, in one place: names, units, meaning.
+"""All metrics of the predictor: names, units and meaning.
 
-They are in prometheus_client's default registry, which the SDK's ``/metrics`` shows. Names follow
-Prometheus' conventions (base units, ``_total`` for counters); every metric has the label
-``model_name``. The README's table is held against this module by a test.
+The metrics are in prometheus_client's default registry, which the SDK's ``/metrics`` shows. Names
+follow Prometheus' conventions (base units, ``_total`` for counters), and every metric has the label
+``model_name``. A test compares the README's table with this module. When something is counted is
+left to the modules that do the work.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -17,7 +19,7 @@ from predictor.quantity import format_bytes
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_OF_PACE = 60.0
+_SECONDS_BETWEEN_LINES = 60.0
 
 _MODEL = "model_name"
 
@@ -110,101 +112,121 @@ STORE_BUILDS = Counter(
 
 
 class WeightMetrics:
-    """The streaming's metrics of one model.
+    """The metrics of one model's streaming.
 
     Attributes:
         store_hits: Starts that found their store.
         store_builds: Stores written.
-        bytes: Read so far, from anywhere.
-        reading: Seconds that this took.
-        copies: Bytes copied to an accelerator so far.
-        stalls: Seconds that passes waited for it.
+        bytes_read: Bytes read so far, from any source.
+        read_seconds: Seconds that these reads took.
+        bytes_copied: Bytes copied to an accelerator so far.
+        stall_seconds: Seconds that forward passes waited for blocks.
     """
 
     def __init__(self, model_name: str) -> None:
         self.store_hits = STORE_HITS.labels(model_name)
         self.store_builds = STORE_BUILDS.labels(model_name)
-        self.bytes = self.copies = 0
-        self.reading = self.stalls = 0.0
+        self.bytes_read = self.bytes_copied = 0
+        self.read_seconds = self.stall_seconds = 0.0
         self._model = model_name
         self._stalls = WEIGHT_STALLS.labels(model_name)
         self._copied = WEIGHT_COPIED.labels(model_name)
 
-    def read(self, source: str, count: int, seconds: float) -> None:
-        """Counts a block that was read; one thread does."""
-        self.bytes += count
-        self.reading += seconds
+    def count_read(self, source: str, count: int, seconds: float) -> None:
+        """Count a block that was read; called by one thread."""
+        self.bytes_read += count
+        self.read_seconds += seconds
         WEIGHT_BYTES.labels(self._model, source).inc(count)
         WEIGHT_SECONDS.labels(self._model, source).inc(seconds)
 
-    def copied(self, count: int) -> None:
-        """Counts a block that was copied to an accelerator; one thread does."""
-        self.copies += count
+    def count_copied(self, count: int) -> None:
+        """Count bytes that were copied to an accelerator; called by one thread."""
+        self.bytes_copied += count
         self._copied.inc(count)
 
-    def stalled(self, seconds: float) -> None:
-        """Counts what a pass waited for a block."""
-        self.stalls += seconds
+    def count_stall(self, seconds: float) -> None:
+        """Count the seconds that a forward pass waited for a block."""
+        self.stall_seconds += seconds
         self._stalls.inc(seconds)
 
 
 class Pace:
-    """Counts passes and tokens; one thread calls it."""
+    """Logs the throughput once a minute; called by one thread."""
 
-    def __init__(self, weights: WeightMetrics | None = None) -> None:
-        """Begins the first minute.
+    def __init__(
+        self,
+        weights: WeightMetrics | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin the first minute.
 
         Args:
-            weights: What the streaming counts; None where nothing is streamed.
+            weights: The metrics of streaming; None if nothing is streamed.
+            clock: Returns the time in seconds.
         """
         self._weights = weights
+        self._clock = clock
         self._start()
 
-    def passed(self, seconds: float, tokens: int) -> None:
-        """Counts a pass, and says how the minute was where it is over.
+    def count_step(self, seconds: float, tokens: int) -> None:
+        """Count a forward pass, and log the minute if it is over.
 
         Args:
-            seconds: That it took.
-            tokens: That it gave.
+            seconds: The duration of the forward pass.
+            tokens: The tokens that it generated.
         """
         self._busy += seconds
         self._tokens += tokens
-        if time.monotonic() - self._began >= _SECONDS_OF_PACE:
+        if self._clock() - self._began >= _SECONDS_BETWEEN_LINES:
             logger.info("%s", self._sentence())
             self._start()
 
     def _start(self) -> None:
-        self._began = time.monotonic()
+        self._began = self._clock()
         self._busy, self._tokens = 0.0, 0
-        self._before = self._counted()
+        self._before = self._weight_counts()
 
-    def _counted(self) -> tuple[int, int, float, float]:
-        found = self._weights
-        if found is None:
+    def _weight_counts(self) -> tuple[int, int, float, float]:
+        counts = self._weights
+        if counts is None:
             return (0, 0, 0.0, 0.0)
-        return (found.bytes, found.copies, found.reading, found.stalls)
+        return (counts.bytes_read, counts.bytes_copied, counts.read_seconds, counts.stall_seconds)
 
     def _sentence(self) -> str:
-        seconds = time.monotonic() - self._began
+        seconds = self._clock() - self._began
         text = (
             f"{self._tokens / seconds:.1f} tokens/s in the last {seconds:.0f} s, "
             f"{100 * self._busy / seconds:.0f} % of them in passes"
         )
-        size, copies, reading, stalls = (
-            now - then for now, then in zip(self._counted(), self._before, strict=True)
+        size, copied, read_seconds, stalls = (
+            now - then for now, then in zip(self._weight_counts(), self._before, strict=True)
         )
-        if size or copies:
+        if size or copied:
             text += f"; {100 * stalls / max(self._busy, 1e-9):.0f} % of these waiting for blocks"
         if size:
-            text += f", which were read at {format_bytes(int(size / max(reading, 1e-9)))}/s"
+            text += f", which were read at {format_bytes(int(size / max(read_seconds, 1e-9)))}/s"
         return text
 
 
 class EngineMetrics:
-    """The engine's metrics of one model."""
+    """The metrics of one model's engine."""
 
-    def __init__(self, model_name: str, weights: WeightMetrics | None = None) -> None:
-        self._pace = Pace(weights)
+    def __init__(
+        self,
+        model_name: str,
+        weights: WeightMetrics | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Label the metrics with the model's name.
+
+        Args:
+            model_name: The name that the model is served under.
+            weights: The metrics of streaming; None if nothing is streamed.
+            clock: Returns the time in seconds.
+        """
+        self._pace = Pace(weights, clock=clock)
         self.running = RUNNING.labels(model_name)
         self.waiting = WAITING.labels(model_name)
         self.queue_seconds = QUEUE_SECONDS.labels(model_name)
@@ -218,21 +240,21 @@ class EngineMetrics:
         self.kv_limit = KV_LIMIT.labels(model_name)
         self.preemptions = PREEMPTIONS.labels(model_name)
 
-    def passed(self, *, rows: int, seconds: float, tokens: int) -> None:
-        """Counts a pass; the engine's thread does.
+    def count_step(self, *, rows: int, seconds: float, tokens: int) -> None:
+        """Count a forward pass; called by the engine's thread.
 
         Args:
-            rows: Sequences that it was of.
-            seconds: That it took.
-            tokens: That it gave.
+            rows: Sequences in the forward pass.
+            seconds: The duration of the forward pass.
+            tokens: The tokens that it generated.
         """
         self.batch_rows.observe(rows)
         self.step_seconds.observe(seconds)
-        self._pace.passed(seconds, tokens)
+        self._pace.count_step(seconds, tokens)
 
 
 def show_placement(model_name: str, placement: Placement) -> None:
-    """Puts a placement on ``/metrics``."""
+    """Show a placement on ``/metrics``."""
     for tier in placement.tiers:
         kinds = {
             "weights": tier.weights,

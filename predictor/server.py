@@ -16,24 +16,21 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from predictor import logs
 from predictor.errors import ConfigurationError, EngineBroken
 from predictor.model import PredictorModel
 from predictor.protocol.app import install
+from predictor.protocol.kserve import sdk
 from predictor.protocol.kserve.grpc_server import BoundServer, make_server
 from predictor.settings import Settings
+from predictor.tasks.generation_spec import GenerationSpec
 
 from kserve import ModelServer  # isort: skip
-from kserve.model_server import app  # isort: skip
-from kserve.protocol.rest.server import RESTServer  # isort: skip
 
 logger = logging.getLogger(__name__)
 
 _POLL = 0.05
-_PROMPT = "Today the weather is really nice and I am planning on"
-_APPLICATION = "kserve.model_server:app"
 
 
 class Server(ModelServer):
@@ -57,7 +54,7 @@ class Server(ModelServer):
         self._model = PredictorModel(settings, self._on_broken)
         self.register_model(self._model)
         install(
-            app,
+            sdk.own_app,
             models=self.registered_models,
             max_body_bytes=settings.max_body_size,
             load_unload=settings.enable_load_unload,
@@ -76,7 +73,7 @@ class Server(ModelServer):
 
     async def _run(self, listening: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
-        http, closing = self._rest(), asyncio.Event()
+        http, closing = sdk.rest_server(self, grace_period=1), asyncio.Event()
         serving = [asyncio.create_task(http.serve(sockets=[listening]))]
         if self.enable_grpc:
             serving.append(asyncio.create_task(self._bind_grpc().serve(closing, grace=1.0)))
@@ -96,20 +93,6 @@ class Server(ModelServer):
             http.should_exit = True
             closing.set()
             await asyncio.gather(*serving)
-
-    def _rest(self) -> Any:
-        server = RESTServer(
-            _APPLICATION,
-            self.dataplane,
-            self.model_repository_extension,
-            self.http_port,
-            grace_period=1,
-            timeout_keep_alive=self.timeout_keep_alive,
-            ssl_certfile=self.ssl_certfile,
-            ssl_keyfile=self.ssl_keyfile,
-        )
-        server.create_application()
-        return server._server  # the uvicorn server, which RESTServer offers no other way to stop
 
     def _bind_grpc(self) -> BoundServer:
         settings = self._settings
@@ -171,12 +154,12 @@ class Server(ModelServer):
 
     def _examples(self, address: str) -> str:
         """Returns the curl lines that work against this server."""
-        head, more = self._model.head, {"parameters": {"max_new_tokens": 25}}
-        fields: dict[str, str] = {"text": _PROMPT}
-        instance: object = _PROMPT
-        if head is not None:
-            fields, more = {f.name: f.example for f in head.fields if f.required}, {}
-            instance = fields if len(fields) > 1 else next(iter(fields.values()))
+        spec = self._model.spec
+        is_generation = isinstance(spec, GenerationSpec)
+        more = {"parameters": {"max_new_tokens": 25}} if is_generation else {}
+        fields = {field.name: field.example for field in spec.fields if field.required}
+        first = next(iter(fields.values()))
+        instance: object = fields if len(fields) > 1 else first
         v1 = {"instances": [instance], **more}
         tensors = [
             {"name": name, "shape": [1], "datatype": "BYTES", "data": [text]}
@@ -188,8 +171,8 @@ class Server(ModelServer):
             f"curl {url}/v2/models/{name}/infer -d '{json.dumps({'inputs': tensors, **more})}'",
             f"curl {url}/v2/models/{name}",
         ]
-        if self._settings.torchserve_api and head is None:
-            lines.append(f"curl {url}/predictions/{name} --data-urlencode 'data={_PROMPT}'")
+        if self._settings.torchserve_api and is_generation:
+            lines.append(f"curl {url}/predictions/{name} --data-urlencode 'data={first}'")
         return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 Strength: flag, then ``PREDICTOR_*`` environment variable, then ``setup_config.json`` in the model
 directory (the predecessor's file; it may hold any setting by its name), then the default. This
-module knows names, types and defaults; what a wish means is decided in `placement` and above.
+module knows names, types and defaults; `placement` and the rim decide what they mean for a model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from predictor.settings_types import Bytes, DeviceMap, Dtype, MemoryByDevice, Ta
 
 
 class Settings(BaseSettings):
-    """What the predictor was told: bytes (written ``40Gi``, ``10GiB`` or ``500M``) and seconds."""
+    """The settings: sizes in bytes (written ``40Gi``, ``10GiB`` or ``500M``), times in seconds."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True

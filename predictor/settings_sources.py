@@ -50,18 +50,18 @@ class SetupConfig(PydanticBaseSettingsSource):
         if not isinstance(keys, dict):
             raise ConfigurationError(f"{path} must hold one JSON object.")
         check_known(keys, f"key in {path}", self.settings_cls.model_fields)
-        told = by_field({key: value for key, value in keys.items() if value is not None})
-        if isinstance(told.get("offload_folder"), str):
+        specified = by_field({key: value for key, value in keys.items() if value is not None})
+        if isinstance(specified.get("offload_folder"), str):
             # The predecessor ran in the model's directory; this process may run anywhere.
-            told["offload_folder"] = path.parent / told["offload_folder"]
+            specified["offload_folder"] = path.parent / specified["offload_folder"]
         # pydantic would merge objects; what a stronger source says is the whole value.
-        return {name: value for name, value in told.items() if name not in self.current_state}
+        return {name: value for name, value in specified.items() if name not in self.current_state}
 
 
 def check_known(
     given: Iterable[str],
     kind: str,
-    known: Collection[str],
+    choices: Collection[str],
     *,
     shown: Callable[[str], str] = str,
 ) -> None:
@@ -71,8 +71,8 @@ def check_known(
         ConfigurationError: Names the first unknown name and the nearest known one.
     """
     for name in given:
-        if name not in known and name not in ALIASES:
-            near = difflib.get_close_matches(name, (*known, *ALIASES), n=1, cutoff=0.5)
+        if name not in choices and name not in ALIASES:
+            near = difflib.get_close_matches(name, (*choices, *ALIASES), n=1, cutoff=0.5)
             hint = f"; did you mean {shown(near[0])}?" if near else "."
             raise ConfigurationError(f"Unknown {kind} {shown(name)}{hint}")
 

@@ -21,19 +21,19 @@ def _from_json(value: Any) -> Any:
 
 
 def _memory_by_device(value: Any) -> Any:
-    wishes = _from_json(value)
-    if wishes is None:
+    amounts = _from_json(value)
+    if amounts is None:
         return None
-    if not isinstance(wishes, dict):
+    if not isinstance(amounts, dict):
         raise ValueError('must be an object such as {"0": "10GiB", "cpu": "30GiB"}')
-    return {str(device): parse_bytes(amount) for device, amount in wishes.items()}
+    return {str(device): parse_bytes(amount) for device, amount in amounts.items()}
 
 
 def _devices(value: Any) -> Any:
-    found = _from_json(value)
-    if isinstance(found, dict):
-        return {name: str(device) for name, device in found.items()}
-    return str(found)
+    device_map = _from_json(value)
+    if isinstance(device_map, dict):
+        return {name: str(device) for name, device in device_map.items()}
+    return str(device_map)
 
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), PlainSerializer(as_quantity, when_used="json")]

@@ -30,9 +30,14 @@ from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.settings import Settings
-from predictor.tasks.encoder_spec import EncoderTaskSpec
 from predictor.tasks.encoder_task import EncoderTask
-from predictor.tasks.loading import Task, Unsaid, open_encoder_task, open_generation, open_tokenizer
+from predictor.tasks.loading import (
+    EncoderDefaults,
+    open_encoder_task,
+    open_generation,
+    open_tokenizer,
+)
+from predictor.tasks.task import Task
 from predictor.weights import audit
 from predictor.weights.block_source import OffloadConfig
 from predictor.weights.loader import Loaded, load
@@ -50,7 +55,7 @@ class Prepared:
         placement: Where it goes.
         threads: Threads to compute with; None leaves that to torch.
         chunk: Tokens in one pass, as the activations were planned for.
-        offload: What is known and wanted of parts on disk.
+        offload: How offloaded blocks are stored.
     """
 
     checkpoint: Checkpoint
@@ -73,11 +78,6 @@ class Started:
 
     task: Task
     weights: Loaded
-
-    @property
-    def head(self) -> EncoderTaskSpec | None:
-        """What is asked of a model that reads; None of one that generates."""
-        return self.task.head if isinstance(self.task, EncoderTask) else None
 
 
 def open_checkpoint(settings: Settings, *, needs_weights: bool = True) -> Checkpoint:
@@ -106,7 +106,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
 
     Raises:
         DoesNotFit: There is none.
-        ConfigurationError: A wish makes no sense for this model or this pod.
+        ConfigurationError: A setting makes no sense for this model or this pod.
     """
     dtype = serving_dtype(settings, checkpoint)
     task = checkpoint.task
@@ -124,12 +124,12 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         stored_dtype=checkpoint.dtype,
         stored_kind=checkpoint.kind,
     )
-    asked = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
+    options = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
     return Prepared(
         checkpoint,
         skeleton,
         footprint,
-        plan(footprint, resources, asked),
+        plan(footprint, resources, options),
         resources.processors,
         chunk,
         offload_of(settings, footprint, resources),
@@ -196,7 +196,7 @@ def _open(
     common: dict[str, Any] = {
         "threads": prepared.threads,
         "metrics": EngineMetrics(settings.model_name, metrics),
-        "known": loaded.known,
+        "known": loaded.warmup_cache,
         "on_broken": on_broken,
     }
     path, task = prepared.checkpoint.path, prepared.checkpoint.task
@@ -213,12 +213,15 @@ def _open(
         return open_generation(
             loaded.model, tokenizer, opened, max_model_len=length, max_length=settings.max_length
         )
-    unsaid = Unsaid(
+    encoder_defaults = EncoderDefaults(
         settings.return_probabilities, settings.return_raw_logits, settings.return_offsets_mapping
     )
     config = loaded.model.config
-    head = open_encoder_task(task, path, tokenizer, config, max_model_len=length, unsaid=unsaid)
+    spec = open_encoder_task(
+        task, path, tokenizer, config, max_model_len=length, defaults=encoder_defaults
+    )
     limits = BatchLimits(prepared.chunk, settings.max_batch_size, delay=settings.max_batch_delay)
     return EncoderTask(
-        head, open_encoder_engine(loaded.model, placement, head.run, limits=limits, **common)
+        spec,
+        open_encoder_engine(loaded.model, placement, spec.postprocess, limits=limits, **common),
     )

@@ -21,13 +21,13 @@ class Hub(BaseHTTPRequestHandler):
         folder: The files of every repository.
         repository: The one that there is; None has all.
         token: What repositories want; None wants it of no one but for gated ones, and takes any.
-        asked: The paths of all requests so far.
+        requested: The paths of all requests so far.
     """
 
     folder: Path
     repository: str | None = None
     token: str | None = None
-    asked: list[str]
+    requested: list[str]
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -39,7 +39,7 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
     def _answer(self, *, body: bool) -> None:
-        self.asked.append(self.path)
+        self.requested.append(self.path)
         listed = re.match(r"/api/models/([^/]+/[^/?]+)", self.path)
         file = re.match(r"/([^/]+/[^/]+)/resolve/[^/]+/([^?]+)", self.path)
         match = listed or file
@@ -89,7 +89,7 @@ class Hub(BaseHTTPRequestHandler):
 
 def make_server(address: str, port: int, folder: Path, **attributes: object) -> ThreadingHTTPServer:
     """Returns a hub that listens, with its class's attributes set."""
-    handler = type("OneHub", (Hub,), {"folder": folder, "asked": [], **attributes})
+    handler = type("OneHub", (Hub,), {"folder": folder, "requested": [], **attributes})
     return ThreadingHTTPServer((address, port), handler)
 
 

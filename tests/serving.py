@@ -31,18 +31,18 @@ class Up:
 
     @property
     def model(self) -> Any:
-        runner: Any = self.task._engine._runner
+        runner: Any = self.task.engine._runner
         return runner._model
 
     @property
     def sources(self) -> set[str]:
         """Where its blocks are streamed from; empty where Accelerate does it, or nobody."""
         streaming: Any = self.weights.streaming
-        return set() if streaming is None else {block.source for block in streaming.lane.blocks}
+        return set() if streaming is None else {block.source for block in streaming.loader.blocks}
 
     def tokens(self, ids: list[int], **recipe: Any) -> list[int]:
         """Tokens that follow a prompt; `recipe` is a `SamplingParams`."""
-        return Collected.of(self.task._engine, ids, **recipe).tokens
+        return Collected.of(self.task.engine, ids, **recipe).tokens
 
 
 class Collected:

@@ -1,6 +1,6 @@
-"""The benchmarks run, say in JSON what they measured, and fail where they measured something else.
+"""The benchmarks run, write their results as JSON, and fail if they measured something else.
 
-Sizes are tiny, so that no number means anything here; the benchmarks' own checks are at work.
+Sizes are tiny, so the numbers mean nothing here. These tests exercise the benchmarks' own checks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def contrast_module() -> Any:
 
 
 def load(name: str) -> Any:
-    """Imports a script the way it finds its neighbours when it is run."""
+    """Import a script with its neighbours on the path, as when it is run."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         return importlib.import_module(name)
@@ -56,16 +56,16 @@ def run(
 def test_planning_is_timed_apart_from_the_imports(tiny_plan):
     done, numbers = tiny_plan
     assert done.returncode == 0, done.stderr
-    found = numbers["models"]["BLOOM-176B"]
+    result = numbers["models"]["BLOOM-176B"]
     for part in ("whole", "libraries", "predictor", "planning", "start_and_end"):
-        assert set(found[part]) == COSTS
-        assert all(found[part].values())
-    assert len(found["other_resources"]) == 3
-    assert 0 < found["planning_over_whole"] < 1
-    assert found["planning"]["seconds"] < found["whole"]["seconds"]
+        assert set(result[part]) == COSTS
+        assert all(result[part].values())
+    assert len(result["other_resources"]) == 3
+    assert 0 < result["planning_over_whole"] < 1
+    assert result["planning"]["seconds"] < result["whole"]["seconds"]
 
 
-def test_the_table_says_the_target_and_whether_it_was_reached(tiny_plan):
+def test_the_table_shows_the_target_and_whether_it_was_reached(tiny_plan):
     done, numbers = tiny_plan
     assert numbers["target"] == {"seconds": 5.0, "bytes": 2**30}
     assert "BLOOM-176B: target under 5 s and 1024 MiB: whole command time " in done.stdout
@@ -73,8 +73,8 @@ def test_the_table_says_the_target_and_whether_it_was_reached(tiny_plan):
 
 def test_the_peak_of_a_plan_is_that_of_torch_and_little_more(tiny_plan):
     _, numbers = tiny_plan
-    found = numbers["models"]["BLOOM-176B"]
-    assert 2**27 < found["libraries"]["peak"] <= found["planning"]["peak"] < 2**30
+    result = numbers["models"]["BLOOM-176B"]
+    assert 2**27 < result["libraries"]["peak"] <= result["planning"]["peak"] < 2**30
 
 
 def test_a_command_that_cannot_plan_fails_the_benchmark(tmp_path_factory):
@@ -125,7 +125,7 @@ def test_a_plan_that_leaves_a_block_out_is_nonsense(plan_module):
         plan_module.check("BLOOM-176B", plan_module.RESOURCES[0], plan)
 
 
-def test_a_plan_where_there_is_no_room_is_nonsense_and_so_is_none_where_there_is(plan_module):
+def test_a_plan_without_room_is_nonsense_and_so_is_a_refusal_with_room(plan_module):
     first, *_, last = plan_module.RESOURCES
     with pytest.raises(plan_module.CannotMeasure, match="was made"):
         plan_module.check("BLOOM-176B", last, sound(plan_module))
@@ -137,22 +137,22 @@ def test_a_plan_where_there_is_no_room_is_nonsense_and_so_is_none_where_there_is
 @pytest.mark.root
 def test_contestants_of_a_small_pod_give_the_same_reply(tmp_path_factory):
     with memory_cgroup(2**26):
-        pass  # says why not, or fails, where there are no cgroups
+        pass  # skips or fails if there are no cgroups
     size = ("--hidden=512", "--blocks=24", "--vocabulary=512", "--limit=0.6")
     who = ("--rounds=1", "--tokens=3", "--contestants", "predictor", "plain")
     done, numbers = run("contrast.py", tmp_path_factory, *size, *who)
     assert done.returncode == 0, done.stderr
     assert numbers["failure"] is None
-    found = numbers["contestants"]
-    assert set(found) == {"predictor", "plain"}
-    assert found["predictor"]["survived"] == 1
-    assert found["predictor"]["on_disk"] > 0
-    assert found["predictor"]["anonymous"] <= found["predictor"]["peak"] <= numbers["limit"]
+    result = numbers["contestants"]
+    assert set(result) == {"predictor", "plain"}
+    assert result["predictor"]["survived"] == 1
+    assert result["predictor"]["on_disk"] > 0
+    assert result["predictor"]["anonymous"] <= result["predictor"]["peak"] <= numbers["limit"]
     assert numbers["ratios"]["plain"]["seconds_per_token"] == 1
     assert len(numbers["rounds"][0]["predictor"]["per_token"]) == 3
 
 
-def test_contrast_fails_where_there_are_no_cgroups(tmp_path_factory):
+def test_contrast_fails_without_cgroups(tmp_path_factory):
     done, numbers = run("contrast.py", tmp_path_factory, "--mounts=/dev/null")
     assert done.returncode == 1
     assert "No memory controller is mounted here" in done.stderr
@@ -177,23 +177,23 @@ DEAD: dict[str, Any] = {"survived": False}
     ],
 )
 def test_runs_that_compare_nothing_fail_the_benchmark(contrast_module, predictor, plain, reason):
-    assert reason in contrast_module._failure([{"predictor": predictor, "plain": plain}])
+    assert reason in contrast_module.failure_of([{"predictor": predictor, "plain": plain}])
 
 
 def test_runs_with_one_reply_from_two_survivors_are_a_comparison(contrast_module):
     runs = {"predictor": alive(1, 2), "plain": alive(1, 2, on_disk=0), "by-hand": DEAD}
-    assert contrast_module._failure([runs]) is None
+    assert contrast_module.failure_of([runs]) is None
 
 
 def test_serving_compares_a_server_with_raw_generate(tmp_path_factory):
     done, numbers = run("serving.py", tmp_path_factory, "--quick", "--parts=resident", "--wait=0")
     assert done.returncode == 0, done.stderr
-    found = numbers["parts"]["resident"]
-    assert found["raw"]["tokens"] == 3 * 4
-    assert [(level["users"], level["tokens"]) for level in found["levels"]] == [(1, 12), (2, 24)]
-    assert all(level["x_raw"] > 0 for level in found["levels"])
-    assert all(level["inter_token_seconds"]["p99"] > 0 for level in found["levels"])
-    assert found["short_beside_long"]["chunks"] > 0
+    result = numbers["parts"]["resident"]
+    assert result["raw"]["tokens"] == 3 * 4
+    assert [(level["users"], level["tokens"]) for level in result["levels"]] == [(1, 12), (2, 24)]
+    assert all(level["x_raw"] > 0 for level in result["levels"])
+    assert all(level["inter_token_seconds"]["p99"] > 0 for level in result["levels"])
+    assert result["short_beside_long"]["chunks"] > 0
     assert {target["target"] for target in numbers["targets"]} == {">= 0.95", "< 2"}
 
 
@@ -203,10 +203,10 @@ def test_offload_compares_streaming_with_accelerates_maps(tmp_path_factory):
     flags = ("--quick", "--rounds=1", "--tokens=4", "--limit=1.0", "--budget=0.07")
     done, numbers = run("offload.py", tmp_path_factory, *flags)
     assert done.returncode == 0, done.stderr
-    (found,) = numbers["rounds"]
-    assert set(found) == {"auto", "max_memory", "all disk", "predictor", "store", "again"}
+    (result,) = numbers["rounds"]
+    assert set(result) == {"auto", "max_memory", "all disk", "predictor", "store", "again"}
     for name in ("predictor", "store", "again"):
-        assert found[name]["probe"]["streamed_bytes"] > 50 * 2**20
+        assert result[name]["probe"]["streamed_bytes"] > 50 * 2**20
     assert len(numbers["targets"]) == 5
 
 
@@ -220,7 +220,7 @@ def test_encoders_compares_servers_that_answer_alike(tmp_path_factory):
     assert "queries, 1 users: p99" in done.stdout
 
 
-def test_encoders_fails_where_the_model_is_not_installed(tmp_path_factory, monkeypatch):
+def test_encoders_fails_if_the_model_is_not_installed(tmp_path_factory, monkeypatch):
     module = load("encoders")
     monkeypatch.setattr(module, "PACKAGE", "no_such_package")
     path = tmp_path_factory.mktemp("encoders") / "numbers.json"
@@ -228,14 +228,14 @@ def test_encoders_fails_where_the_model_is_not_installed(tmp_path_factory, monke
     assert "no_such_package" in json.loads(path.read_text())["failure"]
 
 
-def test_the_benchmark_of_a_gpu_fails_where_there_is_none(tmp_path_factory, monkeypatch):
+def test_the_gpu_benchmark_fails_without_a_gpu(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     done, numbers = run("gpu.py", tmp_path_factory, "--quick")
     assert done.returncode == 1
     assert numbers["failure"].endswith("torch sees no CUDA device")
 
 
-def test_limits_holds_each_server_against_its_plan(tmp_path_factory):
+def test_limits_checks_each_server_against_its_plan(tmp_path_factory):
     with memory_cgroup(2**30):
         pass  # or skip
     flags = ("--shapes=1", "--limits", "0.8", "--users", "2")
@@ -247,7 +247,7 @@ def test_limits_holds_each_server_against_its_plan(tmp_path_factory):
     assert 0 < case["planned"] < case["limit"]
 
 
-def test_serving_leaves_the_offloaded_part_out_where_there_are_no_cgroups(tmp_path_factory):
+def test_serving_leaves_the_offloaded_part_out_without_cgroups(tmp_path_factory):
     flags = ("--quick", "--parts=offloaded", "--mounts=/dev/null")
     done, numbers = run("serving.py", tmp_path_factory, *flags)
     assert done.returncode == 1
@@ -275,14 +275,14 @@ LAST = event("", finish_reason="length", prompt_tokens=2, completion_tokens=2)
 
 
 def reply(module: Any, pieces: list[tuple[float, bytes]]) -> Any:
-    connection = module._Connection(b"", None, sent=0.5, received=pieces)
-    return module._reply(connection, module.Prompt("a b", 2))
+    connection = module.Connection(b"", None, sent=0.5, received=pieces)
+    return module.parse_reply(connection, module.Prompt("a b", 2))
 
 
 def test_the_client_times_each_text_by_the_bytes_that_end_it(load_module):
     whole = event(" c")
-    found = reply(load_module, received(event("b"), whole[:20], whole[20:] + LAST))
-    assert (found.first, found.gaps, found.tokens) == (1.5, (2.0,), 2)
+    result = reply(load_module, received(event("b"), whole[:20], whole[20:] + LAST))
+    assert (result.first, result.gaps, result.tokens) == (1.5, (2.0,), 2)
 
 
 @pytest.mark.parametrize(

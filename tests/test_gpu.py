@@ -1,4 +1,4 @@
-"""What needs a real CUDA device: every tier beside a GPU, and the plan against its memory."""
+"""Tests that need a CUDA device: every tier beside a GPU, and the plan against its memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 from predictor.pod import read
 from predictor.pod.accelerators import read_accelerators
 from predictor.pod.resources import PodResources
-from predictor.weights.streaming.copy_stream import Link, page_lock
-from predictor.weights.streaming.device_loader import ToDevice, Waiting
-from predictor.weights.streaming.direct_io import Buffer
+from predictor.weights.direct_io import AlignedBuffer
+from predictor.weights.streaming.copy_stream import CopyStream, page_lock
+from predictor.weights.streaming.device_loader import DeviceBlockLoader, HostBlock
 from tests.conftest import Checkpoints
 from tests.encoding.checkpoints import make_reader
 from tests.encoding.test_encoder_tasks import ask
@@ -53,16 +53,16 @@ def tokens(up: Up) -> list[int]:
 
 @torch.inference_mode()
 def logits(up: Up) -> torch.Tensor:
-    """Of two passes, the second through memory that the first has used."""
+    """Return the logits of the second of two forward passes: it reuses memory of the first."""
     up.model(input_ids=IDS.cuda())
-    found: torch.Tensor = up.model(input_ids=IDS.cuda()).logits
-    return found
+    result: torch.Tensor = up.model(input_ids=IDS.cuda()).logits
+    return result
 
 
 def copies_to_the_gpu(up: Up) -> set[str]:
-    """Names of a pass's copies as CUDA reports them, such as "Memcpy HtoD (Pinned -> Device)".
+    """Names of a forward pass's copies in CUDA, such as "Memcpy HtoD (Pinned -> Device)".
 
-    `Tensor.is_pinned` knows only what torch has allocated, not what was page-locked afterwards.
+    `Tensor.is_pinned` is true only of memory that torch has allocated itself.
     """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         logits(up)
@@ -102,48 +102,48 @@ def test_streamed_blocks_give_the_logits_of_resident_ones_bit_for_bit(
     flags = {"pod": pod, "dtype": "bfloat16", "pinned_memory_fraction": fraction}
     expected = logits(bring_up(folder, device_map="cuda:0", **flags))
     up = bring_up(folder, device_map=spread(folder, pod), **flags)
-    lane: Any = up.weights.streaming.lane  # type: ignore[union-attr]
-    assert isinstance(lane, ToDevice)
+    loader: Any = up.weights.streaming.loader  # type: ignore[union-attr]
+    assert isinstance(loader, DeviceBlockLoader)
     for _ in range(20):
         assert torch.equal(logits(up), expected)
-    assert any(isinstance(source, Waiting) for source in lane._sources)
+    assert any(isinstance(source, HostBlock) for source in loader.sources)
     copies = copies_to_the_gpu(up)
     assert any("Pinned" in name for name in copies) == bool(fraction), copies
 
 
 def test_copies_from_page_locked_memory_run_beside_the_thread_and_the_computation() -> None:
     device = torch.device("cuda", 0)
-    link, source = Link(device), Buffer(512 * MIB)
+    stream, source = CopyStream(device), AlignedBuffer(512 * MIB)
     page_lock(source)
     into = torch.empty_like(source.tensor, device=device)
-    link.finish(link.copy([into], [source.tensor], link.mark()))
+    stream.synchronize(stream.copy([into], [source.tensor], stream.record()))
     began = time.perf_counter()
-    copied = link.copy([into], [source.tensor], link.mark())
-    asked = time.perf_counter() - began
-    link.finish(copied)
-    assert asked < 0.2 * (time.perf_counter() - began)
-    began_waiting = link.mark()
-    link.wait(link.copy([into], [source.tensor], link.mark()), since=began_waiting)
-    link.finish(link.mark())
-    assert link.stalled() > 0.001  # 512 MiB take more on any link
+    copied = stream.copy([into], [source.tensor], stream.record())
+    enqueued = time.perf_counter() - began
+    stream.synchronize(copied)
+    assert enqueued < 0.2 * (time.perf_counter() - began)
+    began_waiting = stream.record()
+    stream.wait(stream.copy([into], [source.tensor], stream.record()), since=began_waiting)
+    stream.synchronize(stream.record())
+    assert stream.take_stall_seconds() > 0.001  # 512 MiB take more on any link
     del source
 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert", "llama"])
-@pytest.mark.parametrize("places", ["gpu", "spread"])
-def test_a_model_that_reads_gives_the_answers_of_the_cpu(
-    pod: PodResources, tmp_path: Path, architecture: str, places: str
+@pytest.mark.parametrize("layout", ["gpu", "spread"])
+def test_an_encoder_task_gives_the_answers_of_the_cpu(
+    pod: PodResources, tmp_path: Path, architecture: str, layout: str
 ) -> None:
     task = "sequence_classification"
     folder = make_reader(tmp_path / "model", architecture, task)
-    device_map = "cuda:0" if places == "gpu" else spread(folder, pod, task=task)
+    device_map = "cuda:0" if layout == "gpu" else spread(folder, pod, task=task)
     texts = [{"text": "x" * length} for length in (3, 50, 7, 120)]
     up = bring_up(folder, pod=read(tmp_path), device_map=device_map, task=task)
     on_cpu = bring_up(folder, task=task)
     answers = [ask(one, *texts, return_raw_logits=True) for one in (up, on_cpu)]
-    for found, expected in zip(*answers, strict=True):
-        assert found.label == expected.label
-        assert found.logits == pytest.approx(expected.logits, abs=1e-4)
+    for on_gpu, expected in zip(*answers, strict=True):
+        assert on_gpu.label == expected.label
+        assert on_gpu.logits == pytest.approx(expected.logits, abs=1e-4)
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cuda:0", "cpu"])
@@ -154,14 +154,14 @@ def test_strategies_and_single_devices_work(
     assert tokens(bring_up(folder, pod=pod, device_map=device_map)) == reference(folder, PROMPT)
 
 
-def test_a_small_wish_for_the_gpu_is_kept(checkpoints: Checkpoints, pod: PodResources) -> None:
+def test_a_small_limit_of_gpu_memory_is_kept(checkpoints: Checkpoints, pod: PodResources) -> None:
     folder = checkpoints("llama")
     whole = bring_up(folder, pod=pod, max_concurrency=1).prepared.placement.tier("0").planned
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    wish = json.dumps({"0": f"{whole - 1}"})
-    up = bring_up(folder, pod=pod, max_memory=wish, max_concurrency=1)
+    max_memory = json.dumps({"0": f"{whole - 1}"})
+    up = bring_up(folder, pod=pod, max_memory=max_memory, max_concurrency=1)
     assert up.prepared.placement.tier("cpu").units
     assert tokens(up) == reference(folder, PROMPT)
     workspaces = 96 * MIB  # cuBLAS takes one for each thread; headroom covers them
@@ -169,12 +169,12 @@ def test_a_small_wish_for_the_gpu_is_kept(checkpoints: Checkpoints, pod: PodReso
     assert torch.cuda.max_memory_allocated() - before <= planned + workspaces
 
 
-@pytest.mark.parametrize("places", ["gpu", "spread"])
+@pytest.mark.parametrize("layout", ["gpu", "spread"])
 def test_loading_takes_of_memory_what_was_planned(
-    checkpoints: Checkpoints, pod: PodResources, tmp_path: Path, places: str
+    checkpoints: Checkpoints, pod: PodResources, tmp_path: Path, layout: str
 ) -> None:
     folder = checkpoints("llama")
-    device_map = "cuda:0" if places == "gpu" else json.dumps(spread(folder, pod))
+    device_map = "cuda:0" if layout == "gpu" else json.dumps(spread(folder, pod))
     # In a process of its own: here CUDA has been started, which takes half a GiB of main memory.
     code = (
         "import sys; from pathlib import Path; from predictor.pod import read;"
@@ -189,8 +189,8 @@ def test_loading_takes_of_memory_what_was_planned(
 
 
 def test_devices_are_read_as_the_driver_reports_them() -> None:
-    found = read_accelerators()
-    assert len(found) == torch.cuda.device_count()
+    accelerators = read_accelerators()
+    assert len(accelerators) == torch.cuda.device_count()
     free, total = torch.cuda.mem_get_info(0)
-    assert found[0].total == total
-    assert abs(found[0].free - free) < 512 * MIB
+    assert accelerators[0].total == total
+    assert abs(accelerators[0].free - free) < 512 * MIB

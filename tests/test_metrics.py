@@ -1,4 +1,4 @@
-"""What the log says once a minute, and of memory after loading."""
+"""The log line of every minute, and the one about memory after loading."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from predictor import metrics
 from predictor.metrics import EngineMetrics, WeightMetrics
 from predictor.placement.plan import PlacementOptions
 from predictor.placement.planner import plan
@@ -20,68 +19,74 @@ GIB = 1024**3
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
+class Clock:
+    """A clock that the tests set."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that the metrics see, as the one element."""
-    seen = [1000.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: seen[0])
-    return seen
+def clock() -> Clock:
+    return Clock()
 
 
 def test_once_a_minute_the_log_says_how_fast_it_is_and_what_it_waits_for(
-    now: list[float], caplog: pytest.LogCaptureFixture
+    clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = WeightMetrics("pace")
-    engine = EngineMetrics("pace", weights)
+    engine = EngineMetrics("pace", weights, clock=clock)
     with caplog.at_level(logging.INFO):
         for _ in range(3):
-            now[0] += 20
-            weights.read("store", 2 * 2**30, 2.0)
-            weights.stalled(5.0)
-            engine.passed(rows=4, seconds=10.0, tokens=40)
-    (said,) = caplog.messages
-    assert said == (
+            clock.now += 20
+            weights.count_read("store", 2 * 2**30, 2.0)
+            weights.count_stall(5.0)
+            engine.count_step(rows=4, seconds=10.0, tokens=40)
+    (line,) = caplog.messages
+    assert line == (
         "2.0 tokens/s in the last 60 s, 50 % of them in passes; "
         "50 % of these waiting for blocks, which were read at 1.00 GiB/s"
     )
 
 
 def test_without_streaming_the_line_ends_with_the_passes(
-    now: list[float], caplog: pytest.LogCaptureFixture
+    clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = EngineMetrics("resident-pace")
+    engine = EngineMetrics("resident-pace", clock=clock)
     with caplog.at_level(logging.INFO):
-        now[0] += 61
-        engine.passed(rows=1, seconds=6.1, tokens=61)
+        clock.now += 61
+        engine.count_step(rows=1, seconds=6.1, tokens=61)
     assert caplog.messages == ["1.0 tokens/s in the last 61 s, 10 % of them in passes"]
 
 
 def test_what_waits_in_memory_for_a_gpu_alone_makes_the_line_say_how_long_passes_wait(
-    now: list[float], caplog: pytest.LogCaptureFixture
+    clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = WeightMetrics("waiting-pace")
-    engine = EngineMetrics("waiting-pace", weights)
-    weights.copied(GIB)
-    weights.stalled(3.05)
+    engine = EngineMetrics("waiting-pace", weights, clock=clock)
+    weights.count_copied(GIB)
+    weights.count_stall(3.05)
     with caplog.at_level(logging.INFO):
-        now[0] += 61
-        engine.passed(rows=1, seconds=6.1, tokens=61)
+        clock.now += 61
+        engine.count_step(rows=1, seconds=6.1, tokens=61)
     assert caplog.messages[0].endswith("10 % of them in passes; 50 % of these waiting for blocks")
 
 
 @pytest.mark.parametrize(
-    ("more", "said"), [(0, False), (60 * MIB, False), (90 * MIB, True), (-90 * MIB, True)]
+    ("more", "is_logged"), [(0, False), (60 * MIB, False), (90 * MIB, True), (-90 * MIB, True)]
 )
-def test_a_plan_that_memory_contradicts_is_told_with_both_numbers(
-    caplog: pytest.LogCaptureFixture, more: int, said: bool
+def test_memory_that_contradicts_the_plan_is_logged_with_both_numbers(
+    caplog: pytest.LogCaptureFixture, more: int, is_logged: bool
 ) -> None:
     model = footprint(blocks=30)
     placement = plan(model, pod(memory=1000), PlacementOptions(headroom=0.0))
     planned = placement.tier("cpu").weights
     with caplog.at_level(logging.WARNING):
         compare(placement, held=planned + 7 * MIB + more, buffers=7 * MIB)
-    assert bool(caplog.messages) is said
-    if said:
+    assert bool(caplog.messages) is is_logged
+    if is_logged:
         assert "321.00 MiB were planned" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds on disk, from file names and safetensors headers; no weight is read.
+"""The weights of a checkpoint on disk, from file names and safetensors headers; no weight is read.
 
 The safetensors format: 8 bytes of header length (little endian), then a JSON object from tensor
 names to dtype, shape and offsets (https://github.com/huggingface/safetensors#format).
@@ -26,8 +26,8 @@ class StoredWeights:
     Attributes:
         kind: ``"safetensors"`` or ``"pickle"`` (``.bin`` files).
         files: The files that hold the weights.
-        weight_bytes: Bytes of all tensors; of the files where the kind has no header.
-        dtype: torch's name of the floating dtype that most bytes have; None for pickles.
+        weight_bytes: Bytes of all tensors; for pickles, which have no header, bytes of the files.
+        dtype: torch's name of the floating dtype of most bytes; None for pickles.
     """
 
     kind: str
@@ -37,13 +37,13 @@ class StoredWeights:
 
 
 def read_stored(model_dir: Path) -> StoredWeights | None:
-    """Returns what lies in a model directory; None where there are no weights at all.
+    """Return the weights in a model directory; None if there are none.
 
-    Safetensors are preferred where both kinds lie side by side, as transformers does.
+    If both kinds are there, safetensors are preferred, as in transformers.
 
     Raises:
-        CheckpointError: The index names a file that is missing or lies elsewhere, or a header is
-            damaged.
+        CheckpointError: The index names a file that is missing or outside of the directory, or a
+            header is damaged.
     """
     for kind, single in (("safetensors", "model.safetensors"), ("pickle", "pytorch_model.bin")):
         files = _files(model_dir, single)
@@ -81,7 +81,7 @@ def _files(model_dir: Path, single: str) -> tuple[Path, ...]:
 
 
 def stays_within(path: str) -> bool:
-    """Returns whether a path leads to nothing outside of the folder that it is read from."""
+    """Return whether a relative path stays within its folder."""
     return not path.startswith("/") and ".." not in path.split("/")
 
 
@@ -101,10 +101,10 @@ def _from_headers(files: tuple[Path, ...]) -> StoredWeights:
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """Returns a safetensors file's header: ``{name: {"dtype", "shape", "data_offsets"}}``.
+    """Return a safetensors file's header: ``{name: {"dtype", "shape", "data_offsets"}}``.
 
     Raises:
-        CheckpointError: The file is no safetensors file or is cut short.
+        CheckpointError: The file is no safetensors file, or is cut short.
     """
     try:
         with file.open("rb") as stream:
@@ -124,7 +124,7 @@ def read_header(file: Path) -> dict[str, Any]:
 
 
 def data_start(file: Path) -> int:
-    """Returns where in a safetensors file the bytes begin that its header's offsets count from."""
+    """Return the offset in a safetensors file from which its header's offsets count."""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
     return 8 + int(length)

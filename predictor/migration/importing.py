@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from predictor.checkpoint.checkpoint import Checkpoint, known_positions, open_directory
+from predictor.checkpoint.checkpoint import Checkpoint, max_positions, open_directory
 from predictor.checkpoint.safetensors_header import read_stored
 from predictor.deployment.render import (
     MODEL_URI_PLACEHOLDER,
@@ -147,7 +147,7 @@ def _complete(folder: Path, into: Path, source: TorchServeArchive, model: Model)
     logger.info("Checking that it can be served")
     checked = _CheckedModel(None, 0, ()) if model.model_id else _check_model(folder, source.name)
     checkpoint = checked.checkpoint
-    positions = None if checkpoint is None else known_positions(checkpoint.config)
+    positions = None if checkpoint is None else max_positions(checkpoint.config)
     translation = translate(source, positions=positions, model_id=model.model_id)
     _write_json(folder / SETUP_CONFIG, translation.setup_config)
     if translation.generation:

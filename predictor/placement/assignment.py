@@ -1,9 +1,10 @@
-"""Which unit goes to which device: the search, and the bytes that an assignment makes.
+"""Decide which units stay resident: the search for an assignment, and the bytes that it takes.
 
 All of it is arithmetic over integers. An assignment is a tuple of device names, one for each unit.
-Units are placed in order (what is no block first, smallest first; then blocks), on GPUs, then in
-main memory, then on disk, so that more memory on a tier never moves a unit to a slower one, as long
-as blocks are streamed in one way.
+`search` places the units outside of blocks first, the smallest first, and then the blocks: on GPUs,
+then in main memory, then on disk. So more memory on a tier never moves a unit to a slower one, as
+long as blocks are streamed in one way. `spread` then distributes the resident blocks between the
+streamed ones, so that reading overlaps computing.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def _add_staging(demand: Demand, assignment: Assignment, sums: dict[str, _Sum], 
     on_disk = [unit for unit, device in placed if device == "disk"]
     waiting = [unit for unit, device in placed if device == "cpu" and main != "cpu"]
     if main != "cpu":
-        sums[main].staging = demand.copying(on_disk + waiting)
-    sums["cpu"].staging = demand.reading(on_disk, executes=main == "cpu", waiting=waiting)
+        sums[main].staging = demand.streaming_bytes(on_disk + waiting)
+    sums["cpu"].staging = demand.reading_bytes(on_disk, executes=main == "cpu", waiting=waiting)
 
 
 def main_device(assignment: Assignment) -> str:
@@ -92,10 +93,10 @@ def main_device(assignment: Assignment) -> str:
     return min(set(assignment) - {"cpu", "disk"}, key=int, default="cpu")
 
 
-def fits(found: Mapping[str, Tier]) -> bool:
+def fits(placed: Mapping[str, Tier]) -> bool:
     """Whether no tier is over its budget."""
     return all(
-        tier.budget is None or tier.planned <= max(0, tier.budget) for tier in found.values()
+        tier.budget is None or tier.planned <= max(0, tier.budget) for tier in placed.values()
     )
 
 
@@ -131,12 +132,12 @@ def spread(demand: Demand, assignment: Assignment, budgets: Budgets) -> Assignme
     stay = on.pop(main, [])
     streamed = _merged(on.pop("disk", []), on.pop("cpu", []))
     mixed = [*_merged(streamed, stay), *itertools.chain.from_iterable(on.values())]
-    found = list(assignment)
+    moved = list(assignment)
     for index, device in zip(blocks, mixed, strict=True):
-        found[index] = device
-    before, after = (tiers(demand, tuple(one), budgets) for one in (assignment, found))
+        moved[index] = device
+    before, after = (tiers(demand, tuple(one), budgets) for one in (assignment, moved))
     is_alike = all(after[name].weights == before[name].weights for name in ("cpu", "disk"))
-    return tuple(found) if is_alike and fits(after) else assignment
+    return tuple(moved) if is_alike and fits(after) else assignment
 
 
 def _merged(some: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -152,9 +153,9 @@ def _merged(some: Sequence[str], others: Sequence[str]) -> list[str]:
 def _most_on_gpus(demand: Demand, budgets: Budgets) -> Assignment:
     """Puts as many units as fit on GPUs; none where no GPU can hold what executing there needs."""
     for count in range(len(demand.footprint.units), 0, -1):
-        found = _fill(demand, budgets.gpus, count)
-        if found is not None:
-            return found
+        assignment = _fill(demand, budgets.gpus, count)
+        if assignment is not None:
+            return assignment
     return ()
 
 
@@ -165,9 +166,9 @@ def _fill(demand: Demand, caps: Mapping[str, int], count: int) -> Assignment | N
     """
     names = list(caps)
     for start in range(len(names)):
-        found = _fill_in_order(demand, caps, names[start:], count)
-        if found is not None:
-            return found
+        assignment = _fill_in_order(demand, caps, names[start:], count)
+        if assignment is not None:
+            return assignment
     return None
 
 
@@ -176,20 +177,20 @@ def _fill_in_order(
 ) -> Assignment | None:
     """The first GPU holds besides what the remaining units need to be streamed through it."""
     units, streamed = demand.footprint.units[:count], demand.footprint.units[count:]
-    used = demand.activations + demand.copying(streamed)
+    used = demand.activations + demand.streaming_bytes(streamed)
     used += sum(unit.buffers + demand.kv(unit) for unit in streamed)
-    found: list[str] = []
+    devices: list[str] = []
     index = 0
     for unit in units:
         need = demand.resident(unit)
         while used + need > caps[names[index]]:
             index += 1
-            if index == len(names) or not found:
+            if index == len(names) or not devices:
                 return None
             used = demand.activations
         used += need
-        found.append(names[index])
-    return tuple(found)
+        devices.append(names[index])
+    return tuple(devices)
 
 
 def _balance(demand: Demand, budgets: Budgets, count: int, *, low_first: bool) -> Assignment:
@@ -226,8 +227,8 @@ def _spill(
     weights = sum(unit.weights for unit in units)
     for count in range(len(units), -1, -1):
         waiting = () if executes else units[:count]
-        reading = demand.reading(units[count:], executes=executes, waiting=waiting)
-        if fixed + weights + reading <= budgets.cpu:
+        buffers = demand.reading_bytes(units[count:], executes=executes, waiting=waiting)
+        if fixed + weights + buffers <= budgets.cpu:
             return ("cpu",) * count + ("disk",) * (len(units) - count)
         weights -= units[count - 1].weights if count else 0
     return ("disk",) * len(units)

@@ -39,16 +39,16 @@ class Demand:
         """Bytes of a unit on the device where it both stays and executes."""
         return unit.weights + unit.buffers + self.kv(unit)
 
-    def copying(self, units: Sequence[PlacementUnit]) -> int:
+    def streaming_bytes(self, units: Sequence[PlacementUnit]) -> int:
         """Bytes of a GPU to stream these units through it.
 
         Blocks are streamed whole; what is none takes a leaf module at a time. Accelerate converts
         it there, where it is in its stored dtype besides, up to twice as large as served.
         """
-        leaf = (3 if self.footprint.cast else 1) * self._largest_leaf(units)
+        leaf = (3 if self.footprint.needs_cast else 1) * self._largest_leaf(units)
         return STREAM_BUFFERS * self._largest_block(units) + leaf
 
-    def reading(
+    def reading_bytes(
         self,
         units: Sequence[PlacementUnit],
         *,
@@ -64,7 +64,7 @@ class Demand:
                 and piece by piece where they are only on their way to a GPU.
             waiting: Units that wait in main memory for a GPU.
         """
-        leaf = (2 if self.footprint.cast else 1) * self._largest_leaf(units)
+        leaf = (2 if self.footprint.needs_cast else 1) * self._largest_leaf(units)
         largest = self._largest_block(units)
         if executes:
             return STREAM_BUFFERS * largest + is_staged(largest) * STAGES * STAGE + leaf
@@ -77,7 +77,7 @@ class Demand:
         Whole blocks are written to the offload store. By then transformers has read what waits only
         where it converts it, and that is moved block by block to where it can be copied from fast.
         """
-        if self.footprint.cast or self.footprint.rewritten:
+        if self.footprint.needs_cast or self.footprint.needs_conversion:
             return self._largest_block([*units, *waiting])
         return self._largest_block(units) - sum(unit.weights for unit in waiting)
 

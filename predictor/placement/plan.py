@@ -43,7 +43,7 @@ class Tier:
     Attributes:
         name: ``"0"``, ``"1"``... for GPUs, ``"cpu"`` or ``"disk"``.
         owned: What the pod owns there; None for a disk tier that takes no new space.
-        budget: What may be planned: owned less headroom and reserve, or the user's wish.
+        budget: What may be planned: owned less headroom and reserve, or `max_memory`.
         weights: Weights and computed buffers.
         kv: KV cache of all blocks that execute there.
         staging: What streaming an offloaded part through needs at one time.

@@ -1,7 +1,8 @@
-"""Decides where every part of the model goes, from what the pod owns and the model needs.
+"""Decide where every unit of the model goes: on a GPU, in main memory or on disk.
 
-This module turns resources and wishes into budgets, asks `assignment` for the best way to fill
-them, and says in one sentence what is missing where there is none.
+`plan` turns the pod's resources and the placement options into budgets. `assignment.search` decides
+which units stay resident within them and which are offloaded. `refusal` writes the sentence if
+nothing fits.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ def plan(footprint: Footprint, resources: PodResources, options: PlacementOption
     Raises:
         DoesNotFit: No placement keeps within every budget; the sentence says which tier lacks how
             much and what would make it fit.
-        ConfigurationError: A wish names a device or a module that is not there.
+        ConfigurationError: An option names a device or a module that is not there.
     """
     owned = _owned(resources, options)
     budgets, notes = _budgets(owned, options)
     demand, assignment = _decide(Demand(footprint, options.max_concurrency or 1), budgets, options)
     if assignment is None:
         explicit = _explicit_map(options.device_map)
-        asked = None if explicit is None else _assign(footprint, explicit, budgets)
+        requested = None if explicit is None else _assign(footprint, explicit, budgets)
         roof, _ = _budgets(owned, replace(options, max_memory={}))
-        raise does_not_fit(demand, budgets, roof, options, asked)
+        raise does_not_fit(demand, budgets, roof, options, requested)
     if options.max_concurrency is None:
         demand = _at_most_load(demand, assignment, budgets, options.max_batch_size)
     filled = {
@@ -79,13 +80,13 @@ def _is_on_gpu(assignment: Assignment, budgets: Budgets) -> bool:
 
 
 def _assignment(demand: Demand, budgets: Budgets, options: PlacementOptions) -> Assignment | None:
-    """The assignment that is asked for, or the best one; None where it does not fit."""
+    """Return the requested assignment, or the best one; None if it does not fit."""
     explicit = _explicit_map(options.device_map)
     if explicit is None:
-        found = search(demand, budgets, str(options.device_map))
-        return None if found is None else spread(demand, found, budgets)
-    asked = _assign(demand.footprint, explicit, budgets)
-    return asked if fits(tiers(demand, asked, budgets)) else None
+        assignment = search(demand, budgets, str(options.device_map))
+        return None if assignment is None else spread(demand, assignment, budgets)
+    requested = _assign(demand.footprint, explicit, budgets)
+    return requested if fits(tiers(demand, requested, budgets)) else None
 
 
 def _at_most_load(demand: Demand, assignment: Assignment, budgets: Budgets, most: int) -> Demand:
@@ -106,23 +107,23 @@ def _owned(resources: PodResources, options: PlacementOptions) -> dict[str, int 
 def _budgets(
     owned: Mapping[str, int | None], options: PlacementOptions
 ) -> tuple[Budgets, tuple[str, ...]]:
-    """What may be planned on each tier; a wish above what the pod owns is cut to that."""
+    """Return the budget of each tier; `max_memory` is capped by the resources of the pod."""
     _check_devices(options.max_memory, owned)
     notes: list[str] = []
-    found: dict[str, int | None] = {}
+    budgets: dict[str, int | None] = {}
     for name, have in owned.items():
         reserve = options.reserve if name == "cpu" else 0
         usable = None if have is None else int(have * (1 - options.headroom)) - reserve
-        wish = options.max_memory.get(name)
-        if wish is not None and usable is not None and wish > usable:
+        cap = options.max_memory.get(name)
+        if cap is not None and usable is not None and cap > usable:
             notes.append(
-                f"max_memory asks for {format_bytes(wish)} on {_title(name)}, but this pod can "
+                f"max_memory asks for {format_bytes(cap)} on {_title(name)}, but this pod can "
                 f"use {format_bytes(max(0, usable))} there, and no more is planned."
             )
-        bounds = [bound for bound in (usable, wish) if bound is not None]
-        found[name] = min(bounds) if bounds else None
-    gpus = {name: size or 0 for name, size in found.items() if name not in ("cpu", "disk")}
-    return Budgets(gpus, found["cpu"] or 0, found["disk"]), tuple(notes)
+        bounds = [bound for bound in (usable, cap) if bound is not None]
+        budgets[name] = min(bounds) if bounds else None
+    gpus = {name: size or 0 for name, size in budgets.items() if name not in ("cpu", "disk")}
+    return Budgets(gpus, budgets["cpu"] or 0, budgets["disk"]), tuple(notes)
 
 
 def _check_devices(max_memory: Mapping[str, int], owned: Mapping[str, int | None]) -> None:
@@ -141,11 +142,11 @@ def _check_devices(max_memory: Mapping[str, int], owned: Mapping[str, int | None
         )
 
 
-def _explicit_map(wish: str | dict[str, str]) -> dict[str, str] | None:
-    """The map that was asked for, with our device names; None for a strategy."""
-    if isinstance(wish, dict):
-        return {name: _device(device) for name, device in wish.items()}
-    return None if wish in STRATEGIES else {"": _device(wish)}
+def _explicit_map(device_map: str | dict[str, str]) -> dict[str, str] | None:
+    """Return the requested device map with our device names; None for a strategy."""
+    if isinstance(device_map, dict):
+        return {name: _device(device) for name, device in device_map.items()}
+    return None if device_map in STRATEGIES else {"": _device(device_map)}
 
 
 def _device(name: str) -> str:
@@ -160,38 +161,38 @@ def _device(name: str) -> str:
     )
 
 
-def _assign(footprint: Footprint, wish: dict[str, str], budgets: Budgets) -> Assignment:
-    for device in wish.values():
+def _assign(footprint: Footprint, device_map: dict[str, str], budgets: Budgets) -> Assignment:
+    for device in device_map.values():
         if device not in (*budgets.gpus, "cpu", "disk"):
             raise ConfigurationError(
                 f"device_map names GPU {device}, but this pod sees {len(budgets.gpus)} GPU(s)."
             )
     names = [name for unit in footprint.units for name in unit.names]
-    for key in wish:
+    for key in device_map:
         if not any(_covers(key, name) for name in names):
             raise ConfigurationError(
                 f"device_map names {key!r}, which is no module of {footprint.architecture} that "
                 "can be placed apart; blocks are placed whole."
             )
-    return tuple(_device_of(unit.names, wish) for unit in footprint.units)
+    return tuple(_device_of(unit.names, device_map) for unit in footprint.units)
 
 
 def _covers(key: str, name: str) -> bool:
     return key == "" or name == key or name.startswith(f"{key}.")
 
 
-def _device_of(names: tuple[str, ...], wish: dict[str, str]) -> str:
-    found = set()
+def _device_of(names: tuple[str, ...], device_map: dict[str, str]) -> str:
+    devices = set()
     for name in names:
-        keys = [key for key in wish if _covers(key, name)]
+        keys = [key for key in device_map if _covers(key, name)]
         if not keys:
             raise ConfigurationError(f"device_map leaves {name!r} out.")
-        found.add(wish[max(keys, key=len)])
-    if len(found) > 1:
+        devices.add(device_map[max(keys, key=len)])
+    if len(devices) > 1:
         raise ConfigurationError(
             f"device_map puts {' and '.join(names)} on different devices, but they share weights."
         )
-    return found.pop()
+    return devices.pop()
 
 
 def _placement(

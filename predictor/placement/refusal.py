@@ -72,7 +72,7 @@ def does_not_fit(
         demand: What was to be placed.
         budgets: What may be planned on each tier.
         roof: What might be planned there if `max_memory` asked for nothing less.
-        options: What the user asked for.
+        options: The placement options.
         explicit: The assignment that the user stated; None where one was searched for.
     """
     case = _Case(demand, budgets, roof, options, explicit)
@@ -116,12 +116,12 @@ def _alternatives(case: _Case) -> list[_Lack]:
 
     There is always one: enough main memory holds and executes everything.
     """
-    found = []
+    lacks = []
     for devices in (tuple(case.budgets.gpus), ("cpu",), ("disk",)):
         if devices and _bound(case.budgets, devices[0]) is not None:
             extra = _smallest_extra(case, devices)
-            found += [] if extra is None else [_Lack(devices, extra)]
-    return found
+            lacks += [] if extra is None else [_Lack(devices, extra)]
+    return lacks
 
 
 def _smallest_extra(case: _Case, devices: tuple[str, ...]) -> int | None:
@@ -148,12 +148,12 @@ def _less(case: _Case) -> list[str]:
         return case.feasible(demand=replace(demand, concurrency=sequences))
 
     tokens, sequences = _most(shorter, footprint.max_model_len), _most(fewer, demand.concurrency)
-    found = []
+    remedies = []
     if tokens >= _SHORTEST:
-        found.append(f"max_model_len {tokens} instead of {footprint.max_model_len}")
+        remedies.append(f"max_model_len {tokens} instead of {footprint.max_model_len}")
     if sequences:
-        found.append(f"max_concurrency {sequences} instead of {demand.concurrency}")
-    return found
+        remedies.append(f"max_concurrency {sequences} instead of {demand.concurrency}")
+    return remedies
 
 
 def _most(feasible: Callable[[int], bool], high: int) -> int:
@@ -166,7 +166,7 @@ def _most(feasible: Callable[[int], bool], high: int) -> int:
 
 
 def _more_memory(case: _Case, lack: _Lack) -> str:
-    """A remedy in what the user controls: the wishes that bound a tier, what the pod owns, or both.
+    """Name a remedy that the user controls: `max_memory`, the resources of the pod, or both.
 
     Amounts are rounded up, so that what is asked for is enough.
     """

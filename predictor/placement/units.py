@@ -92,10 +92,10 @@ class Footprint:
         max_model_len: Tokens of context that KV and activations were measured for.
         activations: Bytes that one forward pass needs besides weights and KV: of a prefill chunk,
             or of a batch with as many tokens as one sequence of full length.
-        cast: Whether the checkpoint is stored in another dtype, so that a streamed tensor is
+        needs_cast: Whether the checkpoint is stored in another dtype, so that a streamed tensor is
             held twice while it is converted.
-        rewritten: Whether the weights must be written anew to be streamed (pickles, and models
-            whose stored tensors are not the served ones).
+        needs_conversion: Whether the weights must be written anew to be streamed (pickles, and
+            models whose stored tensors are not the served ones).
         probed: Whether KV and activations were measured; formulas were used otherwise.
         activations_per_sequence: Bytes more for a batch with the tokens of one more such sequence.
         by_block: Whether the model calls its blocks as blocks, once each, so that they can be
@@ -107,8 +107,8 @@ class Footprint:
     units: tuple[PlacementUnit, ...]
     max_model_len: int
     activations: int
-    cast: bool
-    rewritten: bool
+    needs_cast: bool
+    needs_conversion: bool
     probed: bool
     activations_per_sequence: int = 0
     by_block: bool = False

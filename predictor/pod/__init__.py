@@ -1,4 +1,4 @@
-"""What is really there: accelerators, memory, the offload volume and the Pod's own description.
+"""The resources of this pod: accelerators, memory, offload volume and the Pod's own description.
 
 This floor measures and never decides; `placement` works with what `read` returns. Importing it
 imports neither torch nor the `kubernetes` client: both are loaded when something is measured.

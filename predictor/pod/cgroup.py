@@ -91,17 +91,17 @@ def _hierarchy(controller: str, cgroup_root: Path, proc: Path) -> _Hierarchy:
     paths = _memberships(proc)
     mounts = read_mounts(proc)
     if controller in paths or (not paths and (cgroup_root / controller).is_dir()):
-        found = [m for m in mounts if m.filesystem == "cgroup" and controller in m.options]
-        mount = _visible(found, mounts) or _default(cgroup_root / controller)
+        candidates = [m for m in mounts if m.filesystem == "cgroup" and controller in m.options]
+        mount = _visible(candidates, mounts) or _default(cgroup_root / controller)
         return _Hierarchy(1, mount.point, mount.root, paths.get(controller, "/"))
-    found = [m for m in mounts if m.filesystem == "cgroup2"]
-    mount = _visible(found, mounts) or _default(cgroup_root)
+    candidates = [m for m in mounts if m.filesystem == "cgroup2"]
+    mount = _visible(candidates, mounts) or _default(cgroup_root)
     return _Hierarchy(2, mount.point, mount.root, paths.get("", "/"))
 
 
-def _visible(found: Sequence[Mount], mounts: Sequence[Mount]) -> Mount | None:
+def _visible(candidates: Sequence[Mount], mounts: Sequence[Mount]) -> Mount | None:
     """Returns the first of some mounts that no other mount hides."""
-    for mount in found:
+    for mount in candidates:
         if mount_of(mount.point, mounts) is mount and mount.point.is_dir():
             return mount
     return None

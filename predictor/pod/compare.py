@@ -30,7 +30,7 @@ _CHECKS = {
 def check_devices(
     seen: Sequence[Accelerator], pod: OwnPod, gpu_fraction: float | None
 ) -> tuple[str, ...]:
-    """Returns sentences for the log about how asked and seen differ without harm.
+    """Return sentences for the log about harmless differences of requested and visible devices.
 
     Args:
         seen: What torch sees.
@@ -42,10 +42,10 @@ def check_devices(
     """
     notes = []
     for kind in sorted({request.kind for request in pod.gpus}):
-        asked = [request for request in pod.gpus if request.kind == kind]
-        found = sum(device.kind == kind for device in seen)
-        notes += _compare_kind(kind, asked, found, gpu_fraction)
-    return (*notes, *_unasked(seen, pod), *_unstated_share(pod, gpu_fraction))
+        requests = [request for request in pod.gpus if request.kind == kind]
+        visible = sum(device.kind == kind for device in seen)
+        notes += _compare_kind(kind, requests, visible, gpu_fraction)
+    return (*notes, *_unrequested(seen, pod), *_unstated_share(pod, gpu_fraction))
 
 
 def take_share(seen: Sequence[Accelerator], gpu_fraction: float | None) -> tuple[Accelerator, ...]:
@@ -91,39 +91,40 @@ def memory_notes(memory: Memory, pod: OwnPod) -> tuple[str, ...]:
     """Returns a sentence for the log where nothing but the host limits the memory."""
     if memory.limit is not None:
         return ()
-    asked = "none" if pod.memory_request is None else format_bytes(pod.memory_request)
+    request = "none" if pod.memory_request is None else format_bytes(pod.memory_request)
     return (
-        f"Container {pod.container} has no memory limit (request: {asked}): what the host has "
+        f"Container {pod.container} has no memory limit (request: {request}): what the host has "
         f"available is planned with, and a node short of memory may evict the Pod; set a limit.",
     )
 
 
 def _compare_kind(
-    kind: str, asked: Sequence[GpuRequest], found: int, gpu_fraction: float | None
+    kind: str, requests: Sequence[GpuRequest], visible: int, gpu_fraction: float | None
 ) -> list[str]:
-    count = sum(request.count for request in asked)
-    if found >= count:
+    count = sum(request.count for request in requests)
+    if visible >= count:
         return []
-    shared = gpu_fraction is not None or all(request.shared for request in asked)
-    if found and shared:
+    shared = gpu_fraction is not None or all(request.shared for request in requests)
+    if visible and shared:
         return [
-            f"The Pod asks for {_asked(asked)} and torch sees {_devices(found)}: shares of one "
-            f"card appear as one device."
+            f"The Pod asks for {_names(requests)} and torch sees {_devices(visible)}: shares of "
+            f"one card appear as one device."
         ]
     hint = _CHECKS[kind]
-    if found and all(request.sliced for request in asked):
+    if visible and all(request.sliced for request in requests):
         hint = "CUDA shows one MIG slice to a process; ask for one larger slice"
     raise ConfigurationError(
-        f"the Pod asks for {_asked(asked)} and torch sees {_devices(found)} of that kind; {hint}"
+        f"the Pod asks for {_names(requests)} and torch sees {_devices(visible)} of that kind; "
+        f"{hint}"
     )
 
 
-def _unasked(seen: Sequence[Accelerator], pod: OwnPod) -> tuple[str, ...]:
-    asked = sum(request.count for request in pod.gpus)
-    if pod.device_claims or len(seen) <= asked:
+def _unrequested(seen: Sequence[Accelerator], pod: OwnPod) -> tuple[str, ...]:
+    requested = sum(request.count for request in pod.gpus)
+    if pod.device_claims or len(seen) <= requested:
         return ()
     return (
-        f"The Pod asks for {_asked(pod.gpus)} and torch sees {_devices(len(seen))} "
+        f"The Pod asks for {_names(pod.gpus)} and torch sees {_devices(len(seen))} "
         f"(NVIDIA_VISIBLE_DEVICES=all, or a privileged container): all are used, though others may "
         f"own them; ask for them in resources.limits.",
     )
@@ -134,12 +135,12 @@ def _unstated_share(pod: OwnPod, gpu_fraction: float | None) -> tuple[str, ...]:
     if not shared or gpu_fraction is not None:
         return ()
     return (
-        f"The Pod asks for {_asked(shared)}, whose memory is not divided, and gpu_fraction is not "
+        f"The Pod asks for {_names(shared)}, whose memory is not divided, and gpu_fraction is not "
         f"set: all memory that is free now is planned with; set gpu_fraction to this Pod's share.",
     )
 
 
-def _asked(requests: Sequence[GpuRequest]) -> str:
+def _names(requests: Sequence[GpuRequest]) -> str:
     return ", ".join(f"{request.count} {request.resource}" for request in requests) or "no GPU"
 
 

@@ -1,4 +1,4 @@
-"""This process's own Pod, asked from the API server: the only module that uses `kubernetes`.
+"""Read this process's own Pod from the API server: the only module that uses `kubernetes`.
 
 It is a courtesy, not a need: without a token, permission or reachable server the start goes on with
 what can be measured. So there is one attempt of two seconds and no retry.

@@ -1,4 +1,4 @@
-"""What a Pod's description says about this process: pure reading of the API server's JSON.
+"""Interpret a Pod's description: its devices, limits and offload volume. Reads nothing.
 
 Knows the names of the resources and the forms of volumes; `own_pod` fetches the JSON. Every sum is
 what is written in the Pod, not what is really there.
@@ -202,13 +202,13 @@ def _own_container(containers: list[Container], wanted: str | None) -> Container
 
 
 def _gpus(amounts: Mapping[str, str]) -> tuple[GpuRequest, ...]:
-    found = (
+    requests = (
         GpuRequest(resource, parse_bytes(amount), kind)
         for resource, amount in amounts.items()
         for kind, pattern in _KINDS.items()
         if pattern.fullmatch(resource)
     )
-    return tuple(request for request in found if request.count)
+    return tuple(request for request in requests if request.count)
 
 
 def _offload_mount(pod: PodJson, container: Container, folder: Path) -> OffloadMount | None:

@@ -183,16 +183,16 @@ def _tensors_of(layer: Any) -> Iterator[torch.Tensor]:
 def _activations(run: _Run, full: Any, shape: _Shape, gathered: int) -> tuple[int, int]:
     """The bytes of the worst pass, and how they grow with the tokens of a batch."""
     logits = run.vocabulary * 4 * SAMPLING_COPIES
-    reading = run.peak(1, shape.chunk, _resized(run, full, 1, shape.max_model_len - shape.chunk))
+    prefill = run.peak(1, shape.chunk, _resized(run, full, 1, shape.max_model_len - shape.chunk))
     if not run.kept_whole:
-        return reading + logits, 0
+        return prefill + logits, 0
     past = max(1, ROOM_FOR_PADDING * shape.max_model_len // shape.rows)
     short, long = (
         run.peak(shape.rows, 1, _resized(run, full, shape.rows, length))
         for length in (past, 2 * past)
     )
     per_token = gathered + max(0, long - short) // (shape.rows * past)
-    worst = max(reading, short) + gathered * ROOM_FOR_PADDING * shape.max_model_len
+    worst = max(prefill, short) + gathered * ROOM_FOR_PADDING * shape.max_model_len
     return worst + logits, ROOM_FOR_PADDING * per_token
 
 

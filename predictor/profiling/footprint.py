@@ -97,8 +97,8 @@ def measure_footprint(
         max_model_len=max_model_len,
         activations=probed.activations,
         activations_per_sequence=probed.activations_per_token * max_model_len,
-        cast=stored_dtype not in (None, dtype),
-        rewritten=stored_kind == "pickle" or converts_weights(model),
+        needs_cast=stored_dtype not in (None, dtype),
+        needs_conversion=stored_kind == "pickle" or converts_weights(model),
         probed=probed.measured,
         by_block=by_block,
     )

@@ -72,8 +72,8 @@ def peak_beside(model: PreTrainedModel, run: Callable[[], _T]) -> tuple[_T, int]
     with LiveBytes(besides=weights) as live:
         live.count(model.buffers())
         buffers = live.now
-        found = run()
-    return found, live.peak - buffers
+        result = run()
+    return result, live.peak - buffers
 
 
 def filled(keys: torch.Tensor, values: torch.Tensor) -> DynamicLayer:

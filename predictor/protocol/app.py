@@ -1,4 +1,4 @@
-"""Puts our HTTP border on the SDK's application.
+"""Puts our routes, middleware and error handling on the SDK's application.
 
 Starlette takes the first route that matches, so what is installed before ``ModelServer.start``
 (which registers the SDK's own routes on the same application) is what answers; the SDK's remaining
@@ -29,7 +29,7 @@ from predictor.protocol.http.middleware import Border
 from predictor.protocol.kserve.generate import GenerateEndpoints
 from predictor.protocol.kserve.rest_inference import InferenceEndpoints
 from predictor.protocol.kserve.rest_status import StatusEndpoints
-from predictor.protocol.openai.embeddings_rerank import ListEndpoints
+from predictor.protocol.openai.embeddings_rerank import EmbeddingsRerankEndpoints
 from predictor.protocol.openai.endpoints import OpenAIEndpoints
 from predictor.protocol.served import Models
 from predictor.protocol.torchserve import TorchServeEndpoints
@@ -49,14 +49,14 @@ def install(
     load_unload: bool = False,
     torchserve: bool = False,
 ) -> None:
-    """Puts routes, middleware and handlers on `app`; to be called before ``ModelServer.start``.
+    """Put routes, middleware and handlers on `app`. Must run before ``ModelServer.start``.
 
     Args:
         app: The SDK's application, ``kserve.model_server.app``.
         models: The SDK's repository of the models that are served.
         max_body_bytes: Largest body of a request, on any path; a larger one is answered with 413.
-        load_unload: Whether the SDK's routes that load and unload models stay reachable. They ask
-            nobody for permission, so the default is no.
+        load_unload: Whether the SDK's routes that load and unload models stay reachable. They have
+            no authentication, so the default is no.
         torchserve: Whether TorchServe's routes are served.
     """
     status = StatusEndpoints(models)
@@ -64,7 +64,7 @@ def install(
     app.router.routes.extend(_inference_routes(InferenceEndpoints(models)))
     app.router.routes.extend(_generate_routes(GenerateEndpoints(models)))
     app.router.routes.extend(_openai_routes(OpenAIEndpoints(models)))
-    app.router.routes.extend(_list_routes(ListEndpoints(models)))
+    app.router.routes.extend(_embedding_routes(EmbeddingsRerankEndpoints(models)))
     if torchserve:
         app.router.routes.extend(_torchserve_routes(TorchServeEndpoints(models)))
     if not load_unload:
@@ -111,12 +111,12 @@ def _openai_routes(openai: OpenAIEndpoints) -> Iterator[Route]:
     yield _post("/openai/v1/chat/completions", openai.chat_completions)
 
 
-def _list_routes(lists: ListEndpoints) -> Iterator[Route]:
-    yield _post("/openai/v1/embeddings", lists.embeddings)
-    yield _post("/openai/v1/rerank", lists.rerank)
-    yield _post("/embed", lists.embed)
-    yield _post("/rerank", lists.tei_rerank)
-    yield _post("/predict", lists.predict)
+def _embedding_routes(endpoints: EmbeddingsRerankEndpoints) -> Iterator[Route]:
+    yield _post("/openai/v1/embeddings", endpoints.embeddings)
+    yield _post("/openai/v1/rerank", endpoints.rerank)
+    yield _post("/embed", endpoints.embed)
+    yield _post("/rerank", endpoints.tei_rerank)
+    yield _post("/predict", endpoints.predict)
 
 
 def _torchserve_routes(torchserve: TorchServeEndpoints) -> Iterator[Route]:
@@ -145,7 +145,7 @@ def _answering(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except ClientDisconnect:
-            return Response(status_code=499)  # nobody reads it; nginx's number for the access log
+            return Response(status_code=499)  # for the access log, as nginx has it
         except Exception as error:
             return await _on_exception(request, error)
 

@@ -1,4 +1,4 @@
-"""What the protocols need of a model and of the repository it is registered in."""
+"""The interfaces of a served model and of the repository of models, as the protocols use them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Any, Protocol
 from predictor.errors import NotReady, RequestError, UnknownModel, UnknownVersion
 from predictor.protocol.kserve.response_style import ResponseStyle
 from predictor.sentences import quote
-from predictor.tasks.encoder_spec import EncoderRequest, EncoderTaskSpec
-from predictor.tasks.request import GenerationRequest, Stream
+from predictor.tasks.answers import Answer, Stream
+from predictor.tasks.generation_spec import GenerationSpec
+from predictor.tasks.request import TaskRequest
+from predictor.tasks.task import TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a model takes at one time.
+    """The capacity of a model.
 
     Attributes:
-        running: Requests that were accepted and are not answered yet.
-        max_requests: Most of them.
+        running: Requests that are accepted and not answered yet.
+        max_requests: Most such requests.
         max_batch_size: Most sequences that run in one batch.
         request_timeout: Seconds that a request may take.
     """
@@ -31,54 +33,51 @@ class Limits:
 
 
 class ServedModel(Protocol):
-    """A ``kserve.Model`` with what kserve's does not tell.
+    """A model, as the protocols see it.
 
     Attributes:
         name: Name under which the model answers.
         version: Its only version.
-        style: What it takes a request to mean that leaves something open.
-        head: What is asked of it and what it answers, where it reads texts; None where it
-            generates.
+        style: How V1 and V2 requests are read that leave something open.
+        spec: Inputs, parameters and outputs of its task.
     """
 
     name: str
     version: str
     style: ResponseStyle
-    head: EncoderTaskSpec | None
+    spec: TaskSpec
 
     async def healthy(self) -> bool:
-        """Returns whether the model can answer now."""
+        """Return whether the model can answer now."""
         ...
 
     def progress(self) -> dict[str, object]:
-        """Returns how far loading is, as JSON values; empty if there is nothing to tell."""
+        """Return the progress of loading as JSON values; empty if there is none."""
         ...
 
     def metadata(self) -> dict[str, Any]:
-        """Returns ``platform``, a string, and ``properties``, a dict of JSON values."""
+        """Return ``platform``, a string, and ``properties``, a dict of JSON values."""
         ...
 
     def limits(self) -> Limits:
-        """Returns how much it takes, and how much there is now."""
+        """Return the model's capacity and its use now."""
         ...
 
-    async def __call__(
-        self, payload: Any, headers: dict[str, str] | None = None
-    ) -> tuple[Any, dict[str, str]]:
-        """Returns the response to a payload, and headers for it."""
-        ...
+    def check_open(self) -> None:
+        """Return if one more request may come in now.
 
-    async def answer(
-        self, request: GenerationRequest | EncoderRequest, timeout: float | None
-    ) -> tuple[Any, ...]:
-        """Returns a completion for each prompt, or an answer to each thing asked.
-
-        Cancelling this gives their places up.
+        Raises:
+            NotReady: The model is not loaded, or the server drains.
+            Overloaded: As many requests as allowed are running and waiting.
         """
         ...
 
-    async def stream(self, request: GenerationRequest, timeout: float | None) -> Stream:
-        """Checks a request and returns its pieces to come."""
+    async def answer(self, request: TaskRequest, timeout: float | None) -> tuple[Answer, ...]:
+        """Return an answer for each prompt or instance. Cancelling this cancels the request."""
+        ...
+
+    async def stream(self, request: TaskRequest, timeout: float | None) -> Stream:
+        """Check a request and return the pieces of its replies, which are still to come."""
         ...
 
 
@@ -86,16 +85,16 @@ class Models(Protocol):
     """The part of kserve's ``ModelRepository`` that is used."""
 
     def get_model(self, name: str) -> ServedModel | None:
-        """Returns the model of this name, if there is one."""
+        """Return the model of this name, or None."""
         ...
 
     def get_models(self) -> Mapping[str, ServedModel]:
-        """Returns all models by name."""
+        """Return all models by name."""
         ...
 
 
 def find(models: Models, name: str, version: str | None = None) -> ServedModel:
-    """Returns the model of this name; an empty or absent version is any version.
+    """Return the model of this name; an empty or absent version is any version.
 
     Raises:
         UnknownModel: There is no such model.
@@ -112,7 +111,7 @@ def find(models: Models, name: str, version: str | None = None) -> ServedModel:
 
 
 async def require_ready(model: ServedModel) -> None:
-    """Returns if the model can answer now.
+    """Return if the model can answer now.
 
     Raises:
         NotReady: It cannot.
@@ -122,43 +121,42 @@ async def require_ready(model: ServedModel) -> None:
 
 
 async def require_generating(model: ServedModel) -> None:
-    """Returns if the model can answer now, and generates text.
-
-    Raises:
-        NotReady: It cannot.
-        RequestError: It is a model of another kind.
-    """
-    await require_ready(model)
-    if model.head is not None:
-        raise RequestError(
-            f"Model {quote(model.name)} generates no text; its task is {model.head.task}."
-        )
-
-
-async def require_task(model: ServedModel, task: str) -> EncoderTaskSpec:
-    """Returns the head of a model that can answer now, and is for this task.
+    """Return if the model can answer now, and generates text.
 
     Raises:
         NotReady: It cannot.
         RequestError: It is a model for another task.
     """
     await require_ready(model)
-    if model.head is None or model.head.task != task:
-        found = "text_generation" if model.head is None else model.head.task
-        raise RequestError(f"Model {quote(model.name)} is not for {task}; its task is {found}.")
-    return model.head
+    if not isinstance(model.spec, GenerationSpec):
+        raise RequestError(
+            f"Model {quote(model.name)} generates no text; its task is {model.spec.task}."
+        )
+
+
+async def require_task(model: ServedModel, task: str) -> TaskSpec:
+    """Return the specification of a model that can answer now, and is for this task.
+
+    Raises:
+        NotReady: It cannot.
+        RequestError: It is a model for another task.
+    """
+    await require_ready(model)
+    spec = model.spec
+    if spec.task != task:
+        raise RequestError(f"Model {quote(model.name)} is not for {task}; its task is {spec.task}.")
+    return spec
 
 
 async def unready(models: Models) -> list[ServedModel]:
-    """Returns the models that cannot answer now."""
+    """Return the models that cannot answer now."""
     return [model for model in models.get_models().values() if not await model.healthy()]
 
 
 async def all_ready(models: Models) -> bool:
-    """Returns whether there is a model and every model can answer now.
+    """Return whether there is a model and every model can answer now.
 
-    That is what the protocol means by a ready server (``inference_rest.md``, "Server Ready"); the
-    SDK says yes always (``dataplane.py``, ``ready``). A server without any model answers nothing,
-    so it is not ready.
+    That is the protocol's definition of a ready server (``inference_rest.md``, "Server Ready"); the
+    SDK always returns true (``dataplane.py``, ``ready``). A server without a model is not ready.
     """
     return bool(models.get_models()) and not await unready(models)

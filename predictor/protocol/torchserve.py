@@ -1,9 +1,9 @@
-"""TorchServe's API for clients that cannot be changed: inference, and what only tells of models.
+"""TorchServe's API for clients that cannot be changed: inference, and the description of models.
 
 The source is TorchServe 0.12 as it behaves with the Accelerate handler, whose answer is the bare
-text; models for other tasks answer with V1's prediction. Where a body came as a JSON object with
-``data`` it failed (503); here that is a prompt, and may have ``parameters`` as an instance of V1
-has. Errors have TorchServe's form (`error_forms`).
+text; models for other tasks answer with V1's prediction. The handler failed (503) on a JSON object
+with ``data``; here that is a prompt, and may have ``parameters`` like an instance of V1. Errors
+have TorchServe's form (`error_forms`).
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from predictor.errors import RequestError
 from predictor.pod.memory import read_own_anonymous
-from predictor.protocol.http.deadline import asked_timeout, counted, while_connected
+from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
 from predictor.protocol.http.json_body import decode_text, parse_json
-from predictor.protocol.kserve import encoder_codec, v1
-from predictor.protocol.kserve.rest_inference import read_body
-from predictor.protocol.kserve.rest_status import asked
+from predictor.protocol.http.requests import read_body, resolve_model
+from predictor.protocol.kserve import v1
+from predictor.protocol.kserve.v1_answers import prediction
 from predictor.protocol.served import Models, ServedModel, all_ready, find, require_ready
-from predictor.tasks.encoder_spec import EncoderRequest
-from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
+from predictor.tasks.answers import Completion
 
 _FIELDS = ("data", "body")
-"""Names under which the handler looked for a prompt among a request's fields, in this order."""
+"""Fields of a request that the handler took for the prompt, in this order."""
 
 _EVERY_VERSION = "all"
 _MOST_FIELDS = 16
 _MOST_PART_BYTES = 2**31
-"""Of one field; the whole body is bounded before (`middleware`)."""
+"""Bytes of one field; the middleware limits the whole body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +42,23 @@ class TorchServeEndpoints:
     models: Models
 
     async def predict(self, request: Request) -> Response:
-        """``POST`` and ``PUT /predictions/{model}[/{version}]``: what V1 takes as an instance.
+        """``POST`` and ``PUT /predictions/{model}[/{version}]``: the body is an instance of V1.
 
-        A model that generates answers with the text alone, one that reads with V1's prediction.
+        A model that generates text answers with the text alone, any other with V1's prediction.
         """
-        model = asked(self.models, request)
+        model = resolve_model(self.models, request)
         with counted(model.name, "torchserve"):
             await require_ready(model)
-            given, head = await _given(request), model.head
-            wish: GenerationRequest | EncoderRequest
-            if head is None:
-                wish = GenerationRequest((_prompt(given, model.style.unsaid),))
-            else:
-                wish = EncoderRequest((encoder_codec.decode_instance(given, "The body", head, {}),))
-            call = model.answer(wish, asked_timeout(request.headers))
+            instance = v1.decode_instance(await _instance(request), "The body", model.spec)
+            typed = model.spec.request({}, [instance])
+            call = model.answer(typed, requested_timeout(request.headers))
             (answer,) = await while_connected(request, call)
-        if head is None:
+        if isinstance(answer, Completion):
             return PlainTextResponse(answer.text)
-        return JSONResponse(head.prediction(answer))
+        return JSONResponse(prediction(answer))
 
     async def ping(self, _request: Request) -> Response:
-        """``GET /ping``: whether every model can answer; TorchServe counted what it had started."""
+        """``GET /ping``: whether every model can answer."""
         is_ready = await all_ready(self.models)
         return JSONResponse(
             {"status": "Healthy" if is_ready else "Unhealthy"}, 200 if is_ready else 503
@@ -81,11 +76,11 @@ class TorchServeEndpoints:
         return JSONResponse([await _description(model)])
 
 
-async def _given(request: Request) -> object:
-    """What a request brings: a field of the query or of a form, a JSON value, or the raw text."""
-    said = request.query_params.get(_FIELDS[0])
-    if said is not None:
-        return said
+async def _instance(request: Request) -> object:
+    """Return a field of the query or of a form, the JSON value or the raw text of a request."""
+    field = request.query_params.get(_FIELDS[0])
+    if field is not None:
+        return field
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         return await _part(request)
@@ -93,12 +88,6 @@ async def _given(request: Request) -> object:
     if media_type == "application/x-www-form-urlencoded":
         return _field(body)
     return parse_json(body) if media_type == "application/json" else decode_text(body)
-
-
-def _prompt(given: object, unsaid: GenerationParameters) -> Prompt:
-    if isinstance(given, str):
-        return Prompt(given, unsaid)
-    return v1.decode_instance(given, "The body", shared={}, unsaid=unsaid)
 
 
 async def _part(request: Request) -> str:
@@ -117,7 +106,7 @@ async def _part(request: Request) -> str:
 
 
 def _field(body: bytes) -> str:
-    """The text of a form, in which what is not ASCII may stand as it is (``curl --data``)."""
+    """Return the text of a form, which may have raw non-ASCII characters (``curl --data``)."""
     try:
         pairs = parse_qsl(
             decode_text(body), keep_blank_values=True, max_num_fields=_MOST_FIELDS, errors="strict"
@@ -141,7 +130,7 @@ def _no_field() -> RequestError:
 
 
 async def _description(model: ServedModel) -> dict[str, Any]:
-    """What `ModelDescription` has in TorchServe; one process serves, so there is one worker."""
+    """Return TorchServe's `ModelDescription`; one process serves, so there is one worker."""
     limits = model.limits()
     worker = {
         "id": "1",

@@ -78,10 +78,10 @@ class TextStream:
     def _settle(self, fresh: str) -> str:
         """Cuts at a stop sequence and holds back what may begin one."""
         self._held += fresh
-        found = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
-        if found:
+        indices = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
+        if indices:
             self.stopped = True
-            final, self._held = self._held[: min(found)], ""
+            final, self._held = self._held[: min(indices)], ""
         else:
             keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
             cut = len(self._held) - keep

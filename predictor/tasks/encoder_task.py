@@ -1,102 +1,191 @@
-"""The task of a model that reads: asked things become texts, and what is found becomes answers."""
+"""The task of an encoder model: instances become token sequences, the model's results answers.
+
+`EncoderTaskSpec` is what each encoder task implements in a file of its own; `EncoderTask` runs any
+of them on the engine.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from predictor.engine.encoding.engine import EncoderEngine
-from predictor.engine.encoding.inputs import Listener, Text
-from predictor.errors import GenerationFailed, PredictorError
-from predictor.tasks.encoder_spec import Ask, EncoderRequest, EncoderTaskSpec
+from predictor.engine.encoding.inputs import Batch, Listener, Text
+from predictor.errors import GenerationFailed, PredictorError, RequestError
+from predictor.tasks.answers import Answer, Piece
+from predictor.tasks.parameters import timeout
+from predictor.tasks.request import EncoderInstance, EncoderRequest, TaskRequest
+from predictor.tasks.task import Field, Output, RawInstance
+
+_TIMEOUT = "timeout"
 
 _FEW_TOKENS = 256
-"""Tokens for which answers are made at once, which takes less time than asking another thread."""
+"""Up to so many tokens answers are made on the event loop: that takes less time than another
+thread's turn."""
+
+
+class EncoderTaskSpec(ABC):
+    """One encoder task.
+
+    Attributes:
+        task: The task's name, as the setting `task` has it.
+        fields: The input texts; an instance that is a lone string is the first of them.
+        outputs: Every output that an answer may have.
+    """
+
+    task: str
+    fields: tuple[Field, ...]
+    outputs: tuple[Output, ...]
+
+    def request(
+        self, parameters: Mapping[str, object], instances: Iterable[RawInstance]
+    ) -> EncoderRequest:
+        """Return the typed request; see `predictor.tasks.task.TaskSpec.request`."""
+        shared = dict(parameters)
+        limit = shared.pop(_TIMEOUT, None)
+        seconds = None if limit is None else timeout(_TIMEOUT, limit)
+        return EncoderRequest(tuple(self._instance(each, shared) for each in instances), seconds)
+
+    def _instance(self, raw: RawInstance, shared: Mapping[str, object]) -> EncoderInstance:
+        try:
+            return self.decode(raw.fields, {**shared, **raw.parameters})
+        except RequestError as error:
+            has_place = raw.place and raw.parameters
+            raise RequestError(f"{raw.place}: {error}" if has_place else str(error)) from None
+
+    @abstractmethod
+    def decode(
+        self, fields: Mapping[str, str], parameters: Mapping[str, object]
+    ) -> EncoderInstance:
+        """Return a checked instance.
+
+        Args:
+            fields: Texts by the names of `fields`; the required ones are there.
+            parameters: Parameters by name, as JSON values.
+
+        Raises:
+            RequestError: A parameter is unknown or wrong.
+        """
+
+    @abstractmethod
+    def tokenize(self, instance: EncoderInstance) -> tuple[Text, ...]:
+        """Return the token sequences of an instance; does not wait for the model.
+
+        Raises:
+            RequestError: A text is too long, or lacks what the task needs.
+        """
+
+    @abstractmethod
+    def postprocess(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
+        """Return a result for each row of a batch, in main memory, of the model's output.
+
+        The engine calls this in its own thread, before it frees the output.
+        """
+
+    @abstractmethod
+    def answer(
+        self, instance: EncoderInstance, texts: Sequence[Text], results: Sequence[torch.Tensor]
+    ) -> Answer:
+        """Return the answer to an instance of the results for its token sequences."""
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderJob:
-    """A checked ask and its texts."""
+class _Job:
+    """A checked instance and its token sequences."""
 
-    ask: Ask
+    instance: EncoderInstance
     texts: tuple[Text, ...]
 
 
 class EncoderTask:
-    """Answers with what a head makes of what the model finds.
+    """Runs an encoder task on an engine.
 
     Attributes:
-        head: What is asked and answered.
+        spec: The task.
     """
 
-    def __init__(self, head: EncoderTaskSpec, reader: EncoderEngine) -> None:
-        """Puts the parts together."""
-        self.head = head
-        self._reader = reader
+    def __init__(self, spec: EncoderTaskSpec, engine: EncoderEngine) -> None:
+        """Create the task of a model whose engine runs."""
+        self.spec = spec
+        self._engine = engine
 
-    def prepare(self, request: EncoderRequest) -> tuple[EncoderJob, ...]:
-        """Returns what is to be read for each thing asked; does not wait for the model.
+    def prepare(self, request: TaskRequest) -> PreparedEncoderRequest:
+        """Return the request as tokens; see `predictor.tasks.task.Task.prepare`."""
+        if not isinstance(request, EncoderRequest):
+            raise TypeError(f"{self.spec.task} does not take a {type(request).__name__}")
+        jobs = [_Job(instance, self.spec.tokenize(instance)) for instance in request.instances]
+        return PreparedEncoderRequest(self.spec, self._engine, jobs)
 
-        Raises:
-            RequestError: A text is too long, or has not what the task needs.
-        """
-        return tuple(EncoderJob(ask, self.head.tokenize(ask)) for ask in request.asks)
 
-    async def complete(self, jobs: Sequence[EncoderJob]) -> tuple[Any, ...]:
-        """Returns an answer for each job, in order; cancelling this gives their places up.
+class PreparedEncoderRequest:
+    """The token sequences of a request; see `predictor.tasks.task.PreparedRequest`."""
+
+    def __init__(self, spec: EncoderTaskSpec, engine: EncoderEngine, jobs: Sequence[_Job]) -> None:
+        """Create the request."""
+        self._spec = spec
+        self._engine = engine
+        self._jobs = jobs
+
+    async def complete(self) -> tuple[Answer, ...]:
+        """Return one answer for each instance, in order. Cancelling this cancels the sequences.
 
         Raises:
             GenerationFailed: The model failed on one of them.
             EngineBroken: The model failed altogether.
         """
-        texts = [text for job in jobs for text in job.texts]
-        found = await self._read(texts)
+        texts = [text for job in self._jobs for text in job.texts]
+        results = await self._run(texts)
         if sum(len(text.ids) for text in texts) <= _FEW_TOKENS:
-            return self._encode(jobs, found)
+            return self._answers(results)
         # Aggregating thousands of tokens takes longer than the event loop may stand still.
-        return await asyncio.to_thread(self._encode, jobs, found)
+        return await asyncio.to_thread(self._answers, results)
 
-    def _encode(self, jobs: Sequence[EncoderJob], found: Sequence[Any]) -> tuple[Any, ...]:
-        if not all(_is_finite(one) for one in found):
+    def stream(self) -> AsyncGenerator[Piece, None]:
+        """Refuse: an encoder task generates no text.
+
+        Raises:
+            RequestError: Always.
+        """
+        raise RequestError(f"This model generates no text; its task is {self._spec.task}.")
+
+    def _answers(self, results: Sequence[torch.Tensor]) -> tuple[Answer, ...]:
+        if not all(bool(torch.isfinite(result).all()) for result in results):
             raise GenerationFailed("The model gave no numbers for a text; try another dtype.")
-        rows = iter(found)
+        rows = iter(results)
         return tuple(
-            self.head.encode(job.ask, job.texts, list(itertools.islice(rows, len(job.texts))))
-            for job in jobs
+            self._spec.answer(job.instance, job.texts, list(itertools.islice(rows, len(job.texts))))
+            for job in self._jobs
         )
 
-    async def _read(self, texts: Sequence[Text]) -> list[Any]:
-        """What is found for each text."""
+    async def _run(self, texts: Sequence[Text]) -> list[torch.Tensor]:
+        """Return the result for each token sequence."""
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
 
-        def listener(place: int) -> Listener:
+        def listener(index: int) -> Listener:
             def listen(outcome: Any) -> None:
-                loop.call_soon_threadsafe(inbox.put_nowait, (place, outcome))
+                loop.call_soon_threadsafe(inbox.put_nowait, (index, outcome))
 
             return listen
 
         keys: dict[int, int] = {}
-        found: dict[int, Any] = {}
+        results: dict[int, torch.Tensor] = {}
         try:
-            for place, text in enumerate(texts):
-                keys[place] = self._reader.submit(text, listener(place))
+            for index, text in enumerate(texts):
+                keys[index] = self._engine.submit(text, listener(index))
             while keys:
-                place, outcome = await inbox.get()
-                del keys[place]
+                index, outcome = await inbox.get()
+                del keys[index]
                 if isinstance(outcome, PredictorError):
                     raise outcome
-                found[place] = outcome
+                results[index] = outcome
         finally:
             for key in keys.values():
-                self._reader.cancel(key)
-        return [found[place] for place in range(len(texts))]
-
-
-def _is_finite(found: Any) -> bool:
-    return not isinstance(found, torch.Tensor) or bool(torch.isfinite(found).all())
+                self._engine.cancel(key)
+        return [results[index] for index in range(len(texts))]

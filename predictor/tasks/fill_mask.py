@@ -1,54 +1,29 @@
-"""Fill-mask: which tokens a text's masks may stand for.
+"""Fill-mask: the tokens that may replace each mask of a text, with the model's own mask token.
 
-V1: ``{"instances": ["Paris is the <mask> of France"]}``, with the model's own mask token, answers
-for each text with its best tokens: ``[{"token": "capital", "token_id": 812, "score": 0.9,
-"sequence": "Paris is the capital of France"}, ...]``; for a text of several masks with a list of
-these lists. The parameter ``top_k`` (5) is how many.
-
-V2: a BYTES input ``text`` of n elements; the outputs have a row for each mask of all texts: ``row``
-INT32 [masks] (which text), ``token`` BYTES, ``token_id`` INT32 and ``score`` FP32 [masks, top_k].
+The parameter ``top_k`` (5) is the number of tokens for each mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from predictor.engine.encoding.inputs import Batch, Text
 from predictor.errors import CheckpointError, RequestError
-from predictor.tasks.encoder_spec import Ask, Column, Field, Output
+from predictor.tasks.answers import Filling, Masks
+from predictor.tasks.encoder_task import EncoderTaskSpec
 from predictor.tasks.parameters import boolean, integer, parse_named
+from predictor.tasks.request import EncoderInstance
+from predictor.tasks.task import Field, Output
 from predictor.tasks.tokenization import Tokenizing
 
-_MOST = 100
+_MAX_TOP_K = 100
 """Tokens for one mask; those after it have a probability near zero."""
 
 
-@dataclass(frozen=True, slots=True)
-class Filling:
-    """A token that a mask may stand for.
-
-    Attributes:
-        token: Its text.
-        token_id: Its number in the vocabulary.
-        score: Its probability.
-        sequence: The text with it, other masks left as they are.
-    """
-
-    token: str
-    token_id: int
-    score: float
-    sequence: str
-
-
-Masks = tuple[tuple[Filling, ...], ...]
-"""For each mask of a text its best fillings."""
-
-
-class FillMask:
+class FillMask(EncoderTaskSpec):
     """The task; see `EncoderTaskSpec` for its methods."""
 
     task = "fill_mask"
@@ -60,7 +35,7 @@ class FillMask:
     )
 
     def __init__(self, tokenizing: Tokenizing) -> None:
-        """Puts the parts together.
+        """Create the task.
 
         Raises:
             CheckpointError: The tokenizer has no mask.
@@ -73,57 +48,57 @@ class FillMask:
         example = f"Today the {tokenizing.tokenizer.mask_token} is really nice."
         self.fields = (Field("text", aliases=("prompt", "data"), example=example),)
 
-    def decode(self, fields: Mapping[str, str], parameters: Mapping[str, object]) -> Ask:
-        """Returns what is asked."""
-        checks = {"top_k": lambda name, value: integer(name, value, 1, _MOST), "truncate": boolean}
-        return Ask(fields, parse_named(parameters, checks, {"top_k": 5, "truncate": False}))
+    def decode(
+        self, fields: Mapping[str, str], parameters: Mapping[str, object]
+    ) -> EncoderInstance:
+        """Return a checked instance."""
+        checks = {
+            "top_k": lambda name, value: integer(name, value, 1, _MAX_TOP_K),
+            "truncate": boolean,
+        }
+        defaults = {"top_k": 5, "truncate": False}
+        return EncoderInstance(fields, parse_named(parameters, checks, defaults))
 
-    def tokenize(self, ask: Ask) -> tuple[Text, ...]:
-        """Returns the one text, which remembers where its masks are."""
-        text = self._tokenizing.text(ask.fields["text"], truncate=ask.parameters["truncate"])
+    def tokenize(self, instance: EncoderInstance) -> tuple[Text, ...]:
+        """Return the one text, with the positions of its masks."""
+        text = self._tokenizing.text(
+            instance.fields["text"], truncate=instance.parameters["truncate"]
+        )
         mask = self._tokenizing.tokenizer.mask_token_id
-        places = tuple(place for place, token in enumerate(text.ids) if token == mask)
-        if not places:
+        positions = tuple(position for position, token in enumerate(text.ids) if token == mask)
+        if not positions:
             token = self._tokenizing.tokenizer.mask_token
             raise RequestError(f"A text has no mask; this model's is {token!r}.")
-        return (Text(text.ids, text.types, places),)
+        return (Text(text.ids, text.types, positions),)
 
-    def run(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
-        """Returns the probabilities at each row's masks, of shape (masks, vocabulary)."""
+    def postprocess(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
+        """Return the probabilities at each row's masks, of shape (masks, vocabulary)."""
         return [
             output.logits[row, list(text.about or ())].float().softmax(dim=-1).cpu()
             for row, text in enumerate(batch.texts)
         ]
 
-    def encode(self, ask: Ask, texts: Sequence[Text], found: Sequence[torch.Tensor]) -> Masks:
-        """Returns the best tokens for each mask."""
-        best = found[0].topk(min(ask.parameters["top_k"], found[0].shape[-1]))
-        return tuple(
+    def answer(
+        self, instance: EncoderInstance, texts: Sequence[Text], results: Sequence[torch.Tensor]
+    ) -> Masks:
+        """Return the best tokens for each mask."""
+        (text,), (probabilities,) = texts, results
+        best = probabilities.topk(min(instance.parameters["top_k"], probabilities.shape[-1]))
+        return Masks(
             tuple(
-                self._filling(texts[0], place, int(token), float(score))
-                for token, score in zip(tokens, scores, strict=True)
+                tuple(
+                    self._filling(text, position, int(token), float(score))
+                    for token, score in zip(tokens, scores, strict=True)
+                )
+                for position, tokens, scores in zip(
+                    text.about, best.indices, best.values, strict=True
+                )
             )
-            for place, tokens, scores in zip(texts[0].about, best.indices, best.values, strict=True)
         )
 
-    def prediction(self, answer: Masks) -> object:
-        """Returns an answer as a JSON value."""
-        told = [[asdict(filling) for filling in fillings] for fillings in answer]
-        return told[0] if len(told) == 1 else told
-
-    def columns(self, answers: Sequence[Masks]) -> tuple[Column, ...]:
-        """Returns answers as tensors."""
-        masks = [(row, mask) for row, answer in enumerate(answers) for mask in answer]
-        shape = (len(masks), len(masks[0][1]))
-        found = [Column("row", "INT32", shape[:1], [row for row, _ in masks])]
-        for output in self.outputs[1:]:
-            data = [getattr(filling, output.name) for _, mask in masks for filling in mask]
-            found.append(Column(output.name, output.datatype, shape, data))
-        return tuple(found)
-
-    def _filling(self, text: Text, place: int, token: int, score: float) -> Filling:
+    def _filling(self, text: Text, position: int, token: int, score: float) -> Filling:
         tokenizer = self._tokenizing.tokenizer
-        filled = [*text.ids[:place], token, *text.ids[place + 1 :]]
+        filled = [*text.ids[:position], token, *text.ids[position + 1 :]]
         # The masks that are left are special tokens too.
         is_alone = len(text.about) == 1
         return Filling(

@@ -1,4 +1,4 @@
-"""Makes a task that is ready to be asked from a loaded model and its directory."""
+"""Makes the task of a loaded model from its directory: tokenizer, configs and defaults."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 
 from predictor.engine.generation.warmup import EngineHandle
 from predictor.errors import CheckpointError, reason_of
-from predictor.tasks.encoder_spec import EncoderTaskSpec
-from predictor.tasks.encoder_task import EncoderTask
+from predictor.tasks.encoder_task import EncoderTaskSpec
 from predictor.tasks.fill_mask import FillMask
 from predictor.tasks.generation import Defaults, TextGeneration
 from predictor.tasks.question_answering import QuestionAnswering
@@ -26,9 +25,6 @@ from predictor.tasks.tokenization import Tokenizing
 
 logger = logging.getLogger(__name__)
 
-Task = TextGeneration | EncoderTask
-
-
 _NOT_APPLIED: dict[str, Any] = {
     "num_beams": 1,
     "no_repeat_ngram_size": 0,
@@ -40,12 +36,13 @@ _NOT_APPLIED: dict[str, Any] = {
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
 }
-"""Keys of a generation config that change replies and are not followed, and what is no change."""
+"""Keys of a generation config that would change replies and are not applied, with the values that
+change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unsaid:
-    """What a head does where a request says nothing: the settings of these names."""
+class EncoderDefaults:
+    """Defaults of the encoder tasks' parameters: the settings of these names."""
 
     return_probabilities: bool = False
     return_raw_logits: bool = False
@@ -53,16 +50,16 @@ class Unsaid:
 
 
 def open_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer in a model's directory.
+    """Return the tokenizer in a model's directory.
 
     Raises:
-        CheckpointError: There is none that can be used.
+        CheckpointError: There is no usable one.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    # A tokenizer's files may be wrong in any way, and the libraries complain in as many.
+    # A tokenizer's files may be wrong in any way, and the libraries raise as many errors.
     except Exception as error:
         raise CheckpointError(
             f"{path} holds no tokenizer that can be used: {reason_of(error).rstrip('.')}."
@@ -73,47 +70,48 @@ def open_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenize
 def open_generation(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    opened: EngineHandle,
+    handle: EngineHandle,
     *,
     max_model_len: int,
     max_length: int | None,
 ) -> TextGeneration:
-    """Returns the text-generation task of a loaded model whose engine runs.
+    """Return the text-generation task of a loaded model whose engine runs.
 
     Args:
-        model: The model, every part in its place.
+        model: The model, with every part on its device.
         tokenizer: Its tokenizer.
-        opened: The engine.
+        handle: The engine.
         max_model_len: Most tokens of prompt and reply.
         max_length: The setting of this name.
     """
-    said = model.generation_config
+    config = model.generation_config
     ignored = [
-        name for name, off in _NOT_APPLIED.items() if getattr(said, name, None) not in (None, off)
+        name for name, off in _NOT_APPLIED.items() if getattr(config, name, None) not in (None, off)
     ]
     if ignored:
         names = ", ".join(ignored)
         logger.warning("Replies are greedy or sampled: of generation_config %s is ignored", names)
     return TextGeneration(
         tokenizer,
-        opened.engine,
-        Defaults.of(said, max_length),
+        handle.engine,
+        Defaults.of(config, max_length),
         max_model_len=max_model_len,
-        vocabulary=opened.vocabulary,
-        target=_target(model),
+        vocabulary=handle.vocabulary,
+        decoder_prefix=_decoder_prefix(model),
     )
 
 
-def _target(model: PreTrainedModel) -> tuple[int, ...] | None:
-    """What a decoder begins with; None of a model without an encoder."""
-    said: Any = model.generation_config
+def _decoder_prefix(model: PreTrainedModel) -> tuple[int, ...] | None:
+    """Return the tokens that a decoder begins with; None for a model without an encoder."""
+    generation_config: Any = model.generation_config
     config: Any = model.config
     if not config.is_encoder_decoder:
         return None
     names = ("decoder_start_token_id", "bos_token_id")
-    found = [getattr(where, name, None) for name in names for where in (said, config)]
-    start = next((token for token in found if token is not None), 0)
-    forced = getattr(said, "forced_bos_token_id", None)
+    configs = (generation_config, config)
+    tokens = [getattr(each, name, None) for name in names for each in configs]
+    start = next((token for token in tokens if token is not None), 0)
+    forced = getattr(generation_config, "forced_bos_token_id", None)
     return (start,) if forced is None else (start, forced)
 
 
@@ -124,35 +122,35 @@ def open_encoder_task(
     config: PreTrainedConfig,
     *,
     max_model_len: int,
-    unsaid: Unsaid,
+    defaults: EncoderDefaults,
 ) -> EncoderTaskSpec:
-    """Returns what is asked of a model that reads, and what it answers.
+    """Return the task of an encoder model.
 
     Args:
-        task: Its task.
-        path: Its directory.
-        tokenizer: Its tokenizer.
-        config: Its config.
+        task: The task's name.
+        path: The model's directory.
+        tokenizer: The model's tokenizer.
+        config: The model's config.
         max_model_len: Most tokens of a text.
-        unsaid: What holds where requests say nothing.
+        defaults: Parameters where a request specifies none.
 
     Raises:
         CheckpointError: The model's files lack what the task needs.
     """
     tokenizing = Tokenizing(tokenizer, max_model_len)
-    heads: dict[str, Callable[[], EncoderTaskSpec]] = {
+    specs: dict[str, Callable[[], EncoderTaskSpec]] = {
         "sequence_classification": lambda: SequenceClassification(
             tokenizing,
             config,
-            return_probabilities=unsaid.return_probabilities,
-            return_raw_logits=unsaid.return_raw_logits,
+            return_probabilities=defaults.return_probabilities,
+            return_raw_logits=defaults.return_raw_logits,
         ),
         "token_classification": lambda: TokenClassification(
-            tokenizing, config, return_offsets_mapping=unsaid.return_offsets_mapping
+            tokenizing, config, return_offsets_mapping=defaults.return_offsets_mapping
         ),
         "question_answering": lambda: QuestionAnswering(tokenizing),
         "fill_mask": lambda: FillMask(tokenizing),
         "text_embedding": lambda: TextEmbedding(tokenizing, config, read_layout(path)),
         "rerank": lambda: Rerank(tokenizing, config),
     }
-    return heads[task]()
+    return specs[task]()

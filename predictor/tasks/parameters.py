@@ -1,4 +1,4 @@
-"""Checks generation parameters as they come from a client, in any protocol's JSON types."""
+"""Checks the parameters of tasks, given by name as JSON values."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from predictor.errors import RequestError, nearest
 from predictor.sentences import quote
-from predictor.tasks.request import UNSAID, GenerationParameters
+from predictor.tasks.request import DEFAULT_PARAMETERS, GenerationParameters
 
 _LEAST, _MOST = 0.01, 100.0
-"""Bounds of what logits are divided by: beyond them probabilities overflow to infinity and NaN."""
+"""Bounds of a divisor of logits: beyond them probabilities overflow to infinity and NaN."""
 
 _MOST_STOPS = 16
 _LONGEST_STOP = 1024
@@ -24,56 +24,56 @@ _MOST_LOGPROBS = 20
 def parse_parameters(
     given: Mapping[str, Any],
     names: Collection[str] | None = None,
-    unsaid: GenerationParameters = UNSAID,
+    defaults: GenerationParameters = DEFAULT_PARAMETERS,
 ) -> GenerationParameters:
-    """Returns checked parameters; a value of ``None`` means that it was not said.
+    """Return checked parameters; a value of ``None`` is the same as an absent one.
 
     Args:
         given: Values by name.
-        names: Those that may be given; None for `NAMES`.
-        unsaid: What holds where nothing is said.
+        names: The names that are allowed; None for `NAMES`.
+        defaults: Parameters that are not given.
 
     Raises:
         RequestError: A name is unknown (the sentence names the nearest known one), or a value has
             the wrong type or lies outside its range.
     """
-    said = {name: value for name, value in given.items() if value is not None}
-    for name in said:
+    specified = {name: value for name, value in given.items() if value is not None}
+    for name in specified:
         if name not in (names or NAMES):
             raise RequestError(
                 f"Unknown parameter {quote(name, ellipsis='')}; {nearest(name, NAMES)}"
             )
-    return replace(unsaid, **{name: _CHECKS[name](name, said[name]) for name in said})
+    return replace(defaults, **{name: _CHECKS[name](name, specified[name]) for name in specified})
 
 
 Check = Callable[[str, Any], Any]
-"""Returns the value of the parameter of a name, checked."""
+"""Takes a parameter's name and value; returns the value, checked."""
 
 
 def parse_named(
-    given: Mapping[str, Any], checks: Mapping[str, Check], unsaid: Mapping[str, Any]
+    given: Mapping[str, Any], checks: Mapping[str, Check], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns checked parameters by name; a value of ``None`` means that it was not said.
+    """Return checked parameters by name; a value of ``None`` is the same as an absent one.
 
     Args:
         given: Values by name.
-        checks: Those that may be given, and how each is checked.
-        unsaid: What holds where nothing is said.
+        checks: The check of each parameter that is allowed.
+        defaults: Parameters that are not given.
 
     Raises:
         RequestError: A name is unknown, or a value is wrong.
     """
-    said = {name: value for name, value in given.items() if value is not None}
-    for name in said:
+    specified = {name: value for name, value in given.items() if value is not None}
+    for name in specified:
         if name not in checks:
             raise RequestError(
                 f"Unknown parameter {quote(name, ellipsis='')}; {nearest(name, checks)}"
             )
-    return {**unsaid, **{name: checks[name](name, value) for name, value in said.items()}}
+    return {**defaults, **{name: checks[name](name, value) for name, value in specified.items()}}
 
 
 def integer(name: str, value: Any, least: int, most: int) -> int:
-    """Returns a value that is an integer within bounds.
+    """Return a value that is an integer within bounds.
 
     Raises:
         RequestError: It is not.
@@ -132,7 +132,7 @@ def _penalty(name: str, value: Any) -> float:
 
 
 def timeout(name: str, value: Any) -> float:
-    """Returns a value that is a time in seconds.
+    """Return a value that is a time in seconds.
 
     Raises:
         RequestError: It is not.
@@ -146,15 +146,15 @@ def timeout(name: str, value: Any) -> float:
 def _logit_bias(name: str, value: Any) -> dict[int, float]:
     if not isinstance(value, dict) or len(value) > _MOST_BIASES:
         raise RequestError(f"{name} must be an object of at most {_MOST_BIASES} token ids.")
-    found = {}
+    biases = {}
     for token, bias in value.items():
         if not (isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 10):
             raise RequestError(f"{name} must have token ids as keys.")
         number = _number(name, bias)
         if not -100 <= number <= 100:
             raise RequestError(f"{name} must have values between -100 and 100.")
-        found[int(token)] = number
-    return found
+        biases[int(token)] = number
+    return biases
 
 
 def _logprobs(name: str, value: Any) -> int:
@@ -177,7 +177,7 @@ def _stop(name: str, value: Any) -> tuple[str, ...]:
 
 
 def boolean(name: str, value: Any) -> bool:
-    """Returns a value that is true or false.
+    """Return a value that is true or false.
 
     Raises:
         RequestError: It is neither.
@@ -188,7 +188,7 @@ def boolean(name: str, value: Any) -> bool:
 
 
 def one_of(known: Sequence[str]) -> Check:
-    """Returns a check that a value is one of these strings."""
+    """Return a check that a value is one of these strings."""
 
     def check(name: str, value: Any) -> str:
         if not isinstance(value, str) or value not in known:
@@ -223,4 +223,4 @@ ALL_NAMES = tuple(_CHECKS)
 """The names of all parameters."""
 
 NAMES = tuple(name for name in ALL_NAMES if name not in ("logit_bias", "logprobs"))
-"""Those that V1 and V2 know."""
+"""Those that V1 and V2 accept."""

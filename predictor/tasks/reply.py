@@ -8,8 +8,8 @@ from typing import Any
 
 from predictor.engine.generation.sampling_params import FinishReason, Token
 from predictor.errors import PredictorError
+from predictor.tasks.answers import Completion, Piece, ScoredToken
 from predictor.tasks.detokenizer import TextStream
-from predictor.tasks.request import Completion, Piece, ScoredToken
 
 Take = Callable[[Piece | PredictorError], None]
 

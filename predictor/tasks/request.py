@@ -1,20 +1,30 @@
-"""What a task is asked and what it answers, whatever the protocol."""
+"""Typed requests, whatever the protocol: prompts for generation, instances for encoder tasks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from predictor.engine.generation.sampling_params import FinishReason
+MAX_INSTANCES = 256
+"""Prompts or instances in one request; a larger job does better as several requests, between which
+those of other clients can run."""
 
-MOST_PROMPTS = 256
-"""Prompts in one request; more are better sent as several, which others can come between."""
+TOKENS = "tokens"
+"""The parameter of text embedding that holds token ids, for protocols that accept them as input."""
+
+_SHORT = 2048
+"""Characters that a tokenizer takes less than 1 ms for: less than starting another thread, and than
+the several ms in which two threads wait for the interpreter's lock in turn."""
+
+_CHARACTERS_PER_TEXT = 128
+"""Characters that a text counts for besides its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationParameters:
-    """How a reply is generated; ``None`` leaves the choice to the model's generation config.
+    """How a reply is generated; ``None`` leaves a parameter to the model's generation config.
 
     Attributes:
         max_new_tokens: Most tokens of the reply, at least 1.
@@ -25,13 +35,13 @@ class GenerationParameters:
         seed: Makes a sampled reply repeatable.
         stop: The reply ends before the first of these strings that appears in it.
         return_full_text: Whether the reply begins with the prompt.
-        presence_penalty: Is taken from the logits of tokens that are in the reply.
-        frequency_penalty: Is taken as often as a token is in the reply.
-        logit_bias: Is added to the logits of these token ids.
-        logprobs: How many alternatives are told with each token; None tells of no token.
-        timeout: Seconds after which the whole request is given up.
-        default_new_tokens: `max_new_tokens` where that is not said; fewer where room is less.
-        prompt_limit: Tokens that a longer prompt is cut to; None cuts none.
+        presence_penalty: Subtracted once from the logit of each token that is in the reply.
+        frequency_penalty: Subtracted from a token's logit for each time that it is in the reply.
+        logit_bias: Added to the logits of these token ids.
+        logprobs: How many alternatives to return with each token; None returns no tokens.
+        timeout: Seconds after which the whole request is cancelled.
+        default_new_tokens: Value for an absent `max_new_tokens`, reduced to the room that is left.
+        prompt_limit: Tokens to which a longer prompt is cut; None cuts none.
     """
 
     max_new_tokens: int | None = None
@@ -51,8 +61,8 @@ class GenerationParameters:
     prompt_limit: int | None = None
 
 
-UNSAID = GenerationParameters()
-"""Everything is left to the model's generation config."""
+DEFAULT_PARAMETERS = GenerationParameters()
+"""Leaves everything to the model's generation config."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,133 +73,77 @@ class Message:
     content: str
 
 
-_SHORT = 2048
-"""Characters that become tokens in less time than another thread takes to begin: under a
-millisecond, beside several in which threads wait for each other's turn."""
-
-_EACH = 128
-"""Characters that a text counts for besides its own."""
-
-
-def become_tokens_soon(lengths: Iterable[float]) -> bool:
-    """Returns whether texts of so many characters become tokens in a moment."""
-    return sum(length + _EACH for length in lengths) <= _SHORT
+PromptText = str | tuple[int, ...] | tuple[Message, ...]
+"""A text, token ids, or the turns of a conversation for the model's chat template."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What to continue, and how.
+    """A prompt and the parameters of its reply."""
 
-    Attributes:
-        text: A text, token ids, or the turns of a conversation for the model's chat template.
-        parameters: How.
-    """
-
-    text: str | tuple[int, ...] | tuple[Message, ...]
+    text: PromptText
     parameters: GenerationParameters
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What one call asks for: at least one prompt."""
+    """A request for replies to at least one prompt."""
 
     prompts: tuple[Prompt, ...]
 
     @property
     def timeout(self) -> float | None:
-        """The least of the prompts' own timeouts."""
-        said = [prompt.parameters.timeout for prompt in self.prompts]
-        return min((seconds for seconds in said if seconds is not None), default=None)
+        """The least of the prompts' own timeouts in seconds, or None."""
+        timeouts = [prompt.parameters.timeout for prompt in self.prompts]
+        return min((seconds for seconds in timeouts if seconds is not None), default=None)
 
     @property
     def is_short(self) -> bool:
-        """Whether it becomes tokens in a moment; a chat template takes what time it likes."""
-        return become_tokens_soon(map(_characters, self.prompts))
+        """Whether tokenising it takes less than 1 ms; a chat template may take any time."""
+        return _tokenises_fast(map(_characters, self.prompts))
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredToken:
-    """A token as text, with its log probability.
+class EncoderInstance:
+    """One instance for an encoder task.
 
     Attributes:
-        id: Its number in the vocabulary.
-        text: What it says by itself.
-        logprob: Natural logarithm of its probability.
-        special: Whether it is a special token, which is in no reply.
-        top: The most probable tokens in its place, as text and log probability, best first.
+        fields: Its texts by name.
+        parameters: Its checked parameters by name; only the task that made them reads them.
     """
 
-    id: int
-    text: str
-    logprob: float
-    special: bool = False
-    top: tuple[tuple[str, float], ...] = ()
+    fields: Mapping[str, str]
+    parameters: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """The reply to one prompt.
+class EncoderRequest:
+    """A request for at least one answer of an encoder task.
 
     Attributes:
-        text: The reply, without special tokens; after the prompt if it asked for the full text.
-        ending: Why it ended.
-        prompt_tokens: Tokens of the prompt.
-        completion_tokens: Tokens that were generated, the one that ended the reply included.
-        tokens: The generated tokens, where log probabilities were asked for.
+        instances: The instances, in order.
+        timeout: Seconds after which the whole request is cancelled, or None.
     """
 
-    text: str
-    ending: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
-    tokens: tuple[ScoredToken, ...] = ()
+    instances: tuple[EncoderInstance, ...]
+    timeout: float | None = None
 
     @property
-    def finish_reason(self) -> str:
-        """``"stop"`` where the model or a stop sequence ended the reply, else ``"length"``."""
-        return finish_reason(self.ending)
+    def is_short(self) -> bool:
+        """Whether tokenising it takes less than 1 ms."""
+        texts = (text for instance in self.instances for text in instance.fields.values())
+        return _tokenises_fast(map(len, texts))
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The next part of a reply that is streamed.
-
-    Attributes:
-        index: Which of the request's prompts it replies to.
-        text: New text; never half a character, nor what may become a stop sequence.
-        ending: Why the reply ended, in its last piece; None before.
-        prompt_tokens: Tokens of the prompt.
-        completion_tokens: Tokens generated so far.
-        tokens: The new tokens, where log probabilities were asked for.
-    """
-
-    index: int
-    text: str
-    ending: FinishReason | None
-    prompt_tokens: int
-    completion_tokens: int
-    tokens: tuple[ScoredToken, ...] = ()
+TaskRequest = GenerationRequest | EncoderRequest
+"""A request to any task."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """Replies that come.
-
-    Attributes:
-        pieces: Their pieces; closing them gives the places up.
-        deadline: When they are given up, on the event loop's clock.
-    """
-
-    pieces: AsyncIterator[Piece]
-    deadline: float
+def _tokenises_fast(lengths: Iterable[float]) -> bool:
+    return sum(length + _CHARACTERS_PER_TEXT for length in lengths) <= _SHORT
 
 
 def _characters(prompt: Prompt) -> float:
     if isinstance(prompt.text, str) or not any(isinstance(t, Message) for t in prompt.text):
         return len(prompt.text)
     return math.inf
-
-
-def finish_reason(ending: FinishReason) -> str:
-    """Returns an ending as V1, V2 and OpenAI say it."""
-    return "length" if ending == "length" else "stop"

@@ -1,8 +1,8 @@
-"""What a sentence-transformers layout says of how vectors are made of a model's results.
+"""Reads from a sentence-transformers layout how a vector is made of a model's states.
 
 The layout is that of ``modules.json``: a list of modules, each with its type and its folder; of
-these a transformer, a pooling and a normalisation are known here. Without that file the mean of all
-tokens is taken and normalised, as KServe's Hugging Face server does.
+these a transformer, a pooling and a normalisation are supported. Without that file vectors are the
+normalised mean of all tokens, as in KServe's Hugging Face server.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _POOLINGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""The ways of pooling that can be served, by their keys in older files; newer ones name one."""
+"""The ways of pooling, by their keys in older files; newer files have one key with the name."""
 
 
 @dataclass(frozen=True, slots=True)
 class SentenceLayout:
-    """How vectors are made.
+    """How a vector is made of a model's states.
 
     Attributes:
-        pooling: How one vector is made of those of all tokens: ``cls``, ``mean``, ``max``,
+        pooling: How the vectors of all tokens become one: ``cls``, ``mean``, ``max``,
             ``mean_sqrt_len``, ``weightedmean`` or ``lasttoken``.
         normalize: Whether vectors have length 1.
-        max_length: Most tokens that the model was made to read at one time; None says nothing.
-        lower: Whether texts are in lower case.
+        max_length: Most tokens that the model was trained for; None if the layout has no limit.
+        lower: Whether texts are put in lower case.
         prompts: Texts to put before others, by name.
-        default_prompt: The name of the one that is put where none is named.
+        default_prompt: Name of the prompt for requests that name none.
     """
 
     pooling: str = "mean"
@@ -49,10 +49,10 @@ class SentenceLayout:
 
 
 def read_layout(path: Path) -> SentenceLayout:
-    """Returns what a model's directory says; the defaults where it says nothing.
+    """Return the layout of a model's directory; the defaults if it has no ``modules.json``.
 
     Raises:
-        CheckpointError: A file cannot be read, or asks for what cannot be served.
+        CheckpointError: A file cannot be read, or has a module that is not supported.
     """
     modules = _read(path / "modules.json", [])
     if not modules:
@@ -69,16 +69,16 @@ def read_layout(path: Path) -> SentenceLayout:
                 f"{path / 'modules.json'} has a module {kind!r}, which cannot be served; known are "
                 "Transformer, Pooling and Normalize."
             )
-    about = _read(path / "sentence_bert_config.json", {})
-    said = _read(path / "config_sentence_transformers.json", {})
-    length = about.get("max_seq_length")
+    transformer = _read(path / "sentence_bert_config.json", {})
+    sentence_config = _read(path / "config_sentence_transformers.json", {})
+    length = transformer.get("max_seq_length")
     return SentenceLayout(
         pooling,
         normalize,
         int(length) if length else None,
-        bool(about.get("do_lower_case", False)),
-        {str(name): str(text) for name, text in (said.get("prompts") or {}).items()},
-        said.get("default_prompt_name"),
+        bool(transformer.get("do_lower_case", False)),
+        {str(name): str(text) for name, text in (sentence_config.get("prompts") or {}).items()},
+        sentence_config.get("default_prompt_name"),
     )
 
 
@@ -94,17 +94,17 @@ def _pooling(file: Path) -> str:
     return modes[0]
 
 
-def _read(file: Path, nothing: Any) -> Any:
-    """The JSON in a file; `nothing`, which has its type, where there is no file."""
+def _read(file: Path, empty: Any) -> Any:
+    """Return the JSON in a file, or `empty`, a value of the same type, if there is no file."""
     if not file.is_file():
-        return nothing
+        return empty
     try:
-        found = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {reason_of(error)}.") from None
-    is_right = isinstance(found, type(nothing)) and (
-        isinstance(found, dict) or all(isinstance(item, dict) for item in found)
+    is_right = isinstance(content, type(empty)) and (
+        isinstance(content, dict) or all(isinstance(item, dict) for item in content)
     )
     if not is_right:
         raise CheckpointError(f"{file} is not of the form that sentence-transformers writes.")
-    return found
+    return content

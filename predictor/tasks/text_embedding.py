@@ -1,17 +1,13 @@
-"""Text embedding: a vector for each text, near those of texts that mean the like.
+"""Text embedding: a vector for each text, close to those of texts with a similar meaning.
 
-V1: ``{"instances": ["a text"]}`` answers ``{"predictions": [[0.1, ...]]}``. Parameters:
-``normalize`` (whether vectors have length 1; by default what the model's layout says),
-``dimensions`` (fewer numbers, for models made for it), ``prompt_name`` (which of the model's
+Parameters: ``normalize`` (whether vectors have length 1; the model's layout sets the default),
+``dimensions`` (fewer elements, for models trained for that), ``prompt_name`` (which of the model's
 prompts is put before the text), ``truncate``.
-
-V2: a BYTES input ``text`` of n elements; output ``embedding`` FP32 [n, dimensions].
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,29 +15,16 @@ from transformers import PreTrainedConfig
 
 from predictor.engine.encoding.inputs import Batch, Text
 from predictor.errors import PromptTooLong, RequestError
-from predictor.tasks.encoder_spec import Ask, Column, Field, Output
+from predictor.tasks.answers import Vector
+from predictor.tasks.encoder_task import EncoderTaskSpec
 from predictor.tasks.parameters import boolean, integer, one_of, parse_named
+from predictor.tasks.request import TOKENS, EncoderInstance
 from predictor.tasks.sentence_layout import SentenceLayout
+from predictor.tasks.task import Field, Output
 from predictor.tasks.tokenization import Tokenizing
 
-TOKENS = "tokens"
-"""The parameter that holds a text's tokens, where a protocol gives them instead of a text."""
 
-
-@dataclass(frozen=True, slots=True)
-class Vector:
-    """The vector of a text.
-
-    Attributes:
-        values: Its numbers.
-        tokens: Tokens of the text.
-    """
-
-    values: list[float]
-    tokens: int
-
-
-class TextEmbedding:
+class TextEmbedding(EncoderTaskSpec):
     """The task; see `EncoderTaskSpec` for its methods."""
 
     task = "text_embedding"
@@ -50,12 +33,12 @@ class TextEmbedding:
     def __init__(
         self, tokenizing: Tokenizing, config: PreTrainedConfig, layout: SentenceLayout
     ) -> None:
-        """Puts the parts together.
+        """Create the task.
 
         Args:
-            tokenizing: Makes tokens.
-            config: The model's.
-            layout: How vectors are made.
+            tokenizing: The tokenizer.
+            config: The model's config.
+            layout: How a vector is made of the model's states.
         """
         self._tokenizing = tokenizing
         self._layout = layout
@@ -63,15 +46,13 @@ class TextEmbedding:
         self._size = int(text.hidden_size)
         self._vocabulary = int(text.vocab_size)
         self._sizes = _sizes(config, self._size)
-
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        """All that V2 may answer with."""
         size = self._size if len(self._sizes) == 1 else -1
-        return (Output("embedding", "FP32", (-1, size)),)
+        self.outputs = (Output("embedding", "FP32", (-1, size)),)
 
-    def decode(self, fields: Mapping[str, str], parameters: Mapping[str, object]) -> Ask:
-        """Returns what is asked."""
+    def decode(
+        self, fields: Mapping[str, str], parameters: Mapping[str, object]
+    ) -> EncoderInstance:
+        """Return a checked instance."""
         checks = {
             "normalize": boolean,
             "truncate": boolean,
@@ -79,47 +60,39 @@ class TextEmbedding:
             "prompt_name": one_of(tuple(self._layout.prompts)),
             TOKENS: self._check_tokens,
         }
-        unsaid = {
+        defaults = {
             "normalize": self._layout.normalize,
             "truncate": False,
             "dimensions": self._size,
             "prompt_name": self._layout.default_prompt,
             TOKENS: None,
         }
-        return Ask(fields, parse_named(parameters, checks, unsaid))
+        return EncoderInstance(fields, parse_named(parameters, checks, defaults))
 
-    def tokenize(self, ask: Ask) -> tuple[Text, ...]:
-        """Returns the one text."""
-        tokens = ask.parameters[TOKENS]
+    def tokenize(self, instance: EncoderInstance) -> tuple[Text, ...]:
+        """Return the one text."""
+        tokens = instance.parameters[TOKENS]
         if tokens is not None:
             return (Text(tokens),)
-        prompt = self._layout.prompts.get(ask.parameters["prompt_name"], "")
-        text = prompt + ask.fields["text"]
+        prompt = self._layout.prompts.get(instance.parameters["prompt_name"], "")
+        text = prompt + instance.fields["text"]
         if self._layout.lower:
             text = text.lower()
-        return (self._tokenizing.text(text, truncate=ask.parameters["truncate"]),)
+        return (self._tokenizing.text(text, truncate=instance.parameters["truncate"]),)
 
-    def run(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
-        """Returns each row's vector, of shape (hidden,), in float32."""
+    def postprocess(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
+        """Return each row's vector, of shape (hidden,), in float32."""
         pooled = pool(output.last_hidden_state, batch.mask, self._layout.pooling)
         return list(pooled.float().cpu())
 
-    def encode(self, ask: Ask, texts: Sequence[Text], found: Sequence[torch.Tensor]) -> Vector:
-        """Returns the vector."""
-        vector = found[0][: ask.parameters["dimensions"]]
-        if ask.parameters["normalize"]:
+    def answer(
+        self, instance: EncoderInstance, texts: Sequence[Text], results: Sequence[torch.Tensor]
+    ) -> Vector:
+        """Return the vector."""
+        vector = results[0][: instance.parameters["dimensions"]]
+        if instance.parameters["normalize"]:
             vector = torch.nn.functional.normalize(vector, dim=0)
         return Vector(vector.tolist(), len(texts[0].ids))
-
-    def prediction(self, answer: Vector) -> object:
-        """Returns an answer as a JSON value."""
-        return answer.values
-
-    def columns(self, answers: Sequence[Vector]) -> tuple[Column, ...]:
-        """Returns answers as tensors; in one call all have as many dimensions."""
-        shape = (len(answers), len(answers[0].values))
-        data = [value for answer in answers for value in answer.values]
-        return (Column("embedding", "FP32", shape, data),)
 
     def _check_size(self, name: str, value: Any) -> int:
         size = integer(name, value, 1, self._size)
@@ -144,7 +117,7 @@ class TextEmbedding:
 
 
 def pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
-    """Returns one vector for each row, of shape (rows, hidden), as sentence-transformers has it.
+    """Return one vector for each row, of shape (rows, hidden), as sentence-transformers does.
 
     Args:
         states: The model's last states, of shape (rows, length, hidden).
@@ -167,7 +140,7 @@ def pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
 
 
 def _sizes(config: PreTrainedConfig, size: int) -> tuple[int, ...]:
-    """The numbers of dimensions that a model was made for, the full one first.
+    """Return the numbers of dimensions that a model was trained for, the full one first.
 
     The config's keys are those that vLLM reads: ``matryoshka_dimensions``, ``is_matryoshka``.
     """

@@ -1,21 +1,14 @@
-"""Token classification: what the tokens of a text are, and the entities that they make up.
+"""Token classification: the labels of a text's tokens, and the entities that they form.
 
-V1: ``{"instances": ["Ada lives in London"]}`` answers, for each text, its entities:
-``[{"label": "PER", "score": 0.99, "word": "Ada", "start": 0, "end": 3}, ...]``, where `start` and
-`end` are characters. The parameter ``aggregation_strategy`` says how tokens become entities, as
-transformers' pipeline has it: ``simple`` (the default), ``first``, ``average``, ``max``, or
-``none`` for tokens by themselves. Tokens labelled ``O`` are left out. With
-``return_offsets_mapping`` every token is told with its label, and none left out.
-
-V2: a BYTES input ``text`` of n elements; the outputs are one element for each entity of all texts:
-``row`` INT32 (which text), ``label`` BYTES, ``score`` FP32, ``word`` BYTES, ``start`` and ``end``
-INT32, all [entities].
+The parameter ``aggregation_strategy`` says how tokens become entities, as in transformers'
+pipeline: ``simple`` (the default), ``first``, ``average``, ``max``, or ``none`` for single tokens.
+Tokens labelled ``O`` are left out. With ``return_offsets_mapping`` the answer has every token with
+its label, ``O`` included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,34 +18,18 @@ from transformers.pipelines.token_classification import AggregationStrategy
 
 from predictor.engine.encoding.inputs import Batch, Text
 from predictor.errors import CheckpointError
-from predictor.tasks.encoder_spec import Ask, Column, Field, Output
+from predictor.tasks.answers import Entities, Entity
+from predictor.tasks.encoder_task import EncoderTaskSpec
 from predictor.tasks.parameters import boolean, one_of, parse_named
+from predictor.tasks.request import EncoderInstance
 from predictor.tasks.sequence_classification import labels_of
+from predictor.tasks.task import Field, Output
 from predictor.tasks.tokenization import Tokenizing, as_text
 
 _STRATEGIES = tuple(str(strategy.value) for strategy in AggregationStrategy)
 
 
-@dataclass(frozen=True, slots=True)
-class Entity:
-    """A part of a text with a label.
-
-    Attributes:
-        label: Its label, without the prefix that says where an entity begins.
-        score: Its probability.
-        word: Its text as the tokens have it.
-        start: Its first character.
-        end: The character after its last.
-    """
-
-    label: str
-    score: float
-    word: str
-    start: int
-    end: int
-
-
-class TokenClassification:
+class TokenClassification(EncoderTaskSpec):
     """The task; see `EncoderTaskSpec` for its methods."""
 
     task = "token_classification"
@@ -73,92 +50,69 @@ class TokenClassification:
         *,
         return_offsets_mapping: bool = False,
     ) -> None:
-        """Puts the parts together.
+        """Create the task.
 
         Args:
-            tokenizing: Makes tokens.
-            config: The model's, for its labels.
-            return_offsets_mapping: Whether every token is told where a request says nothing.
+            tokenizing: The tokenizer.
+            config: The model's config, for its labels.
+            return_offsets_mapping: Default of the parameter of this name.
 
         Raises:
-            CheckpointError: The tokenizer does not tell where tokens come from.
+            CheckpointError: The tokenizer gives no offsets.
         """
         check_offsets(tokenizing, self.task)
         self._tokenizing = tokenizing
         self._aggregation = _Aggregation(tokenizing.tokenizer, labels_of(config))
-        self._unsaid = {
+        self._defaults = {
             "return_offsets_mapping": return_offsets_mapping,
             "aggregation_strategy": "simple",
             "truncate": False,
         }
 
-    def decode(self, fields: Mapping[str, str], parameters: Mapping[str, object]) -> Ask:
-        """Returns what is asked."""
+    def decode(
+        self, fields: Mapping[str, str], parameters: Mapping[str, object]
+    ) -> EncoderInstance:
+        """Return a checked instance."""
         checks = {
             "return_offsets_mapping": boolean,
             "aggregation_strategy": one_of(_STRATEGIES),
             "truncate": boolean,
         }
-        return Ask(fields, parse_named(parameters, checks, self._unsaid))
+        return EncoderInstance(fields, parse_named(parameters, checks, self._defaults))
 
-    def tokenize(self, ask: Ask) -> tuple[Text, ...]:
-        """Returns the one text, which remembers what the tokenizer said of its tokens."""
+    def tokenize(self, instance: EncoderInstance) -> tuple[Text, ...]:
+        """Return the one text, with the offsets of its tokens and which of them are special."""
         encoding = self._tokenizing.encode(
-            ask.fields["text"],
-            truncate=ask.parameters["truncate"],
+            instance.fields["text"],
+            truncate=instance.parameters["truncate"],
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
         )
         about = encoding["offset_mapping"], encoding["special_tokens_mask"]
         return (as_text(encoding, about),)
 
-    def run(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
-        """Returns each row's logits, of shape (tokens, labels), in float32."""
+    def postprocess(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
+        """Return each row's logits, of shape (tokens, labels), in float32."""
         logits = output.logits.float().cpu()
         return [logits[row, : len(text.ids)] for row, text in enumerate(batch.texts)]
 
-    def encode(
-        self, ask: Ask, texts: Sequence[Text], found: Sequence[torch.Tensor]
-    ) -> tuple[Entity, ...]:
-        """Returns the entities of the text."""
-        is_each = ask.parameters["return_offsets_mapping"]
-        strategy = "none" if is_each else ask.parameters["aggregation_strategy"]
-        entities = self._aggregation.entities(
-            ask.fields["text"], texts[0], found[0], strategy, ignored=() if is_each else ("O",)
-        )
-        return tuple(
-            Entity(
-                entity.get("entity_group") or entity["entity"],
-                float(entity["score"]),
-                entity["word"],
-                int(entity["start"]),
-                int(entity["end"]),
-            )
-            for entity in entities
-        )
-
-    def prediction(self, answer: Sequence[Entity]) -> object:
-        """Returns an answer as a JSON value."""
-        return [asdict(entity) for entity in answer]
-
-    def columns(self, answers: Sequence[Sequence[Entity]]) -> tuple[Column, ...]:
-        """Returns answers as tensors."""
-        rows = [(row, entity) for row, answer in enumerate(answers) for entity in answer]
-        data = {
-            output.name: [getattr(e, output.name, row) for row, e in rows]
-            for output in self.outputs
-        }
-        return tuple(
-            Column(output.name, output.datatype, (len(rows),), data[output.name])
-            for output in self.outputs
+    def answer(
+        self, instance: EncoderInstance, texts: Sequence[Text], results: Sequence[torch.Tensor]
+    ) -> Entities:
+        """Return the entities of the text."""
+        is_each = instance.parameters["return_offsets_mapping"]
+        strategy = "none" if is_each else instance.parameters["aggregation_strategy"]
+        (text,), (logits,) = texts, results
+        return self._aggregation.entities(
+            instance.fields["text"], text, logits, strategy, ignored=() if is_each else ("O",)
         )
 
 
 class _Aggregation(TokenClassificationPipeline):
-    """transformers' own way from tokens to entities, without the rest of its pipeline."""
+    """transformers' own aggregation of tokens, without the rest of its pipeline."""
 
     def __init__(self, tokenizer: Any, labels: Sequence[str]) -> None:
-        """Takes what the aggregation looks at; the pipeline's own would want a model."""
+        """Set what the aggregation uses; the pipeline's own constructor needs a model."""
         self.tokenizer = tokenizer
         config = SimpleNamespace(id2label=dict(enumerate(labels)))
         self.model: Any = SimpleNamespace(config=config)
@@ -170,8 +124,8 @@ class _Aggregation(TokenClassificationPipeline):
         logits: torch.Tensor,
         strategy: str,
         ignored: Sequence[str],
-    ) -> list[dict[str, Any]]:
-        """Returns the entities of a text as the pipeline does."""
+    ) -> Entities:
+        """Return the entities of a text as the pipeline does."""
         offsets, special = text.about
         output = {
             "logits": logits[None],
@@ -181,14 +135,25 @@ class _Aggregation(TokenClassificationPipeline):
             "special_tokens_mask": torch.tensor([special]),
         }
         aggregate: Any = self.postprocess
-        found: list[dict[str, Any]] = aggregate(
+        groups: list[dict[str, Any]] = aggregate(
             [output], AggregationStrategy(strategy), list(ignored)
         )
-        return found
+        return Entities(
+            tuple(
+                Entity(
+                    group.get("entity_group") or group["entity"],
+                    float(group["score"]),
+                    group["word"],
+                    int(group["start"]),
+                    int(group["end"]),
+                )
+                for group in groups
+            )
+        )
 
 
 def check_offsets(tokenizing: Tokenizing, task: str) -> None:
-    """Checks that a tokenizer tells where in a text its tokens are.
+    """Check that a tokenizer gives the offsets of its tokens in a text.
 
     Raises:
         CheckpointError: It does not.

@@ -1,4 +1,4 @@
-"""Texts become tokens for a model that reads: checked, and cut only where that was asked for."""
+"""Turns texts into tokens for encoder tasks: checked, and cut only if the request says so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from predictor.errors import PromptTooLong, RequestError
 
 
 class Tokenizing:
-    """A tokenizer and what its model takes.
+    """A tokenizer and the limit of its model.
 
     Attributes:
         tokenizer: The tokenizer.
@@ -19,38 +19,38 @@ class Tokenizing:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_model_len: int) -> None:
-        """Puts the parts together."""
+        """Create it."""
         self.tokenizer: Any = tokenizer
         self.max_model_len = max_model_len
 
     def text(self, text: str, pair: str | None = None, *, truncate: bool = False) -> Text:
-        """Returns a text, or a pair of texts, as the model reads it.
+        """Return a text, or a pair of texts, as tokens.
 
         Args:
             text: The text.
             pair: The second text of a pair.
-            truncate: Whether what is too long is cut.
+            truncate: Whether a text that is too long is cut.
 
         Raises:
-            PromptTooLong: It is longer than the model takes, and not to be cut.
+            PromptTooLong: It is longer than the model takes, and `truncate` is false.
             RequestError: It has no token at all.
         """
         return as_text(self.encode(text, pair, truncate=truncate))
 
     def encode(
-        self, text: str, pair: str | None = None, *, truncate: bool = False, **also: Any
+        self, text: str, pair: str | None = None, *, truncate: bool = False, **options: Any
     ) -> Any:
-        """Returns what the tokenizer makes of a text or a pair; raises what `text` raises.
+        """Return the tokenizer's encoding of a text or a pair; raises the errors of `text`.
 
         Args:
             text: The text.
             pair: The second text of a pair.
-            truncate: Whether what is too long is cut.
-            also: What else the tokenizer is asked for.
+            truncate: Whether a text that is too long is cut.
+            options: More arguments for the tokenizer.
         """
         cut = {"truncation": True, "max_length": self.max_model_len} if truncate else {}
-        found = self.tokenizer(text, pair, verbose=False, **cut, **also)
-        count = len(found["input_ids"])
+        encoding = self.tokenizer(text, pair, verbose=False, **cut, **options)
+        count = len(encoding["input_ids"])
         if not count:
             raise RequestError("A text is empty, and this model has no token to begin with.")
         if count > self.max_model_len:
@@ -60,15 +60,15 @@ class Tokenizing:
                 tokens=count,
                 limit=self.max_model_len,
             )
-        return found
+        return encoding
 
 
 def as_text(encoding: Any, about: Any = None) -> Text:
-    """Returns what a tokenizer made of one text, as the model reads it.
+    """Return a tokenizer's encoding as an input of the engine.
 
     Args:
-        encoding: The tokenizer's, of one text or pair.
-        about: What the task remembers of it.
+        encoding: The tokenizer's encoding of one text or pair.
+        about: Anything that the task needs later, to make the answer.
     """
     types = encoding.get("token_type_ids")
     return Text(tuple(encoding["input_ids"]), None if types is None else tuple(types), about)

@@ -1,4 +1,7 @@
-"""Holds what a loaded model really takes of memory, a GPU's too, against what was planned."""
+"""Compares the memory that a loaded model takes with the plan, in main memory and on GPUs.
+
+A difference is logged and changes nothing. The plan is made in `placement`.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,24 @@ from predictor.quantity import format_bytes
 
 logger = logging.getLogger(__name__)
 
-_MOST = 0.05
-"""The difference, as a fraction of the plan, from which it is told."""
+_TOLERANCE = 0.05
+"""The largest difference, as a fraction of the plan, that is not logged."""
 
 _NOISE = 64 * 1024**2
-"""Bytes that loading leaves behind whatever the model: caches of libraries, allocators' arenas."""
+"""Bytes that loading any model leaves behind: caches of libraries, arenas of allocators."""
 
 _GPU_NOISE = 8 * 1024**2
-"""The same of a GPU's memory, which torch gives out in whole blocks and cuBLAS takes some of."""
+"""The same on a GPU: torch allocates whole blocks of its memory, and cuBLAS takes some."""
 
 
 def wake_gpus(placement: Placement) -> dict[str, int]:
-    """Starts the GPUs of a plan; returns by tier the bytes that torch has given out there.
+    """Start the GPUs of a plan, and return by tier the bytes that torch has allocated there.
 
-    A GPU's first product of matrices makes its context and loads libraries, which takes about half
-    a GiB of main memory whatever the model. It has to come before what loading takes is measured.
+    A GPU's first product of matrices creates its context and loads libraries. That takes about
+    half a GiB of main memory for any model, and so has to precede the measurement of loading.
 
     Raises:
-        LoadFailed: A GPU has no memory for it.
+        LoadFailed: A GPU has no memory for the product.
     """
     for tier in _gpus(placement):
         device = torch.device(int(tier.name))
@@ -45,7 +48,7 @@ def wake_gpus(placement: Placement) -> dict[str, int]:
 
 
 def read_gpus(placement: Placement) -> dict[str, int]:
-    """Returns by tier the bytes that torch has given out on the GPUs of a plan."""
+    """Return by tier the bytes that torch has allocated on the GPUs of a plan."""
     devices = {tier.name: torch.device(int(tier.name)) for tier in _gpus(placement)}
     return {
         name: int(_backend(device).memory_allocated(device)) for name, device in devices.items()
@@ -57,7 +60,7 @@ def _backend(device: torch.device) -> Any:
 
 
 def _gpus(placement: Placement) -> list[Tier]:
-    """The GPUs that a plan uses."""
+    """Return the GPUs that a plan uses."""
     main = str(placement.execution_device)
     tiers = (tier for tier in placement.tiers if tier.name not in ("cpu", "disk"))
     return [tier for tier in tiers if tier.units or tier.name == main]
@@ -66,18 +69,18 @@ def _gpus(placement: Placement) -> list[Tier]:
 def compare_gpus(
     placement: Placement, *, before: Mapping[str, int], after: Mapping[str, int], slots: int
 ) -> None:
-    """Warns where loading took more or less of a GPU's memory than was planned.
+    """Log a warning for each GPU of which loading took more or less memory than planned.
 
     Args:
         placement: The plan.
         before: By tier, the bytes in use before loading.
-        after: The same after it, without a KV cache.
+        after: By tier, the bytes in use after loading, without a KV cache.
         slots: Bytes of the executing GPU that blocks are streamed through.
     """
     for tier in _gpus(placement):
         planned = tier.weights + (slots if tier.name == str(placement.execution_device) else 0)
         held = after[tier.name] - before[tier.name]
-        if abs(held - planned) > _MOST * planned + _GPU_NOISE:
+        if abs(held - planned) > _TOLERANCE * planned + _GPU_NOISE:
             logger.warning(
                 "Weights and buffers take %s of GPU %s, and %s were planned",
                 format_bytes(held),
@@ -87,16 +90,16 @@ def compare_gpus(
 
 
 def compare(placement: Placement, *, held: int, buffers: int) -> None:
-    """Warns where loading took more or less than was planned for weights, and buffers.
+    """Log a warning if loading took more or less main memory than planned.
 
     Args:
         placement: The plan.
         held: Bytes of anonymous memory that loading took.
-        buffers: Bytes of them that blocks are streamed through; what else was planned to move
-            weights was needed while they were loaded, or is for the time of a pass.
+        buffers: Bytes of the buffers that blocks are streamed through. The other staging memory
+            of the plan is in use during loading, or during a forward pass.
     """
     planned = placement.tier("cpu").weights + buffers
-    if abs(held - planned) > _MOST * planned + _NOISE:
+    if abs(held - planned) > _TOLERANCE * planned + _NOISE:
         logger.warning(
             "Weights and buffers take %s of main memory, and %s were planned",
             format_bytes(held),

@@ -1,8 +1,8 @@
-"""Where a block's weights lie on disk: which bytes of which files, and what they are.
+"""The extents of blocks on disk: the bytes of files that hold each block's tensors.
 
 A block is read into one buffer, segment by segment, and its tensors are views of that buffer. The
-offload store keeps each block as one segment; a checkpoint that is stored as it is served is read
-in place, in as many segments as its tensors are scattered over.
+offload store keeps each block as one segment. A checkpoint that is stored as it is served is read
+in place, in as many segments as its tensors are scattered over. Reading is left to `direct_io`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,57 +21,64 @@ from predictor.checkpoint.safetensors_header import data_start, read_header
 from predictor.dtypes import BY_CODE
 
 PAGE = 4096
-"""What direct reads are aligned to in the file, in memory and in length: a page is a multiple of
-every device's own block."""
+"""The alignment in bytes of direct reads: in the file, in memory and in length. A page is a
+multiple of every device's own block."""
 
 _SMALL_GAP = PAGE
-"""Bytes between two tensors that are read with them: cheaper than one more read."""
+"""Most bytes between two tensors of one segment: reading them is cheaper than one more read."""
 
 _TORCH = {code: getattr(torch, dtype.name) for code, dtype in BY_CODE.items()}
 
-Stamp = tuple[int, int, int]
-"""A file's device, number and size."""
+FileIdentity = tuple[int, int, int]
+"""A file's device, inode number and size."""
+
+BlockParameters = Mapping[str, Mapping[str, torch.Tensor]]
+"""For each block its parameters by name, on the meta device, as they are served."""
+
+CheckpointIndex = Mapping[str, Mapping[str, str]]
+"""transformers' index of weights on disk: for each parameter ``safetensors_file`` and
+``weight_name``."""
 
 
-def stamp_of(stat: os.stat_result) -> Stamp:
-    """Returns what tells a file from another that has taken its name."""
+def identify_file(stat: os.stat_result) -> FileIdentity:
+    """Return the identity of a file, which differs from that of any file that takes its name."""
     return (stat.st_dev, stat.st_ino, stat.st_size)
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Consecutive bytes of a file and their place in a block's buffer.
+class FileSegment:
+    """Consecutive bytes of a file, and their place in a block's buffer.
 
     Attributes:
         file: The file.
-        start: Of the first byte in the file; a multiple of `PAGE`.
-        length: How many bytes; a multiple of `PAGE`, and so it may end behind the file's end.
-        at: Of the first byte in the buffer; a multiple of `PAGE`.
-        stamp: Of the file in which the bytes lie so; another one may take its name.
+        start: Offset of the first byte in the file, a multiple of `PAGE`.
+        length: Number of bytes, a multiple of `PAGE`. The segment may end behind the file's end.
+        at: Offset of the first byte in the buffer, a multiple of `PAGE`.
+        file_identity: The identity of the file when this layout was read.
     """
 
     file: Path
     start: int
     length: int
     at: int
-    stamp: Stamp
+    file_identity: FileIdentity
 
     @property
     def needed(self) -> int:
-        """How many of its bytes the file has."""
-        _, _, size = self.stamp
+        """Bytes of the segment that lie in the file."""
+        _, _, size = self.file_identity
         return min(self.length, size - self.start)
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class TensorView:
     """A tensor in a block's buffer.
 
     Attributes:
-        name: The parameter's, from the model down.
-        dtype: Of its elements.
+        name: The parameter's full name in the model.
+        dtype: The dtype of its elements.
         shape: Its shape.
-        at: Of its first byte in the buffer.
+        at: Offset of its first byte in the buffer.
     """
 
     name: str
@@ -81,24 +88,24 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of it."""
+        """Its size in bytes."""
         return self.dtype.itemsize * math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """A block that is streamed.
+class BlockExtent:
+    """A block on disk.
 
     Attributes:
-        name: The module's.
-        segments: What to read.
-        tensors: What is then in the buffer.
-        source: Where it is read from, for metrics: ``"store"`` or ``"checkpoint"``.
+        name: The module's name.
+        segments: The bytes to read.
+        tensors: The tensors that the buffer then holds.
+        source: The origin of the bytes, for metrics: ``"store"`` or ``"checkpoint"``.
     """
 
     name: str
-    segments: tuple[Segment, ...]
-    tensors: tuple[Tensor, ...]
+    segments: tuple[FileSegment, ...]
+    tensors: tuple[TensorView, ...]
     source: str
 
     @property
@@ -107,39 +114,57 @@ class Block:
         return max((segment.at + segment.length for segment in self.segments), default=0)
 
 
+def largest(blocks: Iterable[BlockExtent]) -> int:
+    """Return the bytes of the largest block's buffer; 0 without blocks."""
+    return max((block.size for block in blocks), default=0)
+
+
 def pages(count: int) -> int:
-    """Returns bytes rounded up to whole pages."""
+    """Return bytes rounded up to whole pages."""
     return -(-count // PAGE) * PAGE
 
 
-def in_place(
-    wanted: Mapping[str, Mapping[str, torch.Tensor]], index: Mapping[str, Mapping[str, str]]
-) -> tuple[Block, ...] | None:
-    """Returns blocks as they lie in safetensors files; None if one is not stored as it is served.
+def parameters_of_blocks(model: nn.Module, names: Sequence[str]) -> BlockParameters:
+    """Return the parameters of blocks of a model."""
+    return {
+        name: {
+            f"{name}.{key}": parameter
+            for key, parameter in model.get_submodule(name).named_parameters(remove_duplicate=False)
+        }
+        for name in names
+    }
+
+
+def find_in_checkpoint(
+    blocks: BlockParameters, index: CheckpointIndex
+) -> tuple[BlockExtent, ...] | None:
+    """Return the extents of blocks in the checkpoint's own safetensors files.
 
     Args:
-        wanted: For each block its parameters by name, on the meta device, as they are served.
-        index: transformers' index of weights on disk: for each parameter ``safetensors_file`` and
-            ``weight_name``.
+        blocks: The blocks.
+        index: The location of each parameter on disk.
+
+    Returns:
+        The extents, or None if a block is not stored as it is served.
     """
-    tensors_of = functools.cache(_tensors_of)  # many blocks lie in one file
-    blocks = []
-    for name, parameters in wanted.items():
-        stored: dict[str, _Stored] = {}
+    tensors_of = functools.cache(_tensors_of)  # one file holds many blocks
+    extents = []
+    for name, parameters in blocks.items():
+        stored: dict[str, _StoredTensor] = {}
         for key, parameter in parameters.items():
             entry = index.get(key, {})
             if "safetensors_file" not in entry:
                 return None
-            found = tensors_of(Path(entry["safetensors_file"])).get(entry["weight_name"])
-            if found is None or not found.serves(parameter):
+            tensor = tensors_of(Path(entry["safetensors_file"])).get(entry["weight_name"])
+            if tensor is None or not tensor.can_serve(parameter):
                 return None
-            stored[key] = found
-        blocks.append(_laid_out(name, stored))
-    return tuple(blocks)
+            stored[key] = tensor
+        extents.append(_lay_out(name, stored))
+    return tuple(extents)
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
+class _StoredTensor:
     """A tensor in a file."""
 
     file: Path
@@ -148,16 +173,16 @@ class _Stored:
     dtype: torch.dtype
     shape: tuple[int, ...]
 
-    def serves(self, parameter: torch.Tensor) -> bool:
-        """Whether its bytes are a parameter's as they are, and can be looked at where they lie."""
+    def can_serve(self, parameter: torch.Tensor) -> bool:
+        """Return whether a view of the stored bytes can be the parameter."""
         is_alike = (self.dtype, self.shape) == (parameter.dtype, tuple(parameter.shape))
         return is_alike and self.begin % self.dtype.itemsize == 0
 
 
-def _tensors_of(file: Path) -> dict[str, _Stored]:
+def _tensors_of(file: Path) -> dict[str, _StoredTensor]:
     start = data_start(file)
     return {
-        name: _Stored(
+        name: _StoredTensor(
             file,
             start + entry["data_offsets"][0],
             start + entry["data_offsets"][1],
@@ -169,29 +194,29 @@ def _tensors_of(file: Path) -> dict[str, _Stored]:
     }
 
 
-def _laid_out(name: str, stored: Mapping[str, _Stored]) -> Block:
-    """Merges neighbours in a file into segments, and gives each a place in the buffer."""
-    segments: list[Segment] = []
-    tensors: list[Tensor] = []
-    free = 0
+def _lay_out(name: str, stored: Mapping[str, _StoredTensor]) -> BlockExtent:
+    """Merge neighbours in a file into segments, and give each segment its place in the buffer."""
+    segments: list[FileSegment] = []
+    tensors: list[TensorView] = []
+    end = 0
     for run in _runs(stored):
         file, begin = stored[run[0]].file, stored[run[0]].begin
         start = begin // PAGE * PAGE
         length = pages(max(stored[key].end for key in run) - start)
-        segments.append(Segment(file, start, length, free, stamp_of(file.stat())))
+        segments.append(FileSegment(file, start, length, end, identify_file(file.stat())))
         for key in run:
-            one = stored[key]
-            tensors.append(Tensor(key, one.dtype, one.shape, free + one.begin - start))
-        free += length
-    return Block(name, tuple(segments), tuple(tensors), "checkpoint")
+            tensor = stored[key]
+            tensors.append(TensorView(key, tensor.dtype, tensor.shape, end + tensor.begin - start))
+        end += length
+    return BlockExtent(name, tuple(segments), tuple(tensors), "checkpoint")
 
 
-def _runs(stored: Mapping[str, _Stored]) -> Iterator[list[str]]:
-    """Names of tensors that lie one behind the other."""
+def _runs(stored: Mapping[str, _StoredTensor]) -> Iterator[list[str]]:
+    """Yield the names of tensors that lie one behind the other."""
     run: list[str] = []
-    for key, one in sorted(stored.items(), key=lambda item: (item[1].file, item[1].begin)):
-        before = stored[run[-1]] if run else one
-        if one.file != before.file or one.begin > before.end + _SMALL_GAP:
+    for key, tensor in sorted(stored.items(), key=lambda item: (item[1].file, item[1].begin)):
+        before = stored[run[-1]] if run else tensor
+        if tensor.file != before.file or tensor.begin > before.end + _SMALL_GAP:
             yield run
             run = []
         run.append(key)
@@ -199,20 +224,25 @@ def _runs(stored: Mapping[str, _Stored]) -> Iterator[list[str]]:
         yield run
 
 
-def short(segments: Sequence[Segment], most: int) -> Iterator[Segment]:
-    """Yields the same bytes in segments of so many at most, a number of whole pages."""
+def split_segments(segments: Sequence[FileSegment], limit: int) -> Iterator[FileSegment]:
+    """Yield the same bytes in shorter segments.
+
+    Args:
+        segments: The segments.
+        limit: Most bytes of a shorter segment, a multiple of `PAGE`.
+    """
     for whole in segments:
-        for begin in range(0, whole.length, most):
-            length = min(most, whole.length - begin)
+        for begin in range(0, whole.length, limit):
+            length = min(limit, whole.length - begin)
             yield replace(whole, start=whole.start + begin, at=whole.at + begin, length=length)
 
 
-def view_of(buffer: torch.Tensor, tensor: Tensor) -> torch.Tensor:
-    """Returns a tensor in a block's buffer of uint8."""
-    found = buffer[tensor.at : tensor.at + tensor.nbytes]
-    return found.view(tensor.dtype).view(tensor.shape)
+def view_of(buffer: torch.Tensor, tensor: TensorView) -> torch.Tensor:
+    """Return a tensor in a block's buffer of uint8."""
+    data = buffer[tensor.at : tensor.at + tensor.nbytes]
+    return data.view(tensor.dtype).view(tensor.shape)
 
 
-def parameters_in(buffer: torch.Tensor, tensors: Sequence[Tensor]) -> list[nn.Parameter]:
-    """Returns parameters whose memory is a block's buffer of uint8."""
-    return [nn.Parameter(view_of(buffer, one), requires_grad=False) for one in tensors]
+def parameters_in(buffer: torch.Tensor, tensors: Sequence[TensorView]) -> list[nn.Parameter]:
+    """Return parameters whose memory is a block's buffer of uint8."""
+    return [nn.Parameter(view_of(buffer, tensor), requires_grad=False) for tensor in tensors]

@@ -1,7 +1,7 @@
-"""Loads a model the way a placement says, and gives it back ready to run.
+"""Loads a model as a placement says, and returns it ready to run.
 
-`load` is the one way from files to a model that runs. Offloaded blocks are streamed by `streaming`;
-that Accelerate's hooks stream what is left is known to `from_pretrained` alone.
+`load` is the one way from files to a running model. Offloaded blocks are streamed by `streaming`.
+All other offloaded parts are streamed by Accelerate's hooks, which `from_pretrained` attaches.
 """
 
 from __future__ import annotations
@@ -27,57 +27,57 @@ from predictor.weights.block_source import BlockSourceResolver, OffloadConfig
 from predictor.weights.converted import (
     ConvertedCheckpoint,
     folder_name,
-    needs_conversion,
-    source_of,
+    model_identity,
+    open_conversion_folder,
 )
-from predictor.weights.extents import Block
+from predictor.weights.extents import BlockExtent, parameters_of_blocks
 from predictor.weights.from_pretrained import DeferredDispatch, from_pretrained
 from predictor.weights.progress import Progress
 from predictor.weights.resident import make_resident
 from predictor.weights.store.folder import StoreFolder
 from predictor.weights.store.format import Identity
 from predictor.weights.store.warmup_cache import WarmupCache
-from predictor.weights.streaming.device_loader import Waiting
-from predictor.weights.streaming.hooks import Streaming, stream
+from predictor.weights.streaming.device_loader import HostBlock
+from predictor.weights.streaming.hooks import Streaming, stream_blocks
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model, every part where the placement puts it.
+    """A model, with every part where the placement puts it.
 
     Attributes:
         model: The model, in evaluation mode. Exactly one forward pass may run at a time: neither
             our hooks nor Accelerate's are thread-safe.
-        streaming: What streams its blocks; None where none are, or where Accelerate does.
-        supply: Where the blocks come from.
-        known: What was found out by running it, where that is kept: on the offload volume.
+        streaming: The streamed blocks; None if no block is streamed, or Accelerate streams them.
+        resolver: The source of the streamed blocks.
+        warmup_cache: Measurements of earlier starts, kept on the offload volume.
     """
 
     model: PreTrainedModel
     streaming: Streaming | None
-    supply: BlockSourceResolver
-    known: WarmupCache
+    resolver: BlockSourceResolver
+    warmup_cache: WarmupCache
 
     @property
     def buffer_bytes(self) -> int:
         """Bytes of main memory that its blocks are streamed through."""
-        buffers = () if self.streaming is None else self.streaming.lane.buffers
+        buffers = () if self.streaming is None else self.streaming.loader.buffers
         return sum(buffer.tensor.nbytes for buffer in buffers)
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of the executing accelerator's memory that its blocks are brought to."""
-        return 0 if self.streaming is None else self.streaming.lane.device_bytes
+        """Bytes of the executing accelerator's memory that its blocks are copied to."""
+        return 0 if self.streaming is None else self.streaming.loader.device_bytes
 
     def serve(self) -> None:
-        """Marks the offload volume as used; to be called when requests are answered."""
-        self.supply.serve()
+        """Mark the offload volume as used. Call it when requests are answered."""
+        self.resolver.serve()
 
     def release(self) -> None:
-        """Ends the use of the offload volume, as a process does that ends as it should."""
-        self.supply.release()
+        """End the use of the offload volume, as in a clean stop."""
+        self.resolver.release()
 
 
 def load(
@@ -91,47 +91,49 @@ def load(
     metrics: WeightMetrics,
     pinned_fraction: float,
 ) -> Loaded:
-    """Returns the model with every part where the placement puts it.
+    """Load a model, with every part where the placement puts it.
 
     Args:
         checkpoint: Files on local disk.
-        placement: Where each part goes.
-        offload: What is known and wanted of parts on disk.
+        placement: The device of each part.
+        offload: The offload configuration.
         trust_remote_code: Whether code that comes with the model may run.
-        progress: Is told how far it is.
+        progress: Counts tensors and blocks.
         skeleton: The model on the meta device, for names and sizes.
-        metrics: The streaming's.
-        pinned_fraction: Of main memory, how much may be page-locked.
+        metrics: The metrics of streaming.
+        pinned_fraction: The fraction of main memory that may be page-locked.
 
     Raises:
         CheckpointError: The checkpoint lacks weights of the model, or has them in other shapes.
         ConfigurationError: The offload folder is needed and cannot be used.
-        LoadFailed: Reading failed in another way.
+        LoadFailed: Reading failed for another reason.
     """
     blocks = find_blocks(skeleton)
     loading = _Loading(
         checkpoint, placement, offload, skeleton, blocks, trust_remote_code, progress, metrics
     )
-    streamed = _streamed(placement, skeleton, blocks)
+    streamed = _streamed_blocks(placement, skeleton, blocks)
     on_disk = [name for name in streamed if placement.device_map[name] == "disk"]
-    waits = [name for name in streamed if name not in on_disk]
-    supply = loading.supply(on_disk)
-    with contextlib.ExitStack() as undone, _failures():
-        undone.callback(supply.release)
-        with supply.opened():
-            model, dispatch, found = loading.place(supply)
-        if on_disk and not found:
-            waits = []  # the memory for whole blocks is what Accelerate streams with then
-        copied, waiting = make_resident(model, progress, blocks=blocks, waits=waits)
+    in_memory = [name for name in streamed if name not in on_disk]
+    resolver = loading.resolver(on_disk)
+    with contextlib.ExitStack() as undone, _translated_errors():
+        undone.callback(resolver.release)
+        with resolver.opened():
+            model, dispatch, extents = loading.place(resolver)
+        if on_disk and not extents:
+            in_memory = []  # Accelerate streams, and needs the memory that was planned for blocks
+        copied, host_blocks = make_resident(model, progress, blocks=blocks, host_blocks=in_memory)
         logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
-        streaming = loading.stream(model, dispatch, found, waiting, pinned_fraction=pinned_fraction)
+        streaming = loading.stream(
+            model, dispatch, extents, host_blocks, pinned_fraction=pinned_fraction
+        )
         undone.pop_all()
-    return Loaded(model, streaming, supply, loading.known(supply, found))
+    return Loaded(model, streaming, resolver, loading.warmup_cache(resolver, extents))
 
 
 @contextlib.contextmanager
-def _failures() -> Iterator[None]:
-    """Makes one sentence of what volumes and GPUs do."""
+def _translated_errors() -> Iterator[None]:
+    """Raise errors of volumes and GPUs as `LoadFailed`."""
     try:
         yield
     except OSError as error:
@@ -142,7 +144,7 @@ def _failures() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Loading:
-    """The steps of loading one model, and what they share."""
+    """The steps of loading one model, and their common arguments."""
 
     checkpoint: Checkpoint
     placement: Placement
@@ -153,24 +155,28 @@ class _Loading:
     progress: Progress
     metrics: WeightMetrics
 
-    def supply(self, on_disk: Sequence[str]) -> BlockSourceResolver:
-        """Where these blocks come from."""
+    def resolver(self, on_disk: Sequence[str]) -> BlockSourceResolver:
+        """Return the resolver of these blocks' source."""
         folder = _store_folder(self.checkpoint, self.placement, self.offload) if on_disk else None
-        parameters = _parameters(self.skeleton, on_disk)
+        parameters = parameters_of_blocks(self.skeleton, on_disk)
         return BlockSourceResolver(self.offload, folder, parameters, self.progress, self.metrics)
 
     def place(
-        self, supply: BlockSourceResolver
-    ) -> tuple[PreTrainedModel, DeferredDispatch, tuple[Block, ...]]:
-        """The model with parts on disk on the meta device, and its blocks there that we stream."""
-        streamed = supply.names
-        device_map = _device_map(self.placement, self.skeleton, streamed if supply.store else ())
+        self, resolver: BlockSourceResolver
+    ) -> tuple[PreTrainedModel, DeferredDispatch, tuple[BlockExtent, ...]]:
+        """Load the model, and return it with the extents of the blocks that we stream from disk.
+
+        Parts on disk are on the meta device in the model.
+        """
+        streamed = resolver.names
+        in_store = streamed if resolver.store else ()
+        device_map = _device_map(self.placement, self.skeleton, in_store)
         sizes = {name: tensor.nbytes for name, tensor in self.skeleton.named_parameters()}
         self.progress.begin("placing weights", sizes, self.blocks)
-        with _rewriting(self.checkpoint, self.placement, self.offload, device_map) as written:
-            folder = None if written is None else written.path
+        with _conversion(self.checkpoint, self.placement, self.offload, device_map) as converted:
+            folder = None if converted is None else converted.path
             before = 0 if folder is None else count_usage(folder).used
-            supply.rewritten = written
+            resolver.converted = converted
             model, dispatch = from_pretrained(
                 self.checkpoint,
                 self.placement,
@@ -179,63 +185,65 @@ class _Loading:
                 trust_remote_code=self.trust_remote_code,
                 progress=self.progress,
             )
-        found: tuple[Block, ...] = ()
+        extents: tuple[BlockExtent, ...] = ()
         if streamed:
-            wanted = _parameters(model, streamed)
+            parameters = parameters_of_blocks(model, streamed)
             spent = 0 if folder is None else count_usage(folder).used - before
-            found = supply.blocks(wanted, dispatch.index, spent=spent) or ()
-            if written is not None and supply.store is not None:
-                written.remove(chain.from_iterable(wanted.values()))
-        return model, dispatch, found
+            extents = resolver.resolve(parameters, dispatch.index, spent=spent) or ()
+            if converted is not None and resolver.store is not None:
+                converted.remove(chain.from_iterable(parameters.values()))
+        return model, dispatch, extents
 
     def stream(
         self,
         model: PreTrainedModel,
         dispatch: DeferredDispatch,
-        on_disk: Sequence[Block],
-        waiting: Mapping[str, Waiting],
+        on_disk: Sequence[BlockExtent],
+        host_blocks: Mapping[str, HostBlock],
         *,
         pinned_fraction: float,
     ) -> Streaming | None:
-        """Streams these blocks, and has Accelerate stream what else is offloaded."""
-        ours = (*(block.name for block in on_disk), *waiting)
-        dispatch.attach(self.placement, ours)
-        _say_who_streams(self.placement, ours, self.blocks)
-        return stream(
+        """Stream these blocks, and have Accelerate stream all other offloaded parts."""
+        streamed = (*(block.name for block in on_disk), *host_blocks)
+        dispatch.attach(self.placement, streamed)
+        _log_accelerates_part(self.placement, streamed, self.blocks)
+        return stream_blocks(
             model,
             on_disk,
-            waiting,
+            host_blocks,
             torch.device(self.placement.execution_device),
-            pinnable=int(pinned_fraction * (self.placement.tier("cpu").owned or 0)),
+            page_locked_bytes=int(pinned_fraction * (self.placement.tier("cpu").owned or 0)),
             metrics=self.metrics,
         )
 
-    def known(self, supply: BlockSourceResolver, found: Sequence[Block]) -> WarmupCache:
-        """What an earlier start found out; nothing is kept where Accelerate streams."""
+    def warmup_cache(
+        self, resolver: BlockSourceResolver, extents: Sequence[BlockExtent]
+    ) -> WarmupCache:
+        """Return the warm-up cache, which keeps nothing if Accelerate streams."""
         return WarmupCache(
-            supply.known_file if found else None,
-            streamed=sum(block.size for block in found),
-            source=[block.source for block in found[:1]],
+            resolver.warmup_cache_file if extents else None,
+            streamed=sum(block.size for block in extents),
+            source=[block.source for block in extents[:1]],
             device=self.placement.execution_device,
         )
 
 
-def _rewriting(
+def _conversion(
     checkpoint: Checkpoint,
     placement: Placement,
     offload: OffloadConfig,
     device_map: Mapping[str, int | str],
 ) -> contextlib.AbstractContextManager[ConvertedCheckpoint | None]:
-    """Gives the folder for what transformers writes anew; None where it does not."""
-    if offload.rewritten and "disk" in device_map.values():
-        return needs_conversion(offload.folder, checkpoint, placement.dtype)
+    """Open the folder for converted weights; None if transformers converts none."""
+    if offload.needs_conversion and "disk" in device_map.values():
+        return open_conversion_folder(offload.folder, checkpoint, placement.dtype)
     return contextlib.nullcontext()
 
 
-def _streamed(
+def _streamed_blocks(
     placement: Placement, skeleton: PreTrainedModel, blocks: Sequence[str]
 ) -> tuple[str, ...]:
-    """The blocks that we stream, whole: offloaded, and sharing no weight with anything else."""
+    """Return the blocks that we stream: offloaded whole, and without a weight that is tied."""
     if not placement.by_block:
         return ()
     owners = Counter(id(p) for _, p in skeleton.named_parameters(remove_duplicate=False))
@@ -254,40 +262,31 @@ def _store_folder(
     if offload.folder is None or offload.store == "never":
         return None
     name = folder_name(checkpoint, placement.dtype)
-    return StoreFolder(offload.folder, Identity(source_of(checkpoint), name, placement.dtype))
+    return StoreFolder(offload.folder, Identity(model_identity(checkpoint), name, placement.dtype))
 
 
 def _device_map(
-    placement: Placement, skeleton: PreTrainedModel, absent: Sequence[str]
+    placement: Placement, skeleton: PreTrainedModel, in_store: Sequence[str]
 ) -> dict[str, int | str]:
-    """The placement's map; blocks that a store holds are neither read nor kept.
+    """Return the placement's map, in which blocks of a store are on the meta device.
 
-    Their buffers are: they are computed, and stay where the block executes.
+    Their buffers are computed, and are on the device where the block executes.
     """
     buffers = {
         f"{name}.{key}": placement.execution_device
-        for name in absent
+        for name in in_store
         for key, _ in skeleton.get_submodule(name).named_buffers()
     }
-    return placement.device_map | dict.fromkeys(absent, "meta") | buffers
+    return placement.device_map | dict.fromkeys(in_store, "meta") | buffers
 
 
-def _parameters(model: PreTrainedModel, names: Sequence[str]) -> dict[str, dict[str, torch.Tensor]]:
-    """The parameters of each of these blocks, by their names in the whole model."""
-    return {
-        name: {
-            f"{name}.{key}": parameter
-            for key, parameter in model.get_submodule(name).named_parameters(remove_duplicate=False)
-        }
-        for name in names
-    }
-
-
-def _say_who_streams(placement: Placement, ours: Sequence[str], blocks: Sequence[str]) -> None:
-    theirs = placement.offloaded - set(ours)
-    if theirs and not theirs & set(blocks):
-        logger.info("What is no block and offloaded is streamed by Accelerate's hooks")
-    elif theirs:
+def _log_accelerates_part(
+    placement: Placement, streamed: Sequence[str], blocks: Sequence[str]
+) -> None:
+    by_accelerate = placement.offloaded - set(streamed)
+    if by_accelerate and not by_accelerate & set(blocks):
+        logger.info("Offloaded parts outside of blocks are streamed by Accelerate's hooks")
+    elif by_accelerate:
         reason = "the checkpoint is not stored as it is served, and there is no offload store"
         if not placement.by_block:
             reason = "there is no memory for whole blocks, or the model does not call them so"

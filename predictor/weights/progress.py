@@ -1,6 +1,6 @@
-"""How far loading is: kept here, shown as a bar on a terminal, as log lines otherwise.
+"""The progress of loading: a bar on a terminal, log lines otherwise, and the readiness body.
 
-The same numbers go into the body of the readiness answer.
+This module counts bytes and blocks. The phases are named by the modules that do the work.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -22,9 +22,15 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Bytes and blocks done in the present phase; may be read from any thread."""
+    """The bytes and blocks that the current phase has done; any thread may read them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start the phase ``"starting"``.
+
+        Args:
+            clock: Returns the time in seconds.
+        """
+        self._clock = clock
         self._lock = threading.Lock()
         self._bar: tqdm[Any] | None = None
         self._phase = "starting"
@@ -33,15 +39,15 @@ class Progress:
         self._all_blocks = 0
         self._total = 0
         self._done = 0
-        self._began = self._said = time.monotonic()
+        self._began = self._logged = self._clock()
 
     def begin(self, phase: str, sizes: Mapping[str, int], blocks: tuple[str, ...] = ()) -> None:
-        """Starts a phase.
+        """Start a phase.
 
         Args:
-            phase: What is done, for people.
-            sizes: Bytes of every tensor that is to be done, by name.
-            blocks: The names of the blocks, whose tensors' names begin with them.
+            phase: The phase's name, for people.
+            sizes: Bytes of every tensor of the phase, by name.
+            blocks: The names of the blocks. Tensors of a block have its name as prefix.
         """
         self.end()
         with self._lock:
@@ -49,12 +55,12 @@ class Progress:
             self._total, self._done = sum(sizes.values()), 0
             self._blocks = _tensors_by_block(sizes, blocks)
             self._all_blocks = len(self._blocks)
-            self._began = self._said = time.monotonic()
+            self._began = self._logged = self._clock()
             if sys.stderr.isatty() and self._total:
                 self._bar = tqdm(total=self._total, unit="B", unit_scale=True, desc=phase)
 
     def done(self, name: str) -> None:
-        """Counts a tensor as done; one that is unknown or was counted already is no matter."""
+        """Count a tensor as done. An unknown tensor, or a second call, counts nothing."""
         with self._lock:
             size = self._sizes.pop(name, 0)
             self._done += size
@@ -64,20 +70,20 @@ class Progress:
         if self._bar is not None:
             self._bar.update(size)
         else:
-            self._say()
+            self._log()
 
     def end(self) -> None:
-        """Ends the phase."""
+        """End the phase."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
     def as_json(self) -> dict[str, object]:
-        """Returns the present numbers; times are seconds, sizes bytes."""
+        """Return the current numbers; times in seconds, sizes in bytes."""
         with self._lock:
-            seconds = time.monotonic() - self._began
+            seconds = self._clock() - self._began
             rate = self._done / seconds if seconds > 0 else 0.0
-            found: dict[str, object] = {
+            numbers: dict[str, object] = {
                 "phase": self._phase,
                 "bytes_done": self._done,
                 "bytes_total": self._total,
@@ -86,34 +92,34 @@ class Progress:
                 "bytes_per_second": round(rate),
             }
             if rate:
-                found["seconds_left"] = round((self._total - self._done) / rate, 1)
-            return found
+                numbers["seconds_left"] = round((self._total - self._done) / rate, 1)
+            return numbers
 
-    def _say(self) -> None:
-        now = time.monotonic()
-        if now - self._said < _SECONDS_BETWEEN_LINES:
+    def _log(self) -> None:
+        now = self._clock()
+        if now - self._logged < _SECONDS_BETWEEN_LINES:
             return
-        self._said = now
-        seen = self.as_json()
+        self._logged = now
+        numbers = self.as_json()
         logger.info(
             "%s: %s of %s, block %s of %s, %s/s, %s s left",
-            seen["phase"],
+            numbers["phase"],
             format_bytes(self._done),
             format_bytes(self._total),
-            seen["blocks_done"],
-            seen["blocks_total"],
-            format_bytes(int(str(seen["bytes_per_second"]))),
-            seen.get("seconds_left", "?"),
+            numbers["blocks_done"],
+            numbers["blocks_total"],
+            format_bytes(int(str(numbers["bytes_per_second"]))),
+            numbers.get("seconds_left", "?"),
         )
 
 
 def _tensors_by_block(sizes: Mapping[str, int], blocks: tuple[str, ...]) -> dict[str, int]:
-    found = dict.fromkeys(blocks, 0)
+    tensors = dict.fromkeys(blocks, 0)
     for name, size in sizes.items():
-        block = _block_of(name, found)
+        block = _block_of(name, tensors)
         if block is not None and size:
-            found[block] += 1
-    return {block: count for block, count in found.items() if count}
+            tensors[block] += 1
+    return {block: count for block, count in tensors.items() if count}
 
 
 def _block_of(name: str, blocks: Mapping[str, int]) -> str | None:

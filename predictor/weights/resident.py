@@ -1,8 +1,9 @@
-"""Makes the weights that stay in main memory resident there.
+"""Copies the weights that stay in main memory into anonymous memory.
 
-With safetensors, what `from_pretrained` puts on ``"cpu"`` are views of the mapped checkpoint file:
-nothing was read yet, and a memory limit silently takes the pages back, so that they are read again
-for every token. A copy into anonymous memory is read once and stays.
+With safetensors, `from_pretrained` maps the checkpoint file, and tensors on ``"cpu"`` are views of
+the mapping. No byte was read yet, and a memory limit silently evicts the pages, so that they are
+read again for every token. A copy in anonymous memory is read once and stays. Which weights stay in
+main memory is decided in `placement`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from predictor.weights.extents import stamp_of
+from predictor.weights.extents import identify_file
 from predictor.weights.progress import Progress
-from predictor.weights.streaming.bounce_buffer import Staged
-from predictor.weights.streaming.device_loader import Move, Waiting, take_out
+from predictor.weights.streaming.bounce_buffer import BounceBuffer
+from predictor.weights.streaming.device_loader import CopyParameter, HostBlock, move_to_buffer
 
 
 def make_resident(
@@ -26,63 +27,65 @@ def make_resident(
     progress: Progress,
     *,
     blocks: tuple[str, ...] = (),
-    waits: Sequence[str] = (),
+    host_blocks: Sequence[str] = (),
     maps: str | None = None,
-) -> tuple[int, dict[str, Waiting]]:
-    """Copies every tensor in main memory that is backed by a file, and blocks that wait there.
+) -> tuple[int, dict[str, HostBlock]]:
+    """Copy every tensor in main memory that is backed by a file.
 
     Args:
-        model: A loaded model, before Accelerate takes parts that it streams out of it.
-        progress: Is told of every tensor.
+        model: A loaded model to which Accelerate has attached no hooks yet.
+        progress: Counts every tensor.
         blocks: Names of the blocks, for the progress.
-        waits: Blocks that wait for an accelerator.
+        host_blocks: Blocks that are streamed from main memory to an accelerator.
         maps: Text of ``/proc/self/maps``; None reads it.
 
     Returns:
-        The bytes copied from files, and the blocks that wait, whose own parameters are on the meta
-        device then.
+        The bytes copied from files, and the host blocks by name. Parameters of host blocks are on
+        the meta device in the model.
     """
-    mapped = _FileMappings(Path("/proc/self/maps").read_text() if maps is None else maps)
-    found = {name: tensor for name, tensor in _in_main_memory(model) if mapped.hold(tensor)}
-    sizes = {name: tensor.nbytes for name, tensor in found.items()}
+    mapped = FileMappings(Path("/proc/self/maps").read_text() if maps is None else maps)
+    file_backed = {name: tensor for name, tensor in _in_main_memory(model) if mapped.hold(tensor)}
+    sizes = {name: tensor.nbytes for name, tensor in file_backed.items()}
     progress.begin("reading weights", sizes, blocks)
-    with contextlib.closing(Staged(torch.Tensor.copy_)) as files:
+    with contextlib.closing(BounceBuffer(torch.Tensor.copy_)) as files:
 
-        def move(name: str, tensor: torch.Tensor, into: torch.Tensor) -> None:
-            _begin(tensor, into, mapped, files)
+        def copy(name: str, tensor: torch.Tensor, into: torch.Tensor) -> None:
+            _begin_copy(tensor, into, mapped, files)
             progress.done(name)
 
-        waiting = {block: take_out(model, block, move) for block in waits}
-        moved = {tensor.name for block in waiting.values() for tensor in block.tensors}
-        copied = _copy_all({n: t for n, t in found.items() if n not in moved}, move)
+        moved = {block: move_to_buffer(model, block, copy) for block in host_blocks}
+        in_host_blocks = {tensor.name for block in moved.values() for tensor in block.tensors}
+        copied = _copy_all({n: t for n, t in file_backed.items() if n not in in_host_blocks}, copy)
         files.finish()
     progress.end()
-    return copied + sum(size for name, size in sizes.items() if name in moved), waiting
+    return copied + sum(size for name, size in sizes.items() if name in in_host_blocks), moved
 
 
-def _copy_all(found: Mapping[str, torch.Tensor], move: Move) -> int:
-    """Copies tensors in place, those that share memory once; returns the bytes copied."""
+def _copy_all(tensors: Mapping[str, torch.Tensor], copy: CopyParameter) -> int:
+    """Copy tensors in place, tied ones once, and return the bytes copied."""
     copies: dict[tuple[int, torch.Size, tuple[int, ...]], torch.Tensor] = {}
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         key = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if key not in copies:
             copies[key] = torch.empty_like(tensor)
-            move(name, tensor, copies[key])
+            copy(name, tensor, copies[key])
         tensor.data = copies[key]
-    return sum(copy.nbytes for copy in copies.values())
+    return sum(tensor.nbytes for tensor in copies.values())
 
 
-def _begin(tensor: torch.Tensor, into: torch.Tensor, mapped: _FileMappings, files: Staged) -> None:
-    """Copies a tensor into another of its shape, which holds it when the files are finished.
+def _begin_copy(
+    tensor: torch.Tensor, into: torch.Tensor, mapped: FileMappings, files: BounceBuffer
+) -> None:
+    """Begin to copy a tensor into another of its shape; `files.finish` waits for the end.
 
-    What is mapped is read past the page cache, which a memory limit makes slow.
+    A mapped tensor is read from its file, past the page cache, which a memory limit slows down.
     """
     if not (mapped.hold(tensor) and tensor.is_contiguous()):
         into.copy_(tensor.detach())
         return
-    file, offset = mapped.place(tensor)
+    file, offset = mapped.locate(tensor)
     flat = into.view(-1) if into.dim() else into.view(1)
-    files.begin(file, offset, stamp_of(file.stat()), flat.view(torch.uint8))
+    files.begin(file, offset, identify_file(file.stat()), flat.view(torch.uint8))
 
 
 def _in_main_memory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -91,23 +94,28 @@ def _in_main_memory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, tensor
 
 
-class _FileMappings:
+class FileMappings:
     """The address ranges of this process that are backed by files."""
 
     def __init__(self, maps: str) -> None:
+        """Parse the text of ``/proc/self/maps``."""
         self._ranges = sorted(_file_ranges(maps))
         self._starts = [start for start, *_ in self._ranges]
 
     def hold(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor's first byte lies in such a range."""
+        """Return whether a tensor's first byte lies in such a range."""
         return self._range(tensor) is not None
 
-    def place(self, tensor: torch.Tensor) -> tuple[Path, int]:
-        """Returns the file of a tensor that they hold, and its first byte's offset there."""
-        found = self._range(tensor)
-        if found is None:
+    def locate(self, tensor: torch.Tensor) -> tuple[Path, int]:
+        """Return the file behind a tensor, and the offset of the tensor's first byte in it.
+
+        Raises:
+            LookupError: No file backs the tensor.
+        """
+        mapping = self._range(tensor)
+        if mapping is None:
             raise LookupError("the tensor is in no mapped file")
-        start, _, offset, file = found
+        start, _, offset, file = mapping
         return Path(file), offset + tensor.data_ptr() - start
 
     def _range(self, tensor: torch.Tensor) -> tuple[int, int, int, str] | None:
@@ -117,7 +125,10 @@ class _FileMappings:
 
 
 def _file_ranges(maps: str) -> Iterator[tuple[int, int, int, str]]:
-    """Lines are ``start-end perms offset device inode path``; inode 0 is anonymous (proc(5))."""
+    """Yield start, end, offset in the file, and file of each mapping of a file.
+
+    Lines are ``start-end perms offset device inode path``; inode 0 is anonymous (proc(5)).
+    """
     for line in maps.splitlines():
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and fields[4] != "0":

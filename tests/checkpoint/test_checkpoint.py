@@ -16,7 +16,7 @@ from transformers import LlamaConfig, Phi3Config, PreTrainedConfig
 
 from predictor.checkpoint.checkpoint import (
     context_length,
-    known_positions,
+    max_positions,
     open_directory,
     read_config,
 )
@@ -96,9 +96,9 @@ def test_the_default_context_is_the_models_own_up_to_8192(
     assert context_length(config) == tokens
 
 
-def test_models_tell_the_positions_that_they_were_made_for() -> None:
-    assert known_positions(CONFIGS["gpt2"]) == 256
-    assert known_positions(CONFIGS["bloom"]) is None  # ALiBi knows no positions
+def test_the_position_limit_is_the_configs() -> None:
+    assert max_positions(CONFIGS["gpt2"]) == 256
+    assert max_positions(CONFIGS["bloom"]) is None  # ALiBi knows no positions
 
 
 def test_positions_beyond_those_before_longrope_are_not_served() -> None:
@@ -111,7 +111,7 @@ def test_positions_beyond_those_before_longrope_are_not_served() -> None:
         original_max_position_embeddings=128,
         rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "factor": 32.0, **factors},
     )
-    assert known_positions(config) == context_length(config) == 128
+    assert max_positions(config) == context_length(config) == 128
 
 
 def test_remote_code_of_a_directory_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
@@ -137,17 +137,17 @@ def test_a_model_with_another_head_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(checkpoints: Checkpoints) -> Iterator[tuple[str, list[str]]]:
-    with serving(checkpoints("gpt2")) as found:
-        yield found
+    with serving(checkpoints("gpt2")) as endpoint:
+        yield endpoint
 
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """A hub on the loopback, and the paths that it was asked for."""
+    """A hub on the loopback, and the paths of its requests."""
     server = make_server("127.0.0.1", 0, folder, repository="me/model", token="hf_secret")
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", server.RequestHandlerClass.asked  # type: ignore[attr-defined]
+    yield f"http://127.0.0.1:{server.server_port}", server.RequestHandlerClass.requested  # type: ignore[attr-defined]
     server.shutdown()
     server.server_close()
     thread.join()
@@ -189,15 +189,17 @@ except PredictorError as error:
 def test_weights_come_from_the_hub_after_the_small_files(
     hub: tuple[str, list[str]], tmp_path: Path, checkpoints: Checkpoints
 ) -> None:
-    endpoint, asked = hub
+    endpoint, requested = hub
     done = run_with_hub(OPEN.format(model="me/model"), endpoint, tmp_path)
     shards = len(list(checkpoints("gpt2").glob("*.safetensors")))
     assert "small []" in done.stdout, done.stderr
     assert f"whole {shards} {COMMIT}" in done.stdout
     weights = [
-        index for index, path in enumerate(asked) if ".safetensors" in path and "index" not in path
+        index
+        for index, path in enumerate(requested)
+        if ".safetensors" in path and "index" not in path
     ]
-    config = [index for index, path in enumerate(asked) if path.endswith("/config.json")]
+    config = [index for index, path in enumerate(requested) if path.endswith("/config.json")]
     assert max(config) < min(weights)
 
 
@@ -212,10 +214,10 @@ print(checkpoint.task, read_layout(checkpoint.path).pooling)
 def test_a_layout_on_the_hub_says_what_the_model_is_for_before_a_weight_is_fetched(
     tmp_path: Path,
 ) -> None:
-    with serving(minilm_folder()) as (endpoint, asked):
+    with serving(minilm_folder()) as (endpoint, requested):
         done = run_with_hub(LAYOUT, endpoint, tmp_path)
     assert done.stdout == "text_embedding mean\n", done.stderr
-    assert not any(path.endswith(".safetensors") for path in asked)
+    assert not any(path.endswith(".safetensors") for path in requested)
 
 
 def test_a_model_that_the_hub_has_not_is_one_sentence(

@@ -1,4 +1,4 @@
-"""What a checkpoint holds on disk, told from names and headers."""
+"""The content of a checkpoint on disk, from file names and headers."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_a_directory_without_weights_holds_nothing(tmp_path):
 
 
 def test_no_weight_is_read(tmp_path):
-    """The data is a hole of 1 TiB; whoever reads it, or maps and touches it, does not come back."""
+    """The data is a hole of 1 TiB: a read of it would not end within the test's time."""
     size = 1024**4
     file = write(
         tmp_path / "model.safetensors",

@@ -12,13 +12,13 @@ from predictor.errors import CheckpointError
 from predictor.settings import Settings
 
 
-def task_of(folder: Path, architecture: str, asked: str | None = None, **config: object) -> str:
+def task_of(folder: Path, architecture: str, requested: str | None = None, **config: object) -> str:
     kind = {"GPT2": "gpt2", "DebertaV2": "deberta-v2", "XLMRoberta": "xlm-roberta"}
     name = architecture.partition("For")[0].removesuffix("LMHeadModel").removesuffix("Model")
     about = AutoConfig.for_model(kind.get(name, name.lower()), architectures=[architecture])
     for key, value in config.items():
         setattr(about, key, value)
-    return find_task(about, folder, asked)
+    return find_task(about, folder, requested)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_the_layout_of_sentence_transformers_makes_embeddings_of_any_model(tmp_p
     assert task_of(tmp_path, "LlamaForCausalLM") == "text_embedding"
 
 
-def test_what_was_asked_for_is_served_where_the_head_suits(tmp_path: Path) -> None:
+def test_the_requested_task_is_served_if_it_suits_the_head(tmp_path: Path) -> None:
     bert = "BertForSequenceClassification"
     assert task_of(tmp_path, bert, "rerank") == "rerank"
     assert task_of(tmp_path, bert, "text_embedding") == "text_embedding"

@@ -1,8 +1,8 @@
-"""Makes a model of 800 MB on a claim, with the demo's tokenizer, and prints its reply to a prompt.
+"""Make a model of 800 MB on a claim, with the demo's tokenizer, and print its reply to a prompt.
 
 A program for a pod of the predictor's image: `big_model.py FROM INTO PROMPT TOKENS`. The weights
-are stored in bfloat16; the reply is that of transformers in float32, so that a server of float32
-has a store of 1.6 GB to write, which takes seconds, and the same reply to give.
+are stored in bfloat16, and transformers gives the reply in float32. A server in float32 must then
+give the same reply, and write a store of 1.6 GB, which takes seconds.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The cluster that CLUSTER_TEST_KUBECONFIG leads to, and what the tests share in it."""
+"""The cluster of CLUSTER_TEST_KUBECONFIG, and the fixtures that the tests share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.skips import skip_or_fail
 
 KUBECONFIG = "CLUSTER_TEST_KUBECONFIG"
 IMAGE = "accelerate-predictor:0.1.0"
-"""As `manifests/` names it; another in CLUSTER_TEST_IMAGE."""
+"""The image that `manifests/` names. CLUSTER_TEST_IMAGE overrides it."""
 
 ISVC = "serving.kserve.io/inferenceservice"
 DEMO = f"{ISVC}=demo"
@@ -30,7 +30,7 @@ GPUS = ("nvidia.com/gpu", "nvidia.com/mig-1g.10gb")
 
 @dataclass(frozen=True)
 class Reached:
-    """A predictor through `kubectl port-forward`."""
+    """A predictor reached through ``kubectl port-forward``."""
 
     url: str
     grpc: str
@@ -38,7 +38,7 @@ class Reached:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a cluster is asked may take long: it waits for pods, a few seconds each."""
+    """Raise the time limit of cluster tests, which wait for pods."""
     for item in items:
         if item.get_closest_marker("cluster"):
             item.add_marker(pytest.mark.timeout(1800))
@@ -46,9 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Gives a namespace that lets in restricted pods only, with manifests/ in it; takes it away.
+    """Give a namespace for restricted pods only, with manifests/ applied, and delete it at the end.
 
-    A demo that does not fit is there too, ``unfit``: what KServe says of it takes ten minutes.
+    It also holds ``unfit``, a demo that does not fit: KServe takes ten minutes to report it.
     """
     kubeconfig = os.environ.get(KUBECONFIG)
     if not kubeconfig:
@@ -57,40 +57,40 @@ def cluster() -> Iterator[Cluster]:
         if shutil.which(program) is None:
             skip_or_fail(f"{program} is not installed", "REQUIRE_CLUSTER")
     image = os.environ.get("CLUSTER_TEST_IMAGE", IMAGE)
-    found = Cluster(kubeconfig, f"predictor-{uuid.uuid4().hex[:8]}", image)
+    created = Cluster(kubeconfig, f"predictor-{uuid.uuid4().hex[:8]}", image)
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
     namespace = {
         "apiVersion": "v1",
         "kind": "Namespace",
-        "metadata": {"name": found.namespace, "labels": labels},
+        "metadata": {"name": created.namespace, "labels": labels},
     }
-    with found.applied([namespace]):
-        account = ("serviceaccount", "default")  # without which no pod is let in
-        found.until(lambda: found.get(*account), "the namespace's own service account", 60)
-        found.apply(objects.base(image))
-        found.apply(objects.demo("unfit", max_memory='{"cpu":"1MiB"}'))
-        yield found
+    with created.applied([namespace]):
+        account = ("serviceaccount", "default")  # no pod is admitted before it exists
+        created.until(lambda: created.get(*account), "the namespace's own service account", 60)
+        created.apply(objects.base(image))
+        created.apply(objects.demo("unfit", max_memory='{"cpu":"1MiB"}'))
+        yield created
 
 
 @pytest.fixture(scope="session")
 def node() -> Node:
-    """The machine that is the node, if the tests run on it."""
+    """Return the cluster's one node, if the tests run on it."""
     folder = os.environ.get(VARIABLE)
     if not folder:
-        pytest.skip(f"{VARIABLE} is not set: the node's processes are not of this machine")
+        pytest.skip(f"{VARIABLE} is not set: the node is another machine")
     return Node(Path(folder))
 
 
 @pytest.fixture(scope="session")
 def demo_replies(cluster: Cluster) -> list[str]:
-    """Brings the demo up, offloaded to a store on its claim; gives its replies to PROMPTS."""
+    """Start the demo, offloaded to a store on its claim; return its replies to PROMPTS."""
     cluster.apply(objects.demo("demo", offload_store="always"))
     return replies(cluster, await_service(cluster, "demo"))
 
 
 @pytest.fixture
 def demo(cluster: Cluster, demo_replies: list[str]) -> str:
-    """The name of the demo's pod, which is ready."""
+    """Return the name of the demo's pod, once it is ready."""
     return cluster.ready_pod(DEMO)
 
 
@@ -102,7 +102,7 @@ def reached(cluster: Cluster, demo: str) -> Iterator[Reached]:
 
 @pytest.fixture(scope="session")
 def hub(cluster: Cluster) -> str:
-    """A hub on the cluster, where every repository is the demo model; gives its address."""
+    """Start a hub on the cluster where every repository is the demo model; return its address."""
     base = objects.base(cluster.image)
     arguments = ("/opt/demo-model", "8000")
     pod = objects.program("hub", cluster.image, "hub.py", *arguments, like=base)
@@ -113,19 +113,19 @@ def hub(cluster: Cluster) -> str:
 
 @pytest.fixture(scope="session")
 def storage_container(cluster: Cluster, hub: str) -> Iterator[str]:
-    """A ClusterStorageContainer like KServe's own, that knows this hub, with the README's patch.
+    """Give the name of a ClusterStorageContainer for this hub, with the documented patch.
 
-    It is another than KServe's, which other namespaces may be using; an InferenceService names it
-    in ``storageContainerName``.
+    It is a copy of KServe's, which other namespaces may use. An InferenceService names it in
+    ``storageContainerName``.
     """
     own = storage_container_like_kserves(cluster, cluster.namespace, hub)
-    own["spec"]["container"]["securityContext"] = readme_patch()
+    own["spec"]["container"]["securityContext"] = documented_patch()
     with cluster.applied([own]):
         yield cluster.namespace
 
 
 def storage_container_like_kserves(cluster: Cluster, name: str, hub: str) -> Object:
-    """Returns a ClusterStorageContainer as KServe's install YAML has it, but for the hub."""
+    """Return a ClusterStorageContainer as in KServe's install YAML, except for the hub."""
     spec = cluster.get("clusterstoragecontainer", "default")["spec"]
     spec["container"].pop("securityContext", None)
     spec["container"]["env"] = [
@@ -140,17 +140,17 @@ def storage_container_like_kserves(cluster: Cluster, name: str, hub: str) -> Obj
     }
 
 
-def readme_patch() -> Object:
-    """Returns the securityContext that the README tells to give KServe's storage-initializer."""
-    readme = (objects.ROOT / "README.md").read_text()
+def documented_patch() -> Object:
+    """Return the securityContext with which the documentation patches the storage-initializer."""
+    page = (objects.ROOT / "docs" / "guides" / "manifests.md").read_text()
     begin = "kubectl patch clusterstoragecontainer default --type=merge --patch='"
-    patch: Object = json.loads(readme.split(begin)[1].split("'\n")[0])
-    found: Object = patch["spec"]["container"]["securityContext"]
-    return found
+    patch: Object = json.loads(page.split(begin)[1].split("'\n")[0])
+    security_context: Object = patch["spec"]["container"]["securityContext"]
+    return security_context
 
 
 def await_service(cluster: Cluster, service: str) -> str:
-    """Returns the pod of an InferenceService that is ready."""
+    """Wait until an InferenceService is ready; return its pod."""
     pod = cluster.ready_pod(f"{ISVC}={service}")
     wait = (f"inferenceservice/{service}", "--for=condition=Ready", f"--timeout={READY_SECONDS}s")
     cluster.kubectl("wait", *wait, seconds=READY_SECONDS + 60)
@@ -158,12 +158,12 @@ def await_service(cluster: Cluster, service: str) -> str:
 
 
 def replies(cluster: Cluster, pod: str, model: str = "demo") -> list[str]:
-    """Returns what a pod replies to PROMPTS, greedily."""
+    """Return a pod's greedy replies to PROMPTS."""
     with cluster.forward(pod, 8080) as rest:
         return over_v1(Reached(f"http://{rest}", "", model), **GREEDY)
 
 
 def containers(pod: Object) -> list[str]:
-    """Returns the names of a pod's containers, those of its start first."""
+    """Return the names of a pod's containers, init containers first."""
     spec = pod["spec"]
     return [one["name"] for one in (*spec.get("initContainers", ()), *spec["containers"])]

@@ -1,4 +1,4 @@
-"""A cluster as the tests use it: `kubectl` and `helm`, with one kubeconfig, in one namespace."""
+"""A cluster for the tests: `kubectl` and `helm`, with one kubeconfig, in one namespace."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import httpx
 
 Object = dict[str, Any]
-Found = TypeVar("Found")
+Result = TypeVar("Found")
 
 CONTAINER = "kserve-container"
 READY_SECONDS = 600
@@ -22,21 +22,21 @@ WHY_IT_ENDED = (
     "{.items[*].status['initContainerStatuses','containerStatuses'][*]"
     ".lastState.terminated.message}"
 )
-"""What the README and the chart's notes tell to ask pods for."""
+"""The JSONPath in the documentation and the chart's notes for the reason why a pod ended."""
 
 
-class Wrong(AssertionError):
-    """What was seen must never be seen; waiting does not mend it."""
+class ForbiddenState(AssertionError):
+    """A state that must never occur. Waiting does not mend it."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """One namespace of a cluster, and what is tried there.
+    """One namespace of a cluster.
 
     Attributes:
-        kubeconfig: The file that leads to the cluster.
+        kubeconfig: The kubeconfig file of the cluster.
         namespace: The namespace.
-        image: The predictor's image, as the cluster's nodes can pull or have it.
+        image: The predictor's image, which the cluster's nodes have or can pull.
     """
 
     kubeconfig: str
@@ -44,28 +44,28 @@ class Cluster:
     image: str
 
     def kubectl(self, *arguments: str, given: str | None = None, seconds: float = 120) -> str:
-        """Returns what `kubectl` prints.
+        """Run ``kubectl`` and return its output.
 
         Raises:
-            AssertionError: It failed, with what it says.
+            AssertionError: It failed; the message is its error.
         """
-        return run(["kubectl", *self._where(), *arguments], given, seconds)
+        return run(["kubectl", *self._target(), *arguments], given, seconds)
 
     def helm(self, *arguments: str, values: Object | None = None) -> str:
-        """Returns what `helm` prints; values go to its standard input.
+        """Run ``helm`` with values on its standard input, and return its output.
 
         Raises:
-            AssertionError: It failed, with what it says.
+            AssertionError: It failed; the message is its error.
         """
         files = () if values is None else ("--values=-",)
-        command = ["helm", *self._where(), *arguments, *files]
+        command = ["helm", *self._target(), *arguments, *files]
         return run(command, None if values is None else json.dumps(values), READY_SECONDS)
 
     def apply(self, objects: Sequence[Object], *flags: str) -> str:
-        """Makes objects, or makes them so; returns what became of each.
+        """Apply objects; return kubectl's line for each.
 
         Raises:
-            AssertionError: The API server refuses one, or warns of one.
+            AssertionError: The API server refuses an object, or warns of one.
         """
         listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         how = ("--warnings-as-errors", *flags)
@@ -73,7 +73,7 @@ class Cluster:
 
     @contextmanager
     def applied(self, objects: Sequence[Object]) -> Iterator[None]:
-        """Makes objects, and lets them go at the end, whatever becomes of them."""
+        """Apply objects, and delete them at the end, even after an error."""
         try:
             self.apply(objects)
             yield
@@ -81,88 +81,92 @@ class Cluster:
             self.delete(objects)
 
     def delete(self, objects: Sequence[Object]) -> None:
-        """Lets objects go, without waiting until they are gone."""
+        """Delete objects without waiting until they are gone."""
         listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         how = ("--ignore-not-found", "--wait=false")
         self.kubectl("delete", "--filename=-", *how, given=json.dumps(listed))
 
     def apis(self) -> set[str]:
-        """Returns the groups and versions of what the cluster knows."""
+        """Return the API groups and versions of the cluster."""
         return set(self.kubectl("api-versions").split())
 
     def get(self, *what: str) -> Object:
-        """Returns an object, or with a selector a list of them."""
-        found: Object = json.loads(self.kubectl("get", *what, "--output=json"))
-        return found
+        """Return an object, or a list of objects if there is a selector."""
+        obj: Object = json.loads(self.kubectl("get", *what, "--output=json"))
+        return obj
 
     def pods(self, selector: str) -> list[Object]:
-        """Returns the pods that are not on their way out."""
-        found = self.get("pods", f"--selector={selector}")["items"]
-        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+        """Return the pods that are not being deleted."""
+        pods = self.get("pods", f"--selector={selector}")["items"]
+        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
     def why_it_ended(self, selector: str) -> str:
-        """Returns the sentence that a container ended with, or nothing."""
+        """Return the termination message of a container, or an empty string."""
         where = (f"--selector={selector}", f"--output=jsonpath={WHY_IT_ENDED}")
         return self.kubectl("get", "pods", *where)
 
-    def look(self, service: str) -> bool:
-        """Makes KServe look at the pods of an InferenceService, as the README tells to."""
+    def reconcile(self, service: str) -> bool:
+        """Make KServe reconcile an InferenceService, by the documented command."""
         now = f"looked-at={time.time()}"
         self.kubectl("annotate", "--overwrite", f"deployment/{service}-predictor", now)
         return True
 
     def log(self, pod: str, *more: str) -> str:
-        """Returns all that the predictor in a pod wrote so far."""
+        """Return the predictor's log in a pod."""
         return self.kubectl("logs", pod, f"--container={CONTAINER}", *more)
 
     def python(self, pod: str, code: str, *, container: str = CONTAINER) -> str:
-        """Runs a program with a container's own Python, inside of it; returns what it printed."""
+        """Run code with a container's own Python, inside the container; return its output."""
         return self.kubectl("exec", pod, f"--container={container}", "--", "python3", "-c", code)
 
     def until(
-        self, look: Callable[[], Found | None], what: str, seconds: float = READY_SECONDS
-    ) -> Found:
-        """Returns the first thing seen that counts; what is not there yet may not be seen at all.
+        self, poll: Callable[[], Result | None], description: str, seconds: float = READY_SECONDS
+    ) -> Result:
+        """Poll until there is a true result, and return it. Errors count as no result yet.
 
-        What must never be seen is a `Wrong`, which is passed on at once.
+        Args:
+            poll: Returns the result, if there is one.
+            description: The awaited result, for the error.
+            seconds: The time limit.
 
         Raises:
-            AssertionError: Nothing counted in time; it shows how the namespace is.
+            ForbiddenState: `poll` raised it.
+            AssertionError: There was no result in time; the message shows the namespace's state.
         """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
-                found = look()
-                if found:
-                    return found
-            except Wrong:
+                result = poll()
+                if result:
+                    return result
+            except ForbiddenState:
                 raise
             except (AssertionError, LookupError, ValueError, httpx.HTTPError):
                 pass
             time.sleep(0.5)
-        raise AssertionError(f"waited {seconds} s for {what}:\n{self.state()}")
+        raise AssertionError(f"waited {seconds} s for {description}:\n{self.state()}")
 
     def ready_pods(self, selector: str, count: int, *, other_than: Iterable[str] = ()) -> list[str]:
-        """Returns the names of so many pods, once there are no others and all are ready."""
+        """Return the names of `count` pods, once there are no others and all are ready."""
         old = set(other_than)
 
-        def look() -> list[str] | None:
+        def ready_names() -> list[str] | None:
             pods = self.pods(selector)
             names = [pod["metadata"]["name"] for pod in pods]
             done = len(pods) == count and all(map(is_ready, pods)) and old.isdisjoint(names)
             return names if done else None
 
-        return self.until(look, f"{count} ready pods of {selector}")
+        return self.until(ready_names, f"{count} ready pods of {selector}")
 
     def ready_pod(self, selector: str, *, other_than: str = "") -> str:
-        """Returns the name of the one pod, once it is ready."""
+        """Return the name of the one pod, once it is ready."""
         (pod,) = self.ready_pods(selector, 1, other_than=(other_than,))
         return pod
 
     @contextmanager
     def forward(self, pod: str, port: int) -> Iterator[str]:
-        """Gives host and port on this machine that lead to a port of a pod."""
-        command = ["kubectl", *self._where(), "port-forward", f"pod/{pod}", f":{port}"]
+        """Give a host and port on this machine that are forwarded to a port of a pod."""
+        command = ["kubectl", *self._target(), "port-forward", f"pod/{pod}", f":{port}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None
@@ -174,35 +178,35 @@ class Cluster:
                 process.kill()
 
     def state(self) -> str:
-        """Returns what people would look at to see what is wrong; never fails."""
-        questions = (
+        """Return the state of the namespace for a failure message; never fail."""
+        queries = (
             ("get", "pods,pvc,deployments,inferenceservices", "--output=wide"),
             ("get", "inferenceservices", "--output=jsonpath={.items[*].status}"),
             ("get", "events", "--sort-by=.lastTimestamp"),
             ("logs", "--selector=serving.kserve.io/inferenceservice", f"-c={CONTAINER}"),
         )
-        commands = [["kubectl", *self._where(), *question] for question in questions]
-        answers = [
+        commands = [["kubectl", *self._target(), *query] for query in queries]
+        results = [
             subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
             for command in commands
         ]
-        return "\n\n".join(answer.stdout + answer.stderr for answer in answers)
+        return "\n\n".join(result.stdout + result.stderr for result in results)
 
-    def _where(self) -> tuple[str, str]:
+    def _target(self) -> tuple[str, str]:
         return f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}"
 
 
 def is_ready(pod: Object) -> bool:
-    """Whether a pod's condition says that it is ready."""
+    """Return whether a pod's condition ``Ready`` is true."""
     conditions = pod["status"].get("conditions", ())
     return [one["status"] for one in conditions if one["type"] == "Ready"] == ["True"]
 
 
 def run(command: Sequence[str], given: str | None = None, seconds: float = 120) -> str:
-    """Returns what a command prints, which must succeed.
+    """Run a command, which must succeed, and return its output.
 
     Raises:
-        AssertionError: It failed, with what it says.
+        AssertionError: It failed; the message is its error.
     """
     done = subprocess.run(
         command, input=given, capture_output=True, text=True, timeout=seconds, check=False

@@ -1,12 +1,12 @@
-"""Asks a predictor without pause, and tells how many requests were answered, refused and lost.
+"""Send requests without pause, and print how many were answered, refused and lost.
 
-A program for a pod, with the standard library alone: `load.py URL MODEL [SECONDS]`. It asks until
-SIGTERM, or for so many seconds. A request is refused where no connection was made, or where the
-answer is a 429, or a 503 that says that the model is not ready; it is asked again until it is
-answered. It is lost where it ended in any other way: the predictor had accepted it.
+A program for a pod, with the standard library alone: `load.py URL MODEL [SECONDS]`. It runs until
+SIGTERM, or for the given seconds. A request is refused if there is no connection, or if the
+response is a 429 or a 503 because the model is not ready. It is retried until it is answered. A
+request that ends in any other way is lost: the predictor had accepted it.
 
-A server that ends closes connections that it has not read a request from. No answer at once is
-taken for that: what it accepted before SIGTERM has run for longer when it ends.
+A server that ends closes connections from which it has not read a request. An immediate close is
+taken for that, because requests that were accepted before SIGTERM take longer.
 """
 
 import http.client
@@ -19,29 +19,30 @@ import urllib.parse
 
 USERS = 8
 TOKENS = 100
-AT_ONCE = 0.2
-"""Seconds; so many tokens of the demo take longer."""
+IMMEDIATE_SECONDS = 0.2
+"""Seconds until which a closed connection counts as refused. The demo's `TOKENS` take longer."""
 
-LONGEST = 900.0
-"""Seconds until it ends by itself."""
+MAX_SECONDS = 900.0
+"""Seconds after which the program ends by itself."""
 
-MAX_OVERTAKES = 300.0
-"""Seconds beyond the end in which a request that was refused may still be answered."""
+RETRY_SECONDS = 300.0
+"""Seconds after the end in which refused requests are still retried."""
 
 
 class Load:
-    """What became of all requests so far."""
+    """A number of users that send requests, and the outcomes so far."""
 
-    def __init__(self, url, model, seconds):
+    def __init__(self, url, model, seconds, retry_seconds=RETRY_SECONDS):
         self.address = urllib.parse.urlsplit(url).netloc
         self.path = f"/v1/models/{model}:predict"
         self.end = time.monotonic() + seconds
+        self.retry_seconds = retry_seconds
         self.lock = threading.Lock()
         self.answered = self.refused = self.unanswered = 0
         self.lost = []
 
     def run(self):
-        """Asks as so many users at one time, and returns what became of it."""
+        """Send requests as `USERS` users at the same time, and return the outcomes."""
         users = [threading.Thread(target=self._user) for _ in range(USERS)]
         for user in users:
             user.start()
@@ -55,7 +56,7 @@ class Load:
         }
 
     def stop(self, *_):
-        """Asks nothing new; what was refused is still asked again."""
+        """Send no new requests. Refused ones are still retried."""
         self.end = time.monotonic()
 
     def _user(self):
@@ -63,8 +64,8 @@ class Load:
             self._until_answered()
 
     def _until_answered(self):
-        while time.monotonic() < self.end + MAX_OVERTAKES:
-            outcome = ask(self.address, self.path)
+        while time.monotonic() < self.end + self.retry_seconds:
+            outcome = send(self.address, self.path)
             with self.lock:
                 if outcome == "answered":
                     self.answered += 1
@@ -80,8 +81,8 @@ class Load:
             self.unanswered += 1
 
 
-def ask(address, path):
-    """Returns "answered", "refused", or what else became of one request on its own connection."""
+def send(address, path):
+    """Return "answered", "refused", or the fault of one request on its own connection."""
     body = {"instances": ["The weather"], "parameters": {"max_new_tokens": TOKENS}}
     connection = http.client.HTTPConnection(address, timeout=120)
     try:
@@ -91,22 +92,26 @@ def ask(address, path):
     began = time.monotonic()
     try:
         connection.request("POST", path, json.dumps(body), {"Connection": "close"})
-        answer = connection.getresponse()
-        said = answer.read().decode(errors="replace")
+        response = connection.getresponse()
+        text = response.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         lasted = time.monotonic() - began
-        return "refused" if lasted < AT_ONCE else f"{type(error).__name__} after {lasted:.1f} s"
+        return (
+            "refused"
+            if lasted < IMMEDIATE_SECONDS
+            else f"{type(error).__name__} after {lasted:.1f} s"
+        )
     finally:
         connection.close()
-    if answer.status == 200:
+    if response.status == 200:
         return "answered"
-    if answer.status == 429 or (answer.status == 503 and "is not ready" in said):
+    if response.status == 429 or (response.status == 503 and "is not ready" in text):
         return "refused"
-    return f"{answer.status}: {said[:200]}"
+    return f"{response.status}: {text[:200]}"
 
 
-def main(url, model, seconds=LONGEST):
-    """Asks, and prints what became of it."""
+def main(url, model, seconds=MAX_SECONDS):
+    """Send requests, and print the outcomes."""
     load = Load(url, model, float(seconds))
     signal.signal(signal.SIGTERM, load.stop)
     print(json.dumps(load.run()), flush=True)

@@ -1,7 +1,7 @@
-"""The machine that is the cluster's one node, where the tests run on it.
+"""The cluster's one node, if the tests run on it.
 
-CLUSTER_TEST_PROCESSES names a folder with a file for each process of the cluster, which begins with
-the process's id and the time of its start, as `/proc` has it. Elsewhere nothing here is possible.
+CLUSTER_TEST_PROCESSES names a folder with a file for each process of the cluster. The file begins
+with the process's id and its start time, in the form of `/proc`. Without it, nothing here works.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Node:
     """The node's processes.
 
     Attributes:
-        folder: Where their ids are.
+        folder: The folder of their ids.
     """
 
     folder: Path
 
     @contextmanager
     def away(self, name: str) -> Iterator[None]:
-        """Ends a process, and starts it again as it was."""
+        """End a process, and start it again in the same way when the block ends."""
         process = int((self.folder / name).read_text().split()[0])
         place = Path(f"/proc/{process}")
         program = os.readlink(place / "exe")
@@ -50,16 +50,16 @@ class Node:
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ]
             new = os.posix_spawn(program, command, environ, file_actions=files, setsid=True)
-            (self.folder / name).write_text(f"{new} {_started(new)}\n")
+            (self.folder / name).write_text(f"{new} {start_time(new)}\n")
 
     def predictor_of(self, uid: str) -> int:
-        """Returns the process that serves in the pod with this uid."""
-        written = (uid, uid.replace("-", "_"))  # as the kubelet's two cgroup drivers have it
+        """Return the id of the process that serves in the pod with this uid."""
+        spellings = (uid, uid.replace("-", "_"))  # of the kubelet's two cgroup drivers
         (process,) = (
             int(place.name)
             for place in Path("/proc").iterdir()
             if place.name.isdigit()
-            and any(one in _read(place / "cgroup") for one in written)
+            and any(one in _read(place / "cgroup") for one in spellings)
             and "\0serve\0" in _read(place / "cmdline")
         )
         return process
@@ -67,7 +67,7 @@ class Node:
 
 @contextmanager
 def small_volume(folder: Path, size: str) -> Iterator[Path]:
-    """Gives a folder that holds no more than a size such as ``2m``, open to every user."""
+    """Give a folder of a limited size such as ``2m``, open to every user."""
     folder.mkdir()
     options = f"size={size},mode=1777"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
@@ -85,7 +85,7 @@ def _read(file: Path) -> str:
 
 
 def _end(process: int) -> None:
-    """By SIGTERM, and by SIGKILL what takes its time: an API server lets its watchers go first."""
+    """End a process by SIGTERM, then by SIGKILL: an API server waits for its watchers."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         os.kill(process, number)
         deadline = time.monotonic() + _SECONDS_TO_END
@@ -100,6 +100,6 @@ def _is_gone(place: Path) -> bool:
     return not (stat := _read(place / "stat")) or stat.rpartition(") ")[2].startswith("Z")
 
 
-def _started(process: int) -> str:
-    """When a process began: the 22nd field of its stat, see proc(5)."""
+def start_time(process: int) -> str:
+    """Return a process's start time: the 22nd field of its stat, see proc(5)."""
     return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()[19]

@@ -1,4 +1,4 @@
-"""What the tests apply: the manifests, the demo with another setting, programs in pods."""
+"""The objects that the tests apply: the manifests, variants of the demo, programs in pods."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "manifests"
 PROGRAMS = Path(__file__).parent
 SMALL = {"cpu": "100m", "memory": "256Mi"}
-"""What a pod asks for in place of what its example does, so that a small node has room for it."""
+"""The requests of a pod in place of its example's, so that it fits a small node."""
 
 
 def base(image: str) -> list[Object]:
-    """Returns what ``kubectl apply -k manifests`` applies, with this image."""
+    """Return the objects of ``kubectl apply -k manifests``, with this image."""
     listed = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())["resources"]
-    return _with_image([found for name in listed for found in _read(MANIFESTS / name)], image)
+    return _with_image([obj for name in listed for obj in _read(MANIFESTS / name)], image)
 
 
 def example(name: str, image: str, **environ: str) -> list[Object]:
-    """Returns an example with this image, more environment, and requests for a small node.
+    """Return an example with this image, additional environment, and requests for a small node.
 
-    Its limits stay, and accelerators, whose requests have to be equal to them.
+    Its limits stay, as do its accelerators, whose requests must equal their limits.
     """
     objects = _with_image(_read(MANIFESTS / "examples" / f"{name}.yaml"), image)
     container = _container(service(objects))
@@ -39,30 +39,30 @@ def example(name: str, image: str, **environ: str) -> list[Object]:
 
 
 def service(objects: Iterable[Object]) -> Object:
-    """Returns the one InferenceService."""
-    (one,) = (found for found in objects if found["kind"] == "InferenceService")
+    """Return the one InferenceService."""
+    (one,) = (obj for obj in objects if obj["kind"] == "InferenceService")
     return one
 
 
 def demo(name: str, **settings: str) -> list[Object]:
-    """Returns the demo of ``manifests/examples`` under another name and with some settings more."""
+    """Return the demo of ``manifests/examples`` under another name, with additional settings."""
     objects = _read(MANIFESTS / "examples" / "demo.yaml")
-    for found in objects:
-        found["metadata"]["name"] = found["metadata"]["name"].replace("demo", name)
+    for obj in objects:
+        obj["metadata"]["name"] = obj["metadata"]["name"].replace("demo", name)
     predictor = service(objects)["spec"]["predictor"]
     predictor["model"]["resources"]["requests"] = dict(SMALL)
     for volume in predictor["volumes"]:
         claim = volume["persistentVolumeClaim"]
         claim["claimName"] = claim["claimName"].replace("demo", name)
-    given = {f"PREDICTOR_{setting.upper()}": value for setting, value in settings.items()}
-    kept = [one for one in predictor["model"]["env"] if one["name"] not in given]
-    added = [{"name": variable, "value": value} for variable, value in given.items()]
+    environ = {f"PREDICTOR_{setting.upper()}": value for setting, value in settings.items()}
+    kept = [one for one in predictor["model"]["env"] if one["name"] not in environ]
+    added = [{"name": variable, "value": value} for variable, value in environ.items()]
     predictor["model"]["env"] = kept + added
     return objects
 
 
 def replicas(objects: list[Object], count: int) -> list[Object]:
-    """Returns a service's objects with so many pods, which an update replaces by turns."""
+    """Return a service's objects with `count` pods, which an update replaces one by one."""
     predictor = service(objects)["spec"]["predictor"]
     predictor["minReplicas"] = count
     rolling = {"maxSurge": 1, "maxUnavailable": 0}
@@ -71,7 +71,7 @@ def replicas(objects: list[Object], count: int) -> list[Object]:
 
 
 def load(name: str, image: str, target: str, model: str, like: Iterable[Object]) -> Object:
-    """Returns a pod that asks a Service's model without pause until it is told to end."""
+    """Return a pod that sends requests to a Service without pause until SIGTERM."""
     return program(name, image, "load.py", f"http://{target}", model, like=like)
 
 
@@ -84,18 +84,18 @@ def program(
     claim: str | None = None,
     memory: str = "128Mi",
 ) -> Object:
-    """Returns a pod that runs a program of these tests, as restricted as the predictor's.
+    """Return a pod that runs a program of these tests, as restricted as the predictor's.
 
     Args:
         name: The pod's name, and its label ``app``.
         image: The predictor's image.
         file: The program, beside this file or in ``tests``.
-        arguments: What it is told.
-        like: Objects with the runtime whose rights it has.
-        claim: A claim that is mounted at ``/models``.
-        memory: What it may use.
+        arguments: The program's arguments.
+        like: Objects with the runtime whose security context the pod gets.
+        claim: A claim to mount at ``/models``.
+        memory: The pod's memory limit.
     """
-    (runtime,) = (found for found in like if found["kind"] == "ServingRuntime")
+    (runtime,) = (obj for obj in like if obj["kind"] == "ServingRuntime")
     security = copy.deepcopy(runtime["spec"]["containers"][0]["securityContext"])
     (source,) = (p for p in (PROGRAMS / file, ROOT / "tests" / file) if p.exists())
     mounts = [{"name": "tmp", "mountPath": "/tmp"}]
@@ -137,7 +137,7 @@ def program(
 
 
 def port(name: str, number: int) -> Object:
-    """Returns a Service that leads port 80 to a port of the pod with that name as its label."""
+    """Return a Service from port 80 to a port of the pod with that name as its label."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -147,7 +147,7 @@ def port(name: str, number: int) -> Object:
 
 
 def claim(name: str, size: str, **spec: Any) -> Object:
-    """Returns a claim of the default class, or as its spec says."""
+    """Return a claim of the default class, unless `spec` overrides it."""
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -161,7 +161,7 @@ def claim(name: str, size: str, **spec: Any) -> Object:
 
 
 def volume(name: str, size: str, folder: Path, namespace: str, of_claim: str) -> Object:
-    """Returns a volume that is a folder of the node, kept for one claim."""
+    """Return a volume that is a folder of the node, reserved for one claim."""
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -178,7 +178,7 @@ def volume(name: str, size: str, folder: Path, namespace: str, of_claim: str) ->
 
 
 def chart_values(image: str, *, kserve: bool, max_model_len: int) -> Object:
-    """Returns the demo's values for a small node, with a store on its claim."""
+    """Return the demo's values for a small node, with a store on its claim."""
     values: Object = yaml.safe_load((ROOT / "helm" / "examples" / "demo.yaml").read_text())
     values["settings"] |= {"max_model_len": max_model_len, "offload_store": "always"}
     resources = {"requests": SMALL, "limits": {"cpu": 1}}
@@ -186,28 +186,30 @@ def chart_values(image: str, *, kserve: bool, max_model_len: int) -> Object:
 
 
 def chart_image(image: str) -> Object:
-    """Returns the chart's values for an image."""
+    """Return the chart's values for an image."""
     repository, _, tag = image.rpartition(":")
     return {"image": {"repository": repository, "tag": tag}}
 
 
 def _container(one: Object) -> Object:
     predictor = one["spec"]["predictor"]
-    found: Object = predictor["containers"][0] if "containers" in predictor else predictor["model"]
-    return found
+    container: Object = (
+        predictor["containers"][0] if "containers" in predictor else predictor["model"]
+    )
+    return container
 
 
 def _with_image(objects: Sequence[Object], image: str) -> list[Object]:
-    for found in objects:
-        spec = found.get("spec", {})
+    for obj in objects:
+        spec = obj.get("spec", {})
         for container in spec.get("predictor", spec).get("containers", ()):
             container["image"] = image
     return list(objects)
 
 
 def loaded(text: str) -> list[Object]:
-    """Returns the objects of YAML."""
-    return [found for found in yaml.safe_load_all(text) if found]
+    """Return the objects in YAML text."""
+    return [obj for obj in yaml.safe_load_all(text) if obj]
 
 
 def _read(file: Path) -> list[Object]:

@@ -28,7 +28,7 @@ def test_the_charts_claim_outlives_upgrade_rollback_and_uninstall(
 ) -> None:
     release = "kept-service" if kserve else "kept-plain"
     claim = f"{release}-offload"
-    request.addfinalizer(lambda: forget(cluster, release, claim))
+    request.addfinalizer(lambda: remove_release(cluster, release, claim))
     short = objects.chart_values(cluster.image, kserve=kserve, max_model_len=128)
     long = objects.chart_values(cluster.image, kserve=kserve, max_model_len=256)
 
@@ -53,15 +53,15 @@ def test_the_charts_claim_outlives_upgrade_rollback_and_uninstall(
     assert cluster.get("pvc", claim)["metadata"]["uid"] == uid
 
 
-def forget(cluster: Cluster, release: str, claim: str) -> None:
-    """Takes away a release and what it leaves: its claim, and the pod of its test."""
+def remove_release(cluster: Cluster, release: str, claim: str) -> None:
+    """Uninstall a release and delete its remains: its claim and its test's pod."""
     cluster.helm("uninstall", release, "--wait", "--ignore-not-found")
-    left = ("--wait=false", "--ignore-not-found", f"pvc/{claim}", f"pod/{release}-ask")
-    cluster.kubectl("delete", *left)
+    remains = ("--wait=false", "--ignore-not-found", f"pvc/{claim}", f"pod/{release}-ask")
+    cluster.kubectl("delete", *remains)
 
 
 def assert_the_notes_are_true(cluster: Cluster, release: str) -> None:
-    """All commands of the notes run, but for the port that is forwarded and what asks it."""
+    """Check that all commands in the notes run, except port-forward and the request to it."""
     notes = cluster.helm("get", "notes", release)
     commands = [line.strip() for line in notes.splitlines() if line.startswith("  kubectl ")]
     shown = [
@@ -75,15 +75,15 @@ def assert_the_notes_are_true(cluster: Cluster, release: str) -> None:
 
 
 def await_length(cluster: Cluster, release: str, kserve: bool, max_model_len: int) -> str:
-    """Returns the release's one pod, once it serves with this `max_model_len`."""
+    """Return the release's one pod, once it serves with this `max_model_len`."""
 
-    def look() -> str | None:
+    def updated_pod() -> str | None:
         pod = cluster.ready_pod(selector(release, kserve))
         with cluster.forward(pod, 8080) as rest:
-            found = placement(f"http://{rest}", release)
-        return pod if found["max_model_len"] == max_model_len else None
+            served = placement(f"http://{rest}", release)
+        return pod if served["max_model_len"] == max_model_len else None
 
-    return cluster.until(look, f"a pod of {release} with max_model_len {max_model_len}")
+    return cluster.until(updated_pod, f"a pod of {release} with max_model_len {max_model_len}")
 
 
 def selector(release: str, kserve: bool) -> str:
@@ -93,10 +93,10 @@ def selector(release: str, kserve: bool) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_the_chart_makes_is_what_the_api_server_takes(cluster: Cluster, case: str) -> None:
-    """KServe's webhooks among it; what this cluster has no definition of is left out."""
+def test_the_api_server_accepts_the_charts_objects(cluster: Cluster, case: str) -> None:
+    """This includes KServe's webhooks. Objects of APIs that this cluster lacks are left out."""
     apis = cluster.apis()
-    made = [found for found in render(CASES[case]) if found["apiVersion"] in apis]
+    made = [obj for obj in render(CASES[case]) if obj["apiVersion"] in apis]
 
     assert len(cluster.apply(made, "--dry-run=server").splitlines()) == len(made)
 
@@ -104,7 +104,7 @@ def test_what_the_chart_makes_is_what_the_api_server_takes(cluster: Cluster, cas
 @both_modes
 def test_an_autoscaler_needs_keda(cluster: Cluster, kserve: bool) -> None:
     if "keda.sh/v1alpha1" in cluster.apis():
-        pytest.skip("this cluster has KEDA, where nothing is missing")
+        pytest.skip("this cluster has KEDA, so nothing is missing")
     values = objects.chart_values(cluster.image, kserve=kserve, max_model_len=128)
     values["autoscaling"] = {"enabled": True, "maxReplicas": 1}
 
@@ -114,7 +114,7 @@ def test_an_autoscaler_needs_keda(cluster: Cluster, kserve: bool) -> None:
 
 
 def test_the_network_policy_is_for_the_predictors_pods(cluster: Cluster, demo: str) -> None:
-    """What it keeps away only a network that enforces it can show; see the next test."""
+    """Only a network that enforces the policy can show its effect; see the next test."""
     with cluster.applied(policy(cluster, {})):
         labels = cluster.get("networkpolicy", "demo")["spec"]["podSelector"]["matchLabels"]
         chosen = cluster.pods(",".join(f"{key}={value}" for key, value in labels.items()))
@@ -122,7 +122,7 @@ def test_the_network_policy_is_for_the_predictors_pods(cluster: Cluster, demo: s
     assert [pod["metadata"]["name"] for pod in chosen] == [demo]
 
 
-def test_the_network_policy_keeps_others_away(cluster: Cluster, demo: str, hub: str) -> None:
+def test_the_network_policy_blocks_other_pods(cluster: Cluster, demo: str, hub: str) -> None:
     closed = {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -130,25 +130,25 @@ def test_the_network_policy_keeps_others_away(cluster: Cluster, demo: str, hub: 
         "spec": {"podSelector": {"matchLabels": {"app": "hub"}}, "policyTypes": ["Ingress"]},
     }
     with cluster.applied([closed]):
-        if not is_kept_away(cluster, demo, CONTAINER, "hub"):
+        if not is_blocked(cluster, demo, CONTAINER, "hub"):
             pytest.skip("this cluster's network enforces no NetworkPolicy: a closed pod is reached")
     assert is_reached(cluster, "hub", "program", "demo-predictor")
     nobody = {"podSelector": {"matchLabels": {"app": "nobody"}}}
     with cluster.applied(policy(cluster, {"from": [nobody]})):
-        assert is_kept_away(cluster, "hub", "program", "demo-predictor")
+        assert is_blocked(cluster, "hub", "program", "demo-predictor")
 
 
 def policy(cluster: Cluster, rules: Object) -> list[Object]:
-    """Returns the chart's NetworkPolicy for the demo."""
+    """Return the chart's NetworkPolicy for the demo."""
     values = objects.chart_values(cluster.image, kserve=True, max_model_len=128)
     values |= {"fullnameOverride": "demo", "networkPolicy": {"enabled": True, **rules}}
-    known = [f"--api-versions=serving.kserve.io/{version}" for version in ("v1beta1", "v1alpha1")]
+    apis = [f"--api-versions=serving.kserve.io/{version}" for version in ("v1beta1", "v1alpha1")]
     shown = "--show-only=templates/networkpolicy.yaml"
-    return objects.loaded(cluster.helm("template", "policed", CHART, shown, *known, values=values))
+    return objects.loaded(cluster.helm("template", "policed", CHART, shown, *apis, values=values))
 
 
-def is_kept_away(cluster: Cluster, pod: str, container: str, service: str) -> bool:
-    """Whether a Service cannot be reached from a pod, or no more after a while."""
+def is_blocked(cluster: Cluster, pod: str, container: str, service: str) -> bool:
+    """Return whether a Service cannot be reached from a pod, at the latest after a while."""
     try:
         cluster.until(lambda: not is_reached(cluster, pod, container, service), "a closed port", 15)
     except AssertionError:

@@ -19,12 +19,12 @@ pytestmark = pytest.mark.cluster
 
 DEMO_MODEL = objects.ROOT / "examples" / "demo-model"
 SMALL_BYTES = "1m"
-"""Less than the demo's store takes."""
+"""Less than the demo's store needs."""
 
 
 @pytest.fixture
 def full(cluster: Cluster, node: Node, tmp_path: Path) -> Iterator[Callable[..., list[Object]]]:
-    """Gives a function that applies the demo, under a name, with a claim that holds a mebibyte."""
+    """Give a function that applies the demo, under a name, with a claim of 1 MiB."""
     with ExitStack() as stack:
 
         def apply(name: str, *, hub: str | None = None, **settings: str) -> list[Object]:
@@ -39,15 +39,15 @@ def full(cluster: Cluster, node: Node, tmp_path: Path) -> Iterator[Callable[...,
 
 
 def on_volume(made: list[Object], namespace: str, name: str, folder: Path) -> list[Object]:
-    """Returns a service's objects with a volume for its claim that is a folder of the node."""
-    (claim,) = (found for found in made if found["kind"] == "PersistentVolumeClaim")
+    """Return a service's objects with a folder of the node as its claim's volume."""
+    (claim,) = (obj for obj in made if obj["kind"] == "PersistentVolumeClaim")
     volume = objects.volume(f"{namespace}-{name}", "1Gi", folder, namespace, f"{name}-offload")
     claim["spec"] |= {"storageClassName": "", "volumeName": volume["metadata"]["name"]}
     return [volume, *made]
 
 
 def from_hub(made: list[Object], hub: str) -> None:
-    """Makes the predictor download its model to its claim."""
+    """Make the predictor download its model to its claim."""
     model = objects.service(made)["spec"]["predictor"]["model"]
     del model["args"]
     environ = {
@@ -59,7 +59,7 @@ def from_hub(made: list[Object], hub: str) -> None:
     model["env"] += [{"name": name, "value": value} for name, value in environ.items()]
 
 
-def test_a_claim_that_is_full_is_said_and_the_model_is_read_where_it_lies(
+def test_a_full_claim_is_reported_and_the_model_is_read_in_place(
     cluster: Cluster, full: Callable[..., list[Object]]
 ) -> None:
     full("short", dtype="float32", max_memory='{"cpu":"12MiB"}')
@@ -71,7 +71,7 @@ def test_a_claim_that_is_full_is_said_and_the_model_is_read_where_it_lies(
     assert replies(cluster, pod, "short") == expected
 
 
-def test_a_claim_that_is_full_ends_a_start_that_has_to_have_a_store(
+def test_a_full_claim_ends_a_start_that_requires_a_store(
     cluster: Cluster, full: Callable[..., list[Object]]
 ) -> None:
     full("shut", dtype="float32", max_memory='{"cpu":"12MiB"}', offload_store="always")
@@ -80,7 +80,7 @@ def test_a_claim_that_is_full_ends_a_start_that_has_to_have_a_store(
     assert "more space on the offload volume" in sentence
 
 
-def test_a_claim_that_is_full_ends_a_download_with_a_sentence(
+def test_a_full_claim_ends_a_download_with_a_sentence(
     cluster: Cluster, full: Callable[..., list[Object]], hub: str
 ) -> None:
     full("stuck", hub=hub)

@@ -1,4 +1,4 @@
-"""Pods that come and go: nothing that was accepted is lost, and what comes after is right."""
+"""Pods that are replaced: no accepted request is lost, and later replies are right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.cluster import objects
 from tests.cluster.conftest import DEMO, GREEDY, ISVC, replies
-from tests.cluster.kubectl import Cluster, Object, Wrong
+from tests.cluster.kubectl import Cluster, ForbiddenState, Object
 from tests.server.test_clients import PROMPTS
 
 pytestmark = pytest.mark.cluster
@@ -24,12 +24,12 @@ PACKING = f"{ISVC}=packing"
 
 @contextmanager
 def under_load(cluster: Cluster, service: str) -> Iterator[dict[str, Any]]:
-    """Asks a Service without pause; gives what became of it, which is there at the end."""
+    """Send requests to a Service without pause; give a dict that has the outcomes at the end."""
     name, outcome = f"load-{service}", dict[str, Any]()
     base = objects.base(cluster.image)
     pod = objects.load(name, cluster.image, f"{service}-predictor", service, like=base)
     with cluster.applied([pod]):
-        cluster.until(lambda: "answered" in cluster.kubectl("logs", name), "the first answer")
+        cluster.until(lambda: "answered" in cluster.kubectl("logs", name), "the first reply")
         yield outcome
         cluster.python(name, "import os, signal; os.kill(1, signal.SIGTERM)", container="program")
         phase = cluster.until(lambda: ended(cluster.get("pod", name)), "the end of the load")
@@ -44,10 +44,10 @@ def ended(pod: Object) -> str | None:
 
 
 def store_hits(cluster: Cluster, pod: str, model: str) -> bool:
-    """Whether a pod found its store on the claim."""
+    """Return whether a pod used an existing store on its claim."""
     with cluster.forward(pod, 8080) as rest:
-        told = httpx.get(f"http://{rest}/metrics", timeout=30).text
-    return f'predictor_offload_store_hits_total{{model_name="{model}"}} 1.0' in told
+        metrics = httpx.get(f"http://{rest}/metrics", timeout=30).text
+    return f'predictor_offload_store_hits_total{{model_name="{model}"}} 1.0' in metrics
 
 
 def test_a_pod_deleted_under_load_loses_no_accepted_request(
@@ -68,7 +68,7 @@ def test_a_pod_deleted_while_it_loads_is_followed_by_one_that_serves(
     cluster: Cluster, demo: str, demo_replies: list[str]
 ) -> None:
     before, seen = demo, False
-    for _ in range(3):  # it loads for a second or two, and may do so unseen
+    for _ in range(3):  # it loads for a second or two, which polling may miss
         cluster.kubectl("delete", "pod", before, "--wait=false")
         before, seen = cluster.until(partial(started, cluster, before), "a pod that starts")
         if seen:
@@ -81,7 +81,7 @@ def test_a_pod_deleted_while_it_loads_is_followed_by_one_that_serves(
 
 
 def started(cluster: Cluster, before: str) -> tuple[str, bool] | None:
-    """Returns the pod after another, once its ports are open, and whether it still loads."""
+    """Return the pod after `before`, once its ports are open, and whether it still loads."""
     (pod,) = cluster.pods(DEMO)
     name: str = pod["metadata"]["name"]
     log = cluster.log(name) if name != before else ""
@@ -97,7 +97,7 @@ def test_an_update_by_recreate_never_has_two_pods_on_the_claim(
         pods = cluster.get("pods", f"--selector={DEMO}")["items"]
         running = [pod for pod in pods if is_running(pod)]
         if len(running) > 1:
-            raise Wrong([pod["metadata"]["name"] for pod in running])
+            raise ForbiddenState([pod["metadata"]["name"] for pod in running])
         return next((p["metadata"]["name"] for p in running if p["metadata"]["name"] != demo), None)
 
     new = cluster.until(updated, "the updated pod")
@@ -146,11 +146,11 @@ def test_a_pod_deleted_while_it_packs_the_store_is_followed_by_one_with_the_righ
             with cluster.forward(second, 8080) as rest:
                 body = {"instances": PROMPTS[:1], "parameters": GREEDY}
                 url = f"http://{rest}/v1/models/packing:predict"
-                answer = httpx.post(url, json=body, timeout=120)
-            assert answer.json()["predictions"][0]["text"] == expected
-            left = cluster.python(second, "import os; print(*os.listdir('/offload'))")
-            assert ".store" in left
-            assert ".part" not in left
+                response = httpx.post(url, json=body, timeout=120)
+            assert response.json()["predictions"][0]["text"] == expected
+            files = cluster.python(second, "import os; print(*os.listdir('/offload'))")
+            assert ".store" in files
+            assert ".part" not in files
 
 
 WATCH = """
@@ -168,14 +168,14 @@ while time.monotonic() < end:
 
 
 def packs(cluster: Cluster) -> str | None:
-    """Returns the one pod's name as soon as it has begun to write its store."""
+    """Return the one pod's name as soon as it writes its store."""
     (pod,) = cluster.pods(PACKING)
     name: str = pod["metadata"]["name"]
     return name if cluster.python(name, WATCH) == "packs\n" else None
 
 
 def make_big_model(cluster: Cluster) -> str:
-    """Makes a model on the claim ``big``; returns transformers' reply to the first prompt."""
+    """Make a model on the claim ``big``; return transformers' reply to the first prompt."""
     tokens = str(GREEDY["max_new_tokens"])
     arguments = ("/opt/demo-model", "/models/big", PROMPTS[0], tokens)
     like = objects.base(cluster.image)
@@ -192,7 +192,7 @@ def make_big_model(cluster: Cluster) -> str:
 
 
 def packing_service() -> list[Object]:
-    """Returns a service of the big model in float32, most of which goes to its store."""
+    """Return a service of the big model in float32, most of which is offloaded to its store."""
     made = objects.demo(
         "packing",
         offload_store="always",
@@ -202,8 +202,8 @@ def packing_service() -> list[Object]:
     predictor = objects.service(made)["spec"]["predictor"]
     del predictor["model"]["args"]
     predictor["model"]["storageUri"] = "pvc://big/big"
-    (volume,) = (found for found in made if found["kind"] == "PersistentVolumeClaim")
+    (volume,) = (obj for obj in made if obj["kind"] == "PersistentVolumeClaim")
     volume["spec"]["resources"]["requests"]["storage"] = "4Gi"
-    # Half a processor packs it in some seconds; a pod has two to end, even when it is forced.
+    # Half a processor packs it in some seconds; a pod gets two to end, even if it is forced.
     predictor["model"]["resources"]["limits"] = {"cpu": "500m", "memory": "4Gi"}
     return made

@@ -1,7 +1,7 @@
-"""Every example of manifests/ and helm/, applied: as far as it gets on this cluster.
+"""Every example of manifests/ and helm/, applied as far as this cluster allows.
 
-The demo is served. What asks for a GPU is given one that is not there: the node says that it has
-some, so the pod is scheduled, sees none, and has to say so in one sentence. Knative is not here.
+The demo is served. The node advertises GPUs that it does not have. An example with a GPU is
+scheduled, sees none, and must report that in one sentence. The cluster has no Knative.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ pytestmark = pytest.mark.cluster
 
 WITH_GPUS = sorted(name for name, values in STORIES.items() if "accelerators" in values)
 CLASS = "local-nvme"
-FEIGNED = "64"
-"""So many GPUs no node has; a run that was killed may have left them."""
+FAKE_GPUS = "64"
+"""More GPUs than a node has. A run that was killed may have left them."""
 
 
 @pytest.fixture(scope="module")
 def gpus(cluster: Cluster) -> Iterator[None]:
-    """Makes the nodes say that they have GPUs."""
+    """Make the nodes advertise GPUs."""
     nodes = [node["metadata"]["name"] for node in cluster.get("nodes")["items"]]
     for node in nodes:
         allocatable = cluster.get("node", node)["status"]["allocatable"]
-        if allocatable.get(GPUS[0], "0") not in ("0", FEIGNED):
-            pytest.skip(f"{node} has GPUs: what the examples do with them no test here says")
-    patch(cluster, nodes, [{"op": "add", "path": path(gpu), "value": FEIGNED} for gpu in GPUS])
+        if allocatable.get(GPUS[0], "0") not in ("0", FAKE_GPUS):
+            pytest.skip(f"{node} has real GPUs, which these tests do not cover")
+    patch(cluster, nodes, [{"op": "add", "path": path(gpu), "value": FAKE_GPUS} for gpu in GPUS])
     yield
     patch(cluster, nodes, [{"op": "remove", "path": path(gpu)} for gpu in GPUS])
 
 
 @pytest.fixture(scope="module")
-def needed(cluster: Cluster, hub: str) -> Iterator[None]:
-    """What the examples name and do not make: a claim with models, a token, a StorageClass."""
+def prerequisites(cluster: Cluster, hub: str) -> Iterator[None]:
+    """Make the objects that the examples expect: a claim with models, a token, a StorageClass."""
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -71,9 +71,9 @@ def needed(cluster: Cluster, hub: str) -> Iterator[None]:
 
 
 def local_class(cluster: Cluster) -> bool:
-    """Makes the class of ``scratch-per-replica`` after the default one, unless there is one."""
+    """Make the class of ``scratch-per-replica`` like the default one; return whether it was new."""
     classes = cluster.get("storageclasses")["items"]
-    if any(found["metadata"]["name"] == CLASS for found in classes):
+    if any(one["metadata"]["name"] == CLASS for one in classes):
         return False
     default = "storageclass.kubernetes.io/is-default-class"
     (like,) = (c for c in classes if c["metadata"].get("annotations", {}).get(default) == "true")
@@ -93,20 +93,24 @@ def patch(cluster: Cluster, nodes: list[str], operations: list[Object]) -> None:
 
 
 def failure(cluster: Cluster, service: str) -> Object | None:
-    """Makes KServe look; returns what it says then of the predictor, if anything."""
-    cluster.look(service)
+    """Make KServe reconcile; return its failure report of the predictor, if there is one."""
+    cluster.reconcile(service)
     status = cluster.get("isvc", service)["status"]
-    found: Object = status["modelStatus"]["lastFailureInfo"]
-    return found if found["reason"] == "ModelLoadFailed" else None  # not: no runtime yet
+    failure_info: Object = status["modelStatus"]["lastFailureInfo"]
+    return (
+        failure_info if failure_info["reason"] == "ModelLoadFailed" else None
+    )  # else there is no runtime yet
 
 
-def assert_it_says_that_there_is_no_gpu(cluster: Cluster, service: str, *first: str) -> None:
-    """In the InferenceService's status and its pod's, with the exit code of what cannot be."""
-    # Long before KServe looks by itself.
-    found = cluster.until(lambda: failure(cluster, service), f"the failure of {service}", 300)
-    sentence, selector = found["message"].strip(), f"{ISVC}={service}"
+def assert_reports_that_there_is_no_gpu(cluster: Cluster, service: str, *first: str) -> None:
+    """Check the InferenceService's and the pod's status, and the exit code."""
+    # The limit is long before KServe reconciles by itself.
+    failure_info = cluster.until(
+        lambda: failure(cluster, service), f"the failure of {service}", 300
+    )
+    sentence, selector = failure_info["message"].strip(), f"{ISVC}={service}"
 
-    assert (found["reason"], found["exitCode"]) == ("ModelLoadFailed", 78)
+    assert (failure_info["reason"], failure_info["exitCode"]) == ("ModelLoadFailed", 78)
     assert re.fullmatch(r"the Pod asks for .* and torch sees no devices of that kind; .*", sentence)
     assert sentence in cluster.until(lambda: cluster.why_it_ended(selector), "why it ended")
     pods = cluster.pods(selector)
@@ -116,9 +120,9 @@ def assert_it_says_that_there_is_no_gpu(cluster: Cluster, service: str, *first: 
 
 @pytest.fixture(scope="module")
 def manifests(
-    cluster: Cluster, gpus: None, needed: None, storage_container: str, hub: str
+    cluster: Cluster, gpus: None, prerequisites: None, storage_container: str, hub: str
 ) -> dict[str, list[Object]]:
-    """Applies all examples with a GPU at one time; gives the objects of each."""
+    """Apply all examples with a GPU at the same time; return the objects of each."""
     of_hub = {"HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
     made = {name: objects.example(name, cluster.image, **of_hub) for name in WITH_GPUS}
     for one in made.values():
@@ -129,21 +133,21 @@ def manifests(
 
 
 @pytest.mark.parametrize("story", WITH_GPUS)
-def test_an_example_with_a_gpu_says_that_it_sees_none(
+def test_an_example_with_a_gpu_reports_that_it_sees_none(
     cluster: Cluster, manifests: dict[str, list[Object]], story: str
 ) -> None:
     first = ["storage-initializer"] if is_downloaded(manifests[story]) else []
     try:
-        assert_it_says_that_there_is_no_gpu(cluster, story, *first)
+        assert_reports_that_there_is_no_gpu(cluster, story, *first)
     finally:
         cluster.delete(manifests[story])
 
 
 @pytest.fixture(scope="module")
-def releases(cluster: Cluster, gpus: None, needed: None, hub: str) -> None:
-    """Installs all stories with a GPU at one time.
+def releases(cluster: Cluster, gpus: None, prerequisites: None, hub: str) -> None:
+    """Install all of the chart's examples with a GPU at the same time.
 
-    Where KServe would download, the predictor does: the chart names no storage container.
+    The predictor downloads the models instead of KServe: the chart names no storage container.
     """
     for story in WITH_GPUS:
         values = json.loads(json.dumps(STORIES[story]))
@@ -161,17 +165,17 @@ def releases(cluster: Cluster, gpus: None, needed: None, hub: str) -> None:
 
 
 @pytest.mark.parametrize("story", WITH_GPUS)
-def test_the_charts_example_with_a_gpu_says_that_it_sees_none(
+def test_the_charts_example_with_a_gpu_reports_that_it_sees_none(
     cluster: Cluster, releases: None, story: str
 ) -> None:
     try:
-        assert_it_says_that_there_is_no_gpu(cluster, f"chart-{story}")
+        assert_reports_that_there_is_no_gpu(cluster, f"chart-{story}")
     finally:
         cluster.helm("uninstall", f"chart-{story}")
 
 
 def is_downloaded(made: list[Object]) -> bool:
-    """Whether KServe downloads the model."""
+    """Return whether KServe downloads the model."""
     model: Object = objects.service(made)["spec"]["predictor"].get("model", {})
     return str(model.get("storageUri")).startswith("hf://")
 
@@ -180,10 +184,10 @@ def test_every_example_is_in_one_of_these_tests() -> None:
     assert set(STORIES) == {*WITH_GPUS, "demo", "knative"}
 
 
-def test_what_kserve_downloads_is_served(
+def test_a_model_that_kserve_downloads_is_served(
     cluster: Cluster, storage_container: str, demo_replies: list[str]
 ) -> None:
-    """The demo, by `hf://`: the storage-initializer fetches it from a hub on the cluster."""
+    """The storage-initializer fetches the demo, as ``hf://``, from a hub on the cluster."""
     with cluster.applied(downloaded("downloaded", storage_container)):
         pod = await_service(cluster, "downloaded")
 
@@ -191,8 +195,8 @@ def test_what_kserve_downloads_is_served(
         assert replies(cluster, pod, "downloaded") == demo_replies
 
 
-def test_a_download_that_fails_says_why(cluster: Cluster, storage_container: str) -> None:
-    """A gated model without a token: the storage-initializer ends, and not the predictor."""
+def test_a_download_that_fails_reports_the_reason(cluster: Cluster, storage_container: str) -> None:
+    """A gated model without a token ends the storage-initializer, not the predictor."""
     with cluster.applied(downloaded("gated", storage_container, "hf://meta-llama/model")):
         selector = f"{ISVC}=gated"
         sentence = cluster.until(lambda: cluster.why_it_ended(selector), "why it ended", 120)
@@ -200,7 +204,7 @@ def test_a_download_that_fails_says_why(cluster: Cluster, storage_container: str
         assert "401" in sentence
 
 
-def test_without_the_patch_a_restricted_namespace_refuses_what_kserve_downloads(
+def test_without_the_patch_a_restricted_namespace_refuses_kserves_download(
     cluster: Cluster, hub: str
 ) -> None:
     bare = storage_container_like_kserves(cluster, f"{cluster.namespace}-bare", hub)
@@ -208,8 +212,8 @@ def test_without_the_patch_a_restricted_namespace_refuses_what_kserve_downloads(
 
     def refusals() -> list[str]:
         events = cluster.get("events", "--field-selector=reason=FailedCreate")["items"]
-        about = [e for e in events if e["involvedObject"]["name"].startswith("refused-predictor-")]
-        return [event["message"] for event in about]
+        ours = [e for e in events if e["involvedObject"]["name"].startswith("refused-predictor-")]
+        return [event["message"] for event in ours]
 
     with cluster.applied([bare]), cluster.applied(made):
         refusal = cluster.until(refusals, "a pod to be refused", 120)[0]
@@ -219,7 +223,7 @@ def test_without_the_patch_a_restricted_namespace_refuses_what_kserve_downloads(
 
 
 def downloaded(name: str, storage_container: str, uri: str = "hf://demo/model") -> list[Object]:
-    """Returns the demo under another name, from a hub's repository instead of the image."""
+    """Return the demo under another name, from a hub's repository instead of the image."""
     made = objects.demo(name)
     predictor = objects.service(made)["spec"]["predictor"]
     del predictor["model"]["args"]
@@ -229,9 +233,9 @@ def downloaded(name: str, storage_container: str, uri: str = "hf://demo/model") 
 
 
 def test_a_model_on_a_claim_is_served(
-    cluster: Cluster, needed: None, demo_replies: list[str]
+    cluster: Cluster, prerequisites: None, demo_replies: list[str]
 ) -> None:
-    """The demo, by `pvc://`: KServe mounts the claim, and no container starts before the server."""
+    """KServe mounts the claim of ``pvc://``, and no init container is needed."""
     made = objects.demo("claimed")
     predictor = objects.service(made)["spec"]["predictor"]
     del predictor["model"]["args"]
@@ -243,13 +247,13 @@ def test_a_model_on_a_claim_is_served(
         assert replies(cluster, pod, "claimed") == demo_replies
 
 
-def test_the_knative_example_is_one_that_the_api_server_takes(cluster: Cluster) -> None:
+def test_the_api_server_accepts_the_knative_example(cluster: Cluster) -> None:
     made = objects.example("knative", cluster.image)
 
     assert "created (server dry run)" in cluster.apply(made, "--dry-run=server")
 
 
-def test_the_runtime_of_the_cluster_and_the_job_are_what_the_api_server_takes(
+def test_the_api_server_accepts_the_cluster_runtime_and_the_job(
     cluster: Cluster,
 ) -> None:
     files = ("cluster/cluster-serving-runtime.yaml", "jobs/import-torchserve.yaml")
@@ -258,7 +262,7 @@ def test_the_runtime_of_the_cluster_and_the_job_are_what_the_api_server_takes(
         assert "created (server dry run)" in cluster.apply(made, "--dry-run=server")
 
 
-def test_what_a_plan_writes_is_what_the_api_server_takes(cluster: Cluster) -> None:
+def test_the_api_server_accepts_a_plans_inference_service(cluster: Cluster) -> None:
     stated = ("--gpus=2x80GiB", "--memory=128GiB", "--disk=400GiB", "--output=inferenceservice")
     plan = ("plan", str(objects.ROOT / "examples" / "bloom-176b.json"), *stated)
     made = objects.loaded(run([sys.executable, "-m", "predictor", *plan]))
@@ -268,7 +272,7 @@ def test_what_a_plan_writes_is_what_the_api_server_takes(cluster: Cluster) -> No
 
 def test_the_charts_knative_example_needs_knative(cluster: Cluster) -> None:
     if "serving.knative.dev/v1" in cluster.apis():
-        pytest.skip("this cluster has Knative, where nothing is missing")
+        pytest.skip("this cluster has Knative, so nothing is missing")
     with pytest.raises(AssertionError, match=r"This cluster has no Service \(serving.knative.dev"):
         cluster.helm("install", "knative", str(CHART), values=STORIES["knative"])
     made = [o for o in render(STORIES["knative"], release="knative") if o["kind"] != "Pod"]

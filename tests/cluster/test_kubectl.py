@@ -1,4 +1,4 @@
-"""`Cluster` against a stand-in for `kubectl` that answers as it is told."""
+"""`Cluster` with a scripted stand-in for `kubectl`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLUSTER = Cluster("/etc/kubeconfig", "here", "predictor:1")
 
 @pytest.fixture
 def kubectl(tmp_path, monkeypatch):
-    """Puts a program in the place of `kubectl`; gives a function that sets its Python code."""
+    """Replace ``kubectl`` by a program; return a function that sets its Python code."""
     program = tmp_path / "kubectl"
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr("tests.cluster.kubectl.time.sleep", lambda seconds: None)
@@ -36,7 +36,7 @@ def pod(name, ready="True", **metadata):
     }
 
 
-def test_every_call_says_where(kubectl):
+def test_every_call_names_cluster_and_namespace(kubectl):
     kubectl("print(sys.argv[1:])")
 
     assert CLUSTER.kubectl("get", "pods") == (
@@ -44,7 +44,7 @@ def test_every_call_says_where(kubectl):
     )
 
 
-def test_a_failure_is_told_in_kubectls_words(kubectl):
+def test_a_failure_has_kubectls_message(kubectl):
     kubectl("sys.exit('Error from server (NotFound)')")
 
     with pytest.raises(AssertionError, match=r"get pod x: Error from server \(NotFound\)"):
@@ -60,11 +60,11 @@ def test_objects_are_applied_as_one_list(kubectl):
     assert given["items"] == [{"kind": "Pod"}, {"kind": "Service"}]
 
 
-def test_pods_on_their_way_out_do_not_count(kubectl):
+def test_pods_that_are_being_deleted_do_not_count(kubectl):
     listed = {"items": [pod("old", deletionTimestamp="now"), pod("new")]}
     kubectl(f"print({json.dumps(listed)!r})")
 
-    assert [found["metadata"]["name"] for found in CLUSTER.pods("app=x")] == ["new"]
+    assert [one["metadata"]["name"] for one in CLUSTER.pods("app=x")] == ["new"]
     assert CLUSTER.ready_pod("app=x") == "new"
 
 
@@ -81,10 +81,10 @@ def test_a_pod_is_waited_for_until_it_is_there_alone_and_ready(kubectl):
     assert CLUSTER.ready_pod("app=x", other_than="one") == "two"
 
 
-def test_who_waits_in_vain_is_shown_the_namespace(kubectl):
-    kubectl("print('asked', sys.argv[3])")
+def test_a_timeout_shows_the_state_of_the_namespace(kubectl):
+    kubectl("print('called', sys.argv[3])")
 
-    with pytest.raises(AssertionError, match=r"(?s)waited 0\.1 s for rain:.*asked logs"):
+    with pytest.raises(AssertionError, match=r"(?s)waited 0\.1 s for rain:.*called logs"):
         CLUSTER.until(lambda: None, "rain", seconds=0.1)
 
 
@@ -103,7 +103,7 @@ def test_a_forwarded_port_is_read_from_what_kubectl_prints(kubectl):
         os.kill(process, 0)
 
 
-def test_a_port_that_cannot_be_forwarded_is_said(kubectl):
+def test_a_port_that_cannot_be_forwarded_is_an_error(kubectl):
     kubectl("")
 
     with (
@@ -113,7 +113,7 @@ def test_a_port_that_cannot_be_forwarded_is_said(kubectl):
         pass
 
 
-def test_what_was_applied_is_let_go_whatever_became_of_it(kubectl):
+def test_applied_objects_are_deleted_even_after_an_error(kubectl):
     folder = kubectl(
         "with pathlib.Path(__file__).with_name('calls').open('a') as f: "
         "f.write(sys.argv[3] + '\\n')"

@@ -1,4 +1,4 @@
-"""The load against a server that answers as it is told, and against a real one."""
+"""The load on a scripted server, and on a real one."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tests.server.process import serve
 DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
 
 
-class Told(BaseHTTPRequestHandler):
-    """Answers each request with the next of what it was told to, and then with 200."""
+class ScriptedHandler(BaseHTTPRequestHandler):
+    """Answers each request with the next scripted outcome, and then with 200."""
 
-    outcomes: ClassVar[list[tuple[int, str]]] = []
+    script: ClassVar[list[tuple[int, str]]] = []
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        status, said = self.outcomes.pop(0) if self.outcomes else (200, "{}")
-        if status == 0:  # ends the connection, after so many seconds
-            time.sleep(float(said))
+        status, body = self.script.pop(0) if self.script else (200, "{}")
+        if status == 0:  # close the connection after so many seconds
+            time.sleep(float(body))
             return
         self.send_response(status)
         self.end_headers()
-        self.wfile.write(said.encode())
+        self.wfile.write(body.encode())
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -41,8 +41,8 @@ class Told(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    Told.outcomes = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), Told) as server:
+    ScriptedHandler.script = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), ScriptedHandler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"127.0.0.1:{server.server_port}"
@@ -51,7 +51,7 @@ def address() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "outcome"),
+    ("status", "body", "outcome"),
     [
         (200, "{}", "answered"),
         (503, '{"error": "Model \'demo\' is not ready."}', "refused"),
@@ -62,48 +62,47 @@ def address() -> Iterator[str]:
         (0, "0.4", "RemoteDisconnected after 0.4 s"),
     ],
 )
-def test_what_became_of_a_request(address: str, status: int, said: str, outcome: str) -> None:
-    Told.outcomes = [(status, said)]
+def test_the_outcome_of_a_request(address: str, status: int, body: str, outcome: str) -> None:
+    ScriptedHandler.script = [(status, body)]
 
-    assert load.ask(address, "/v1/models/demo:predict") == outcome
-
-
-def test_where_nobody_listens_a_request_is_refused() -> None:
-    assert load.ask("127.0.0.1:1", "/") == "refused"
+    assert load.send(address, "/v1/models/demo:predict") == outcome
 
 
-def test_a_request_that_was_refused_is_asked_again_and_a_lost_one_is_told(address: str) -> None:
-    Told.outcomes = [(429, "")] * 10 + [(500, "gone")]
-    found = load.Load(f"http://{address}", "demo", 1).run()
-
-    assert found["refused"] == 10
-    assert found["lost"] == ["500: gone"]
-    assert found["answered"] > 0
-    assert found["unanswered"] == 0
+def test_a_request_to_a_closed_port_is_refused() -> None:
+    assert load.send("127.0.0.1:1", "/") == "refused"
 
 
-def test_a_request_that_is_never_answered_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "PATIENCE", 0.5)
-    found = load.Load("http://127.0.0.1:1", "demo", 0.2).run()
+def test_a_refused_request_is_retried_and_a_lost_one_is_reported(address: str) -> None:
+    ScriptedHandler.script = [(429, "")] * 10 + [(500, "gone")]
+    outcomes = load.Load(f"http://{address}", "demo", 1).run()
 
-    assert found["unanswered"] == load.USERS
-    assert found["answered"] == 0
+    assert outcomes["refused"] == 10
+    assert outcomes["lost"] == ["500: gone"]
+    assert outcomes["answered"] > 0
+    assert outcomes["unanswered"] == 0
 
 
-def test_the_program_asks_until_it_is_told_to_end(address: str) -> None:
+def test_a_request_that_is_never_answered_is_reported() -> None:
+    outcomes = load.Load("http://127.0.0.1:1", "demo", 0.2, retry_seconds=0.5).run()
+
+    assert outcomes["unanswered"] == load.USERS
+    assert outcomes["answered"] == 0
+
+
+def test_the_program_sends_requests_until_sigterm(address: str) -> None:
     command = [sys.executable, "-c", Path(load.__file__).read_text(), f"http://{address}", "demo"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "The first request is answered.\n"
         program.terminate()
-        found = json.loads(program.stdout.read())
+        outcomes = json.loads(program.stdout.read())
 
     assert program.returncode == 0
-    assert found["answered"] > 0
-    assert (found["unanswered"], found["lost"]) == (0, [])
+    assert outcomes["answered"] > 0
+    assert (outcomes["unanswered"], outcomes["lost"]) == (0, [])
 
 
-def test_the_program_asks_a_real_predictor() -> None:
+def test_the_program_with_a_real_predictor() -> None:
     with serve(DEMO, "--max_model_len=256", name="demo") as server:
         server.await_ready()
         done = subprocess.run(
@@ -112,8 +111,8 @@ def test_the_program_asks_a_real_predictor() -> None:
             text=True,
             check=True,
         )
-    found = json.loads(done.stdout.splitlines()[-1])
+    outcomes = json.loads(done.stdout.splitlines()[-1])
 
     assert done.stdout.startswith("The first request is answered.\n")
-    assert found["answered"] >= load.USERS
-    assert (found["refused"], found["unanswered"], found["lost"]) == (0, 0, [])
+    assert outcomes["answered"] >= load.USERS
+    assert (outcomes["refused"], outcomes["unanswered"], outcomes["lost"]) == (0, 0, [])

@@ -1,4 +1,4 @@
-"""Ending and starting a process of the node, tried with one of this test's own."""
+"""End and restart a process of the node; here it is the test's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.cluster.node import Node, _started
+from tests.cluster.node import Node, start_time
 
 CODE = "import os, time; print(os.environ['GIVEN'], flush=True); time.sleep(600)"
 
@@ -19,7 +19,7 @@ def process(folder: Path) -> int:
 
 
 def await_lines(log: Path, count: int) -> None:
-    """Waits until so many processes had the variable and the log that the first was given."""
+    """Wait until `count` processes had the same environment and log as the first."""
     deadline = time.monotonic() + 30
     while log.read_text().split("\n") != ["as given"] * count + [""]:
         assert time.monotonic() < deadline, log.read_text()
@@ -32,7 +32,7 @@ def test_a_process_is_away_and_comes_back_as_it_was(tmp_path: Path) -> None:
         first = subprocess.Popen(
             [sys.executable, "-c", CODE], stdout=output, stderr=output, env={"GIVEN": "as given"}
         )
-    (tmp_path / "one").write_text(f"{first.pid} {_started(first.pid)}\n")
+    (tmp_path / "one").write_text(f"{first.pid} {start_time(first.pid)}\n")
 
     await_lines(log, 1)
     with Node(tmp_path).away("one"):

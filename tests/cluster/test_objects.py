@@ -1,4 +1,4 @@
-"""What the cluster tests apply is right, as far as that can be told without a cluster."""
+"""The objects that the cluster tests apply, checked without a cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.deploy.pod_security import violations
 IMAGE = "registry:5000/predictor:1.2.3"
 
 
-def test_the_base_is_what_kustomize_builds_but_for_the_image() -> None:
+def test_the_base_is_kustomizes_except_for_the_image() -> None:
     made = objects.base("accelerate-predictor:0.1.0")
 
     assert sorted(made, key=str) == sorted(kustomize(objects.MANIFESTS), key=str)
@@ -25,7 +25,7 @@ def test_the_base_is_what_kustomize_builds_but_for_the_image() -> None:
 
 
 @pytest.mark.parametrize(
-    "found",
+    "objs",
     [
         objects.base(IMAGE),
         objects.demo("demo", offload_store="always"),
@@ -41,18 +41,18 @@ def test_the_base_is_what_kustomize_builds_but_for_the_image() -> None:
     ],
     ids=["base", "demo", "named", "pair", "programs"],
 )
-def test_every_object_is_one_that_the_api_server_takes(found: list[Object]) -> None:
-    assert [faults(each) for each in found] == [[] for _ in found]
+def test_the_api_server_accepts_every_object(objs: list[Object]) -> None:
+    assert [faults(obj) for obj in objs] == [[] for _ in objs]
 
 
-def test_the_load_is_let_into_a_restricted_namespace() -> None:
+def test_a_restricted_namespace_admits_the_load() -> None:
     pod = objects.load("load", IMAGE, "demo-predictor", "demo", like=objects.base(IMAGE))
 
     assert violations(pod["spec"]) == []
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (objects.MANIFESTS / "examples").iterdir()))
-def test_an_example_asks_for_little_and_for_all_its_gpus(name: str) -> None:
+def test_an_example_requests_little_and_all_its_gpus(name: str) -> None:
     made = objects.example(name, IMAGE, HF_ENDPOINT="http://hub")
     predictor = objects.service(made)["spec"]["predictor"]
     container = predictor["containers"][0] if "containers" in predictor else predictor["model"]
@@ -73,11 +73,11 @@ def test_the_program_for_a_pod_may_run_in_a_restricted_namespace() -> None:
     assert pod["spec"]["containers"][0]["command"][-1] == "a"
 
 
-def test_a_setting_is_added_to_the_demos_or_takes_the_place_of_one() -> None:
-    found = objects.service(
+def test_a_setting_is_added_to_the_demos_or_replaces_one() -> None:
+    service = objects.service(
         objects.demo("unfit", max_memory='{"cpu":"1MiB"}', offload_store="always")
     )
-    pairs = [(one["name"], one["value"]) for one in found["spec"]["predictor"]["model"]["env"]]
+    pairs = [(one["name"], one["value"]) for one in service["spec"]["predictor"]["model"]["env"]]
 
     assert dict(pairs)["PREDICTOR_MAX_MEMORY"] == '{"cpu":"1MiB"}'
     assert dict(pairs)["PREDICTOR_OFFLOAD_STORE"] == "always"
@@ -86,21 +86,21 @@ def test_a_setting_is_added_to_the_demos_or_takes_the_place_of_one() -> None:
 
 
 def test_another_demo_has_a_claim_of_its_own() -> None:
-    found = objects.demo("unfit")
-    (claim,) = (each for each in found if each["kind"] == "PersistentVolumeClaim")
-    (volume,) = objects.service(found)["spec"]["predictor"]["volumes"]
+    demo = objects.demo("unfit")
+    (claim,) = (each for each in demo if each["kind"] == "PersistentVolumeClaim")
+    (volume,) = objects.service(demo)["spec"]["predictor"]["volumes"]
 
-    assert objects.service(found)["metadata"]["name"] == "unfit"
+    assert objects.service(demo)["metadata"]["name"] == "unfit"
     assert claim["metadata"]["name"] == "unfit-offload"
     assert volume["persistentVolumeClaim"]["claimName"] == "unfit-offload"
 
 
-def test_the_demo_that_shall_not_fit_does_not() -> None:
-    found = objects.service(objects.demo("unfit", max_memory='{"cpu":"1MiB"}'))
-    given = {one["name"]: one["value"] for one in found["spec"]["predictor"]["model"]["env"]}
+def test_the_demo_unfit_does_not_fit() -> None:
+    service = objects.service(objects.demo("unfit", max_memory='{"cpu":"1MiB"}'))
+    environ = {one["name"]: one["value"] for one in service["spec"]["predictor"]["model"]["env"]}
     flags = [
         f"--{name.removeprefix('PREDICTOR_').lower()}={value}"
-        for name, value in given.items()
+        for name, value in environ.items()
         if name != "PREDICTOR_OFFLOAD_FOLDER"
     ]
     done = forked.run(["plan", "examples/demo-model", *flags], cwd=objects.ROOT)
@@ -113,13 +113,13 @@ def test_the_demo_that_shall_not_fit_does_not() -> None:
 @pytest.mark.parametrize("kserve", [True, False])
 def test_the_chart_takes_the_values_and_names_things_as_the_tests_do(kserve: bool) -> None:
     values = objects.chart_values(IMAGE, kserve=kserve, max_model_len=128)
-    found = render(values, release="kept")
-    named = {(each["kind"], each["metadata"]["name"]): each for each in found}
+    made = render(values, release="kept")
+    named = {(each["kind"], each["metadata"]["name"]): each for each in made}
 
     assert ("InferenceService" if kserve else "Deployment", "kept") in named
     claim = named["PersistentVolumeClaim", "kept-offload"]
     assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
-    assert IMAGE in str(found)
+    assert IMAGE in str(made)
     if not kserve:
         labels = named["Deployment", "kept"]["spec"]["template"]["metadata"]["labels"]
         assert labels["app.kubernetes.io/instance"] == "kept"

@@ -1,13 +1,13 @@
-"""The demo on a cluster: it answers, it is what was meant, and it says what is wrong.
+"""The demo on a cluster: its replies, its pod and its plan.
 
     CLUSTER_TEST_KUBECONFIG=~/.kube/config pytest tests/cluster
 
-Wants a cluster with KServe in Standard mode and a default StorageClass, `kubectl`, `helm`, the
-predictor's image where its nodes find it (CLUSTER_TEST_IMAGE; accelerate-predictor:0.1.0 if it is
-not set), and that of KServe's storage-initializer. Everything happens in a namespace of its own,
-but for what has none: a StorageClass, a ClusterStorageContainer, volumes, GPUs that the nodes say
-they have. Where CLUSTER_TEST_PROCESSES names the processes of a node that is this machine (see
-`tests.cluster.node`), they are ended and started again.
+The tests need a cluster with KServe in Standard mode and a default StorageClass, `kubectl`, and
+`helm`. The nodes must have or pull the predictor's image (CLUSTER_TEST_IMAGE, by default
+accelerate-predictor:0.1.0) and that of KServe's storage-initializer. All objects are in one new
+namespace, except those without a namespace: a StorageClass, a ClusterStorageContainer, volumes, and
+the GPUs that the nodes advertise. If CLUSTER_TEST_PROCESSES names the processes of a node that is
+this machine (see `tests.cluster.node`), the tests end and restart them.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def test_every_protocol_gives_the_same_replies(reached: Reached) -> None:
     assert over_v2(reached, **GREEDY) == replies
     assert over_grpc(reached, **GREEDY) == replies
     with openai.OpenAI(base_url=f"{reached.url}/openai/v1", api_key="none") as client:
-        asked = {"model": "demo", "max_tokens": 8, "temperature": 0}
-        choices = client.completions.create(prompt=PROMPTS, **asked).choices
+        parameters = {"model": "demo", "max_tokens": 8, "temperature": 0}
+        choices = client.completions.create(prompt=PROMPTS, **parameters).choices
     assert [choice.text for choice in choices] == replies
 
 
-def test_the_pod_has_the_containers_and_volumes_that_are_meant(cluster: Cluster, demo: str) -> None:
-    """KServe adds an agent and a ConfigMap where it takes a predictor for a multi-model server."""
+def test_the_pod_has_the_expected_containers_and_volumes(cluster: Cluster, demo: str) -> None:
+    """KServe adds an agent and a ConfigMap if it takes a predictor for a multi-model server."""
     pod = cluster.get("pod", demo)
     volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
 
@@ -49,12 +49,12 @@ def test_the_pod_has_the_containers_and_volumes_that_are_meant(cluster: Cluster,
         "tmp",
         "offload",
     }
-    maps = {found["metadata"]["name"] for found in cluster.get("configmaps")["items"]}
+    maps = {one["metadata"]["name"] for one in cluster.get("configmaps")["items"]}
     assert maps == {"kube-root-ca.crt"}
 
 
 def test_nothing_warns_of_the_demo(cluster: Cluster, demo: str) -> None:
-    """But for the startup probe, which fails until the model is loaded, and KServe of itself."""
+    """Except for the startup probe, which fails until the model is loaded."""
     warnings = cluster.get("events", "--field-selector=type=Warning")["items"]
     about_demo = [
         event["message"]
@@ -66,9 +66,7 @@ def test_nothing_warns_of_the_demo(cluster: Cluster, demo: str) -> None:
     assert about_demo == []
 
 
-def test_the_model_is_planned_within_what_the_pod_was_given(
-    cluster: Cluster, reached: Reached
-) -> None:
+def test_the_model_is_planned_within_the_pods_resources(cluster: Cluster, reached: Reached) -> None:
     tiers = placement(reached.url, "demo")["tiers"]
     owned = {tier["name"]: tier["owned"] for tier in tiers}
     claim = cluster.get("pvc", "demo-offload")["status"]["capacity"]["storage"]
@@ -84,7 +82,7 @@ def test_blocks_are_offloaded_to_the_claim(cluster: Cluster, demo: str) -> None:
 
 
 def test_the_pod_may_read_itself(cluster: Cluster, demo: str) -> None:
-    """Without its Role one line of the log says that it cannot; see `predictor.pod.own_pod`."""
+    """Without its Role, a log line reports that it cannot; see `predictor.pod.own_pod`."""
     log = cluster.log(demo)
 
     assert "is ready after" in log
@@ -92,8 +90,8 @@ def test_the_pod_may_read_itself(cluster: Cluster, demo: str) -> None:
 
 
 def placement(url: str, model: str) -> Object:
-    """Returns the placement that a model's metadata tells."""
-    answer = httpx.get(f"{url}/v2/models/{model}", timeout=30)
-    assert answer.status_code == 200, answer.text
-    found: Object = json.loads(answer.json()["properties"]["placement"])
-    return found
+    """Return the placement in a model's metadata."""
+    response = httpx.get(f"{url}/v2/models/{model}", timeout=30)
+    assert response.status_code == 200, response.text
+    placed: Object = json.loads(response.json()["properties"]["placement"])
+    return placed

@@ -1,4 +1,4 @@
-"""A pod while the kubelet or the API server is away; last, since the node is not ready after it."""
+"""A pod while the kubelet or the API server is down. Last: the node is not ready afterwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AWAY_SECONDS = 60.0
 
 
 def at(cluster: Cluster, pod: str) -> Reached:
-    """Where the demo answers on the node itself, without the API server."""
+    """Return the demo's address on the node itself, which needs no API server."""
     return Reached(f"http://{cluster.get('pod', pod)['status']['podIP']}:8080", "", "demo")
 
 
@@ -60,14 +60,14 @@ def test_without_the_api_server_the_pod_serves_on_and_its_container_starts_again
         assert over_v1(served, **GREEDY) == demo_replies
         time.sleep(max(end - time.monotonic(), 0))
     assert started > 0  # before the API server was there again
-    cluster.until(lambda: restarts(cluster, demo) == before + 1, "the node to tell of its restart")
+    cluster.until(lambda: restarts(cluster, demo) == before + 1, "the node to report its restart")
     assert cluster.ready_pod(DEMO) == demo
     assert "cannot be read: the API server gives no answer" in cluster.log(demo)
     assert replies(cluster, demo) == demo_replies
 
 
 def await_status(served: Reached, status: int | None) -> None:
-    """Waits until readiness is answered with a status, or None: until nobody listens."""
+    """Wait until readiness is answered with a status; None waits for a closed port."""
     deadline = time.monotonic() + 120
     while status_of(served) != status:
         assert time.monotonic() < deadline, f"readiness is never answered with {status}"

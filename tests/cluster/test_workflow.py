@@ -1,4 +1,4 @@
-"""The workflow that runs the cluster tests in kind: what can be told of it by reading."""
+"""The workflow that runs the cluster tests in kind, checked by parsing it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_it_may_only_read() -> None:
     assert "permissions" not in JOB
 
 
-def test_every_action_of_others_is_a_commit() -> None:
+def test_every_foreign_action_is_pinned_to_a_commit() -> None:
     used = [step["uses"] for step in JOB["steps"] if "uses" in step]
 
     assert used
@@ -31,11 +31,11 @@ def test_every_action_of_others_is_a_commit() -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
-def test_every_script_is_one_that_bash_reads(script: str) -> None:
+def test_bash_can_parse_every_script(script: str) -> None:
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
-def test_no_script_is_made_of_what_a_pull_request_says() -> None:
+def test_no_script_contains_text_of_a_pull_request() -> None:
     assert not [script for script in SCRIPTS.values() if "${{" in script]
 
 
@@ -55,7 +55,7 @@ def test_the_tests_are_run_and_may_not_skip() -> None:
 
 
 def on_of(workflow: dict[Any, Any]) -> Any:
-    """YAML 1.1 reads the key `on` as true."""
+    """Return the triggers. YAML 1.1 parses the key `on` as true."""
     return workflow[True]
 
 

@@ -1,4 +1,4 @@
-"""What is made from the settings and from `values.yaml` is what is committed."""
+"""The schema and the table of values in the chart equal a fresh generation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from tests.deploy import generated
+from helm import generate as generated
 
-REMEDY = "run: make chart"
+REMEDY = "run: make generate"
 
 
 def test_the_schema_of_settings_is_the_predictors() -> None:

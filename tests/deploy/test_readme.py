@@ -1,4 +1,4 @@
-"""What the README says of manifests/ and helm/ is there, and its commands are understood."""
+"""The pages about deployment agree with the chart, its notes and the tests on a cluster."""
 
 from __future__ import annotations
 
@@ -6,37 +6,31 @@ import re
 import shlex
 
 from tests.cluster.kubectl import WHY_IT_ENDED
-from tests.deploy.cases import STORIES
 from tests.deploy.helm import APIS, CHART, ROOT, helm, loaded
 
-README = (ROOT / "README.md").read_text()
-SECTION = README[README.index("## On Kubernetes") : README.index("## Benchmarks")]
-
-
-def test_every_path_is_there() -> None:
-    text = SECTION + (CHART / "README.md").read_text()
-    paths = set(re.findall(r"(?<![\w/.-])(?:manifests|helm)/[\w./-]*", text))
-    assert "manifests/examples/demo.yaml" in paths
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+DOCS = ROOT / "docs"
+KSERVE = (DOCS / "getting-started" / "kserve.md").read_text()
 
 
 def test_how_to_read_why_a_pod_ended_is_what_the_cluster_tests_ask() -> None:
     asked = f'-o jsonpath="{WHY_IT_ENDED}"'
-    assert asked in SECTION
+    assert asked in (DOCS / "guides" / "troubleshooting.md").read_text()
     assert asked in (CHART / "templates" / "NOTES.txt").read_text()
 
 
-def test_every_story_is_told() -> None:
-    assert set(re.findall(r"^\| `([\w-]+)` \|", SECTION, re.MULTILINE)) == STORIES.keys()
+def test_every_path_of_the_charts_readme_is_there() -> None:
+    text = (CHART / "README.md").read_text()
+    paths = set(re.findall(r"(?<![\w/.-])(?:manifests|helm|docs)/[\w./-]*(?<!\.)", text))
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_the_release_that_is_installed_is_the_one_that_is_asked() -> None:
-    (command,) = re.findall(r"^helm install (.*)$", SECTION, re.MULTILINE)
+    (command,) = re.findall(r"^helm install (.*)$", KSERVE, re.MULTILINE)
     offered = [f"--api-versions={api}" for api in APIS]
     arguments = [word.replace("helm/", f"{CHART}/") for word in shlex.split(command)]
     arguments = [str(CHART) if word == "./helm" else word for word in arguments]
     made = loaded(helm("template", *arguments, *offered).stdout)
     (service,) = (found for found in made if found["kind"] == "InferenceService")
     name = service["metadata"]["name"]
-    assert f"inferenceservice/{name} " in SECTION
-    assert f"service/{name}-predictor 8080:80" in SECTION
+    assert f"inferenceservice/{name} " in KSERVE
+    assert f"service/{name}-predictor 8080:80" in KSERVE

@@ -54,9 +54,7 @@ def reads(running: Served, tasks: Callable[[str], serving.Up]) -> Reads:
     """Gives a server whose model is for a task."""
 
     def get(task: str) -> Served:
-        found = tasks(task).task
-        running.model.reading = found
-        running.model.head = found.head  # type: ignore[union-attr]
+        running.model.task = tasks(task).task
         return running
 
     return get

@@ -23,7 +23,7 @@ from transformers import (
 
 from predictor.checkpoint.task_detection import factory_of
 from predictor.errors import PromptTooLong, RequestError
-from predictor.tasks.encoder_spec import EncoderRequest
+from predictor.tasks.task import RawInstance
 from tests import serving
 from tests.encoding.checkpoints import CONFIGS, paired_config, reading_tokenizer
 from tests.encoding.conftest import Make
@@ -54,8 +54,8 @@ def bring_up(folder: Path, task: str, **flags: Any) -> serving.Up:
 def ask(up: serving.Up, *asked: Mapping[str, str], **parameters: Any) -> tuple[Any, ...]:
     """Asks all at one time."""
     task: Any = up.task
-    request = EncoderRequest(tuple(task.head.decode(fields, parameters) for fields in asked))
-    return asyncio.run(task.complete(task.prepare(request)))
+    instances = (RawInstance(fields) for fields in asked)
+    return asyncio.run(task.prepare(task.spec.request(parameters, instances)).complete())
 
 
 class Reference:
@@ -188,7 +188,7 @@ def check_pairs(up: serving.Up, reference: Reference) -> None:
     answers = ask(up, *({"query": "who is it?", "text": text} for text in TEXTS))
     for text, answer in zip(TEXTS, answers, strict=True):
         logit = reference.output("who is it?", text).logits[0, 0]
-        assert answer == pytest.approx(float(logit.sigmoid()), abs=CLOSE)
+        assert answer.score == pytest.approx(float(logit.sigmoid()), abs=CLOSE)
 
 
 @pytest.mark.parametrize(("task", "architecture"), CASES)
@@ -283,8 +283,8 @@ def test_a_long_context_is_read_in_windows(make: Make) -> None:
     context = "".join(f"sentence {n} says nothing. " for n in range(30))
     up = bring_up(folder, "question_answering", max_model_len=64)
     task: Any = up.task
-    asked = task.head.decode({"question": "what?", "context": context}, {"doc_stride": 16})
-    texts = task.head.tokenize(asked)
+    instance = task.spec.decode({"question": "what?", "context": context}, {"doc_stride": 16})
+    texts = task.spec.tokenize(instance)
     assert len(texts) > 10
     assert all(len(text.ids) <= 64 for text in texts)
     read = {place for text in texts for place in text.about.offsets}

@@ -17,6 +17,7 @@ import torch
 import tritonclient.http as triton
 from tokenizers.pre_tokenizers import ByteLevel
 
+from predictor.tasks.encoder_task import EncoderTask
 from tests.encoding.conftest import Reads
 from tests.protocol.stub import Served
 
@@ -126,16 +127,22 @@ def test_tritons_clients_get_the_tensors_of_the_metadata(reads: Reads, task: str
             assert seen["data"] == pytest.approx(values.ravel().tolist(), rel=1e-6)
 
 
+class Constant:
+    """Stands in for the engine: has the same result for every text."""
+
+    def __init__(self, result: torch.Tensor) -> None:
+        self._result = result
+
+    def submit(self, text: Any, listener: Any) -> int:
+        listener(self._result)
+        return 0
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_is_an_error_and_not_a_result(
-    reads: Reads, monkeypatch: pytest.MonkeyPatch, value: float
-) -> None:
+def test_what_is_no_number_is_an_error_and_not_a_result(reads: Reads, value: float) -> None:
     served, asked = reads("rerank"), FIELDS["rerank"]
-
-    def run(output: Any, batch: Any) -> list[torch.Tensor]:
-        return [torch.tensor([value]) for _ in batch.texts]
-
-    monkeypatch.setattr(served.model.reading._reader._runner, "_run", run)
+    engine: Any = Constant(torch.tensor([value]))
+    served.model.task = EncoderTask(served.model.task.spec, engine)
     whole = v1(served, [asked])
     old = httpx.post(f"{served.url}/predictions/echo", json=asked, timeout=60)
     for response in (whole, old):

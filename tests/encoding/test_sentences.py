@@ -102,7 +102,8 @@ def test_a_model_with_another_head_gives_vectors_too(tmp_path: Path) -> None:
     folder = make_reader(tmp_path / "model", "bert", "fill_mask")  # it has no pooler
     base = AutoModelForMaskedLM.from_pretrained(folder).eval().bert
     up = bring_up(folder, "text_embedding")
-    tokens = up.task.head._tokenizing.text(TEXTS[1], truncate=False).ids  # type: ignore[attr-defined]
+    spec: Any = up.task.spec
+    tokens = spec.tokenize(spec.decode({"text": TEXTS[1]}, {}))[0].ids
     with torch.inference_mode():
         mean = base(torch.tensor([tokens])).last_hidden_state[0].mean(dim=0)
     expected = mean / mean.norm()

@@ -286,7 +286,7 @@ def test_parts_on_disk_change_nothing_of_that(
 ) -> None:
     folder = checkpoints(name)
     up = bring_up(folder, device_map=blocks_on_disk(folder), offload_folder=str(tmp_path))
-    engine = up.task._engine
+    engine = up.task.engine
     runner: Any = engine._runner
     assert isinstance(runner, BatchRunner)
     wrapped = engine._runner = Wrapped(runner, lambda _: None)

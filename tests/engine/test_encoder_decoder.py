@@ -17,7 +17,8 @@ from predictor.engine.batchability import check_encoder_decoder_batch_invariance
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner, as_source
 from predictor.engine.generation.kv_cache import Row
 from predictor.profiling.footprint import build_on_meta, measure_footprint
-from predictor.tasks.request import Completion, GenerationParameters, GenerationRequest, Prompt
+from predictor.tasks.answers import Completion
+from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
 from tests.encoding.checkpoints import PAIRED, VOCABULARY, make_paired
 from tests.serving import Up, blocks_on_disk, bring_up
 
@@ -53,7 +54,7 @@ def alone(folder: Path, *texts: str, **recipe: Any) -> list[str]:
 def ask(up: Up, *texts: str, new_tokens: int = 20, **recipe: Any) -> tuple[Completion, ...]:
     parameters = GenerationParameters(max_new_tokens=new_tokens, temperature=0.0, **recipe)
     request = GenerationRequest(tuple(Prompt(text, parameters) for text in texts))
-    return asyncio.run(up.task.complete(up.task.prepare(request)))
+    return asyncio.run(up.task.prepare(request).complete())
 
 
 @pytest.mark.parametrize("places", ["resident", "disk"])
@@ -88,10 +89,10 @@ def test_those_that_are_put_back_and_those_that_end_early_disturb_nobody(
         for index in range(len(expected))
     ]
     prompts = [Prompt(text, own) for text, own in zip(TEXTS * 2, parameters, strict=True)]
-    found = asyncio.run(up.task.complete(up.task.prepare(GenerationRequest(tuple(prompts)))))
+    found = asyncio.run(up.task.prepare(GenerationRequest(tuple(prompts))).complete())
     for index, (one, whole) in enumerate(zip(found, expected, strict=True)):
         assert one.text == whole if index % 3 else whole.startswith(one.text.rstrip("\ufffd"))
-    preempted: Any = up.task._engine._metrics.preemptions
+    preempted: Any = up.task.engine._metrics.preemptions
     assert preempted._value.get() > 0
 
 

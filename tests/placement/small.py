@@ -24,8 +24,8 @@ def footprint(
     activations: int = 3,
     leaf: int = 4,
     max_model_len: int = 4,
-    cast: bool = False,
-    rewritten: bool = False,
+    needs_cast: bool = False,
+    needs_conversion: bool = False,
 ) -> Footprint:
     """Returns a model of a norm, embeddings, a head and equal blocks.
 
@@ -52,8 +52,8 @@ def footprint(
         ),
         max_model_len=max_model_len,
         activations=activations * MIB,
-        cast=cast,
-        rewritten=rewritten,
+        needs_cast=needs_cast,
+        needs_conversion=needs_conversion,
         probed=True,
     )
 

@@ -54,8 +54,8 @@ def test_blocks_are_streamed_to_a_gpu_whole_through_two_buffers():
 
     assert waiting["0"].staging == 2 * buffer
     assert waiting["cpu"].staging == 0
-    cast = Demand(dataclasses.replace(demand.footprint, cast=True), 1)
-    moved = tiers(cast, ("0", "0", "0", "0", "cpu", "cpu", "cpu"), budgets(100, cpu=100))
+    needs_cast = Demand(dataclasses.replace(demand.footprint, needs_cast=True), 1)
+    moved = tiers(needs_cast, ("0", "0", "0", "0", "cpu", "cpu", "cpu"), budgets(100, cpu=100))
     assert moved["cpu"].staging == buffer  # from where transformers has cast it
 
     head = tiers(demand, ("0", "0", "disk", "0", "0", "0", "0"), budgets(100, cpu=100))
@@ -84,13 +84,13 @@ def test_loading_holds_a_whole_block_before_others_wait_in_its_place():
     none_waits = tiers(demand, ("0", "0", "0", "0", "0", "0", "disk"), budgets(9000, cpu=9000))
     assert none_waits["cpu"].staging == block
 
-    cast = Demand(dataclasses.replace(demand.footprint, cast=True), 1)
-    one_waits = tiers(cast, ("0", "0", "0", "0", "0", "cpu", "disk"), budgets(9000, cpu=9000))
+    needs_cast = Demand(dataclasses.replace(demand.footprint, needs_cast=True), 1)
+    one_waits = tiers(needs_cast, ("0", "0", "0", "0", "0", "cpu", "disk"), budgets(9000, cpu=9000))
     assert one_waits["cpu"].staging == block  # what waits is in memory by then
 
 
 def test_accelerate_converts_a_leaf_module_on_the_gpu():
-    demand = Demand(footprint(cast=True), 1)
+    demand = Demand(footprint(needs_cast=True), 1)
     found = tiers(demand, ("0", "0", "0", "0", "cpu", "cpu", "disk"), budgets(100, cpu=100))
 
     assert in_mib(found["0"])[2] == 3 * 4
@@ -137,7 +137,7 @@ def test_computed_buffers_stay_where_the_unit_executes():
 
 
 def test_a_streamed_tensor_is_held_twice_while_it_is_cast():
-    demand = Demand(footprint(cast=True), 1)
+    demand = Demand(footprint(needs_cast=True), 1)
     found = tiers(demand, ("cpu",) * 6 + ("disk",), budgets(cpu=100))
 
     assert in_mib(found["cpu"])[2] == 2 * 4

@@ -71,7 +71,7 @@ def test_headroom_and_reserve_are_never_planned():
 
 
 def test_a_bounded_disk_is_a_tier_with_a_budget():
-    found = plan(footprint(rewritten=True), pod(memory=67), options(disk=11 * MIB))
+    found = plan(footprint(needs_conversion=True), pod(memory=67), options(disk=11 * MIB))
 
     assert found.tier("disk").planned == 10 * MIB
     assert found.tier("disk").budget == 11 * MIB

@@ -49,8 +49,8 @@ def footprints(draw, *, by_block=False):
         tuple(units),
         max_model_len=draw(st.integers(1, 3)),
         activations=draw(st.integers(0, 4)),
-        cast=draw(st.booleans()),
-        rewritten=False,
+        needs_cast=draw(st.booleans()),
+        needs_conversion=False,
         probed=True,
         by_block=by_block and draw(st.booleans()),
     )

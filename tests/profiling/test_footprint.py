@@ -173,7 +173,7 @@ def test_pickles_and_fused_experts_are_rewritten(name, kind, expected):
     model = build_on_meta(CONFIGS[name], "float32")
     found = measure_footprint(model, max_model_len=8, prefill_chunk=8, stored_kind=kind)
 
-    assert found.rewritten is expected
+    assert found.needs_conversion is expected
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_cast_is_known_from_the_dtype_on_disk(stored, expected):
     model = build_on_meta(CONFIGS["bloom"], "float32")
     found = measure_footprint(model, max_model_len=8, prefill_chunk=8, stored_dtype=stored)
 
-    assert found.cast is expected
+    assert found.needs_cast is expected
 
 
 def test_blocks_are_found_in_a_model_that_names_none():

@@ -11,33 +11,24 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import kserve
 import uvicorn
 from fastapi import FastAPI
-from kserve.protocol.dataplane import DataPlane
-from kserve.protocol.model_repository_extension import ModelRepositoryExtension
-from kserve.protocol.rest.server import RESTServer
 
 from predictor.errors import NotReady
 from predictor.protocol.app import install
-from predictor.protocol.http.deadline import asked_timeout
-from predictor.protocol.kserve.decoded_call import DecodedCall, decode_call
+from predictor.protocol.kserve import sdk
 from predictor.protocol.kserve.grpc_server import make_server
 from predictor.protocol.kserve.response_style import OUR_STYLE
 from predictor.protocol.served import Limits
-from predictor.tasks.request import (
-    Completion,
-    GenerationRequest,
-    Message,
-    Piece,
-    Prompt,
-    ScoredToken,
-    Stream,
-)
+from predictor.tasks.answers import Completion, Piece, ScoredToken, Stream
+from predictor.tasks.generation_spec import GenerationSpec
+from predictor.tasks.request import GenerationRequest, Message, Prompt
+from predictor.tasks.task import TaskSpec
 
 MAX_BODY_BYTES = 256 * 1024
 
@@ -49,8 +40,7 @@ class EchoModel(kserve.Model):
         super().__init__(name)
         self.version = version
         self.style = OUR_STYLE
-        self.head: Any = None
-        self.reading: Any = None
+        self.task: Any = None
         self.ready = True
         self.failure: Exception | None = None
         self.late_failure: Exception | None = None
@@ -71,26 +61,18 @@ class EchoModel(kserve.Model):
     def load(self) -> bool:
         raise AssertionError("no request may load a model")
 
-    def validate(self, payload: Any) -> Any:
-        return payload
+    @property
+    def spec(self) -> TaskSpec:
+        spec: TaskSpec = self.task.spec if self.task else GenerationSpec(self.style.defaults)
+        return spec
 
-    async def preprocess(self, payload: Any, headers: Any = None) -> DecodedCall:
+    def check_open(self) -> None:
         if not self.ready:
             raise NotReady("The stub is not ready.")
-        return decode_call(
-            payload,
-            model_name=self.name,
-            model_version=self.version,
-            style=self.style,
-            head=self.head,
-        )
-
-    async def predict(self, payload: DecodedCall, headers: Any = None) -> Any:
-        return payload, await self.answer(payload.request, asked_timeout(headers))
 
     async def answer(self, request: Any, timeout: float | None) -> tuple[Any, ...]:
-        if self.head is not None:
-            answers: tuple[Any, ...] = await self.reading.complete(self.reading.prepare(request))
+        if self.task is not None:
+            answers: tuple[Any, ...] = await self.task.prepare(request).complete()
             return answers
         self._take(request, timeout)
         return tuple(_completion(prompt) for prompt in request.prompts)
@@ -105,7 +87,7 @@ class EchoModel(kserve.Model):
         self.asked.append(request)
         self.timeouts.append(timeout)
 
-    async def _pieces(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+    async def _pieces(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """A piece for each character; those of several prompts take turns."""
         done = [_completion(prompt) for prompt in request.prompts]
         for position in range(max(len(completion.text) for completion in done)):
@@ -114,10 +96,6 @@ class EchoModel(kserve.Model):
                     yield _piece(index, completion, position)
         if self.late_failure:
             raise self.late_failure
-
-    async def postprocess(self, result: Any, headers: Any = None) -> Any:
-        exchange, completions = result
-        return exchange.encode(completions)
 
 
 def _completion(prompt: Prompt) -> Completion:
@@ -203,12 +181,7 @@ def _application(served: Served, *, load_unload: bool, torchserve: bool) -> Fast
         load_unload=load_unload,
         torchserve=torchserve,
     )
-    plane = DataPlane(model_registry=served.models)
-    extension = ModelRepositoryExtension(model_registry=served.models)
-    theirs = RESTServer("unused:app", plane, extension, http_port=0)
-    theirs._add_middlewares(app)
-    theirs._register_endpoints(app)
-    theirs._add_exception_handlers(app)
+    sdk.add_routes(app, served.models)
 
     @app.get("/test/unforeseen")
     async def unforeseen() -> None:

@@ -13,7 +13,8 @@ from openapi_schema_validator import OAS31Validator
 
 from predictor.errors import DeadlineExceeded, GenerationFailed, NotReady, Overloaded
 from predictor.protocol.kserve.generate import Events
-from predictor.tasks.request import GenerationParameters, Piece, Prompt, ScoredToken
+from predictor.tasks.answers import Piece, ScoredToken
+from predictor.tasks.request import GenerationParameters, Prompt
 from tests.protocol.stub import MAX_BODY_BYTES, EchoModel, Served
 from tests.skips import skip_or_fail
 

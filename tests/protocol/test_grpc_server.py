@@ -231,10 +231,10 @@ class Slow(EchoModel):
         self.started = asyncio.Event()
         self.may_finish = asyncio.Event()
 
-    async def predict(self, payload: Any, headers: Any = None) -> Any:
+    async def answer(self, request: Any, timeout: float | None) -> tuple[Any, ...]:
         self.started.set()
         await self.may_finish.wait()
-        return await super().predict(payload, headers)
+        return await super().answer(request, timeout)
 
 
 def test_a_port_in_use_is_a_configuration_error(served: Served) -> None:

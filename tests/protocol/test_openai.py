@@ -28,8 +28,9 @@ from predictor.protocol.openai.request import (
     decode_chat,
     decode_completion,
 )
-from predictor.protocol.openai.response import ChatStyle, CompletionStyle
-from predictor.tasks.request import Completion, GenerationParameters, Message, ScoredToken
+from predictor.protocol.openai.response import ChatFormat, CompletionFormat
+from predictor.tasks.answers import Completion, ScoredToken
+from predictor.tasks.request import GenerationParameters, Message
 from tests.protocol.stub import MAX_BODY_BYTES, Served
 
 COMPLETIONS = "/openai/v1/completions"
@@ -319,14 +320,14 @@ ODD = Completion(
 
 
 def test_odd_tokens_have_finite_log_probabilities_and_no_invented_bytes() -> None:
-    logprobs: Any = ChatStyle().choice(ODD)["logprobs"]
+    logprobs: Any = ChatFormat().choice(ODD)["logprobs"]
     first, *_, last = logprobs["content"]
     assert (first["logprob"], first["bytes"]) == (-9999.0, None)
     assert last["bytes"] == [0x21]
 
 
 def test_a_special_token_takes_no_room_in_the_text() -> None:
-    logprobs: Any = CompletionStyle().choice(ODD)["logprobs"]
+    logprobs: Any = CompletionFormat().choice(ODD)["logprobs"]
     assert logprobs["text_offset"] == [0, 1, 1]
     assert logprobs["top_logprobs"] == [{"\ufffd": -1.0}, {"<end>": -0.5}, {"!": -0.5}]
 

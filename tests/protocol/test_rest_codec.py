@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from predictor.errors import RequestError
 from predictor.protocol.kserve.decoded_call import decode_call
 from predictor.protocol.kserve.rest_codec import LENGTH_HEADER, Encoded, encode_infer_response
-from predictor.tasks.request import Completion
+from predictor.tasks.answers import Completion
 from tests.protocol.transports import parsed
 
 _TEXT = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}

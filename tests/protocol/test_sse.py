@@ -11,7 +11,7 @@ import pytest
 
 from predictor.protocol.http import sse
 from predictor.protocol.http.sse import event_stream
-from predictor.tasks.request import Piece, Stream
+from predictor.tasks.answers import Piece, Stream
 
 
 def test_a_client_that_stops_to_read_is_left_at_the_deadline(

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from predictor.errors import RequestError
 from predictor.protocol.kserve.decoded_call import decode_call
-from predictor.tasks.request import Completion, GenerationParameters, GenerationRequest, Prompt
+from predictor.tasks.answers import Completion
+from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
 
 _PLAIN = GenerationParameters()
 

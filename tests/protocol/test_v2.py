@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from predictor.errors import RequestError
 from predictor.protocol.kserve import v2
 from predictor.protocol.kserve.decoded_call import decode_call
-from predictor.tasks.request import Completion, GenerationParameters, GenerationRequest, Prompt
+from predictor.tasks.answers import Completion
+from predictor.tasks.generation_spec import GenerationSpec
+from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
 from tests.protocol.transports import (
     ALL,
     Tensor,
@@ -168,7 +170,7 @@ def test_a_generation_parameter_of_an_input_is_refused_rather_than_ignored() -> 
     text = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
     request = parsed({"inputs": [{**text, "parameters": {"top_k": 1, "content_type": "str"}}]})
     with pytest.raises(RequestError, match="top_k is a parameter of the request, not of input"):
-        v2.decode(request)
+        v2.decode(request, GenerationSpec())
 
 
 def exchanged(request: Any) -> Any:
@@ -224,8 +226,9 @@ def test_grpc_answers_in_the_form_it_was_asked_in() -> None:
 
 
 def test_the_metadata_lists_the_prompt_and_the_outputs() -> None:
-    assert v2.inputs() == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
-    assert [output["name"] for output in v2.outputs()] == [
+    signature = v2.signature(GenerationSpec())
+    assert signature["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+    assert [output["name"] for output in signature["outputs"]] == [
         "text",
         "finish_reason",
         "prompt_tokens",

@@ -17,8 +17,9 @@ from transformers import (
 
 from predictor.engine.generation.sampling_params import Listener, SamplingParams, Token
 from predictor.errors import PromptTooLong, RequestError
+from predictor.tasks.answers import Completion
 from predictor.tasks.generation import Defaults, TextGeneration
-from predictor.tasks.request import Completion, GenerationParameters, GenerationRequest, Prompt
+from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
 from tests.checkpoints import byte_tokenizer
 from tests.conftest import Checkpoints
 from tests.serving import Up, bring_up
@@ -32,13 +33,13 @@ def demo() -> Up:
     return bring_up(DEMO, device_map="cpu", max_model_len=256, prefill_chunk=64)
 
 
-def ask(task: TextGeneration, text: str, **parameters: Any) -> Any:
+def ask(task: TextGeneration, text: str | tuple[int, ...], **parameters: Any) -> Any:
     prompt = Prompt(text, GenerationParameters(**parameters))
     return run(task, prompt)[0]
 
 
 def run(task: TextGeneration, *prompts: Prompt) -> tuple[Completion, ...]:
-    return asyncio.run(task.complete(task.prepare(GenerationRequest(prompts))))
+    return asyncio.run(task.prepare(GenerationRequest(prompts)).complete())
 
 
 def test_the_demo_continues_the_readmes_prompt_like_transformers_does(demo: Up) -> None:
@@ -121,24 +122,26 @@ def test_text_of_any_script_comes_back_whole(demo: Up) -> None:
 
 
 class Recorder:
-    """Stands in for the engine: keeps the recipes; no tokens are generated in these tests."""
+    """Stands in for the engine: keeps the parameters; no tokens are generated in these tests."""
 
     def __init__(self) -> None:
-        self.recipes: list[SamplingParams] = []
+        self.params: list[SamplingParams] = []
 
     def submit(self, prompt: Any, sampling: SamplingParams, listener: Listener) -> int:
-        self.recipes.append(sampling)
+        self.params.append(sampling)
         listener.token(Token(7))
         listener.end("length")
         return 0
 
 
-def recipe(config: GenerationConfig, max_length: int | None = None, **asked: Any) -> SamplingParams:
+def sampling_params(
+    config: GenerationConfig, max_length: int | None = None, **asked: Any
+) -> SamplingParams:
     recorder = Recorder()
     defaults = Defaults.of(config, max_length)
     task = TextGeneration(byte_tokenizer(), recorder, defaults, max_model_len=100, vocabulary=300)  # type: ignore[arg-type]
     ask(task, "ten chars.", **asked)
-    return recorder.recipes[0]
+    return recorder.params[0]
 
 
 CHAT = GenerationConfig(
@@ -148,32 +151,32 @@ PLAIN = GenerationConfig()
 
 
 def test_what_a_request_does_not_say_comes_from_the_models_config() -> None:
-    found = recipe(CHAT)
+    found = sampling_params(CHAT)
     assert (found.temperature, found.top_p, found.top_k) == (0.6, 0.9, 20)
     assert (found.repetition_penalty, found.max_new_tokens) == (1.1, 30)
 
 
 def test_temperature_0_is_greedy_whatever_the_models_config_says() -> None:
-    assert recipe(CHAT, temperature=0.0).temperature == 0
+    assert sampling_params(CHAT, temperature=0.0).temperature == 0
 
 
 def test_a_plain_model_is_greedy_without_any_limit_of_its_own() -> None:
-    found = recipe(PLAIN)
+    found = sampling_params(PLAIN)
     assert (found.temperature, found.top_p, found.top_k, found.repetition_penalty) == (0, 1, 0, 1)
     assert found.max_new_tokens == 64
 
 
 def test_asking_for_top_p_or_top_k_alone_is_asking_to_sample() -> None:
-    assert recipe(PLAIN, top_p=0.5).temperature == 1.0
-    assert recipe(PLAIN, top_k=5).temperature == 1.0
-    assert recipe(PLAIN, top_k=5, temperature=0.0).temperature == 0.0
-    assert recipe(CHAT, top_p=0.5).temperature == 0.6
+    assert sampling_params(PLAIN, top_p=0.5).temperature == 1.0
+    assert sampling_params(PLAIN, top_k=5).temperature == 1.0
+    assert sampling_params(PLAIN, top_k=5, temperature=0.0).temperature == 0.0
+    assert sampling_params(CHAT, top_p=0.5).temperature == 0.6
 
 
 def test_default_new_tokens_come_from_config_then_max_length_and_keep_to_the_context() -> None:
-    assert recipe(CHAT, max_length=50).max_new_tokens == 30
-    assert recipe(PLAIN, max_length=50).max_new_tokens == 50
-    assert recipe(PLAIN, max_length=500).max_new_tokens == 90  # 100 less the prompt's ten
+    assert sampling_params(CHAT, max_length=50).max_new_tokens == 30
+    assert sampling_params(PLAIN, max_length=50).max_new_tokens == 50
+    assert sampling_params(PLAIN, max_length=500).max_new_tokens == 90  # 100 less the prompt's ten
 
 
 def test_an_empty_prompt_begins_with_the_first_token_of_a_text(demo: Up) -> None:
@@ -212,22 +215,22 @@ def test_a_stop_that_begins_with_a_space_is_seen_as_the_first_token(
 ) -> None:
     tokenizer = word_tokenizer()
     task = TextGeneration(tokenizer, Parrot(), Defaults(), max_model_len=100, vocabulary=300)  # type: ignore[arg-type]
-    task._encode = lambda *_: (1,)  # type: ignore[method-assign]  # "hello"
-    found = ask(task, "hello", max_new_tokens=5, stop=(stop,))
+    hello = (1,)
+    found = ask(task, hello, max_new_tokens=5, stop=(stop,))
     assert (found.text, found.completion_tokens, found.finish_reason) == (text, count, "stop")
 
 
 def test_a_protocols_default_length_is_cut_to_the_room_and_never_refused(demo: Up) -> None:
     words = "word " * 100
-    room = 256 - len(demo.task._tokenizer(words).input_ids)
+    room = 256 - len(AutoTokenizer.from_pretrained(DEMO)(words).input_ids)
     assert ask(demo.task, words, default_new_tokens=7).completion_tokens <= 7
     (job,) = demo.task.prepare(
         GenerationRequest((Prompt(words, GenerationParameters(default_new_tokens=10_000)),))
-    )
+    ).jobs
     assert job.sampling.max_new_tokens == room
 
 
 def test_many_replies_to_one_prompt_share_its_tokens(demo: Up) -> None:
     prompt = Prompt("the same", GenerationParameters())
-    jobs = demo.task.prepare(GenerationRequest((prompt,) * 50))
+    jobs = demo.task.prepare(GenerationRequest((prompt,) * 50)).jobs
     assert len({id(job.ids) for job in jobs}) == 1

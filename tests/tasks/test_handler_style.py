@@ -30,10 +30,11 @@ from transformers import (
 )
 
 from predictor.protocol.kserve.response_style import handler_style
+from predictor.tasks.answers import Completion
 from predictor.tasks.parameters import parse_parameters
-from predictor.tasks.request import Completion, GenerationRequest, Prompt
+from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
 from tests.conftest import Checkpoints
-from tests.serving import Collected, Up, bring_up
+from tests.serving import Up, bring_up
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
 MAX_LENGTH = 24
@@ -87,9 +88,9 @@ def up() -> Up:
 
 
 def ask(up: Up, *texts: str, **said: Any) -> tuple[Completion, ...]:
-    parameters = parse_parameters(said, unsaid=handler_style(MAX_LENGTH).unsaid)
+    parameters = parse_parameters(said, defaults=handler_style(MAX_LENGTH).defaults)
     request = GenerationRequest(tuple(Prompt(text, parameters) for text in texts))
-    return asyncio.run(up.task.complete(up.task.prepare(request)))
+    return asyncio.run(up.task.prepare(request).complete())
 
 
 @pytest.mark.parametrize("text", PROMPTS.values(), ids=PROMPTS.keys())
@@ -126,16 +127,13 @@ def test_seeded_first_tokens_are_spread_as_the_handlers(checkpoints: Checkpoints
     expected = Original(folder).first_tokens(PROMPTS["short"]).tolist()
     assert sum(probability > 0 for probability in expected) > 20
     task = bring_up(folder, max_model_len=128).task
-    style = handler_style(MAX_LENGTH).unsaid
+    style = handler_style(MAX_LENGTH).defaults
     prompts = (
-        Prompt(PROMPTS["short"], replace(style, seed=seed, max_new_tokens=1))
+        Prompt(PROMPTS["short"], replace(style, seed=seed, max_new_tokens=1, logprobs=0))
         for seed in range(DRAWS)
     )
-    jobs = task.prepare(GenerationRequest(tuple(prompts)))
-    replies = [Collected() for _ in jobs]
-    for job, reply in zip(jobs, replies, strict=True):
-        task._engine.submit(job.ids, job.sampling, reply)
-    counts = Counter(reply.wait().tokens[0] for reply in replies)
+    completions = asyncio.run(task.prepare(GenerationRequest(tuple(prompts))).complete())
+    counts = Counter(completion.tokens[0].id for completion in completions)
     for token, probability in enumerate(expected):
         spread = (DRAWS * probability * (1 - probability)) ** 0.5
         assert abs(counts[token] - DRAWS * probability) <= 5 * spread + 1e-9, token
@@ -151,9 +149,8 @@ def test_padding_that_is_the_end_token_is_no_part_of_the_prompt(checkpoints: Che
         torch.log_softmax(model(given).logits[0, -1].detach(), dim=-1)
         for given in (ids, torch.cat([padding, ids], dim=1))
     )
-    reply = Collected.of(
-        bring_up(folder).task._engine, ids[0].tolist(), max_new_tokens=1, logprobs=0
-    )
-    (token,) = reply.told
+    prompt = Prompt(tuple(ids[0].tolist()), GenerationParameters(max_new_tokens=1, logprobs=0))
+    prepared = bring_up(folder).task.prepare(GenerationRequest((prompt,)))
+    (token,) = asyncio.run(prepared.complete())[0].tokens
     assert token.logprob == pytest.approx(float(alone[token.id]), abs=1e-3)
     assert token.logprob != pytest.approx(float(padded[token.id]), abs=1e-2)

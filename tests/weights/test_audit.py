@@ -1,4 +1,7 @@
-"""What loading takes of GPUs against the plan, with given numbers; `test_gpu.py` has real ones."""
+"""The memory that loading takes of GPUs against the plan, with made-up numbers.
+
+`test_gpu.py` has real ones.
+"""
 
 import logging
 from dataclasses import replace
@@ -23,7 +26,7 @@ def spread():
 
 
 def planned(placement, slots):
-    """What a plan says that loading takes of each GPU."""
+    """The bytes that a plan expects loading to take of each GPU."""
     main = str(placement.execution_device)
     return {
         name: placement.tier(name).weights + (slots if name == main else 0) for name in ("0", "1")
@@ -31,11 +34,11 @@ def planned(placement, slots):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "is_logged"),
     [(0, False), (8 * MIB, False), (30 * MIB, True), (-30 * MIB, True)],
 )
 @pytest.mark.parametrize("gpu", ["0", "1"])
-def test_a_gpu_that_contradicts_the_plan_is_told_with_both_numbers(caplog, gpu, more, said):
+def test_a_gpu_that_contradicts_the_plan_is_logged_with_both_numbers(caplog, gpu, more, is_logged):
     placement, slots = spread(), 20 * MIB
     before = {"0": 5 * MIB, "1": 900 * MIB}
     after = {name: before[name] + size for name, size in planned(placement, slots).items()}
@@ -44,9 +47,11 @@ def test_a_gpu_that_contradicts_the_plan_is_told_with_both_numbers(caplog, gpu, 
         compare_gpus(placement, before=before, after=after, slots=slots)
 
     expected = planned(placement, slots)[gpu] // MIB
-    told = f"take {expected + more // MIB}.00 MiB of GPU {gpu}, and {expected}.00 MiB were planned"
-    assert len(caplog.messages) == said
-    assert (told in caplog.text) is said
+    warning = (
+        f"take {expected + more // MIB}.00 MiB of GPU {gpu}, and {expected}.00 MiB were planned"
+    )
+    assert len(caplog.messages) == is_logged
+    assert (warning in caplog.text) is is_logged
 
 
 def test_memory_that_blocks_are_streamed_through_is_expected_where_they_compute(caplog):
@@ -78,11 +83,11 @@ def test_a_gpu_that_the_plan_leaves_alone_is_left_alone():
 def test_what_loading_takes_is_measured_after_gpus_start_and_before_the_first_pass(
     checkpoints, monkeypatch
 ):
-    done = []
+    calls = []
 
     def note(module, name):
         function = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, **k: done.append(name) or function(*a, **k))
+        monkeypatch.setattr(module, name, lambda *a, **k: calls.append(name) or function(*a, **k))
 
     note(startup.audit, "wake_gpus")
     note(startup, "read_own_anonymous")
@@ -91,7 +96,7 @@ def test_what_loading_takes_is_measured_after_gpus_start_and_before_the_first_pa
     note(startup, "open_engine")
     bring_up(checkpoints("llama"))
 
-    assert done == [
+    assert calls == [
         "wake_gpus",
         "read_own_anonymous",
         "load",

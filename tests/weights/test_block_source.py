@@ -1,4 +1,4 @@
-"""Where a start takes its streamed blocks from: store, checkpoint, or neither."""
+"""The source of a start's streamed blocks: store, checkpoint, or neither."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.volumes import read_only, small_volume
 
 
 def start(folder: Path, offload: Path, **flags: Any) -> Up:
-    """Starts with every second block on disk, and stops as it should."""
+    """Start with every second block on disk, and stop cleanly."""
     maps = {"device_map": blocks_on_disk(folder), "offload_folder": str(offload)}
     up = bring_up(folder, **maps, **flags)
     up.weights.release()
@@ -51,7 +51,7 @@ def test_a_store_that_is_there_is_used_by_auto(checkpoints: Checkpoints, tmp_pat
     assert start(folder, tmp_path).sources == {"store"}
 
 
-def test_where_a_store_lacks_room_the_checkpoint_is_read_and_a_sentence_said(
+def test_without_room_for_a_store_the_checkpoint_is_read_and_the_log_says_so(
     checkpoints: Checkpoints, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = checkpoints("llama")
@@ -97,28 +97,31 @@ def test_a_read_only_volume_with_a_store_serves(checkpoints: Checkpoints, tmp_pa
 
 
 @pytest.mark.parametrize("source", ["store", "checkpoint"])
-def test_what_a_start_found_out_the_next_does_not_try_again(
+def test_the_next_start_does_not_repeat_the_measurements_of_the_first(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     folder = checkpoints("llama")
     first = start(folder, tmp_path, offload_store="always" if source == "store" else "auto")
     assert first.sources == {source}
 
+    (cache,) = tmp_path.glob("*.known.json")
+    measured = cache.read_bytes()
+
     def fail(*_: Any, **__: Any) -> Any:
         raise AssertionError("the model is run again")
 
-    monkeypatch.setattr(warmup, "fails_together", fail)
+    monkeypatch.setattr(warmup, "check_batch_invariance", fail)
     monkeypatch.setattr(warmup, "time_passes", fail)
     again = start(folder, tmp_path)
     assert again.tokens([5, 6], max_new_tokens=5) == first.tokens([5, 6], max_new_tokens=5)
-    assert first.task._engine._scheduler._limits == again.task._engine._scheduler._limits
+    assert cache.read_bytes() == measured
 
 
-def test_what_a_pass_costs_is_measured_again_for_longer_passes(tmp_path: Path) -> None:
+def test_the_cost_of_a_forward_pass_is_measured_again_for_longer_ones(tmp_path: Path) -> None:
     ran: list[int] = []
     for chunk in (8, 8, 16):
-        known = WarmupCache(tmp_path / "known.json")
-        warmup.measure_pass_tokens(ran.append, chunk, timed=2, known=known)
+        warmup_cache = WarmupCache(tmp_path / "known.json")
+        warmup.measure_pass_tokens(ran.append, chunk, timed=2, known=warmup_cache)
         ran.append(-chunk)
     first, again = ran.index(-8), ran.index(-16)
     assert ran[first : first + 2] == [-8, -8]
@@ -131,19 +134,16 @@ def test_where_accelerate_streams_nothing_is_kept(checkpoints: Checkpoints, tmp_
     assert not list(tmp_path.glob("*.known.json"))
 
 
-def test_facts_found_out_under_other_conditions_are_not_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_measurements_under_other_conditions_are_not_used(tmp_path: Path) -> None:
     file = tmp_path / "known.json"
     WarmupCache(file).keep(batches=1)
     assert WarmupCache(file).get("batches") == 1
     assert WarmupCache(file, device="cpu").get("batches") is None
-    monkeypatch.setattr("predictor.weights.store.warmup_cache.version", lambda _: "0.0")
-    assert WarmupCache(file).get("batches") is None
+    assert WarmupCache(file, transformers="0.0").get("batches") is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"under": 3}', '{"facts": {"batches": "x"}}'])
-def test_facts_that_cannot_be_read_are_not_known(tmp_path: Path, text: str) -> None:
+def test_measurements_that_cannot_be_read_are_not_used(tmp_path: Path, text: str) -> None:
     file = tmp_path / "known.json"
     file.write_text(text)
     assert WarmupCache(file).get("batches") is None

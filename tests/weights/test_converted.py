@@ -1,4 +1,4 @@
-"""The folder for rewritten weights: one for each model, locked, whole or thrown away."""
+"""The folder of converted weights: one for each model, locked, complete or removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from predictor.checkpoint.checkpoint import Checkpoint, open_directory
 from predictor.errors import ConfigurationError
-from predictor.weights.converted import folder_name, needs_conversion
+from predictor.weights.converted import folder_name, open_conversion_folder
 from tests.conftest import Checkpoints
 from tests.serving import blocks_on_disk, bring_up
 
@@ -26,7 +26,7 @@ def checkpoint(checkpoints: Checkpoints) -> Checkpoint:
 
 
 def test_a_finished_write_is_marked_complete(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with needs_conversion(tmp_path, checkpoint, "float32") as written:
+    with open_conversion_folder(tmp_path, checkpoint, "float32") as written:
         folder = written.path
         (folder / "weight.safetensors").write_bytes(b"whole")
         assert not (folder / "complete.json").exists()
@@ -39,7 +39,7 @@ def test_an_interrupted_write_leaves_no_marker_and_no_part_of_a_file(
     folder = tmp_path / folder_name(checkpoint, "float32")
 
     def interrupted() -> None:
-        with needs_conversion(tmp_path, checkpoint, "float32"):
+        with open_conversion_folder(tmp_path, checkpoint, "float32"):
             (folder / ".tmpAb3xYz").write_bytes(b"ha")  # as safetensors names what it will rename
             (folder / "done.safetensors").write_bytes(b"whole")
             raise KeyboardInterrupt
@@ -47,17 +47,17 @@ def test_an_interrupted_write_leaves_no_marker_and_no_part_of_a_file(
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not (folder / "complete.json").exists()
-    with needs_conversion(tmp_path, checkpoint, "float32"):
+    with open_conversion_folder(tmp_path, checkpoint, "float32"):
         assert [file.name for file in folder.iterdir()] == ["done.safetensors"]
 
 
 def test_a_start_beside_a_running_process_takes_no_file_from_it(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    with needs_conversion(tmp_path, checkpoint, "float32") as written:
+    with open_conversion_folder(tmp_path, checkpoint, "float32") as written:
         folder = written.path
         (folder / "weight.safetensors").write_bytes(b"in use")
-    with needs_conversion(tmp_path, checkpoint, "float32"):
+    with open_conversion_folder(tmp_path, checkpoint, "float32"):
         assert (folder / "weight.safetensors").read_bytes() == b"in use"
         assert (folder / "complete.json").exists()
 
@@ -168,7 +168,7 @@ def test_a_second_writer_waits_for_the_first(checkpoint: Checkpoint, tmp_path: P
 
         timer = threading.Timer(0.3, release)
         timer.start()
-        with needs_conversion(tmp_path, checkpoint, "float32"):
+        with open_conversion_folder(tmp_path, checkpoint, "float32"):
             assert released.is_set()
         timer.join()
 
@@ -176,9 +176,9 @@ def test_a_second_writer_waits_for_the_first(checkpoint: Checkpoint, tmp_path: P
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from predictor.weights.converted import Rewritten
+from predictor.weights.converted import ConvertedCheckpoint
 from tests.serving import blocks_on_disk, bring_up
-Rewritten.remove = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+ConvertedCheckpoint.remove = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 folder = Path(sys.argv[1])
 bring_up(folder, device_map=blocks_on_disk(folder), offload_folder=sys.argv[2])
 """
@@ -203,7 +203,7 @@ def test_what_a_killed_start_left_beside_its_store_is_removed_by_the_next(
 def test_what_a_process_streams_from_is_left_until_it_ends(
     checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
-    """One serves from rewritten weights by Accelerate's hooks; others make a store, and use it."""
+    """One serves from converted weights by Accelerate's hooks; others write a store, and use it."""
     model = checkpoints("mixtral")
     flags = {"device_map": "disk", "offload_folder": str(tmp_path)}
     first = bring_up(model, offload_store="never", max_memory='{"cpu": "800KiB"}', **flags)
@@ -224,7 +224,7 @@ def test_what_a_process_streams_from_is_left_until_it_ends(
 def test_no_offload_folder_is_one_sentence(checkpoint: Checkpoint) -> None:
     with (
         pytest.raises(ConfigurationError, match="--offload_folder"),
-        needs_conversion(None, checkpoint, "float32"),
+        open_conversion_folder(None, checkpoint, "float32"),
     ):
         pass
 
@@ -235,7 +235,7 @@ def test_an_offload_folder_that_cannot_be_made_is_one_sentence(
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ConfigurationError, match="cannot be written"),
-        needs_conversion(tmp_path / "file" / "folder", checkpoint, "float32"),
+        open_conversion_folder(tmp_path / "file" / "folder", checkpoint, "float32"),
     ):
         pass
 
@@ -243,7 +243,7 @@ def test_an_offload_folder_that_cannot_be_made_is_one_sentence(
 def test_two_models_on_one_volume_answer_each_with_its_own_weights(
     checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
-    """Both rewrite tensors of the same names; transformers alone would mix them."""
+    """Both convert tensors of the same names; transformers alone would mix them."""
     flags = {"device_map": "disk", "allow_pickle": True, "offload_folder": str(tmp_path)}
     alone = bring_up(checkpoints("llama", pickle=True), device_map="cpu", allow_pickle=True)
     first = bring_up(checkpoints("llama", pickle=True), **flags)

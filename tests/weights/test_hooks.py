@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from predictor.errors import WeightsUnreadable
+from predictor.private.accelerate import remove_hook_from_module
+from predictor.weights.extents import BlockExtent
 from tests.checkpoints import ALL_CONFIGS
 from tests.conftest import Checkpoints
 from tests.grids import thinned
@@ -22,16 +24,25 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @torch.inference_mode()
 def logits(up: Up) -> torch.Tensor:
-    """Of two passes, the second with slots that the first has used."""
+    """Return the logits of the second of two forward passes: it reuses the slots of the first."""
     up.model(input_ids=IDS)
-    found: torch.Tensor = up.model(input_ids=IDS).logits
-    return found
+    result: torch.Tensor = up.model(input_ids=IDS).logits
+    return result
 
 
 def streams(up: Up) -> Any:
     streaming = up.weights.streaming
     assert streaming is not None, "Accelerate's hooks stream"
     return streaming
+
+
+def detach_streaming(up: Up) -> tuple[BlockExtent, ...]:
+    """Take the hooks off the streamed blocks, and return the blocks on disk."""
+    blocks: tuple[BlockExtent, ...] = tuple(streams(up).loader.blocks)
+    streams(up).close()
+    for block in blocks:
+        remove_hook_from_module(up.model.get_submodule(block.name))
+    return blocks
 
 
 ARCHITECTURES = sorted(ALL_CONFIGS)
@@ -80,11 +91,11 @@ def test_a_checkpoint_in_another_dtype_is_stored_as_it_is_served(
         up = bring_up(folder, device_map=blocks_on_disk(folder), **flags)
         assert up.sources == {"store"}
         assert torch.equal(logits(up), expected)
-    half = sum(block.size for block in streams(up).lane.blocks)
+    half = sum(block.size for block in streams(up).loader.blocks)
     assert half < 0.6 * 4 * sum(p.numel() for p in up.model.model.layers[::2].parameters())
 
 
-def test_outside_its_pass_a_blocks_weights_are_nowhere(checkpoints: Checkpoints) -> None:
+def test_outside_its_forward_pass_a_block_has_no_weights(checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama")
     up = bring_up(folder, device_map=blocks_on_disk(folder))
     logits(up)
@@ -114,9 +125,8 @@ def test_a_pass_that_fails_within_a_block_leaves_the_next_one_right(
 
 
 def test_a_block_that_cannot_be_read_any_more_breaks_the_engine_with_one_sentence(
-    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("predictor.weights.streaming.direct_io._SECONDS_BETWEEN_TRIES", 0.0)
     folder = checkpoints("llama")
     flags = {"offload_folder": str(tmp_path), "offload_store": "always"}
     up = bring_up(folder, device_map=blocks_on_disk(folder), **flags)
@@ -126,7 +136,7 @@ def test_a_block_that_cannot_be_read_any_more_breaks_the_engine_with_one_sentenc
             up.tokens([5, 6], max_new_tokens=8)
 
 
-def test_what_cannot_be_streamed_by_us_is_streamed_by_accelerate_and_said(
+def test_accelerate_streams_other_blocks_and_the_log_says_so(
     checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = checkpoints("llama")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from predictor.errors import CheckpointError, LoadFailed
 from tests.conftest import Checkpoints
@@ -22,13 +22,18 @@ def reference(folder: Path, ids: list[int]) -> list[int]:
     """Greedy tokens of transformers' own generate, with everything in memory and no chunks."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     prompt = torch.tensor([ids])
-    found = model.generate(
+    output = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
     )
-    return list(found[0, len(ids) :].tolist())
+    return list(output[0, len(ids) :].tolist())
+
+
+def encode(folder: Path, prompt: str) -> list[int]:
+    ids: list[int] = AutoTokenizer.from_pretrained(folder)(prompt).input_ids
+    return ids
 
 
 def placements(folder: Path) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def test_greedy_tokens_are_those_of_transformers_wherever_the_weights_are(
     devices = set(up.prepared.placement.device_map.values())
     assert devices == {"memory": {"cpu"}, "mixed": {"cpu", "disk"}, "disk": {"disk"}}[where]
     for prompt in PROMPTS:
-        ids = up.task._tokenizer(prompt).input_ids
+        ids = encode(folder, prompt)
         generated = up.tokens(ids, max_new_tokens=NEW_TOKENS)
         assert generated == reference(folder, ids)
 
@@ -82,14 +87,14 @@ def test_a_checkpoint_stored_in_fp32_is_served_in_bf16_from_every_tier(
 ) -> None:
     folder = checkpoints("llama")
     maps = placements(folder)
-    found = []
+    outputs = []
     for where in maps.values():
         up = bring_up(folder, device_map=where, dtype="bfloat16")
         assert up.model.dtype == torch.bfloat16
-        assert up.prepared.footprint.cast
-        ids = up.task._tokenizer(PROMPTS[0]).input_ids
-        found.append(up.tokens(ids, max_new_tokens=8))
-    assert found[0] == found[1] == found[2]
+        assert up.prepared.footprint.needs_cast
+        ids = encode(folder, PROMPTS[0])
+        outputs.append(up.tokens(ids, max_new_tokens=8))
+    assert outputs[0] == outputs[1] == outputs[2]
 
 
 def test_a_plan_for_little_memory_puts_blocks_on_disk_and_still_answers(
@@ -100,7 +105,7 @@ def test_a_plan_for_little_memory_puts_blocks_on_disk_and_still_answers(
     placement = up.prepared.placement
     assert "disk" in {placement.device_map[f"transformer.h.{index}"] for index in range(6)}
     assert placement.device_map["lm_head"] == "cpu"
-    ids = up.task._tokenizer(PROMPTS[0]).input_ids
+    ids = encode(folder, PROMPTS[0])
     tokens = up.tokens(ids, max_new_tokens=NEW_TOKENS)
     assert tokens == reference(folder, ids)
 

@@ -1,4 +1,4 @@
-"""The ring: what is fetched when, and what is taken."""
+"""The ring: the order of fetches, and the blocks that are acquired."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from predictor.weights.streaming.prefetch_ring import Ring
+from predictor.weights.streaming.prefetch_ring import PrefetchRing
 
 
 class Slot:
@@ -22,7 +22,7 @@ class Slot:
 
 
 class Source:
-    """Fetches blocks and notes which; fails on those it is told to."""
+    """Fetches blocks and notes which; fails on chosen ones."""
 
     def __init__(self, failing: Sequence[int]) -> None:
         self.fetched: list[int] = []
@@ -43,10 +43,10 @@ class Source:
 @contextmanager
 def opened(
     order: Sequence[int], slots: int = 2, failing: Sequence[int] = ()
-) -> Iterator[tuple[Ring[Slot], Source]]:
-    places = [Slot() for _ in range(slots)]
+) -> Iterator[tuple[PrefetchRing[Slot], Source]]:
+    slots_ = [Slot() for _ in range(slots)]
     source = Source(failing)
-    ring: Ring[Slot] = Ring(order, places, source.fetch)
+    ring: PrefetchRing[Slot] = PrefetchRing(order, slots_, source.fetch)
     try:
         yield ring, source
     finally:
@@ -54,17 +54,17 @@ def opened(
         ring.close()
 
 
-def use(ring: Ring[Slot], block: int) -> None:
-    slot, waited = ring.take(block)
+def use(ring: PrefetchRing[Slot], block: int) -> None:
+    slot, waited = ring.acquire(block)
     assert waited >= 0
     slot.lent = True
     assert slot.block == block
     slot.lent = False
-    ring.give_back(slot)
+    ring.release(slot)
 
 
 def settled(source: Source) -> list[int]:
-    """What was fetched, once nothing more is."""
+    """Return the fetched blocks, once the ring is idle."""
     before = -1
     while len(source.fetched) != before:
         before = len(source.fetched)
@@ -86,16 +86,16 @@ def test_the_first_blocks_of_the_next_round_are_there_before_it_begins() -> None
             use(ring, block)
         settled(source)
         source.gate.clear()
-        slots = [ring.take(block)[0] for block in (0, 1)]
+        slots = [ring.acquire(block)[0] for block in (0, 1)]
         assert [slot.block for slot in slots] == [0, 1]
 
 
 def test_no_more_is_held_than_there_are_slots() -> None:
     with opened(range(9), slots=3) as (ring, source):
         assert settled(source) == [0, 1, 2]
-        slot, _ = ring.take(0)
+        slot, _ = ring.acquire(0)
         assert settled(source) == [0, 1, 2]
-        ring.give_back(slot)
+        ring.release(slot)
         assert settled(source) == [0, 1, 2, 3]
 
 
@@ -111,7 +111,7 @@ def test_another_order_is_learned() -> None:
         assert settled(source) == [2, 0, 3, 1]  # 3 and 1 were there
 
 
-def test_whatever_is_taken_is_what_was_asked_for() -> None:
+def test_the_acquired_block_is_always_the_requested_one() -> None:
     chance = random.Random(1)
     with opened(range(6)) as (ring, _):
         for _ in range(2000):
@@ -123,11 +123,11 @@ def test_a_block_that_cannot_be_fetched_raises_and_can_be_tried_again() -> None:
         use(ring, 0)
         for _ in range(2):
             with pytest.raises(OSError, match="the disk is gone"):
-                ring.take(1)
+                ring.acquire(1)
         settled(source)
         source.failing.clear()
         with pytest.raises(OSError, match="the disk is gone"):  # of the try that was under way
-            ring.take(1)
+            ring.acquire(1)
         for block in (1, 2, 0, 1, 2):
             use(ring, block)
 

@@ -1,4 +1,4 @@
-"""Weights in main memory are anonymous: a memory limit cannot take them back."""
+"""Weights in main memory are anonymous: a memory limit cannot evict them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from predictor.weights.progress import Progress
-from predictor.weights.resident import _FileMappings, make_resident
+from predictor.weights.resident import FileMappings, make_resident
 from tests.conftest import Checkpoints
 from tests.serving import bring_up
 
 
 def file_backed(model: torch.nn.Module) -> set[str]:
     with open("/proc/self/maps") as maps:
-        files = _FileMappings(maps.read())
+        files = FileMappings(maps.read())
     return {name for name, tensor in model.named_parameters() if files.hold(tensor)}
 
 
@@ -59,7 +59,7 @@ def test_only_lines_with_an_inode_are_files() -> None:
         "7f0000001000-7f0000002000 rw-p 00000000 00:00 0 \n"
         "7f0000002000-7f0000003000 rw-p 00000000 00:00 0    [heap]\n"
     )
-    files = _FileMappings(maps)
+    files = FileMappings(maps)
 
     class At:
         def __init__(self, address: int) -> None:

@@ -1,4 +1,4 @@
-"""The offload store: written once, whole or not at all, found again, never trusted blindly."""
+"""The offload store: written once, complete or not at all, and checked before use."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from predictor.weights.extents import Block, view_of
+from predictor.weights.direct_io import AlignedBuffer, open_block_reader
+from predictor.weights.extents import BlockExtent, view_of
 from predictor.weights.progress import Progress
 from predictor.weights.store.folder import StoreFolder
-from predictor.weights.store.format import Identity, Store, StoreDamaged, owner_of, read_store
-from predictor.weights.store.packing import VolumeFull, is_faster, pack
-from predictor.weights.store.writer import StoreWriter, partial_of
-from predictor.weights.streaming import direct_io
-from predictor.weights.streaming.direct_io import Buffer, opened_files
+from predictor.weights.store.format import Identity, Store, StoreCorrupt, model_of_store, read_store
+from predictor.weights.store.packing import VolumeFull, is_faster, write_store
+from predictor.weights.store.writer import StoreWriter, partial_file
 from tests.conftest import Checkpoints
 from tests.volumes import small_volume, tmpfs
 
@@ -51,29 +50,29 @@ def write(file: Path, held: dict[str, dict[str, torch.Tensor]], who: Identity = 
     return read_store(file)
 
 
-def read(block: Block) -> dict[str, torch.Tensor]:
-    buffer = Buffer(block.size)
-    with opened_files() as files:
-        files.read(block, buffer)
+def read(block: BlockExtent) -> dict[str, torch.Tensor]:
+    buffer = AlignedBuffer(block.size)
+    with open_block_reader(seconds_between_tries=0) as reader:
+        reader.read(block, buffer)
     return {tensor.name: view_of(buffer.tensor, tensor).clone() for tensor in block.tensors}
 
 
 def assert_holds(store: Store, held: dict[str, dict[str, torch.Tensor]]) -> None:
     assert list(store.blocks) == list(held)
     for name, parameters in held.items():
-        found = read(store.blocks[name])
-        assert found.keys() == parameters.keys()
+        stored = read(store.blocks[name])
+        assert stored.keys() == parameters.keys()
         for key, tensor in parameters.items():
-            assert found[key].dtype == tensor.dtype
-            assert torch.equal(found[key], tensor)
+            assert stored[key].dtype == tensor.dtype
+            assert torch.equal(stored[key], tensor)
 
 
 def find(folder: Path, *names: str, verify: bool = False, who: Identity = ME) -> Any:
-    """Looks as a start does, and ends as it should."""
-    place = StoreFolder(folder, who)
-    found = place.find(names, verify=verify, progress=Progress())
-    place.release()
-    return found
+    """Look for the store as a start does, and stop cleanly."""
+    store_folder = StoreFolder(folder, who)
+    store = store_folder.find(names, verify=verify, progress=Progress())
+    store_folder.release()
+    return store
 
 
 # The file
@@ -87,7 +86,7 @@ def test_what_was_written_is_read_and_every_extent_is_aligned(tmp_path: Path) ->
     for block in store.blocks.values():
         assert block.segments[0].start % 4096 == block.segments[0].length % 4096 == 0
         assert all(tensor.at % 64 == 0 for tensor in block.tensors)
-    assert not partial_of(tmp_path / "a.store").exists()
+    assert not partial_file(tmp_path / "a.store").exists()
 
 
 def test_tensors_are_stored_in_the_dtype_they_are_served_in(tmp_path: Path) -> None:
@@ -96,8 +95,8 @@ def test_tensors_are_stored_in_the_dtype_they_are_served_in(tmp_path: Path) -> N
     writer = StoreWriter(tmp_path / "a.store", ME, wanted)
     writer.write("a", {"a.weight": stored})
     writer.finish()
-    found = read(read_store(tmp_path / "a.store").blocks["a"])
-    assert torch.equal(found["a.weight"], stored.bfloat16())
+    read_back = read(read_store(tmp_path / "a.store").blocks["a"])
+    assert torch.equal(read_back["a.weight"], stored.bfloat16())
 
 
 def test_before_it_is_finished_there_is_no_store(tmp_path: Path) -> None:
@@ -119,20 +118,20 @@ def test_before_it_is_finished_there_is_no_store(tmp_path: Path) -> None:
         (30, "its header was altered"),
     ],
 )
-def test_an_altered_header_is_always_found(tmp_path: Path, where: int, sentence: str) -> None:
+def test_an_altered_header_is_always_detected(tmp_path: Path, where: int, sentence: str) -> None:
     file = tmp_path / "a.store"
     write(file, tensors())
     flip(file, where)
-    with pytest.raises(StoreDamaged, match=sentence):
+    with pytest.raises(StoreCorrupt, match=sentence):
         read_store(file)
 
 
 @pytest.mark.parametrize("change", [-4096, -1, 1])
-def test_a_file_of_another_size_is_always_found(tmp_path: Path, change: int) -> None:
+def test_a_file_of_another_size_is_always_detected(tmp_path: Path, change: int) -> None:
     file = tmp_path / "a.store"
     write(file, tensors())
     os.truncate(file, file.stat().st_size + change)
-    with pytest.raises(StoreDamaged, match="bytes and not"):
+    with pytest.raises(StoreCorrupt, match="bytes and not"):
         read_store(file)
 
 
@@ -141,9 +140,9 @@ def test_a_store_of_another_format_is_not_used_and_known_as_ours(
 ) -> None:
     file = tmp_path / "a.store"
     monkeypatch.setattr("predictor.weights.store.writer.FORMAT", 99)
-    with pytest.raises(StoreDamaged, match="of format 99"):
+    with pytest.raises(StoreCorrupt, match="of format 99"):
         write(file, tensors())
-    assert owner_of(file) == ME.model
+    assert model_of_store(file) == ME.model
 
 
 def flip(file: Path, where: int) -> None:
@@ -160,7 +159,6 @@ def flip(file: Path, where: int) -> None:
 def test_a_read_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = tensors()
     store = write(tmp_path / "a.store", held)
-    monkeypatch.setattr(direct_io, "_SECONDS_BETWEEN_TRIES", 0.0)
     real, failures = os.preadv, [errno.EIO, errno.EIO]
 
     def preadv(*args: Any) -> int:
@@ -204,9 +202,8 @@ def test_a_store_on_a_file_system_in_memory_is_written_and_read(tmp_path: Path) 
 
 
 def test_a_file_that_took_the_stores_name_is_never_read_with_the_old_layout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(direct_io, "_SECONDS_BETWEEN_TRIES", 0.0)
     held = tensors(4)
     store = write(tmp_path / "a.store", {name: held[name] for name in ("layers.1", "layers.2")})
     write(tmp_path / "a.store", held)  # by another pod, with other offsets
@@ -223,7 +220,7 @@ def test_a_store_without_all_blocks_is_not_used(tmp_path: Path) -> None:
     assert find(tmp_path, "layers.0", "layers.3") is None
 
 
-def test_a_flipped_byte_is_found_where_checksums_are_asked_for(tmp_path: Path) -> None:
+def test_a_flipped_byte_is_detected_if_checksums_are_verified(tmp_path: Path) -> None:
     file = StoreFolder(tmp_path, ME).file
     store = write(file, tensors())
     flip(file, store.blocks["layers.1"].segments[0].start + 100)
@@ -304,7 +301,7 @@ def packed(
         for key in block
     }
     place = StoreFolder(folder, ME)
-    pack(place, source, index, free=free, progress=Progress())
+    write_store(place, source, index, free=free, progress=Progress())
     return read_store(place.file)
 
 
@@ -325,7 +322,7 @@ def test_what_other_pods_need_is_left_out_where_there_is_no_room(tmp_path: Path)
     assert_holds(store, second)
 
 
-def test_no_room_is_said_with_both_numbers_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_volume_is_an_error_with_both_numbers_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(VolumeFull, match=r"takes 16.00 KiB and 4.00 KiB are free"):
         packed(tmp_path / "volume", tensors(3), free=4096)
     assert not [file for file in (tmp_path / "volume").iterdir() if ".store" in file.name]
@@ -374,12 +371,14 @@ def test_packing_pays_where_the_offload_volume_is_faster(
     monkeypatch.setattr(
         os, "stat", lambda path, **o: Elsewhere if path == tmp_path else stat(path, **o)
     )
-    for ours, expected in ((2.0, True), (1.1, False), (0.5, False)):
-        monkeypatch.setattr("predictor.weights.store.packing._speed", lambda _: 1e9)
-        monkeypatch.setattr(
-            "predictor.weights.store.packing._speed_of_folder", lambda _, ours=ours: ours * 1e9
+    for ratio, expected in ((2.0, True), (1.1, False), (0.5, False)):
+        measured = is_faster(
+            tmp_path,
+            [block],
+            block_bandwidth=lambda _: 1e9,
+            folder_bandwidth=lambda _, ratio=ratio: ratio * 1e9,  # type: ignore[misc]
         )
-        assert is_faster(tmp_path, [block]) is expected
+        assert measured is expected
 
 
 # Whole starts
@@ -393,7 +392,7 @@ print("begun", flush=True)
 up = bring_up(folder, device_map=blocks_on_disk(folder), offload_folder=str(offload),
               offload_store="always")
 print(up.tokens([5, 6, 7], max_new_tokens=6), flush=True)
-print({block.source for block in up.weights.streaming.lane.blocks}, flush=True)
+print({block.source for block in up.weights.streaming.loader.blocks}, flush=True)
 up.weights.release()
 """
 
@@ -411,15 +410,15 @@ def started(folder: Path, offload: Path) -> Iterator[subprocess.Popen[str]]:
 def test_two_processes_share_a_volume(checkpoints: Checkpoints, tmp_path: Path) -> None:
     folder = checkpoints("llama")
     with started(folder, tmp_path) as one, started(folder, tmp_path) as other:
-        said = [process.communicate(timeout=120)[0].splitlines() for process in (one, other)]
-    assert said[0][1] == said[1][1]
-    assert "{'store'}" in {lines[2] for lines in said}  # the other may have read the checkpoint
+        outputs = [process.communicate(timeout=120)[0].splitlines() for process in (one, other)]
+    assert outputs[0][1] == outputs[1][1]
+    assert "{'store'}" in {lines[2] for lines in outputs}  # the other may have read the checkpoint
     assert [file.name for file in tmp_path.glob("*.partial")] == []
     assert len(list(tmp_path.glob("*.store"))) == 1
 
 
 def test_a_packing_that_is_killed_at_any_moment_is_done_again(tmp_path: Path) -> None:
-    """50 kills at random moments, each followed by a look; right blocks whenever there are any."""
+    """After each of 50 kills at random moments there is no store, or one with the right blocks."""
     held = tensors(40, seed=3)
     folder = tmp_path / "volume"
     packed(folder, held)  # makes the source
@@ -435,12 +434,12 @@ def test_a_packing_that_is_killed_at_any_moment_is_done_again(tmp_path: Path) ->
             packer.stdin.write(f"{chance.random() * 0.03}\n")
             packer.stdin.flush()
             killed += packer.stdout.readline() == "1\n"
-            found = find(folder, *held)
-            if found is not None:
-                assert_holds(found, held)
+            store = find(folder, *held)
+            if store is not None:
+                assert_holds(store, held)
     assert killed > 20
     assert_holds(packed(folder, held), held)
-    assert not partial_of(StoreFolder(folder, ME).file).exists()
+    assert not partial_file(StoreFolder(folder, ME).file).exists()
 
 
 _PACK = """
@@ -459,7 +458,7 @@ while True:
     child = os.fork()
     if child == 0:
         place = t.StoreFolder(folder, t.ME)
-        t.pack(place, held, index, free=t.GIB, progress=t.Progress())
+        t.write_store(place, held, index, free=t.GIB, progress=t.Progress())
         os._exit(0)
     import time
     time.sleep(float(line))

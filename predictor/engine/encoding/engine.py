@@ -179,7 +179,7 @@ class EncoderEngine:
             return
         tokens = sum(len(item.text.ids) for item in batch)
         seconds = time.monotonic() - began
-        self._metrics.passed(rows=len(batch), seconds=seconds, tokens=tokens)
+        self._metrics.count_step(rows=len(batch), seconds=seconds, tokens=tokens)
         for item, result in zip(batch, found, strict=True):
             _tell(item, result)
 

@@ -191,7 +191,7 @@ class Engine:
         except Exception as error:
             return self._halve(chunks, error)
         told = sum(isinstance(token, Token) for token in tokens)
-        self._metrics.passed(rows=len(chunks), seconds=time.monotonic() - began, tokens=told)
+        self._metrics.count_step(rows=len(chunks), seconds=time.monotonic() - began, tokens=told)
         for chunk, sequence, token in zip(chunks, sequences, tokens, strict=True):
             if self._scheduler.fed(chunk) and token is not None:
                 self._tell(sequence, token)

@@ -1,4 +1,4 @@
-"""How long a request may take, and who still waits for it."""
+"""The time limit of a request, its metrics, and its cancellation when the client hangs up."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from predictor.errors import (
 from predictor.metrics import REQUEST_SECONDS, REQUESTS
 
 TIMEOUT_HEADER = "x-request-timeout"
-"""Seconds that the client waits; over gRPC the call's own deadline says so."""
+"""Seconds that the client waits. A gRPC call has its own deadline besides."""
 
 _T = TypeVar("_T")
 
 
-def asked_timeout(headers: Mapping[str, str] | None) -> float | None:
-    """Returns the seconds that a request's headers allow it; None where they say nothing.
+def requested_timeout(headers: Mapping[str, str] | None) -> float | None:
+    """Return the time limit in a request's headers, in seconds, or None.
 
     Raises:
         RequestError: The header is no number of seconds above 0.
@@ -46,7 +46,7 @@ def asked_timeout(headers: Mapping[str, str] | None) -> float | None:
 
 @contextmanager
 def counted(model_name: str, protocol: str) -> Iterator[None]:
-    """Counts one request and its time; what is raised within says its outcome."""
+    """Count one request and its time; an exception in the context decides the outcome."""
     began = asyncio.get_running_loop().time()
     outcome = "ok"
     try:
@@ -73,7 +73,7 @@ def _outcome(error: BaseException) -> str:
 
 
 async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
-    """Returns what the work returns; cancels it when the client hangs up.
+    """Return the result of `work`; cancel it when the client hangs up.
 
     Raises:
         ClientDisconnect: The client has hung up.

@@ -1,8 +1,8 @@
-"""What an exception means on the wire: the one translation for HTTP and the one for gRPC.
+"""The translation of exceptions into HTTP and gRPC statuses, one for each.
 
-Only what was raised on purpose is told to the client: our own errors, those of the SDK that say
-what was wrong with a call, and the framework's. Anything else becomes one neutral sentence, and
-its traceback goes to the log here, because the sentence promises so.
+A client sees only errors that were raised on purpose: our own, those of the SDK about a call, and
+the framework's. Any other becomes one neutral sentence; its traceback is logged here, as the
+sentence promises.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from http import HTTPStatus
 
 import grpc
 from fastapi.exceptions import RequestValidationError
-from kserve import errors as sdk
 from starlette.exceptions import HTTPException
 
 from predictor.errors import (
@@ -22,10 +21,11 @@ from predictor.errors import (
     RequestError,
     UnknownModel,
 )
+from predictor.protocol.kserve import sdk
 from predictor.sentences import MAX_NAME, shorten
 
 NEUTRAL = "Internal error; the server's log has the cause."
-"""All that a client learns of an error that nobody foresaw."""
+"""The sentence for an unexpected error."""
 
 _LONGEST = 500
 """Characters of a sentence. gRPC sends it percent-encoded (up to 12 bytes for one character) in the
@@ -40,34 +40,34 @@ _log = logging.getLogger(__name__)
 
 
 def http_error(exception: Exception) -> tuple[int, str]:
-    """Returns the HTTP status and the sentence; logs what is the server's fault."""
+    """Return the HTTP status and the sentence; log an error of the server."""
     if isinstance(exception, HTTPException):
         return exception.status_code, shorten(_http_words(exception), _LONGEST)
-    error = _understood(exception)
+    error = _logged(exception)
     return error.http_status, shorten(str(error), _LONGEST)
 
 
 def error_headers(exception: Exception) -> dict[str, str] | None:
-    """Returns the HTTP headers that go with an exception."""
+    """Return the HTTP headers that go with an exception."""
     if isinstance(exception, Overloaded):
         return {"Retry-After": str(exception.retry_after)}
     return dict(exception.headers or {}) if isinstance(exception, HTTPException) else None
 
 
 def grpc_error(exception: Exception) -> tuple[grpc.StatusCode, str]:
-    """Returns the gRPC status and the sentence; logs what is the server's fault."""
-    error = _understood(exception)
+    """Return the gRPC status and the sentence; log an error of the server."""
+    error = _logged(exception)
     return grpc.StatusCode[error.grpc_code], shorten(str(error), _LONGEST)
 
 
-def _understood(exception: Exception) -> PredictorError:
-    error = _as_ours(exception)
+def _logged(exception: Exception) -> PredictorError:
+    error = _as_predictor_error(exception)
     if error.http_status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("A request failed.", exc_info=exception)
     return error
 
 
-def _as_ours(exception: Exception) -> PredictorError:
+def _as_predictor_error(exception: Exception) -> PredictorError:
     if isinstance(exception, PredictorError):
         return exception
     if isinstance(exception, sdk.ModelNotFound):

@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar
 
 from predictor.errors import RequestError, nearest
 from predictor.sentences import quote
-from predictor.tasks.request import MOST_PROMPTS
+from predictor.tasks.request import MAX_INSTANCES
 
 _T = TypeVar("_T")
 
@@ -30,7 +30,7 @@ _KINDS: dict[type, str] = {
 
 
 def parse_document(body: bytes) -> dict[str, object]:
-    """Returns the JSON object in `body`; as strict as `parse_json`.
+    """Return the JSON object in `body`; as strict as `parse_json`.
 
     Raises:
         RequestError: The body is not a JSON object.
@@ -39,7 +39,7 @@ def parse_document(body: bytes) -> dict[str, object]:
 
 
 def parse_json(body: bytes) -> object:
-    """Returns the JSON value in `body`.
+    """Return the JSON value in `body`.
 
     Stricter than `json.loads`: UTF-8 only (RFC 8259, section 8.1), no ``NaN`` or ``Infinity``, no
     number that overflows a double, no integer of more than 64 digits, no escape that stands for
@@ -59,7 +59,7 @@ def parse_json(body: bytes) -> object:
 
 
 def decode_text(body: bytes) -> str:
-    """Returns the text in `body`.
+    """Return the text in `body`.
 
     Raises:
         RequestError: It is not UTF-8.
@@ -100,7 +100,7 @@ def _constant(name: str) -> NoReturn:
 
 
 def require_type(value: object, wanted: type[_T], what: str) -> _T:
-    """Returns `value` if it is of the JSON type `wanted`; a boolean is not an integer.
+    """Return `value` if it is of the JSON type `wanted`; a boolean is not an integer.
 
     Raises:
         RequestError: It is not; the sentence says what `what` is and should be.
@@ -111,12 +111,12 @@ def require_type(value: object, wanted: type[_T], what: str) -> _T:
 
 
 def kind(value: object) -> str:
-    """Returns what a JSON value is, in words: ``"a list"``."""
+    """Return what a JSON value is, in words: ``"a list"``."""
     return _KINDS.get(type(value), "something else")
 
 
 def check_keys(document: Iterable[str], known: Collection[str], where: str) -> None:
-    """Checks that every key of an object is known.
+    """Check that every key of an object is known.
 
     Raises:
         RequestError: One is not; the sentence names the nearest known one.
@@ -127,7 +127,7 @@ def check_keys(document: Iterable[str], known: Collection[str], where: str) -> N
 
 
 def optional(document: Mapping[str, object], key: str, wanted: type[_T], what: str) -> _T | None:
-    """Returns the value of an optional key, checked, or ``None`` if the key is absent.
+    """Return the value of an optional key, checked, or ``None`` if the key is absent.
 
     A key with the value ``null`` is not absent: the protocol's schema has no nullable field.
 
@@ -138,10 +138,10 @@ def optional(document: Mapping[str, object], key: str, wanted: type[_T], what: s
 
 
 def check_count(prompts: int) -> None:
-    """Refuses more prompts than one request may have, before any is looked at.
+    """Refuse more prompts than one request may have, before any is looked at.
 
     Raises:
         RequestError: Names both numbers.
     """
-    if prompts > MOST_PROMPTS:
-        raise RequestError(f"A request has at most {MOST_PROMPTS} prompts; here are {prompts}.")
+    if prompts > MAX_INSTANCES:
+        raise RequestError(f"A request has at most {MAX_INSTANCES} prompts; here are {prompts}.")

@@ -1,7 +1,7 @@
 """Replies as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
-Whether a request is right is known before the first byte is sent, so what is wrong with it is an
-ordinary error with its status; what goes wrong later is an event with the same sentence.
+A request is checked before the first byte is sent, so a mistake in it is an ordinary error with its
+status. A later error is an event with the same sentence.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from predictor.protocol.http.errors import http_error
-from predictor.tasks.request import Piece, Stream
+from predictor.tasks.answers import Piece, Stream
 
 Encode = Callable[[Piece], Iterable[object]]
-"""Makes JSON values, an event for each, of a piece."""
-
+"""Returns the JSON values of a piece, one for each event."""
 
 _SECONDS_TO_SAY_SO = 5.0
-"""After the deadline, for the event that tells of it; then a client that does not read is left."""
+"""Seconds after the deadline for its error event; then the connection is closed."""
 
 
 def error_event(_status: int, sentence: str) -> object:
-    """Returns an error as V1, V2 and the generate extension say it."""
+    """Return an error in the form of V1, V2 and the generate extension."""
     return {"error": sentence}
 
 
@@ -39,18 +38,18 @@ def event_stream(
     encode_error: Callable[[int, str], object] = error_event,
     last: str | None = None,
 ) -> StreamingResponse:
-    """Returns the response that sends events until the pieces end.
+    """Return the response that sends events until the pieces end.
 
-    Where the client hangs up before, Starlette cancels it (`StreamingResponse.__call__`).
+    If the client hangs up before, Starlette cancels it (`StreamingResponse.__call__`).
 
     Args:
-        count: Is closed when the stream ends, with what ended it.
-        stream: The pieces; closed whatever happens.
-        encode: Makes events of a piece.
-        encode_error: Makes an event of an HTTP status and a sentence.
-        last: Data of an event after the last one, where nothing went wrong.
+        count: Closed when the stream ends, with the exception that ended it.
+        stream: The pieces; always closed at the end.
+        encode: Returns the events of a piece.
+        encode_error: Returns the event for an HTTP status and a sentence.
+        last: Data of one more event at the end, unless there was an error.
     """
-    generator: Any = stream.pieces
+    generator = stream.pieces
 
     async def events() -> AsyncIterator[str]:
         try:
@@ -70,14 +69,14 @@ def event_stream(
 
 
 class _Events(StreamingResponse):
-    """Is given up at its deadline even where the client has stopped to read."""
+    """A response that ends at its deadline even if the client has stopped reading."""
 
     def __init__(self, events: AsyncIterator[str], until: float, **options: Any) -> None:
         super().__init__(events, **options)
         self._until = until
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the events; raises `TimeoutError`, and uvicorn closes the connection."""
+        """Send the events; raise `TimeoutError`, at which uvicorn closes the connection."""
         async with asyncio.timeout_at(self._until):
             await super().__call__(scope, receive, send)
 

@@ -1,7 +1,7 @@
-"""One call from its payload to its answer, whatever the protocol.
+"""A V1 or V2 payload as the SDK gives it to a model: decoded, with the way back.
 
-The model decodes a call, runs `DecodedCall.request` and gives the completions to
-`DecodedCall.encode`; which protocol it speaks it need not know.
+Only `PredictorModel.preprocess` needs this, for callers that use the model as a ``kserve.Model``.
+Our own endpoints know which protocol they speak and call `v1` or `v2` themselves.
 """
 
 from __future__ import annotations
@@ -9,29 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from kserve import InferRequest, InferResponse
 
 from predictor.protocol.http.json_body import parse_document
-from predictor.protocol.kserve import encoder_codec, v1, v2
+from predictor.protocol.kserve import v1, v2
 from predictor.protocol.kserve.response_style import OUR_STYLE, ResponseStyle
-from predictor.tasks.encoder_spec import EncoderRequest, EncoderTaskSpec
-from predictor.tasks.request import GenerationRequest
+from predictor.tasks.answers import Answer
+from predictor.tasks.generation_spec import GenerationSpec
+from predictor.tasks.request import TaskRequest
+from predictor.tasks.task import TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedCall:
-    """A decoded call and the way back.
+    """A decoded payload.
 
     Attributes:
-        request: What the call asks for.
-        encode: Makes the protocol's answer of one completion for each prompt, or one answer to each
-            thing asked, in their order: a dict in V1, an `InferResponse` in V2.
+        request: The typed request.
+        encode: Encodes the answers, in the order of the instances: a dict in V1, an
+            `InferResponse` in V2.
     """
 
-    request: GenerationRequest | EncoderRequest
-    encode: Callable[[Sequence[Any]], dict[str, object] | InferResponse]
+    request: TaskRequest
+    encode: Callable[[Sequence[Answer]], dict[str, object] | InferResponse]
 
 
 def decode_call(
@@ -39,40 +40,27 @@ def decode_call(
     *,
     model_name: str,
     model_version: str,
+    spec: TaskSpec | None = None,
     style: ResponseStyle = OUR_STYLE,
-    head: EncoderTaskSpec | None = None,
 ) -> DecodedCall:
-    """Returns the exchange for a payload: V2 for an `InferRequest`, V1 for a JSON object.
+    """Return a decoded payload: V2 for an `InferRequest`, V1 for a JSON object.
 
     Args:
-        payload: What kserve gives to ``Model.preprocess``: an `InferRequest`, a dict, or the body
-            as it came (kserve does not decode JSON whose content type has a charset).
+        payload: The argument of ``Model.preprocess``: an `InferRequest`, a dict, or the body as it
+            came (kserve does not decode JSON whose content type has a charset).
         model_name: Name for the response.
         model_version: Version for the response.
-        style: What is meant where the payload leaves something open.
-        head: What is asked of a model that reads; None of one that generates.
+        spec: The model's task; None for generation.
+        style: How V1 answers.
 
     Raises:
         RequestError: The payload is not a valid request of its protocol.
     """
-    names: dict[str, Any] = {"model_name": model_name, "model_version": model_version}
-    if not isinstance(payload, InferRequest):
-        document = parse_document(payload) if isinstance(payload, bytes) else payload
-        if head is not None:
-            return DecodedCall(
-                encoder_codec.decode_v1(document, head), partial(encoder_codec.encode_v1, head)
-            )
-        request = v1.decode(document, style.unsaid)
-        return DecodedCall(request, v1.encode_plain if style.plain else v1.encode)
-    if head is not None:
-        asked = encoder_codec.decode_v2(payload, head)
-        return DecodedCall(asked.request, partial(encoder_codec.encode_v2, asked, head, **names))
-    call = v2.decode(payload, style.unsaid)
-    return DecodedCall(call.request, partial(v2.encode, call, **names))
-
-
-def signature(head: EncoderTaskSpec | None) -> dict[str, list[dict[str, object]]]:
-    """Returns the metadata of a model's inputs and outputs, by these two names."""
-    if head is None:
-        return {"inputs": v2.inputs(), "outputs": v2.outputs()}
-    return {"inputs": encoder_codec.inputs(head), "outputs": encoder_codec.outputs(head)}
+    spec = spec or GenerationSpec(style.defaults)
+    if isinstance(payload, InferRequest):
+        call = v2.decode(payload, spec)
+        encode_v2 = partial(v2.encode, call, model_name=model_name, model_version=model_version)
+        return DecodedCall(call.request, encode_v2)
+    document = parse_document(payload) if isinstance(payload, bytes) else payload
+    encode_v1 = partial(v1.encode, text_only=style.text_only)
+    return DecodedCall(v1.decode(document, spec), encode_v1)

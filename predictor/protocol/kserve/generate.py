@@ -14,21 +14,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from predictor.errors import RequestError
-from predictor.protocol.http.deadline import asked_timeout, counted, while_connected
+from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
 from predictor.protocol.http.json_body import kind, optional, parse_document, require_type
+from predictor.protocol.http.requests import read_body, resolve_model
 from predictor.protocol.http.sse import event_stream
-from predictor.protocol.kserve.rest_inference import read_body
-from predictor.protocol.kserve.rest_status import asked
 from predictor.protocol.served import Models, ServedModel, require_generating
+from predictor.tasks.answers import Completion, Piece, ScoredToken, of_type
 from predictor.tasks.parameters import ALL_NAMES, parse_parameters
-from predictor.tasks.request import (
-    Completion,
-    GenerationParameters,
-    GenerationRequest,
-    Piece,
-    Prompt,
-    ScoredToken,
-)
+from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
 
 _NAMES = {
     "max_tokens": "max_new_tokens",
@@ -42,7 +35,7 @@ _NAMES = {
     "frequency_penalty": "frequency_penalty",
     "timeout": "timeout",
 }
-"""The extension's parameters, and additional ones, by the names they have elsewhere here."""
+"""The extension's parameters, and additional ones, with the names of `GenerationParameters`."""
 
 _DEFAULT_TEMPERATURE, _DEFAULT_TOKENS = 1.0, 20
 
@@ -55,27 +48,27 @@ class GenerateEndpoints:
 
     async def generate(self, request: Request) -> Response:
         """``POST /v2/models/{model}/generate``: the whole reply."""
-        model = asked(self.models, request)
+        model = resolve_model(self.models, request)
         with counted(model.name, "generate"):
             await require_generating(model)
-            wish = decode(parse_document(await read_body(request)))
-            call = model.answer(wish, asked_timeout(request.headers))
-            (completion,) = await while_connected(request, call)
+            typed = decode(parse_document(await read_body(request)))
+            call = model.answer(typed, requested_timeout(request.headers))
+            (completion,) = of_type(await while_connected(request, call), Completion)
         return JSONResponse(_about(completion.text, model) | _details(completion))
 
     async def generate_stream(self, request: Request) -> Response:
         """``POST /v2/models/{model}/generate_stream``: the reply in events as it comes."""
-        model = asked(self.models, request)
+        model = resolve_model(self.models, request)
         with ExitStack() as count:
             count.enter_context(counted(model.name, "generate"))
             await require_generating(model)
-            wish = decode(parse_document(await read_body(request)))
-            stream = await model.stream(wish, asked_timeout(request.headers))
+            typed = decode(parse_document(await read_body(request)))
+            stream = await model.stream(typed, requested_timeout(request.headers))
             return event_stream(count.pop_all(), stream, Events(model).encode)
 
 
 def decode(document: Mapping[str, object]) -> GenerationRequest:
-    """Returns the request of a body.
+    """Return the request of a body.
 
     Raises:
         RequestError: The body is not of the extension's form, or a parameter is wrong.
@@ -88,19 +81,19 @@ def decode(document: Mapping[str, object]) -> GenerationRequest:
 
 
 class Events:
-    """Makes the events of one stream; each has at most one token.
+    """The events of one stream; each has at most one token.
 
-    The schema wants a token with the finish reason. It is the reply's last one, which may have been
-    told before: the model's own last word is known before it is known that nothing follows.
+    The schema requires a token beside the finish reason. It is the reply's last one, which an
+    earlier event may have had: a token is sent before it is known that none follows.
     """
 
     def __init__(self, model: ServedModel) -> None:
-        """Begins a stream of a model's reply."""
+        """Create the events of a model's reply."""
         self._model = model
         self._last: ScoredToken | None = None
 
     def encode(self, piece: Piece) -> Iterator[object]:
-        """Yields the events of a piece; the text comes with the last of its tokens."""
+        """Yield the events of a piece; the text comes with the last of its tokens."""
         for token in piece.tokens[:-1]:
             yield _about("", self._model) | {"token": _token(token)}
         event = _about(piece.text, self._model)
@@ -119,12 +112,12 @@ def _parameters(given: Mapping[str, object]) -> GenerationParameters:
             raise RequestError(f"{key} must not be {kind(value)}.")
     optional(known, "stop", list, "stop")
     details = optional(given, "details", bool, "details") or False
-    said: dict[str, object] = {"temperature": _DEFAULT_TEMPERATURE}
-    said |= {_NAMES[key]: value for key, value in known.items()}
+    specified: dict[str, object] = {"temperature": _DEFAULT_TEMPERATURE}
+    specified |= {_NAMES[key]: value for key, value in known.items()}
     try:
-        parameters = parse_parameters(said | ({"logprobs": 0} if details else {}), ALL_NAMES)
+        parameters = parse_parameters(specified | ({"logprobs": 0} if details else {}), ALL_NAMES)
     except RequestError as error:
-        # Sentences begin with the parameter's name, and the client knows it by another.
+        # Sentences begin with the parameter's name, which is another one for the client.
         raise RequestError(str(error).replace("max_new_tokens", "max_tokens", 1)) from None
     return replace(parameters, default_new_tokens=_DEFAULT_TOKENS)
 

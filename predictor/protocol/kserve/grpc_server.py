@@ -2,9 +2,9 @@
 
 The SDK's service loads a model that is not ready, on the event loop, forgets the requested outputs
 and has no code for "not ready" (``kserve/protocol/grpc/servicer.py``, ``dataplane.py``,
-``interceptors.py``). Of a model's placement nothing is said here: ``ModelMetadataResponse`` has no
-field for properties, and clients refuse trailers from 8 KiB on, which the placement of a large
-model exceeds; the REST metadata has it.
+``interceptors.py``). The metadata has no placement, unlike over REST: ``ModelMetadataResponse`` has
+no field for properties, and clients refuse trailers of 8 KiB or more, which the placement of a
+large model exceeds.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from kserve import InferRequest
-from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
 import predictor
 from predictor.errors import ConfigurationError, RequestError
-from predictor.protocol.http.deadline import TIMEOUT_HEADER, asked_timeout, counted
+from predictor.protocol.http.deadline import counted, requested_timeout
 from predictor.protocol.http.errors import error_headers, grpc_error
-from predictor.protocol.kserve.decoded_call import signature
+from predictor.protocol.kserve import v2
 from predictor.protocol.kserve.grpc_health import Health
 from predictor.protocol.kserve.rest_status import EXTENSIONS, SERVER_NAME
+from predictor.protocol.kserve.sdk import messages, services, timed
 from predictor.protocol.kserve.tensors import check_datatype
 from predictor.protocol.served import Models, all_ready, find, require_ready
 from predictor.sentences import quote
@@ -38,23 +37,23 @@ _NO_LOADING = "Loading and unloading of models is not offered over gRPC."
 
 @dataclass(frozen=True, slots=True)
 class BoundServer:
-    """A gRPC server that holds its port and is not started yet.
+    """A gRPC server that has bound its port and is not started yet.
 
     Attributes:
         server: A ``grpc.aio.Server``: ``start``, ``stop(grace)``, ``wait_for_termination``.
-        port: The port that it holds.
+        port: The port.
     """
 
     server: Any
     port: int
 
     async def serve(self, stopping: asyncio.Event, *, grace: float) -> None:
-        """Serves until `stopping` is set, then refuses new calls and waits for those in flight.
+        """Serve until `stopping` is set, then refuse new calls and wait for those in flight.
 
         ``ModelServer.stop`` knows of the SDK's gRPC server only and would leave this one running.
 
         Args:
-            stopping: Is set when the server shall stop.
+            stopping: Set when the server must stop.
             grace: Seconds after which calls in flight are cut off.
         """
         await self.server.start()
@@ -69,7 +68,7 @@ def make_server(
     port: int,
     max_message_bytes: int,
 ) -> BoundServer:
-    """Returns a server with the inference service, bound; to be called within its event loop.
+    """Return a bound server with the inference service. Must be called in its event loop.
 
     Args:
         models: The SDK's repository of the models that are served.
@@ -119,71 +118,85 @@ class Inference(services.GRPCInferenceServiceServicer):
 
     @_answering
     async def ServerLive(self, _request: Any, _context: Any) -> Any:  # noqa: N802
-        """Says that the process answers."""
-        return pb.ServerLiveResponse(live=True)
+        """Return that the process answers."""
+        return messages.ServerLiveResponse(live=True)
 
     @_answering
     async def ServerReady(self, _request: Any, _context: Any) -> Any:  # noqa: N802
-        """Says whether every model can answer."""
+        """Return whether every model can answer."""
         ready = await all_ready(self._models)
-        return pb.ServerReadyResponse(ready=ready)
+        return messages.ServerReadyResponse(ready=ready)
 
     @_answering
     async def ModelReady(self, request: Any, _context: Any) -> Any:  # noqa: N802
-        """Says whether one model can answer."""
+        """Return whether one model can answer."""
         model = find(self._models, request.name, request.version)
         ready = await model.healthy()
-        return pb.ModelReadyResponse(ready=ready)
+        return messages.ModelReadyResponse(ready=ready)
 
     @_answering
     async def ServerMetadata(self, _request: Any, _context: Any) -> Any:  # noqa: N802
-        """Tells of the server."""
-        return pb.ServerMetadataResponse(
+        """Return the metadata of the server."""
+        return messages.ServerMetadataResponse(
             name=SERVER_NAME, version=predictor.__version__, extensions=EXTENSIONS
         )
 
     @_answering
     async def ModelMetadata(self, request: Any, _context: Any) -> Any:  # noqa: N802
-        """Tells of one model."""
+        """Return the metadata of one model."""
         model = find(self._models, request.name, request.version)
-        return pb.ModelMetadataResponse(
+        return messages.ModelMetadataResponse(
             name=request.name,
             versions=[model.version],
             platform=model.metadata()["platform"],
-            **signature(model.head),
+            **v2.signature(model.spec),
         )
 
     @_answering
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Answers prompts."""
+        """Answer a request for inference."""
         model = find(self._models, request.model_name, request.model_version)
         with counted(model.name, "grpc"):
             await require_ready(model)
             _check_transport(request)
-            headers = {key: str(value) for key, value in context.invocation_metadata()}
-            remaining = context.time_remaining()
-            if remaining is not None:
-                said = asked_timeout(headers) or remaining
-                headers[TIMEOUT_HEADER] = str(max(min(said, remaining), _LEAST_TIMEOUT))
-            answer, _ = await model(InferRequest.from_grpc(request), headers=headers)
-        return answer.to_grpc()
+            payload = InferRequest.from_grpc(request)
+            with timed("preprocess", model.name):
+                model.check_open()
+                call = v2.decode(payload, model.spec)
+            with timed("predict", model.name):
+                answers = await model.answer(call.request, _timeout(context))
+            with timed("postprocess", model.name):
+                response = v2.encode(
+                    call, answers, model_name=model.name, model_version=model.version
+                )
+        return response.to_grpc()
 
     async def RepositoryModelLoad(self, _request: Any, context: Any) -> Any:  # noqa: N802
-        """Refuses: a client that nobody vouched for must not load models."""
+        """Refuse: a client without authentication must not load models."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_LOADING)
 
     async def RepositoryModelUnload(self, _request: Any, context: Any) -> Any:  # noqa: N802
-        """Refuses: a client that nobody vouched for must not unload models."""
+        """Refuse: a client without authentication must not unload models."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_LOADING)
 
 
+def _timeout(context: Any) -> float | None:
+    """Return the seconds that a call may take by its metadata and its own deadline."""
+    headers = {key: str(value) for key, value in context.invocation_metadata()}
+    requested = requested_timeout(headers)
+    remaining: float | None = context.time_remaining()
+    if remaining is None:
+        return requested
+    return max(min(requested or remaining, remaining), _LEAST_TIMEOUT)
+
+
 def _check_transport(request: Any) -> None:
-    """Checks what the SDK's ``InferRequest.from_grpc`` takes for granted."""
+    """Check what the SDK's ``InferRequest.from_grpc`` takes for granted."""
     for tensor in request.inputs:
         check_datatype(tensor.datatype, f"Input {quote(tensor.name)}")
     for name, value in request.parameters.items():
-        # Triton's clients send a fraction as double_param, which the SDK's messages do not have; it
-        # would be dropped in silence.
+        # Triton's clients send a fraction as double_param, which the SDK's messages do not have and
+        # from_grpc would drop in silence.
         if value.WhichOneof("parameter_choice") is None:
             raise RequestError(f"Parameter {quote(name)} has no value; send fractions as strings.")
     raw = len(request.raw_input_contents)

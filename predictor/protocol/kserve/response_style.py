@@ -1,42 +1,42 @@
-"""What V1 and V2 requests mean where they leave something open, and how V1 answers.
+"""The two ways to read V1 and V2 requests that leave something open, and to answer them in V1.
 
-Two styles: our own, and that of TorchServe's Accelerate handler for large models, whose clients say
-nothing but the prompt. What it did by mistake is not done: it dropped the attention mask and padded
-every prompt to ``max_length`` (its replies to shorter prompts were right all the same for BLOOM,
-whose padding is recognised, and wrong for a tokenizer that pads with its end token), and it wrote
-prompts and replies to the log.
+One is our own. The other is that of TorchServe's Accelerate handler for large models, whose clients
+send nothing but the prompt. The handler's mistakes are not repeated. It dropped the attention mask
+and padded every prompt to ``max_length``: replies to shorter prompts were right all the same for
+BLOOM, whose padding is recognised, and wrong for a tokenizer that pads with its end token. It also
+logged prompts and replies.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from predictor.tasks.request import UNSAID, GenerationParameters
+from predictor.tasks.request import DEFAULT_PARAMETERS, GenerationParameters
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseStyle:
-    """A way to understand requests.
+    """How open requests are read and answered.
 
     Attributes:
-        unsaid: The parameters of a prompt where a request does not say them.
-        plain: Whether V1's predictions are strings and not objects.
+        defaults: The parameters of a prompt where a request does not specify them.
+        text_only: Whether V1's predictions for completions are strings and not objects.
     """
 
-    unsaid: GenerationParameters
-    plain: bool
+    defaults: GenerationParameters
+    text_only: bool
 
 
-OUR_STYLE = ResponseStyle(UNSAID, plain=False)
+OUR_STYLE = ResponseStyle(DEFAULT_PARAMETERS, text_only=False)
 
 
 def handler_style(max_length: int) -> ResponseStyle:
-    """Returns the style of TorchServe's handler (``custom_handler.py``, ``inference``).
+    """Return the style of TorchServe's handler (``custom_handler.py``, ``inference``).
 
     Args:
-        max_length: Tokens that a prompt is cut to, and most tokens of a reply.
+        max_length: Tokens to which a prompt is cut, and most tokens of a reply.
     """
-    unsaid = GenerationParameters(
+    defaults = GenerationParameters(
         temperature=1.0,
         top_p=0.95,
         top_k=60,
@@ -44,4 +44,4 @@ def handler_style(max_length: int) -> ResponseStyle:
         default_new_tokens=max_length,
         prompt_limit=max_length,
     )
-    return ResponseStyle(unsaid, plain=True)
+    return ResponseStyle(defaults, text_only=True)

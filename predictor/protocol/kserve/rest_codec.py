@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from kserve import InferInput, InferRequest, InferResponse
-from kserve.protocol.infer_type import RequestedOutput
 
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import optional, parse_document, require_type
+from predictor.protocol.kserve.sdk import RequestedOutput
 from predictor.protocol.kserve.tensors import to_raw
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
@@ -26,7 +26,7 @@ LENGTH_HEADER = "Inference-Header-Content-Length"
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A response's body and the headers that tell its form."""
+    """A response's body and the headers that describe its form."""
 
     body: bytes
     headers: dict[str, str]
@@ -35,13 +35,13 @@ class Encoded:
 def parse_infer_request(
     body: bytes, *, header_length: str | None, model_name: str, model_version: str
 ) -> InferRequest:
-    """Returns the request in an HTTP body.
+    """Return the request in an HTTP body.
 
     Args:
         body: The whole body.
         header_length: Value of the header ``Inference-Header-Content-Length``, if it was sent.
-        model_name: Name of the model that is asked.
-        model_version: Version of the model that is asked.
+        model_name: Name of the model.
+        model_version: Version of the model.
 
     Raises:
         RequestError: The body is not a V2 inference request.
@@ -66,10 +66,10 @@ def parse_infer_request(
 
 
 def encode_infer_response(response: InferResponse, request: InferRequest) -> Encoded:
-    """Returns the response in the form that its request asked for.
+    """Return the response in the form that its request chose.
 
-    An output is binary if its own ``binary_data`` says so, or, where it says nothing, if the
-    request's ``binary_data_output`` does. (The SDK forgets the latter once outputs are named.)
+    An output is binary if its own ``binary_data`` is true, or, if it has none, if the request's
+    ``binary_data_output`` is. (The SDK ignores the latter once outputs are named.)
     """
     is_binary = _binary_outputs(request)
     outputs: list[dict[str, object]] = []
@@ -87,11 +87,11 @@ def encode_infer_response(response: InferResponse, request: InferRequest) -> Enc
         "model_version": response.model_version,
         "outputs": outputs,
     }
-    head = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    header = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
     if not raws:
-        return Encoded(head, {"Content-Type": "application/json"})
-    headers = {"Content-Type": "application/octet-stream", LENGTH_HEADER: str(len(head))}
-    return Encoded(b"".join((head, *raws)), headers)
+        return Encoded(header, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/octet-stream", LENGTH_HEADER: str(len(header))}
+    return Encoded(b"".join((header, *raws)), headers)
 
 
 def _binary_outputs(request: InferRequest) -> Callable[[str], bool]:
@@ -143,7 +143,7 @@ def _check_data(given: Mapping[str, object], parameters: Mapping[str, object], w
 def _raw_inputs(
     tensors: Sequence[InferInput], tail: bytes, *, is_announced: bool
 ) -> list[bytes | None]:
-    """Returns the bytes of each tensor, ``None`` for one whose data is in the JSON."""
+    """Return the bytes of each tensor, ``None`` for one whose data is in the JSON."""
     sizes = [tensor.parameters.get("binary_data_size") for tensor in tensors]
     ends = list(accumulate(size or 0 for size in sizes))
     needed = ends[-1] if ends else 0

@@ -1,4 +1,4 @@
-"""HTTP endpoints that tell: what is served, what it is, and whether it can answer now."""
+"""HTTP endpoints of health, metadata and the model repository."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from starlette.responses import JSONResponse
 import predictor
 from predictor.errors import UnknownModel
 from predictor.protocol.http.json_body import optional, parse_document
-from predictor.protocol.kserve.decoded_call import signature
-from predictor.protocol.served import Models, ServedModel, all_ready, find, unready
+from predictor.protocol.http.requests import resolve_model
+from predictor.protocol.kserve.v2 import signature
+from predictor.protocol.served import Models, ServedModel, all_ready, unready
 
 SERVER_NAME = "accelerate-predictor"
 EXTENSIONS = ("binary_tensor_data", "model_repository")
@@ -20,7 +21,7 @@ EXTENSIONS = ("binary_tensor_data", "model_repository")
 
 @dataclass(frozen=True, slots=True)
 class StatusEndpoints:
-    """The endpoints and what they tell of.
+    """The endpoints and the models that they describe.
 
     Attributes:
         models: The models that are served.
@@ -37,11 +38,11 @@ class StatusEndpoints:
         return JSONResponse({"live": True})
 
     async def ready(self, _request: Request) -> JSONResponse:
-        """``GET /v2/health/ready``: 200 if every model can answer, else 503 and what is known."""
+        """``GET /v2/health/ready``: 200 if every model can answer, else 503 and the progress."""
         if await all_ready(self.models):
             return JSONResponse({"ready": True})
-        told = [model.progress() for model in await unready(self.models)]
-        progress = next(filter(None, told), None)
+        each = [model.progress() for model in await unready(self.models)]
+        progress = next(filter(None, each), None)
         return JSONResponse({"ready": False} | ({"progress": progress} if progress else {}), 503)
 
     async def server(self, _request: Request) -> JSONResponse:
@@ -55,7 +56,7 @@ class StatusEndpoints:
 
     async def model_ready(self, request: Request) -> JSONResponse:
         """``GET`` of a model's readiness, V1 and V2: 200 if it can answer, else 503."""
-        model = asked(self.models, request)
+        model = resolve_model(self.models, request)
         is_ready = await model.healthy()
         about = {"name": request.path_params["model"], "ready": is_ready}
         if is_ready:
@@ -65,7 +66,7 @@ class StatusEndpoints:
 
     async def model(self, request: Request) -> JSONResponse:
         """``GET /v2/models/{model}``: metadata of a model."""
-        model = asked(self.models, request)
+        model = resolve_model(self.models, request)
         metadata = model.metadata()
         properties = metadata.get("properties", {})
         return JSONResponse(
@@ -73,7 +74,7 @@ class StatusEndpoints:
                 "name": request.path_params["model"],
                 "versions": [model.version],
                 "platform": metadata["platform"],
-                **signature(model.head),
+                **signature(model.spec),
                 "properties": {name: _string(value) for name, value in properties.items()},
             }
         )
@@ -81,23 +82,14 @@ class StatusEndpoints:
     async def index(self, request: Request) -> JSONResponse:
         """``POST /v2/repository/index``: every model and its state; only ready ones on request."""
         body = await request.body()
-        wish = parse_document(body) if body else {}
-        only_ready = optional(wish, "ready", bool, "ready")
+        document = parse_document(body) if body else {}
+        only_ready = optional(document, "ready", bool, "ready")
         rows = [await _row(name, model) for name, model in self.models.get_models().items()]
         return JSONResponse([row for row in rows if row["state"] == "READY" or not only_ready])
 
     async def no_loading(self, _request: Request) -> JSONResponse:
-        """``POST`` of the repository's load and unload, where they are turned off."""
+        """``POST`` of the repository's load and unload, if they are turned off."""
         raise UnknownModel("Loading and unloading of models is turned off on this server.")
-
-
-def asked(models: Models, request: Request) -> ServedModel:
-    """Returns the model that a path names.
-
-    Raises:
-        UnknownModel: There is none, or not in the path's version.
-    """
-    return find(models, request.path_params["model"], request.path_params.get("version"))
 
 
 async def _row(name: str, model: ServedModel) -> dict[str, str]:

@@ -1,9 +1,9 @@
-"""The elements of a V2 tensor, whichever way they travelled, and the bytes of an output.
+"""The elements of a V2 tensor from any transport, and the bytes of an output.
 
 Data types, row-major order and the binary forms are those of the Open Inference Protocol
 (``inference_rest.md``, "Tensor Data", and the binary tensor data extension): numbers are
-little-endian, an element of BYTES is a 4-byte little-endian length and that many bytes. We say that
-such an element is UTF-8 text.
+little-endian, an element of BYTES is a 4-byte little-endian length and that many bytes. Here such
+an element must be UTF-8 text.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import kind
+from predictor.protocol.kserve.sdk import raw_data
 from predictor.sentences import quote
 
 Element = str | int | float | bool
@@ -39,13 +40,13 @@ DATATYPES = (*_FORMATS, "BYTES")
 """The data types that a tensor may have. BF16 is in the protocol, but in no version of the SDK."""
 
 _MOST_DIMENSIONS = 32
-"""More is not a tensor but an attempt to make us multiply large numbers."""
+"""A longer shape is an attempt to make the server multiply large numbers."""
 
 _LARGEST_DIMENSION = 2**63 - 1
 
 
 def elements(tensor: Any) -> list[Element]:
-    """Returns the elements of a kserve `InferInput` in row-major order.
+    """Return the elements of a kserve `InferInput` in row-major order.
 
     Floating-point elements are rounded to the tensor's data type, so that the same tensor has the
     same elements over every transport.
@@ -56,8 +57,7 @@ def elements(tensor: Any) -> list[Element]:
     where = f"Input {quote(tensor.name)}"
     check_datatype(tensor.datatype, where)
     size = size_of(tensor.shape, where)
-    # The SDK's one public way to the raw bytes, as_numpy(), fails on whatever is wrong with them.
-    raw: bytes | None = tensor._raw_data
+    raw = raw_data(tensor)
     if raw is None:
         return _from_list(_flat(tensor.data, tensor.shape, size, where), tensor.datatype, where)
     if tensor.datatype == "BYTES":
@@ -66,7 +66,7 @@ def elements(tensor: Any) -> list[Element]:
 
 
 def check_datatype(datatype: str, where: str) -> None:
-    """Checks that a data type is one of `DATATYPES`.
+    """Check that a data type is one of `DATATYPES`.
 
     Raises:
         RequestError: It is not.
@@ -77,7 +77,7 @@ def check_datatype(datatype: str, where: str) -> None:
 
 
 def size_of(shape: Sequence[object], where: str) -> int:
-    """Returns how many elements a shape says.
+    """Return the number of elements of a shape.
 
     Raises:
         RequestError: It is no shape.
@@ -95,7 +95,7 @@ def size_of(shape: Sequence[object], where: str) -> int:
 
 
 def to_raw(values: Iterable[Element], datatype: str) -> bytes:
-    """Returns the binary form of elements that are known to be of `datatype`."""
+    """Return the binary form of elements that are of `datatype`."""
     if datatype != "BYTES":
         numbers = list(values)
         return struct.pack(f"<{len(numbers)}{_FORMATS[datatype]}", *numbers)

@@ -1,131 +1,107 @@
 """The V1 protocol: ``{"instances": [...]}`` in, ``{"predictions": [...]}`` out.
 
 V1 has no machine-readable specification; the source is the SDK's ``v1_endpoints.py`` and KServe's
-data plane documentation. An instance is a string, or an object with the prompt under one of
-`PROMPT_KEYS` and optional parameters of its own, which override the request's.
+data plane documentation. An instance is a string, the task's first field, or an object with the
+fields by their names or aliases. It may have ``parameters`` of its own, which override the
+request's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import check_count, check_keys, kind, require_type
-from predictor.tasks.parameters import parse_parameters
-from predictor.tasks.request import (
-    UNSAID,
-    Completion,
-    GenerationParameters,
-    GenerationRequest,
-    Piece,
-    Prompt,
-    finish_reason,
-)
-
-PROMPT_KEYS = ("text", "prompt", "data")
-"""Keys of an instance that may hold its prompt."""
+from predictor.protocol.kserve.v1_answers import prediction, text_or_prediction
+from predictor.tasks.answers import Answer
+from predictor.tasks.generation_spec import GenerationSpec
+from predictor.tasks.request import TaskRequest
+from predictor.tasks.task import RawInstance, TaskSpec
 
 _KEYS = ("instances", "parameters")
-_INSTANCE_KEYS = (*PROMPT_KEYS, "parameters")
 
 
-def decode(
-    document: Mapping[str, object], unsaid: GenerationParameters = UNSAID
-) -> GenerationRequest:
-    """Returns the request of a V1 body.
+def decode(document: Mapping[str, object], spec: TaskSpec) -> TaskRequest:
+    """Return the request of a V1 body.
 
     Args:
         document: The body.
-        unsaid: What holds where the body says nothing.
+        spec: The model's task.
 
     Raises:
-        RequestError: The body is not of the form above, has no instance, or a parameter is wrong.
+        RequestError: The body has another form or no instance, or a field or parameter is wrong.
     """
     check_keys(document, _KEYS, "the body")
     if "instances" not in document:
         raise RequestError("The body has no 'instances'.")
     instances = require_type(document["instances"], list, "instances")
     if not instances:
-        raise RequestError("instances is empty; give at least one prompt.")
+        noun = " prompt" if isinstance(spec, GenerationSpec) else ""
+        raise RequestError(f"instances is empty; give at least one{noun}.")
     check_count(len(instances))
-    shared = _parameters(document, "parameters")
-    checked = parse_parameters(shared, unsaid=unsaid)
-    return GenerationRequest(
-        tuple(
-            Prompt(instance, checked)
-            if isinstance(instance, str)
-            else decode_instance(instance, f"instances[{number}]", shared=shared, unsaid=unsaid)
+    parameters = require_type(document.get("parameters", {}), dict, "parameters")
+    return spec.request(
+        parameters,
+        (
+            decode_instance(instance, f"instances[{number}]", spec)
             for number, instance in enumerate(instances)
-        )
+        ),
     )
 
 
-def decode_instance(
-    instance: object,
-    where: str,
-    *,
-    shared: Mapping[str, object],
-    unsaid: GenerationParameters,
-) -> Prompt:
-    """Returns the prompt of an instance that is an object.
+def decode_instance(instance: object, place: str, spec: TaskSpec) -> RawInstance:
+    """Return an instance, whose parameters the task has still to check.
 
     Args:
-        instance: The object.
-        where: What it is called in sentences.
-        shared: Parameters that hold where the instance has none of its own.
-        unsaid: What holds where neither says anything.
+        instance: A string, or an object with fields.
+        place: The instance's name in error sentences.
+        spec: The model's task.
 
     Raises:
-        RequestError: It is no such object, or a parameter is wrong.
+        RequestError: It is neither, or a field is missing, unknown or no string.
     """
-    if not isinstance(instance, dict):
-        raise RequestError(f"{where} must be a string or an object, not {kind(instance)}.")
-    check_keys(instance, _INSTANCE_KEYS, where)
-    own = _parameters(instance, f"{where}.parameters")
-    try:
-        parameters = parse_parameters({**shared, **own}, unsaid=unsaid)
-    except RequestError as error:
-        raise RequestError(f"{where}: {error}") from None
-    return Prompt(_text(instance, where), parameters)
+    if isinstance(instance, str):
+        fields, own = {spec.fields[0].name: instance}, {}
+    elif isinstance(instance, dict):
+        names = {key: field.name for field in spec.fields for key in (field.name, *field.aliases)}
+        check_keys(instance, (*names, "parameters"), place)
+        own = require_type(instance.get("parameters", {}), dict, f"{place}.parameters")
+        if isinstance(spec, GenerationSpec):
+            _check_one_prompt(instance, names, place)
+        fields = _fields(instance, names, place)
+    else:
+        raise RequestError(f"{place} must be a string or an object, not {kind(instance)}.")
+    for field in spec.fields:
+        if field.required and field.name not in fields:
+            raise RequestError(f"{place} has no {field.name!r}.")
+    return RawInstance(fields, own, place)
 
 
-def encode(completions: Sequence[Completion]) -> dict[str, object]:
-    """Returns the V1 response for completions, in their order."""
-    return {"predictions": [_prediction(completion) for completion in completions]}
+def encode(answers: Sequence[Answer], *, text_only: bool = False) -> dict[str, object]:
+    """Return the V1 response.
+
+    Args:
+        answers: The answers, in the order of the instances.
+        text_only: Whether the prediction for a completion is its text, as in TorchServe's V1
+            envelope, and not an object.
+    """
+    render = text_or_prediction if text_only else prediction
+    return {"predictions": [render(answer) for answer in answers]}
 
 
-def encode_plain(completions: Sequence[Completion]) -> dict[str, object]:
-    """Returns the response with the texts alone, as TorchServe's V1 envelope gave them."""
-    return {"predictions": [completion.text for completion in completions]}
-
-
-def encode_piece(piece: Piece) -> list[object]:
-    """Returns the one event of a streamed reply's piece; its counts come with the last one."""
-    event: dict[str, object] = {"index": piece.index, "text": piece.text, "finish_reason": None}
-    if piece.ending is not None:
-        event["finish_reason"] = finish_reason(piece.ending)
-        event["prompt_tokens"] = piece.prompt_tokens
-        event["completion_tokens"] = piece.completion_tokens
-    return [event]
-
-
-def _prediction(completion: Completion) -> dict[str, object]:
-    return {
-        "text": completion.text,
-        "finish_reason": completion.finish_reason,
-        "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": completion.completion_tokens,
-    }
-
-
-def _text(instance: Mapping[str, object], where: str) -> str:
-    given = [key for key in PROMPT_KEYS if key in instance]
+def _check_one_prompt(instance: Mapping[str, object], keys: Iterable[str], place: str) -> None:
+    given = [key for key in keys if key in instance]
     if len(given) != 1:
         count = "none" if not given else " and ".join(given)
-        raise RequestError(f"{where} needs one of {', '.join(PROMPT_KEYS)}; it has {count}.")
-    return require_type(instance[given[0]], str, f"{where}.{given[0]}")
+        raise RequestError(f"{place} needs one of {', '.join(keys)}; it has {count}.")
 
 
-def _parameters(holder: Mapping[str, object], where: str) -> dict[str, object]:
-    given = require_type(holder.get("parameters", {}), dict, where)
-    return {name: value for name, value in given.items() if value is not None}
+def _fields(instance: Mapping[str, object], names: Mapping[str, str], place: str) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for key, value in instance.items():
+        if key not in names:
+            continue
+        if names[key] in fields:
+            raise RequestError(f"{place} has its {names[key]} twice.")
+        fields[names[key]] = require_type(value, str, f"{place}.{key}")
+    return fields

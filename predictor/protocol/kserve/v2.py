@@ -1,10 +1,8 @@
 """The V2 protocol's inference request and response, over REST and gRPC alike.
 
-Works on the SDK's `InferRequest` and `InferResponse`; how these become bytes is left to
-`rest_codec` and to the SDK's gRPC conversion. The prompt is the one BYTES input that is not named
-as a parameter: the metadata calls it ``text``, but clients of KServe's own Hugging Face server say
-``input-0``, so any name will do. Each generation parameter may be an input too; the protocol's
-metadata cannot mark an input as optional, so `inputs` lists the prompt only.
+Works on the SDK's `InferRequest` and `InferResponse`; `rest_codec` and the SDK's gRPC conversion
+turn these into bytes. Which input tensor is which field is decided in `v2_inputs`, the parameters
+in `v2_parameters`, the output tensors of an answer in `v2_answers`.
 """
 
 from __future__ import annotations
@@ -15,159 +13,125 @@ from dataclasses import dataclass
 from typing import Any
 
 from kserve import InferOutput, InferRequest, InferResponse
-from kserve.protocol.infer_type import to_http_parameters
 
-from predictor.errors import RequestError, nearest
-from predictor.protocol.http.json_body import check_count
-from predictor.protocol.kserve.tensors import elements, size_of
-from predictor.protocol.kserve.v2_parameters import parse_v2_parameters
+from predictor.errors import RequestError
+from predictor.protocol.kserve.sdk import to_http_parameters
+from predictor.protocol.kserve.v2_answers import columns
+from predictor.protocol.kserve.v2_inputs import check_once, decode_inputs
+from predictor.protocol.kserve.v2_parameters import decode_parameters
 from predictor.sentences import quote
-from predictor.tasks.parameters import NAMES
-from predictor.tasks.request import (
-    UNSAID,
-    Completion,
-    GenerationParameters,
-    GenerationRequest,
-    Prompt,
-)
-
-_PROMPT = "text"
-_OUTPUTS = {
-    "text": "BYTES",
-    "finish_reason": "BYTES",
-    "prompt_tokens": "INT32",
-    "completion_tokens": "INT32",
-}
-"""The outputs, named as the fields of `Completion`, and their data types."""
+from predictor.tasks.answers import Answer
+from predictor.tasks.request import TaskRequest
+from predictor.tasks.task import RawInstance, TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A decoded V2 request and what its response takes over from it.
+    """A decoded V2 request and everything that its response depends on.
 
     Attributes:
-        request: What the call asks for.
+        request: The typed request.
+        spec: The model's task.
         id: The request's id, or a new one if it had none.
-        shape: Shape of the prompt tensor, which is that of every output.
-        outputs: Names of the outputs to answer with, in this order.
+        shape: Shape of the tensor of the task's first field.
+        outputs: Names of the requested outputs, in order; empty for all.
         raw: Whether the outputs go into gRPC's ``raw_output_contents``.
     """
 
-    request: GenerationRequest
+    request: TaskRequest
+    spec: TaskSpec
     id: str
     shape: tuple[int, ...]
     outputs: tuple[str, ...]
     raw: bool
 
 
-def inputs() -> list[dict[str, object]]:
-    """Returns the metadata of the inputs: name, datatype, shape."""
-    return [{"name": _PROMPT, "datatype": "BYTES", "shape": [-1]}]
+def signature(spec: TaskSpec) -> dict[str, list[dict[str, object]]]:
+    """Return the metadata of a model's inputs and outputs, by these two names.
+
+    The protocol cannot mark an input as optional, so only the required fields are listed.
+    """
+    return {
+        "inputs": [
+            {"name": field.name, "datatype": "BYTES", "shape": [-1]}
+            for field in spec.fields
+            if field.required
+        ],
+        "outputs": [
+            {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
+            for output in spec.outputs
+        ],
+    }
 
 
-def outputs() -> list[dict[str, object]]:
-    """Returns the metadata of the outputs: name, datatype, shape."""
-    return [
-        {"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in _OUTPUTS.items()
-    ]
-
-
-def decode(request: InferRequest, unsaid: GenerationParameters = UNSAID) -> Call:
-    """Returns what a V2 request asks for.
+def decode(request: InferRequest, spec: TaskSpec) -> Call:
+    """Return the typed request of a V2 request.
 
     Args:
         request: The request.
-        unsaid: What holds where it says nothing.
+        spec: The model's task.
 
     Raises:
-        RequestError: The tensors do not make a request: there is no prompt or more than one tensor
-            that could be it, a tensor is malformed, a parameter wrong, an output unknown.
+        RequestError: The tensors do not fit the task's fields, a tensor is malformed, a parameter
+            wrong or an output unknown.
     """
-    prompt, parameter_tensors = _tell_apart(request.inputs)
-    check_count(size_of(prompt.shape, f"Input {quote(prompt.name)}"))
-    texts = [str(text) for text in elements(prompt)]
-    if not texts:
-        raise RequestError(f"Input {quote(prompt.name)} has no element; give at least one prompt.")
-    given = to_http_parameters(request.parameters or {})
-    parameters = parse_v2_parameters(given, parameter_tensors, len(texts), unsaid)
-    prompts = tuple(Prompt(*pair) for pair in zip(texts, parameters, strict=True))
+    inputs = decode_inputs(request.inputs, spec)
+    outputs = tuple(output.name for output in request.request_outputs or ())
+    parameters = decode_parameters(
+        to_http_parameters(request.parameters or {}), inputs.parameters, inputs.count
+    )
+    shared = parameters.shared | _added_by(outputs, spec)
+    instances = (RawInstance(inputs.row(n), parameters.row(n)) for n in range(inputs.count))
     return Call(
-        request=GenerationRequest(prompts),
+        request=spec.request(shared, instances),
+        spec=spec,
         id=request.id or str(uuid.uuid4()),
-        shape=tuple(prompt.shape),
-        outputs=_requested(request.request_outputs or ()),
+        shape=inputs.shape,
+        outputs=outputs,
         raw=request.from_grpc and request.use_binary_outputs,
     )
 
 
 def encode(
-    call: Call, completions: Sequence[Completion], *, model_name: str, model_version: str
+    call: Call, answers: Sequence[Answer], *, model_name: str, model_version: str
 ) -> InferResponse:
-    """Returns the response for one completion per prompt, with the outputs that were asked for."""
-    if len(completions) != len(call.request.prompts):
-        raise ValueError(f"{len(completions)} completions, {len(call.request.prompts)} prompts")
+    """Return the response, with the outputs that were requested.
+
+    Args:
+        call: The decoded request.
+        answers: The answers, in the order of the instances.
+        model_name: Name for the response.
+        model_version: Version for the response.
+    """
+    by_name = columns(answers, call.shape)
+    datatypes = {output.name: output.datatype for output in call.spec.outputs}
     return InferResponse(
         response_id=call.id,
         model_name=model_name,
         model_version=model_version,
-        infer_outputs=[_output(name, call.shape, completions) for name in call.outputs],
+        infer_outputs=[
+            InferOutput(
+                name=name,
+                shape=list(by_name[name].shape),
+                datatype=datatypes[name],
+                data=list(by_name[name].data),
+            )
+            for name in call.outputs or by_name
+        ],
         use_binary_outputs=call.raw,
     )
 
 
-def _output(name: str, shape: tuple[int, ...], completions: Sequence[Completion]) -> InferOutput:
-    data = [getattr(completion, name) for completion in completions]
-    return InferOutput(name=name, shape=list(shape), datatype=_OUTPUTS[name], data=data)
-
-
-def _tell_apart(tensors: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """Returns the prompt tensor and the parameter tensors."""
-    _check_names(tensors)
-    for tensor in tensors:
-        _check_own_parameters(tensor)
-    others = [tensor for tensor in tensors if tensor.name not in NAMES]
-    strange = [tensor for tensor in others if tensor.datatype != "BYTES"]
-    if strange:
-        name = strange[0].name
-        hint = nearest(name, NAMES)
-        raise RequestError(f"Input {quote(name)} is neither BYTES nor a parameter; {hint}")
-    if len(others) != 1:
-        count = "none" if not others else " and ".join(quote(other.name) for other in others[:2])
-        raise RequestError(f"inputs must have one BYTES tensor of prompts; here there is {count}.")
-    return others[0], [tensor for tensor in tensors if tensor.name in NAMES]
-
-
-def _check_own_parameters(tensor: Any) -> None:
-    for name in tensor.parameters or {}:
-        if name in NAMES:
-            place = f"input {quote(tensor.name)}"
-            raise RequestError(f"{name} is a parameter of the request, not of {place}.")
-
-
-def _check_names(tensors: Sequence[Any]) -> None:
-    if not tensors:
-        raise RequestError("inputs is empty; give a BYTES tensor with at least one prompt.")
-    check_once([tensor.name for tensor in tensors], "Input")
-
-
-def _requested(requested: Sequence[Any]) -> tuple[str, ...]:
-    names = [output.name for output in requested]
-    for name in names:
-        if name not in _OUTPUTS:
-            known = ", ".join(_OUTPUTS)
-            raise RequestError(f"There is no output {quote(name)}; known are {known}.")
-    check_once(names, "Output")
-    return tuple(names or _OUTPUTS)
-
-
-def check_once(names: Sequence[str], what: str) -> None:
-    """Checks that no name is there twice.
+def _added_by(names: Sequence[str], spec: TaskSpec) -> dict[str, Any]:
+    """Return the parameters that add the requested outputs to an answer.
 
     Raises:
-        RequestError: One is.
+        RequestError: An output is unknown or requested twice.
     """
-    seen: set[str] = set()
+    known = {output.name: output.requested_by for output in spec.outputs}
     for name in names:
-        if name in seen:
-            raise RequestError(f"{what} {quote(name)} is there twice.")
-        seen.add(name)
+        if name not in known:
+            raise RequestError(f"There is no output {quote(name)}; known are {', '.join(known)}.")
+    check_once(names, "Output")
+    parameters = (known[name] for name in names)
+    return {parameter: True for parameter in parameters if parameter is not None}

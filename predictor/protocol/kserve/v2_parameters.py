@@ -1,4 +1,4 @@
-"""Generation parameters of a V2 request: as the request's parameters or as input tensors.
+"""The parameters of a V2 request: parameters of the request, or input tensors.
 
 A V2 parameter is a scalar, and over gRPC not even a number with a fraction (``InferParameter`` has
 ``bool_param``, ``int64_param`` and ``string_param``). So a numeric string stands for a number where
@@ -10,18 +10,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from predictor.errors import RequestError
 from predictor.protocol.kserve.tensors import Element, elements
-from predictor.tasks.parameters import parse_parameters
-from predictor.tasks.request import GenerationParameters
 
 PROTOCOL_PARAMETERS = frozenset(
     {"binary_data", "binary_data_output", "binary_data_size", "content_type"}
 )
-"""Parameters that say how tensors travel, not how to generate: the binary tensor data extension's,
-and the content type that MLServer's clients send."""
+"""Parameters of the transport and not of the task: those of the binary tensor data extension, and
+the content type that MLServer's clients send."""
 
 _FRACTIONS = frozenset(
     {
@@ -36,23 +35,36 @@ _FRACTIONS = frozenset(
 _NUMERIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-def parse_v2_parameters(
-    given: Mapping[str, object],
-    tensors: Sequence[Any],
-    prompts: int,
-    unsaid: GenerationParameters,
-) -> tuple[GenerationParameters, ...]:
-    """Returns the checked parameters of each prompt.
+@dataclass(frozen=True, slots=True)
+class V2Parameters:
+    """The parameters of a request, which its task has still to check.
+
+    Attributes:
+        shared: Those of all instances, by name.
+        columns: Those with a value for each instance, by name.
+    """
+
+    shared: dict[str, object]
+    columns: dict[str, list[object]]
+
+    def row(self, number: int) -> dict[str, object]:
+        """Return the own parameters of an instance."""
+        return {name: column[number] for name, column in self.columns.items()}
+
+
+def decode_parameters(
+    given: Mapping[str, object], tensors: Sequence[Any], count: int
+) -> V2Parameters:
+    """Return the parameters of a request.
 
     Args:
         given: The request's parameters.
-        tensors: The `InferInput`s that are named as a parameter. One element is for all prompts, as
-            many elements as prompts are one for each; the elements of ``stop`` are a list for all.
-        prompts: How many prompts there are.
-        unsaid: What holds where nothing is said.
+        tensors: The `InferInput`s that are named as a parameter. One element is for all instances,
+            `count` elements are one for each; the elements of ``stop`` are a list for all.
+        count: Instances in the request.
 
     Raises:
-        RequestError: A parameter is unknown, wrong, or given twice, or a tensor has another count.
+        RequestError: A parameter is given twice, or a tensor has another number of elements.
     """
     shared = {
         name: _scalar(name, value)
@@ -63,39 +75,36 @@ def parse_v2_parameters(
     for tensor in tensors:
         if tensor.name in shared:
             raise RequestError(f"{tensor.name} is given twice, as a parameter and as an input.")
-        _place(tensor.name, elements(tensor), prompts, shared, columns)
-    if not columns:
-        return (parse_parameters(shared, unsaid=unsaid),) * prompts
-    rows = ({name: column[row] for name, column in columns.items()} for row in range(prompts))
-    return tuple(parse_parameters({**shared, **own}, unsaid=unsaid) for own in rows)
+        _place(tensor.name, elements(tensor), count, shared, columns)
+    return V2Parameters(shared, columns)
 
 
 def _place(
     name: str,
     values: list[Element],
-    prompts: int,
+    count: int,
     shared: dict[str, object],
     columns: dict[str, list[object]],
 ) -> None:
     if name == "stop":
         shared[name] = values
     elif len(values) == 1:
-        shared[name] = fraction(name, values[0])
-    elif len(values) == prompts:
-        columns[name] = [fraction(name, value) for value in values]
+        shared[name] = _fraction(name, values[0])
+    elif len(values) == count:
+        columns[name] = [_fraction(name, value) for value in values]
     else:
-        counts = "1" if prompts == 1 else f"1 or {prompts}"
+        counts = "1" if count == 1 else f"1 or {count}"
         raise RequestError(f"Input '{name}' has {len(values)} elements instead of {counts}.")
 
 
 def _scalar(name: str, value: object) -> object:
     if name == "stop" and isinstance(value, str):
         return _stop(value)
-    return fraction(name, value)
+    return _fraction(name, value)
 
 
-def fraction(name: str, value: object) -> object:
-    """Returns the number that a string stands for where a fraction is allowed, else the value."""
+def _fraction(name: str, value: object) -> object:
+    """Return the number in a string if the parameter may have a fraction, else the value."""
     is_numeric = isinstance(value, str) and _NUMERIC.fullmatch(value)
     return float(str(value)) if name in _FRACTIONS and is_numeric else value
 

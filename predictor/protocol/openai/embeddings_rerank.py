@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from predictor.errors import RequestError
-from predictor.protocol.http.deadline import asked_timeout, counted, while_connected
+from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
 from predictor.protocol.http.json_body import (
     check_count,
     check_keys,
@@ -26,11 +26,13 @@ from predictor.protocol.http.json_body import (
     parse_document,
     require_type,
 )
-from predictor.protocol.kserve.rest_inference import read_body
+from predictor.protocol.http.requests import read_body
+from predictor.protocol.kserve.v1_answers import by_label
 from predictor.protocol.openai.request import model_name
 from predictor.protocol.served import Models, ServedModel, find, require_task
-from predictor.tasks.encoder_spec import Ask, EncoderRequest
-from predictor.tasks.text_embedding import TOKENS
+from predictor.tasks.answers import Answer, Classes, Score, Vector, of_type
+from predictor.tasks.request import TOKENS, TaskRequest
+from predictor.tasks.task import RawInstance
 
 _EMBEDDINGS = ("model", "input", "encoding_format", "dimensions", "user")
 _RERANK = ("model", "query", "documents", "top_n", "return_documents", "user")
@@ -43,7 +45,7 @@ _PREDICT = ("inputs", "raw_scores", "truncate", "truncation_direction")
 
 
 @dataclass(frozen=True, slots=True)
-class ListEndpoints:
+class EmbeddingsRerankEndpoints:
     """The endpoints and the models that answer."""
 
     models: Models
@@ -53,19 +55,15 @@ class ListEndpoints:
         with self._counting("openai"):
             document = parse_document(await read_body(request))
             model = find(self.models, model_name(document))
-            head = await require_task(model, "text_embedding")
+            spec = await require_task(model, "text_embedding")
             check_keys(document, _EMBEDDINGS, "the body")
             form = document.get("encoding_format", "float")
             if form not in ("float", "base64"):
                 raise RequestError("encoding_format must be 'float' or 'base64'.")
             shared = {"dimensions": document.get("dimensions")}
-            asks = [
-                head.decode({"text": item}, shared)
-                if isinstance(item, str)
-                else head.decode({"text": ""}, {**shared, TOKENS: item})
-                for item in _inputs(document.get("input"))
-            ]
-            vectors = await _answers(request, model, asks)
+            instances = [_embedded(item) for item in _inputs(document.get("input"))]
+            answers = await _answers(request, model, spec.request(shared, instances))
+        vectors = of_type(answers, Vector)
         data = [
             {"object": "embedding", "index": index, "embedding": _as(form, vector.values)}
             for index, vector in enumerate(vectors)
@@ -79,20 +77,19 @@ class ListEndpoints:
         with self._counting("openai"):
             document = parse_document(await read_body(request))
             model = find(self.models, model_name(document))
-            head = await require_task(model, "rerank")
+            spec = await require_task(model, "rerank")
             check_keys(document, _RERANK, "the body")
             texts = [_document(item) for item in _list(document, "documents")]
             top = optional(document, "top_n", int, "top_n")
             if top is not None and top < 1:
                 raise RequestError("top_n must be at least 1.")
             query = require_type(document.get("query"), str, "query")
-            asks = [head.decode({"query": query, "text": text}, {}) for text in texts]
-            scores = await _answers(request, model, asks)
-        tells = optional(document, "return_documents", bool, "return_documents")
+            answers = await _answers(request, model, spec.request({}, _pairs(query, texts)))
+        with_text = optional(document, "return_documents", bool, "return_documents")
         results = [
             {"index": index, "relevance_score": score}
-            | ({"document": {"text": texts[index]}} if tells else {})
-            for index, score in _best_first(scores)[:top]
+            | ({"document": {"text": texts[index]}} if with_text else {})
+            for index, score in _best_first(answers)[:top]
         ]
         return JSONResponse({"object": "list", "model": model.name, "results": results})
 
@@ -101,34 +98,29 @@ class ListEndpoints:
         with self._counting("tei"):
             document = parse_document(await read_body(request))
             model = self._only()
-            head = await require_task(model, "text_embedding")
+            spec = await require_task(model, "text_embedding")
             _check_tei(document, _EMBED)
             names = ("normalize", "truncate", "prompt_name", "dimensions")
             shared = {name: document.get(name) for name in names}
-            asks = [
-                head.decode({"text": require_type(text, str, "inputs")}, shared)
-                for text in _some(document)
-            ]
-            vectors = await _answers(request, model, asks)
-        return JSONResponse([vector.values for vector in vectors])
+            answers = await _answers(request, model, spec.request(shared, _tei_texts(document)))
+        return JSONResponse([vector.values for vector in of_type(answers, Vector)])
 
     async def tei_rerank(self, request: Request) -> Response:
         """``POST /rerank``: TEI's ranking, best first."""
         with self._counting("tei"):
             document = parse_document(await read_body(request))
             model = self._only()
-            head = await require_task(model, "rerank")
+            spec = await require_task(model, "rerank")
             _check_tei(document, _TEI_RERANK)
             query = require_type(document.get("query"), str, "query")
             texts = [require_type(text, str, "texts") for text in _list(document, "texts")]
             shared = {name: document.get(name) for name in ("raw_scores", "truncate")}
-            asks = [head.decode({"query": query, "text": text}, shared) for text in texts]
-            scores = await _answers(request, model, asks)
-        tells = optional(document, "return_text", bool, "return_text")
+            answers = await _answers(request, model, spec.request(shared, _pairs(query, texts)))
+        with_text = optional(document, "return_text", bool, "return_text")
         return JSONResponse(
             [
-                {"index": index, "score": score} | ({"text": texts[index]} if tells else {})
-                for index, score in _best_first(scores)
+                {"index": index, "score": score} | ({"text": texts[index]} if with_text else {})
+                for index, score in _best_first(answers)
             ]
         )
 
@@ -137,22 +129,17 @@ class ListEndpoints:
         with self._counting("tei"):
             document = parse_document(await read_body(request))
             model = self._only()
-            head = await require_task(model, "sequence_classification")
+            spec = await require_task(model, "sequence_classification")
             _check_tei(document, _PREDICT)
             raw = optional(document, "raw_scores", bool, "raw_scores") or False
-            wanted = "return_raw_logits" if raw else "return_probabilities"
-            shared = {wanted: True, "truncate": document.get("truncate")}
-            asks = [
-                head.decode({"text": require_type(text, str, "inputs")}, shared)
-                for text in _some(document)
-            ]
-            answers = await _answers(request, model, asks)
-        told: list[Any] = [head.prediction(answer) for answer in answers]
-        rows = [_by_score(about["logits" if raw else "probabilities"]) for about in told]
+            name = "return_raw_logits" if raw else "return_probabilities"
+            shared = {name: True, "truncate": document.get("truncate")}
+            answers = await _answers(request, model, spec.request(shared, _tei_texts(document)))
+        rows = [_by_score(answer, raw=raw) for answer in of_type(answers, Classes)]
         return JSONResponse(rows if isinstance(document["inputs"], list) else rows[0])
 
     def _only(self) -> ServedModel:
-        """The one model, which TEI's clients do not name."""
+        """Return the one model, which TEI's clients do not name."""
         return next(iter(self.models.get_models().values()))
 
     @contextmanager
@@ -162,13 +149,12 @@ class ListEndpoints:
             yield
 
 
-async def _answers(request: Request, model: ServedModel, asks: Sequence[Ask]) -> tuple[Any, ...]:
-    wish = EncoderRequest(tuple(asks))
-    return await while_connected(request, model.answer(wish, asked_timeout(request.headers)))
+async def _answers(request: Request, model: ServedModel, typed: TaskRequest) -> tuple[Answer, ...]:
+    return await while_connected(request, model.answer(typed, requested_timeout(request.headers)))
 
 
 def _inputs(given: object) -> list[str | list[object]]:
-    """What is embedded: a text, texts, a list of tokens, or lists of tokens."""
+    """Return the items to embed of a text, texts, a list of tokens or lists of tokens."""
     if isinstance(given, str):
         return [given]
     items = require_type(given, list, "input")
@@ -180,10 +166,21 @@ def _inputs(given: object) -> list[str | list[object]]:
     return [item if isinstance(item, str) else require_type(item, list, "input") for item in items]
 
 
-def _some(document: Mapping[str, object]) -> list[object]:
-    """TEI's ``inputs``: a text or a list of them."""
+def _embedded(item: str | list[object]) -> RawInstance:
+    if isinstance(item, str):
+        return RawInstance({"text": item})
+    return RawInstance({"text": ""}, {TOKENS: item})
+
+
+def _pairs(query: str, texts: Iterable[str]) -> Iterator[RawInstance]:
+    return (RawInstance({"query": query, "text": text}) for text in texts)
+
+
+def _tei_texts(document: Mapping[str, object]) -> Iterator[RawInstance]:
+    """Return TEI's ``inputs``, a text or a list of them, as instances."""
     given = document.get("inputs")
-    return [given] if isinstance(given, str) else _list(document, "inputs")
+    items = [given] if isinstance(given, str) else _list(document, "inputs")
+    return (RawInstance({"text": require_type(text, str, "inputs")}) for text in items)
 
 
 def _list(document: Mapping[str, object], key: str) -> list[object]:
@@ -195,7 +192,7 @@ def _list(document: Mapping[str, object], key: str) -> list[object]:
 
 
 def _document(item: object) -> str:
-    """A document of a ranking: a text, or an object with one."""
+    """Return the text of a document, which is a text or an object with one."""
     text = item.get("text") if isinstance(item, dict) else item
     return require_type(text, str, "documents")
 
@@ -206,17 +203,19 @@ def _check_tei(document: Mapping[str, object], known: Sequence[str]) -> None:
         raise RequestError("truncation_direction must be 'right'.")
 
 
-def _best_first(scores: Sequence[float]) -> list[tuple[int, float]]:
+def _best_first(answers: Sequence[Answer]) -> list[tuple[int, float]]:
+    scores = (answer.score for answer in of_type(answers, Score))
     return sorted(enumerate(scores), key=lambda pair: -pair[1])
 
 
-def _by_score(numbers: Mapping[str, float]) -> list[dict[str, object]]:
-    ordered = sorted(numbers.items(), key=lambda pair: -pair[1])
+def _by_score(answer: Classes, *, raw: bool) -> list[dict[str, object]]:
+    values = answer.logits if raw else answer.probabilities
+    ordered = sorted(by_label(answer, values or ()).items(), key=lambda pair: -pair[1])
     return [{"score": score, "label": label} for label, score in ordered]
 
 
 def _as(form: object, vector: Sequence[float]) -> object:
-    """A vector as a list, or as base64 of little-endian float32, as OpenAI's client reads it."""
+    """Return a vector as a list, or as base64 of little-endian float32 for OpenAI's client."""
     if form == "float":
         return vector
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

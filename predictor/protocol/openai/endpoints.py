@@ -13,22 +13,23 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from predictor.protocol.http.deadline import asked_timeout, counted, while_connected
+from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
 from predictor.protocol.http.error_forms import openai_error
 from predictor.protocol.http.json_body import parse_document
+from predictor.protocol.http.requests import read_body, resolve_model
 from predictor.protocol.http.sse import event_stream
-from predictor.protocol.kserve.rest_inference import read_body
-from predictor.protocol.kserve.rest_status import SERVER_NAME, asked
-from predictor.protocol.openai.request import Asked, decode_chat, decode_completion, model_name
+from predictor.protocol.kserve.rest_status import SERVER_NAME
+from predictor.protocol.openai.request import Call, decode_chat, decode_completion, model_name
 from predictor.protocol.openai.response import (
-    ChatStyle,
+    ChatFormat,
     Chunks,
-    CompletionStyle,
-    Head,
-    Style,
+    CompletionFormat,
+    Envelope,
+    Format,
     encode,
 )
 from predictor.protocol.served import Models, find, require_generating
+from predictor.tasks.answers import Completion, of_type
 
 _LAST = "[DONE]"
 
@@ -39,7 +40,7 @@ class OpenAIEndpoints:
 
     Attributes:
         models: The models that are served.
-        created: Unix time that is told as the models'.
+        created: Unix time that the models' objects have.
     """
 
     models: Models
@@ -52,21 +53,21 @@ class OpenAIEndpoints:
 
     async def model(self, request: Request) -> JSONResponse:
         """``GET /openai/v1/models/{model}``: one model."""
-        return JSONResponse(self._row(asked(self.models, request).name))
+        return JSONResponse(self._row(resolve_model(self.models, request).name))
 
     async def completions(self, request: Request) -> Response:
         """``POST /openai/v1/completions``: continues prompts."""
-        return await self._answer(request, decode_completion, CompletionStyle())
+        return await self._answer(request, decode_completion, CompletionFormat())
 
     async def chat_completions(self, request: Request) -> Response:
         """``POST /openai/v1/chat/completions``: replies to a conversation."""
-        return await self._answer(request, decode_chat, ChatStyle())
+        return await self._answer(request, decode_chat, ChatFormat())
 
     async def _answer(
         self,
         request: Request,
-        decode: Callable[[Mapping[str, object]], Asked],
-        style: Style,
+        decode: Callable[[Mapping[str, object]], Call],
+        form: Format,
     ) -> Response:
         with ExitStack() as count:
             # The body names the model, and may be no JSON at all; there is one model here.
@@ -74,12 +75,12 @@ class OpenAIEndpoints:
             document = parse_document(await read_body(request))
             model = find(self.models, model_name(document))
             await require_generating(model)
-            wish = decode(document)
-            timeout = asked_timeout(request.headers)
-            head = Head.new(style, model.name)
-            if wish.stream:
-                stream = await model.stream(wish.request, timeout)
-                events = Chunks(style, head, wish).encode
+            call = decode(document)
+            timeout = requested_timeout(request.headers)
+            envelope = Envelope.new(form, model.name)
+            if call.stream:
+                stream = await model.stream(call.request, timeout)
+                events = Chunks(form, envelope, call).encode
                 return event_stream(
                     count.pop_all(),
                     stream,
@@ -87,8 +88,8 @@ class OpenAIEndpoints:
                     encode_error=openai_error,
                     last=_LAST,
                 )
-            completions = await while_connected(request, model.answer(wish.request, timeout))
-        return JSONResponse(encode(style, head, wish, completions))
+            answers = await while_connected(request, model.answer(call.request, timeout))
+        return JSONResponse(encode(form, envelope, call, of_type(answers, Completion)))
 
     def _row(self, name: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self.created, "owned_by": SERVER_NAME}

@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import check_count, check_keys, kind, require_type
 from predictor.sentences import quote
-from predictor.tasks.request import Message
-
-PromptText = str | tuple[int, ...] | tuple[Message, ...]
-"""What a `Prompt` continues."""
+from predictor.tasks.request import Message, PromptText
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MESSAGE_KEYS = ("role", "content")
@@ -19,7 +16,7 @@ _MESSAGE_REFUSED = ("tool_calls", "tool_call_id", "function_call", "audio", "ref
 
 
 def prompt_texts(prompt: object) -> list[PromptText]:
-    """Returns the prompts of a request for completions.
+    """Return the prompts of a request for completions.
 
     Args:
         prompt: A string, a list of strings, a list of token ids, or a list of such lists.
@@ -46,7 +43,7 @@ def prompt_texts(prompt: object) -> list[PromptText]:
 
 
 def conversation(messages: object) -> tuple[Message, ...]:
-    """Returns the turns of a chat; a developer's are the system's.
+    """Return the turns of a chat; a developer's are the system's.
 
     Raises:
         RequestError: There is none, or one has another form or holds more than text.
@@ -62,7 +59,7 @@ def _token_ids(ids: list[object], where: str) -> tuple[int, ...]:
 
 
 def _message(turn: object, where: str) -> Message:
-    given = _said(require_type(turn, dict, where))
+    given = _present(require_type(turn, dict, where))
     for key in _MESSAGE_REFUSED:
         if given.get(key, []) != []:
             raise RequestError(f"{where}.{key} is not supported.")
@@ -86,7 +83,7 @@ def _content(content: object, where: str) -> str:
 
 
 def _part(part: object, where: str) -> str:
-    given = _said(require_type(part, dict, where))
+    given = _present(require_type(part, dict, where))
     sort = require_type(given.get("type"), str, f"{where}.type")
     if sort != "text":
         raise RequestError(f"{where} is of type {quote(sort)}; only 'text' is supported.")
@@ -94,5 +91,5 @@ def _part(part: object, where: str) -> str:
     return require_type(given.get("text"), str, f"{where}.text")
 
 
-def _said(holder: Mapping[str, object]) -> dict[str, object]:
+def _present(holder: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in holder.items() if value is not None}

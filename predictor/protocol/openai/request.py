@@ -1,8 +1,8 @@
-"""OpenAI's requests: completions and chat completions, decoded.
+"""Decodes OpenAI's requests for completions and chat completions.
 
-Every key of OpenAI's API is in one of three groups: what is supported, what would change the answer
-and is refused by name, and what changes nothing here and is ignored. A key with the value ``null``
-is absent.
+Every key of OpenAI's API is in one of three groups: supported keys, keys that would change the
+answer and are refused by name, and keys that change nothing here and are ignored. A key with the
+value ``null`` is absent.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import check_count, check_keys, optional, require_type
-from predictor.protocol.openai.prompt import PromptText, conversation, prompt_texts
+from predictor.protocol.openai.prompt import conversation, prompt_texts
 from predictor.tasks.parameters import ALL_NAMES, parse_parameters
-from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
+from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt, PromptText
 
 _MOST_COMPLETION_LOGPROBS = 5
 _DEFAULT_COMPLETION_TOKENS = 16
@@ -40,7 +40,7 @@ _CHAT_PARAMETERS = _SHARED | {
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
 }
-"""Clients' keys and the parameters that they are."""
+"""Clients' keys and their parameters' names here."""
 
 _ASIDE = ("model", "n", "stream", "stream_options")
 
@@ -65,7 +65,7 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "web_search_options": (),
     "moderation": (),
 }
-"""Keys that would change the answer, and the values that change nothing and so may be said."""
+"""Keys that would change the answer, and the values of each that change nothing."""
 
 IGNORED = frozenset(
     {
@@ -85,14 +85,14 @@ IGNORED = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A decoded request and what its response depends on.
+class Call:
+    """A decoded request and everything that its response depends on.
 
     Attributes:
         request: `n` prompts in a row for each prompt of the client.
         n: Replies to each prompt.
         stream: Whether the replies are streamed.
-        include_usage: Whether a stream tells its usage at the end.
+        include_usage: Whether a stream ends with its usage.
     """
 
     request: GenerationRequest
@@ -102,7 +102,7 @@ class Asked:
 
 
 def model_name(document: Mapping[str, object]) -> str:
-    """Returns the name of the model that a body asks.
+    """Return the name of the model in a body.
 
     Raises:
         RequestError: It names none.
@@ -112,11 +112,11 @@ def model_name(document: Mapping[str, object]) -> str:
     return require_type(document["model"], str, "model")
 
 
-def decode_completion(document: Mapping[str, object]) -> Asked:
-    """Returns what a body of ``/completions`` asks for.
+def decode_completion(document: Mapping[str, object]) -> Call:
+    """Return the request in a body of ``/completions``.
 
     Raises:
-        RequestError: The body is not of OpenAI's form, or asks for what is not supported.
+        RequestError: The body is not of OpenAI's form, or has a key that is not supported.
     """
     given = _given(document, COMPLETION_KEYS, "prompt")
     if "logprobs" in given:
@@ -126,32 +126,32 @@ def decode_completion(document: Mapping[str, object]) -> Asked:
     parameters = replace(
         _parameters(given, _COMPLETION_PARAMETERS), default_new_tokens=_DEFAULT_COMPLETION_TOKENS
     )
-    return _asked(given, prompt_texts(given["prompt"]), parameters)
+    return _call(given, prompt_texts(given["prompt"]), parameters)
 
 
-def decode_chat(document: Mapping[str, object]) -> Asked:
-    """Returns what a body of ``/chat/completions`` asks for.
+def decode_chat(document: Mapping[str, object]) -> Call:
+    """Return the request in a body of ``/chat/completions``.
 
     Raises:
-        RequestError: The body is not of OpenAI's form, or asks for what is not supported.
+        RequestError: The body is not of OpenAI's form, or has a key that is not supported.
     """
     given = _given(document, CHAT_KEYS, "messages")
     names = dict(_CHAT_PARAMETERS)
     if "max_completion_tokens" in given:
         names.pop("max_tokens")  # deprecated, and some clients send both
     parameters = replace(_parameters(given, names), logprobs=_chat_logprobs(given))
-    return _asked(given, [conversation(given["messages"])], parameters)
+    return _call(given, [conversation(given["messages"])], parameters)
 
 
 def _given(
     document: Mapping[str, object], supported: Sequence[str], needed: str
 ) -> dict[str, object]:
-    """Returns the keys that are said and supported, once the others are seen to be harmless."""
-    said = {key: value for key, value in document.items() if value is not None}
+    """Return the supported keys; refuse others that would change the answer."""
+    present = {key: value for key, value in document.items() if value is not None}
     for key, harmless in REFUSED.items():
-        if key in said and said.pop(key) not in harmless:
+        if key in present and present.pop(key) not in harmless:
             raise RequestError(f"{key} is not supported{_unless(key)}.")
-    given = {key: value for key, value in said.items() if key not in IGNORED}
+    given = {key: value for key, value in present.items() if key not in IGNORED}
     check_keys(given, supported, "the body")
     if needed not in given:
         raise RequestError(f"The body has no {needed!r}.")
@@ -167,13 +167,13 @@ def _unless(key: str) -> str:
 
 
 def _parameters(given: Mapping[str, object], names: Mapping[str, str]) -> GenerationParameters:
-    """Returns checked parameters; errors name the client's keys (sentences begin with the name)."""
-    said = {name: key for key, name in names.items() if key in given}
+    """Return checked parameters; errors name the client's keys (sentences begin with the name)."""
+    keys = {name: key for key, name in names.items() if key in given}
     try:
-        return parse_parameters({name: given[key] for name, key in said.items()}, ALL_NAMES)
+        return parse_parameters({name: given[key] for name, key in keys.items()}, ALL_NAMES)
     except RequestError as error:
         name, space, rest = str(error).partition(" ")
-        raise RequestError(said.get(name, name) + space + rest) from None
+        raise RequestError(keys.get(name, name) + space + rest) from None
 
 
 def _chat_logprobs(given: Mapping[str, object]) -> int | None:
@@ -184,19 +184,19 @@ def _chat_logprobs(given: Mapping[str, object]) -> int | None:
     return top if wanted else None
 
 
-def _asked(
+def _call(
     given: Mapping[str, object], texts: Sequence[PromptText], parameters: GenerationParameters
-) -> Asked:
+) -> Call:
     n = _integer(given, "n", 1, None) if "n" in given else 1
     check_count(len(texts) * n)
     stream = optional(given, "stream", bool, "stream") or False
     variants = [_variant(parameters, number) for number in range(n)]
     prompts = tuple(Prompt(text, variant) for text in texts for variant in variants)
-    return Asked(GenerationRequest(prompts), n, stream, _include_usage(given, stream))
+    return Call(GenerationRequest(prompts), n, stream, _include_usage(given, stream))
 
 
 def _variant(parameters: GenerationParameters, number: int) -> GenerationParameters:
-    """Returns the parameters of one of `n` replies; each has its own seed, or all were the same."""
+    """Return the parameters of one of `n` replies; each has its own seed, or all were the same."""
     if parameters.seed is None:
         return parameters
     return replace(parameters, seed=(parameters.seed + number) % _SEEDS)
@@ -208,9 +208,9 @@ def _include_usage(given: Mapping[str, object], stream: bool) -> bool:
         return False
     if not stream:
         raise RequestError("stream_options needs stream to be true.")
-    said = {key: value for key, value in options.items() if value is not None}
-    check_keys(said, ("include_usage", "include_obfuscation"), "stream_options")
-    return optional(said, "include_usage", bool, "stream_options.include_usage") or False
+    present = {key: value for key, value in options.items() if value is not None}
+    check_keys(present, ("include_usage", "include_obfuscation"), "stream_options")
+    return optional(present, "include_usage", bool, "stream_options.include_usage") or False
 
 
 def _integer(given: Mapping[str, object], key: str, least: int, most: int | None) -> int:

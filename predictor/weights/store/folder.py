@@ -1,13 +1,14 @@
-"""The offload volume's folder of stores: who may write, who reads, what is stale.
+"""The offload volume's folder of stores: one writer at a time, any number of readers.
 
-Beside a store lie, under its name, two files that are only locked:
+Beside a store lie two files with its name, which exist to be locked:
 
-- ``.lock``: held alone by the one process that writes the store;
-- ``.used``: shared by all that serve from it. It holds a mark while someone does, which the last
-  to stop takes away. A mark that nobody holds was left by a process that was killed, or by a node
-  that went down: the next start holds every block against its checksum.
+- ``.lock``: locked exclusively by the one process that writes the store;
+- ``.used``: locked shared by all processes that serve from the store. The file holds a mark while
+  one does, and the last process to stop removes the mark. A mark without a lock is left over from a
+  process that was killed, or from a node that went down. The next start then checks every block.
 
-Where a volume is read-only nothing is locked: nobody can write.
+On a read-only volume nothing is locked, since no process can write. The layout of a store is left
+to `format`, and its content to `packing`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from predictor.weights.progress import Progress
-from predictor.weights.store.format import Identity, Store, StoreDamaged, owner_of, read_store
-from predictor.weights.store.locks import Share, lock, try_lock
-from predictor.weights.store.writer import partial_of
+from predictor.weights.store.format import Identity, Store, StoreCorrupt, model_of_store, read_store
+from predictor.weights.store.locks import SharedLock, lock, try_lock
+from predictor.weights.store.writer import partial_file
 
 logger = logging.getLogger(__name__)
 
@@ -30,19 +31,30 @@ _MARK = b"in use\n"
 
 
 def store_file(folder: Path, name: str) -> Path:
-    """Returns where in an offload folder the store is of a model, by `rewritten.folder_name`."""
+    """Return the file of a model's store.
+
+    Args:
+        folder: The offload folder.
+        name: The model's name from `converted.folder_name`.
+    """
     return folder / f"{name}{_SUFFIX}"
 
 
 class StoreFolder:
-    """Where the stores of one model, in one dtype and one revision, are found and put."""
+    """The store of one model, in one dtype and one revision.
+
+    Attributes:
+        folder: The offload folder.
+        identity: The weights that are served.
+        file: The file of the store.
+    """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
-        """Takes the offload folder; touches nothing.
+        """Compute the file's name, and read nothing.
 
         Args:
             folder: The offload folder.
-            identity: Whose weights are served.
+            identity: The weights that are served.
         """
         self.folder = folder
         self.identity = identity
@@ -50,34 +62,34 @@ class StoreFolder:
         self._use: _Use | None = None
 
     def find(self, names: Iterable[str], *, verify: bool, progress: Progress) -> Store | None:
-        """Returns the store if it is whole and holds these blocks, and holds it as used.
+        """Return the store if it is intact and has these blocks; its use lasts until `release`.
 
         Args:
-            names: Blocks that are needed.
-            verify: Whether every block is held against its checksum, whatever was before.
-            progress: Is told of blocks that were checked.
+            names: The blocks.
+            verify: Whether to check every block, even after a clean stop.
+            progress: Counts the checked blocks.
         """
         try:
             store = read_store(self.file)
             if store.identity != self.identity:
-                raise StoreDamaged(f"{self.file} holds other weights.")
+                raise StoreCorrupt(f"{self.file} holds other weights.")
         except FileNotFoundError:
             return None
-        except (StoreDamaged, OSError) as error:
+        except (StoreCorrupt, OSError) as error:
             logger.warning("The offload store is not used: %s", error)
             return None
         if set(names) - store.blocks.keys():
             return None
         use = _Use(self.file)
-        if not self.file.exists():  # removed for its space before it was seen to be used
+        if not self.file.exists():  # another process removed it before this one locked it
             use.end()
             return None
-        if verify or use.was_left:
-            why = "a process that used it was killed" if use.was_left else "that was asked for"
-            logger.info("Checking the offload store %s: %s", self.file, why)
+        if verify or use.was_killed:
+            reason = "a process that used it was killed" if use.was_killed else "--verify_store"
+            logger.info("Checking the offload store %s: %s", self.file, reason)
             try:
                 _check(store, progress)
-            except (StoreDamaged, OSError) as error:
+            except (StoreCorrupt, OSError) as error:
                 logger.warning("The offload store is not used: %s", error)
                 use.end()
                 return None
@@ -87,50 +99,58 @@ class StoreFolder:
         return store
 
     def serve(self) -> None:
-        """Marks the store as used, from when requests are answered until `release`."""
+        """Mark the store as used, until `release`. Call it when requests are answered."""
         if self._use is not None:
             self._use.mark()
 
     def release(self) -> None:
-        """Ends the use of the store, as a process does that ends as it should."""
+        """End the use of the store cleanly, so that the next start need not check it."""
         if self._use is not None:
             self._use.end()
             self._use = None
 
     @contextlib.contextmanager
     def writing(self, *, wait: bool, progress: Progress) -> Iterator[bool]:
-        """Gives whether this process alone may write the store now.
+        """Lock the store for writing, and yield whether this process holds the lock.
 
         Args:
-            wait: Whether to wait for another that writes it.
-            progress: Is told of the waiting.
+            wait: Whether to wait for another process that writes it.
+            progress: Shows the wait as a phase.
 
         Raises:
             OSError: The folder cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.file, ".lock") as descriptor:
-            is_ours = try_lock(descriptor)
-            if not is_ours and wait:
+            is_locked = try_lock(descriptor)
+            if not is_locked and wait:
                 progress.begin("waiting for another pod that writes the offload store", {})
                 lock(descriptor, of=self.file)
-                is_ours = True
-            yield is_ours
+                is_locked = True
+            yield is_locked
 
     def make_room(self, needed: int, free: int) -> int:
-        """Removes unused stores of the same model while space lacks; returns what is free then.
+        """Remove unused stores of the same model until a new one fits.
+
+        If the volume is full, unused stores of the same model are evicted first, the oldest first.
+        If the new store would not fit even then, none is removed.
 
         Args:
-            needed: Bytes that are to be written.
+            needed: Bytes that will be written.
             free: Bytes that may be written now.
+
+        Returns:
+            Bytes that may be written then.
         """
         unused = {
             file: file.stat().st_size
             for file in self.folder.glob(f"*{_SUFFIX}")
-            if file != self.file and owner_of(file) == self.identity.model and _is_unused(file)
+            if file != self.file
+            and model_of_store(file) == self.identity.model
+            and _is_unused(file)
         }
         if needed > free + sum(unused.values()):
-            return free  # it would be for nothing
+            return free
         for file in sorted(unused, key=lambda file: file.stat().st_mtime):
             if needed <= free:
                 break
@@ -139,44 +159,49 @@ class StoreFolder:
 
 
 class _Use:
-    """A share in the use of a store, until the process ends; nothing on a read-only volume.
+    """The use of a store by this process; on a read-only volume it does nothing.
 
     Attributes:
-        was_left: Whether the last one that used it was killed.
+        was_killed: Whether the last process that used the store was killed.
     """
 
     def __init__(self, file: Path) -> None:
-        self.was_left = False
-        self._share: Share | None = None
+        self.was_killed = False
+        self._lock: SharedLock | None = None
         with contextlib.suppress(OSError):
-            self._share = share = Share(_beside(file, ".used"))
-            with share.alone() as is_alone:
-                self.was_left = is_alone and os.fstat(share.descriptor).st_size > 0
+            self._lock = shared = SharedLock(_beside(file, ".used"))
+            with shared.try_exclusive() as is_alone:
+                self.was_killed = is_alone and os.fstat(shared.descriptor).st_size > 0
 
     def mark(self) -> None:
-        if self._share is None:
+        if self._lock is None:
             return
         with contextlib.suppress(OSError):
-            os.pwrite(self._share.descriptor, _MARK, 0)
-            os.fsync(self._share.descriptor)
+            os.pwrite(self._lock.descriptor, _MARK, 0)
+            os.fsync(self._lock.descriptor)
 
     def unmark(self) -> None:
-        """Takes the mark away if nobody else uses the store."""
-        if self._share is None:
+        """Remove the mark if no other process uses the store."""
+        if self._lock is None:
             return
-        with contextlib.suppress(OSError), self._share.alone() as is_alone:
+        with contextlib.suppress(OSError), self._lock.try_exclusive() as is_alone:
             if is_alone:
-                os.ftruncate(self._share.descriptor, 0)
+                os.ftruncate(self._lock.descriptor, 0)
 
     def end(self) -> None:
         self.unmark()
-        if self._share is not None:
-            self._share.close()
-            self._share = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 def _check(store: Store, progress: Progress) -> None:
-    """Reads every block; raises what is wrong."""
+    """Check every block.
+
+    Raises:
+        StoreCorrupt: A block was altered.
+        OSError: A block cannot be read.
+    """
     sizes = {name: block.size for name, block in store.blocks.items()}
     progress.begin("checking the offload store", sizes)
     try:
@@ -191,21 +216,21 @@ def _is_unused(file: Path) -> bool:
 
 
 def _remove_unused(file: Path) -> int:
-    """Removes a store and returns its bytes; 0 where somebody uses or writes it."""
+    """Remove a store, and return its bytes; 0 if a process uses or writes the store."""
     with _locked(file, ".lock") as writing, _locked(file, ".used") as used:
         if not (try_lock(writing) and try_lock(used)):
             return 0
         size = file.stat().st_size
         logger.info("Removing the offload store %s of another revision: space is needed", file)
         file.unlink()
-        partial_of(file).unlink(missing_ok=True)
+        partial_file(file).unlink(missing_ok=True)
         _beside(file, ".used").unlink(missing_ok=True)
     return size
 
 
 @contextlib.contextmanager
 def _locked(file: Path, suffix: str) -> Iterator[int]:
-    """Opens the file to lock beside a store; closing it lets the lock go."""
+    """Open a file beside a store, to be locked; the lock ends with the block."""
     descriptor = os.open(_beside(file, suffix), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         yield descriptor

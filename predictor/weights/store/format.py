@@ -7,9 +7,9 @@
     padding   to a page
     blocks    each begins on a page
 
-A file under its own name is complete: it is written under another, synced and renamed. It never
-changes afterwards, so processes read it without a lock; a newer one takes its name and not its
-bytes.
+A file under its own name is complete: it is written under another name, synced and renamed. It
+never changes afterwards, so processes read it without a lock. A newer file takes its name, and
+leaves its bytes alone. Writing is left to `writer`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,18 @@ from typing import Any
 
 import torch
 
-from predictor.weights.extents import Block, Segment, Stamp, Tensor, stamp_of
-from predictor.weights.streaming.direct_io import Buffer, opened_files
+from predictor.weights.direct_io import AlignedBuffer, open_block_reader
+from predictor.weights.extents import (
+    BlockExtent,
+    FileIdentity,
+    FileSegment,
+    TensorView,
+    identify_file,
+    largest,
+)
 
 FORMAT = 1
-"""Raised when the layout changes; a store of another format is written anew."""
+"""The version of the layout. A store of another version is written anew."""
 
 MAGIC = b"ACPSTORE"
 START = struct.Struct("<8sQI")
@@ -40,13 +47,13 @@ def _ignore(_: str) -> None:
     pass
 
 
-class StoreDamaged(Exception):
+class StoreCorrupt(Exception):
     """A store that cannot be used; the message is a sentence for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose weights a store holds.
+    """The weights that a store holds.
 
     Attributes:
         model: The model's id on the hub, or its directory.
@@ -64,89 +71,89 @@ class Store:
     """A complete store.
 
     Attributes:
-        identity: Whose weights it holds.
+        identity: The weights that it holds.
         blocks: The blocks by name, in execution order.
         checksums: CRC-32 of each block's extent.
     """
 
     identity: Identity
-    blocks: Mapping[str, Block]
+    blocks: Mapping[str, BlockExtent]
     checksums: Mapping[str, int]
 
     def check_all(self, names: Collection[str], done: Callable[[str], None] = _ignore) -> None:
-        """Reads blocks and holds them against their checksums.
+        """Read blocks, and compare them with their checksums.
 
         Args:
             names: The blocks.
-            done: Is told of each.
+            done: Called with the name of each checked block.
 
         Raises:
-            StoreDamaged: One was altered.
-            OSError: One cannot be read.
+            StoreCorrupt: A block was altered.
+            OSError: A block cannot be read.
         """
-        buffer = Buffer(max((self.blocks[name].size for name in names), default=0))
-        with opened_files() as files:
+        buffer = AlignedBuffer(largest(self.blocks[name] for name in names))
+        with open_block_reader() as reader:
             for name in names:
-                files.read(self.blocks[name], buffer)
+                reader.read(self.blocks[name], buffer)
                 self._check(name, buffer)
                 done(name)
 
-    def _check(self, name: str, buffer: Buffer) -> None:
+    def _check(self, name: str, buffer: AlignedBuffer) -> None:
         block = self.blocks[name]
         if zlib.crc32(buffer.bytes[: block.size]) != self.checksums[name]:
-            raise StoreDamaged(f"{block.segments[0].file} is damaged: {name} was altered.")
+            raise StoreCorrupt(f"{block.segments[0].file} is damaged: {name} was altered.")
 
 
 def read_store(file: Path) -> Store:
-    """Returns a store after its header and its size were checked.
+    """Return a store, after a check of its header and its size.
 
     Raises:
-        FileNotFoundError: There is none.
-        StoreDamaged: It is of another format, cut short, or altered.
-        OSError: It cannot be read.
+        FileNotFoundError: There is no such file.
+        StoreCorrupt: The store is of another format, cut short, or altered.
+        OSError: The file cannot be read.
     """
-    header, stamp = _read_header(file)
+    header, file_identity = _read_header(file)
     if header["format"] != FORMAT:
-        raise StoreDamaged(f"{file} is of format {header['format']} and not {FORMAT}.")
-    blocks = {entry["name"]: _block(file, stamp, entry) for entry in header["blocks"]}
+        raise StoreCorrupt(f"{file} is of format {header['format']} and not {FORMAT}.")
+    blocks = {entry["name"]: _extent(file, file_identity, entry) for entry in header["blocks"]}
     end = max((block.segments[0].start + block.size for block in blocks.values()), default=0)
-    if stamp[2] != end:
-        raise StoreDamaged(f"{file} has {stamp[2]} bytes and not the {end} of its header.")
+    size = file_identity[2]
+    if size != end:
+        raise StoreCorrupt(f"{file} has {size} bytes and not the {end} of its header.")
     checksums = {entry["name"]: entry["checksum"] for entry in header["blocks"]}
     return Store(Identity(**header["identity"]), blocks, checksums)
 
 
-def owner_of(file: Path) -> str | None:
-    """Returns the model whose weights a store of any format holds; None where it is no store."""
+def model_of_store(file: Path) -> str | None:
+    """Return the model whose weights a store of any format holds; None if it is no store."""
     try:
         header, _ = _read_header(file)
         model: str = header["identity"]["model"]
-    except (StoreDamaged, OSError, KeyError):
+    except (StoreCorrupt, OSError, KeyError):
         return None
     return model
 
 
-def _read_header(file: Path) -> tuple[dict[str, Any], Stamp]:
-    """The header, and which file it is of."""
+def _read_header(file: Path) -> tuple[dict[str, Any], FileIdentity]:
     with file.open("rb") as stream:
         start = stream.read(START.size)
         if len(start) < START.size or not start.startswith(MAGIC):
-            raise StoreDamaged(f"{file} is no offload store.")
+            raise StoreCorrupt(f"{file} is no offload store.")
         _, length, checksum = START.unpack(start)
         text = stream.read(length) if length <= _LARGEST_HEADER else b""
-        stamp = stamp_of(os.fstat(stream.fileno()))
+        file_identity = identify_file(os.fstat(stream.fileno()))
     if zlib.crc32(text) != checksum or len(text) != length:
-        raise StoreDamaged(f"{file} is damaged: its header was altered.")
-    return json.loads(text), stamp
+        raise StoreCorrupt(f"{file} is damaged: its header was altered.")
+    return json.loads(text), file_identity
 
 
-def _block(file: Path, stamp: Stamp, entry: Mapping[str, Any]) -> Block:
-    tensors = tuple(tensor_of(one) for one in entry["tensors"])
-    segment = Segment(file, entry["start"], entry["length"], 0, stamp)
-    return Block(entry["name"], (segment,), tensors, "store")
+def _extent(file: Path, file_identity: FileIdentity, entry: Mapping[str, Any]) -> BlockExtent:
+    tensors = tuple(tensor_of(tensor) for tensor in entry["tensors"])
+    segment = FileSegment(file, entry["start"], entry["length"], 0, file_identity)
+    return BlockExtent(entry["name"], (segment,), tensors, "store")
 
 
-def tensor_of(entry: Mapping[str, Any]) -> Tensor:
-    """Returns a tensor of a header's entry."""
+def tensor_of(entry: Mapping[str, Any]) -> TensorView:
+    """Return the tensor that an entry of the header describes."""
     dtype: torch.dtype = getattr(torch, entry["dtype"])
-    return Tensor(entry["name"], dtype, tuple(entry["shape"]), entry["at"])
+    return TensorView(entry["name"], dtype, tuple(entry["shape"]), entry["at"])

@@ -1,6 +1,6 @@
-"""Locks on files, held alone or shared: those of flock(2), which die with who holds them.
+"""Locks on files, exclusive or shared: those of flock(2), which end with the process.
 
-They hold on NFS too, where Linux makes byte-range locks of them.
+They work on NFS too, where Linux turns them into byte-range locks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def try_lock(descriptor: int) -> bool:
-    """Returns whether an open file could be locked now."""
+    """Lock an open file if no other process holds a lock on it, and return whether it did."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -25,47 +25,48 @@ def try_lock(descriptor: int) -> bool:
 
 
 def lock(descriptor: int, *, of: object) -> None:
-    """Locks an open file, and waits for whoever holds it.
+    """Lock an open file, and wait for the process that holds the lock.
 
     Args:
         descriptor: The file.
-        of: What the lock is of, for the log.
+        of: The object that the lock protects, for the log.
     """
     if not try_lock(descriptor):
         logger.info("Waiting for another process that writes %s", of)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
-class Share:
-    """A file that is locked by all who use something, until `close`.
+class SharedLock:
+    """A shared lock on a file, held by every process that uses something, until `close`.
 
     Attributes:
         descriptor: The open file.
     """
 
     def __init__(self, file: Path) -> None:
-        """Opens the file, and locks nothing yet.
+        """Open the file, and lock nothing yet.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
         """
         self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
 
-    def take(self) -> None:
-        """Shares the lock, and waits for whoever has it alone."""
+    def acquire(self) -> None:
+        """Acquire the shared lock, and wait for the process that holds an exclusive one."""
         fcntl.flock(self.descriptor, fcntl.LOCK_SH)
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Gives whether nobody else has a share, who is kept out meanwhile; then takes one."""
-        is_alone = try_lock(self.descriptor)
+    def try_exclusive(self) -> Iterator[bool]:
+        """Yield whether the lock is exclusive meanwhile; acquire the shared lock afterwards."""
+        is_exclusive = try_lock(self.descriptor)
         try:
-            yield is_alone
+            yield is_exclusive
         finally:
-            self.take()  # a share is given up for the try, and lost where that fails (flock(2))
+            # The attempt releases the shared lock, also when it fails (flock(2)).
+            self.acquire()
 
     def close(self) -> None:
-        """Gives the share up."""
+        """Release the lock."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1

@@ -1,4 +1,8 @@
-"""Writes an offload store, and measures whether that pays."""
+"""Writes the offload store of a model, and measures whether the store pays.
+
+The caller holds the lock of the store's folder. Whether a store is wanted is decided in
+`block_source`.
+"""
 
 from __future__ import annotations
 
@@ -6,68 +10,75 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
 from predictor.quantity import format_bytes
-from predictor.weights.extents import Block, Segment, stamp_of
+from predictor.weights.direct_io import AlignedBuffer, open_block_reader
+from predictor.weights.extents import (
+    BlockExtent,
+    BlockParameters,
+    CheckpointIndex,
+    FileSegment,
+    identify_file,
+    largest,
+)
 from predictor.weights.progress import Progress
 from predictor.weights.store.folder import StoreFolder
-from predictor.weights.store.format import StoreDamaged, read_store
-from predictor.weights.store.writer import StoreWriter, partial_of
-from predictor.weights.streaming.direct_io import Buffer, opened_files
+from predictor.weights.store.format import StoreCorrupt, read_store
+from predictor.weights.store.writer import StoreWriter, partial_file
 
 logger = logging.getLogger(__name__)
 
-Index = Mapping[str, Mapping[str, str]]
-"""transformers' index of weights on disk: file and name within it, by parameter."""
-
-Parameters = Mapping[str, Mapping[str, torch.Tensor]]
-"""For each block its parameters by name, on the meta device."""
-
 _SAMPLE = 64 * 1024**2
-"""Bytes that a volume's speed is measured with: enough to reach it, and a fraction of a second."""
+"""Bytes read to measure a volume's bandwidth: enough to reach it, in a fraction of a second."""
 
-_PAYS = 1.2
-"""How many times as fast as the checkpoint's the offload volume has to be, measured that briefly,
-for a copy of the model to be worth its space."""
+_WORTHWHILE_SPEEDUP = 1.2
+"""A copy of the model is worth its space if the offload volume's bandwidth is so many times that of
+the checkpoint's volume. The measurement is brief, and so not exact."""
 
 
 class VolumeFull(Exception):
-    """There is no room for a store; the message is the end of a sentence about the volume."""
+    """The volume is too full for a store; the message ends a sentence about the volume."""
 
 
-def pack(
-    folder: StoreFolder, wanted: Parameters, index: Index, *, free: int, progress: Progress
+def write_store(
+    folder: StoreFolder,
+    blocks: BlockParameters,
+    index: CheckpointIndex,
+    *,
+    free: int,
+    progress: Progress,
 ) -> None:
-    """Writes the store of these blocks, and of those that the present one has besides.
+    """Write a store with these blocks, and with the other blocks of the present store.
 
-    So pods that share a volume and have room for different blocks do not write it in turns.
+    Pods that share a volume may stream different blocks. Keeping the others' blocks spares the pods
+    from rewriting the store in turns.
 
     Args:
-        folder: Where.
-        wanted: The parameters of each block.
-        index: Where transformers found each on disk.
+        folder: The folder of the store.
+        blocks: The blocks.
+        index: The location of each parameter on disk.
         free: Bytes that may be written.
-        progress: Is told of each block.
+        progress: Counts each block.
 
     Raises:
-        VolumeFull: There is no room.
+        VolumeFull: The store does not fit.
         OSError: The volume fails.
     """
-    left = partial_of(folder.file)
-    if left.exists():  # by a process that was killed; we alone write now
-        free += left.stat().st_size
-        left.unlink()
-    others = _others(folder, wanted)
-    writer = StoreWriter(folder.file, folder.identity, {**wanted, **_shapes(others)})
+    abandoned = partial_file(folder.file)
+    if abandoned.exists():  # its process was killed: this process holds the lock
+        free += abandoned.stat().st_size
+        abandoned.unlink()
+    others = _other_blocks(folder, blocks)
+    writer = StoreWriter(folder.file, folder.identity, {**blocks, **_shapes(others)})
     if writer.size > free and others:
         writer.discard()
         others = {}
-        writer = StoreWriter(folder.file, folder.identity, wanted)
+        writer = StoreWriter(folder.file, folder.identity, blocks)
     try:
         free = folder.make_room(writer.size, free)
         if writer.size > free:
@@ -76,7 +87,7 @@ def pack(
                 f"{format_bytes(free)} are free"
             )
         logger.info("Writing the offload store %s, %s", folder.file, format_bytes(writer.size))
-        _write(writer, wanted, others, index, progress)
+        _write(writer, blocks, others, index, progress)
     except BaseException:
         writer.discard()
         raise
@@ -84,40 +95,40 @@ def pack(
 
 def _write(
     writer: StoreWriter,
-    wanted: Parameters,
-    others: Mapping[str, Block],
-    index: Index,
+    blocks: BlockParameters,
+    others: Mapping[str, BlockExtent],
+    index: CheckpointIndex,
     progress: Progress,
 ) -> None:
-    sizes = _sizes(wanted) | {name: block.size for name, block in others.items()}
+    sizes = _sizes(blocks) | {name: block.size for name, block in others.items()}
     progress.begin("writing the offload store", sizes)
     try:
-        for name, parameters in wanted.items():
+        for name, parameters in blocks.items():
             writer.write(name, dict(_stored(parameters, index)))
             progress.done(name)
-        with opened_files() as files:
+        with open_block_reader() as reader:
             for name, block in others.items():
-                writer.copy(block, files)
+                writer.copy(block, reader)
                 progress.done(name)
         writer.finish()
     finally:
         progress.end()
 
 
-def _others(folder: StoreFolder, wanted: Parameters) -> dict[str, Block]:
-    """Blocks of the store that there is, besides these; checked, since they are copied."""
+def _other_blocks(folder: StoreFolder, blocks: BlockParameters) -> dict[str, BlockExtent]:
+    """Return the blocks of the present store besides these, after a check of their checksums."""
     try:
         store = read_store(folder.file)
-        others = {name: block for name, block in store.blocks.items() if name not in wanted}
+        others = {name: block for name, block in store.blocks.items() if name not in blocks}
         if store.identity != folder.identity or not others:
             return {}
         store.check_all(others)
-    except (StoreDamaged, OSError):
+    except (StoreCorrupt, OSError):
         return {}
     return others
 
 
-def _shapes(blocks: Mapping[str, Block]) -> dict[str, dict[str, torch.Tensor]]:
+def _shapes(blocks: Mapping[str, BlockExtent]) -> dict[str, dict[str, torch.Tensor]]:
     return {
         name: {
             tensor.name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -127,15 +138,15 @@ def _shapes(blocks: Mapping[str, Block]) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def _sizes(wanted: Parameters) -> dict[str, int]:
+def _sizes(blocks: BlockParameters) -> dict[str, int]:
     return {
         name: sum(parameter.nbytes for parameter in parameters.values())
-        for name, parameters in wanted.items()
+        for name, parameters in blocks.items()
     }
 
 
 def _stored(
-    parameters: Mapping[str, torch.Tensor], index: Index
+    parameters: Mapping[str, torch.Tensor], index: CheckpointIndex
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for name in parameters:
         entry = index[name]
@@ -143,35 +154,21 @@ def _stored(
             yield name, file.get_tensor(entry["weight_name"])
 
 
-def is_faster(folder: Path, blocks: Sequence[Block]) -> bool:
-    """Returns whether the offload volume is worth a copy of what the checkpoint's volume holds."""
-    checkpoint = blocks[0].segments[0].file
-    if os.stat(checkpoint).st_dev == os.stat(folder).st_dev:
-        return False
-    theirs, ours = _speed(blocks), _speed_of_folder(folder)
-    logger.info(
-        "The checkpoint's volume reads %s/s, the offload volume %s/s",
-        format_bytes(int(theirs)),
-        format_bytes(int(ours)),
-    )
-    return ours > _PAYS * theirs
-
-
-def _speed(blocks: Sequence[Block]) -> float:
-    """Bytes per second at which the first blocks are read."""
-    buffer = Buffer(max(block.size for block in blocks))
-    read, began = 0, time.perf_counter()
-    with opened_files() as files:
+def measure_blocks(blocks: Sequence[BlockExtent]) -> float:
+    """Return the bytes per second at which the first blocks are read."""
+    buffer = AlignedBuffer(largest(blocks))
+    count, began = 0, time.perf_counter()
+    with open_block_reader() as reader:
         for block in blocks:
-            files.read(block, buffer)
-            read += block.size
-            if read >= _SAMPLE:
+            reader.read(block, buffer)
+            count += block.size
+            if count >= _SAMPLE:
                 break
-    return read / (time.perf_counter() - began)
+    return count / (time.perf_counter() - began)
 
 
-def _speed_of_folder(folder: Path) -> float:
-    """Bytes per second at which a file is read that was just written."""
+def measure_folder(folder: Path) -> float:
+    """Return the bytes per second at which a file is read that was just written to a folder."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".sample-") as file:
         piece = os.urandom(1024**2)
         for _ in range(_SAMPLE // len(piece)):
@@ -179,6 +176,34 @@ def _speed_of_folder(folder: Path) -> float:
         file.flush()
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        stamp = stamp_of(os.fstat(file.fileno()))
-        segment = Segment(Path(file.name), 0, _SAMPLE, 0, stamp)
-        return _speed([Block("sample", (segment,), (), "store")])
+        file_identity = identify_file(os.fstat(file.fileno()))
+        segment = FileSegment(Path(file.name), 0, _SAMPLE, 0, file_identity)
+        return measure_blocks([BlockExtent("sample", (segment,), (), "store")])
+
+
+def is_faster(
+    folder: Path,
+    blocks: Sequence[BlockExtent],
+    *,
+    block_bandwidth: Callable[[Sequence[BlockExtent]], float] = measure_blocks,
+    folder_bandwidth: Callable[[Path], float] = measure_folder,
+) -> bool:
+    """Return whether the offload volume is so much faster that a copy of the checkpoint pays.
+
+    Args:
+        folder: A folder on the offload volume.
+        blocks: Blocks in the checkpoint.
+        block_bandwidth: Returns the bytes per second of reading blocks.
+        folder_bandwidth: Returns the bytes per second of reading from a folder.
+    """
+    checkpoint = blocks[0].segments[0].file
+    if os.stat(checkpoint).st_dev == os.stat(folder).st_dev:
+        return False
+    in_place = block_bandwidth(blocks)
+    in_store = folder_bandwidth(folder)
+    logger.info(
+        "The checkpoint's volume reads %s/s, the offload volume %s/s",
+        format_bytes(int(in_place)),
+        format_bytes(int(in_store)),
+    )
+    return in_store > _WORTHWHILE_SPEEDUP * in_place

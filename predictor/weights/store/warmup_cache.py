@@ -1,8 +1,8 @@
-"""What an earlier start of the same model found out by running it, kept on the offload volume.
+"""Measurements of earlier starts of the same model, kept on the offload volume.
 
-Each pass over an offloaded model takes seconds, or minutes, so a start does not repeat what cannot
-have changed: the same weights, code and device answer the same way. It is lost with the volume, and
-then found out again.
+A forward pass over an offloaded model takes seconds or minutes. The same weights, code and device
+give the same measurements, so a start does not repeat them. If the volume is lost, the next start
+measures again. What is measured is decided in the engines' `warmup` modules.
 """
 
 from __future__ import annotations
@@ -21,56 +21,56 @@ logger = logging.getLogger(__name__)
 
 
 class WarmupCache:
-    """Facts by name; none where nothing is kept or where it was found out under other versions."""
+    """Numbers by name, valid under the conditions in which they were measured."""
 
-    def __init__(self, file: Path | None, **under: object) -> None:
-        """Takes the place; it is read at the first question, when torch's threads are settled.
+    def __init__(self, file: Path | None, **conditions: object) -> None:
+        """Read nothing yet: the conditions include torch's threads, which are set later.
 
         Args:
-            file: Where it is kept; None keeps nothing.
-            under: What facts depend on besides the weights and versions of code, as JSON.
+            file: The cache's file; None keeps nothing.
+            conditions: Conditions besides the weights and the versions of code, as JSON values.
         """
         self._file = file
-        self._given = under
+        self._given = conditions
 
     def get(self, name: str) -> int | None:
-        """Returns a fact."""
-        return self._facts.get(name)
+        """Return a number; None if it was not measured under these conditions."""
+        return self._numbers.get(name)
 
     @cached_property
-    def _under(self) -> dict[str, object]:
-        return _conditions() | self._given
+    def _conditions(self) -> dict[str, object]:
+        return _environment() | self._given
 
     @cached_property
-    def _facts(self) -> dict[str, int]:
+    def _numbers(self) -> dict[str, int]:
         if self._file is None:
             return {}
         try:
-            kept = json.loads(self._file.read_bytes())
-            if kept["under"] != self._under:
+            content = json.loads(self._file.read_bytes())
+            if content["under"] != self._conditions:
                 return {}
-            return {str(name): int(fact) for name, fact in kept["facts"].items()}
+            return {str(name): int(number) for name, number in content["facts"].items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, AttributeError, KeyError):
-            logger.info("%s cannot be read; what it knew is found out again", self._file)
+            logger.info("%s cannot be read; its measurements are repeated", self._file)
             return {}
 
-    def keep(self, **facts: int) -> None:
-        """Keeps facts, where they can be kept."""
-        self._facts.update(facts)
+    def keep(self, **numbers: int) -> None:
+        """Add numbers, and write the file if there is one."""
+        self._numbers.update(numbers)
         if self._file is None:
             return
         partial = self._file.with_name(f"{self._file.name}.partial")
         try:
-            partial.write_text(json.dumps({"under": self._under, "facts": self._facts}))
+            partial.write_text(json.dumps({"under": self._conditions, "facts": self._numbers}))
             partial.rename(self._file)
         except OSError as error:
             logger.info("%s cannot be written: %s", self._file, error.strerror)
 
 
-def _conditions() -> dict[str, object]:
-    """All that could change what a model does, besides its weights."""
+def _environment() -> dict[str, object]:
+    """Return the conditions besides the weights that can change a measurement."""
     return {
         "predictor": predictor.__version__,
         "torch": torch.__version__,

@@ -1,4 +1,7 @@
-"""Writes an offload store; see `store` for what it is."""
+"""Writes the file of an offload store, in the layout of `format`.
+
+It knows nothing of other processes: locks and free space are left to `folder` and `packing`.
+"""
 
 from __future__ import annotations
 
@@ -15,42 +18,45 @@ import torch
 
 from predictor.dtypes import name_of
 from predictor.placement.units import STREAM_PIECE
-from predictor.weights.extents import PAGE, Block, pages, view_of
+from predictor.weights.direct_io import NOT_DIRECT, AlignedBuffer, BlockReader, open_direct
+from predictor.weights.extents import PAGE, BlockExtent, BlockParameters, pages, view_of
 from predictor.weights.store.format import FORMAT, MAGIC, START, Identity, tensor_of
-from predictor.weights.streaming.direct_io import NOT_DIRECT, Buffer, Files, open_direct
 
 _ALIGNED = 64
-"""Bytes that tensors are aligned to within a block: a processor's cache line."""
+"""Alignment in bytes of tensors within a block: a processor's cache line."""
 
 _SLACK = 32
-"""Digits by which a block's start and checksum may make the header longer once they are known."""
+"""Most digits by which the start and checksum of a block lengthen the header, once written."""
 
 
 class StoreWriter:
-    """Writes a store, block by block, under a name of its own; `finish` gives it its name."""
+    """Writes a store, block by block, under a temporary name; `finish` renames it.
 
-    def __init__(
-        self, file: Path, identity: Identity, blocks: Mapping[str, Mapping[str, torch.Tensor]]
-    ) -> None:
-        """Begins the file anew.
+    Attributes:
+        file: The file of the finished store.
+        partial: The file while it is written.
+    """
+
+    def __init__(self, file: Path, identity: Identity, blocks: BlockParameters) -> None:
+        """Create the file.
 
         Args:
-            file: The store to be.
-            identity: Whose weights they are.
-            blocks: For each block in execution order its parameters, of which dtypes and shapes
-                are taken; they may be on the meta device.
+            file: The file of the finished store.
+            identity: The weights that the store will hold.
+            blocks: The blocks in execution order. Only dtypes and shapes of their parameters are
+                used.
 
         Raises:
             OSError: The file cannot be written.
         """
         self.file = file
-        self.partial = partial_of(file)
+        self.partial = partial_file(file)
         self._identity = identity
         self._entries = _entries(blocks)
         header = len(self._header())
         for entry in self._entries.values():
             entry["start"] += pages(START.size + header + _SLACK * len(blocks))
-        self._buffer = Buffer(max((e["length"] for e in self._entries.values()), default=0))
+        self._buffer = AlignedBuffer(max((e["length"] for e in self._entries.values()), default=0))
         self._output = _Output(self.partial)
 
     @property
@@ -59,39 +65,39 @@ class StoreWriter:
         return max((e["start"] + e["length"] for e in self._entries.values()), default=0)
 
     def write(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Writes a block.
+        """Write a block.
 
         Args:
-            name: Its name.
-            tensors: Its parameters, of any dtype; they are stored in that given at the beginning.
+            name: The block's name.
+            tensors: Its parameters, in any dtype. They are stored in the dtype given at creation.
 
         Raises:
             OSError: The volume is full, or fails.
         """
         entry = self._entries[name]
         self._buffer.tensor[: entry["length"]] = 0
-        for one in entry["tensors"]:
-            view_of(self._buffer.tensor, tensor_of(one)).copy_(tensors[one["name"]])
-        self._put(entry)
+        for tensor in entry["tensors"]:
+            view_of(self._buffer.tensor, tensor_of(tensor)).copy_(tensors[tensor["name"]])
+        self._write_extent(entry)
 
-    def copy(self, block: Block, files: Files) -> None:
-        """Writes a block as it lies in another store.
+    def copy(self, block: BlockExtent, reader: BlockReader) -> None:
+        """Copy a block from another store.
 
         Raises:
-            OSError: It cannot be read or written.
+            OSError: The block cannot be read or written.
         """
-        files.read(block, self._buffer)
-        self._put(self._entries[block.name])
+        reader.read(block, self._buffer)
+        self._write_extent(self._entries[block.name])
 
     def finish(self) -> None:
-        """Writes the header, syncs, and gives the file its name.
+        """Write the header, sync, and rename the file.
 
         Raises:
             OSError: The volume is full, or fails.
         """
         header = self._header()
         start = START.pack(MAGIC, len(header), zlib.crc32(header)) + header
-        space = Buffer(len(start))
+        space = AlignedBuffer(len(start))
         space.bytes[: len(start)] = start
         self._output.write(space, pages(len(start)), 0)
         self._output.sync()
@@ -100,11 +106,11 @@ class StoreWriter:
         _sync_folder(self.file.parent)
 
     def discard(self) -> None:
-        """Removes what was written."""
+        """Remove the unfinished file."""
         self._output.close()
         self.partial.unlink(missing_ok=True)
 
-    def _put(self, entry: dict[str, Any]) -> None:
+    def _write_extent(self, entry: dict[str, Any]) -> None:
         entry["checksum"] = zlib.crc32(self._buffer.bytes[: entry["length"]])
         self._output.write(self._buffer, entry["length"], entry["start"])
 
@@ -114,13 +120,13 @@ class StoreWriter:
         return json.dumps(header).encode()
 
 
-def partial_of(file: Path) -> Path:
-    """Returns the name under which a store is written."""
+def partial_file(file: Path) -> Path:
+    """Return the temporary name under which a store is written."""
     return file.with_name(f"{file.name}.partial")
 
 
-def _entries(blocks: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, Any]]:
-    """The header's entries; extents begin at 0 until the header's own length is known."""
+def _entries(blocks: BlockParameters) -> dict[str, dict[str, Any]]:
+    """Return the header's entries, with starts that do not yet count the header itself."""
     entries: dict[str, dict[str, Any]] = {}
     start = 0
     for name, parameters in blocks.items():
@@ -142,30 +148,30 @@ def _entries(blocks: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict
 
 
 class _Output:
-    """A file that is written in large direct writes, or synced piece by piece and dropped."""
+    """A file that is written in large direct writes, or else synced and dropped from the cache."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         file.unlink(missing_ok=True)
-        self._descriptor, self._direct = open_direct(file, os.O_WRONLY | os.O_CREAT)
+        self._descriptor, self._is_direct = open_direct(file, os.O_WRONLY | os.O_CREAT)
 
-    def write(self, buffer: Buffer, length: int, start: int) -> None:
+    def write(self, buffer: AlignedBuffer, length: int, start: int) -> None:
         done = 0
         while done < length:
             piece = buffer.bytes[done : min(done + STREAM_PIECE, length)]
             try:
                 count = os.pwritev(self._descriptor, [piece], start + done)
             except OSError as error:
-                if not self._direct or error.errno not in NOT_DIRECT:
+                if not self._is_direct or error.errno not in NOT_DIRECT:
                     raise
-                self._go_plain()
+                self._reopen_buffered()
                 continue
-            if self._direct:
+            if self._is_direct:
                 count = count // PAGE * PAGE
             if count == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file))
             done += count
-        if not self._direct:
+        if not self._is_direct:
             os.fdatasync(self._descriptor)
             os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_DONTNEED)
 
@@ -177,9 +183,9 @@ class _Output:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _go_plain(self) -> None:
+    def _reopen_buffered(self) -> None:
         self.close()
-        self._descriptor, self._direct = os.open(self._file, os.O_WRONLY), False
+        self._descriptor, self._is_direct = os.open(self._file, os.O_WRONLY), False
 
 
 def _sync_folder(folder: Path) -> None:

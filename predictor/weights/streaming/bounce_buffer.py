@@ -1,9 +1,10 @@
-"""Reads files through two small buffers, and copies on what was read while the next is read.
+"""A bounce buffer: files are read into its small parts, and copied on during the next read.
 
-A virtual machine's disk is read by its host, which copies what it reads into the machine's memory;
-that is faster into memory that stays in the processor's cache. Two virtual processors read 1.5 to
-2.0 GB/s directly into 168 MiB, and 2.4 GB/s this way. What is read need not begin at a page, and
-memory that is new is first touched here, while the disk is at work.
+A virtual machine's disk is read by its host, which copies the bytes into the machine's memory. The
+copy is faster into memory that stays in the processor's cache. Two virtual processors read 1.5 to
+2.0 GB/s directly into 168 MiB, and 2.4 GB/s through the bounce buffer. The requested bytes need not
+begin at a page. New memory is first touched by the copy, while the disk is at work. Which blocks
+are read this way is decided in `hooks`.
 """
 
 from __future__ import annotations
@@ -17,98 +18,109 @@ from pathlib import Path
 import torch
 
 from predictor.placement.units import STAGE, STAGES
-from predictor.weights.extents import PAGE, Block, Segment, Stamp, pages
-from predictor.weights.streaming.direct_io import Buffer, Files, too_short
+from predictor.weights.direct_io import AlignedBuffer, BlockReader, too_short
+from predictor.weights.extents import PAGE, BlockExtent, FileIdentity, FileSegment, pages
 
 Copy = Callable[[torch.Tensor, torch.Tensor], object]
-"""Copies into the first tensor the bytes of the second."""
+"""Copies the bytes of the second tensor into the first."""
 
 
-def copy_alone(into: torch.Tensor, found: torch.Tensor) -> None:
-    """Copies bytes in this thread, as suits one that stays while others compute.
+def copy_in_thread(into: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy bytes in the calling thread alone.
 
-    torch has more threads help, which stay as long as the one they helped, and then stand in the
-    way of those that compute.
+    This suits copies that run while other threads compute. torch would use more threads, which
+    stay as long as the calling one, and slow the computing threads down.
     """
-    ctypes.memmove(into.data_ptr(), found.data_ptr(), len(found))
+    ctypes.memmove(into.data_ptr(), source.data_ptr(), len(source))
 
 
-class _Stage:
-    """A buffer that is read to, and the copy that is being made of what was read."""
+class _Part:
+    """A part of the bounce buffer, and the copy from it that is under way."""
 
-    def __init__(self) -> None:
-        self.buffer = Buffer(STAGE)
+    def __init__(self, size: int) -> None:
+        self.buffer = AlignedBuffer(size)
         self.copy: Future[object] | None = None
 
     def finish(self) -> None:
-        """Waits until the buffer may be read to again."""
+        """Wait until the part may be read to again."""
         copy, self.copy = self.copy, None
         if copy is not None:
             copy.result()
 
 
-class Staged:
-    """Open files that are read by stages; one thread at a time.
+class BounceBuffer:
+    """Reads files through a bounce buffer; one thread at a time.
 
     Attributes:
-        buffers: The memory of the stages.
+        buffers: The memory of its parts.
     """
 
-    def __init__(self, copy: Copy = copy_alone) -> None:
-        """Takes the memory of the stages.
+    def __init__(
+        self,
+        copy: Copy = copy_in_thread,
+        *,
+        part_bytes: int = STAGE,
+        reader: BlockReader | None = None,
+    ) -> None:
+        """Allocate the parts.
 
         Args:
-            copy: Runs in a thread that lasts until `close`.
+            copy: Copies from a part; called in a thread that lasts until `close`.
+            part_bytes: Bytes of a part, a multiple of `PAGE`.
+            reader: Reads the files; `close` closes it. None makes a new one.
         """
         self._copy = copy
-        self._files = Files()
+        self._part_bytes = part_bytes
+        self._reader = reader or BlockReader()
         self._copying = ThreadPoolExecutor(1, "weights-copy")
-        self._stages = deque(_Stage() for _ in range(STAGES))
-        self.buffers = tuple(stage.buffer for stage in self._stages)
+        self._parts = deque(_Part(part_bytes) for _ in range(STAGES))
+        self.buffers = tuple(part.buffer for part in self._parts)
 
-    def read(self, block: Block, buffer: Buffer) -> None:
-        """Reads a block's segments into a buffer, as `Files.read` does."""
+    def read(self, block: BlockExtent, buffer: AlignedBuffer) -> None:
+        """Read a block's segments into a buffer, as `BlockReader.read` does."""
         for segment in block.segments:
             into = buffer.tensor[segment.at : segment.at + segment.needed]
-            self.begin(segment.file, segment.start, segment.stamp, into)
+            self.begin(segment.file, segment.start, segment.file_identity, into)
         self.finish()
 
-    def begin(self, file: Path, offset: int, stamp: Stamp, into: torch.Tensor) -> None:
-        """Reads bytes of a file into a tensor of uint8, which holds them all after `finish`.
+    def begin(
+        self, file: Path, offset: int, file_identity: FileIdentity, into: torch.Tensor
+    ) -> None:
+        """Read bytes of a file into a tensor, which holds all of them after `finish`.
 
         Args:
             file: The file.
-            offset: Of the first byte in it.
-            stamp: What tells that it is still the same.
-            into: Where they go, and how many there are.
+            offset: Offset of the first byte in the file.
+            file_identity: The identity of the file when its layout was read.
+            into: A tensor of uint8, as long as the bytes to read.
 
         Raises:
-            OSError: The file cannot be read, after some tries, or is shorter than it has to be.
+            OSError: The file cannot be read, after some tries, or is shorter than it was.
         """
-        _, _, size = stamp
+        _, _, size = file_identity
         if offset + len(into) > size:
             raise too_short(file)
         done = 0
         while done < len(into):
             start = (offset + done) // PAGE * PAGE
             skip = offset + done - start
-            count = min(len(into) - done, STAGE - skip)
-            stage = self._stages[0]
-            self._stages.rotate()
-            stage.finish()
-            self._files.read_segment(
-                Segment(file, start, pages(skip + count), 0, stamp), stage.buffer
+            count = min(len(into) - done, self._part_bytes - skip)
+            part = self._parts[0]
+            self._parts.rotate()
+            part.finish()
+            self._reader.read_segment(
+                FileSegment(file, start, pages(skip + count), 0, file_identity), part.buffer
             )
-            found = stage.buffer.tensor[skip : skip + count]
-            stage.copy = self._copying.submit(self._copy, into[done : done + count], found)
+            source = part.buffer.tensor[skip : skip + count]
+            part.copy = self._copying.submit(self._copy, into[done : done + count], source)
             done += count
 
     def finish(self) -> None:
-        """Waits for the last copies."""
-        for stage in self._stages:
-            stage.finish()
+        """Wait for the last copies."""
+        for part in self._parts:
+            part.finish()
 
     def close(self) -> None:
-        """Closes all files."""
+        """End the thread and close all files."""
         self._copying.shutdown()
-        self._files.close()
+        self._reader.close()

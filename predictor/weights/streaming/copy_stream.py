@@ -1,70 +1,73 @@
-"""The way from main memory to an accelerator: copies beside the computation, ordered by events.
+"""Copies from main memory to an accelerator, beside its computation and ordered by events.
 
-Copies run on a stream of their own and from page-locked memory; events order them with the
-computation, so that neither the thread that computes nor the accelerator waits for more than it has
-to. Facts about page-locked memory, streams and events: "CUDA C++ Programming Guide", sections
+Copies run on a stream of their own, from page-locked memory. Events order them with the
+computation, so that neither the computing thread nor the accelerator waits longer than it has to.
+Facts about page-locked memory, streams and events: "CUDA C++ Programming Guide", sections
 "Page-Locked Host Memory" and "Asynchronous Concurrent Execution".
 """
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from predictor.errors import LoadFailed
 from predictor.quantity import format_bytes
-from predictor.weights.streaming.direct_io import Buffer
+from predictor.weights.direct_io import AlignedBuffer
+
+logger = logging.getLogger(__name__)
 
 _PORTABLE = 1
 """``cudaHostRegisterPortable``: page-locked for every device of the process."""
 
 Event = Any
-"""A moment in what an accelerator does: a `torch.Event` of its kind."""
+"""A point in the work of an accelerator: a `torch.Event` of its kind."""
 
 
-class Link:
-    """Orders copies to an accelerator, of any kind with streams, and what it computes."""
+class CopyStream:
+    """Orders copies to an accelerator with its computation; any backend with streams will do."""
 
     def __init__(self, device: torch.device) -> None:
-        """Makes the stream for copies to a device."""
+        """Create the stream for copies to a device."""
         self._device = device
         self._backend: Any = torch.get_device_module(device)
         self._stream = self._backend.Stream(device)
-        # Else CUDA keeps a processor busy while a thread waits.
-        self._ends = {"blocking": True} if device.type == "cuda" else {}
+        # Otherwise CUDA keeps a processor busy while a thread waits.
+        self._event_options = {"blocking": True} if device.type == "cuda" else {}
         self._waits: deque[tuple[Event, Event]] = deque()
 
     def copy(
         self, into: Sequence[torch.Tensor], source: Sequence[torch.Tensor], after: Event
     ) -> Event:
-        """Begins to copy when an event has happened; returns the event of the end."""
+        """Enqueue copies that start after an event, and return the event of their end."""
         with self._backend.stream(self._stream):
             self._stream.wait_event(after)
             for target, tensor in zip(into, source, strict=True):
                 target.copy_(tensor, non_blocking=True)
-            return self._stream.record_event(self._backend.Event(**self._ends))
+            return self._stream.record_event(self._backend.Event(**self._event_options))
 
-    def mark(self) -> Event:
-        """Returns the event that all that was asked of the accelerator so far is computed."""
+    def record(self) -> Event:
+        """Return the event that the computation enqueued so far has ended."""
         event = self._backend.Event(enable_timing=True)
         event.record(self._backend.current_stream(self._device))
         return event
 
     def wait(self, event: Event, *, since: Event) -> None:
-        """Has what is computed from now on wait for an event; the time from `since` is lost."""
+        """Make the computation wait for an event, and count the time from `since` as stalled."""
         self._backend.current_stream(self._device).wait_event(event)
-        self._waits.append((since, self.mark()))
+        self._waits.append((since, self.record()))
 
-    def finish(self, event: Event) -> None:
-        """Makes the thread that calls this wait for an event."""
+    def synchronize(self, event: Event) -> None:
+        """Block the calling thread until an event."""
         event.synchronize()
 
-    def stalled(self) -> float:
-        """Returns the seconds that were found to be lost since the last call."""
+    def take_stall_seconds(self) -> float:
+        """Return the seconds of all waits that have ended since the last call."""
         milliseconds = 0.0
         while self._waits and self._waits[0][1].query():
             began, ended = self._waits.popleft()
@@ -72,8 +75,8 @@ class Link:
         return milliseconds / 1000
 
 
-def page_lock(buffer: Buffer) -> None:
-    """Keeps a buffer's pages where they are, so that a GPU copies from them by itself.
+def page_lock(buffer: AlignedBuffer) -> None:
+    """Page-lock a buffer until it is freed, so that a GPU copies from it without the processor.
 
     Raises:
         LoadFailed: The driver refuses.
@@ -89,3 +92,30 @@ def page_lock(buffer: Buffer) -> None:
             "0 to do without."
         )
     weakref.finalize(buffer, runtime.cudaHostUnregister, address).atexit = False
+
+
+def page_lock_within(
+    limit: int,
+    buffers: Sequence[AlignedBuffer],
+    lock: Callable[[AlignedBuffer], None] = page_lock,
+) -> int:
+    """Page-lock buffers within a limit, and return the bytes that are page-locked.
+
+    A GPU copies more slowly from the buffers that are left.
+
+    Args:
+        limit: Most bytes.
+        buffers: The buffers.
+        lock: Page-locks a buffer.
+    """
+    size = sum(buffer.tensor.nbytes for buffer in buffers)
+    logger.info("Page-locking %s of main memory, to be copied to a GPU", format_bytes(size))
+    locked = 0
+    for buffer in buffers:
+        if locked + buffer.tensor.nbytes <= limit:
+            lock(buffer)
+            locked += buffer.tensor.nbytes
+    if locked < size:
+        pageable = format_bytes(size - locked)
+        logger.warning("%s of that are not page-locked, and slower to copy", pageable)
+    return locked

@@ -1,4 +1,8 @@
-"""Copies blocks ahead of their use from main memory to the accelerator where they compute."""
+"""Brings blocks ahead of their use to the accelerator where they compute.
+
+A block comes from main memory, or in chunks from disk through main memory. Which blocks stay in
+main memory is decided in `placement`; the order of copies and computation is left to `copy_stream`.
+"""
 
 from __future__ import annotations
 
@@ -10,244 +14,257 @@ from torch import nn
 
 from predictor.metrics import WeightMetrics
 from predictor.placement.units import STREAM_BUFFERS, STREAM_PIECE, count_pieces
-from predictor.weights.extents import Block, Tensor, parameters_in, short, view_of
-from predictor.weights.streaming.copy_stream import Event, Link
-from predictor.weights.streaming.direct_io import Buffer
-from predictor.weights.streaming.host_loader import FromDisk
-from predictor.weights.streaming.prefetch_ring import Ring
+from predictor.private.torch import parameter_slot
+from predictor.weights.direct_io import AlignedBuffer
+from predictor.weights.extents import (
+    BlockExtent,
+    TensorView,
+    largest,
+    parameters_in,
+    split_segments,
+    view_of,
+)
+from predictor.weights.streaming.copy_stream import CopyStream, Event
+from predictor.weights.streaming.host_loader import HostBlockLoader
+from predictor.weights.streaming.prefetch_ring import PrefetchRing
 
 _ALIGNMENT = 256
-"""Bytes that a tensor's address on the accelerator is a multiple of: matrix products are slower on
-less, and PyTorch's own allocator gives more."""
+"""Alignment in bytes of a tensor's address on the accelerator. Matrix products are slower with a
+smaller one, and PyTorch's own allocator aligns to more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """A block that waits in main memory.
+class HostBlock:
+    """A block that stays in main memory, and is copied to an accelerator for each forward pass.
 
     Attributes:
-        tensors: Where its parameters are in the buffer, and in the accelerator's memory: one copy
-            brings all of them. A copy for each would have the thread that copies wait as often for
-            the interpreter's lock, which the thread that computes gives up for moments only.
-        buffer: Holds them.
+        tensors: The parameters in the buffer, and at the same offsets in the accelerator's memory.
+            One copy brings all of them. With a copy for each, the copying thread would wait as
+            often for the interpreter's lock, which the computing thread releases for moments only.
+        buffer: The memory of the parameters.
     """
 
-    tensors: tuple[Tensor, ...]
-    buffer: Buffer
+    tensors: tuple[TensorView, ...]
+    buffer: AlignedBuffer
 
     @property
     def size(self) -> int:
-        """Bytes of the buffer that hold them."""
+        """Bytes of the buffer that hold parameters."""
         return _end(self.tensors)
 
 
-Move = Callable[[str, torch.Tensor, torch.Tensor], None]
-"""Copies a parameter of this name into another tensor of its dtype and shape."""
+CopyParameter = Callable[[str, torch.Tensor, torch.Tensor], None]
+"""Copies the parameter of a name, the first tensor, into another tensor of its dtype and shape."""
 
 
-def take_out(model: nn.Module, name: str, move: Move) -> Waiting:
-    """Moves a block's parameters into one buffer; the block's own are on the meta device then."""
+def move_to_buffer(model: nn.Module, name: str, copy: CopyParameter) -> HostBlock:
+    """Move a block's parameters into one buffer, and put the model's own on the meta device."""
     parameters = dict(model.get_submodule(name).named_parameters(prefix=name))
-    tensors = _lay_out(Tensor(key, p.dtype, tuple(p.shape), 0) for key, p in parameters.items())
-    buffer = Buffer(_end(tensors))
+    tensors = _lay_out(TensorView(key, p.dtype, tuple(p.shape), 0) for key, p in parameters.items())
+    buffer = AlignedBuffer(_end(tensors))
     for tensor, (key, parameter) in zip(tensors, parameters.items(), strict=True):
-        move(key, parameter, view_of(buffer.tensor, tensor))
-        module, own = place_of(model, key)
+        copy(key, parameter, view_of(buffer.tensor, tensor))
+        own_parameters, own_name = parameter_slot(model, key)
         absent = torch.empty_like(parameter, device="meta")
-        module._parameters[own] = nn.Parameter(absent, requires_grad=False)
-    return Waiting(tensors, buffer)
-
-
-def place_of(model: nn.Module, parameter: str) -> tuple[nn.Module, str]:
-    """Returns the module that a parameter is of, and its name there."""
-    owner, _, name = parameter.rpartition(".")
-    return model.get_submodule(owner), name
+        own_parameters[own_name] = nn.Parameter(absent, requires_grad=False)
+    return HostBlock(tensors, buffer)
 
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
-    """A block on disk, read piece by piece so that little main memory is enough.
+class ChunkedBlock:
+    """A block on disk that is read in chunks, so that it needs little main memory.
 
     Attributes:
-        first: Index of its first piece among all.
-        pieces: They, each with one tensor of bytes for each run of bytes of one parameter.
-        runs: For each piece, where in the accelerator's memory each of these is.
-        tensors: Where the parameters are there.
+        first: Index of its first chunk among the chunks of all blocks.
+        chunks: Its chunks. A chunk has one tensor of uint8 for each run of bytes of a parameter.
+        targets: For each chunk, the place of each of its runs in the accelerator's memory.
+        tensors: The parameters in the accelerator's memory.
     """
 
     first: int
-    pieces: tuple[Block, ...]
-    runs: tuple[tuple[slice, ...], ...]
-    tensors: tuple[Tensor, ...]
+    chunks: tuple[BlockExtent, ...]
+    targets: tuple[tuple[slice, ...], ...]
+    tensors: tuple[TensorView, ...]
 
 
-def cut(block: Block, first: int) -> Pieces:
-    """Returns the pieces of a block.
+def split_block(block: BlockExtent, first: int, chunk_bytes: int = STREAM_PIECE) -> ChunkedBlock:
+    """Return a block in chunks.
 
     Args:
-        block: Where it lies on disk.
-        first: Index of its first piece.
+        block: The block on disk.
+        first: Index of its first chunk.
+        chunk_bytes: Most bytes of a chunk, a multiple of a page.
     """
     tensors = _lay_out(block.tensors)
-    pieces, runs = [], []
-    for segment in short(block.segments, STREAM_PIECE):
-        here, there = [], []
+    chunks, targets = [], []
+    for segment in split_segments(block.segments, chunk_bytes):
+        runs, run_targets = [], []
         for tensor, stored in zip(tensors, block.tensors, strict=True):
             begin = max(stored.at, segment.at)
             count = min(stored.at + stored.nbytes, segment.at + segment.length) - begin
             if count > 0:
-                here.append(Tensor(tensor.name, torch.uint8, (count,), begin - segment.at))
-                place = tensor.at + begin - stored.at
-                there.append(slice(place, place + count))
-        pieces.append(Block(block.name, (replace(segment, at=0),), tuple(here), block.source))
-        runs.append(tuple(there))
-    return Pieces(first, tuple(pieces), tuple(runs), tensors)
+                runs.append(TensorView(tensor.name, torch.uint8, (count,), begin - segment.at))
+                start = tensor.at + begin - stored.at
+                run_targets.append(slice(start, start + count))
+        chunks.append(BlockExtent(block.name, (replace(segment, at=0),), tuple(runs), block.source))
+        targets.append(tuple(run_targets))
+    return ChunkedBlock(first, tuple(chunks), tuple(targets), tensors)
 
 
-Source = Waiting | Pieces
-"""A block that waits, or one on disk."""
+BlockSource = HostBlock | ChunkedBlock
+"""A block in main memory, or one on disk."""
 
 
 class _Slot:
-    """Memory of the accelerator, and each block's parameters as they are in it."""
+    """Memory of the accelerator, and the parameters of each block as views of it."""
 
-    def __init__(self, sources: Sequence[Source], device: torch.device, free: Event) -> None:
+    def __init__(self, sources: Sequence[BlockSource], device: torch.device, free: Event) -> None:
         size = max(_end(source.tensors) for source in sources)
         self.memory = torch.empty(size, dtype=torch.uint8, device=device)
         self.parameters = [parameters_in(self.memory, source.tensors) for source in sources]
         self.computed = self.copied = free
 
 
-class ToDevice:
-    """Blocks in main memory and on disk, brought to where they compute; a `streaming.Lane`."""
+class DeviceBlockLoader:
+    """A `hooks.BlockLoader` for blocks that compute on an accelerator.
+
+    Attributes:
+        sources: The blocks, in execution order.
+        disk: Reads the chunks of blocks on disk; None without such blocks.
+    """
 
     def __init__(
         self,
-        sources: Sequence[Source],
-        disk: FromDisk | None,
-        link: Link,
+        sources: Sequence[BlockSource],
+        disk: HostBlockLoader | None,
+        stream: CopyStream,
         device: torch.device,
         metrics: WeightMetrics,
     ) -> None:
-        """Takes the accelerator's memory and begins to copy.
+        """Allocate the accelerator's memory, and begin to copy.
 
         Args:
             sources: The blocks, in execution order.
-            disk: Reads the pieces of those on disk; None where there are none.
-            link: Leads to the accelerator.
+            disk: Reads the chunks of blocks on disk; None without such blocks.
+            stream: Copies to the accelerator.
             device: The accelerator.
-            metrics: Is told what was copied.
+            metrics: Counts bytes copied.
         """
+        self.sources = sources
         self.disk = disk
-        self._sources = sources
-        self._link = link
+        self._stream = stream
         self._metrics = metrics
-        self._copying: Event | None = None  # from the memory that `disk` reads to
-        self._held: _Slot | None = None
-        free = link.mark()
+        self._copying: Event | None = None  # the end of the copy from the memory of `disk`
+        self._in_use: _Slot | None = None
+        free = stream.record()
         self._slots = [_Slot(sources, device, free) for _ in range(STREAM_BUFFERS)]
-        self._ring = Ring(range(len(sources)), self._slots, self._fetch)
+        self._ring = PrefetchRing(range(len(sources)), self._slots, self._fetch)
 
-    def take(self, index: int) -> tuple[Sequence[nn.Parameter], float]:
-        """Returns a block's parameters on the accelerator, and the seconds that it lost lately.
+    def acquire(self, index: int) -> tuple[Sequence[nn.Parameter], float]:
+        """Return a block's parameters on the accelerator, and the seconds lately stalled.
 
         Raises:
-            WeightsUnreadable: They cannot be read.
+            WeightsUnreadable: The block cannot be read.
         """
-        began = self._link.mark()
-        self._held, _ = self._ring.take(index)
-        self._link.wait(self._held.copied, since=began)
-        return self._held.parameters[index], self._link.stalled()
+        began = self._stream.record()
+        self._in_use, _ = self._ring.acquire(index)
+        self._stream.wait(self._in_use.copied, since=began)
+        return self._in_use.parameters[index], self._stream.take_stall_seconds()
 
-    def give_back(self) -> None:
-        """Lets the memory be filled again, once all that was asked of the accelerator is done."""
-        if self._held is not None:
-            self._held.computed = self._link.mark()
-            self._ring.give_back(self._held)
-            self._held = None
+    def release(self) -> None:
+        """Let the acquired block's memory be filled again after the computation enqueued so far."""
+        if self._in_use is not None:
+            self._in_use.computed = self._stream.record()
+            self._ring.release(self._in_use)
+            self._in_use = None
 
     @property
-    def buffers(self) -> tuple[Buffer, ...]:
-        """Where pieces from disk are in main memory on their way."""
+    def buffers(self) -> tuple[AlignedBuffer, ...]:
+        """Main memory that chunks from disk are read to."""
         return () if self.disk is None else self.disk.buffers
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of the accelerator's memory that blocks are brought to."""
+        """Bytes of the accelerator's memory that blocks are copied to."""
         return sum(slot.memory.nbytes for slot in self._slots)
 
     def close(self) -> None:
-        """Ends copying and reading."""
+        """End copying and reading."""
         self._ring.close()
         for slot in self._slots:
-            self._link.finish(slot.copied)
+            self._stream.synchronize(slot.copied)
         if self.disk is not None:
             self.disk.close()
 
     def _fetch(self, index: int, slot: _Slot) -> None:
-        source = self._sources[index]
-        if isinstance(source, Waiting):
+        source = self.sources[index]
+        if isinstance(source, HostBlock):
             self._copy(slot, [slot.memory[: source.size]], [source.buffer.tensor[: source.size]])
         elif self.disk is None:
             raise LookupError("nothing reads the blocks on disk")
         else:
-            for number, places in enumerate(source.runs, source.first):
-                self._read(self.disk, number, slot, places)
+            for number, targets in enumerate(source.targets, source.first):
+                self._read(self.disk, number, slot, targets)
 
-    def _read(self, disk: FromDisk, number: int, slot: _Slot, places: Sequence[slice]) -> None:
-        """Copies a piece, when the one before is no longer on its way from the same memory."""
+    def _read(
+        self, disk: HostBlockLoader, number: int, slot: _Slot, targets: Sequence[slice]
+    ) -> None:
+        """Copy a chunk, after the copy of the previous chunk from the same memory."""
         if self._copying is not None:
-            self._link.finish(self._copying)
+            self._stream.synchronize(self._copying)
             self._copying = None
-        disk.give_back()
-        found, _ = disk.take(number)
-        self._copy(slot, [slot.memory[place] for place in places], found)
+        disk.release()
+        runs, _ = disk.acquire(number)
+        self._copy(slot, [slot.memory[target] for target in targets], runs)
         self._copying = slot.copied
 
     def _copy(
         self, slot: _Slot, into: Sequence[torch.Tensor], source: Sequence[torch.Tensor]
     ) -> None:
-        slot.copied = self._link.copy(into, source, slot.computed)
-        self._metrics.copied(sum(tensor.nbytes for tensor in source))
+        slot.copied = self._stream.copy(into, source, slot.computed)
+        self._metrics.count_copied(sum(tensor.nbytes for tensor in source))
 
 
-def to_device(
+def open_device_loader(
     in_order: Sequence[str],
-    on_disk: Sequence[Block],
-    waiting: Mapping[str, Waiting],
-    link: Link,
+    on_disk: Sequence[BlockExtent],
+    host_blocks: Mapping[str, HostBlock],
+    stream: CopyStream,
     device: torch.device,
     metrics: WeightMetrics,
-) -> ToDevice:
-    """Returns what brings these blocks to an accelerator.
+    *,
+    chunk_bytes: int = STREAM_PIECE,
+) -> DeviceBlockLoader:
+    """Return a loader that brings blocks to an accelerator.
 
     Args:
         in_order: Names of all blocks, in execution order.
-        on_disk: Those that are read for every pass.
-        waiting: By name, those that are in main memory.
-        link: Leads to the accelerator.
+        on_disk: Blocks that are read from disk for every forward pass.
+        host_blocks: By name, blocks in main memory.
+        stream: Copies to the accelerator.
         device: The accelerator.
-        metrics: Is told what was read and copied.
+        metrics: Counts bytes read and copied.
+        chunk_bytes: Most bytes of a read, a multiple of a page.
     """
     blocks = {block.name: block for block in on_disk}
-    sources: list[Source] = []
-    pieces: list[Block] = []
+    sources: list[BlockSource] = []
+    chunks: list[BlockExtent] = []
     for name in in_order:
-        source = waiting.get(name) or cut(blocks[name], len(pieces))
-        pieces.extend(source.pieces if isinstance(source, Pieces) else ())
+        source = host_blocks.get(name) or split_block(blocks[name], len(chunks), chunk_bytes)
+        chunks.extend(source.chunks if isinstance(source, ChunkedBlock) else ())
         sources.append(source)
-    slots = count_pieces(max((block.size for block in on_disk), default=0))
-    disk = FromDisk(pieces, metrics, slots=slots) if pieces else None
-    return ToDevice(sources, disk, link, device, metrics)
+    slots = count_pieces(largest(on_disk))
+    disk = HostBlockLoader(chunks, metrics, slots=slots) if chunks else None
+    return DeviceBlockLoader(sources, disk, stream, device, metrics)
 
 
-def _lay_out(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """Returns tensors with their places in the memory of a block of their own."""
-    found: list[Tensor] = []
+def _lay_out(tensors: Iterable[TensorView]) -> tuple[TensorView, ...]:
+    """Return tensors with aligned offsets, one behind the other."""
+    placed: list[TensorView] = []
     for tensor in tensors:
-        found.append(replace(tensor, at=-(-_end(found[-1:]) // _ALIGNMENT) * _ALIGNMENT))
-    return tuple(found)
+        placed.append(replace(tensor, at=-(-_end(placed[-1:]) // _ALIGNMENT) * _ALIGNMENT))
+    return tuple(placed)
 
 
-def _end(tensors: Sequence[Tensor]) -> int:
+def _end(tensors: Sequence[TensorView]) -> int:
     return max((tensor.at + tensor.nbytes for tensor in tensors), default=0)

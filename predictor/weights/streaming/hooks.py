@@ -1,97 +1,93 @@
-"""Streams blocks through a model: each one's weights are there while it computes, and only then.
+"""Streams blocks through a model: a block has its weights only during its forward pass.
 
-A hook around every streamed block takes its parameters from a lane, which brings them to where the
-block computes ahead of time, and gives them back afterwards. Outside its forward pass a block's
-parameters are on the meta device, so that whoever used them then would fail and never see another
-block's weights.
+A hook around every streamed block acquires the block's parameters from a loader, and releases them
+afterwards. At all other times the parameters are on the meta device. So any other use of them
+fails, and never sees another block's weights. How blocks are fetched is left to the loaders.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from accelerate.hooks import ModelHook, add_hook_to_module
-from accelerate.utils import send_to_device
 from torch import nn
 
 from predictor.metrics import WeightMetrics
 from predictor.placement.units import is_staged
-from predictor.quantity import format_bytes
-from predictor.weights.extents import Block
-from predictor.weights.streaming.copy_stream import Link, page_lock
-from predictor.weights.streaming.device_loader import Waiting, place_of, to_device
-from predictor.weights.streaming.direct_io import Buffer
-from predictor.weights.streaming.host_loader import FromDisk
+from predictor.private.accelerate import ModelHook, add_hook_to_module, send_to_device
+from predictor.private.torch import own_buffers, parameter_slot
+from predictor.private.transformers import skipped_arguments
+from predictor.weights.direct_io import AlignedBuffer
+from predictor.weights.extents import BlockExtent, largest
+from predictor.weights.streaming.copy_stream import CopyStream, page_lock_within
+from predictor.weights.streaming.device_loader import HostBlock, open_device_loader
+from predictor.weights.streaming.host_loader import HostBlockLoader
 
-logger = logging.getLogger(__name__)
 
-
-class Lane(Protocol):
-    """What brings blocks to where they compute; one is in use at one time."""
+class BlockLoader(Protocol):
+    """Brings blocks to the device where they compute; one block is in use at a time."""
 
     @property
-    def buffers(self) -> tuple[Buffer, ...]:
+    def buffers(self) -> tuple[AlignedBuffer, ...]:
         """Main memory that blocks from disk are read to."""
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of an accelerator's memory that blocks are brought to."""
+        """Bytes of an accelerator's memory that blocks are copied to."""
 
-    def take(self, index: int) -> tuple[Sequence[nn.Parameter], float]:
-        """Returns a block's parameters, and the seconds that passes were found to have waited."""
+    def acquire(self, index: int) -> tuple[Sequence[nn.Parameter], float]:
+        """Return a block's parameters, and the seconds that forward passes waited for blocks."""
 
-    def give_back(self) -> None:
-        """Lets the memory of the block that was taken be filled again."""
+    def release(self) -> None:
+        """Let the acquired block's memory be filled again."""
 
     def close(self) -> None:
-        """Brings no more."""
+        """End fetching."""
 
 
-def stream(
+def stream_blocks(
     model: nn.Module,
-    on_disk: Sequence[Block],
-    waiting: Mapping[str, Waiting],
+    on_disk: Sequence[BlockExtent],
+    host_blocks: Mapping[str, HostBlock],
     device: torch.device,
     *,
-    pinnable: int,
+    page_locked_bytes: int,
     metrics: WeightMetrics,
 ) -> Streaming | None:
-    """Returns what streams these blocks; None where there are none.
+    """Attach hooks that stream blocks; return None without blocks.
 
     Args:
-        model: The model; parameters of the blocks are on the meta device.
-        on_disk: Blocks that are read for every pass.
-        waiting: By name, blocks that are in main memory and compute elsewhere.
-        device: Where all of them compute.
-        pinnable: Bytes of main memory that may be page-locked.
-        metrics: Is told what was read and copied, and how long passes waited.
+        model: The model. Parameters of the blocks are on the meta device.
+        on_disk: Blocks that are read from disk for every forward pass.
+        host_blocks: By name, blocks that stay in main memory and compute on an accelerator.
+        device: The device where the blocks compute.
+        page_locked_bytes: Most bytes of main memory to page-lock.
+        metrics: Counts bytes read and copied, and seconds that forward passes waited.
 
     Raises:
-        LoadFailed: The driver does not page-lock as much.
+        LoadFailed: The driver refuses to page-lock memory.
     """
-    if not (on_disk or waiting):
+    if not (on_disk or host_blocks):
         return None
-    in_order = names_in_order(model, on_disk, waiting)
-    lane: Lane
+    in_order = names_in_order(model, on_disk, host_blocks)
+    loader: BlockLoader
     if device.type == "cpu":
-        large = is_staged(max(block.size for block in on_disk))
-        lane = FromDisk(on_disk, metrics, staged=large)
+        loader = HostBlockLoader(on_disk, metrics, use_bounce_buffer=is_staged(largest(on_disk)))
     else:
-        is_cuda = device.type == "cuda"
-        locked = _page_lock([block.buffer for block in waiting.values()], pinnable * is_cuda)
-        lane = to_device(tuple(in_order), on_disk, waiting, Link(device), device, metrics)
-        _page_lock(lane.buffers, pinnable * is_cuda - locked)
-    return Streaming(model, in_order, lane, metrics, device)
+        limit = page_locked_bytes if device.type == "cuda" else 0
+        limit -= page_lock_within(limit, [block.buffer for block in host_blocks.values()])
+        stream = CopyStream(device)
+        loader = open_device_loader(tuple(in_order), on_disk, host_blocks, stream, device, metrics)
+        page_lock_within(limit, loader.buffers)
+    return Streaming(model, in_order, loader, metrics, device)
 
 
 def names_in_order(
-    model: nn.Module, on_disk: Sequence[Block], waiting: Mapping[str, Waiting]
+    model: nn.Module, on_disk: Sequence[BlockExtent], host_blocks: Mapping[str, HostBlock]
 ) -> dict[str, list[str]]:
-    """Returns the names of each block's parameters; blocks are in execution order."""
-    blocks: dict[str, Block | Waiting] = {block.name: block for block in on_disk} | dict(waiting)
+    """Return the parameter names of each block; blocks are in execution order."""
+    blocks: dict[str, BlockExtent | HostBlock] = {b.name: b for b in on_disk} | dict(host_blocks)
     return {
         name: [tensor.name for tensor in blocks[name].tensors]
         for name, _ in model.named_modules()
@@ -99,110 +95,100 @@ def names_in_order(
     }
 
 
-def _page_lock(buffers: Sequence[Buffer], most: int) -> int:
-    """Page-locks buffers as far as that many bytes go; returns how many it did.
-
-    What is copied from others is slower.
-    """
-    size = sum(buffer.tensor.nbytes for buffer in buffers)
-    logger.info("Page-locking %s of main memory, to be copied to a GPU", format_bytes(size))
-    locked = 0
-    for buffer in buffers:
-        if locked + buffer.tensor.nbytes <= most:
-            page_lock(buffer)
-            locked += buffer.tensor.nbytes
-    if locked < size:
-        less = format_bytes(size - locked)
-        logger.warning("%s of that are not page-locked, and slower to copy", less)
-    return locked
-
-
 class Streaming:
-    """The streamed blocks of one model; one forward pass at a time."""
+    """The streamed blocks of one model; one forward pass at a time.
+
+    Attributes:
+        loader: Brings the blocks.
+        blocks: Names of the blocks, in execution order.
+        metrics: Counts the seconds that forward passes waited.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         blocks: Mapping[str, Sequence[str]],
-        lane: Lane,
+        loader: BlockLoader,
         metrics: WeightMetrics,
         device: torch.device,
     ) -> None:
-        """Attaches the hooks.
+        """Attach the hooks.
 
         Args:
-            model: The model; parameters of the blocks are on the meta device.
-            blocks: In execution order, the names of each one's parameters as the lane gives them.
-            lane: Brings them.
-            metrics: Is told how long passes waited.
-            device: Where blocks compute.
+            model: The model. Parameters of the blocks are on the meta device.
+            blocks: In execution order, the names of each block's parameters as the loader returns
+                them.
+            loader: Brings the blocks.
+            metrics: Counts the seconds that forward passes waited.
+            device: The device where the blocks compute.
         """
-        self.lane = lane
-        self._metrics = metrics
-        self._places = [[place_of(model, name) for name in names] for names in blocks.values()]
-        self._absent = [[module._parameters[name] for module, name in p] for p in self._places]
+        self.loader = loader
+        self.blocks = tuple(blocks)
+        self.metrics = metrics
+        self._slots = [[parameter_slot(model, name) for name in names] for names in blocks.values()]
+        self._absent = [[own[name] for own, name in slots] for slots in self._slots]
         self._entered: int | None = None
         for index, name in enumerate(blocks):
             block = model.get_submodule(name)
             _move_buffers(block, device)
-            stay = getattr(model, "_skip_keys_device_placement", None)
-            add_hook_to_module(block, _Hook(self, index, device, stay))
+            add_hook_to_module(block, _Hook(self, index, device, skipped_arguments(model)))
 
     def enter(self, index: int) -> None:
-        """Gives a block its weights.
+        """Give a block its weights.
 
         Raises:
-            WeightsUnreadable: They cannot be read.
+            WeightsUnreadable: The weights cannot be read.
         """
-        self.leave()  # a pass that failed within a block has not
-        parameters, waited = self.lane.take(index)
-        self._metrics.stalled(waited)
-        self._set(index, parameters)
+        self.leave()  # a forward pass that failed within a block did not call it
+        parameters, waited = self.loader.acquire(index)
+        self.metrics.count_stall(waited)
+        self._assign(index, parameters)
         self._entered = index
 
     def leave(self) -> None:
-        """Takes the weights of the block that has computed away again."""
+        """Take the weights of the entered block away again."""
         if self._entered is not None:
             index, self._entered = self._entered, None
-            self._set(index, self._absent[index])
-            self.lane.give_back()
+            self._assign(index, self._absent[index])
+            self.loader.release()
 
     def close(self) -> None:
-        """Ends the lane; the model cannot run any more."""
-        self.lane.close()
+        """Close the loader. The model cannot run any more."""
+        self.loader.close()
 
-    def _set(self, index: int, parameters: Sequence[nn.Parameter | None]) -> None:
-        for (module, name), parameter in zip(self._places[index], parameters, strict=True):
-            module._parameters[name] = parameter
+    def _assign(self, index: int, parameters: Sequence[nn.Parameter | None]) -> None:
+        for (own_parameters, name), parameter in zip(self._slots[index], parameters, strict=True):
+            own_parameters[name] = parameter
 
 
 class _Hook(ModelHook):  # type: ignore[misc]
-    """What Accelerate calls around a block's forward pass."""
+    """The hook that Accelerate calls around a block's forward pass."""
 
     def __init__(
-        self, streaming: Streaming, index: int, device: torch.device, stay: Sequence[str] | None
+        self, streaming: Streaming, index: int, device: torch.device, skipped: Sequence[str] | None
     ) -> None:
         self._streaming = streaming
         self._index = index
         self._device = device
-        self._stay = stay  # arguments such as the cache
+        self._skipped = skipped
 
     def pre_forward(self, _module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Gives the block its weights, and brings what comes from another device."""
-        if self._device.type != "cpu":  # where all is otherwise
-            kwargs = send_to_device(kwargs, self._device, skip_keys=self._stay)
+        """Give the block its weights, and move its arguments to the device."""
+        if self._device.type != "cpu":  # without an accelerator all arguments are there already
+            kwargs = send_to_device(kwargs, self._device, skip_keys=self._skipped)
             args = send_to_device(args, self._device)
         self._streaming.enter(self._index)
         return args, kwargs
 
     def post_forward(self, _module: nn.Module, output: Any) -> Any:
-        """Takes them away."""
+        """Take the weights away."""
         self._streaming.leave()
         return output
 
 
 def _move_buffers(block: nn.Module, device: torch.device) -> None:
     for module in block.modules():
-        for name, buffer in module._buffers.items():
+        buffers = own_buffers(module)
+        for name, buffer in buffers.items():
             if buffer is not None:
-                module._buffers[name] = buffer.to(device)
+                buffers[name] = buffer.to(device)

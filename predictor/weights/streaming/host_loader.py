@@ -1,4 +1,7 @@
-"""Reads blocks ahead of their use, from disk into main memory."""
+"""Reads blocks ahead of their use from disk into main memory.
+
+The blocks compute there, or are copied on to an accelerator by `device_loader`.
+"""
 
 from __future__ import annotations
 
@@ -10,90 +13,90 @@ from torch import nn
 from predictor.errors import WeightsUnreadable
 from predictor.metrics import WeightMetrics
 from predictor.placement.units import STREAM_BUFFERS
-from predictor.weights.extents import Block, parameters_in
-from predictor.weights.streaming.bounce_buffer import Staged
-from predictor.weights.streaming.direct_io import Buffer, Files
-from predictor.weights.streaming.prefetch_ring import Ring
+from predictor.weights.direct_io import AlignedBuffer, BlockReader
+from predictor.weights.extents import BlockExtent, largest, parameters_in
+from predictor.weights.streaming.bounce_buffer import BounceBuffer
+from predictor.weights.streaming.prefetch_ring import PrefetchRing
 
 
 class _Slot:
-    """A buffer, and each block's parameters as they are in it."""
+    """A buffer, and the parameters of each block as views of it."""
 
-    def __init__(self, size: int, blocks: Sequence[Block]) -> None:
-        self.buffer = Buffer(size)
+    def __init__(self, size: int, blocks: Sequence[BlockExtent]) -> None:
+        self.buffer = AlignedBuffer(size)
         self.parameters = [parameters_in(self.buffer.tensor, block.tensors) for block in blocks]
 
 
-class FromDisk:
-    """Blocks on disk, one of which is in use at one time; a `streaming.Lane` to the processor.
+class HostBlockLoader:
+    """A `hooks.BlockLoader` for blocks that are read from disk into main memory.
 
     Attributes:
-        blocks: They, in execution order.
+        blocks: The blocks, in execution order.
     """
 
     def __init__(
         self,
-        blocks: Sequence[Block],
+        blocks: Sequence[BlockExtent],
         metrics: WeightMetrics,
         *,
         slots: int = STREAM_BUFFERS,
-        staged: bool = False,
+        use_bounce_buffer: bool = False,
     ) -> None:
-        """Takes the buffers' memory and begins to read.
+        """Allocate the slots, and begin to read.
 
         Args:
-            blocks: In execution order.
-            metrics: Is told what was read.
-            slots: How many blocks are in main memory at one time.
-            staged: Whether they are read by stages, see `Staged`.
+            blocks: The blocks, in execution order.
+            metrics: Counts bytes and seconds of reads.
+            slots: Most blocks in main memory at one time.
+            use_bounce_buffer: Whether to read through a `BounceBuffer`.
         """
         self.blocks = blocks
         self._metrics = metrics
-        size = max(block.size for block in blocks)
-        self._files = Staged() if staged else Files()
+        size = largest(blocks)
+        self._reader = BounceBuffer() if use_bounce_buffer else BlockReader()
         self._slots = [_Slot(size, blocks) for _ in range(slots)]
-        self._held: _Slot | None = None
-        self._ring = Ring(range(len(blocks)), self._slots, self._fetch)
+        self._in_use: _Slot | None = None
+        self._ring = PrefetchRing(range(len(blocks)), self._slots, self._fetch)
 
     @property
-    def buffers(self) -> tuple[Buffer, ...]:
-        """Where blocks are read to."""
-        stages = self._files.buffers if isinstance(self._files, Staged) else ()
-        return (*(slot.buffer for slot in self._slots), *stages)
+    def buffers(self) -> tuple[AlignedBuffer, ...]:
+        """Main memory that blocks are read to."""
+        bounce = self._reader.buffers if isinstance(self._reader, BounceBuffer) else ()
+        return (*(slot.buffer for slot in self._slots), *bounce)
 
     @property
     def device_bytes(self) -> int:
-        """None: blocks compute where they are read to."""
+        """Bytes of an accelerator's memory: 0, since blocks stay in main memory."""
         return 0
 
-    def take(self, index: int) -> tuple[Sequence[nn.Parameter], float]:
-        """Returns a block's parameters in main memory, and the seconds that this waited.
+    def acquire(self, index: int) -> tuple[Sequence[nn.Parameter], float]:
+        """Return a block's parameters in main memory, and the seconds that this call waited.
 
         Raises:
-            WeightsUnreadable: They cannot be read.
+            WeightsUnreadable: The block cannot be read.
         """
         try:
-            self._held, waited = self._ring.take(index)
+            self._in_use, waited = self._ring.acquire(index)
         except OSError as error:
             block = self.blocks[index]
             file = error.filename or block.segments[0].file
             raise WeightsUnreadable(
                 f"{block.name} cannot be read from {file}: {error.strerror}."
             ) from error
-        return self._held.parameters[index], waited
+        return self._in_use.parameters[index], waited
 
-    def give_back(self) -> None:
-        """Lets the memory of the block that was taken be filled again."""
-        if self._held is not None:
-            self._ring.give_back(self._held)
-            self._held = None
+    def release(self) -> None:
+        """Let the acquired block's memory be filled again."""
+        if self._in_use is not None:
+            self._ring.release(self._in_use)
+            self._in_use = None
 
     def close(self) -> None:
-        """Ends reading."""
+        """End reading."""
         self._ring.close()
-        self._files.close()
+        self._reader.close()
 
     def _fetch(self, index: int, slot: _Slot) -> None:
         block, began = self.blocks[index], time.perf_counter()
-        self._files.read(block, slot.buffer)
-        self._metrics.read(block.source, block.size, time.perf_counter() - began)
+        self._reader.read(block, slot.buffer)
+        self._metrics.count_read(block.source, block.size, time.perf_counter() - began)

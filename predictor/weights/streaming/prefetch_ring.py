@@ -1,8 +1,9 @@
 """Fetches blocks ahead of their use, in a cycle, into a fixed number of slots.
 
-The order of blocks is that of the last pass: after each block comes the one that came after it
-before, and after a pass's last block the next pass's first. A block that comes out of order is
-fetched anew; that costs time and never gives another block's weights.
+The ring expects blocks in the order of the last forward pass: after each block the one that
+followed it before, and after the last block the first one of the next pass. If another block is
+requested, the ring fetches that block anew. This costs time, and never returns another block's
+weights. How a block gets into a slot is left to the caller.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ class _Fetched(Generic[Slot]):
     error: Exception | None
 
 
-class Ring(Generic[Slot]):
-    """Slots that a thread fills ahead of whoever takes them."""
+class PrefetchRing(Generic[Slot]):
+    """Slots that a thread fills ahead of their use."""
 
     def __init__(
         self, order: Sequence[int], slots: Sequence[Slot], fetch: Callable[[int, Slot], None]
     ) -> None:
-        """Starts the thread, which begins to fetch at once.
+        """Start the thread, which begins to fetch at once.
 
         Args:
-            order: Blocks in the order in which they are expected.
-            slots: Where they are fetched to; two are enough to fetch one while another is used.
-            fetch: Puts a block into a slot; is called in the thread.
+            order: Blocks in the expected order.
+            slots: The slots. With two, one block is fetched while another is in use.
+            fetch: Puts a block into a slot; called in the thread.
         """
         self._fetch = fetch
         self._after = dict(zip(order, (*order[1:], order[0]), strict=True))
@@ -43,51 +44,51 @@ class Ring(Generic[Slot]):
         self._free = deque(slots)
         self._ready: deque[_Fetched[Slot]] = deque()
         self._fetching: int | None = None
-        self._round = 0  # what was begun in an earlier one is not wanted any more
+        self._round = 0  # a restart begins a new round; fetches of earlier rounds are discarded
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
         self._thread.start()
 
-    def take(self, block: int) -> tuple[Slot, float]:
-        """Returns the slot that holds a block, and the seconds that this waited.
+    def acquire(self, block: int) -> tuple[Slot, float]:
+        """Return the slot that holds a block, and the seconds that this call waited.
 
         Raises:
-            Exception: What fetching it raised; taking it again tries again.
+            Exception: The error of the fetch. The next call for this block fetches it again.
         """
         began = time.perf_counter()
         with self._changed:
             self._after[self._last] = block
             self._last = block
-            if self._coming() != block:
+            if self._upcoming() != block:
                 self._restart(block)
             while not self._ready:
                 if self._closed:
                     raise RuntimeError("the ring is closed")
                 self._changed.wait()
-            found = self._ready.popleft()
-            if found.error is not None:
-                self._free.append(found.slot)
+            fetched = self._ready.popleft()
+            if fetched.error is not None:
+                self._free.append(fetched.slot)
                 self._restart(block)
-        if found.error is not None:
-            raise found.error
-        return found.slot, time.perf_counter() - began
+        if fetched.error is not None:
+            raise fetched.error
+        return fetched.slot, time.perf_counter() - began
 
-    def give_back(self, slot: Slot) -> None:
-        """Lets a slot be filled again."""
+    def release(self, slot: Slot) -> None:
+        """Let a slot be filled again."""
         with self._changed:
             self._free.append(slot)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Ends the thread after what it fetches now."""
+        """End the thread after its current fetch."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
 
-    def _coming(self) -> int:
-        """The block that the next slot will hold."""
+    def _upcoming(self) -> int:
+        """Return the block of the next slot."""
         if self._ready:
             return self._ready[0].block
         return self._next if self._fetching is None else self._fetching
@@ -102,7 +103,7 @@ class Ring(Generic[Slot]):
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._closed or self._may_go_on()):
+                while not (self._closed or self._may_fetch()):
                     self._changed.wait()
                 if self._closed:
                     return
@@ -117,14 +118,14 @@ class Ring(Generic[Slot]):
                     self._ready.append(_Fetched(block, slot, error))
                 self._changed.notify_all()
 
-    def _may_go_on(self) -> bool:
+    def _may_fetch(self) -> bool:
         failed = bool(self._ready) and self._ready[-1].error is not None
         return bool(self._free) and not failed
 
     def _try(self, block: int, slot: Slot) -> Exception | None:
         try:
             self._fetch(block, slot)
-        # Whatever went wrong is told to whoever takes the block.
+        # `acquire` raises any error of the fetch in the thread that needs the block.
         except Exception as error:
             return error
         return None

@@ -1,6 +1,8 @@
-"""The parts of the chart that are made: the schema of `settings`, and the table of values.
+"""Write the generated parts of the chart: the schema of `settings` and the table of values.
 
-`make chart` writes them into the chart; `test_generated.py` holds what is committed equal to this.
+The schema follows the predictor's settings, the table follows the comments of `values.yaml`.
+`make generate` runs this module; `tests/deploy/test_generated.py` compares the committed files
+with a fresh generation.
 """
 
 from __future__ import annotations
@@ -18,57 +20,58 @@ from predictor.quantity import parse_bytes
 from predictor.settings import Settings
 from predictor.settings_types import _devices, _memory_by_device
 
-CHART = Path(__file__).parents[2] / "helm"
+CHART = Path(__file__).parent
 SCHEMA = CHART / "values.schema.json"
 README = CHART / "README.md"
-BEGIN, END = "<!-- values: begin (made by: make chart) -->\n", "<!-- values: end -->\n"
+BEGIN, END = "<!-- values: begin (written by make generate) -->\n", "<!-- values: end -->\n"
 
-SAID_BY_OTHER_VALUES = {
+SET_BY_OTHER_VALUES = {
     *("model_name", "model_dir", "model_id", "model_revision"),
     *("offload_folder", "host", "http_port", "grpc_port"),
 }
+"""Settings that the chart derives from other values, such as `model.uri` and `offload`."""
 
 _AMOUNT = {"type": ["integer", "string"]}
-_WRITTEN = {
+_INPUT_SCHEMAS: dict[Any, dict[str, Any]] = {
     parse_bytes: _AMOUNT,
     _memory_by_device: {"type": "object", "additionalProperties": _AMOUNT},
     _devices: {"type": ["string", "integer", "object"], "additionalProperties": _AMOUNT},
 }
-"""What people may write where a setting's validator turns it into what pydantic's schema says."""
+"""The schema of a value before a validator converts it to the type in pydantic's schema."""
 
 
 def settings_schema() -> dict[str, Any]:
-    """The schema of the chart's `settings`: the predictor's, less what other values say."""
-    made = Settings.model_json_schema()["properties"]
-    own = {name: _setting(name, made[name]) for name in made if name not in SAID_BY_OTHER_VALUES}
+    """Return the schema of `settings`, without the settings that other values determine."""
+    fields = Settings.model_json_schema()["properties"]
+    own = {name: _setting(name, fields[name]) for name in fields if name not in SET_BY_OTHER_VALUES}
     return {"type": "object", "additionalProperties": False, "properties": own}
 
 
-def _setting(name: str, made: dict[str, Any]) -> dict[str, Any]:
-    schema = {key: value for key, value in made.items() if key not in ("title", "default")}
+def _setting(name: str, field: dict[str, Any]) -> dict[str, Any]:
+    schema = {key: value for key, value in field.items() if key not in ("title", "default")}
     schema["description"] = re.sub(r"\s+", " ", schema["description"])
     for check in Settings.model_fields[name].metadata:
-        if isinstance(check, BeforeValidator) and check.func in _WRITTEN:
-            return {"description": schema["description"], **_WRITTEN[check.func]}
+        if isinstance(check, BeforeValidator) and check.func in _INPUT_SCHEMAS:
+            return {"description": schema["description"], **_INPUT_SCHEMAS[check.func]}
     return schema
 
 
 def schema() -> dict[str, Any]:
-    """The chart's schema: what is written by hand, with the settings as they are now."""
-    values = json.loads(SCHEMA.read_text())
+    """Return the whole schema: the hand-written part and the current settings."""
+    values: dict[str, Any] = json.loads(SCHEMA.read_text())
     values["properties"]["settings"] = settings_schema()
     return values
 
 
 def table() -> str:
-    """The table of values, from the comments of `values.yaml`."""
+    """Return the table of values as Markdown."""
     rows = ["| value | default | meaning |", "| --- | --- | --- |"]
     rows += [f"| `{path}` | {default} | {meaning} |" for path, default, meaning in described()]
     return "\n".join(rows) + "\n"
 
 
 def described() -> Iterator[tuple[str, str, str]]:
-    """The values of `values.yaml`: path, default and comment; groups only where they have one."""
+    """Yield path, default and comment of each value; a group only if it has a comment."""
     text = (CHART / "values.yaml").read_text()
     yield from _described(yaml.compose(text, yaml.CSafeLoader), text.splitlines(), "")
 
@@ -93,7 +96,7 @@ def _comment(lines: list[str], line: int) -> str:
 
 
 def readme() -> str:
-    """The chart's README, with the table as it is now."""
+    """Return the chart's README with the current table."""
     before, _, rest = README.read_text().partition(BEGIN)
     return f"{before}{BEGIN}{table()}{END}{rest.partition(END)[2]}"
 

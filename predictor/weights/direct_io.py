@@ -1,7 +1,8 @@
-"""Reads blocks into buffers at the device's own speed, without a trace in the page cache.
+"""Direct reads of blocks: at the device's own speed, and without a trace in the page cache.
 
-Direct reads bypass the page cache, so they cost no memory that the pod's limit counts and hardly
-any processor time. Where a file system refuses them, pages are read as usual and dropped behind.
+Direct reads bypass the page cache. So they use no memory that the pod's limit counts, and hardly
+any processor time. If a file system refuses direct reads, pages are read as usual and dropped
+afterwards. Which bytes are read is decided in `extents` and `store`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pathlib import Path
 import torch
 
 from predictor.placement.units import STREAM_PIECE
-from predictor.weights.extents import PAGE, Block, Segment, pages, stamp_of
+from predictor.weights.extents import PAGE, BlockExtent, FileSegment, identify_file, pages
 
 logger = logging.getLogger(__name__)
 
-_HUGE = 2 * 1024**2
-"""Bytes of a huge page. A request to a disk takes a limited number of pieces of memory, so with
-pages of 4 KiB requests were so small that a disk gave 1.1 GB/s instead of 2.4."""
+_HUGE_PAGE = 2 * 1024**2
+"""Bytes of a huge page. A request to a disk takes a limited number of pieces of memory. With pages
+of 4 KiB, requests were so small that a disk gave 1.1 GB/s instead of 2.4."""
 
 _TRIES = 3
 _SECONDS_BETWEEN_TRIES = 0.2
@@ -34,49 +35,55 @@ NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
 _MODE = 0o644
 
 
-class Buffer:
+class AlignedBuffer:
     """Memory that direct reads may go to.
 
     Attributes:
-        bytes: A view of it for reading files into.
+        bytes: A view of the memory to read files into.
         tensor: The same memory as a tensor of uint8.
     """
 
     def __init__(self, size: int) -> None:
-        """Takes memory, which counts at once: in huge pages, as far as whole ones go."""
+        """Allocate the memory, in huge pages where whole ones fit, and touch all of it."""
         size = max(pages(size), PAGE)
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._map = mmap.mmap(-1, size + _HUGE, flags=private)
+        self._map = mmap.mmap(-1, size + _HUGE_PAGE, flags=private)
         whole = torch.frombuffer(self._map, dtype=torch.uint8)
-        start = -whole.data_ptr() % _HUGE
+        start = -whole.data_ptr() % _HUGE_PAGE
         self.bytes = memoryview(self._map)[start : start + size]
         self.tensor = whole[start : start + size]
-        if size >= _HUGE:
-            with contextlib.suppress(OSError):  # a kernel without them
-                self._map.madvise(mmap.MADV_HUGEPAGE, start, size // _HUGE * _HUGE)
+        if size >= _HUGE_PAGE:
+            with contextlib.suppress(OSError):  # a kernel without huge pages
+                self._map.madvise(mmap.MADV_HUGEPAGE, start, size // _HUGE_PAGE * _HUGE_PAGE)
         self.tensor.zero_()
 
 
-class Files:
-    """Open files that blocks are read from; one thread at a time."""
+class BlockReader:
+    """Reads blocks, and keeps their files open; one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, seconds_between_tries: float = _SECONDS_BETWEEN_TRIES) -> None:
+        """Open nothing yet.
+
+        Args:
+            seconds_between_tries: Seconds to wait before a failed read is tried again.
+        """
+        self._seconds_between_tries = seconds_between_tries
         self._open: dict[Path, tuple[int, bool]] = {}
 
-    def read(self, block: Block, buffer: Buffer) -> None:
-        """Reads a block's segments into a buffer.
+    def read(self, block: BlockExtent, buffer: AlignedBuffer) -> None:
+        """Read a block's segments into a buffer.
 
         Raises:
-            OSError: A file cannot be read, after some tries, or is shorter than it has to be.
+            OSError: A file cannot be read, after some tries, or is shorter than it was.
         """
         for segment in block.segments:
             self.read_segment(segment, buffer)
 
-    def read_segment(self, segment: Segment, buffer: Buffer) -> None:
-        """Reads a segment, again where that fails: a volume on the network may be away for once.
+    def read_segment(self, segment: FileSegment, buffer: AlignedBuffer) -> None:
+        """Read a segment. A failed read is tried again: a network volume may fail for a moment.
 
         Raises:
-            OSError: The file cannot be read, after some tries, or is shorter than it has to be.
+            OSError: The file cannot be read, after some tries, or is shorter than it was.
         """
         for tries_left in reversed(range(_TRIES)):
             try:
@@ -87,16 +94,16 @@ class Files:
                 if not tries_left:
                     raise
                 logger.warning("Reading %s failed (%s); again", segment.file, error.strerror)
-                time.sleep(_SECONDS_BETWEEN_TRIES)
+                time.sleep(self._seconds_between_tries)
 
     def close(self) -> None:
-        """Closes all files."""
+        """Close all files."""
         for descriptor, _ in self._open.values():
             os.close(descriptor)
         self._open.clear()
 
-    def _read(self, segment: Segment, buffer: Buffer) -> None:
-        descriptor, is_direct = self._opened(segment)
+    def _read(self, segment: FileSegment, buffer: AlignedBuffer) -> None:
+        descriptor, is_direct = self._descriptor(segment)
         done = 0
         while done < segment.needed:
             end = min(done + STREAM_PIECE, segment.length)
@@ -106,7 +113,7 @@ class Files:
             except OSError as error:
                 if not is_direct or error.errno not in NOT_DIRECT:
                     raise
-                descriptor, is_direct = self._opened(segment, again=True)
+                descriptor, is_direct = self._descriptor(segment, buffered=True)
                 continue
             done += count
             if count == 0 or (is_direct and done < segment.needed and done % PAGE):
@@ -114,16 +121,21 @@ class Files:
         if not is_direct:
             os.posix_fadvise(descriptor, segment.start, segment.length, os.POSIX_FADV_DONTNEED)
 
-    def _opened(self, segment: Segment, *, again: bool = False) -> tuple[int, bool]:
-        """Returns a file's descriptor and whether its reads are direct."""
+    def _descriptor(self, segment: FileSegment, *, buffered: bool = False) -> tuple[int, bool]:
+        """Return a file's descriptor, and whether its reads are direct.
+
+        Args:
+            segment: A segment of the file.
+            buffered: Whether to open the file again, for reads through the page cache.
+        """
         file = segment.file
-        if again:
+        if buffered:
             self._forget(file)
             logger.info("%s does not take direct reads; its pages are dropped instead", file)
         if file not in self._open:
-            plain = (os.open(file, os.O_RDONLY), False) if again else None
+            plain = (os.open(file, os.O_RDONLY), False) if buffered else None
             self._open[file] = plain or open_direct(file, os.O_RDONLY)
-        if stamp_of(os.fstat(self._open[file][0])) != segment.stamp:
+        if identify_file(os.fstat(self._open[file][0])) != segment.file_identity:
             raise OSError(errno.ESTALE, "the file was replaced or changed", str(file))
         return self._open[file]
 
@@ -134,15 +146,15 @@ class Files:
 
 
 def too_short(file: Path) -> OSError:
-    """Returns the error of a file that ends before what it has to hold."""
+    """Return the error of a file that ends before the bytes that it has to hold."""
     return OSError(errno.EIO, "the file is shorter than it was", str(file))
 
 
 def open_direct(file: Path, flags: int) -> tuple[int, bool]:
-    """Returns a file's descriptor, and whether its reads and writes are direct.
+    """Return a file's descriptor, and whether its reads and writes are direct.
 
     Raises:
-        OSError: It cannot be opened either way.
+        OSError: The file cannot be opened either way.
     """
     try:
         return os.open(file, flags | os.O_DIRECT, _MODE), True
@@ -153,10 +165,9 @@ def open_direct(file: Path, flags: int) -> tuple[int, bool]:
 
 
 @contextlib.contextmanager
-def opened_files() -> Iterator[Files]:
-    """Gives files that are closed afterwards."""
-    files = Files()
-    try:
-        yield files
-    finally:
-        files.close()
+def open_block_reader(
+    *, seconds_between_tries: float = _SECONDS_BETWEEN_TRIES
+) -> Iterator[BlockReader]:
+    """Yield a reader whose files are closed afterwards."""
+    with contextlib.closing(BlockReader(seconds_between_tries=seconds_between_tries)) as reader:
+        yield reader

@@ -1,0 +1,161 @@
+"""Write the reference tables from the objects that define them: settings, metrics, errors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from prometheus_client.metrics import MetricWrapperBase
+
+from docs.generator import command_line
+from docs.generator.error_table import error_rows, exit_code_rows
+from docs.generator.pages import ROOT
+from predictor import metrics
+from predictor.protocol.openai.request import CHAT_KEYS, COMPLETION_KEYS, IGNORED, REFUSED
+from predictor.quantity import as_quantity
+from predictor.settings import Settings
+from predictor.settings_sources import ALIASES, PREFIX
+
+_REGION = re.compile(r"<!-- generated: (?P<name>[\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
+
+_UNITS = {
+    "tokens": ("max_model_len", "max_length", "prefill_chunk", "max_batch_tokens"),
+    "requests": ("max_concurrency", "max_requests"),
+    "sequences": ("max_batch_size",),
+    "seconds": ("grace_period", "max_batch_delay", "request_timeout"),
+    "bytes": ("max_memory", "memory_reserve", "max_body_size"),
+    "fraction": ("memory_headroom", "pinned_memory_fraction", "gpu_fraction"),
+    "port": ("http_port", "grpc_port"),
+}
+UNITS = {name: unit for unit, names in _UNITS.items() for name in names}
+"""The unit of each setting that has one."""
+
+
+def with_tables(page: str) -> str:
+    """Return the page with every generated region written anew."""
+
+    def replace(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f"<!-- generated: {name} -->\n\n{TABLES[name]()}\n\n<!-- end -->"
+
+    return _REGION.sub(replace, page)
+
+
+def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def settings_table() -> str:
+    """Return the table of all settings."""
+    head = ("Flag, environment variable", "Type", "Default", "Unit", "Meaning")
+    return table(head, _settings_rows())
+
+
+def _settings_rows() -> Iterator[Sequence[str]]:
+    schema = Settings.model_json_schema()["properties"]
+    for name, field in Settings.model_fields.items():
+        meaning = re.sub(r"\s+", " ", field.description or "").strip()
+        default = "" if field.default is None else f"`{_default(name, field.default)}`"
+        kind, unit = _type(name, schema[name]), UNITS.get(name, "")
+        yield _names(name), kind, default, unit, meaning
+    for alias, name in ALIASES.items():
+        yield _names(alias), "", "", "", f"Same as `--{name}`."
+
+
+def _names(name: str) -> str:
+    return f"`--{name}`<br>`{PREFIX}{name.upper()}`"
+
+
+def _default(name: str, default: object) -> object:
+    return as_quantity(int(str(default))) if UNITS.get(name) == "bytes" else default
+
+
+def _type(name: str, schema: dict[str, Any]) -> str:
+    if name == "device_map":  # its validator accepts more than the type of the result says
+        return "string or JSON object"
+    options = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
+    return " or ".join(_one_type(name, option) for option in options)
+
+
+def _one_type(name: str, schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return ", ".join(f"`{choice}`" for choice in schema["enum"])
+    kind = schema.get("type", "string")
+    if kind == "object":
+        return "JSON object"
+    if UNITS.get(name) == "bytes":
+        return "quantity"
+    if schema.get("format") == "path":
+        return "path"
+    return " ".join([kind, *_bounds(schema)])
+
+
+def _bounds(schema: dict[str, Any]) -> Iterator[str]:
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
+    if bounds:
+        yield ", ".join(bounds)
+
+
+def metrics_table() -> str:
+    """Return the table of all metrics."""
+    head = ("Metric", "Type", "Unit", "Labels besides `model_name`", "Meaning")
+    return table(head, _metrics_rows())
+
+
+def _metrics_rows() -> Iterator[Sequence[str]]:
+    for metric in vars(metrics).values():
+        if not isinstance(metric, MetricWrapperBase):
+            continue
+        family = next(iter(metric.describe()))
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = ", ".join(f"`{label}`" for label in metric._labelnames if label != "model_name")
+        unit = next((unit for unit in ("seconds", "bytes", "tokens") if unit in name), "count")
+        yield f"`{name}`", family.type, unit, labels, family.documentation
+
+
+def openai_keys_table() -> str:
+    """Return the table of the keys of OpenAI's requests."""
+    groups = {
+        "Supported, completions": COMPLETION_KEYS,
+        "Supported, chat completions": CHAT_KEYS,
+        "Refused unless they change nothing": tuple(REFUSED),
+        "Ignored": tuple(sorted(IGNORED)),
+    }
+    rows = ((name, ", ".join(f"`{key}`" for key in keys)) for name, keys in groups.items())
+    return table(("Group", "Keys"), rows)
+
+
+def errors_table() -> str:
+    """Return the table of all errors and their form in each API."""
+    head = ("Error", "HTTP", "gRPC", "OpenAI `type`, `code`", "Generate", "TorchServe", "Meaning")
+    return table(head, error_rows())
+
+
+def exit_codes_table() -> str:
+    """Return the table of all exit codes."""
+    return table(("Code", "Cause", "Errors"), exit_code_rows())
+
+
+def helm_values() -> str:
+    """Return the chart's table of values."""
+    source = (ROOT / "helm" / "README.md").read_text()
+    return source.partition("(written by make generate) -->\n")[2].partition("<!--")[0].strip()
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": settings_table,
+    "metrics": metrics_table,
+    "errors": errors_table,
+    "openai-keys": openai_keys_table,
+    "exit-codes": exit_codes_table,
+    "helm-values": helm_values,
+    "help": lambda: command_line.help_of(),
+    "help-serve": lambda: command_line.help_of("serve"),
+    "help-plan": lambda: command_line.help_of("plan"),
+    "help-import-torchserve": lambda: command_line.help_of("import-torchserve"),
+}
+"""The generated regions by name."""

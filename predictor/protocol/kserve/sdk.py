@@ -1,0 +1,118 @@
+"""The interfaces of the kserve SDK that it does not export; no other module here names them.
+
+Written against kserve 0.21. Each entry says where the SDK has it, so that an upgrade of the SDK is
+checked against this file alone. `Model`, `ModelServer`, `InferRequest` and the like are exported by
+`kserve` and imported from there.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from kserve.errors import (
+    InvalidInput,
+    ModelNotFound,
+    ModelNotReady,
+    ServerNotLive,
+    ServerNotReady,
+)
+from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get_labels
+from kserve.model_server import app
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
+from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
+from kserve.protocol.infer_type import RequestedOutput, to_http_parameters
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from kserve.protocol.rest.server import RESTServer
+
+__all__ = [
+    "InvalidInput",
+    "ModelNotFound",
+    "ModelNotReady",
+    "RequestedOutput",
+    "ServerNotLive",
+    "ServerNotReady",
+    "add_routes",
+    "messages",
+    "own_app",
+    "raw_data",
+    "rest_server",
+    "services",
+    "timed",
+    "to_http_parameters",
+]
+
+own_app: FastAPI = app
+"""The application of ``ModelServer`` (``kserve/model_server.py``)."""
+
+_APP_NAME = "kserve.model_server:app"
+_HISTOGRAMS = {
+    "preprocess": PRE_HIST_TIME,
+    "predict": PREDICT_HIST_TIME,
+    "postprocess": POST_HIST_TIME,
+}
+
+
+def timed(
+    step: Literal["preprocess", "predict", "postprocess"], model_name: str
+) -> AbstractContextManager[object]:
+    """Return a context that observes its duration as the SDK's `request_<step>_seconds`.
+
+    ``kserve.Model.__call__`` observes these three for calls that go through it; ours do not, and
+    dashboards that are made for KServe show them.
+    """
+    timer: AbstractContextManager[object] = (
+        _HISTOGRAMS[step].labels(**get_labels(model_name)).time()
+    )
+    return timer
+
+
+def raw_data(tensor: Any) -> bytes | None:
+    """Return the bytes of a ``kserve.InferInput`` that came as such, or None.
+
+    Its one public way to them, ``as_numpy()``, fails on any fault in them.
+    """
+    raw: bytes | None = tensor._raw_data
+    return raw
+
+
+def rest_server(model_server: Any, *, grace_period: int) -> Any:
+    """Return the uvicorn server of a ``kserve.ModelServer``, with the SDK's routes on `own_app`.
+
+    ``RESTServer`` offers no way to stop it (``kserve/protocol/rest/server.py``).
+
+    Args:
+        model_server: The ``ModelServer``.
+        grace_period: Seconds that uvicorn waits for requests when it stops.
+    """
+    server = RESTServer(
+        _APP_NAME,
+        model_server.dataplane,
+        model_server.model_repository_extension,
+        model_server.http_port,
+        grace_period=grace_period,
+        timeout_keep_alive=model_server.timeout_keep_alive,
+        ssl_certfile=model_server.ssl_certfile,
+        ssl_keyfile=model_server.ssl_keyfile,
+    )
+    server.create_application()
+    return server._server
+
+
+def add_routes(application: FastAPI, models: Any) -> None:
+    """Put the SDK's middleware, routes and exception handlers on any application.
+
+    ``RESTServer.create_application`` does the same, in this order, for `own_app` alone.
+
+    Args:
+        application: The application.
+        models: A ``kserve.ModelRepository``.
+    """
+    plane = DataPlane(model_registry=models)
+    extension = ModelRepositoryExtension(model_registry=models)
+    server = RESTServer(_APP_NAME, plane, extension, http_port=0)
+    server._add_middlewares(application)
+    server._register_endpoints(application)
+    server._add_exception_handlers(application)

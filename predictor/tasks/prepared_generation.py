@@ -1,0 +1,124 @@
+"""The replies to a request for generation: from the engine's tokens to completions or pieces.
+
+A stop sequence is cut in `predictor.tasks.detokenizer`, which `predictor.tasks.reply` feeds in the
+engine's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from predictor.engine.generation.encoder_decoder_runner import as_source
+from predictor.engine.generation.engine import Engine
+from predictor.engine.generation.sampling_params import SamplingParams
+from predictor.errors import PredictorError
+from predictor.tasks.answers import Completion, Piece
+from predictor.tasks.reply import Reply, as_completion
+from predictor.tasks.request import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A checked prompt, its tokens and the complete sampling parameters of its reply."""
+
+    prompt: Prompt
+    ids: tuple[int, ...]
+    sampling: SamplingParams
+
+
+class PreparedGeneration:
+    """The prompts of a request as tokens; see `predictor.tasks.task.PreparedRequest`.
+
+    Attributes:
+        jobs: One for each prompt, in order.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        tokenizer: Any,
+        engine: Engine,
+        decoder_prefix: tuple[int, ...] | None,
+    ) -> None:
+        """Create the request of a `TextGeneration`, with its tokenizer, engine and prefix."""
+        self.jobs = jobs
+        self._tokenizer = tokenizer
+        self._engine = engine
+        self._decoder_prefix = decoder_prefix
+
+    async def complete(self) -> tuple[Completion, ...]:
+        """Return a completion for each prompt, in order. Cancelling this cancels the sequences.
+
+        Raises:
+            GenerationFailed: The model failed on one of them.
+            EngineBroken: The model failed altogether.
+        """
+        completions: dict[int, Completion] = {}
+        async for piece in self._follow(by_token=False):
+            before = self._full_text(self.jobs[piece.index])
+            completions[piece.index] = as_completion(piece, before=before)
+        return tuple(completions[index] for index in range(len(self.jobs)))
+
+    async def stream(self) -> AsyncGenerator[Piece, None]:
+        """Yield the replies' pieces as they come. Closing this cancels the sequences.
+
+        Raises:
+            GenerationFailed: The model failed on one of them.
+            EngineBroken: The model failed altogether.
+        """
+        for index, job in enumerate(self.jobs):
+            if job.prompt.parameters.return_full_text:
+                yield Piece(index, self._full_text(job), None, len(job.ids), 0)
+        async for piece in self._follow(by_token=True):
+            yield piece
+
+    async def _follow(self, *, by_token: bool) -> AsyncGenerator[Piece, None]:
+        inbox: asyncio.Queue[Piece | PredictorError] = asyncio.Queue()
+        keys: dict[int, int] = {}
+        try:
+            for index, job in enumerate(self.jobs):
+                reply = self._reply(index, job, inbox, by_token=by_token)
+                keys[index] = self._engine.submit(self._engine_prompt(job), job.sampling, reply)
+            while keys:
+                item = await inbox.get()
+                if isinstance(item, PredictorError):
+                    raise item
+                if item.ending is not None:
+                    del keys[item.index]
+                yield item
+        finally:
+            for key in keys.values():
+                self._engine.cancel(key)
+
+    def _reply(
+        self, index: int, job: Job, inbox: asyncio.Queue[Piece | PredictorError], *, by_token: bool
+    ) -> Reply:
+        return Reply(
+            index,
+            job.ids if self._decoder_prefix is None else (),
+            self._tokenizer,
+            prompt_tokens=len(job.ids),
+            stops=job.prompt.parameters.stop,
+            scores=job.sampling.logprobs is not None,
+            by_token=by_token,
+            loop=asyncio.get_running_loop(),
+            take=inbox.put_nowait,
+        )
+
+    def _engine_prompt(self, job: Job) -> tuple[int, ...]:
+        if self._decoder_prefix is None:
+            return job.ids
+        return (*as_source(job.ids), *self._decoder_prefix)
+
+    def _full_text(self, job: Job) -> str:
+        """Return the prompt's text if the reply begins with it, else an empty text."""
+        if not job.prompt.parameters.return_full_text:
+            return ""
+        text, limit = job.prompt.text, job.prompt.parameters.prompt_limit
+        if isinstance(text, str) and limit is None:
+            return text
+        decoded: str = self._tokenizer.decode(list(job.ids), skip_special_tokens=True)
+        return decoded
