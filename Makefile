@@ -51,7 +51,7 @@ test-image: $(VENV)/test.stamp
 	$(BIN)/python -m pytest --durations 10 tests/image $(PYTEST_FLAGS)
 
 # With every combination of what is tried, and the image.
-test-all: lint types contracts $(VENV)/test.stamp
+test-all: lint types contracts docs-build $(VENV)/test.stamp
 	$(PYTEST) --full-grid --ignore tests/image $(PYTEST_FLAGS)
 	$(MAKE) test-image
 
