@@ -91,7 +91,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def full_grid(pytestconfig: pytest.Config) -> bool:
-    """Whether this is a run with ``--full-grid``, which takes its time."""
+    """Whether ``--full-grid`` is given."""
     return bool(pytestconfig.getoption("--full-grid"))
 
 

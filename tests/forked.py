@@ -1,7 +1,7 @@
 """The command in a process of its own, forked where everything is imported already.
 
-What is asked of a process as such, from its first import on, is asked of ``python -m predictor``
-instead: memory, variables that libraries read when they are imported, signals at the start.
+Tests of a process as a whole, from its first import on, start ``python -m predictor`` instead: of
+its memory, of variables that libraries read when they are imported, of signals at the start.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _ForkServer:
             )
 
     def fork(self, request: dict[str, Any], stdout: int, stderr: int) -> tuple[int, socket.socket]:
-        """Returns a new child's number, and the socket that reports its end."""
+        """Return a new child's PID, and the socket that reports its end."""
         ours, theirs = socket.socketpair()
         with theirs:
             message = json.dumps(request).encode()
@@ -72,9 +72,9 @@ class Forked:
 
     Attributes:
         args: The command line.
-        pid: Its number.
-        returncode: Its exit code, or a signal's number below zero; None while it was not seen to
-            have ended.
+        pid: Its PID.
+        returncode: Its exit code, or a signal's number below zero; None until `poll` or `wait`
+            finds that it has ended.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class Forked:
         cwd: Path | None = None,
         before: Sequence[Call] = (),
     ) -> None:
-        """Starts ``predictor`` with these arguments and this process's environment.
+        """Start ``predictor`` with these arguments and this process's environment.
 
         Args:
             argv: The arguments.
-            stdout: A file to write to; nothing is kept without one.
-            stderr: The same.
-            cwd: Where it runs; here, without.
+            stdout: A file for its output, which goes to /dev/null without one.
+            stderr: The same for stderr.
+            cwd: Its working directory; by default this process's.
             before: What is called in the process first, such as what puts a gate into a model.
         """
         self.args = ["predictor", *argv]
@@ -142,7 +142,7 @@ class Forked:
 def run(
     argv: Sequence[str], *, timeout: float = 120, cwd: Path | None = None, check: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Runs ``predictor`` to its end, as `subprocess.run` with ``capture_output`` and ``text``."""
+    """Run ``predictor`` to its end, like `subprocess.run` with ``capture_output`` and ``text``."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = Forked(argv, stdout=out, stderr=err, cwd=cwd)
         try:

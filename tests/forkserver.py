@@ -1,4 +1,4 @@
-"""Runs the command in forks of a process that has imported it: ``python -m tests.forkserver FD``.
+"""Run the command in forks of a process that has imported it: ``python -m tests.forkserver FD``.
 
 Importing torch, transformers and kserve takes a process many times longer than what most tests ask
 of it. This one imports everything once, starts no thread, and forks a child for every request that
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 LARGEST = 2**17
-"""Bytes of a request: a command line and an environment."""
+"""The most bytes of a request, which has a command line and an environment."""
 
 _LAZY = (
     "accelerate.hooks",
@@ -41,7 +41,7 @@ _LAZY = (
     "uvicorn.protocols.http.httptools_impl",
     "uvicorn.protocols.websockets.websockets_impl",
 )
-"""Modules that libraries import at their first use."""
+"""What libraries import at its first use."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -50,12 +50,12 @@ _PR_SET_PDEATHSIG = 1
 class _Child:
     pid: int
     ended: int
-    """A descriptor that can be read when the child has ended."""
+    """A pidfd, which can be read when the child has ended."""
     report: socket.socket
 
 
 def preload() -> None:
-    """Imports what the command may import, in the order of the command."""
+    """Import what the command may import, in the order of the command."""
     import predictor
     from predictor import cli, logs
 
@@ -72,7 +72,7 @@ def preload() -> None:
 
 
 def main() -> None:
-    """Answers requests until the other end is closed."""
+    """Serve requests until the other end is closed."""
     control = socket.socket(fileno=int(sys.argv[1]))
     preload()
     threads = os.listdir("/proc/self/task")
@@ -110,10 +110,10 @@ class _Server:
         self._children[pid] = child
         report.send(array.array("i", [pid]).tobytes())
         self._selector.register(child.ended, selectors.EVENT_READ, lambda: self._on_end(child))
-        self._selector.register(report, selectors.EVENT_READ, lambda: self._on_left(child))
+        self._selector.register(report, selectors.EVENT_READ, lambda: self._on_close(child))
 
     def _on_end(self, child: _Child) -> None:
-        """Reports how a child ended; it keeps its number until it is left."""
+        """Report how a child ended; its PID stays its own until the client closes the report."""
         found = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert found is not None
         code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
@@ -121,7 +121,7 @@ class _Server:
         with contextlib.suppress(BrokenPipeError):
             child.report.send(array.array("i", [code]).tobytes())
 
-    def _on_left(self, child: _Child) -> None:
+    def _on_close(self, child: _Child) -> None:
         _kill(child.pid)
         os.waitpid(child.pid, 0)
         if child.ended in self._selector.get_map():
@@ -132,7 +132,7 @@ class _Server:
         del self._children[child.pid]
 
     def _close(self) -> None:
-        """Closes in a child what is the server's own."""
+        """Close the server's descriptors in a child."""
         self._selector.close()
         self._control.close()
         for child in self._children.values():
@@ -146,7 +146,7 @@ def _kill(pid: int) -> None:
 
 
 def _run(request: dict[str, Any], stdout: int, stderr: int) -> NoReturn:
-    """Is the command, in a child."""
+    """Become the command, in a child."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setpgid(0, 0)
     nothing = os.open(os.devnull, os.O_RDONLY)

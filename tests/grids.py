@@ -12,14 +12,14 @@ import pytest
 def thinned(
     *axes: Sequence[Any], also: Callable[..., bool] = lambda *_: False
 ) -> list[pytest.ParameterSet]:
-    """Returns every combination for ``parametrize``, marked ``full_grid`` but for some.
+    """Return every combination for ``parametrize``, most of them marked ``full_grid``.
 
-    Those have every value of every axis at least once: the values of the shorter axes take turns
-    along the longest.
+    The others have every value of every axis at least once: the values of the shorter axes take
+    turns along the longest.
 
     Args:
         axes: The values of each parameter.
-        also: Says of a combination whether it runs without ``--full-grid`` besides.
+        also: Whether a combination runs without ``--full-grid`` too.
     """
     turns = range(max(map(len, axes)))
     always = {tuple(turn % len(axis) for axis in axes) for turn in turns}

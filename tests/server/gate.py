@@ -16,7 +16,7 @@ from typing import Any, Self
 
 
 def install(file: str) -> None:
-    """Puts the gate into every BLOOM of this process; is called in the server's."""
+    """Put the gate into every BLOOM of this process, the server's."""
     from transformers import BloomForCausalLM
 
     passes = BloomForCausalLM.forward
@@ -33,7 +33,7 @@ def install(file: str) -> None:
 
 
 class Gate:
-    """The test's side. It is open at first, and in the end."""
+    """The test's side of the gate, which is open at first and in the end."""
 
     def __init__(self, file: Path) -> None:
         self._file = file.open("ab")
@@ -46,19 +46,19 @@ class Gate:
         self._file.close()
 
     def close(self) -> None:
-        """Lets no further pass begin."""
+        """Let no further pass begin."""
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self._begun = self._passes()
 
     def open(self) -> None:
-        """Lets all pass."""
+        """Let all passes begin."""
         fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def await_pass(self, seconds: float = 20) -> None:
-        """Waits until a pass would begin and is held."""
+        """Wait until a pass is held at the closed gate."""
         deadline = time.monotonic() + seconds
         while self._passes() == self._begun:
-            assert time.monotonic() < deadline, "no pass wants to begin"
+            assert time.monotonic() < deadline, "no pass is held at the gate"
             time.sleep(0.01)
 
     def _passes(self) -> int:
@@ -66,7 +66,7 @@ class Gate:
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """Is closed within."""
+        """Keep the gate closed for the block."""
         self.close()
         try:
             yield

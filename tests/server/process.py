@@ -91,30 +91,30 @@ class Served:
         self.process.send_signal(signal.SIGTERM)
 
     def await_draining(self) -> None:
-        """Waits until it has taken SIGTERM."""
+        """Wait until it handles SIGTERM."""
         self._await(r"Signal 15: (draining)")
 
     def accepted(self) -> int:
-        """Returns the requests that run or wait, as ``--torchserve_api`` describes them."""
+        """Return the count of requests that run or wait, from ``--torchserve_api``."""
         (described,) = httpx.get(f"{self.url}/models/{self.name}", timeout=30).json()
         return int(described["jobQueueStatus"]["pendingRequests"])
 
     def await_accepted(self, count: int, seconds: float = 20) -> None:
-        """Waits until so many requests run or wait."""
+        """Wait until so many requests run or wait."""
         deadline = time.monotonic() + seconds
         while (found := self.accepted()) != count:
             assert time.monotonic() < deadline, f"{found} requests run or wait"
             time.sleep(0.02)
 
     def gauge(self, name: str) -> float:
-        """Returns a metric of one sample."""
+        """Return a metric of one sample."""
         text = httpx.get(f"{self.url}/metrics", timeout=30).text
         found = re.search(rf"^{name}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
         assert found is not None, name
         return float(found[1])
 
     def await_gauge(self, name: str, value: float, seconds: float = 20) -> None:
-        """Waits until a metric of one sample has a value."""
+        """Wait until a metric of one sample has a value."""
         deadline = time.monotonic() + seconds
         while (found := self.gauge(name)) != value:
             assert time.monotonic() < deadline, f"{name} stayed {found}"
@@ -149,9 +149,9 @@ def serve(
         flags: Further ones of the command.
         name: The model's name.
         prefix: A command that runs the server's; makes it a cold one.
-        environ: Variables besides this process's; make it a cold one, since some are read by what
-            is imported.
-        cold: Whether it is ``python -m predictor``, to the letter.
+        environ: Variables besides this process's; makes it a cold one, since libraries read some
+            when they are imported.
+        cold: Whether it is ``python -m predictor`` instead of a fork.
         gated: Whether the passes of the model, a BLOOM, go through a gate, which is open.
     """
     argv = [
