@@ -57,13 +57,13 @@ class Listening:
         self._ended = threading.Event()
         self._mark = mark
 
-    def token(self, token: Any) -> bool:
+    def on_token(self, token: Any) -> bool:
         """Take a token; the sequence goes on."""
         self.tokens.append(token.id)
         self._mark()
         return False
 
-    def end(self, outcome: Any) -> None:
+    def on_finish(self, outcome: Any) -> None:
         """Take the end."""
         self.outcome = outcome
         self._ended.set()
@@ -115,7 +115,7 @@ def _predictor(checkpoint: Path, _: int) -> tuple[Generate, Any, dict[str, Any]]
     resources, prepared, started = bring_up(given)
     engine = started.task.engine
     facts = {"available": resources.memory.available, "tiers": as_json(prepared.placement)["tiers"]}
-    return engine_generates(engine), engine._runner._model, facts
+    return engine_generates(engine), engine.runner.model, facts
 
 
 def _plain(checkpoint: Path, _: int) -> tuple[Generate, Any, dict[str, Any]]:

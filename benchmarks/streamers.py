@@ -125,11 +125,11 @@ def _level(generate: Generate, sequences: int, tokens: int, streaming: Any) -> d
 
 def probe(up: Any) -> dict[str, float]:
     """Return the device's own bandwidth over the streamed blocks, and the resident bytes."""
-    from predictor.placement.units import STAGE
+    from predictor.placement.buffers import BOUNCE_BUFFER
 
     blocks = up.weights.streaming.loader.blocks
     resident = sum(p.nbytes for p in up.weights.model.parameters() if p.device.type == "cpu")
-    pieces = (STAGE, max(block.size for block in blocks))
+    pieces = (BOUNCE_BUFFER, max(block.size for block in blocks))
     return {
         "bytes_per_second": max(_speed(blocks, piece) for piece in pieces for _ in range(2)),
         "streamed_bytes": sum(block.size for block in blocks),

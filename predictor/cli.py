@@ -1,8 +1,8 @@
 """The `predictor` command: ``serve``, ``plan`` and ``import-torchserve``.
 
-Every setting is a flag of its name, with underscores or dashes; a repeated flag's last value wins
-(KServe concatenates the arguments of a runtime and of an InferenceService). Errors become a
-sentence on stderr and in Kubernetes' termination log, and an exit code, here and nowhere else.
+Every setting is a flag of its name, with underscores or dashes. The last value of a repeated flag
+wins: KServe concatenates the arguments of a runtime and of an InferenceService. Only here do errors
+become a sentence on stderr and in Kubernetes' termination log, and an exit code.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from predictor.settings_sources import ALIASES, check_known
 logger = logging.getLogger(__name__)
 
 TERMINATION_LOG = Path("/dev/termination-log")
-"""Where Kubernetes takes a container's last words from, by default."""
+"""Kubernetes' default file for a container's termination message."""
 
 _OUTPUTS = ("table", "json", "helm-values", "inferenceservice")
 _TERMINATION_BYTES = 4096
 
 
 def run() -> NoReturn:
-    """Runs the command as a process: exits without taking torch apart, a second of work."""
+    """Run the command as a process, and exit without unloading torch, which takes a second."""
     code = main()
     logging.shutdown()
     sys.stdout.flush()
@@ -44,21 +44,23 @@ def run() -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code.
+    """Run the command and return its exit code.
 
     Args:
-        arguments: The command line without the program's name; None takes `sys.argv`.
+        arguments: The command line without the program's name; None for that of `sys.argv`.
     """
     logs.configure()
     try:
         command, flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         return _COMMANDS[command](flags)
     except PredictorError as error:
-        _say_last(str(error))
+        _report_end(str(error))
         return error.exit_code
     except Exception as error:
         logger.exception("The predictor ends because of an error that nobody expected")
-        _say_last(f"An error that nobody expected, {type(error).__name__}; the log has its trace.")
+        _report_end(
+            f"An error that nobody expected, {type(error).__name__}; the log has its trace."
+        )
         return PredictorError.exit_code
 
 
@@ -86,10 +88,10 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command line as every other mistake is said."""
+    """Reports a wrong command line as the same error as any other mistake."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises the one sentence."""
+        """Raise the error."""
         raise ConfigurationError(f"{message[0].upper()}{message[1:]}.")
 
 
@@ -227,7 +229,7 @@ def _plan(flags: dict[str, Any]) -> int:
 
 def _import(flags: dict[str, Any]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
-        # Leaves through all that cleans up, unlike SIGTERM by default.
+        # Exit through all cleanup, unlike the default action of SIGTERM.
         signal.signal(number, lambda got, _: sys.exit(128 + got))
     from predictor.migration.importing import import_torchserve
 
@@ -239,8 +241,8 @@ def _import(flags: dict[str, Any]) -> int:
 _COMMANDS = {"serve": _serve, "plan": _plan, "import-torchserve": _import}
 
 
-def _say_last(sentence: str) -> None:
-    """Says why the process ends, where people look and where Kubernetes does."""
+def _report_end(sentence: str) -> None:
+    """Write why the process ends to stderr and to Kubernetes' termination log."""
     sys.stderr.write(f"predictor: {sentence}\n")
     if TERMINATION_LOG.exists():
         with contextlib.suppress(OSError):

@@ -196,7 +196,7 @@ def _open(
     common: dict[str, Any] = {
         "threads": prepared.threads,
         "metrics": EngineMetrics(settings.model_name, metrics),
-        "known": loaded.warmup_cache,
+        "warmup_cache": loaded.warmup_cache,
         "on_broken": on_broken,
     }
     path, task = prepared.checkpoint.path, prepared.checkpoint.task

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import REGISTRY
+
 from predictor import startup
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.sampling_params import SamplingParams, Token
@@ -31,8 +33,7 @@ class Up:
 
     @property
     def model(self) -> Any:
-        runner: Any = self.task.engine._runner
-        return runner._model
+        return self.task.engine.runner.model
 
     @property
     def sources(self) -> set[str]:
@@ -40,43 +41,48 @@ class Up:
         streaming: Any = self.weights.streaming
         return set() if streaming is None else {block.source for block in streaming.loader.blocks}
 
-    def tokens(self, ids: list[int], **recipe: Any) -> list[int]:
-        """Tokens that follow a prompt; `recipe` is a `SamplingParams`."""
-        return Collected.of(self.task.engine, ids, **recipe).tokens
+    def tokens(self, ids: list[int], **params: Any) -> list[int]:
+        """Tokens that follow a prompt; `params` are those of `SamplingParams`."""
+        return Collected.of(self.task.engine, ids, **params).tokens
 
 
 class Collected:
-    """Collects what the engine tells of one sequence."""
+    """A callback that collects the tokens and the end of one sequence."""
 
     def __init__(self, on_token: Any = None) -> None:
         self.tokens: list[int] = []
-        self.told: list[Token] = []
+        self.scored: list[Token] = []
         self.outcome: Any = None
         self._on_token = on_token
-        self._ended = threading.Event()
+        self.ended = threading.Event()
 
     @classmethod
-    def of(cls, engine: Engine, ids: list[int], **recipe: Any) -> Collected:
+    def of(cls, engine: Engine, ids: list[int], **params: Any) -> Collected:
         """Runs one sequence to its end; raises what the engine ends it with."""
         collected = cls()
-        engine.submit(ids, SamplingParams(**recipe), collected)
+        engine.submit(ids, SamplingParams(**params), collected)
         return collected.wait()
 
-    def token(self, token: Token) -> bool:
+    def on_token(self, token: Token) -> bool:
         self.tokens.append(token.id)
-        self.told.append(token)
+        self.scored.append(token)
         return bool(self._on_token and self._on_token(token))
 
-    def end(self, outcome: Any) -> None:
+    def on_finish(self, outcome: Any) -> None:
         self.outcome = outcome
-        self._ended.set()
+        self.ended.set()
 
     def wait(self) -> Collected:
         """Waits for the end; raises the error that it may be."""
-        assert self._ended.wait(60), "the engine did not end this sequence"
+        assert self.ended.wait(60), "the engine did not end this sequence"
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self
+
+
+def metric(name: str, model: str) -> float:
+    """The value of a metric of one model; 0 before its first sample."""
+    return REGISTRY.get_sample_value(name, {"model_name": model}) or 0.0
 
 
 def resources(memory: int = GIB, folder: Path | None = None, free: int = 10 * GIB) -> PodResources:

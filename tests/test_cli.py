@@ -75,10 +75,10 @@ def test_plan_prints_the_table_of_a_directory(run, bloom):
 
 def test_plan_prints_json_and_nothing_else(run, bloom):
     _, out, _ = run("plan", bloom, "--gpus", "24GiB", *STATED, "--output", "json")
-    found = json.loads(out)
+    planned = json.loads(out)
 
-    assert found["device_map"]["transformer.h.0"] == 0
-    assert found["architecture"] == "BloomForCausalLM"
+    assert planned["device_map"]["transformer.h.0"] == 0
+    assert planned["architecture"] == "BloomForCausalLM"
 
 
 def test_plan_takes_a_bare_config_file(plan, bloom):
@@ -98,8 +98,8 @@ def test_plan_takes_the_directory_from_the_environment(plan, bloom, monkeypatch)
 
 def test_stated_resources_stand_in_for_the_pods(plan, bloom):
     # 4 MiB hold one block and what executing needs, on the first of two GPUs or on both
-    found = plan(bloom, "--gpus", "2x4MiB,8MiB", "--memory", "1GiB", "--disk", "2GiB")
-    owned = {tier["name"]: tier["owned"] for tier in found["tiers"]}
+    planned = plan(bloom, "--gpus", "2x4MiB,8MiB", "--memory", "1GiB", "--disk", "2GiB")
+    owned = {tier["name"]: tier["owned"] for tier in planned["tiers"]}
 
     mib = 1024**2
     assert owned == {
@@ -176,8 +176,8 @@ def test_processors_are_counted_in_whole_ones(run, bloom, count):
 
 
 def test_without_stated_resources_the_pods_own_are_measured(plan, bloom):
-    found = plan(bloom)
-    memory = next(tier for tier in found["tiers"] if tier["name"] == "cpu")
+    planned = plan(bloom)
+    memory = next(tier for tier in planned["tiers"] if tier["name"] == "cpu")
 
     assert memory["owned"] > 0
 
@@ -204,9 +204,9 @@ def test_dashes_in_a_value_stay(run):
 
 
 def test_a_repeated_flags_last_value_wins(plan, bloom):
-    found = plan(bloom, *STATED, "--max_model_len", "48", "--max-model-len=64")
+    planned = plan(bloom, *STATED, "--max_model_len", "48", "--max-model-len=64")
 
-    assert found["max_model_len"] == 64
+    assert planned["max_model_len"] == 64
 
 
 def test_a_repeated_switchs_last_value_wins(run, tmp_path, bloom):
@@ -217,19 +217,21 @@ def test_a_repeated_switchs_last_value_wins(run, tmp_path, bloom):
 
 
 def test_flags_reach_the_plan(plan, bloom):
-    found = plan(bloom, *STATED, "--dtype", "bfloat16", "--max_concurrency", "3", "--max_length=16")
+    planned = plan(
+        bloom, *STATED, "--dtype", "bfloat16", "--max_concurrency", "3", "--max_length=16"
+    )
 
-    assert found["dtype"] == "bfloat16"
-    assert found["max_model_len"] == 32
-    assert found["kv_tokens"] == 96
+    assert planned["dtype"] == "bfloat16"
+    assert planned["max_model_len"] == 32
+    assert planned["kv_tokens"] == 96
 
 
 def test_the_setup_config_beside_the_model_reaches_the_plan(plan, bloom):
     with open(f"{bloom}/setup_config.json", "w") as file:
         json.dump({"max_length": "80", "torch_dtype": "float16"}, file)
-    found = plan(bloom, *STATED)
+    planned = plan(bloom, *STATED)
 
-    assert (found["dtype"], found["max_model_len"]) == ("float16", 160)
+    assert (planned["dtype"], planned["max_model_len"]) == ("float16", 160)
 
 
 @pytest.mark.parametrize("command", ["plan", "serve"])
@@ -329,15 +331,15 @@ def test_plan_reads_no_weight(plan, tmp_path):
     os.truncate(file, 8 + len(header) + size)
     before = read_bytes()
 
-    found = plan(str(folder), "--gpus", "8GiB", "--memory", "64GiB", "--max_model_len", "128")
+    planned = plan(str(folder), "--gpus", "8GiB", "--memory", "64GiB", "--max_model_len", "128")
 
-    assert found["dtype"] == "bfloat16"
+    assert planned["dtype"] == "bfloat16"
     assert file.stat().st_blocks * 512 <= 8192
     assert read_bytes() - before < 50 * 10**6
 
 
 def read_bytes():
-    """Bytes that this process asked the kernel to read so far (proc(5), rchar)."""
+    """Return the bytes that this process has read so far (proc(5), rchar)."""
     with open("/proc/self/io") as file:
         return int(file.readline().split()[1])
 
@@ -351,10 +353,10 @@ HEAVY = {"torch", "transformers", "accelerate", "kserve", "kubernetes", "fastapi
 
 @pytest.mark.parametrize("module", ["predictor", "predictor.cli", "predictor.pod"])
 def test_importing_it_imports_nothing_heavy(module):
-    found = in_a_new_process(f"import sys, {module}; print(*sys.modules)").stdout.split()
+    imported = in_a_new_process(f"import sys, {module}; print(*sys.modules)").stdout.split()
 
-    assert module in found
-    assert not HEAVY & set(found)
+    assert module in imported
+    assert not HEAVY & set(imported)
 
 
 def test_the_deciding_modules_work_without_torch():

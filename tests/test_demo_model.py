@@ -83,12 +83,12 @@ def test_the_prompt_of_the_readme_is_continued_as_the_readme_says(dtype):
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_continuation_consists_of_words_from_the_stories(model, examples, prompt):
     text_module = examples("demo_text")
-    told = itertools.islice(text_module.stories(1), 5000)
-    known = {word for story in told for word in text_module.words(story)}
+    stories = itertools.islice(text_module.stories(1), 5000)
+    known = {word for story in stories for word in text_module.words(story)}
     _, text = continue_greedily(model, prompt)
-    said = text_module.words(prompt + text)[len(text_module.words(prompt)) :]
-    assert len(said) >= 10
-    assert set(said) <= known
+    words = text_module.words(prompt + text)[len(text_module.words(prompt)) :]
+    assert len(words) >= 10
+    assert set(words) <= known
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -112,8 +112,8 @@ def test_the_same_seed_tells_the_same_stories(examples):
 
 
 def test_a_story_has_no_blanks_left(examples):
-    told = "".join(itertools.islice(examples("demo_text").stories(3), 3000))
-    assert not set("{}[]<>|+") & set(told)
+    text = "".join(itertools.islice(examples("demo_text").stories(3), 3000))
+    assert not set("{}[]<>|+") & set(text)
 
 
 def test_two_steps_of_training_make_a_model_that_loads(examples, tmp_path):

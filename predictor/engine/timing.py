@@ -1,4 +1,4 @@
-"""What a pass costs, measured once when the model has been loaded."""
+"""The cost of a forward pass, measured once when the model has been loaded."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 import torch
 
-Pass = Callable[[int], object]
-"""Runs a pass of so many tokens of one sequence, and waits for its end."""
+ForwardPass = Callable[[int], object]
+"""Runs a forward pass of so many tokens of one sequence, and waits for its end."""
 
 _SLOW = 0.3
-"""Seconds from which a pass is timed once: then chance changes little, and starting takes long."""
+"""Seconds from which a forward pass is timed once: noise matters little then, and time at start."""
 
-_LITTLE = 1 / 3
-"""What a thread fewer may cost, as a fraction of what it costs where every thread counts."""
+_NEGLIGIBLE = 1 / 3
+"""Most slowdown by one thread less, as a fraction of its cost if every thread counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds that passes take.
+    """Seconds that forward passes take.
 
     Attributes:
         one: Of one token.
@@ -33,10 +33,10 @@ class Times:
     tokens: int
 
     def breakeven_tokens(self, most: int) -> int:
-        """Returns how many tokens' computation takes as long as one pass over the weights.
+        """Return how many tokens take as long to compute as one forward pass over the weights.
 
         Args:
-            most: The result's bound.
+            most: The bound of the result.
         """
         if self.tokens < 2:
             return 0
@@ -44,36 +44,36 @@ class Times:
         return min(most, int(self.one / per_token))
 
 
-def time_passes(run: Pass, tokens: int) -> Times:
-    """Times passes, and leaves a processor to the server where that costs the model little.
+def time_forward_passes(run: ForwardPass, tokens: int) -> Times:
+    """Time forward passes, and leave a processor to the server if that slows the model little.
 
-    Threads that compute wait for each other. Where the server's own work takes a processor from
-    one of them they all stand still, so a small model is slower with a thread on every processor.
+    Threads that compute wait for each other. If the server's own work takes a processor from one of
+    them, all stand still. So a small model is slower with a thread on every processor.
 
     Args:
-        run: Runs a pass.
-        tokens: Those of the longer of the two passes that are timed.
+        run: Runs a forward pass.
+        tokens: Tokens of the longer of the two forward passes that are timed.
     """
-    found = _times(run, tokens)
+    times = _times(run, tokens)
     threads = torch.get_num_threads()
-    if threads == 1 or found.one > _SLOW:
-        return found
+    if threads == 1 or times.one > _SLOW:
+        return times
     torch.set_num_threads(threads - 1)
     fewer = _times(run, tokens)
-    at_most = 1 + _LITTLE / (threads - 1)
-    if fewer.one <= at_most * found.one and fewer.many <= at_most * found.many:
+    at_most = 1 + _NEGLIGIBLE / (threads - 1)
+    if fewer.one <= at_most * times.one and fewer.many <= at_most * times.many:
         return fewer
     torch.set_num_threads(threads)
-    return found
+    return times
 
 
-def _times(run: Pass, tokens: int) -> Times:
+def _times(run: ForwardPass, tokens: int) -> Times:
     one, many = (_seconds(run, count) for count in (1, tokens))
     return Times(one, many, tokens)
 
 
-def _seconds(run: Pass, count: int) -> float:
-    """Of the quickest of a few passes; the first may have to make what the others find."""
+def _seconds(run: ForwardPass, count: int) -> float:
+    """The quickest of a few forward passes; the first may have to fill caches for the others."""
     taken: list[float] = []
     while len(taken) < 3 and max(taken, default=0.0) < _SLOW:
         began = time.perf_counter()

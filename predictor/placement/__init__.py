@@ -1,1 +1,8 @@
-"""Placement: what a model needs, where each part of it goes, and the table that says so."""
+"""Placement: the memory that a model needs, the device of each unit, and the report.
+
+`planner.plan` is the entry. `assignment.decide` decides which units stay resident. `tiers` counts
+the bytes that an assignment takes on each tier, from the sizes in `units`, the load in `demand` and
+the buffers in `buffers`. `device_map` reads an explicit map, `refusal` explains a model that does
+not fit, and `report` prints a placement. All of it is arithmetic: nothing here reads a file or
+imports torch.
+"""

@@ -1,10 +1,14 @@
-"""Decide which units stay resident: the search for an assignment, and the bytes that it takes.
+"""Decide which units stay resident, and on which device: the only module that does.
 
-All of it is arithmetic over integers. An assignment is a tuple of device names, one for each unit.
-`search` places the units outside of blocks first, the smallest first, and then the blocks: on GPUs,
-then in main memory, then on disk. So more memory on a tier never moves a unit to a slower one, as
-long as blocks are streamed in one way. `spread` then distributes the resident blocks between the
-streamed ones, so that reading overlaps computing.
+`decide` follows an explicit device map, or finds the best assignment for a strategy:
+
+1. `search` places the units in order: first those outside of blocks, smallest first, then the
+   blocks. Each goes on a GPU, else in main memory, else on disk. So more memory on a tier never
+   moves a unit to a slower one, as long as blocks are streamed in one way.
+2. `spread` distributes the resident blocks evenly between the streamed ones, so that reading
+   overlaps computing.
+
+`tiers` counts the bytes that an assignment takes.
 """
 
 from __future__ import annotations
@@ -14,99 +18,67 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from predictor.placement.demand import Demand
-from predictor.placement.plan import Tier
+from predictor.placement.device_map import explicit_assignment
+from predictor.placement.tiers import Assignment, Budgets, fill_tiers, fits, main_device
 from predictor.placement.units import PlacementUnit
 
-Assignment = tuple[str, ...]
 _STEPS = 50
-"""Halvings when searching a number of bytes: more than the bits of any memory size."""
+"""Halvings in a search for a number of bytes: more than the bits of any memory size."""
 
 
 @dataclass(frozen=True, slots=True)
-class Budgets:
-    """Bytes that may be planned on each tier.
+class Decision:
+    """An assignment that fits.
 
     Attributes:
-        gpus: By name, in order; empty without any.
-        cpu: Main memory.
-        disk: The disk tier; None where it is not bounded.
+        demand: The demand that it satisfies; its footprint says whether blocks are streamed whole.
+        assignment: The device of each unit.
     """
 
-    gpus: Mapping[str, int]
-    cpu: int
-    disk: int | None
+    demand: Demand
+    assignment: Assignment
 
 
-def tiers(demand: Demand, assignment: Assignment, budgets: Budgets) -> dict[str, Tier]:
-    """Returns what an assignment puts on each tier; `owned` is left to the caller.
+def decide(demand: Demand, budgets: Budgets, device_map: str | dict[str, str]) -> Decision | None:
+    """Return the assignment of a device map; None if nothing fits.
 
-    Parts in main memory execute there only where no part is on a GPU; else they, like parts on
-    disk, are streamed to the first GPU in use (`accelerate.dispatch_model`'s main device), which
-    then holds their KV cache and computed buffers.
+    Blocks are streamed whole if their buffers fit and a GPU can still compute. Otherwise offloaded
+    blocks are streamed one leaf module at a time, which is slow, but takes less memory.
+
+    Raises:
+        ConfigurationError: The map names a device or a module that is not there.
     """
-    bounds: dict[str, int | None] = {**budgets.gpus, "cpu": budgets.cpu, "disk": budgets.disk}
-    main = main_device(assignment)
-    sums = {name: _Sum() for name in bounds}
-    for unit, device in zip(demand.footprint.units, assignment, strict=True):
-        runs_on = device if device in budgets.gpus else main
-        sums[device].weights += unit.weights
-        sums[device].units += 1
-        sums[runs_on].weights += unit.buffers
-        sums[runs_on].kv += demand.kv(unit)
-        sums[runs_on].executes = True
-    _add_staging(demand, assignment, sums, main)
-    return {
-        name: Tier(
-            name=name,
-            owned=None,
-            budget=bounds[name],
-            weights=total.weights,
-            kv=total.kv,
-            staging=total.staging,
-            activations=demand.activations if total.executes else 0,
-            units=total.units,
-        )
-        for name, total in sums.items()
-    }
+    whole = _decide(demand, budgets, device_map)
+    if not demand.footprint.by_block or (whole and _is_on_gpu(whole, budgets)):
+        return whole
+    by_leaf = _decide(demand.by_leaf(), budgets, device_map)
+    if whole is None or (by_leaf and _is_on_gpu(by_leaf, budgets)):
+        return by_leaf
+    return whole
 
 
-@dataclass(slots=True)
-class _Sum:
-    weights: int = 0
-    kv: int = 0
-    staging: int = 0
-    units: int = 0
-    executes: bool = False
+def _decide(demand: Demand, budgets: Budgets, device_map: str | dict[str, str]) -> Decision | None:
+    explicit = explicit_assignment(demand.footprint, device_map, budgets)
+    if explicit is not None:
+        return Decision(demand, explicit) if fits(demand, explicit, budgets) else None
+    assignment = search(demand, budgets, str(device_map))
+    if assignment is None:
+        return None
+    return Decision(demand, spread(demand, assignment, budgets))
 
 
-def _add_staging(demand: Demand, assignment: Assignment, sums: dict[str, _Sum], main: str) -> None:
-    placed = list(zip(demand.footprint.units, assignment, strict=True))
-    on_disk = [unit for unit, device in placed if device == "disk"]
-    waiting = [unit for unit, device in placed if device == "cpu" and main != "cpu"]
-    if main != "cpu":
-        sums[main].staging = demand.streaming_bytes(on_disk + waiting)
-    sums["cpu"].staging = demand.reading_bytes(on_disk, executes=main == "cpu", waiting=waiting)
-
-
-def main_device(assignment: Assignment) -> str:
-    """Returns where offloaded parts execute: the first GPU in use, else main memory's processor."""
-    return min(set(assignment) - {"cpu", "disk"}, key=int, default="cpu")
-
-
-def fits(placed: Mapping[str, Tier]) -> bool:
-    """Whether no tier is over its budget."""
-    return all(
-        tier.budget is None or tier.planned <= max(0, tier.budget) for tier in placed.values()
-    )
+def _is_on_gpu(decision: Decision, budgets: Budgets) -> bool:
+    """Return whether a GPU computes, or there is none."""
+    return main_device(decision.assignment) in budgets.gpus or not budgets.gpus
 
 
 def search(demand: Demand, budgets: Budgets, strategy: str) -> Assignment | None:
-    """Returns the assignment with most on the fastest tiers; None where nothing fits.
+    """Return the assignment with most units on the fastest tiers; None if nothing fits.
 
     Args:
-        demand: What is to be placed.
+        demand: The model and its load.
         budgets: Bytes of each tier.
-        strategy: How several GPUs share what is placed on them.
+        strategy: How several GPUs share the units that are placed on them.
     """
     units = demand.footprint.units
     on_gpus = _most_on_gpus(demand, budgets)
@@ -114,44 +86,44 @@ def search(demand: Demand, budgets: Budgets, strategy: str) -> Assignment | None
         on_gpus = _balance(demand, budgets, len(on_gpus), low_first=strategy == "balanced_low_0")
     spilled = units[len(on_gpus) :]
     assignment = on_gpus + _spill(demand, budgets, spilled, executes=not on_gpus)
-    return assignment if fits(tiers(demand, assignment, budgets)) else None
+    return assignment if fits(demand, assignment, budgets) else None
 
 
 def spread(demand: Demand, assignment: Assignment, budgets: Budgets) -> Assignment:
-    """Returns an assignment of as much, with streamed blocks evenly between those that stay.
+    """Return an assignment with as much on each tier and the resident blocks evenly distributed.
 
-    So a block is read while the ones before it compute. What is on further GPUs stays behind what
-    the main device executes. Where blocks differ in size and no tier would hold the same, the
-    assignment is returned as it is.
+    So a block is read while the resident ones before it compute. Blocks on further GPUs stay behind
+    those that the main device executes. If blocks differ in size, so that a tier would hold more or
+    less than before, the assignment is returned as it is.
     """
     main = main_device(assignment)
     blocks = [index for index, unit in enumerate(demand.footprint.units) if unit.is_block]
     on = {
         name: [name for i in blocks if assignment[i] == name] for name in dict.fromkeys(assignment)
     }
-    stay = on.pop(main, [])
-    streamed = _merged(on.pop("disk", []), on.pop("cpu", []))
-    mixed = [*_merged(streamed, stay), *itertools.chain.from_iterable(on.values())]
+    resident = on.pop(main, [])
+    streamed = _interleave(on.pop("disk", []), on.pop("cpu", []))
+    order = [*_interleave(streamed, resident), *itertools.chain.from_iterable(on.values())]
     moved = list(assignment)
-    for index, device in zip(blocks, mixed, strict=True):
+    for index, device in zip(blocks, order, strict=True):
         moved[index] = device
-    before, after = (tiers(demand, tuple(one), budgets) for one in (assignment, moved))
-    is_alike = all(after[name].weights == before[name].weights for name in ("cpu", "disk"))
-    return tuple(moved) if is_alike and fits(after) else assignment
+    before, after = (fill_tiers(demand, tuple(one), budgets) for one in (assignment, moved))
+    is_equal = all(after[name].weights == before[name].weights for name in ("cpu", "disk"))
+    return tuple(moved) if is_equal and fits(demand, tuple(moved), budgets) else assignment
 
 
-def _merged(some: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Both in one line, each as evenly spread as it can be, beginning with the first."""
-    places = [
-        ((turn + 1) / len(names), order, name)
-        for order, names in enumerate((some, others))
-        for turn, name in enumerate(names)
+def _interleave(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Merge two sequences so that each is distributed evenly; the first one begins."""
+    ranked = [
+        ((index + 1) / len(names), order, name)
+        for order, names in enumerate((first, second))
+        for index, name in enumerate(names)
     ]
-    return [name for _, _, name in sorted(places)]
+    return [name for _, _, name in sorted(ranked)]
 
 
 def _most_on_gpus(demand: Demand, budgets: Budgets) -> Assignment:
-    """Puts as many units as fit on GPUs; none where no GPU can hold what executing there needs."""
+    """Place as many units as fit on GPUs; none if no GPU can hold the offloaded units' buffers."""
     for count in range(len(demand.footprint.units), 0, -1):
         assignment = _fill(demand, budgets.gpus, count)
         if assignment is not None:
@@ -160,9 +132,9 @@ def _most_on_gpus(demand: Demand, budgets: Budgets) -> Assignment:
 
 
 def _fill(demand: Demand, caps: Mapping[str, int], count: int) -> Assignment | None:
-    """Puts the first units on the GPUs in order, each GPU up to its cap; None if they do not fit.
+    """Place the first units on the GPUs in order, each up to its cap; None if they do not fit.
 
-    GPUs are left out at the front only where the first cannot hold its part.
+    A GPU at the front is skipped only if it cannot hold the first units.
     """
     names = list(caps)
     for start in range(len(names)):
@@ -175,14 +147,14 @@ def _fill(demand: Demand, caps: Mapping[str, int], count: int) -> Assignment | N
 def _fill_in_order(
     demand: Demand, caps: Mapping[str, int], names: Sequence[str], count: int
 ) -> Assignment | None:
-    """The first GPU holds besides what the remaining units need to be streamed through it."""
+    """Place the first units; the first GPU also holds the buffers for the remaining ones."""
     units, streamed = demand.footprint.units[:count], demand.footprint.units[count:]
-    used = demand.activations + demand.streaming_bytes(streamed)
-    used += sum(unit.buffers + demand.kv(unit) for unit in streamed)
+    used = demand.activations + demand.device_buffer_bytes(streamed)
+    used += sum(unit.buffers + demand.kv_bytes(unit) for unit in streamed)
     devices: list[str] = []
     index = 0
     for unit in units:
-        need = demand.resident(unit)
+        need = demand.resident_bytes(unit)
         while used + need > caps[names[index]]:
             index += 1
             if index == len(names) or not devices:
@@ -194,7 +166,7 @@ def _fill_in_order(
 
 
 def _balance(demand: Demand, budgets: Budgets, count: int, *, low_first: bool) -> Assignment:
-    """Spreads the first units evenly: the lowest cap under which they all still fit."""
+    """Place the first units evenly: under the lowest cap with which they all still fit."""
     caps = dict(budgets.gpus)
     first = next(iter(caps))
     if low_first:
@@ -221,13 +193,13 @@ def _capped(caps: Mapping[str, int], cap: int, only: str | None) -> dict[str, in
 def _spill(
     demand: Demand, budgets: Budgets, units: Sequence[PlacementUnit], *, executes: bool
 ) -> Assignment:
-    """Puts as many of these units as fit in main memory, the first ones, and the rest on disk."""
+    """Place as many of these units as fit in main memory, the first ones, and the rest on disk."""
     fixed = demand.activations if executes else 0
-    fixed += sum(unit.buffers + demand.kv(unit) for unit in units) if executes else 0
+    fixed += sum(unit.buffers + demand.kv_bytes(unit) for unit in units) if executes else 0
     weights = sum(unit.weights for unit in units)
     for count in range(len(units), -1, -1):
         waiting = () if executes else units[:count]
-        buffers = demand.reading_bytes(units[count:], executes=executes, waiting=waiting)
+        buffers = demand.host_buffer_bytes(units[count:], executes=executes, waiting=waiting)
         if fixed + weights + buffers <= budgets.cpu:
             return ("cpu",) * count + ("disk",) * (len(units) - count)
         weights -= units[count - 1].weights if count else 0

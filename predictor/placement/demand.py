@@ -1,33 +1,56 @@
-"""What a model and its load need of memory: arithmetic over integers, whatever is placed where."""
+"""The memory that a model needs at full load, by unit and by kind: KV cache, activations, buffers.
+
+KV is counted here for the plan: `Demand.kv_tokens` tokens are cached at one time, `kv_bytes` is
+their size in one unit, and a forward pass attends to at most `max_attention_tokens` of them. The
+sizes per token are measured by `profiling`; the engine keeps within `Placement.kv_tokens`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from predictor.placement.units import (
-    STAGE,
-    STAGES,
+from predictor.placement.buffers import (
+    BOUNCE_BUFFER,
+    BOUNCE_BUFFERS,
     STREAM_BUFFERS,
     STREAM_PIECE,
-    Footprint,
-    PlacementUnit,
     count_pieces,
-    is_staged,
+    needs_bounce_buffers,
 )
+from predictor.placement.units import Footprint, PlacementUnit
+
+ATTENTION_PADDING_FACTOR = 2
+"""Tokens that one forward pass may attend to, padding included, for each token of KV cache. The
+rows of a batch are padded to the longest, and sequences that do not fit take another pass over all
+weights. A larger factor costs little memory, because a layer's rows are gathered for that layer
+alone."""
+
+
+def max_attention_tokens(kv_tokens: int) -> int:
+    """Return the most cached tokens that one forward pass may attend to, padding included.
+
+    Args:
+        kv_tokens: Tokens of KV cache.
+    """
+    return ATTENTION_PADDING_FACTOR * kv_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What is to be placed: a model and how many full sequences are to run at one time."""
+    """A model, and the number of full-length sequences that are to run at one time."""
 
     footprint: Footprint
     concurrency: int
 
-    def kv(self, unit: PlacementUnit) -> int:
-        """Bytes of KV cache of a unit at full load."""
-        per_sequence = unit.kv_fixed + unit.kv_per_token * self.footprint.max_model_len
-        return self.concurrency * per_sequence
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of KV cache at full load."""
+        return self.concurrency * self.footprint.max_model_len
+
+    def kv_bytes(self, unit: PlacementUnit) -> int:
+        """Return the bytes of a unit's KV cache at full load."""
+        return unit.kv_per_token * self.kv_tokens + unit.kv_fixed * self.concurrency
 
     @property
     def activations(self) -> int:
@@ -35,47 +58,55 @@ class Demand:
         more = (self.concurrency - 1) * self.footprint.activations_per_sequence
         return self.footprint.activations + more
 
-    def resident(self, unit: PlacementUnit) -> int:
-        """Bytes of a unit on the device where it both stays and executes."""
-        return unit.weights + unit.buffers + self.kv(unit)
+    def by_leaf(self) -> Demand:
+        """Return the same demand, with offloaded blocks streamed one leaf module at a time.
 
-    def streaming_bytes(self, units: Sequence[PlacementUnit]) -> int:
-        """Bytes of a GPU to stream these units through it.
+        That is slow, but takes less memory than buffers for whole blocks.
+        """
+        return replace(self, footprint=replace(self.footprint, by_block=False))
 
-        Blocks are streamed whole; what is none takes a leaf module at a time. Accelerate converts
-        it there, where it is in its stored dtype besides, up to twice as large as served.
+    def resident_bytes(self, unit: PlacementUnit) -> int:
+        """Return the bytes of a unit on the device where it both stays and executes."""
+        return unit.weights + unit.buffers + self.kv_bytes(unit)
+
+    def device_buffer_bytes(self, units: Sequence[PlacementUnit]) -> int:
+        """Return the bytes of GPU memory through which these offloaded units are streamed.
+
+        Blocks are streamed whole, other units one leaf module at a time. Accelerate casts a leaf
+        module on the GPU, which then also holds it in its stored dtype, up to twice as large.
         """
         leaf = (3 if self.footprint.needs_cast else 1) * self._largest_leaf(units)
         return STREAM_BUFFERS * self._largest_block(units) + leaf
 
-    def reading_bytes(
+    def host_buffer_bytes(
         self,
         units: Sequence[PlacementUnit],
         *,
         executes: bool,
         waiting: Sequence[PlacementUnit] = (),
     ) -> int:
-        """Bytes of main memory to read these units from disk.
+        """Return the bytes of main memory through which these units are read from disk.
 
         Args:
-            units: The units. What is no block takes a leaf module at a time, and converting it
-                another.
-            executes: Whether they execute there. Blocks are then read whole, large ones by stages,
-                and piece by piece where they are only on their way to a GPU.
-            waiting: Units that wait in main memory for a GPU.
+            units: The units on disk. Units other than blocks take one leaf module at a time, and a
+                cast takes another.
+            executes: Whether the processor executes them. Blocks are then read whole, large ones
+                through bounce buffers. On their way to a GPU they are read piece by piece.
+            waiting: The units that wait in main memory for a GPU.
         """
         leaf = (2 if self.footprint.needs_cast else 1) * self._largest_leaf(units)
         largest = self._largest_block(units)
         if executes:
-            return STREAM_BUFFERS * largest + is_staged(largest) * STAGES * STAGE + leaf
+            bounce = BOUNCE_BUFFERS * BOUNCE_BUFFER if needs_bounce_buffers(largest) else 0
+            return STREAM_BUFFERS * largest + bounce + leaf
         pieces = count_pieces(largest) * min(largest, STREAM_PIECE)
         return max(pieces, self._loading(units, waiting)) + leaf
 
     def _loading(self, units: Sequence[PlacementUnit], waiting: Sequence[PlacementUnit]) -> int:
-        """Bytes of main memory that loading takes besides the weights that wait there.
+        """Return the bytes of main memory that loading takes besides the weights that wait there.
 
-        Whole blocks are written to the offload store. By then transformers has read what waits only
-        where it converts it, and that is moved block by block to where it can be copied from fast.
+        Whole blocks are written to the offload store. By then transformers has read the waiting
+        units only if it converts them. Those are moved block by block to page-locked memory.
         """
         if self.footprint.needs_cast or self.footprint.needs_conversion:
             return self._largest_block([*units, *waiting])
@@ -85,7 +116,7 @@ class Demand:
         return self.footprint.by_block and unit.is_block
 
     def _largest_block(self, units: Sequence[PlacementUnit]) -> int:
-        return max((unit.buffer for unit in units if self._is_whole(unit)), default=0)
+        return max((unit.stream_buffer for unit in units if self._is_whole(unit)), default=0)
 
     def _largest_leaf(self, units: Sequence[PlacementUnit]) -> int:
         return max((unit.largest_leaf for unit in units if not self._is_whole(unit)), default=0)

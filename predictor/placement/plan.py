@@ -1,29 +1,26 @@
-"""The result of planning: where every part of the model goes and what each tier then holds."""
+"""What planning takes and returns: the options, and a placement with its tiers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-ROOM_FOR_PADDING = 2
-"""Cached tokens that one pass may read, in times of those that there are. Its rows are padded to
-the longest, and what does not fit takes another pass over all weights; more room costs little,
-because a layer's rows are gathered for that layer alone."""
+from predictor.placement.demand import max_attention_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementOptions:
-    """What the user asks of the plan, beyond what the model is and what the pod owns.
+    """The user's bounds on a plan, besides the model and the pod's resources.
 
     Attributes:
         device_map: A strategy (``auto``, ``balanced``, ``balanced_low_0``, ``sequential``), one
             device, or an explicit map from module names to devices.
         max_memory: Most bytes by device: ``"0"``, ``"1"``... are GPUs, then ``"cpu"``, ``"disk"``.
-        max_concurrency: Sequences of full length that the KV cache is planned for; None plans for
-            one, and for as many more as change nothing else.
+        max_concurrency: Sequences of full length that the KV cache is planned for. None plans for
+            one, and for as many more as fit without moving a unit.
         max_batch_size: Most sequences that run at one time.
-        headroom: The fraction of a tier that is never planned.
-        reserve: Bytes of main memory that are never planned besides.
-        disk: Bytes that the disk tier may take; None where blocks are read in place from the
+        headroom: The fraction of each tier that is never planned.
+        reserve: Further bytes of main memory that are never planned.
+        disk: Bytes that the disk tier may take; None if blocks are read in place from the
             checkpoint and take no new space.
     """
 
@@ -42,12 +39,12 @@ class Tier:
 
     Attributes:
         name: ``"0"``, ``"1"``... for GPUs, ``"cpu"`` or ``"disk"``.
-        owned: What the pod owns there; None for a disk tier that takes no new space.
-        budget: What may be planned: owned less headroom and reserve, or `max_memory`.
+        owned: Bytes that the pod owns there; None for a disk tier that takes no new space.
+        budget: Bytes that may be planned: owned less headroom and reserve, or `max_memory`.
         weights: Weights and computed buffers.
-        kv: KV cache of all blocks that execute there.
-        staging: What streaming an offloaded part through needs at one time.
-        activations: What one forward pass needs besides.
+        kv: KV cache of all units that execute there.
+        staging: The buffers through which offloaded parts are streamed.
+        activations: One forward pass, besides weights and KV.
         units: How many units are placed there.
     """
 
@@ -67,7 +64,7 @@ class Tier:
 
     @property
     def reserve(self) -> int:
-        """Bytes that the pod owns and the plan leaves alone whatever happens."""
+        """Bytes that the pod owns and the plan never takes."""
         return 0 if self.owned is None or self.budget is None else self.owned - self.budget
 
 
@@ -81,12 +78,12 @@ class Placement:
         device_map: From module (or tensor) names to GPU indices, ``"cpu"`` or ``"disk"``, as
             Accelerate takes it.
         tiers: GPUs in order, then main memory, then disk.
-        execution_device: Where offloaded parts execute: a GPU's index or ``"cpu"``.
+        execution_device: The device that executes offloaded parts: a GPU's index or ``"cpu"``.
         max_model_len: Tokens of the longest sequence.
         kv_tokens: Tokens of KV cache that may be in use at one time.
-        limited_by: What keeps more of the model from a faster tier, for people.
-        by_block: Whether offloaded blocks are streamed whole, for which there are buffers.
-        notes: Wishes that were cut, and the like.
+        limited_by: The resource that keeps more of the model from a faster tier, as a phrase.
+        by_block: Whether offloaded blocks are streamed whole, through buffers that are planned.
+        notes: Sentences for the log, such as bounds that were lowered to what the pod owns.
     """
 
     architecture: str
@@ -101,16 +98,16 @@ class Placement:
     notes: tuple[str, ...] = ()
 
     @property
-    def pass_width(self) -> int:
-        """Most cached tokens that one pass may read, padding included."""
-        return ROOM_FOR_PADDING * self.kv_tokens
+    def max_attention_tokens(self) -> int:
+        """Most cached tokens that one forward pass may attend to, padding included."""
+        return max_attention_tokens(self.kv_tokens)
 
     @property
     def offloaded(self) -> frozenset[str]:
-        """Names of modules (or tensors) that execute elsewhere than they are."""
+        """Names of modules (or tensors) that are stored on another device than they execute on."""
         elsewhere = {"disk"} if self.execution_device == "cpu" else {"cpu", "disk"}
         return frozenset(name for name, device in self.device_map.items() if device in elsewhere)
 
     def tier(self, name: str) -> Tier:
-        """Returns the tier of this name."""
+        """Return the tier of this name."""
         return next(tier for tier in self.tiers if tier.name == name)

@@ -1,7 +1,7 @@
-"""Why a model does not fit, in one sentence, with the smallest changes that would make it fit.
+"""Explain why a model does not fit, with the smallest changes that would make it fit.
 
-Each remedy is found by planning again with more of one tier, or for less to run at one time, so it
-is true by construction.
+Each remedy is found by planning again with more of one tier, a shorter context or fewer sequences,
+so it is true by construction. Whether a change is enough is decided in `assignment`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from predictor.errors import DoesNotFit
-from predictor.placement.assignment import Assignment, Budgets, fits, search, tiers
+from predictor.placement.assignment import search
 from predictor.placement.demand import Demand
 from predictor.placement.plan import PlacementOptions
+from predictor.placement.tiers import Assignment, Budgets, fill_tiers, fits
 from predictor.quantity import format_bytes
 
 _GRAIN = 1024**2
-"""Remedies are found to the next MiB."""
+"""Bytes to which remedies are rounded up: 1 MiB."""
 
 _SHORTEST = 2
-"""The least that `max_model_len` takes: a token of prompt and one of reply."""
+"""The least value of `max_model_len`: a token of prompt and one of reply."""
 
 _TITLES = {
     "gpu": "GPU memory",
@@ -30,8 +31,8 @@ _TITLES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Lack:
-    """Bytes that these devices (several GPUs, or one device) would each need besides."""
+class _Shortfall:
+    """Bytes that these devices (several GPUs, or one device) would each need in addition."""
 
     devices: tuple[str, ...]
     extra: int
@@ -45,14 +46,14 @@ class _Lack:
 class _Case:
     demand: Demand
     budgets: Budgets
-    roof: Budgets
+    uncapped: Budgets
     options: PlacementOptions
     explicit: Assignment | None
 
     def feasible(self, *, budgets: Budgets | None = None, demand: Demand | None = None) -> bool:
         budgets, demand = budgets or self.budgets, demand or self.demand
         if self.explicit is not None:
-            return fits(tiers(demand, self.explicit, budgets))
+            return fits(demand, self.explicit, budgets)
         return search(demand, budgets, str(self.options.device_map)) is not None
 
     def budget(self, devices: tuple[str, ...]) -> int:
@@ -62,66 +63,67 @@ class _Case:
 def does_not_fit(
     demand: Demand,
     budgets: Budgets,
-    roof: Budgets,
+    uncapped: Budgets,
     options: PlacementOptions,
     explicit: Assignment | None,
 ) -> DoesNotFit:
-    """Returns the error for a demand that no assignment within the budgets satisfies.
+    """Return the error for a demand that no assignment within the budgets satisfies.
 
     Args:
-        demand: What was to be placed.
-        budgets: What may be planned on each tier.
-        roof: What might be planned there if `max_memory` asked for nothing less.
+        demand: The model and its load.
+        budgets: Bytes that may be planned on each tier.
+        uncapped: The same without `max_memory`.
         options: The placement options.
-        explicit: The assignment that the user stated; None where one was searched for.
+        explicit: The assignment that the user stated; None for a strategy.
     """
-    case = _Case(demand, budgets, roof, options, explicit)
+    case = _Case(demand, budgets, uncapped, options, explicit)
     if explicit is None:
-        lacks = _alternatives(case)
-        remedies = [_more_memory(case, lack) for lack in lacks]
+        shortfalls = _alternatives(case)
+        remedies = [_more_memory(case, shortfall) for shortfall in shortfalls]
     else:
-        lacks = _over(case, explicit)
-        remedies = [" and ".join(_more_memory(case, lack) for lack in lacks)]
-    return _error(case, lacks[0], (*remedies, *_less(case)))
+        shortfalls = _overfilled(case, explicit)
+        remedies = [" and ".join(_more_memory(case, shortfall) for shortfall in shortfalls)]
+    return _error(case, shortfalls[0], (*remedies, *_less(case)))
 
 
-def _error(case: _Case, lack: _Lack, remedies: tuple[str, ...]) -> DoesNotFit:
-    footprint, budget = case.demand.footprint, case.budget(lack.devices)
-    needed, usable = budget + lack.extra, max(0, budget)
-    reserve = case.options.reserve if lack.tier == "cpu" else 0
+def _error(case: _Case, shortfall: _Shortfall, remedies: tuple[str, ...]) -> DoesNotFit:
+    footprint, budget = case.demand.footprint, case.budget(shortfall.devices)
+    needed, usable = budget + shortfall.extra, max(0, budget)
+    reserve = case.options.reserve if shortfall.tier == "cpu" else 0
     beside = f" beside a reserve of {format_bytes(reserve)}" if reserve else ""
     return DoesNotFit(
-        f"{footprint.architecture} in {footprint.dtype} does not fit: {_TITLES[lack.tier]} lacks "
+        f"{footprint.architecture} in {footprint.dtype} does not fit: "
+        f"{_TITLES[shortfall.tier]} lacks "
         f"{format_bytes(needed - usable)} (needs {format_bytes(needed)}, can use "
         f"{format_bytes(usable)}{beside}); it would fit with {' or '.join(remedies)}.",
-        tier=lack.tier,
+        tier=shortfall.tier,
         needed=needed,
         available=usable,
         remedies=remedies,
     )
 
 
-def _over(case: _Case, explicit: Assignment) -> list[_Lack]:
-    """What every device lacks that a stated assignment fills over its budget."""
-    filled = tiers(case.demand, explicit, case.budgets).values()
+def _overfilled(case: _Case, explicit: Assignment) -> list[_Shortfall]:
+    """Return the shortfall of each device that a stated assignment fills over its budget."""
+    filled = fill_tiers(case.demand, explicit, case.budgets).values()
     return [
-        _Lack((tier.name,), tier.planned - tier.budget)
+        _Shortfall((tier.name,), tier.planned - tier.budget)
         for tier in filled
         if tier.budget is not None and tier.planned > tier.budget
     ]
 
 
-def _alternatives(case: _Case) -> list[_Lack]:
-    """For each tier the smallest extra bytes, to the MiB, that alone make it fit.
+def _alternatives(case: _Case) -> list[_Shortfall]:
+    """Return for each tier the smallest extra bytes, to the MiB, that alone make the model fit.
 
-    There is always one: enough main memory holds and executes everything.
+    There is always one: enough main memory holds and executes the whole model.
     """
-    lacks = []
+    shortfalls = []
     for devices in (tuple(case.budgets.gpus), ("cpu",), ("disk",)):
         if devices and _bound(case.budgets, devices[0]) is not None:
             extra = _smallest_extra(case, devices)
-            lacks += [] if extra is None else [_Lack(devices, extra)]
-    return lacks
+            shortfalls += [] if extra is None else [_Shortfall(devices, extra)]
+    return shortfalls
 
 
 def _smallest_extra(case: _Case, devices: tuple[str, ...]) -> int | None:
@@ -129,7 +131,7 @@ def _smallest_extra(case: _Case, devices: tuple[str, ...]) -> int | None:
         return case.feasible(budgets=_more(case.budgets, devices, grains * _GRAIN))
 
     units = case.demand.footprint.units
-    all_in_one = tiers(case.demand, ("cpu",) * len(units), Budgets({}, 0, None))["cpu"]
+    all_in_one = fill_tiers(case.demand, ("cpu",) * len(units), Budgets({}, 0, None))["cpu"]
     high = (4 * all_in_one.planned + abs(case.budget(devices))) // _GRAIN + 1
     if not feasible(high):
         return None
@@ -137,7 +139,7 @@ def _smallest_extra(case: _Case, devices: tuple[str, ...]) -> int | None:
 
 
 def _less(case: _Case) -> list[str]:
-    """The remedies that ask less of the KV cache."""
+    """Return the remedies that take less KV cache."""
     demand, footprint = case.demand, case.demand.footprint
 
     def shorter(tokens: int) -> bool:
@@ -157,7 +159,7 @@ def _less(case: _Case) -> list[str]:
 
 
 def _most(feasible: Callable[[int], bool], high: int) -> int:
-    """The largest number below `high` that is feasible; 0 where none above it is."""
+    """Return the largest number below `high` that is feasible; 0 if no positive one is."""
     low = 0
     while high - low > 1:
         middle = (low + high) // 2
@@ -165,30 +167,33 @@ def _most(feasible: Callable[[int], bool], high: int) -> int:
     return low
 
 
-def _more_memory(case: _Case, lack: _Lack) -> str:
+def _more_memory(case: _Case, shortfall: _Shortfall) -> str:
     """Name a remedy that the user controls: `max_memory`, the resources of the pod, or both.
 
-    Amounts are rounded up, so that what is asked for is enough.
+    Amounts are rounded up, so that they are enough.
     """
-    targets = {device: (_bound(case.budgets, device) or 0) + lack.extra for device in lack.devices}
-    options = case.options.max_memory
+    targets = {
+        device: (_bound(case.budgets, device) or 0) + shortfall.extra
+        for device in shortfall.devices
+    }
+    caps = case.options.max_memory
     parts = [
-        f"{format_bytes(target, round_up=True)} instead of {format_bytes(options[device])} "
+        f"{format_bytes(target, round_up=True)} instead of {format_bytes(caps[device])} "
         f"for {device!r} in max_memory"
         for device, target in targets.items()
-        if device in options and options[device] < target
+        if device in caps and caps[device] < target
     ]
-    roofs = {device: _bound(case.roof, device) for device in targets}
-    short = max(targets[device] - roof for device, roof in roofs.items() if roof is not None)
-    if short > 0:
-        owned = math.ceil(short / (1 - case.options.headroom) / _GRAIN) * _GRAIN
+    bounds = {device: _bound(case.uncapped, device) for device in targets}
+    missing = max(targets[device] - bound for device, bound in bounds.items() if bound is not None)
+    if missing > 0:
+        owned = math.ceil(missing / (1 - case.options.headroom) / _GRAIN) * _GRAIN
         each = " on each GPU" if len(targets) > 1 else ""
-        parts.append(f"{format_bytes(owned, round_up=True)} more {_TITLES[lack.tier]}{each}")
+        parts.append(f"{format_bytes(owned, round_up=True)} more {_TITLES[shortfall.tier]}{each}")
     return " and ".join(parts)
 
 
 def _bound(budgets: Budgets, device: str) -> int | None:
-    return {**budgets.gpus, "cpu": budgets.cpu, "disk": budgets.disk}[device]
+    return budgets.by_device()[device]
 
 
 def _more(budgets: Budgets, devices: tuple[str, ...], extra: int) -> Budgets:

@@ -1,4 +1,4 @@
-"""A placement as people and programs read it: the table of `predictor plan`, and JSON."""
+"""Report a placement: as the table that `predictor plan` prints, and as JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COLUMNS = (
 
 
 def table(placement: Placement) -> str:
-    """Returns the placement as a table with a line per tier and what limits it below."""
+    """Return the placement as a table: a line for each tier, and the limiting resource."""
     rows = [_COLUMNS, *(_row(tier) for tier in placement.tiers)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
@@ -63,7 +63,7 @@ def _title(name: str) -> str:
 
 
 def as_json(placement: Placement) -> dict[str, Any]:
-    """Returns the placement as JSON values; all sizes are bytes."""
+    """Return the placement as JSON values; all sizes are bytes."""
     return {
         "architecture": placement.architecture,
         "dtype": placement.dtype,

@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from predictor.errors import ConfigurationError
-from predictor.placement.plan import ROOM_FOR_PADDING
+from predictor.placement.demand import ATTENTION_PADDING_FACTOR
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.meta_device import FAILURES, AsOnDevices, LiveBytes, filled
 
@@ -41,8 +41,8 @@ class Probe:
             it does not grow: sliding windows, state-space layers).
         activations: Bytes alive besides weights and cache at the worst moment of a forward pass:
             of one chunk at the end of a sequence of `max_model_len` tokens, or of the most
-            sequences that together have as many tokens and padding (`ROOM_FOR_PADDING`). What a
-            layer gathers of the cache for attention is among them.
+            sequences that together have as many tokens and padding (`ATTENTION_PADDING_FACTOR`).
+            The keys and values that a layer gathers from the cache for attention are included.
         activations_per_token: Bytes more for each token more that the cache holds.
         measured: False where formulas were used.
     """
@@ -186,14 +186,14 @@ def _activations(run: _Run, full: Any, shape: _Shape, gathered: int) -> tuple[in
     prefill = run.peak(1, shape.chunk, _resized(run, full, 1, shape.max_model_len - shape.chunk))
     if not run.kept_whole:
         return prefill + logits, 0
-    past = max(1, ROOM_FOR_PADDING * shape.max_model_len // shape.rows)
+    past = max(1, ATTENTION_PADDING_FACTOR * shape.max_model_len // shape.rows)
     short, long = (
         run.peak(shape.rows, 1, _resized(run, full, shape.rows, length))
         for length in (past, 2 * past)
     )
     per_token = gathered + max(0, long - short) // (shape.rows * past)
-    worst = max(prefill, short) + gathered * ROOM_FOR_PADDING * shape.max_model_len
-    return worst + logits, ROOM_FOR_PADDING * per_token
+    worst = max(prefill, short) + gathered * ATTENTION_PADDING_FACTOR * shape.max_model_len
+    return worst + logits, ATTENTION_PADDING_FACTOR * per_token
 
 
 def _resized(run: _Run, full: Any, rows: int, tokens: int) -> Any:
@@ -253,8 +253,8 @@ def by_formula(model: PreTrainedModel, blocks: int, max_model_len: int, chunk: i
     return Probe(
         (per_token,) * blocks,
         (0,) * blocks,
-        activations + ROOM_FOR_PADDING * per_token * max_model_len,
-        ROOM_FOR_PADDING * (per_token + heads * (itemsize + 4)),
+        activations + ATTENTION_PADDING_FACTOR * per_token * max_model_len,
+        ATTENTION_PADDING_FACTOR * (per_token + heads * (itemsize + 4)),
         measured=False,
     )
 

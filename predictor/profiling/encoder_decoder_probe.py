@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from predictor.placement.plan import ROOM_FOR_PADDING
+from predictor.placement.demand import ATTENTION_PADDING_FACTOR
 from predictor.profiling.decoder_probe import SAMPLING_COPIES, Probe, by_formula
 from predictor.profiling.encoder_probe import largest_shapes
 from predictor.profiling.meta_device import FAILURES, AsOnDevices, peak_beside
@@ -52,7 +52,7 @@ def probe_encoder_decoder(
     kept[-len(by_layer)] += read
     kept = [math.ceil(size * (1 + MOST_PADDING)) for size in kept]
     # A layer's keys and values are copied where a token is added, or where one of several ends.
-    copied = ROOM_FOR_PADDING * max(kept)
+    copied = ATTENTION_PADDING_FACTOR * max(kept)
     return Probe(
         tuple(kept),
         (0,) * len(blocks),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from predictor.engine.encoding.engine import EncoderEngine
-from predictor.engine.encoding.inputs import Batch, Listener, Text
+from predictor.engine.encoding.inputs import EncoderBatch, EncoderCallback, EncoderInput
 from predictor.errors import GenerationFailed, PredictorError, RequestError
 from predictor.tasks.answers import Answer, Piece
 from predictor.tasks.parameters import timeout
@@ -74,7 +74,7 @@ class EncoderTaskSpec(ABC):
         """
 
     @abstractmethod
-    def tokenize(self, instance: EncoderInstance) -> tuple[Text, ...]:
+    def tokenize(self, instance: EncoderInstance) -> tuple[EncoderInput, ...]:
         """Return the token sequences of an instance; does not wait for the model.
 
         Raises:
@@ -82,7 +82,7 @@ class EncoderTaskSpec(ABC):
         """
 
     @abstractmethod
-    def postprocess(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
+    def postprocess(self, output: Any, batch: EncoderBatch) -> Sequence[torch.Tensor]:
         """Return a result for each row of a batch, in main memory, of the model's output.
 
         The engine calls this in its own thread, before it frees the output.
@@ -90,7 +90,10 @@ class EncoderTaskSpec(ABC):
 
     @abstractmethod
     def answer(
-        self, instance: EncoderInstance, texts: Sequence[Text], results: Sequence[torch.Tensor]
+        self,
+        instance: EncoderInstance,
+        texts: Sequence[EncoderInput],
+        results: Sequence[torch.Tensor],
     ) -> Answer:
         """Return the answer to an instance of the results for its token sequences."""
 
@@ -100,7 +103,7 @@ class _Job:
     """A checked instance and its token sequences."""
 
     instance: EncoderInstance
-    texts: tuple[Text, ...]
+    texts: tuple[EncoderInput, ...]
 
 
 class EncoderTask:
@@ -163,12 +166,12 @@ class PreparedEncoderRequest:
             for job in self._jobs
         )
 
-    async def _run(self, texts: Sequence[Text]) -> list[torch.Tensor]:
+    async def _run(self, texts: Sequence[EncoderInput]) -> list[torch.Tensor]:
         """Return the result for each token sequence."""
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
 
-        def listener(index: int) -> Listener:
+        def listener(index: int) -> EncoderCallback:
             def listen(outcome: Any) -> None:
                 loop.call_soon_threadsafe(inbox.put_nowait, (index, outcome))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from predictor.engine.encoding.inputs import Batch, Text
+from predictor.engine.encoding.inputs import EncoderBatch, EncoderInput
 from predictor.errors import CheckpointError, RequestError
 from predictor.tasks.answers import Filling, Masks
 from predictor.tasks.encoder_task import EncoderTaskSpec
@@ -59,7 +59,7 @@ class FillMask(EncoderTaskSpec):
         defaults = {"top_k": 5, "truncate": False}
         return EncoderInstance(fields, parse_named(parameters, checks, defaults))
 
-    def tokenize(self, instance: EncoderInstance) -> tuple[Text, ...]:
+    def tokenize(self, instance: EncoderInstance) -> tuple[EncoderInput, ...]:
         """Return the one text, with the positions of its masks."""
         text = self._tokenizing.text(
             instance.fields["text"], truncate=instance.parameters["truncate"]
@@ -69,9 +69,9 @@ class FillMask(EncoderTaskSpec):
         if not positions:
             token = self._tokenizing.tokenizer.mask_token
             raise RequestError(f"A text has no mask; this model's is {token!r}.")
-        return (Text(text.ids, text.types, positions),)
+        return (EncoderInput(text.ids, text.types, positions),)
 
-    def postprocess(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
+    def postprocess(self, output: Any, batch: EncoderBatch) -> Sequence[torch.Tensor]:
         """Return the probabilities at each row's masks, of shape (masks, vocabulary)."""
         return [
             output.logits[row, list(text.about or ())].float().softmax(dim=-1).cpu()
@@ -79,7 +79,10 @@ class FillMask(EncoderTaskSpec):
         ]
 
     def answer(
-        self, instance: EncoderInstance, texts: Sequence[Text], results: Sequence[torch.Tensor]
+        self,
+        instance: EncoderInstance,
+        texts: Sequence[EncoderInput],
+        results: Sequence[torch.Tensor],
     ) -> Masks:
         """Return the best tokens for each mask."""
         (text,), (probabilities,) = texts, results
@@ -96,7 +99,7 @@ class FillMask(EncoderTaskSpec):
             )
         )
 
-    def _filling(self, text: Text, position: int, token: int, score: float) -> Filling:
+    def _filling(self, text: EncoderInput, position: int, token: int, score: float) -> Filling:
         tokenizer = self._tokenizing.tokenizer
         filled = [*text.ids[:position], token, *text.ids[position + 1 :]]
         # The masks that are left are special tokens too.

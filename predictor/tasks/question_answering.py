@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from predictor.engine.encoding.inputs import Batch, Text
+from predictor.engine.encoding.inputs import EncoderBatch, EncoderInput
 from predictor.errors import PromptTooLong
 from predictor.tasks.answers import Span
 from predictor.tasks.encoder_task import EncoderTaskSpec
@@ -79,7 +79,7 @@ class QuestionAnswering(EncoderTaskSpec):
         defaults = {"max_answer_len": 15, "doc_stride": 128, "handle_impossible_answer": False}
         return EncoderInstance(fields, parse_named(parameters, checks, defaults))
 
-    def tokenize(self, instance: EncoderInstance) -> tuple[Text, ...]:
+    def tokenize(self, instance: EncoderInstance) -> tuple[EncoderInput, ...]:
         """Return the question with each window of the context."""
         tokenizer, most = self._tokenizing.tokenizer, self._tokenizing.max_model_len
         question, context = instance.fields["question"], instance.fields["context"]
@@ -110,13 +110,16 @@ class QuestionAnswering(EncoderTaskSpec):
             for number, offsets in enumerate(windows["offset_mapping"])
         )
 
-    def postprocess(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
+    def postprocess(self, output: Any, batch: EncoderBatch) -> Sequence[torch.Tensor]:
         """Return each row's logits of where an answer starts and ends, of shape (2, tokens)."""
         logits = torch.stack([output.start_logits, output.end_logits], dim=1).float().cpu()
         return [logits[row, :, : len(text.ids)] for row, text in enumerate(batch.texts)]
 
     def answer(
-        self, instance: EncoderInstance, texts: Sequence[Text], results: Sequence[torch.Tensor]
+        self,
+        instance: EncoderInstance,
+        texts: Sequence[EncoderInput],
+        results: Sequence[torch.Tensor],
     ) -> Span:
         """Return the most probable span of all windows."""
         best, nothing = Span("", 0.0, 0, 0), 1.0

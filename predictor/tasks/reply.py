@@ -59,7 +59,7 @@ class Reply:
         self._text = ""
         self._tokens: list[ScoredToken] = []
 
-    def token(self, token: Token) -> bool:
+    def on_token(self, token: Token) -> bool:
         """Takes the next token; returns whether a stop sequence ends the reply with it."""
         self._count += 1
         if self._by_token or self._stops:
@@ -72,7 +72,7 @@ class Reply:
             self._pass_on(None)
         return self._stream.stopped
 
-    def end(self, outcome: FinishReason | PredictorError) -> None:
+    def on_finish(self, outcome: FinishReason | PredictorError) -> None:
         """Passes on what is left, and how the reply ended."""
         if isinstance(outcome, PredictorError):
             self._send(outcome)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from predictor.engine.encoding.inputs import Batch, Text
+from predictor.engine.encoding.inputs import EncoderBatch, EncoderInput
 from predictor.errors import CheckpointError
 from predictor.tasks.answers import Score
 from predictor.tasks.encoder_task import EncoderTaskSpec
@@ -52,17 +52,20 @@ class Rerank(EncoderTaskSpec):
         checks = dict.fromkeys(_DEFAULTS, boolean)
         return EncoderInstance(fields, parse_named(parameters, checks, _DEFAULTS))
 
-    def tokenize(self, instance: EncoderInstance) -> tuple[Text, ...]:
+    def tokenize(self, instance: EncoderInstance) -> tuple[EncoderInput, ...]:
         """Return the one pair."""
         query, text = instance.fields["query"], instance.fields["text"]
         return (self._tokenizing.text(query, text, truncate=instance.parameters["truncate"]),)
 
-    def postprocess(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
+    def postprocess(self, output: Any, batch: EncoderBatch) -> Sequence[torch.Tensor]:
         """Return each row's logit, of shape (1,), in float32."""
         return list(output.logits.float().cpu())
 
     def answer(
-        self, instance: EncoderInstance, texts: Sequence[Text], results: Sequence[torch.Tensor]
+        self,
+        instance: EncoderInstance,
+        texts: Sequence[EncoderInput],
+        results: Sequence[torch.Tensor],
     ) -> Score:
         """Return how well the text answers the query."""
         (logit,) = results

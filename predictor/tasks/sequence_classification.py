@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from predictor.engine.encoding.inputs import Batch, Text
+from predictor.engine.encoding.inputs import EncoderBatch, EncoderInput
 from predictor.tasks.answers import Classes
 from predictor.tasks.encoder_task import EncoderTaskSpec
 from predictor.tasks.parameters import boolean, parse_named
@@ -69,18 +69,21 @@ class SequenceClassification(EncoderTaskSpec):
         checks = dict.fromkeys(self._defaults, boolean)
         return EncoderInstance(fields, parse_named(parameters, checks, self._defaults))
 
-    def tokenize(self, instance: EncoderInstance) -> tuple[Text, ...]:
+    def tokenize(self, instance: EncoderInstance) -> tuple[EncoderInput, ...]:
         """Return the one text, or pair."""
         fields, truncate = instance.fields, instance.parameters["truncate"]
         pair = fields.get("text_pair")
         return (self._tokenizing.text(fields["text"], pair, truncate=truncate),)
 
-    def postprocess(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
+    def postprocess(self, output: Any, batch: EncoderBatch) -> Sequence[torch.Tensor]:
         """Return each row's logits, of shape (labels,), in float32."""
         return list(output.logits.float().cpu())
 
     def answer(
-        self, instance: EncoderInstance, texts: Sequence[Text], results: Sequence[torch.Tensor]
+        self,
+        instance: EncoderInstance,
+        texts: Sequence[EncoderInput],
+        results: Sequence[torch.Tensor],
     ) -> Classes:
         """Return the class of the text."""
         (logits,) = results

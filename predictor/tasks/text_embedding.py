@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from predictor.engine.encoding.inputs import Batch, Text
+from predictor.engine.encoding.inputs import EncoderBatch, EncoderInput
 from predictor.errors import PromptTooLong, RequestError
 from predictor.tasks.answers import Vector
 from predictor.tasks.encoder_task import EncoderTaskSpec
@@ -69,24 +69,27 @@ class TextEmbedding(EncoderTaskSpec):
         }
         return EncoderInstance(fields, parse_named(parameters, checks, defaults))
 
-    def tokenize(self, instance: EncoderInstance) -> tuple[Text, ...]:
+    def tokenize(self, instance: EncoderInstance) -> tuple[EncoderInput, ...]:
         """Return the one text."""
         tokens = instance.parameters[TOKENS]
         if tokens is not None:
-            return (Text(tokens),)
+            return (EncoderInput(tokens),)
         prompt = self._layout.prompts.get(instance.parameters["prompt_name"], "")
         text = prompt + instance.fields["text"]
         if self._layout.lower:
             text = text.lower()
         return (self._tokenizing.text(text, truncate=instance.parameters["truncate"]),)
 
-    def postprocess(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
+    def postprocess(self, output: Any, batch: EncoderBatch) -> Sequence[torch.Tensor]:
         """Return each row's vector, of shape (hidden,), in float32."""
         pooled = pool(output.last_hidden_state, batch.mask, self._layout.pooling)
         return list(pooled.float().cpu())
 
     def answer(
-        self, instance: EncoderInstance, texts: Sequence[Text], results: Sequence[torch.Tensor]
+        self,
+        instance: EncoderInstance,
+        texts: Sequence[EncoderInput],
+        results: Sequence[torch.Tensor],
     ) -> Vector:
         """Return the vector."""
         vector = results[0][: instance.parameters["dimensions"]]

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedConfig, TokenClassificationPipeline
 from transformers.pipelines.token_classification import AggregationStrategy
 
-from predictor.engine.encoding.inputs import Batch, Text
+from predictor.engine.encoding.inputs import EncoderBatch, EncoderInput
 from predictor.errors import CheckpointError
 from predictor.tasks.answers import Entities, Entity
 from predictor.tasks.encoder_task import EncoderTaskSpec
@@ -80,7 +80,7 @@ class TokenClassification(EncoderTaskSpec):
         }
         return EncoderInstance(fields, parse_named(parameters, checks, self._defaults))
 
-    def tokenize(self, instance: EncoderInstance) -> tuple[Text, ...]:
+    def tokenize(self, instance: EncoderInstance) -> tuple[EncoderInput, ...]:
         """Return the one text, with the offsets of its tokens and which of them are special."""
         encoding = self._tokenizing.encode(
             instance.fields["text"],
@@ -91,13 +91,16 @@ class TokenClassification(EncoderTaskSpec):
         about = encoding["offset_mapping"], encoding["special_tokens_mask"]
         return (as_text(encoding, about),)
 
-    def postprocess(self, output: Any, batch: Batch) -> Sequence[torch.Tensor]:
+    def postprocess(self, output: Any, batch: EncoderBatch) -> Sequence[torch.Tensor]:
         """Return each row's logits, of shape (tokens, labels), in float32."""
         logits = output.logits.float().cpu()
         return [logits[row, : len(text.ids)] for row, text in enumerate(batch.texts)]
 
     def answer(
-        self, instance: EncoderInstance, texts: Sequence[Text], results: Sequence[torch.Tensor]
+        self,
+        instance: EncoderInstance,
+        texts: Sequence[EncoderInput],
+        results: Sequence[torch.Tensor],
     ) -> Entities:
         """Return the entities of the text."""
         is_each = instance.parameters["return_offsets_mapping"]
@@ -120,7 +123,7 @@ class _Aggregation(TokenClassificationPipeline):
     def entities(
         self,
         sentence: str,
-        text: Text,
+        text: EncoderInput,
         logits: torch.Tensor,
         strategy: str,
         ignored: Sequence[str],

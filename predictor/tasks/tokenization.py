@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from predictor.engine.encoding.inputs import Text
+from predictor.engine.encoding.inputs import EncoderInput
 from predictor.errors import PromptTooLong, RequestError
 
 
@@ -23,7 +23,7 @@ class Tokenizing:
         self.tokenizer: Any = tokenizer
         self.max_model_len = max_model_len
 
-    def text(self, text: str, pair: str | None = None, *, truncate: bool = False) -> Text:
+    def text(self, text: str, pair: str | None = None, *, truncate: bool = False) -> EncoderInput:
         """Return a text, or a pair of texts, as tokens.
 
         Args:
@@ -63,7 +63,7 @@ class Tokenizing:
         return encoding
 
 
-def as_text(encoding: Any, about: Any = None) -> Text:
+def as_text(encoding: Any, about: Any = None) -> EncoderInput:
     """Return a tokenizer's encoding as an input of the engine.
 
     Args:
@@ -71,4 +71,6 @@ def as_text(encoding: Any, about: Any = None) -> Text:
         about: Anything that the task needs later, to make the answer.
     """
     types = encoding.get("token_type_ids")
-    return Text(tuple(encoding["input_ids"]), None if types is None else tuple(types), about)
+    return EncoderInput(
+        tuple(encoding["input_ids"]), None if types is None else tuple(types), about
+    )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from predictor.placement.units import STREAM_PIECE
+from predictor.placement.buffers import STREAM_PIECE
 from predictor.weights.extents import PAGE, BlockExtent, FileSegment, identify_file, pages
 
 logger = logging.getLogger(__name__)

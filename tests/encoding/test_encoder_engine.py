@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 
 from predictor.engine.encoding.batching import BatchLimits
 from predictor.engine.encoding.engine import EncoderEngine
-from predictor.engine.encoding.inputs import Text
+from predictor.engine.encoding.inputs import EncoderInput
 from predictor.errors import EngineBroken, GenerationFailed
 from predictor.metrics import EngineMetrics, WeightMetrics
 
@@ -24,13 +24,13 @@ class Counting:
     """Stands in for the runner: finds the sum of a text's tokens, and can be held."""
 
     def __init__(self) -> None:
-        self.passes: list[list[Text]] = []
+        self.passes: list[list[EncoderInput]] = []
         self.may_go = threading.Event()
         self.may_go.set()
         self.is_running = threading.Event()
         self.is_broken = False
 
-    def run(self, texts: Sequence[Text]) -> Sequence[int]:
+    def run(self, texts: Sequence[EncoderInput]) -> Sequence[int]:
         self.is_running.set()
         assert self.may_go.wait(20)
         self.passes.append(list(texts))
@@ -67,7 +67,7 @@ def open_encoder_engine(
     runner: Counting, limits: BatchLimits = LIMITS, **more: Any
 ) -> EncoderEngine:
     metrics = EngineMetrics("test", WeightMetrics("test"))
-    return EncoderEngine(runner, limits, metrics=metrics, harmless=Text((0,)), **more)  # type: ignore[arg-type]
+    return EncoderEngine(runner, limits, metrics=metrics, harmless=EncoderInput((0,)), **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def reader(runner: Counting) -> Iterator[EncoderEngine]:
 
 def submit(reader: EncoderEngine, *ids: int) -> Told:
     told = Told()
-    reader.submit(Text(ids), told)
+    reader.submit(EncoderInput(ids), told)
     return told
 
 
@@ -149,7 +149,7 @@ def test_weights_that_cannot_be_read_end_the_engine_at_once(runner: Counting) ->
 def test_what_is_cancelled_is_not_read(reader: EncoderEngine, runner: Counting) -> None:
     held(reader, runner)
     gone = Told()
-    reader.cancel(reader.submit(Text((5,)), gone))
+    reader.cancel(reader.submit(EncoderInput((5,)), gone))
     stays = submit(reader, 6)
     runner.may_go.set()
     assert stays.wait() == 6
@@ -176,7 +176,7 @@ def test_a_listener_that_fails_does_no_harm(reader: EncoderEngine) -> None:
     def listener(_: Any) -> None:
         raise RuntimeError("the event loop is gone")
 
-    reader.submit(Text((1,)), listener)
+    reader.submit(EncoderInput((1,)), listener)
     assert submit(reader, 2).wait() == 2
 
 

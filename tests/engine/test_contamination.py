@@ -28,15 +28,15 @@ from transformers import (
 )
 
 from predictor.engine.batchability import check_batch_invariance, unbatchable_reason
-from predictor.engine.generation.kv_cache import Row
+from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, SerialRunner
 from predictor.engine.generation.sampling_params import SamplingParams
-from predictor.engine.generation.scheduler import Limits
+from predictor.engine.generation.scheduler import SchedulerLimits
 from tests.checkpoints import ALL_CONFIGS, VOCABULARY
 from tests.conftest import Checkpoints
-from tests.engine.test_engine import EngineHandle, Wrapped, batch_runner
+from tests.engine.test_engine import RunningEngine, Wrapped, batch_runner
 from tests.grids import thinned
-from tests.serving import Collected, blocks_on_disk, bring_up
+from tests.serving import Collected, blocks_on_disk, bring_up, metric
 
 ARCHITECTURES = [name for name in ALL_CONFIGS if name != "llama-tied"]
 
@@ -47,7 +47,7 @@ GREEDY, SAMPLED = 23, 12
 
 CPU = torch.device("cpu")
 EMPTY = 600
-"""Free slots of a runner of `batch_runner` that nobody uses."""
+"""Free pages of a runner of `batch_runner` that nobody uses."""
 
 _ROUNDING = 1e-4
 """How far a log probability may be from the one that is computed alone: in fp32 a batch of another
@@ -123,19 +123,18 @@ class Company:
         self._listeners = [Told(self) for _ in requests]
         self._keys: dict[int, int] = {}
         self.runner = Wrapped(runner, lambda _: self._come_and_go())
-        self._limits = Limits(KV_TOKENS, **{"sequences": 6, "chunk": 16} | limits)
+        self._limits = SchedulerLimits(KV_TOKENS, **{"sequences": 6, "chunk": 16} | limits)
         self.preemptions = 0
 
     def run(self, ends: Sequence[int] = ()) -> list[Collected]:
-        with EngineHandle(self.runner, limits=self._limits, ends=ends) as opened:
+        with RunningEngine(self.runner, limits=self._limits, eos_token_ids=ends) as opened:
             self._engine = opened.engine
             with opened.held():
                 self._come_and_go()
             for ask, listener in zip(self._asks, self._listeners, strict=True):
                 if ask.gone is None:
                     listener.wait()
-            counted: Any = opened.metrics.preemptions
-            self.preemptions = int(counted._value.get())
+            self.preemptions = int(metric("predictor_preemptions_total", opened.name))
         return list(self._listeners)
 
     def _come_and_go(self) -> None:
@@ -165,9 +164,9 @@ class Told(Collected):
         super().__init__()
         self._company = company
 
-    def end(self, outcome: Any) -> None:
+    def on_finish(self, outcome: Any) -> None:
         self._company.someone_ended()
-        super().end(outcome)
+        super().on_finish(outcome)
 
 
 @functools.cache
@@ -225,7 +224,7 @@ def test_greedy_tokens_in_company_are_those_of_transformers_alone(
     assert has_mixed_pass(company) == (breakeven_tokens > 0)
     if is_scored:
         for listener, wanted in zip(found, alone(name), strict=True):
-            logprobs = [token.logprob for token in listener.told]
+            logprobs = [token.logprob for token in listener.scored]
             assert logprobs == pytest.approx(wanted.logprobs[: len(logprobs)], abs=_ROUNDING)
 
 
@@ -265,7 +264,7 @@ def test_tokens_that_end_a_sequence_end_it_alone(name: str) -> None:
 def test_a_seed_gives_in_company_what_it_gives_alone(name: str) -> None:
     requests = asks(SAMPLED, sampled=True)
     runner = batch_runner(tiny(name), kv_tokens=KV_TOKENS)
-    with EngineHandle(runner, limits=Limits(KV_TOKENS, sequences=1, chunk=64)) as opened:
+    with RunningEngine(runner, limits=SchedulerLimits(KV_TOKENS, sequences=1, chunk=64)) as opened:
         wanted = []
         for ask in requests:
             listener = Collected()
@@ -274,7 +273,7 @@ def test_a_seed_gives_in_company_what_it_gives_alone(name: str) -> None:
     company = Company(runner, requests, breakeven_tokens=16)
     check(requests, company.run(), wanted)
     assert company.preemptions > 0
-    assert runner._cache._free_count == KV_TOKENS
+    assert runner.cache.free_pages == KV_TOKENS
 
 
 # With parts on disk
@@ -282,14 +281,19 @@ def test_a_seed_gives_in_company_what_it_gives_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(ALL_CONFIGS))
 def test_parts_on_disk_change_nothing_of_that(
-    checkpoints: Checkpoints, tmp_path: Path, name: str
+    checkpoints: Checkpoints, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = checkpoints(name)
     up = bring_up(folder, device_map=blocks_on_disk(folder), offload_folder=str(tmp_path))
     engine = up.task.engine
-    runner: Any = engine._runner
-    assert isinstance(runner, BatchRunner)
-    wrapped = engine._runner = Wrapped(runner, lambda _: None)
+    assert isinstance(engine.runner, BatchRunner)
+    run, rows_of_passes = BatchRunner.run, []
+
+    def count_rows(self: BatchRunner, rows: Sequence[SequenceChunk]) -> torch.Tensor:
+        rows_of_passes.append(len(rows))
+        return run(self, rows)
+
+    monkeypatch.setattr(BatchRunner, "run", count_rows)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     requests = asks(3)[:6]
     try:
@@ -302,12 +306,12 @@ def test_parts_on_disk_change_nothing_of_that(
             tokens = listener.wait().tokens
             until = tokens.index(2) + 1 if 2 in tokens else 8  # </s> ends it here
             assert tokens == wanted.tokens[:until]
-            found = [token.logprob for token in listener.told]
+            found = [token.logprob for token in listener.scored]
             assert found == pytest.approx(wanted.logprobs[:until], abs=_ROUNDING)
-        assert wrapped.most_rows > 1
+        assert max(rows_of_passes) > 1
     finally:
         engine.stop()
-        engine._thread.join(30)
+        assert engine.thread.join(30)
 
 
 # What cannot be batched
@@ -342,7 +346,7 @@ def test_a_model_that_could_be_batched_gives_the_same_tokens_one_at_a_time() -> 
     runner = SerialRunner(tiny("llama"), device=CPU)
     company = Company(runner, requests, sequences=1)
     check(requests, company.run(), [one.tokens for one in alone("llama")])
-    assert not runner._caches
+    assert not runner.keys
 
 
 _SMALL = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -374,7 +378,7 @@ def test_models_that_can_be_batched_are(name: str) -> None:
     assert unbatchable_reason(model) is None
     runner = batch_runner(model)
     assert check_batch_invariance(runner, model, CPU) is None
-    assert runner._cache._free_count == EMPTY  # nothing of the test is left
+    assert runner.cache.free_pages == EMPTY  # nothing of the test is left
 
 
 # A promise that does not hold
@@ -423,11 +427,11 @@ def unmasked(inputs: dict[str, Any]) -> dict[str, Any]:
 def test_a_model_that_is_wrong_in_company_is_found_out(name: str, change: Any) -> None:
     model = tiny(name)
     runner = batch_runner(model)
-    runner._model = Changed(model, change)
+    runner.model = Changed(model, change)
     reason = check_batch_invariance(runner, model, CPU)
     assert reason is not None
     assert "other logits than alone" in reason
-    assert runner._cache._free_count == EMPTY
+    assert runner.cache.free_pages == EMPTY
 
 
 def test_a_model_that_counts_its_positions_itself_is_found_out() -> None:
@@ -451,7 +455,7 @@ def test_a_model_that_counts_its_positions_itself_is_found_out() -> None:
 def test_rows_that_see_each_other_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     run = BatchRunner.run
 
-    def mixed(self: BatchRunner, rows: Sequence[Row]) -> torch.Tensor:
+    def mixed(self: BatchRunner, rows: Sequence[SequenceChunk]) -> torch.Tensor:
         logits = run(self, rows)
         return logits + 0.05 * logits.flip(0) * (len(rows) > 1)
 
@@ -466,7 +470,7 @@ def test_a_model_that_fails_on_two_at_once_is_found_out() -> None:
 
     model = tiny("llama")
     runner = batch_runner(model)
-    runner._model = Changed(model, fail)
+    runner.model = Changed(model, fail)
     reason = check_batch_invariance(runner, model, CPU)
     assert reason == "it fails on two sequences at once (NotImplementedError)"
-    assert runner._cache._free_count == EMPTY
+    assert runner.cache.free_pages == EMPTY

@@ -15,12 +15,12 @@ from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfi
 from predictor.checkpoint.checkpoint import open_directory
 from predictor.engine.batchability import check_encoder_decoder_batch_invariance, run_two_tokens
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner, as_source
-from predictor.engine.generation.kv_cache import Row
+from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.tasks.answers import Completion
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
 from tests.encoding.checkpoints import PAIRED, VOCABULARY, make_paired
-from tests.serving import Up, blocks_on_disk, bring_up
+from tests.serving import Up, blocks_on_disk, bring_up, metric
 
 TEXTS = ("a long text to begin with", "a", "translate this", "hello", "what is it?", "z" * 40)
 CPU = torch.device("cpu")
@@ -83,6 +83,7 @@ def test_those_that_are_put_back_and_those_that_end_early_disturb_nobody(
 ) -> None:
     folder = make(architecture)
     expected = alone(folder, *TEXTS * 2, max_new_tokens=30)
+    preempted = metric("predictor_preemptions_total", "model")
     up = bring_up(folder, max_model_len=80, max_concurrency=2)
     parameters = [
         GenerationParameters(max_new_tokens=30 if index % 3 else 4, temperature=0.0)
@@ -92,8 +93,7 @@ def test_those_that_are_put_back_and_those_that_end_early_disturb_nobody(
     found = asyncio.run(up.task.prepare(GenerationRequest(tuple(prompts))).complete())
     for index, (one, whole) in enumerate(zip(found, expected, strict=True)):
         assert one.text == whole if index % 3 else whole.startswith(one.text.rstrip("\ufffd"))
-    preempted: Any = up.task.engine._metrics.preemptions
-    assert preempted._value.get() > 0
+    assert metric("predictor_preemptions_total", "model") > preempted
 
 
 def test_only_the_reply_counts_as_said(make: Make) -> None:
@@ -149,8 +149,8 @@ class Frail:
             raise RuntimeError("a secret")
 
 
-def rows(*sequences: tuple[int, ...], start: int = 0) -> list[Row]:
-    return [Row(key, start, tokens) for key, tokens in enumerate(sequences)]
+def rows(*sequences: tuple[int, ...], start: int = 0) -> list[SequenceChunk]:
+    return [SequenceChunk(key, start, tokens) for key, tokens in enumerate(sequences)]
 
 
 def test_a_pass_that_failed_halfway_is_run_again_as_if_it_had_not(make: Make) -> None:
@@ -178,7 +178,7 @@ def test_so_is_a_cohort_beside_one_that_failed(make: Make) -> None:
         runner.run(begun[2:])
 
     begin()
-    next_ones = [Row(row.key, row.end, (7,)) for row in begun]
+    next_ones = [SequenceChunk(row.key, row.end, (7,)) for row in begun]
     expected = runner.run(next_ones)
     begin()
     frail.fails_after = 1  # the second cohort's pass
@@ -186,7 +186,7 @@ def test_so_is_a_cohort_beside_one_that_failed(make: Make) -> None:
         runner.run(next_ones)
     halves = [runner.run(next_ones[:1]), runner.run(next_ones[1:])]
     torch.testing.assert_close(torch.cat(halves), expected, atol=1e-4, rtol=0)
-    after = [Row(row.key, row.end + 1, (8,)) for row in begun]
+    after = [SequenceChunk(row.key, row.end + 1, (8,)) for row in begun]
     again = runner.run(after)
     begin()
     runner.run(next_ones)
@@ -198,11 +198,11 @@ def test_the_order_of_rows_moves_nothing(make: Make) -> None:
     runner = EncoderDecoderRunner(model, device=CPU)
     begun = rows(*((*as_source([40 + n, 41, 42]), 3) for n in range(3)))
     runner.run(begun)
-    next_ones = [Row(row.key, row.end, (7 + row.key,)) for row in begun]
-    expected, before = runner.run(next_ones), runner._cohorts[0].cache
+    next_ones = [SequenceChunk(row.key, row.end, (7 + row.key,)) for row in begun]
+    expected, before = runner.run(next_ones), runner.batches[0].cache
     found = runner.run(next_ones[::-1])
     torch.testing.assert_close(found.flip(0), expected, atol=1e-4, rtol=0)
-    assert runner._cohorts[0].cache is before
+    assert runner.batches[0].cache is before
 
 
 def test_who_ends_leaves_before_others_begin(make: Make) -> None:
@@ -211,13 +211,13 @@ def test_who_ends_leaves_before_others_begin(make: Make) -> None:
     begun = rows(*((*as_source([40] * (9 + n)), 3) for n in range(3)))
     runner.run(begun)
     runner.release(2)
-    runner.run([Row(3, 0, (*as_source([50, 51]), 3))])
-    assert runner._cohorts[0].keys == [0, 1]
-    assert runner._cohorts[0].states.shape[:2] == (2, 10)
+    runner.run([SequenceChunk(3, 0, (*as_source([50, 51]), 3))])
+    assert runner.batches[0].keys == [0, 1]
+    assert runner.batches[0].states.shape[:2] == (2, 10)
     runner.release(0)
     runner.release(1)
-    runner.run([Row(3, 3, (7,))])
-    assert list(runner._cohorts) == [3]
+    runner.run([SequenceChunk(3, 3, (7,))])
+    assert list(runner.batches) == [3]
 
 
 def test_sources_of_other_lengths_are_read_apart(make: Make) -> None:
@@ -225,9 +225,9 @@ def test_sources_of_other_lengths_are_read_apart(make: Make) -> None:
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
     runner = EncoderDecoderRunner(model, device=CPU)
     runner.run(rows(*((*as_source([40] * count), 3) for count in (4, 40, 5, 41))))
-    assert runner._cohorts[0] is runner._cohorts[2]
-    assert runner._cohorts[1] is runner._cohorts[3]
-    assert runner._cohorts[0] is not runner._cohorts[1]
+    assert runner.batches[0] is runner.batches[2]
+    assert runner.batches[1] is runner.batches[3]
+    assert runner.batches[0] is not runner.batches[1]
 
 
 def test_a_reply_that_is_computed_again_is_fed_in_pieces(make: Make) -> None:
@@ -236,10 +236,10 @@ def test_a_reply_that_is_computed_again_is_fed_in_pieces(make: Make) -> None:
     line = (*as_source([40, 41, 42]), *range(3, 53))
     for count in range(4, len(line) + 1):
         start = 0 if count == 4 else count - 1
-        expected = runner.run([Row(0, start, line[start:count])])
-    found = runner.run([Row(0, 0, line)])
+        expected = runner.run([SequenceChunk(0, start, line[start:count])])
+    found = runner.run([SequenceChunk(0, 0, line)])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    assert runner._cohorts[0].length == 50
+    assert runner.batches[0].length == 50
 
 
 def test_a_model_that_cannot_go_on_is_not_ready(make: Make) -> None:

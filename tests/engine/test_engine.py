@@ -14,14 +14,15 @@ from transformers import AutoModelForCausalLM
 
 from predictor.engine.batchability import count_layers
 from predictor.engine.generation.engine import Engine
-from predictor.engine.generation.kv_cache import Row
+from predictor.engine.generation.kv_accounting import PADDING_PAGES
+from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.engine.generation.sampling_params import SamplingParams, Token
-from predictor.engine.generation.scheduler import Limits
+from predictor.engine.generation.scheduler import SchedulerLimits
 from predictor.errors import EngineBroken, GenerationFailed
 from predictor.metrics import EngineMetrics
 from tests.conftest import Checkpoints
-from tests.serving import Collected
+from tests.serving import Collected, metric
 
 PROMPT = list(range(10, 60))
 PROMPTS = [list(range(start, start + 20)) for start in (10, 50, 90, 130)]
@@ -35,48 +36,44 @@ def batch_runner(model: Any, *, kv_tokens: int = KV_TOKENS) -> BatchRunner:
         model,
         device=torch.device("cpu"),
         layers=count_layers(model),
-        kv_tokens=kv_tokens + 1,  # one place is the padding's
+        pages=kv_tokens + PADDING_PAGES,
         max_length=LONGEST,
     )
 
 
-class EngineHandle:
+class RunningEngine:
     """An engine in a test, stopped at its end."""
 
     def __init__(
         self,
         runner: Runner,
         *,
-        ends: Sequence[int] = (),
-        limits: Limits | None = None,
+        eos_token_ids: Sequence[int] = (),
+        limits: SchedulerLimits | None = None,
         on_broken: Any = None,
     ) -> None:
-        self.metrics = EngineMetrics(next(_names))
+        self.name = next(_names)
         self.engine = Engine(
             runner,
-            limits or Limits(KV_TOKENS, sequences=8, chunk=256, breakeven_tokens=256),
-            ends=frozenset(ends),
-            metrics=self.metrics,
+            limits or SchedulerLimits(KV_TOKENS, sequences=8, chunk=256, breakeven_tokens=256),
+            eos_token_ids=frozenset(eos_token_ids),
+            metrics=EngineMetrics(self.name),
             on_broken=on_broken,
         )
 
-    def __enter__(self) -> EngineHandle:
+    def __enter__(self) -> RunningEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.engine.stop()
-        self.thread.join(30)
-        assert not self.thread.is_alive()
-
-    @property
-    def thread(self) -> threading.Thread:
-        return self.engine._thread
+        assert self.engine.thread.join(30)
 
     @property
     def counts(self) -> tuple[float, float, float]:
         """Running, waiting and cached, as the metrics say."""
-        m: Any = self.metrics
-        return (m.running._value.get(), m.waiting._value.get(), m.kv_used._value.get())
+        names = ("sequences_running", "sequences_waiting", "kv_tokens_used")
+        running, waiting, cached = (metric(f"predictor_{name}", self.name) for name in names)
+        return running, waiting, cached
 
     def run(self, prompt: list[int], **recipe: Any) -> Collected:
         return Collected.of(self.engine, prompt, **recipe)
@@ -88,7 +85,7 @@ class EngineHandle:
             for prompt, listener in zip(prompts, listeners, strict=True):
                 self.engine.submit(prompt, SamplingParams(**recipe), listener)
         for listener in listeners:
-            assert listener._ended.wait(60)
+            assert listener.ended.wait(60)
         return listeners
 
     def held(self) -> Held:
@@ -103,7 +100,7 @@ class Held:
         self._engine = engine
 
     def __enter__(self) -> None:
-        self._engine._inbox.put(lambda: assert_(self._go.wait(60)))
+        self._engine.thread.call(lambda: assert_(self._go.wait(60)))
 
     def __exit__(self, *_: object) -> None:
         self._go.set()
@@ -116,18 +113,22 @@ def assert_(happened: bool) -> None:
 class Wrapped:
     """A runner that does something before each pass, and keeps what each was about."""
 
-    def __init__(self, runner: Runner, before: Callable[[Sequence[Row]], None]) -> None:
+    def __init__(self, runner: Runner, before: Callable[[Sequence[SequenceChunk]], None]) -> None:
         self._runner = runner
-        self._before = before
-        self.passes: list[list[Row]] = []
+        self.before = before
+        self.passes: list[list[SequenceChunk]] = []
 
-    def run(self, rows: Sequence[Row]) -> torch.Tensor:
+    def run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
         self.passes.append(list(rows))
-        self._before(rows)
+        self.before(rows)
         return self._runner.run(rows)
 
     def release(self, key: int) -> None:
         self._runner.release(key)
+
+    @property
+    def model(self) -> Any:
+        return self._runner.model
 
     @property
     def most_rows(self) -> int:
@@ -147,8 +148,8 @@ def greedy(model: Any) -> list[list[int]]:
 
 
 @pytest.fixture
-def opened(model: Any) -> Iterator[EngineHandle]:
-    with EngineHandle(batch_runner(model)) as found:
+def opened(model: Any) -> Iterator[RunningEngine]:
+    with RunningEngine(batch_runner(model)) as found:
         yield found
 
 
@@ -171,12 +172,12 @@ def generate(model: Any, prompt: list[int], count: int) -> list[int]:
 
 @pytest.mark.parametrize("chunk", [1, 7, 49, 50])
 def test_the_size_of_prefill_chunks_changes_no_token(model: Any, chunk: int) -> None:
-    with EngineHandle(batch_runner(model), limits=Limits(KV_TOKENS, 4, chunk)) as opened:
+    with RunningEngine(batch_runner(model), limits=SchedulerLimits(KV_TOKENS, 4, chunk)) as opened:
         assert opened.run(PROMPT, max_new_tokens=8).tokens == generate(model, PROMPT, 8)
 
 
 def test_a_seed_repeats_a_sampled_reply_and_leaves_torchs_generator_as_it_was(
-    opened: EngineHandle,
+    opened: RunningEngine,
 ) -> None:
     recipe = {"max_new_tokens": 16, "temperature": 2.0, "seed": 11}
     before = torch.get_rng_state()
@@ -187,7 +188,7 @@ def test_a_seed_repeats_a_sampled_reply_and_leaves_torchs_generator_as_it_was(
     assert opened.run(PROMPT, **recipe | {"seed": 12}).tokens != first
 
 
-def test_replies_without_a_seed_differ(opened: EngineHandle) -> None:
+def test_replies_without_a_seed_differ(opened: RunningEngine) -> None:
     found = [opened.run(PROMPT, max_new_tokens=16, temperature=5.0).tokens for _ in range(4)]
     assert len(set(map(tuple, found))) > 1
 
@@ -198,12 +199,12 @@ def test_greedy_inherits_no_sampling_from_the_models_own_config(checkpoints: Che
     model.generation_config.do_sample = True
     model.generation_config.temperature = 9.0
     model.generation_config.repetition_penalty = 5.0
-    with EngineHandle(batch_runner(model)) as opened:
+    with RunningEngine(batch_runner(model)) as opened:
         for _ in range(3):
             assert opened.run(PROMPT, max_new_tokens=12).tokens == expected
 
 
-def test_top_k_of_one_is_greedy_and_a_penalty_changes_the_reply(opened: EngineHandle) -> None:
+def test_top_k_of_one_is_greedy_and_a_penalty_changes_the_reply(opened: RunningEngine) -> None:
     greedy = opened.run(PROMPT, max_new_tokens=12).tokens
     hot = {"max_new_tokens": 12, "temperature": 3.0}
     assert opened.run(PROMPT, **hot, top_k=1).tokens == greedy
@@ -211,10 +212,10 @@ def test_top_k_of_one_is_greedy_and_a_penalty_changes_the_reply(opened: EngineHa
     assert opened.run(PROMPT, max_new_tokens=12, repetition_penalty=50.0).tokens != greedy
 
 
-def test_log_probabilities_are_told_with_each_token(opened: EngineHandle) -> None:
+def test_log_probabilities_are_told_with_each_token(opened: RunningEngine) -> None:
     found = opened.run(PROMPT, max_new_tokens=6, logprobs=3)
     assert found.tokens == opened.run(PROMPT, max_new_tokens=6).tokens
-    for token in found.told:
+    for token in found.scored:
         assert token.top[0] == (token.id, token.logprob)  # greedy takes the most probable
         assert len(token.top) == 3
 
@@ -222,7 +223,7 @@ def test_log_probabilities_are_told_with_each_token(opened: EngineHandle) -> Non
 # How sequences end
 
 
-def test_tokens_that_run_out_end_a_sequence(opened: EngineHandle) -> None:
+def test_tokens_that_run_out_end_a_sequence(opened: RunningEngine) -> None:
     for count in (1, 4):
         found = opened.run(PROMPT, max_new_tokens=count)
         assert (len(found.tokens), found.outcome) == (count, "length")
@@ -240,7 +241,7 @@ def test_an_end_of_sequence_token_ends_a_sequence_where_transformers_ends_it(mod
         eos_token_id=[end, 2],
         pad_token_id=3,
     )[0, len(PROMPT) :].tolist()
-    with EngineHandle(batch_runner(model), ends=[end, 2]) as opened:
+    with RunningEngine(batch_runner(model), eos_token_ids=[end, 2]) as opened:
         found = opened.run(PROMPT, max_new_tokens=12)
         assert found.tokens == expected == tokens[: tokens.index(end) + 1]
         assert found.outcome == "eos_token"
@@ -249,7 +250,7 @@ def test_an_end_of_sequence_token_ends_a_sequence_where_transformers_ends_it(mod
         assert (last.tokens, last.outcome) == (expected, "eos_token")
 
 
-def test_a_listener_ends_its_sequence(opened: EngineHandle) -> None:
+def test_a_listener_ends_its_sequence(opened: RunningEngine) -> None:
     counted = itertools.count(1)
     listener = Collected(lambda _: next(counted) == 3)
     opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=9), listener)
@@ -257,21 +258,24 @@ def test_a_listener_ends_its_sequence(opened: EngineHandle) -> None:
     assert len(listener.tokens) == 3
 
 
-def test_what_has_ended_leaves_nothing_behind(opened: EngineHandle) -> None:
-    for listener in opened.together(PROMPTS, max_new_tokens=5):
-        assert listener.outcome == "length"
+def test_what_has_ended_leaves_nothing_behind(opened: RunningEngine) -> None:
+    listeners = opened.together(PROMPTS, max_new_tokens=5)
+    assert {listener.outcome for listener in listeners} == {"length"}
     opened.engine.stop()
-    opened.thread.join(30)
+    assert opened.engine.thread.join(30)
     assert opened.counts == (0, 0, 0)
-    assert not opened.engine._sequences
-    assert opened.engine._runner._cache._free_count == KV_TOKENS  # type: ignore[attr-defined]
+    kept = [weakref.ref(listener) for listener in listeners]
+    del listeners
+    assert [reference() for reference in kept] == [None] * len(PROMPTS)
+    assert isinstance(opened.engine.runner, BatchRunner)
+    assert opened.engine.runner.cache.free_pages == KV_TOKENS
 
 
 # Cancelling
 
 
 def test_a_cancelled_sequence_frees_its_place_and_its_listener_hears_nothing_more(
-    opened: EngineHandle,
+    opened: RunningEngine,
 ) -> None:
     fifth = threading.Event()
     counted = itertools.count(1)
@@ -285,13 +289,12 @@ def test_a_cancelled_sequence_frees_its_place_and_its_listener_hears_nothing_mor
     assert 5 <= len(listener.tokens) == heard < 70
     assert listener.outcome is None
     opened.engine.stop()
-    opened.thread.join(30)
+    assert opened.engine.thread.join(30)
     assert opened.counts == (0, 0, 0)
-    assert (opened.engine._scheduler.running, opened.engine._scheduler.waiting) == (0, 0)
 
 
 def test_sequences_are_cancelled_before_they_run_and_after_they_ended(model: Any) -> None:
-    with EngineHandle(batch_runner(model), limits=Limits(KV_TOKENS, 1, 64)) as opened:
+    with RunningEngine(batch_runner(model), limits=SchedulerLimits(KV_TOKENS, 1, 64)) as opened:
         first, second, third = Collected(), Collected(), Collected()
         with opened.held():
             opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=8), first)
@@ -306,7 +309,7 @@ def test_sequences_are_cancelled_before_they_run_and_after_they_ended(model: Any
 
 
 def test_a_cancel_in_a_crowd_changes_nobody_elses_tokens(
-    opened: EngineHandle, greedy: list[list[int]]
+    opened: RunningEngine, greedy: list[list[int]]
 ) -> None:
     counted = itertools.count(1)
     gone = Collected(lambda _: next(counted) == 4 and opened.engine.cancel(gone_key))
@@ -326,7 +329,7 @@ def test_a_cancel_in_a_crowd_changes_nobody_elses_tokens(
 def poisoned(model: Any, token: int) -> Wrapped:
     """A runner that fails where a token is in any row."""
 
-    def fail(rows: Sequence[Row]) -> None:
+    def fail(rows: Sequence[SequenceChunk]) -> None:
         if any(token in row.tokens for row in rows):
             raise RuntimeError("poison")
 
@@ -339,7 +342,7 @@ def test_a_prompt_that_fails_fails_alone(model: Any, greedy: Any, place: int) ->
     assert not any(200 in tokens for tokens in greedy)
     prompts = list(PROMPTS)
     prompts[place] = [200] * 20
-    with EngineHandle(runner) as opened:
+    with RunningEngine(runner) as opened:
         found = opened.together(prompts, max_new_tokens=12)
         assert len(runner.passes[0]) == 4  # they were in one pass
         assert isinstance(found[place].outcome, GenerationFailed)
@@ -353,7 +356,7 @@ def test_a_sequence_that_fails_later_has_told_what_came_before(model: Any, greed
     # A token that one of the replies has and no other, nor any prompt.
     others = {token for tokens in (*greedy[1:], *PROMPTS) for token in tokens}
     poison = next(token for token in greedy[0][1:-1] if token not in others)
-    with EngineHandle(poisoned(model, poison)) as opened:
+    with RunningEngine(poisoned(model, poison)) as opened:
         found = opened.together(PROMPTS, max_new_tokens=12)
         assert found[0].tokens == greedy[0][: greedy[0].index(poison) + 1]
         assert isinstance(found[0].outcome, GenerationFailed)
@@ -362,7 +365,7 @@ def test_a_sequence_that_fails_later_has_told_what_came_before(model: Any, greed
 
 def test_one_that_fails_by_itself_leaves_the_engine_whole(model: Any, greedy: Any) -> None:
     broken: list[EngineBroken] = []
-    with EngineHandle(poisoned(model, 200), on_broken=broken.append) as opened:
+    with RunningEngine(poisoned(model, 200), on_broken=broken.append) as opened:
         for _ in range(3):
             with pytest.raises(GenerationFailed):
                 opened.run([200], max_new_tokens=3)
@@ -373,7 +376,7 @@ def test_one_that_fails_by_itself_leaves_the_engine_whole(model: Any, greedy: An
 def test_a_token_that_the_model_does_not_know_fails_its_sequence_alone(
     model: Any, greedy: Any
 ) -> None:
-    with EngineHandle(batch_runner(model)) as opened:
+    with RunningEngine(batch_runner(model)) as opened:
         found = opened.together([PROMPTS[0], [10**6] * 20], max_new_tokens=12)
         assert found[0].tokens == greedy[0]
         assert isinstance(found[1].outcome, GenerationFailed)
@@ -384,7 +387,7 @@ def test_logits_that_are_no_numbers_fail_their_sequence_alone(model: Any, greedy
     inner = batch_runner(model)
 
     class Spoilt(Wrapped):
-        def run(self, rows: Sequence[Row]) -> torch.Tensor:
+        def run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
             logits = inner.run(rows).clone()
             for index, row in enumerate(rows):
                 if row.start == 0 and row.tokens[0] == PROMPTS[2][0]:
@@ -392,7 +395,7 @@ def test_logits_that_are_no_numbers_fail_their_sequence_alone(model: Any, greedy
             return logits
 
     for recipe in ({}, {"logprobs": 1}):
-        with EngineHandle(Spoilt(inner, lambda _: None)) as opened:
+        with RunningEngine(Spoilt(inner, lambda _: None)) as opened:
             found = opened.together(PROMPTS, max_new_tokens=12, **recipe)
             assert isinstance(found[2].outcome, GenerationFailed)
             for index in (0, 1, 3):
@@ -400,7 +403,7 @@ def test_logits_that_are_no_numbers_fail_their_sequence_alone(model: Any, greedy
 
 
 def test_a_recipe_that_fails_fails_its_sequence_alone(model: Any, greedy: Any) -> None:
-    with EngineHandle(batch_runner(model)) as opened:
+    with RunningEngine(batch_runner(model)) as opened:
         bad, good = Collected(), Collected()
         with opened.held():
             recipe = SamplingParams(max_new_tokens=12, logit_bias={10**6: 1.0})
@@ -411,7 +414,7 @@ def test_a_recipe_that_fails_fails_its_sequence_alone(model: Any, greedy: Any) -
             bad.wait()
 
 
-def test_a_listener_that_raises_fails_alone(opened: EngineHandle, greedy: Any) -> None:
+def test_a_listener_that_raises_fails_alone(opened: RunningEngine, greedy: Any) -> None:
     counted = itertools.count(1)
 
     def fail(_: Token) -> bool:
@@ -430,12 +433,12 @@ def test_a_listener_that_raises_fails_alone(opened: EngineHandle, greedy: Any) -
 class BadEnd(Collected):
     """A listener that fails at its end."""
 
-    def end(self, outcome: Any) -> None:
-        super().end(outcome)
+    def on_finish(self, outcome: Any) -> None:
+        super().on_finish(outcome)
         raise ValueError("of the listener")
 
 
-def test_a_listener_that_raises_at_its_end_harms_nobody(opened: EngineHandle, greedy: Any) -> None:
+def test_a_listener_that_raises_at_its_end_harms_nobody(opened: RunningEngine, greedy: Any) -> None:
     listeners = [Collected(), BadEnd(), Collected(), BadEnd()]
     opened.together(PROMPTS, listeners, max_new_tokens=12)
     assert [listener.tokens for listener in listeners] == greedy
@@ -445,13 +448,13 @@ def test_a_listener_that_raises_at_its_end_harms_nobody(opened: EngineHandle, gr
 class NoReply(Collected):
     """A listener that cannot end with a reply, as where a tokenizer fails on it."""
 
-    def end(self, outcome: Any) -> None:
+    def on_finish(self, outcome: Any) -> None:
         if not isinstance(outcome, Exception):
             raise ValueError("of the tokenizer")
-        super().end(outcome)
+        super().on_finish(outcome)
 
 
-def test_a_reply_that_cannot_be_made_ends_as_a_failure(opened: EngineHandle) -> None:
+def test_a_reply_that_cannot_be_made_ends_as_a_failure(opened: RunningEngine) -> None:
     listener = NoReply()
     opened.together([PROMPTS[0]], [listener], max_new_tokens=3)
     assert isinstance(listener.outcome, GenerationFailed)
@@ -464,12 +467,12 @@ def test_a_reply_that_cannot_be_made_ends_as_a_failure(opened: EngineHandle) -> 
 def test_a_pass_that_needs_too_much_memory_is_run_again_in_halves(
     model: Any, greedy: Any, most: int
 ) -> None:
-    def fail(rows: Sequence[Row]) -> None:
+    def fail(rows: Sequence[SequenceChunk]) -> None:
         if len(rows) > most:
             raise torch.OutOfMemoryError("no room")
 
     runner = Wrapped(batch_runner(model), fail)
-    with EngineHandle(runner) as opened:
+    with RunningEngine(runner) as opened:
         found = opened.together(PROMPTS, max_new_tokens=12)
         assert runner.most_rows == 4
         assert [listener.tokens for listener in found] == greedy
@@ -481,14 +484,14 @@ def test_what_a_failed_pass_held_is_let_go_before_its_halves_run(model: Any) -> 
     held: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
 
-    def fail(rows: Sequence[Row]) -> None:
+    def fail(rows: Sequence[SequenceChunk]) -> None:
         alive.append(sum(ref() is not None for ref in held))
         if len(rows) > 1:
             activations = torch.zeros(10)
             held.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("no room")
 
-    with EngineHandle(Wrapped(batch_runner(model), fail)) as opened:
+    with RunningEngine(Wrapped(batch_runner(model), fail)) as opened:
         opened.together(PROMPTS, max_new_tokens=1)
     assert len(held) == 3  # of four rows, and twice of two
     assert set(alive) == {0}
@@ -498,7 +501,7 @@ def test_what_a_failed_pass_held_is_let_go_before_its_halves_run(model: Any) -> 
 
 
 def always_failing(model: Any) -> Wrapped:
-    def fail(_: Sequence[Row]) -> None:
+    def fail(_: Sequence[SequenceChunk]) -> None:
         raise RuntimeError("device-side assert")
 
     return Wrapped(batch_runner(model), fail)
@@ -512,12 +515,11 @@ def test_an_engine_whose_model_always_fails_is_broken_for_good(model: Any) -> No
         broken.append(error)
         told.set()
 
-    limits = Limits(KV_TOKENS, sequences=2, chunk=64)  # so that two wait
-    with EngineHandle(always_failing(model), limits=limits, on_broken=on_broken) as opened:
+    limits = SchedulerLimits(KV_TOKENS, sequences=2, chunk=64)  # so that two wait
+    with RunningEngine(always_failing(model), limits=limits, on_broken=on_broken) as opened:
         found = opened.together(PROMPTS, max_new_tokens=5)
         assert told.wait(30)
-        opened.thread.join(30)
-        assert not opened.thread.is_alive()
+        assert opened.engine.thread.join(30)
         assert all(isinstance(listener.outcome, Exception) for listener in found)
         assert [type(listener.outcome) for listener in found[2:]] == [EngineBroken] * 2
         assert "assert" not in str(found[2].outcome)
@@ -529,8 +531,8 @@ def test_an_engine_whose_model_always_fails_is_broken_for_good(model: Any) -> No
 
 
 def test_all_hear_that_the_engine_is_broken_those_in_the_failed_pass_too(model: Any) -> None:
-    limits = Limits(KV_TOKENS, sequences=2, chunk=64)
-    with EngineHandle(always_failing(model), limits=limits) as opened:
+    limits = SchedulerLimits(KV_TOKENS, sequences=2, chunk=64)
+    with RunningEngine(always_failing(model), limits=limits) as opened:
         found = opened.together(PROMPTS, max_new_tokens=5)
         assert [type(listener.outcome) for listener in found] == [EngineBroken] * 4
 
@@ -540,8 +542,8 @@ def test_a_listener_that_raises_does_not_keep_others_from_hearing_of_a_broken_en
 ) -> None:
     told = threading.Event()
     listeners = [Collected(), BadEnd(), BadEnd(), Collected()]
-    limits = Limits(KV_TOKENS, sequences=2, chunk=64)
-    with EngineHandle(
+    limits = SchedulerLimits(KV_TOKENS, sequences=2, chunk=64)
+    with RunningEngine(
         always_failing(model), limits=limits, on_broken=lambda _: told.set()
     ) as opened:
         opened.together(PROMPTS, listeners, max_new_tokens=5)
@@ -553,15 +555,15 @@ def test_one_that_comes_while_the_engine_breaks_is_told(model: Any) -> None:
     """Whatever is in the inbox at that moment is not forgotten."""
     late = Collected()
     runner = always_failing(model)
-    with EngineHandle(runner) as opened:
-        runner._before = lambda rows: submit_and_fail(opened.engine, late, rows)
+    with RunningEngine(runner) as opened:
+        runner.before = lambda rows: submit_and_fail(opened.engine, late, rows)
         first = opened.together([PROMPT], max_new_tokens=5)[0]
         assert isinstance(first.outcome, GenerationFailed | EngineBroken)
         with pytest.raises(EngineBroken):
             late.wait()
 
 
-def submit_and_fail(engine: Engine, late: Collected, rows: Sequence[Row]) -> None:
+def submit_and_fail(engine: Engine, late: Collected, rows: Sequence[SequenceChunk]) -> None:
     if rows[0].key == -1:  # the pass that tells whether the model works
         engine.submit(PROMPT, SamplingParams(max_new_tokens=5), late)
     raise RuntimeError("device-side assert")
@@ -572,7 +574,7 @@ def submit_and_fail(engine: Engine, late: Collected, rows: Sequence[Row]) -> Non
 
 def test_the_thread_ends_when_it_is_stopped_idle_or_at_work(model: Any) -> None:
     for work in (False, True):
-        opened = EngineHandle(batch_runner(model))
+        opened = RunningEngine(batch_runner(model))
         listener = Collected()
         if work:
             begun = threading.Event()
@@ -580,12 +582,11 @@ def test_the_thread_ends_when_it_is_stopped_idle_or_at_work(model: Any) -> None:
             opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=70), listener)
             assert begun.wait(60)
         opened.engine.stop()
-        opened.thread.join(30)
-        assert not opened.thread.is_alive()
+        assert opened.engine.thread.join(30)
         assert listener.outcome is None
 
 
-def test_many_threads_submit_and_cancel(opened: EngineHandle, greedy: list[list[int]]) -> None:
+def test_many_threads_submit_and_cancel(opened: RunningEngine, greedy: list[list[int]]) -> None:
     def work(index: int) -> None:
         for _ in range(3):
             gone = Collected()

@@ -7,18 +7,13 @@ import random
 import pytest
 import torch
 
-from predictor.engine.generation.kv_cache import Layout, Row, SlotCache
+from predictor.engine.generation.kv_cache import Layout, PagedKVCache, SequenceChunk
 
 HEADS, SIZE = 2, 3
 
 
-def row(key: int, start: int, count: int) -> Row:
-    return Row(key, start, [7] * count)
-
-
-def owned(cache: SlotCache, key: int) -> list[int]:
-    slots, count = cache._owned[key]
-    return slots[:count].tolist()
+def row(key: int, start: int, count: int) -> SequenceChunk:
+    return SequenceChunk(key, start, [7] * count)
 
 
 # A layout, worked out by hand
@@ -55,31 +50,31 @@ def test_where_all_rows_are_as_long_every_computed_column_is_written() -> None:
 
 
 def test_slots_are_given_as_they_are_needed_and_never_to_two() -> None:
-    cache = SlotCache(1, 11, 10)
+    cache = PagedKVCache(1, 11, 10)
     cache.lay_out([row(1, 0, 4), row(2, 0, 2)])
-    assert (len(owned(cache, 1)), len(owned(cache, 2))) == (4, 2)
-    before = owned(cache, 1)
+    assert (len(cache.owned_pages(1)), len(cache.owned_pages(2))) == (4, 2)
+    before = cache.owned_pages(1)
     cache.lay_out([row(1, 4, 1), row(3, 0, 3)])
-    assert owned(cache, 1)[:4] == before
-    everyone = [slot for key in (1, 2, 3) for slot in owned(cache, key)]
+    assert cache.owned_pages(1)[:4] == before
+    everyone = [slot for key in (1, 2, 3) for slot in cache.owned_pages(key)]
     assert sorted(everyone) == list(range(1, 11))  # all but the padding's
 
 
 def test_released_slots_are_given_again() -> None:
-    cache = SlotCache(1, 7, 6)
+    cache = PagedKVCache(1, 7, 6)
     cache.lay_out([row(1, 0, 2), row(2, 0, 4)])
-    freed = owned(cache, 2)
+    freed = cache.owned_pages(2)
     cache.release(2)
     cache.lay_out([row(3, 0, 4)])
-    assert sorted(owned(cache, 3)) == sorted(freed)
+    assert sorted(cache.owned_pages(3)) == sorted(freed)
     cache.release(1)
     cache.release(3)
     cache.lay_out([row(4, 0, 6)])
-    assert sorted(owned(cache, 4)) == [1, 2, 3, 4, 5, 6]
+    assert sorted(cache.owned_pages(4)) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_pass_that_is_laid_out_again_takes_no_more_slots() -> None:
-    cache = SlotCache(1, 6, 5)
+    cache = PagedKVCache(1, 6, 5)
     first = cache.lay_out([row(1, 0, 3), row(2, 0, 2)])
     again = cache.lay_out([row(1, 0, 3), row(2, 0, 2)])
     half = cache.lay_out([row(1, 0, 3)])
@@ -89,18 +84,18 @@ def test_a_pass_that_is_laid_out_again_takes_no_more_slots() -> None:
 
 
 def test_releasing_whom_nobody_knows_changes_nothing() -> None:
-    cache = SlotCache(1, 4, 3)
+    cache = PagedKVCache(1, 4, 3)
     cache.release(5)
     cache.lay_out([row(1, 0, 3)])
     cache.release(1)
     cache.release(1)
     cache.lay_out([row(2, 0, 3)])
-    assert sorted(owned(cache, 2)) == [1, 2, 3]
+    assert sorted(cache.owned_pages(2)) == [1, 2, 3]
 
 
 def test_more_slots_than_there_are_is_an_error_that_loses_none() -> None:
-    cache = SlotCache(1, 5, 10)
-    with pytest.raises(MemoryError, match="3 slots asked for, 2 are free"):
+    cache = PagedKVCache(1, 5, 10)
+    with pytest.raises(MemoryError, match="3 KV pages needed, 2 are free"):
         cache.lay_out([row(1, 0, 2), row(2, 0, 3)])
     cache.release(1)
     cache.release(2)
@@ -109,13 +104,15 @@ def test_more_slots_than_there_are_is_an_error_that_loses_none() -> None:
 
 def test_a_layer_that_is_asked_before_any_layout_says_so() -> None:
     with pytest.raises(RuntimeError, match="no pass was laid out"):
-        SlotCache(1, 4, 3).get_seq_length()
+        PagedKVCache(1, 4, 3).get_seq_length()
 
 
 # What a layer gives
 
 
-def update(cache: SlotCache, rows: list[Row], layer: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def update(
+    cache: PagedKVCache, rows: list[SequenceChunk], layer: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Writes keys that say whose token they are, and its place; values are their negatives.
 
     What is computed in the padding is NaN.
@@ -134,7 +131,7 @@ def stamp(key: int, place: int, layer: int) -> torch.Tensor:
     return entries + key * 10_000 + place * 10 + layer
 
 
-def expected(rows: list[Row], layer: int = 0) -> torch.Tensor:
+def expected(rows: list[SequenceChunk], layer: int = 0) -> torch.Tensor:
     width = max(own.end for own in rows)
     found = torch.zeros(len(rows), HEADS, width, SIZE)
     for index, own in enumerate(rows):
@@ -144,7 +141,7 @@ def expected(rows: list[Row], layer: int = 0) -> torch.Tensor:
 
 
 def test_a_layer_gives_whole_rows_with_zeros_before_them() -> None:
-    cache = SlotCache(2, 20, 10)
+    cache = PagedKVCache(2, 20, 10)
     for rows in ([row(1, 0, 5), row(2, 0, 2)], [row(1, 5, 1), row(2, 2, 4)], [row(2, 6, 1)]):
         for layer in range(2):
             keys, values = update(cache, rows, layer)
@@ -157,7 +154,7 @@ def test_a_layer_gives_whole_rows_with_zeros_before_them() -> None:
 
 
 def test_a_layer_takes_its_memory_once_for_all_slots() -> None:
-    cache = SlotCache(2, 20, 10)
+    cache = PagedKVCache(2, 20, 10)
     assert not cache.layers[0].is_initialized
     update(cache, [row(1, 0, 3)])
     pool = cache.layers[0].keys
@@ -169,7 +166,7 @@ def test_a_layer_takes_its_memory_once_for_all_slots() -> None:
 
 def test_in_any_company_every_row_is_its_own_and_the_padding_stays_zero() -> None:
     chance = random.Random(5)
-    cache = SlotCache(1, 65, 20)
+    cache = PagedKVCache(1, 65, 20)
     cached: dict[int, int] = {}
     fresh_keys = iter(range(1, 1000))
     for _ in range(400):
@@ -190,7 +187,7 @@ def test_in_any_company_every_row_is_its_own_and_the_padding_stays_zero() -> Non
         assert torch.equal(values, -expected(rows))
         for own in rows:
             cached[own.key] = own.end
-        slots = [slot for key in cached if cached[key] for slot in owned(cache, key)]
+        slots = [slot for key in cached if cached[key] for slot in cache.owned_pages(key)]
         assert len(set(slots)) == len(slots) == sum(cached.values())
         assert 0 not in slots
         assert not cache.layers[0].keys[0].any()

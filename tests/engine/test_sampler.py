@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from predictor.engine.generation.sampler import Sampler, choose_plain
+from predictor.engine.generation.sampler import Sampler, most_probable_tokens
 from predictor.engine.generation.sampling_params import SamplingParams
 
 NAN, INF = float("nan"), float("inf")
@@ -22,7 +22,7 @@ def sampler(*prompt: int, **recipe: Any) -> Sampler:
 def choices(logits: list[float], count: int, *prompt: int, **recipe: Any) -> list[int]:
     """Tokens that are chosen one after another where the model always says the same."""
     chooser = sampler(*prompt, **recipe)
-    return [chooser.choose(torch.tensor(logits)).id for _ in range(count)]
+    return [chooser.sample(torch.tensor(logits)).id for _ in range(count)]
 
 
 def reference(
@@ -60,7 +60,7 @@ def check_distribution(found: Counter[int], wanted: torch.Tensor) -> None:
 
 def test_temperature_0_takes_the_most_probable() -> None:
     assert choices([0.5, 3.0, -1.0, 2.9], 3) == [1, 1, 1]
-    assert sampler().is_plain
+    assert sampler().is_greedy
 
 
 @pytest.mark.parametrize(
@@ -75,24 +75,24 @@ def test_temperature_0_takes_the_most_probable() -> None:
     ],
 )
 def test_a_recipe_that_asks_for_more_is_not_plain(recipe: dict[str, Any]) -> None:
-    assert not sampler(**recipe).is_plain
+    assert not sampler(**recipe).is_greedy
 
 
 def test_many_rows_at_once_choose_as_each_alone_would() -> None:
     logits = torch.randn(50, 264, generator=torch.Generator().manual_seed(1))
-    assert choose_plain(logits) == [sampler().choose(row).id for row in logits]
+    assert most_probable_tokens(logits) == [sampler().sample(row).id for row in logits]
 
 
 def test_a_row_without_numbers_has_no_choice_and_spoils_no_other() -> None:
     rows = [[1.0, 2.0], [NAN, 1.0], [-INF, -INF], [INF, 1.0], [-INF, 1.0]]
-    assert choose_plain(torch.tensor(rows)) == [1, None, None, None, 1]
+    assert most_probable_tokens(torch.tensor(rows)) == [1, None, None, None, 1]
 
 
 @pytest.mark.parametrize("logits", [[NAN, 1.0], [1.0, NAN], [-INF, -INF], [INF, 1.0]])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_no_numbers_raise(logits: list[float], temperature: float) -> None:
     with pytest.raises(ArithmeticError, match="not finite"):
-        sampler(temperature=temperature).choose(torch.tensor(logits))
+        sampler(temperature=temperature).sample(torch.tensor(logits))
 
 
 def test_a_model_may_rule_tokens_out() -> None:
@@ -144,7 +144,7 @@ def test_the_models_logits_are_left_as_they_are(dtype: torch.dtype) -> None:
     recipe = {"repetition_penalty": 2.0, "presence_penalty": 1.0, "logit_bias": {1: 3.0}}
     chooser = sampler(1, 2, 3, temperature=0.7, top_p=0.8, seed=1, **recipe)
     for _ in range(3):
-        chooser.choose(logits)
+        chooser.sample(logits)
     assert torch.equal(logits, before)
 
 
@@ -158,7 +158,7 @@ def test_log_probabilities_are_the_models_own_before_the_recipe() -> None:
     recipe = {"repetition_penalty": 3.0, "logit_bias": {7: 50.0}, "temperature": 2.0, "seed": 1}
     chooser = sampler(*range(50), logprobs=5, **recipe)
     for _ in range(3):
-        token = chooser.choose(logits)
+        token = chooser.sample(logits)
         assert token.id == 7
         assert token.logprob == pytest.approx(float(wanted[7]), abs=1e-6)
         assert [index for index, _ in token.top] == best.indices[:5].tolist()
@@ -167,13 +167,13 @@ def test_log_probabilities_are_the_models_own_before_the_recipe() -> None:
 
 @pytest.mark.parametrize(("asked", "told"), [(0, 0), (3, 3), (20, 4)])
 def test_as_many_alternatives_are_told_as_asked_for_and_there_are(asked: int, told: int) -> None:
-    token = sampler(logprobs=asked).choose(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    token = sampler(logprobs=asked).sample(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert token.logprob is not None
     assert len(token.top) == told
 
 
 def test_no_log_probability_is_told_unasked() -> None:
-    token = sampler(temperature=1.0).choose(torch.tensor([1.0, 2.0]))
+    token = sampler(temperature=1.0).sample(torch.tensor([1.0, 2.0]))
     assert (token.logprob, token.top) == (None, ())
 
 
@@ -201,7 +201,7 @@ def test_no_log_probability_is_told_unasked() -> None:
 def test_tokens_are_drawn_as_the_recipe_says(recipe: dict[str, Any]) -> None:
     logits = torch.randn(20, generator=torch.Generator().manual_seed(6)) * 1.5
     chooser = sampler(**{"temperature": 1.0, "seed": 7} | recipe)
-    found = Counter(chooser.choose(logits).id for _ in range(4000))
+    found = Counter(chooser.sample(logits).id for _ in range(4000))
     check_distribution(found, reference(logits, **recipe))
 
 
@@ -211,7 +211,7 @@ def test_top_p_holds_where_many_tokens_are_needed_for_it() -> None:
     wanted = reference(logits, top_p=0.5)
     assert int((wanted > 0).sum()) > 1000
     chooser = sampler(temperature=1.0, top_p=0.5, seed=9)
-    found = Counter(chooser.choose(logits).id for _ in range(3000))
+    found = Counter(chooser.sample(logits).id for _ in range(3000))
     assert len(found) > 700
     check_distribution(found, wanted)
 
@@ -221,7 +221,7 @@ def test_top_p_holds_where_few_of_many_tokens_suffice() -> None:
     wanted = reference(logits, top_p=0.7)
     assert int((wanted > 0).sum()) < 100
     chooser = sampler(temperature=1.0, top_p=0.7, seed=11)
-    check_distribution(Counter(chooser.choose(logits).id for _ in range(3000)), wanted)
+    check_distribution(Counter(chooser.sample(logits).id for _ in range(3000)), wanted)
 
 
 def test_the_one_most_probable_is_always_kept() -> None:
@@ -252,7 +252,7 @@ def test_samplers_share_no_generator_with_each_other_or_with_torch() -> None:
     one, other = (sampler(temperature=1.0, seed=seed) for seed in (5, 6))
     found = []
     for _ in range(10):
-        found.append(one.choose(logits).id)
-        other.choose(logits)
+        found.append(one.sample(logits).id)
+        other.sample(logits)
     assert found == alone
     assert torch.equal(torch.get_rng_state(), before)

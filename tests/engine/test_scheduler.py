@@ -11,8 +11,8 @@ from predictor.engine.generation.scheduler import (
     LOOKAHEAD,
     MAX_OVERTAKES,
     Chunk,
-    Limits,
     Scheduler,
+    SchedulerLimits,
     Step,
 )
 from predictor.engine.shape_buckets import bucket_context, bucket_new_tokens
@@ -22,7 +22,7 @@ def scheduler(
     *prompts: int, kv: int = 1000, sequences: int = 64, chunk: int = 64, breakeven_tokens: int = 0
 ) -> Scheduler:
     """Returns a scheduler with these prompts in line, under the keys 0, 1, 2, ..."""
-    found = Scheduler(Limits(kv, sequences, chunk, breakeven_tokens))
+    found = Scheduler(SchedulerLimits(kv, sequences, chunk, breakeven_tokens))
     for key, tokens in enumerate(prompts):
         found.add(key, tokens)
     return found
@@ -30,24 +30,24 @@ def scheduler(
 
 def feed(scheduler: Scheduler, step: Step) -> list[int]:
     """Feeds a step; returns who has a next token, which is not yet taken as known."""
-    return [chunk.key for rows in step.passes for chunk in rows if scheduler.fed(chunk)]
+    return [chunk.key for rows in step.batches for chunk in rows if scheduler.mark_computed(chunk)]
 
 
 def advance(scheduler: Scheduler) -> Step:
     """Plans and feeds a step; everyone who has a next token goes on."""
     step = scheduler.plan()
     for key in feed(scheduler, step):
-        scheduler.grew(key)
+        scheduler.append_token(key)
     return step
 
 
 def read_all(scheduler: Scheduler) -> None:
     """Reads the prompts of all that run or can, and only then takes a next token for each."""
     done: list[int] = []
-    while (step := scheduler.plan()).passes:
+    while (step := scheduler.plan()).batches:
         done += feed(scheduler, step)
     for key in done:
-        scheduler.grew(key)
+        scheduler.append_token(key)
 
 
 def keys(rows: Iterable[Chunk]) -> list[int]:
@@ -60,13 +60,13 @@ def keys(rows: Iterable[Chunk]) -> list[int]:
 def test_a_prompt_is_read_in_chunks_and_then_goes_on_token_by_token() -> None:
     s = scheduler(20, chunk=8)
     assert s.plan() == Step((), ((Chunk(0, 0, 8),),))
-    assert not s.fed(Chunk(0, 0, 8))
+    assert not s.mark_computed(Chunk(0, 0, 8))
     assert s.plan() == Step((), ((Chunk(0, 8, 8),),))
-    assert not s.fed(Chunk(0, 8, 8))
+    assert not s.mark_computed(Chunk(0, 8, 8))
     assert s.plan() == Step((), ((Chunk(0, 16, 4),),))
-    assert s.fed(Chunk(0, 16, 4))
+    assert s.mark_computed(Chunk(0, 16, 4))
     assert s.plan() == Step((), ())  # nobody said that it goes on
-    s.grew(0)
+    s.append_token(0)
     assert s.plan() == Step((), ((Chunk(0, 20, 1),),))
     assert s.cached == 20
 
@@ -88,7 +88,7 @@ def test_a_sequence_that_could_never_run_is_refused(tokens: int) -> None:
         s.add(0, tokens)
     assert s.plan() == Step((), ())
     s.add(0, 100)
-    assert s.plan().passes == ((Chunk(0, 0, 64),),)
+    assert s.plan().batches == ((Chunk(0, 0, 64),),)
 
 
 # Admission
@@ -113,12 +113,12 @@ def test_no_lookahead_is_asked_of_the_first() -> None:
 
 def test_no_more_run_than_the_limit_says_and_they_run_in_order_of_arrival() -> None:
     s = scheduler(5, 5, 5, 5, sequences=2)
-    assert sorted(keys(s.plan().passes[0])) == [0, 1]
+    assert sorted(keys(s.plan().batches[0])) == [0, 1]
     assert (s.running, s.waiting) == (2, 2)
     s.remove(1)
-    assert sorted(keys(s.plan().passes[0])) == [0, 2]
+    assert sorted(keys(s.plan().batches[0])) == [0, 2]
     s.remove(0)
-    assert sorted(keys(s.plan().passes[0])) == [2, 3]
+    assert sorted(keys(s.plan().batches[0])) == [2, 3]
 
 
 def test_room_counts_generated_tokens_too() -> None:
@@ -164,7 +164,7 @@ def test_patience_counts_those_who_pass_in_one_step_too() -> None:
 def test_prompts_of_one_length_share_a_pass_without_any_padding() -> None:
     # 2 * 30 = 60 are within the chunk of 64, and as many as in two passes; a third would make 90.
     s = scheduler(30, 30, 30)
-    assert s.plan().passes == ((Chunk(0, 0, 30), Chunk(1, 0, 30)),)
+    assert s.plan().batches == ((Chunk(0, 0, 30), Chunk(1, 0, 30)),)
 
 
 @pytest.mark.parametrize(
@@ -176,15 +176,15 @@ def test_prompts_share_a_pass_where_padding_costs_no_more_than_a_pass(
 ) -> None:
     # Together 2 * 30 = 60 tokens, apart 30 + 24 = 54: six more.
     s = scheduler(30, 24, breakeven_tokens=breakeven_tokens)
-    assert s.plan().passes == passes
+    assert s.plan().batches == passes
 
 
 def test_the_padded_tokens_of_a_shared_pass_are_within_the_chunk() -> None:
     # 2 * 33 = 66 > 64, cheap as the padding is.
     s = scheduler(33, 32, breakeven_tokens=1000)
-    assert s.plan().passes == ((Chunk(1, 0, 32),),)
+    assert s.plan().batches == ((Chunk(1, 0, 32),),)
     s = scheduler(32, 31, breakeven_tokens=1000)  # 2 * 32 = 64
-    assert s.plan().passes == ((Chunk(1, 0, 31), Chunk(0, 0, 32)),)
+    assert s.plan().batches == ((Chunk(1, 0, 31), Chunk(0, 0, 32)),)
 
 
 def test_rows_times_the_longest_of_a_shared_pass_are_within_the_kv_budget() -> None:
@@ -192,11 +192,11 @@ def test_rows_times_the_longest_of_a_shared_pass_are_within_the_kv_budget() -> N
     s = scheduler(60, kv=100, breakeven_tokens=1000)
     advance(s)
     s.add(1, 23)
-    assert s.plan().passes == ((Chunk(1, 0, 23),), (Chunk(0, 60, 1),))
+    assert s.plan().batches == ((Chunk(1, 0, 23),), (Chunk(0, 60, 1),))
     s = scheduler(49, kv=100, breakeven_tokens=1000)  # 50 known: 2 * 50 = 100
     advance(s)
     s.add(1, 23)
-    assert s.plan().passes == ((Chunk(1, 0, 23), Chunk(0, 49, 1)),)
+    assert s.plan().batches == ((Chunk(1, 0, 23), Chunk(0, 49, 1)),)
 
 
 @pytest.mark.parametrize(
@@ -210,16 +210,16 @@ def test_a_prompt_takes_the_tokens_of_others_along_where_that_costs_no_more_than
     s = scheduler(10, breakeven_tokens=breakeven_tokens)
     advance(s)
     s.add(1, 4)
-    assert s.plan().passes == passes
+    assert s.plan().batches == passes
 
 
 def test_a_short_prompt_goes_with_the_next_chunk_of_a_long_one() -> None:
     s = scheduler(1500, chunk=512, kv=4000)
-    assert advance(s).passes == ((Chunk(0, 0, 512),),)
+    assert advance(s).batches == ((Chunk(0, 0, 512),),)
     s.add(1, 20)
     # Beside 512 tokens it would make 1024, so it goes first, alone.
-    assert advance(s).passes == ((Chunk(1, 0, 20),),)
-    assert advance(s).passes == ((Chunk(0, 512, 512),), (Chunk(1, 20, 1),))
+    assert advance(s).batches == ((Chunk(1, 0, 20),),)
+    assert advance(s).batches == ((Chunk(0, 512, 512),), (Chunk(1, 20, 1),))
 
 
 def test_a_long_prompt_is_passed_by_short_ones_as_often_as_patience_says() -> None:
@@ -228,7 +228,7 @@ def test_a_long_prompt_is_passed_by_short_ones_as_often_as_patience_says() -> No
     for key in range(1, 40):
         s.add(key, 20)
         step = s.plan()
-        order.append(keys(step.passes[0]))
+        order.append(keys(step.batches[0]))
         for done in feed(s, step):
             s.remove(done)
     # Eight short ones, a chunk, eight short ones, a chunk, ... and the prompt is read.
@@ -247,8 +247,8 @@ def test_a_chunk_of_a_long_prompt_makes_no_short_one_impatient() -> None:
         s.remove(key)
     s.add(20, 20)
     s.add(21, 19)
-    assert advance(s).passes == ((Chunk(0, 0, 512),),)
-    assert advance(s).passes == ((Chunk(21, 0, 19),),)  # still the shortest first
+    assert advance(s).batches == ((Chunk(0, 0, 512),),)
+    assert advance(s).batches == ((Chunk(21, 0, 19),),)  # still the shortest first
 
 
 # Passes of one token
@@ -258,7 +258,7 @@ def test_rows_times_the_longest_of_a_pass_are_within_the_kv_budget() -> None:
     # Known 50, 20 and 10: 2 * 50 = 100 fit 110 and 3 * 50 do not.
     s = scheduler(49, 19, 9, kv=110)
     read_all(s)
-    assert s.plan().passes == ((Chunk(0, 49, 1), Chunk(1, 19, 1)), (Chunk(2, 9, 1),))
+    assert s.plan().batches == ((Chunk(0, 49, 1), Chunk(1, 19, 1)), (Chunk(2, 9, 1),))
 
 
 def test_as_few_passes_as_possible_the_longest_first() -> None:
@@ -266,7 +266,7 @@ def test_as_few_passes_as_possible_the_longest_first() -> None:
     s = scheduler(9, 9, 59, 9, 9, kv=164)
     read_all(s)
     # 2 * 60 = 120 fit 164 and 3 * 60 do not; then 3 * 10.
-    assert [keys(rows) for rows in s.plan().passes] == [[2, 0], [1, 3, 4]]
+    assert [keys(rows) for rows in s.plan().batches] == [[2, 0], [1, 3, 4]]
 
 
 # Preemption
@@ -299,7 +299,7 @@ def test_one_that_arrived_before_the_preempted_is_before_it_in_line() -> None:
         pass
     assert step.preempted == (2,)
     s.remove(0)
-    assert keys(s.plan().passes[0]) == [1]
+    assert keys(s.plan().batches[0]) == [1]
     assert (s.running, s.waiting) == (1, 1)
 
 
@@ -308,11 +308,11 @@ def test_several_are_preempted_where_one_does_not_suffice() -> None:
     s = scheduler(1, 1, 1, kv=36)
     s.plan()
     for _ in range(33):
-        s.grew(0)
+        s.append_token(0)
     assert s.plan().preempted == ()  # 34 + 1 + 1 = 36
-    s.grew(0)
+    s.append_token(0)
     assert s.plan().preempted == (2,)
-    s.grew(0)
+    s.append_token(0)
     assert s.plan().preempted == (1,)
     assert (s.running, s.waiting) == (1, 2)
 
@@ -339,7 +339,7 @@ def test_a_preempted_sequence_is_removed_from_the_line() -> None:
     s = scheduler(1, 1, kv=20)
     s.plan()
     for _ in range(19):
-        s.grew(0)
+        s.append_token(0)
     assert s.plan().preempted == (1,)
     s.remove(1)
     assert (s.running, s.waiting) == (1, 0)
@@ -356,12 +356,12 @@ class Simulation:
 
     def __init__(self, seed: int) -> None:
         chance = self.chance = random.Random(seed)
-        self.limits = Limits(
+        self.limits = SchedulerLimits(
             kv_tokens=chance.choice([40, 64, 150, 400]),
             sequences=chance.choice([1, 2, 4, 8]),
             chunk=chance.choice([1, 4, 16, 64]),
             breakeven_tokens=chance.choice([0, 0, 8, 32, 1000]),
-            width=chance.choice([0, 100, 800]),
+            max_attention_tokens=chance.choice([0, 100, 800]),
             bucket_shapes=chance.choice([False, True]),
         )
         self.scheduler = Scheduler(self.limits)
@@ -370,7 +370,7 @@ class Simulation:
         self.known: dict[int, int] = {}  # in order of arrival
         self.cached: dict[int, int] = {}
         self.goals: dict[int, int] = {}
-        self.passed: dict[int, int] = {}  # for who waits: by how many later ones
+        self.overtaken: dict[int, int] = {}  # for who waits: by how many later ones
         self.running: set[int] = set()
         self.arrivals = 0
         self.preempted = 0
@@ -396,13 +396,13 @@ class Simulation:
         key = self.arrivals
         self.arrivals += 1
         self.known[key], self.cached[key], self.goals[key] = prompt, 0, goal
-        self.passed[key] = 0
+        self.overtaken[key] = 0
         self.scheduler.add(key, prompt)
 
     def forget(self, key: int) -> None:
         self.scheduler.remove(key)
         del self.known[key], self.cached[key], self.goals[key]
-        self.passed.pop(key, None)
+        self.overtaken.pop(key, None)
         self.running.discard(key)
 
     def step(self) -> None:
@@ -411,27 +411,27 @@ class Simulation:
         for key in step.preempted:
             assert key != next(iter(self.known)), "the first to have arrived is preempted"
             self.preempted += 1
-            self.cached[key] = self.passed[key] = 0
+            self.cached[key] = self.overtaken[key] = 0
             self.running.discard(key)
         self.admitted()
-        assert step.passes or not self.known, "nobody comes forward"
+        assert step.batches or not self.known, "nobody comes forward"
         seen: set[int] = set()
-        for rows in step.passes:
+        for rows in step.batches:
             self.check(rows, seen)
-        for rows in step.passes:
+        for rows in step.batches:
             for chunk in rows:
                 self.feed(chunk)
 
     def admitted(self) -> None:
         """Notes who runs now, and by how many each that waits was passed."""
-        running = self.scheduler._running.keys()
+        running = self.scheduler.running_keys
         if newcomers := running - self.running:
             self.running |= newcomers
             for new in newcomers:
-                del self.passed[new]
-            for key in self.passed:
-                self.passed[key] += sum(new > key for new in newcomers)
-                assert self.passed[key] <= MAX_OVERTAKES
+                del self.overtaken[new]
+            for key in self.overtaken:
+                self.overtaken[key] += sum(new > key for new in newcomers)
+                assert self.overtaken[key] <= MAX_OVERTAKES
         assert len(self.running) <= self.limits.sequences
         assert sum([self.known[key] for key in running]) <= self.limits.kv_tokens
 
@@ -448,7 +448,7 @@ class Simulation:
             width = max(width, end)
         if self.limits.bucket_shapes:
             most, width = bucket_new_tokens(most), bucket_context(width)
-        together = max(self.limits.kv_tokens, self.limits.width)
+        together = max(self.limits.kv_tokens, self.limits.max_attention_tokens)
         assert len(rows) == 1 or len(rows) * width <= together
         # One row alone may be padded over the chunk: it has to be computed somehow.
         assert most == 1 or len(rows) == 1 or len(rows) * most <= self.limits.chunk
@@ -456,14 +456,14 @@ class Simulation:
     def feed(self, chunk: Chunk) -> None:
         key = chunk.key
         self.cached[key] += chunk.count
-        has_next = self.scheduler.fed(chunk)
+        has_next = self.scheduler.mark_computed(chunk)
         assert has_next == (self.cached[key] == self.known[key])
         if has_next:
             if self.known[key] + 1 >= self.goals[key]:
                 self.forget(key)
             else:
                 self.known[key] += 1
-                self.scheduler.grew(key)
+                self.scheduler.append_token(key)
 
 
 def test_a_million_steps_keep_all_the_rules_and_everyone_ends() -> None:

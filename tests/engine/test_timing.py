@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from predictor.engine import timing
-from predictor.engine.timing import Times, time_passes
+from predictor.engine.timing import Times, time_forward_passes
 
 MOST = 100
 
@@ -35,7 +35,7 @@ def four_threads() -> Iterator[None]:
 
 
 def timed(seconds: Callable[[int, int], float]) -> Times:
-    return time_passes(Runner(seconds).run, 32)
+    return time_forward_passes(Runner(seconds).run, 32)
 
 
 def test_a_model_that_is_as_fast_with_a_thread_fewer_leaves_the_processor() -> None:
@@ -59,7 +59,7 @@ def test_one_thread_is_never_taken() -> None:
 def test_a_slow_model_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_SLOW", 0.01)
     runner = Runner(lambda tokens, _: 0.02)
-    time_passes(runner.run, 32)
+    time_forward_passes(runner.run, 32)
     assert runner.passes == 2
     assert torch.get_num_threads() == 4
 

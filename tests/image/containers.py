@@ -23,14 +23,14 @@ _SECONDS_TO_START = 240
 
 
 def docker(*words: str) -> str:
-    """Runs one of Docker's commands, which must succeed; returns what it wrote to stdout."""
+    """Run one of Docker's commands, which must succeed; return its output."""
     done = subprocess.run([DOCKER, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"docker {shlex.join(words)}: {done.stderr}"
     return done.stdout.strip()
 
 
 def make_image(tag: str, flags: str = "", **variables: str) -> None:
-    """Builds the image by ``make image``, with the host's network and what it knows of registries.
+    """Build the image by ``make image``, with the host's network and what it knows of registries.
 
     Args:
         tag: The image's name.
@@ -50,7 +50,7 @@ def make_image(tag: str, flags: str = "", **variables: str) -> None:
 
 
 def run_of_the_readme(holding: str, instead: Mapping[str, str]) -> list[str]:
-    """Returns the words after ``docker run`` of the README's line that holds a word.
+    """Return the arguments after ``docker run`` in the README's line that holds a word.
 
     Args:
         holding: A word of that line and of no other.
@@ -64,7 +64,7 @@ def run_of_the_readme(holding: str, instead: Mapping[str, str]) -> list[str]:
 
 
 class Container:
-    """A container that was started; asked like `tests.server.process.Served`.
+    """A started container, with the interface of `tests.server.process.Served`.
 
     Attributes:
         id: Docker's name of it.
@@ -77,28 +77,28 @@ class Container:
 
     @property
     def log(self) -> str:
-        """All that it wrote so far."""
+        """Return its output so far."""
         done = subprocess.run([DOCKER, "logs", self.id], capture_output=True, text=True, check=True)
         return done.stdout + done.stderr
 
     @property
     def url(self) -> str:
-        """The REST server, through the published port."""
+        """Return the REST server's URL at the published port."""
         return f"http://{docker('port', self.id, '8080')}"
 
     @property
     def grpc(self) -> str:
-        """Host and port of the gRPC server, through the published port."""
+        """Return the gRPC server's published host and port."""
         return docker("port", self.id, "8081")
 
     @property
     def state(self) -> dict[str, Any]:
-        """Docker's account of its process."""
+        """Return Docker's state of its process."""
         state: dict[str, Any] = json.loads(docker("inspect", "--format={{json .State}}", self.id))
         return state
 
     def await_ready(self) -> Container:
-        """Waits until the model is ready."""
+        """Wait until the model is ready."""
         deadline = time.monotonic() + _SECONDS_TO_START
         while "is ready after" not in self.log:
             assert self.state["Running"], self.log
@@ -107,30 +107,30 @@ class Container:
         return self
 
     def await_end(self) -> int:
-        """Waits until it ends; returns its exit code."""
+        """Wait until it ends; return its exit code."""
         return int(docker("wait", self.id))
 
     def predict(self, text: str, **parameters: Any) -> httpx.Response:
-        """Sends one V1 request."""
+        """Send one V1 request."""
         body = {"instances": [text], "parameters": parameters}
         return httpx.post(f"{self.url}/v1/models/{self.name}:predict", json=body, timeout=120)
 
     def python(self, program: str) -> str:
-        """Runs a program with the container's own Python, inside of it; returns what it printed."""
+        """Run a program with the container's own Python; return its output."""
         return docker("exec", self.id, "python", "-c", program)
 
     def terminate(self) -> None:
-        """Sends SIGTERM to its first process, as Kubernetes does."""
+        """Send SIGTERM to its first process, as Kubernetes does."""
         docker("kill", "--signal=TERM", self.id)
 
     def written(self) -> set[str]:
-        """Returns what is new or changed in its own file system, mounts left out."""
+        """Return the new and changed files in its own file system, without mounts."""
         return set(docker("diff", self.id).splitlines())
 
 
 @contextmanager
 def container(*words: str, name: str) -> Iterator[Container]:
-    """Starts a container, as ``docker run`` does with these words, and removes it at the end."""
+    """Start a container, as ``docker run`` does with these arguments, and remove it at the end."""
     identity = docker("run", "--detach", *words)
     try:
         yield Container(identity, name)

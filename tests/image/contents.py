@@ -1,4 +1,4 @@
-"""Runs inside of the image, as root: prints as JSON what lies there."""
+"""Print the image's contents as JSON. Runs inside the image, as root."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ def compiles(source: Path) -> bool:
 
 
 def has_bytecode(source: Path) -> bool:
-    """Whether Python would take the compiled file: it names its source's time and size."""
+    """Return whether Python would use the compiled file, which holds its source's time and size."""
     cached = Path(importlib.util.cache_from_source(source))
     if not cached.exists():
         return False
@@ -31,13 +31,13 @@ def has_bytecode(source: Path) -> bool:
 
 
 def sources() -> list[Path]:
-    """All modules; what comes with the base image's own pip is none of ours."""
-    found = [path for place in CODE for path in Path(place).rglob("*.py")]
-    return [path for path in found if path.is_relative_to(OURS) or "packages" not in str(path)]
+    """Return all modules except those of the base image's own pip."""
+    paths = [path for place in CODE for path in Path(place).rglob("*.py")]
+    return [path for path in paths if path.is_relative_to(OURS) or "packages" not in str(path)]
 
 
 def may_be_written(path: Path) -> bool:
-    """Whether anyone but root may write it."""
+    """Return whether users other than root may write it."""
     status = path.lstat()
     return not path.is_symlink() and bool(status.st_uid or status.st_mode & 0o022)
 
@@ -50,7 +50,7 @@ print(
                 str(path) for path in sources() if not has_bytecode(path) and compiles(path)
             ],
             "writable": [str(path) for path in OURS.rglob("*") if may_be_written(path)],
-            "installed": sorted(found.name for found in distributions(path=[*CODE[1:]])),
+            "installed": sorted(one.name for one in distributions(path=[*CODE[1:]])),
             "in /opt": sorted(os.listdir("/opt")),
             "in /opt/predictor": sorted(os.listdir("/opt/predictor")),
             "in /tmp and root's caches": [

@@ -1,4 +1,4 @@
-"""What the image says of itself, and what lies in it."""
+"""The image's metadata and contents."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.test_readme import ROOT
 pytestmark = pytest.mark.timeout(1200)  # the first test builds the image
 
 
-def test_the_image_says_what_it_is_and_names_its_user_by_number(image: str) -> None:
-    [found] = json.loads(docker("image", "inspect", image))
+def test_the_image_has_labels_and_a_numeric_user(image: str) -> None:
+    [metadata] = json.loads(docker("image", "inspect", image))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    config = found["Config"]
+    config = metadata["Config"]
     labels = {key.rpartition(".")[2]: value for key, value in config["Labels"].items()}
     assert config["User"] == "1000:0"
     assert config["Entrypoint"] == ["predictor"]
@@ -46,7 +46,7 @@ def test_no_layer_tells_how_it_was_made_but_by_what_it_copied(image: str) -> Non
 
 @pytest.fixture(scope="module")
 def contents(image: str) -> dict[str, Any]:
-    """What `contents.py` finds inside."""
+    """Return the report of `contents.py`."""
     done = subprocess.run(
         [
             DOCKER,
@@ -64,8 +64,8 @@ def contents(image: str) -> dict[str, Any]:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
 def test_every_module_is_compiled_since_nobody_can_write_bytecode_later(
@@ -89,9 +89,9 @@ def test_nothing_but_what_serves_is_on_board_and_only_root_may_change_it(
 
 ASK = """
 import httpx
-asked = {"instances": ["Today the weather is really nice"], "parameters": {"max_new_tokens": 8}}
-answer = httpx.post("http://127.0.0.1:8080/v1/models/demo:predict", json=asked, timeout=60)
-print(answer.status_code, answer.json()["predictions"][0]["text"])
+body = {"instances": ["Today the weather is really nice"], "parameters": {"max_new_tokens": 8}}
+response = httpx.post("http://127.0.0.1:8080/v1/models/demo:predict", json=body, timeout=60)
+print(response.status_code, response.json()["predictions"][0]["text"])
 """
 
 

@@ -1,4 +1,4 @@
-"""The image under a pod's limits: little memory, nothing to write to, no rights, any user."""
+"""The image under a pod's limits: little memory, read-only, no capabilities, any user."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def offload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An offload volume that group 0 may write, as `fsGroup: 0` makes it."""
+    """Give an offload volume that group 0 may write, as with `fsGroup: 0`."""
     folder = tmp_path_factory.mktemp("offload")
     folder.chmod(0o770)
     return folder
@@ -71,8 +71,8 @@ def test_a_model_bigger_than_the_containers_memory_is_served_over_every_protocol
 
 
 def running(served: Container) -> bool:
-    told = httpx.get(f"{served.url}/metrics", timeout=30).text
-    return f'predictor_sequences_running{{model_name="{served.name}"}} 1.0' in told
+    metrics = httpx.get(f"{served.url}/metrics", timeout=30).text
+    return f'predictor_sequences_running{{model_name="{served.name}"}} 1.0' in metrics
 
 
 def test_sigterm_reaches_the_server_and_the_request_that_runs_gets_its_answer(
@@ -108,7 +108,7 @@ def test_a_model_that_does_not_fit_ends_with_78_and_its_sentence_in_the_terminat
         assert not pod.state["OOMKilled"]
 
 
-def test_a_limit_below_what_the_process_takes_is_said_before_it_is_killed(
+def test_a_limit_below_the_process_itself_is_reported_before_it_is_killed(
     image: str, model: Path, offload: Path
 ) -> None:
     with container(*words(image, model, offload, "300m"), name="my-model") as pod:

@@ -22,12 +22,12 @@ pytestmark = pytest.mark.timeout(1200)
 VERSION = "2.13.0+cpu"
 LIST = """
 from importlib.metadata import distributions
-print(*[f"{found.name}=={found.version}" for found in distributions()])
+print(*[f"{one.name}=={one.version}" for one in distributions()])
 """
 
 
 def make_wheel(folder: Path) -> None:
-    """Writes torch's wheel for CPUs, without torch."""
+    """Write torch's wheel for CPUs, without torch."""
     info = f"torch-{VERSION}.dist-info"
     files = {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: torch\nVersion: {VERSION}\n",
@@ -41,7 +41,7 @@ def make_wheel(folder: Path) -> None:
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[str]:
-    """An index with that wheel alone."""
+    """Return an index with only that wheel."""
     (tmp_path / "torch").mkdir()
     make_wheel(tmp_path / "torch")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
@@ -57,9 +57,11 @@ def test_an_index_of_cpu_wheels_makes_an_image_without_nvidias_libraries(
     tag = "accelerate-predictor:tests-cpu"
     make_image(tag, "--target=build", TORCH_INDEX_URL=index)
     try:
-        found = docker("run", "--rm", "--entrypoint=/opt/venv/bin/python", tag, "-c", LIST).split()
+        installed = docker(
+            "run", "--rm", "--entrypoint=/opt/venv/bin/python", tag, "-c", LIST
+        ).split()
     finally:
         docker("rmi", tag)
-    assert f"torch=={VERSION}" in found
-    assert [name for name in found if name.startswith(("nvidia", "cuda", "triton"))] == []
-    assert len(found) > 50
+    assert f"torch=={VERSION}" in installed
+    assert [name for name in installed if name.startswith(("nvidia", "cuda", "triton"))] == []
+    assert len(installed) > 50

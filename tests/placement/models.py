@@ -80,9 +80,9 @@ def measured(
     max_batch_size: int = 1,
 ) -> Footprint:
     """Returns the footprint of a config, or of the architecture of this name."""
-    found = copy.deepcopy(ARCHITECTURES[config] if isinstance(config, str) else config)
+    own = copy.deepcopy(ARCHITECTURES[config] if isinstance(config, str) else config)
     return measure_footprint(
-        build_on_meta(found, dtype),
+        build_on_meta(own, dtype),
         max_model_len=max_model_len,
         prefill_chunk=prefill_chunk,
         max_batch_size=max_batch_size,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from predictor.placement.demand import Demand
+from predictor.placement.tiers import Budgets
 from predictor.placement.units import Footprint, PlacementUnit
 from predictor.pod.resources import Accelerator, Memory, PodResources, Volume
 
@@ -68,3 +70,12 @@ def pod(*gpus: int, memory: int = 0) -> PodResources:
         memory=Memory(None, memory * MIB, "test"),
         volume=Volume(Path("/offload"), 0, True, "ext4", None),
     )
+
+
+def budgets(*gpus: int, cpu: int = 0, disk: int | None = None) -> Budgets:
+    """Returns budgets of these MiB for GPUs and main memory, and of `disk` bytes."""
+    return Budgets({str(i): size * MIB for i, size in enumerate(gpus)}, cpu * MIB, disk)
+
+
+DEMAND = Demand(footprint(), 1)
+"""Norm 0, embeddings 6, head 8, four blocks of 10 with 4 of KV."""

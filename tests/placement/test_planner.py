@@ -1,4 +1,4 @@
-"""Whole plans: wishes and resources in, exact maps and refusals out."""
+"""Whole plans: options and resources in, exact maps and refusals out."""
 
 import dataclasses
 
@@ -21,9 +21,9 @@ def options(**given):
 def test_the_device_map_and_the_tiers_in_exact_numbers():
     # GPU 57: 3 activations + 16 KV + 4 staged + 0 + 6 + 8 + 2 blocks of 10
     # main memory 14: a block of 10 and 4 for a leaf on its way from disk
-    found = plan(footprint(), pod(57, memory=14), options())
+    placement = plan(footprint(), pod(57, memory=14), options())
 
-    assert found.device_map == {
+    assert placement.device_map == {
         "norm": 0,
         "embeddings": 0,
         "head": 0,
@@ -32,65 +32,67 @@ def test_the_device_map_and_the_tiers_in_exact_numbers():
         "blocks.2": "cpu",
         "blocks.3": 0,
     }
-    assert found.tiers == (
+    assert placement.tiers == (
         Tier("0", 57 * MIB, 57 * MIB, 34 * MIB, 16 * MIB, 4 * MIB, 3 * MIB, units=5),
         Tier("cpu", 14 * MIB, 14 * MIB, 10 * MIB, 0, 4 * MIB, 0, units=1),
         Tier("disk", None, None, 10 * MIB, 0, 0, 0, units=1),
     )
-    assert found.execution_device == 0
-    assert found.kv_tokens == 4
-    assert found.limited_by == "main memory: 10.00 MiB (19 %) are streamed from disk"
-    assert found.notes == ()
+    assert placement.execution_device == 0
+    assert placement.kv_tokens == 4
+    assert placement.limited_by == "main memory: 10.00 MiB (19 %) are streamed from disk"
+    assert placement.notes == ()
 
 
 def test_embeddings_and_head_are_placed_before_blocks():
     # room for 0 + 6 + 8 beside 23 of KV, staging and activations, and not for one block more
-    found = plan(footprint(), pod(46, memory=40), options())
+    placement = plan(footprint(), pod(46, memory=40), options())
 
-    assert [name for name, device in found.device_map.items() if device == 0] == [
+    assert [name for name, device in placement.device_map.items() if device == 0] == [
         "norm",
         "embeddings",
         "head",
     ]
 
 
-def test_kv_tokens_are_the_sequences_that_were_asked_for():
+def test_kv_tokens_are_those_of_the_requested_sequences():
     assert plan(footprint(), pod(memory=200), options(max_concurrency=3)).kv_tokens == 12
 
 
 def test_headroom_and_reserve_are_never_planned():
     # 5 % of 100 MiB, and 10 MiB of main memory besides
-    found = plan(
+    placement = plan(
         footprint(), pod(100, memory=100), PlacementOptions(headroom=0.05, reserve=10 * MIB)
     )
 
-    assert found.tier("0").budget == 95 * MIB
-    assert found.tier("0").reserve == 5 * MIB
-    assert found.tier("cpu").budget == 85 * MIB
-    assert found.tier("cpu").reserve == 15 * MIB
+    assert placement.tier("0").budget == 95 * MIB
+    assert placement.tier("0").reserve == 5 * MIB
+    assert placement.tier("cpu").budget == 85 * MIB
+    assert placement.tier("cpu").reserve == 15 * MIB
 
 
 def test_a_bounded_disk_is_a_tier_with_a_budget():
-    found = plan(footprint(needs_conversion=True), pod(memory=67), options(disk=11 * MIB))
+    placement = plan(footprint(needs_conversion=True), pod(memory=67), options(disk=11 * MIB))
 
-    assert found.tier("disk").planned == 10 * MIB
-    assert found.tier("disk").budget == 11 * MIB
-
-
-def test_a_wish_below_what_is_owned_is_kept():
-    found = plan(footprint(), pod(100, memory=100), options(max_memory={"0": 57 * MIB}))
-
-    assert found.tier("0").budget == 57 * MIB
-    assert found.tier("0").units == 5
-    assert found.tier("0").reserve == 43 * MIB
-    assert found.notes == ()
+    assert placement.tier("disk").planned == 10 * MIB
+    assert placement.tier("disk").budget == 11 * MIB
 
 
-def test_a_wish_above_what_is_owned_is_cut_with_a_note_that_names_both():
-    found = plan(footprint(), pod(100), PlacementOptions(max_memory={"0": 2048 * MIB, "cpu": MIB}))
+def test_a_max_memory_below_what_is_owned_is_kept():
+    placement = plan(footprint(), pod(100, memory=100), options(max_memory={"0": 57 * MIB}))
 
-    assert found.tier("0").budget == 95 * MIB
-    assert found.notes == (
+    assert placement.tier("0").budget == 57 * MIB
+    assert placement.tier("0").units == 5
+    assert placement.tier("0").reserve == 43 * MIB
+    assert placement.notes == ()
+
+
+def test_a_max_memory_above_what_is_owned_is_cut_with_a_note_that_names_both():
+    placement = plan(
+        footprint(), pod(100), PlacementOptions(max_memory={"0": 2048 * MIB, "cpu": MIB})
+    )
+
+    assert placement.tier("0").budget == 95 * MIB
+    assert placement.notes == (
         "max_memory asks for 2.00 GiB on GPU 0, but this pod can use 95.00 MiB there, "
         "and no more is planned.",
         "max_memory asks for 1.00 MiB on main memory, but this pod can use 0 B there, "
@@ -101,7 +103,7 @@ def test_a_wish_above_what_is_owned_is_cut_with_a_note_that_names_both():
 @pytest.mark.parametrize(
     ("gpus", "seen"), [((), "no GPU"), ((10,), "1 GPU(s)"), ((10, 10), "2 GPU(s)")]
 )
-def test_a_gpu_that_is_not_there_cannot_be_wished_for(gpus, seen):
+def test_max_memory_cannot_name_a_gpu_that_is_not_there(gpus, seen):
     with pytest.raises(ConfigurationError, match="max_memory names GPU 2") as raised:
         plan(footprint(), pod(*gpus, memory=99), options(max_memory={"2": MIB}))
 
@@ -113,19 +115,19 @@ def test_an_unknown_device_in_max_memory_is_refused():
         plan(footprint(), pod(memory=99), options(max_memory={"ram": MIB}))
 
 
-@pytest.mark.parametrize("wish", ["cpu", "disk", "0", "cuda:0", "cuda"])
-def test_one_device_takes_everything(wish):
-    expected = {"cpu": "cpu", "disk": "disk"}.get(wish, 0)
-    found = plan(footprint(), pod(99, memory=99), options(device_map=wish))
+@pytest.mark.parametrize("device_map", ["cpu", "disk", "0", "cuda:0", "cuda"])
+def test_one_device_takes_everything(device_map):
+    expected = {"cpu": "cpu", "disk": "disk"}.get(device_map, 0)
+    placement = plan(footprint(), pod(99, memory=99), options(device_map=device_map))
 
-    assert set(found.device_map.values()) == {expected}
+    assert set(placement.device_map.values()) == {expected}
 
 
 def test_an_explicit_map_is_followed_and_its_longest_key_wins():
-    wish = {"": "cuda:0", "blocks": "cpu", "blocks.3": "disk"}
-    found = plan(footprint(), pod(99, memory=99), options(device_map=wish))
+    device_map = {"": "cuda:0", "blocks": "cpu", "blocks.3": "disk"}
+    placement = plan(footprint(), pod(99, memory=99), options(device_map=device_map))
 
-    assert found.device_map == {
+    assert placement.device_map == {
         "norm": 0,
         "embeddings": 0,
         "head": 0,
@@ -137,7 +139,7 @@ def test_an_explicit_map_is_followed_and_its_longest_key_wins():
 
 
 @pytest.mark.parametrize(
-    ("wish", "sentence"),
+    ("device_map", "sentence"),
     [
         ({"": "0", "block": "cpu"}, "device_map names 'block', which is no module of Small"),
         ({"": "0", "blocks.0.mlp": "cpu"}, "blocks are placed whole"),
@@ -148,18 +150,18 @@ def test_an_explicit_map_is_followed_and_its_longest_key_wins():
         ({"": "tpu"}, "device_map names 'tpu', which is no strategy and no device"),
     ],
 )
-def test_a_map_that_makes_no_sense_is_refused(wish, sentence):
+def test_a_map_that_makes_no_sense_is_refused(device_map, sentence):
     with pytest.raises(ConfigurationError, match=sentence):
-        plan(footprint(), pod(99, memory=99), options(device_map=wish))
+        plan(footprint(), pod(99, memory=99), options(device_map=device_map))
 
 
 def test_tied_parts_cannot_be_put_apart():
     tied = PlacementUnit(("embeddings", "head"), None, MIB, 0, MIB)
     model = Footprint("Small", "float32", (tied,), 4, 0, False, False, True)
-    wish = {"embeddings": "0", "head": "cpu"}
+    device_map = {"embeddings": "0", "head": "cpu"}
 
     with pytest.raises(ConfigurationError, match="embeddings and head on different devices"):
-        plan(model, pod(9, memory=9), options(device_map=wish))
+        plan(model, pod(9, memory=9), options(device_map=device_map))
 
 
 def test_tied_parts_go_together():
@@ -188,7 +190,7 @@ def test_tied_parts_go_together():
         ),
     ],
 )
-def test_what_limits_the_plan_is_said(resources: PodResources, given, expected):
+def test_the_placement_names_the_resource_that_limits_it(resources: PodResources, given, expected):
     assert plan(footprint(), resources, options(**given)).limited_by == expected
 
 
@@ -211,41 +213,41 @@ def buffers(size):
 
 def test_streaming_whole_blocks_takes_two_buffers():
     # 3 activations + 24 KV + 6 + 8 + 2 blocks of 10, and the buffers
-    found = plan(by_block(blocks=6), pod(memory=3 + 24 + 14 + 20 + 21), options())
+    placement = plan(by_block(blocks=6), pod(memory=3 + 24 + 14 + 20 + 21), options())
 
-    cpu = found.tier("cpu")
+    cpu = placement.tier("cpu")
     assert (cpu.staging, cpu.weights) == (buffers(10), 34 * MIB)
-    assert found.by_block
-    assert [found.device_map[f"blocks.{index}"] for index in range(6)] == [
+    assert placement.by_block
+    assert [placement.device_map[f"blocks.{index}"] for index in range(6)] == [
         *("disk", "disk", "cpu", "disk", "disk", "cpu")
     ]
 
 
 def test_where_buffers_for_whole_blocks_do_not_fit_leaf_modules_are_streamed():
     # 3 activations + 16 KV + 4 for a leaf + 6 + 8
-    found = plan(by_block(), pod(memory=3 + 16 + 4 + 14), options())
+    placement = plan(by_block(), pod(memory=3 + 16 + 4 + 14), options())
 
-    assert found.tier("cpu").staging == 4 * MIB
-    assert not found.by_block
+    assert placement.tier("cpu").staging == 4 * MIB
+    assert not placement.by_block
 
 
 def test_blocks_are_streamed_to_a_gpu_whole_where_it_has_room_for_two():
     # GPU: 3 activations + 24 KV + two buffers + 14 + a block; main memory: a block, two buffers
-    found = plan(by_block(blocks=6), pod(3 + 24 + 21 + 14 + 10, memory=10 + 21), options())
+    placement = plan(by_block(blocks=6), pod(3 + 24 + 21 + 14 + 10, memory=10 + 21), options())
 
-    assert found.by_block
-    assert found.execution_device == 0
-    assert found.tier("0").staging == found.tier("cpu").staging == buffers(10)
-    where = [found.device_map[f"blocks.{index}"] for index in range(6)]
+    assert placement.by_block
+    assert placement.execution_device == 0
+    assert placement.tier("0").staging == placement.tier("cpu").staging == buffers(10)
+    where = [placement.device_map[f"blocks.{index}"] for index in range(6)]
     assert where == ["disk", "disk", "disk", "disk", "cpu", 0]
 
 
 def test_a_gpu_with_no_room_for_two_blocks_computes_all_the_same():
     # 3 activations + 16 KV + 8 for the head as a leaf: no room for buffers
-    found = plan(by_block(), pod(27, memory=200), options())
+    placement = plan(by_block(), pod(27, memory=200), options())
 
-    assert not found.by_block
-    assert found.execution_device == 0
+    assert not placement.by_block
+    assert placement.execution_device == 0
 
 
 @pytest.mark.parametrize(
@@ -253,8 +255,8 @@ def test_a_gpu_with_no_room_for_two_blocks_computes_all_the_same():
 )
 def test_streamed_blocks_are_spread_evenly_between_those_that_stay(blocks, resident):
     memory = 3 + 4 * blocks + 14 + 10 * resident + 21
-    found = plan(by_block(blocks=blocks), pod(memory=memory), options())
-    where = [found.device_map[f"blocks.{index}"] for index in range(blocks)]
+    placement = plan(by_block(blocks=blocks), pod(memory=memory), options())
+    where = [placement.device_map[f"blocks.{index}"] for index in range(blocks)]
 
     assert where.count("cpu") == resident
     assert where[-1] == "cpu"

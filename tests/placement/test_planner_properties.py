@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictor.errors import DoesNotFit
-from predictor.placement.assignment import Budgets, fits, search, spread, tiers
+from predictor.placement.assignment import search, spread
 from predictor.placement.demand import Demand
+from predictor.placement.device_map import STRATEGIES
 from predictor.placement.plan import PlacementOptions
-from predictor.placement.planner import STRATEGIES, plan
+from predictor.placement.planner import plan
+from predictor.placement.tiers import Budgets, fits
 from predictor.placement.units import Footprint, PlacementUnit
 from predictor.pod.resources import Accelerator, Memory, PodResources
 
@@ -76,9 +78,9 @@ def options(draw):
     )
 
 
-def attempt(model, resources, wish):
+def attempt(model, resources, requested):
     try:
-        return plan(model, resources, wish)
+        return plan(model, resources, requested)
     except DoesNotFit:
         return None
 
@@ -89,8 +91,8 @@ def ordered_placements(count, devices):
 
 
 @given(footprints(by_block=True), pods(), options())
-def test_a_plan_is_never_over_a_budget(model, resources, wish):
-    placement = attempt(model, resources, wish)
+def test_a_plan_is_never_over_a_budget(model, resources, requested):
+    placement = attempt(model, resources, requested)
 
     for tier in placement.tiers if placement else ():
         assert tier.budget is None or tier.planned <= tier.budget
@@ -98,8 +100,8 @@ def test_a_plan_is_never_over_a_budget(model, resources, wish):
 
 
 @given(footprints(by_block=True), pods(), options())
-def test_every_unit_is_placed_exactly_once_and_every_byte_is_counted(model, resources, wish):
-    placement = attempt(model, resources, wish)
+def test_every_unit_is_placed_exactly_once_and_every_byte_is_counted(model, resources, requested):
+    placement = attempt(model, resources, requested)
     if placement is None:
         return
 
@@ -108,59 +110,59 @@ def test_every_unit_is_placed_exactly_once_and_every_byte_is_counted(model, reso
     everything = sum(unit.weights + unit.buffers for unit in model.units)
     assert sum(tier.weights for tier in placement.tiers) == everything
     sequence = sum(u.kv_fixed + u.kv_per_token * model.max_model_len for u in model.units)
-    assert sum(tier.kv for tier in placement.tiers) == wish.max_concurrency * sequence
+    assert sum(tier.kv for tier in placement.tiers) == requested.max_concurrency * sequence
 
 
 @given(footprints(), pods(), options())
-def test_tied_names_are_on_one_device(model, resources, wish):
-    placement = attempt(model, resources, wish)
+def test_tied_names_are_on_one_device(model, resources, requested):
+    placement = attempt(model, resources, requested)
 
     for unit in model.units if placement else ():
         assert len({placement.device_map[name] for name in unit.names}) == 1
 
 
 @given(footprints(), pods(), options())
-def test_faster_tiers_come_first_and_spreading_moves_blocks_alone(model, resources, wish):
+def test_faster_tiers_come_first_and_spreading_moves_blocks_alone(model, resources, requested):
     gpus = {str(gpu.index): gpu.free for gpu in resources.accelerators}
-    budgets = Budgets(gpus, resources.memory.available, wish.disk)
-    demand = Demand(model, wish.max_concurrency)
-    found = search(demand, budgets, wish.device_map)
-    if found is None:
+    budgets = Budgets(gpus, resources.memory.available, requested.disk)
+    demand = Demand(model, requested.max_concurrency)
+    assignment = search(demand, budgets, requested.device_map)
+    if assignment is None:
         return
-    mixed = spread(demand, found, budgets)
+    mixed = spread(demand, assignment, budgets)
 
-    order = [[*gpus, "cpu", "disk"].index(device) for device in found]
+    order = [[*gpus, "cpu", "disk"].index(device) for device in assignment]
     assert order == sorted(order)
-    assert sorted(mixed) == sorted(found)
-    for unit, before, after in zip(model.units, found, mixed, strict=True):
+    assert sorted(mixed) == sorted(assignment)
+    for unit, before, after in zip(model.units, assignment, mixed, strict=True):
         assert before == after or unit.is_block
 
 
 @settings(max_examples=300)
 @given(footprints(by_block=True), pods(), options())
-def test_it_is_refused_exactly_where_no_ordered_placement_fits(model, resources, wish):
+def test_it_is_refused_exactly_where_no_ordered_placement_fits(model, resources, requested):
     gpus = {str(gpu.index): gpu.free for gpu in resources.accelerators}
-    budgets = Budgets(gpus, resources.memory.available, wish.disk)
-    demand = Demand(replace(model, by_block=False), wish.max_concurrency)
+    budgets = Budgets(gpus, resources.memory.available, requested.disk)
+    demand = Demand(replace(model, by_block=False), requested.max_concurrency)
     placements = ordered_placements(len(model.units), [*gpus, "cpu", "disk"])
-    possible = any(fits(tiers(demand, found, budgets)) for found in placements)
+    possible = any(fits(demand, assignment, budgets) for assignment in placements)
 
-    assert (attempt(model, resources, wish) is not None) == possible
+    assert (attempt(model, resources, requested) is not None) == possible
 
 
 @settings(max_examples=300)
 @given(footprints(), pods(), options())
-def test_no_ordered_placement_has_more_on_the_gpus(model, resources, wish):
-    placement = attempt(model, resources, wish)
+def test_no_ordered_placement_has_more_on_the_gpus(model, resources, requested):
+    placement = attempt(model, resources, requested)
     if placement is None:
         return
     gpus = {str(gpu.index): gpu.free for gpu in resources.accelerators}
-    budgets = Budgets(gpus, resources.memory.available, wish.disk)
-    demand = Demand(model, wish.max_concurrency)
+    budgets = Budgets(gpus, resources.memory.available, requested.disk)
+    demand = Demand(model, requested.max_concurrency)
     planned = sum(tier.units for tier in placement.tiers if tier.name in gpus)
 
     for other in ordered_placements(len(model.units), [*gpus, "cpu", "disk"]):
-        if fits(tiers(demand, other, budgets)):
+        if fits(demand, other, budgets):
             assert sum(device in gpus for device in other) <= planned
 
 
@@ -175,8 +177,8 @@ def cumulative(model, placement):
 
 @settings(max_examples=300)
 @given(footprints(), pods(), options(), st.integers(1, 30), st.integers(0, 4))
-def test_more_memory_never_moves_weights_to_a_slower_tier(model, resources, wish, more, which):
-    before = attempt(model, resources, wish)
+def test_more_memory_never_moves_weights_to_a_slower_tier(model, resources, requested, more, which):
+    before = attempt(model, resources, requested)
     if before is None:
         return
     gpus, memory = list(resources.accelerators), resources.memory
@@ -184,9 +186,9 @@ def test_more_memory_never_moves_weights_to_a_slower_tier(model, resources, wish
         gpus[which] = replace(gpus[which], free=gpus[which].free + more)
     elif which == 3:
         memory = replace(memory, available=memory.available + more)
-    elif wish.disk is not None:
-        wish = replace(wish, disk=wish.disk + more)
-    after = attempt(model, PodResources(tuple(gpus), memory, None), wish)
+    elif requested.disk is not None:
+        requested = replace(requested, disk=requested.disk + more)
+    after = attempt(model, PodResources(tuple(gpus), memory, None), requested)
 
     assert after is not None
     pairs = zip(cumulative(model, before), cumulative(model, after), strict=True)
@@ -195,9 +197,9 @@ def test_more_memory_never_moves_weights_to_a_slower_tier(model, resources, wish
 
 @settings(max_examples=200)
 @given(footprints(), pods(), options())
-def test_balancing_never_fills_a_gpu_more_than_filling_them_in_order(model, resources, wish):
-    even = attempt(model, resources, replace(wish, device_map="balanced"))
-    order = attempt(model, resources, replace(wish, device_map="sequential"))
+def test_balancing_never_fills_a_gpu_more_than_filling_them_in_order(model, resources, requested):
+    even = attempt(model, resources, replace(requested, device_map="balanced"))
+    order = attempt(model, resources, replace(requested, device_map="sequential"))
     if even is None or order is None:
         assert even is order
         return

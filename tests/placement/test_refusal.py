@@ -37,18 +37,18 @@ AMOUNT = r"([\d.]+ \w*B)"
 def apply(remedy, model, resources, options, less=0):
     """Does what a remedy says, or `less` (MiB, tokens or sequences) than that."""
     for part in remedy.split(" and "):
-        if found := re.fullmatch(rf"{AMOUNT} more (.+)", part):
-            amount = parse_bytes(found[1]) - less * MIB
-            resources, options = _more(found[2], amount, resources, options)
-        elif found := re.fullmatch(
+        if match := re.fullmatch(rf"{AMOUNT} more (.+)", part):
+            amount = parse_bytes(match[1]) - less * MIB
+            resources, options = _more(match[2], amount, resources, options)
+        elif match := re.fullmatch(
             rf"{AMOUNT} instead of {AMOUNT} for '(\w+)' in max_memory", part
         ):
-            target = parse_bytes(found[1]) - less * MIB
-            options = replace(options, max_memory=options.max_memory | {found[3]: target})
-        elif found := re.fullmatch(r"max_model_len (\d+) instead of \d+", part):
-            model = replace(model, max_model_len=int(found[1]) + less)
-        elif found := re.fullmatch(r"max_concurrency (\d+) instead of \d+", part):
-            options = replace(options, max_concurrency=int(found[1]) + less)
+            target = parse_bytes(match[1]) - less * MIB
+            options = replace(options, max_memory=options.max_memory | {match[3]: target})
+        elif match := re.fullmatch(r"max_model_len (\d+) instead of \d+", part):
+            model = replace(model, max_model_len=int(match[1]) + less)
+        elif match := re.fullmatch(r"max_concurrency (\d+) instead of \d+", part):
+            options = replace(options, max_concurrency=int(match[1]) + less)
         else:
             pytest.fail(f"no such remedy is known: {part!r}")
     return model, resources, options
@@ -79,9 +79,13 @@ CASES = {
     "disk and gpu": (footprint(), pod(40, memory=4), replace(BARE, disk=2 * MIB)),
     "cache": (footprint(max_model_len=1000), pod(memory=60), BARE),
     "sequences": (footprint(), pod(memory=60), replace(BARE, max_concurrency=7)),
-    "wish": (footprint(), pod(memory=200), replace(BARE, max_memory={"cpu": 20 * MIB})),
-    "wish and owned": (footprint(), pod(memory=22), replace(BARE, max_memory={"cpu": 20 * MIB})),
-    "wishes of two gpus": (
+    "max_memory": (footprint(), pod(memory=200), replace(BARE, max_memory={"cpu": 20 * MIB})),
+    "max_memory and owned": (
+        footprint(),
+        pod(memory=22),
+        replace(BARE, max_memory={"cpu": 20 * MIB}),
+    ),
+    "max_memory of two gpus": (
         footprint(),
         pod(100, 30),
         PlacementOptions(headroom=0.05, max_memory={"0": 12 * MIB, "1": 9 * MIB}),
@@ -97,7 +101,7 @@ CASES = {
         replace(BARE, device_map={"": "0", "blocks": "cpu"}),
     ),
     "explicit gpu": (footprint(), pod(60, memory=1), replace(BARE, device_map="cuda:0")),
-    "explicit with a wish": (
+    "explicit with max_memory": (
         footprint(),
         pod(60, memory=1),
         replace(BARE, device_map="cuda:0", max_memory={"0": 50 * MIB}),
@@ -168,21 +172,21 @@ def test_a_stated_map_that_overfills_two_devices_needs_both():
     assert (error.tier, error.needed, error.available) == ("gpu", 37 * MIB, 30 * MIB)
 
 
-def test_a_reserve_that_takes_all_is_said():
+def test_the_sentence_names_a_reserve_that_takes_all():
     error = refused(footprint(max_model_len=1), pod(memory=10), replace(BARE, reserve=12 * MIB))
 
     assert "needs 15.00 MiB, can use 0 B beside a reserve of 12.00 MiB)" in str(error)
     assert error.remedies == ("17.00 MiB more main memory",)
 
 
-def test_a_wish_that_binds_is_what_is_to_be_changed():
-    error = refused(*CASES["wish"])
+def test_a_max_memory_that_binds_is_to_be_changed():
+    error = refused(*CASES["max_memory"])
 
     assert error.remedies[0] == "27.00 MiB instead of 20.00 MiB for 'cpu' in max_memory"
 
 
-def test_a_wish_that_cannot_be_raised_far_enough_needs_more_memory_too():
-    error = refused(*CASES["wish and owned"])
+def test_a_max_memory_that_cannot_be_raised_far_enough_needs_more_memory_too():
+    error = refused(*CASES["max_memory and owned"])
 
     assert error.remedies[0] == (
         "27.00 MiB instead of 20.00 MiB for 'cpu' in max_memory and 5.00 MiB more main memory"

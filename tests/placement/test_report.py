@@ -43,19 +43,19 @@ def test_a_disk_that_is_read_in_place_has_no_size():
 
 
 def test_json_holds_every_field_of_the_placement_and_its_tiers():
-    found = json.loads(json.dumps(as_json(PLACEMENT)))
+    report = json.loads(json.dumps(as_json(PLACEMENT)))
 
-    assert set(found) == {field.name for field in dataclasses.fields(Placement)}
-    for tier in found["tiers"]:
+    assert set(report) == {field.name for field in dataclasses.fields(Placement)}
+    for tier in report["tiers"]:
         names = {field.name for field in dataclasses.fields(Tier)}
         assert set(tier) == names | {"planned", "reserve"}
 
 
 def test_json_is_in_bytes():
-    found = as_json(PLACEMENT)
+    report = as_json(PLACEMENT)
 
-    assert found["device_map"] == PLACEMENT.device_map
-    assert found["tiers"][0] == {
+    assert report["device_map"] == PLACEMENT.device_map
+    assert report["tiers"][0] == {
         "name": "0",
         "owned": 60 * MIB,
         "budget": 57 * MIB,
@@ -67,5 +67,5 @@ def test_json_is_in_bytes():
         "reserve": 3 * MIB,
         "units": 5,
     }
-    assert found["execution_device"] == 0
-    assert found["notes"] == list(PLACEMENT.notes)
+    assert report["execution_device"] == 0
+    assert report["notes"] == list(PLACEMENT.notes)

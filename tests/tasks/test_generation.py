@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from predictor.engine.generation.sampling_params import Listener, SamplingParams, Token
+from predictor.engine.generation.sampling_params import SamplingParams, SequenceCallback, Token
 from predictor.errors import PromptTooLong, RequestError
 from predictor.tasks.answers import Completion
 from predictor.tasks.generation import Defaults, TextGeneration
@@ -127,10 +127,10 @@ class Recorder:
     def __init__(self) -> None:
         self.params: list[SamplingParams] = []
 
-    def submit(self, prompt: Any, sampling: SamplingParams, listener: Listener) -> int:
+    def submit(self, prompt: Any, sampling: SamplingParams, listener: SequenceCallback) -> int:
         self.params.append(sampling)
-        listener.token(Token(7))
-        listener.end("length")
+        listener.on_token(Token(7))
+        listener.on_finish("length")
         return 0
 
 
@@ -203,9 +203,9 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 class Parrot:
     """Stands in for the engine: says ` foo bar bar...` until it is stopped."""
 
-    def submit(self, prompt: Any, sampling: SamplingParams, listener: Listener) -> int:
-        stops = (listener.token(Token(3 if n else 2)) for n in range(sampling.max_new_tokens))
-        listener.end("stop_sequence" if any(stops) else "length")
+    def submit(self, prompt: Any, sampling: SamplingParams, listener: SequenceCallback) -> int:
+        stops = (listener.on_token(Token(3 if n else 2)) for n in range(sampling.max_new_tokens))
+        listener.on_finish("stop_sequence" if any(stops) else "length")
         return 0
 
 

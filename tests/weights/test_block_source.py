@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from predictor.engine.generation import warmup
+from predictor.engine import warmup
+from predictor.engine.generation import warmup as generation_warmup
 from predictor.errors import ConfigurationError
 from predictor.weights.store.warmup_cache import WarmupCache
 from tests.conftest import Checkpoints
@@ -110,8 +111,8 @@ def test_the_next_start_does_not_repeat_the_measurements_of_the_first(
     def fail(*_: Any, **__: Any) -> Any:
         raise AssertionError("the model is run again")
 
-    monkeypatch.setattr(warmup, "check_batch_invariance", fail)
-    monkeypatch.setattr(warmup, "time_passes", fail)
+    monkeypatch.setattr(generation_warmup, "check_batch_invariance", fail)
+    monkeypatch.setattr(warmup, "time_forward_passes", fail)
     again = start(folder, tmp_path)
     assert again.tokens([5, 6], max_new_tokens=5) == first.tokens([5, 6], max_new_tokens=5)
     assert cache.read_bytes() == measured
@@ -121,7 +122,7 @@ def test_the_cost_of_a_forward_pass_is_measured_again_for_longer_ones(tmp_path: 
     ran: list[int] = []
     for chunk in (8, 8, 16):
         warmup_cache = WarmupCache(tmp_path / "known.json")
-        warmup.measure_pass_tokens(ran.append, chunk, timed=2, known=warmup_cache)
+        warmup.measure_breakeven_tokens(ran.append, chunk, timed=2, warmup_cache=warmup_cache)
         ran.append(-chunk)
     first, again = ran.index(-8), ran.index(-16)
     assert ran[first : first + 2] == [-8, -8]

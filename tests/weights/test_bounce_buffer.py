@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from predictor.metrics import WeightMetrics
-from predictor.placement.units import STAGE, STAGES
+from predictor.placement.buffers import BOUNCE_BUFFER, BOUNCE_BUFFERS
 from predictor.weights.direct_io import AlignedBuffer, BlockReader
 from predictor.weights.extents import PAGE, BlockExtent, FileSegment, identify_file
 from predictor.weights.streaming.bounce_buffer import BounceBuffer, Copy, copy_in_thread
@@ -131,6 +131,6 @@ def test_blocks_that_are_read_through_a_bounce_buffer_compute_what_resident_ones
     in_order = names_in_order(up.model, blocks, {})
     streaming = Streaming(up.model, in_order, loader, WeightMetrics("test"), torch.device("cpu"))
     buffer_bytes = sum(buffer.tensor.nbytes for buffer in loader.buffers)
-    assert buffer_bytes == 2 * max(block.size for block in blocks) + STAGES * STAGE
+    assert buffer_bytes == 2 * max(block.size for block in blocks) + BOUNCE_BUFFERS * BOUNCE_BUFFER
     assert torch.equal(logits(up), expected)
     streaming.close()

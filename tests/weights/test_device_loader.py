@@ -20,7 +20,7 @@ import torch
 
 from predictor.errors import LoadFailed, WeightsUnreadable
 from predictor.metrics import WeightMetrics
-from predictor.placement.units import STREAM_PIECE
+from predictor.placement.buffers import STREAM_PIECE
 from predictor.profiling.blocks import find_blocks
 from predictor.weights.direct_io import AlignedBuffer
 from predictor.weights.extents import PAGE

@@ -1,1 +1,1 @@
-"""Encoding: texts that are read in one forward pass each, batched by their number of tokens."""
+"""Encoding: texts that take one forward pass each, batched by their number of tokens."""

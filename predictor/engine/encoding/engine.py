@@ -1,40 +1,41 @@
-"""The loop of a model that reads: many texts, one model, one thread.
+"""Token-budget batching: texts that wait share a forward pass if their lengths are alike.
 
-Texts come in and are cancelled from any thread; everything else happens in the engine's own: it
-waits for texts, chooses which are read together (`batching`), runs the model and tells the
-listeners. What fails on one text's account fails that text alone: a failed pass is run again in
-halves until the text at fault stands by itself. Where nothing succeeds, a pass of one harmless
-token tells whether the model itself is broken, and then the engine ends.
+`TokenBudgetBatching` waits for texts, chooses which of them share the next forward pass
+(`batching`), runs it and calls their callbacks. `EncoderEngine` is its face for other threads.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-import queue
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from predictor.engine.encoding.batching import BatchLimits, choose
-from predictor.engine.encoding.inputs import Listener, Text
+from predictor.engine.encoding.batching import BatchLimits, choose_batch
+from predictor.engine.encoding.inputs import EncoderCallback, EncoderInput
 from predictor.engine.encoding.runner import EncoderRunner
-from predictor.errors import EngineBroken, GenerationFailed, PredictorError
+from predictor.engine.model_thread import ModelThread
+from predictor.errors import EngineBroken, GenerationFailed
 from predictor.metrics import EngineMetrics
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
-    text: Text
-    listener: Listener
+class _Request:
+    text: EncoderInput
+    callback: EncoderCallback
     arrived: float
 
 
 class EncoderEngine:
-    """Reads texts until it is stopped or broken."""
+    """Encodes texts until it is stopped or the model is broken.
+
+    Attributes:
+        runner: Runs the forward passes.
+        thread: The model thread.
+    """
 
     def __init__(
         self,
@@ -42,173 +43,132 @@ class EncoderEngine:
         limits: BatchLimits,
         *,
         metrics: EngineMetrics,
-        harmless: Text,
+        harmless: EncoderInput,
         on_broken: Callable[[EngineBroken], None] | None = None,
     ) -> None:
-        """Starts the thread.
+        """Start the model thread.
 
         Args:
-            runner: Runs passes of the model.
-            limits: What passes are held to.
-            metrics: Where counts and times go.
-            harmless: What any model of its kind can read, to tell whether this one still works.
-            on_broken: Is told, in the engine's thread, that the engine has ended for good.
+            runner: Runs the forward passes.
+            limits: The limits of a forward pass.
+            metrics: Takes counts and times.
+            harmless: A text on which no working model of this kind fails.
+            on_broken: Called in the model thread, last of all, if the model is broken for good.
         """
-        self._runner, self._limits, self._metrics = runner, limits, metrics
-        self._harmless, self._on_broken = harmless, on_broken
-        self._keys = itertools.count()
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._waiting: dict[int, _Waiting] = {}
-        self._stopping = False
-        self._broken: EngineBroken | None = None
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._loop, name="reader", daemon=True)
-        self._thread.start()
+        self.runner = runner
+        policy = TokenBudgetBatching(runner, limits, metrics=metrics, harmless=harmless)
+        self.thread: ModelThread[_Request, int] = ModelThread(
+            policy, name="encoder", on_broken=on_broken
+        )
 
-    def submit(self, text: Text, listener: Listener) -> int:
-        """Takes a text and returns its key; does not wait.
+    def submit(self, text: EncoderInput, callback: EncoderCallback) -> int:
+        """Hand in a text and return its key; do not wait.
 
         Args:
-            text: The text, of no more tokens than a pass may have.
-            listener: Who is told, in the engine's thread.
+            text: The text, with no more tokens than a forward pass may have.
+            callback: Called with its result or its error.
 
         Raises:
             EngineBroken: The engine has ended.
         """
-        key, item = next(self._keys), _Waiting(text, listener, time.monotonic())
-        with self._lock:
-            if self._broken is not None:
-                raise self._broken
-            self._inbox.put(lambda: self._waiting.update({key: item}))
-        return key
+        return self.thread.submit(_Request(text, callback, time.monotonic()))
 
     def cancel(self, key: int) -> None:
-        """Lets a text's place go, unless it is being read; its listener hears nothing more."""
-
-        def drop() -> None:
-            self._waiting.pop(key, None)
-
-        self._inbox.put(drop)
+        """Cancel a text, unless it is being computed. Its callback is not called again."""
+        self.thread.cancel(key)
 
     def stop(self) -> None:
-        """Ends the thread after the pass that runs; who waits hears nothing more."""
+        """End the thread after the current forward pass. Callbacks hear no more."""
+        self.thread.stop()
 
-        def stop() -> None:
-            self._stopping = True
 
-        self._inbox.put(stop)
+class TokenBudgetBatching:
+    """The policy of the model thread for encoder tasks. Its rows are keys."""
 
-    # Everything below runs in the engine's thread.
+    noun = "text"
 
-    def _loop(self) -> None:
-        try:
-            while not self._stopping:
-                self._take_in()
-                if self._waiting and not self._stopping:
-                    self._step()
-        # Here is the border between the engine and the process: whatever went wrong, it is over.
-        except Exception as error:
-            self._break(error)
+    def __init__(
+        self,
+        runner: EncoderRunner,
+        limits: BatchLimits,
+        *,
+        metrics: EngineMetrics,
+        harmless: EncoderInput,
+    ) -> None:
+        self._runner, self._limits, self._metrics = runner, limits, metrics
+        self._harmless = harmless
+        self._waiting: dict[int, _Request] = {}
+        self._running: dict[int, _Request] = {}
 
-    def _take_in(self) -> None:
-        """Takes what has come, and waits for more where nothing waits or a pass may be fuller."""
-        while not self._stopping:
-            seconds = self._patience()
-            try:
-                self._inbox.get(block=seconds != 0, timeout=seconds)()
-            except queue.Empty:
-                break
-        self._metrics.waiting.set(len(self._waiting))
-
-    def _patience(self) -> float | None:
-        """Seconds to wait for another text; None for as long as it takes."""
+    def idle_seconds(self) -> float | None:
+        """Return how long the oldest text still waits for others to share its forward pass."""
         if not self._waiting:
             return None
         limits = self._limits
-        tokens = sum(len(item.text.ids) for item in self._waiting.values())
+        tokens = sum(len(request.text.ids) for request in self._waiting.values())
         if not limits.delay or len(self._waiting) >= limits.rows or tokens >= limits.tokens:
             return 0
         oldest = next(iter(self._waiting.values()))
         return max(0.0, oldest.arrived + limits.delay - time.monotonic())
 
-    def _step(self) -> None:
+    def add(self, key: int, request: _Request) -> None:
+        """Put a text in line."""
+        self._waiting[key] = request
+
+    def remove(self, key: int) -> None:
+        """Forget a text that waits."""
+        self._waiting.pop(key, None)
+
+    def batches(self) -> Iterator[Sequence[int]]:
+        """Yield the texts of the next forward pass."""
         keys = list(self._waiting)
-        lengths = [len(item.text.ids) for item in self._waiting.values()]
-        batch = [self._waiting.pop(keys[place]) for place in choose(lengths, self._limits)]
+        lengths = [len(request.text.ids) for request in self._waiting.values()]
+        batch = [keys[index] for index in choose_batch(lengths, self._limits)]
         now = time.monotonic()
-        for item in batch:
-            self._metrics.queue_seconds.observe(now - item.arrived)
-            self._metrics.prompt_tokens.inc(len(item.text.ids))
-        failed: list[_Waiting] = []
-        self._metrics.running.set(len(batch))
-        try:
-            self._pass(batch, failed)
-            if len(failed) == len(batch):
-                self._runner.run([self._harmless])
-        except Exception as error:
-            _tell_all(batch, _as_broken(error))
-            raise
-        finally:
-            self._metrics.running.set(0)
-        _tell_all(
-            failed,
-            GenerationFailed("The model failed on this request; the server's log has the cause."),
-        )
+        for key in batch:
+            request = self._running[key] = self._waiting.pop(key)
+            self._metrics.queue_seconds.observe(now - request.arrived)
+            self._metrics.prompt_tokens.inc(len(request.text.ids))
+        self._count()
+        yield batch
+        self._count()
 
-    def _pass(self, batch: Sequence[_Waiting], failed: list[_Waiting]) -> None:
-        """Runs a pass, in halves where it fails; adds what fails by itself to `failed`."""
-        began = time.monotonic()
-        try:
-            found = self._runner.run([item.text for item in batch])
-        except EngineBroken:
-            raise
-        # Models raise whatever they like; here is the border between texts.
-        except Exception as error:
-            if len(batch) == 1:
-                logger.error("The model failed on a text", exc_info=error)
-                failed.extend(batch)
-                return
-            logger.warning(
-                "A pass of %d texts failed (%s); halved", len(batch), type(error).__name__
-            )
-            # What the failed pass computed hangs on these; its halves need the memory.
-            error.__traceback__ = error.__context__ = error.__cause__ = None
-            middle = len(batch) // 2
-            for half in (batch[:middle], batch[middle:]):
-                self._pass(half, failed)
-            return
-        tokens = sum(len(item.text.ids) for item in batch)
-        seconds = time.monotonic() - began
-        self._metrics.count_step(rows=len(batch), seconds=seconds, tokens=tokens)
-        for item, result in zip(batch, found, strict=True):
-            _tell(item, result)
+    def compute(self, rows: Sequence[int]) -> Sequence[Any]:
+        """Return the result of each text."""
+        return self._runner.run([self._running[key].text for key in rows])
 
-    def _break(self, error: Exception) -> None:
-        logger.critical("The engine is broken", exc_info=error)
-        broken = _as_broken(error)
-        with self._lock:
-            self._broken = broken
-        while not self._inbox.empty():
-            self._inbox.get()()
-        _tell_all(list(self._waiting.values()), broken)
-        if self._on_broken is not None:
-            self._on_broken(broken)
+    def deliver(self, rows: Sequence[int], results: Sequence[Any], seconds: float) -> None:
+        """Call the callbacks with the results."""
+        tokens = sum(len(self._running[key].text.ids) for key in rows)
+        self._metrics.count_step(rows=len(rows), seconds=seconds, tokens=tokens)
+        for key, result in zip(rows, results, strict=True):
+            _call(self._running.pop(key), result)
+
+    def probe(self, failed: Sequence[int]) -> None:  # noqa: ARG002 - they hold no memory
+        """Compute the harmless text, and raise whatever the model raises."""
+        self._runner.run([self._harmless])
+
+    def fail(self, row: int, error: GenerationFailed) -> None:
+        """End a text on which the model failed."""
+        _call(self._running.pop(row), error)
+
+    def fail_all(self, error: EngineBroken) -> None:
+        """End the texts of the failed forward pass, then those that wait."""
+        requests = [*self._running.values(), *self._waiting.values()]
+        self._running.clear()
+        self._waiting.clear()
+        self._count()
+        for request in requests:
+            _call(request, error)
+
+    def _count(self) -> None:
+        self._metrics.running.set(len(self._running))
+        self._metrics.waiting.set(len(self._waiting))
 
 
-def _as_broken(error: Exception) -> EngineBroken:
-    if isinstance(error, EngineBroken):
-        return error
-    return EngineBroken("The model's engine has failed; the server's log has the cause.")
-
-
-def _tell_all(items: Sequence[_Waiting], outcome: PredictorError) -> None:
-    for item in items:
-        _tell(item, outcome)
-
-
-def _tell(item: _Waiting, outcome: object) -> None:
+def _call(request: _Request, outcome: object) -> None:
     try:
-        item.listener(outcome)
-    # A listener's failure is its own text's: the event loop may be gone.
+        request.callback(outcome)
+    # A callback's failure is its own text's: the event loop may be gone.
     except Exception:
-        logger.exception("A listener failed")
+        logger.exception("A callback failed")

@@ -1,4 +1,4 @@
-"""What a reader is given: whole texts as tokens, and the batches that they are run in."""
+"""The inputs of an encoder engine: whole texts as tokens, and the batches that they run in."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 
-Listener = Callable[[Any], None]
-"""Is told, in the engine's thread, what was found for a text, or the `PredictorError` instead."""
+EncoderCallback = Callable[[Any], None]
+"""Called in the model thread with the result of a text, or with a `PredictorError` instead."""
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """One text, or a pair of them, as the model reads it.
+class EncoderInput:
+    """One text, or a pair of texts, as tokens.
 
     Attributes:
-        ids: Its tokens, special ones among them; at least one.
-        types: For each token which text of a pair it is of; None where the model is not told.
-        about: What the task remembers of it, such as where its tokens come from.
+        ids: The token ids, including special tokens; at least one.
+        types: For each token, which text of a pair it belongs to; None if the model does not take
+            token types.
+        about: Data that the task keeps for its postprocessing, such as the tokens' offsets.
     """
 
     ids: tuple[int, ...]
@@ -28,17 +29,17 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Texts that were run together, padded on the right to one length.
+class EncoderBatch:
+    """Texts that ran together, padded on the right to one length.
 
     Attributes:
-        texts: The texts, one a row.
-        mask: 1 where a row has a token, of shape (rows, length), where the model's results are.
+        texts: The texts, one for each row.
+        mask: 1 for each token, of shape (rows, length), on the device of the model's output.
     """
 
-    texts: Sequence[Text]
+    texts: Sequence[EncoderInput]
     mask: torch.Tensor
 
 
-Run = Callable[[Any, Batch], Sequence[Any]]
-"""Makes what is found for each row, in main memory, of a model's output."""
+Postprocess = Callable[[Any, EncoderBatch], Sequence[Any]]
+"""Makes a result for each row, in main memory, of the model's output."""

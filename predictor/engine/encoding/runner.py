@@ -1,4 +1,4 @@
-"""Runs one pass of a model that reads: texts in, what the task finds for each out."""
+"""Run one forward pass of an encoder task: texts in, the task's result for each text out."""
 
 from __future__ import annotations
 
@@ -10,34 +10,43 @@ import torch
 from transformers import PreTrainedModel
 
 from predictor.engine.encoding.batching import BatchLimits
-from predictor.engine.encoding.inputs import Batch, Run, Text
+from predictor.engine.encoding.inputs import EncoderBatch, EncoderInput, Postprocess
 
 
 class EncoderRunner:
-    """Runs texts in one batch, padded on the right; may not be called from two threads at a time.
+    """Runs texts in one batch, padded on the right. It may not be called from two threads at once.
 
-    Padding is masked. Two kinds of models look at padding besides the mask, by its token: those of
-    RoBERTa's kind count positions from it, and decoders with a head look for the last token that is
-    none. Both find it in their config, and so do we. Where a decoder's config has none, any token
-    will do that no text of the batch ends with. Rows that only fill the pass's shape are the first
-    text's once more.
+    Padding is masked. Two kinds of models look at padding besides the mask, by its token: models of
+    RoBERTa's kind count positions from it, and decoders with a classification head look for the
+    last token that is not padding. Both take the token from their config, and so does this class.
+    If a decoder's config has none, any token will do that no text of the batch ends with. Rows that
+    only fill a bucket of shapes repeat the first text.
+
+    Attributes:
+        model: The model.
+        postprocess: Makes a result for each row of the model's output.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, device: torch.device, limits: BatchLimits, run: Run
+        self,
+        model: PreTrainedModel,
+        *,
+        device: torch.device,
+        limits: BatchLimits,
+        postprocess: Postprocess,
     ) -> None:
-        """Takes a model that is loaded.
+        """Take a loaded model.
 
         Args:
             model: The model.
-            device: Where its first part executes.
-            limits: What its passes are held to.
-            run: Makes what is found of the model's output.
+            device: The device of its first part.
+            limits: The limits of a forward pass.
+            postprocess: Makes a result for each row of the model's output.
         """
-        self._model: Any = model
+        self.model: Any = model
+        self.postprocess = postprocess
         self._device = device
         self._limits = limits
-        self._run = run
         config: Any = model.config.get_text_config()
         self._pad: int | None = getattr(config, "pad_token_id", None)
         self._config = config
@@ -46,12 +55,12 @@ class EncoderRunner:
         self._extra: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
 
     @torch.inference_mode()
-    def run(self, texts: Sequence[Text]) -> Sequence[Any]:
-        """Returns what is found for each text, in order."""
+    def run(self, texts: Sequence[EncoderInput]) -> Sequence[Any]:
+        """Return the result of each text, in order."""
         more = self._limits.rows_of(len(texts)) - len(texts)
-        return self._read([*texts, *[texts[0]] * more])[: len(texts)]
+        return self._run([*texts, *[texts[0]] * more])[: len(texts)]
 
-    def _read(self, texts: Sequence[Text]) -> Sequence[Any]:
+    def _run(self, texts: Sequence[EncoderInput]) -> Sequence[Any]:
         columns = self._limits.columns(max(len(text.ids) for text in texts))
         ids = torch.full((len(texts), columns), self._padding(texts), dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -62,15 +71,15 @@ class EncoderRunner:
             if text.types is not None:
                 types[row, : len(text.ids)] = torch.tensor(text.types)
         mask = mask.to(self._device)
-        given = {"input_ids": ids.to(self._device), "attention_mask": mask, **self._extra}
+        inputs = {"input_ids": ids.to(self._device), "attention_mask": mask, **self._extra}
         if self._takes_types and any(text.types is not None for text in texts):
-            given["token_type_ids"] = types.to(self._device)
-        return self._run(self._model(**given), Batch(texts, mask))
+            inputs["token_type_ids"] = types.to(self._device)
+        return self.postprocess(self.model(**inputs), EncoderBatch(texts, mask))
 
-    def _padding(self, texts: Sequence[Text]) -> int:
+    def _padding(self, texts: Sequence[EncoderInput]) -> int:
         if self._pad is not None:
             return self._pad
         last = {text.ids[-1] for text in texts}
-        found = next(token for token in range(len(last) + 1) if token not in last)
-        self._config.pad_token_id = found
-        return found
+        padding = next(token for token in range(len(last) + 1) if token not in last)
+        self._config.pad_token_id = padding
+        return padding

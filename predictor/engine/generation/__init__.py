@@ -1,1 +1,1 @@
-"""Generation: sequences that grow a token at a time, batched at every step."""
+"""Generation: sequences that grow by a token in each step, batched anew at every step."""

@@ -1,124 +1,116 @@
-"""Runs passes of encoder-decoder models: a source is read once, then its reply grows by tokens.
+"""Run encoder-decoder models: a source is encoded once, then its reply grows token by token.
 
-A sequence's tokens are its source and then its decoder's, in one line, so that the scheduler counts
-both and need not tell them apart; a source's tokens stand there as negative numbers (`as_source`).
+The tokens of a sequence are those of its source followed by those of its decoder, so that the
+scheduler counts both and need not tell them apart. Tokens of the source stand there as negative
+numbers (`as_source`).
 
-Sequences whose sources are read in one pass stay together, as a cohort: their decoders' tokens are
-in step, so nothing of these is padding, and a model may count positions as it likes. Sources are
-padded on the right and masked. Each cohort is a pass of the model by itself.
+Sequences whose sources are encoded in one forward pass stay together as a `LockstepBatch`. Their
+decoders are in step, so none of their tokens is padding, and a model may count positions as it
+likes. Sources are padded on the right and masked. Each lockstep batch is a forward pass by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
-from predictor.engine.generation.kv_cache import Row
+from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.lockstep_batch import LockstepBatch
 from predictor.engine.shape_buckets import bucket_new_tokens
+from predictor.private.transformers import encoder_output
 from predictor.profiling.encoder_decoder_probe import MOST_PADDING
 
 _NO_SOURCE = (0,)
-"""What a pass without a source reads, which only tests and times the model."""
+"""The source of a forward pass that has none, which only tests and times the model."""
 
 _PIECE = 16
-"""Most tokens of all decoders in one pass, where several are known of each."""
+"""Most tokens of all decoders in one forward pass, if several of each are known."""
 
 
 def as_source(tokens: Iterable[int]) -> tuple[int, ...]:
-    """Returns tokens as they stand in a sequence whose source they are."""
+    """Return tokens as they stand in a sequence whose source they are."""
     return tuple(-1 - token for token in tokens)
 
 
-@dataclass
-class _Read(BaseModelOutput):
-    """What an encoder made, with what mixtures of experts look for besides."""
-
-    router_logits: Any = None
-
-
 class EncoderDecoderRunner:
-    """Runs rows of any lengths; prompts have to come whole."""
+    """Runs rows of any lengths. A prompt must come in one chunk.
+
+    Attributes:
+        model: The model.
+        batches: The lockstep batch of each sequence.
+    """
 
     def __init__(
         self, model: PreTrainedModel, *, device: torch.device, alone: bool = False
     ) -> None:
-        """Takes a model with an encoder and a decoder.
+        """Take a model with an encoder and a decoder.
 
         Args:
             model: The model.
-            device: Where its first part executes.
-            alone: Whether every sequence is to be computed by itself.
+            device: The device of its first part.
+            alone: Whether to compute every sequence by itself.
         """
-        self._model: Any = model
+        self.model: Any = model
+        self.batches: dict[int, LockstepBatch] = {}
         self._device = device
         self._alone = alone
-        self._cohorts: dict[int, LockstepBatch] = {}
 
     @torch.inference_mode()
-    def run(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Returns logits of shape (rows, vocabulary)."""
+    def run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
+        """Return logits of shape (rows, vocabulary)."""
         for row in rows:
             if not row.start:
                 self.release(row.key)
-            elif row.key not in self._cohorts:
+            elif row.key not in self.batches:
                 raise RuntimeError("the sequence's cache is gone")
         self._shrink()
-        found: dict[int, torch.Tensor] = {}
+        logits: dict[int, torch.Tensor] = {}
         running = [row for row in rows if row.start]
-        for group in _grouped(running, self._goes_on_with):
-            found |= dict(zip([row.key for row in group], self._go_on(group), strict=True))
-        for group in self._beginning([row for row in rows if not row.start]):
-            found |= dict(zip([row.key for row in group], self._begin(group), strict=True))
-        return torch.stack([found[row.key] for row in rows])
+        for group in _group(running, self._lockstep):
+            logits |= dict(zip([row.key for row in group], self._continue(group), strict=True))
+        for group in self._group_new([row for row in rows if not row.start]):
+            logits |= dict(zip([row.key for row in group], self._begin(group), strict=True))
+        return torch.stack([logits[row.key] for row in rows])
 
     def release(self, key: int) -> None:
-        """Forgets a sequence; its cohort's memory is made less before the next pass."""
-        self._cohorts.pop(key, None)
+        """Forget a sequence. Its batch shrinks before the next forward pass."""
+        self.batches.pop(key, None)
 
     def _shrink(self) -> None:
-        for cohort in {id(cohort): cohort for cohort in self._cohorts.values()}.values():
-            left = [key for key in cohort.keys if self._cohorts.get(key) is cohort]
-            if len(left) < len(cohort.keys):
-                self._part(cohort, [left])
+        for batch in {id(batch): batch for batch in self.batches.values()}.values():
+            left = [key for key in batch.keys if self.batches.get(key) is batch]
+            if len(left) < len(batch.keys):
+                self._split(batch, [left])
 
-    def _part(self, cohort: LockstepBatch, groups: list[list[int]]) -> None:
-        # Where this fails, nobody goes on with what is left of the cohort.
+    def _split(self, batch: LockstepBatch, groups: list[list[int]]) -> None:
+        # If this fails, no sequence continues with the rest of the batch.
         for group in groups:
             for key in group:
-                del self._cohorts[key]
-        for group, made in zip(groups, cohort.part(groups), strict=True):
-            self._cohorts |= dict.fromkeys(group, made)
+                del self.batches[key]
+        for group, part in zip(groups, batch.split(groups), strict=True):
+            self.batches |= dict.fromkeys(group, part)
 
-    def _beginning(self, rows: Sequence[Row]) -> list[list[Row]]:
+    def _group_new(self, rows: Sequence[SequenceChunk]) -> list[list[SequenceChunk]]:
         """Rows in groups that begin together: with decoders in step, and with little padding."""
-        groups: list[list[Row]] = []
-        for some in _grouped(rows, lambda row: row.key if self._alone else len(_target(row))):
+        groups: list[list[SequenceChunk]] = []
+        for some in _group(rows, lambda row: row.key if self._alone else len(_target(row))):
             groups.append([])
             for row in sorted(some, key=lambda row: len(row.tokens)):
-                sizes = [len(_source(one)) for one in (*groups[-1], row)]
+                sizes = [len(_source(other)) for other in (*groups[-1], row)]
                 if len(sizes) * sizes[-1] > (1 + MOST_PADDING) * sum(sizes):
                     groups.append([])
                 groups[-1].append(row)
         return groups
 
-    def _begin(self, rows: Sequence[Row]) -> torch.Tensor:
-        sources = [_source(row) for row in rows]
-        longest = max(map(len, sources))
-        columns = bucket_new_tokens(longest) if self._device.type == "cpu" else longest
-        ids = torch.full((len(rows), columns), self._model.config.pad_token_id or 0)
-        mask = torch.zeros_like(ids)
-        for index, source in enumerate(sources):
-            ids[index, : len(source)] = torch.tensor(source)
-            mask[index, : len(source)] = 1
-        mask, targets = mask.to(self._device), self._targets(rows)
-        output = self._model(
-            input_ids=ids.to(self._device),
+    def _begin(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
+        """Encode the sources, and compute all tokens of the decoders that are known."""
+        ids, mask = self._sources(rows)
+        targets = self._targets(rows)
+        output = self.model(
+            input_ids=ids,
             attention_mask=mask,
             decoder_input_ids=targets[:, :1],
             past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
@@ -126,61 +118,76 @@ class EncoderDecoderRunner:
         )
         logits: torch.Tensor = output.logits[:, -1]
         known = targets.shape[1]
-        before = {row.key: row.end - known for row in rows}
+        offsets = {row.key: row.end - known for row in rows}
         states = output.encoder_last_hidden_state
-        cohort = LockstepBatch(list(before), output.past_key_values, states, mask, 1, before)
-        self._cohorts |= dict.fromkeys(before, cohort)
+        batch = LockstepBatch(list(offsets), output.past_key_values, states, mask, 1, offsets)
+        self.batches |= dict.fromkeys(offsets, batch)
         piece = max(1, _PIECE // len(rows))
         for first in range(1, known, piece):
-            logits = self._feed(cohort, targets[:, first : first + piece])
+            logits = self._decode(batch, targets[:, first : first + piece])
         return logits
 
-    def _goes_on_with(self, row: Row) -> Hashable:
-        cohort = self._cohorts[row.key]
-        return id(cohort), row.start - cohort.sources[row.key]
+    def _lockstep(self, row: SequenceChunk) -> Hashable:
+        """A key that rows share which continue together."""
+        batch = self.batches[row.key]
+        return id(batch), row.start - batch.offsets[row.key]
 
-    def _go_on(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Feeds each decoder its next token.
+    def _continue(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
+        """Compute the next token of each decoder.
 
-        Where a pass failed, of this cohort or of another one beside it, it is run again in halves;
-        the cohort may have its tokens already, or some layers of it may.
+        If a forward pass failed, of this batch or of another one beside it, it is run again in
+        halves. Some layers of the batch, or all, may have its tokens already.
         """
         by_key = {row.key: row for row in rows}
-        cohort = self._cohorts[rows[0].key]
-        others = [key for key in cohort.keys if key not in by_key]
+        batch = self.batches[rows[0].key]
+        others = [key for key in batch.keys if key not in by_key]
         if others:
-            self._part(cohort, [list(by_key), others])
-            cohort = self._cohorts[rows[0].key]
-        cohort.go_back(rows[0].start - cohort.sources[rows[0].key])
-        logits = self._feed(cohort, self._targets([by_key[key] for key in cohort.keys]))
-        return logits[[cohort.keys.index(key) for key in by_key]]
+            self._split(batch, [list(by_key), others])
+            batch = self.batches[rows[0].key]
+        batch.truncate(rows[0].start - batch.offsets[rows[0].key])
+        logits = self._decode(batch, self._targets([by_key[key] for key in batch.keys]))
+        return logits[[batch.keys.index(key) for key in by_key]]
 
-    def _feed(self, cohort: LockstepBatch, targets: torch.Tensor) -> torch.Tensor:
-        output = self._model(
-            encoder_outputs=_Read(last_hidden_state=cohort.states),
-            attention_mask=cohort.mask,
+    def _decode(self, batch: LockstepBatch, targets: torch.Tensor) -> torch.Tensor:
+        output = self.model(
+            encoder_outputs=encoder_output(batch.states),
+            attention_mask=batch.mask,
             decoder_input_ids=targets,
-            past_key_values=cohort.cache,
+            past_key_values=batch.cache,
             use_cache=True,
         )
-        cohort.length += targets.shape[1]
+        batch.length += targets.shape[1]
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
-    def _targets(self, rows: Sequence[Row]) -> torch.Tensor:
+    def _sources(self, rows: Sequence[SequenceChunk]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sources' tokens and their mask, each of shape (rows, columns)."""
+        sources = [_source(row) for row in rows]
+        longest = max(map(len, sources))
+        columns = bucket_new_tokens(longest) if self._device.type == "cpu" else longest
+        ids = torch.full((len(rows), columns), self.model.config.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for index, source in enumerate(sources):
+            ids[index, : len(source)] = torch.tensor(source)
+            mask[index, : len(source)] = 1
+        return ids.to(self._device), mask.to(self._device)
+
+    def _targets(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
         return torch.tensor([_target(row) for row in rows], device=self._device)
 
 
-def _source(row: Row) -> list[int]:
+def _source(row: SequenceChunk) -> list[int]:
     return [-1 - token for token in row.tokens if token < 0] or list(_NO_SOURCE)
 
 
-def _target(row: Row) -> list[int]:
+def _target(row: SequenceChunk) -> list[int]:
     return [token for token in row.tokens if token >= 0]
 
 
-def _grouped(rows: Iterable[Row], by: Callable[[Row], Hashable]) -> list[list[Row]]:
-    groups: dict[Hashable, list[Row]] = {}
+def _group(
+    rows: Iterable[SequenceChunk], by: Callable[[SequenceChunk], Hashable]
+) -> list[list[SequenceChunk]]:
+    groups: dict[Hashable, list[SequenceChunk]] = {}
     for row in rows:
         groups.setdefault(by(row), []).append(row)
     return list(groups.values())

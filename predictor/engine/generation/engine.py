@@ -1,300 +1,252 @@
-"""The step loop: many sequences, one model, one thread.
+"""Continuous batching: many sequences grow by one token in every step of the model thread.
 
-Sequences come in and are cancelled from any thread; everything else happens in the engine's own:
-it asks the scheduler for the next passes, runs them, chooses tokens and tells the listeners. What
-fails on one sequence's account fails that sequence alone: a failed pass is run again in halves
-until the row at fault stands by itself. Where nothing succeeds, a pass of one harmless token tells
-whether the model itself is broken; then all sequences end with `EngineBroken` and the engine with
-them, because a device that failed an assertion does not recover within the process.
+`ContinuousBatching` asks the scheduler for the next forward passes, runs them, samples tokens and
+tells the callbacks. `Engine` is its face for other threads.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-import queue
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from predictor.engine.generation.kv_cache import Row
+from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import Runner
-from predictor.engine.generation.sampler import Sampler, choose_each
+from predictor.engine.generation.sampler import Sampler, sample_each
 from predictor.engine.generation.sampling_params import (
     FinishReason,
-    Listener,
     SamplingParams,
+    SequenceCallback,
     Token,
 )
-from predictor.engine.generation.scheduler import Chunk, Limits, Scheduler
+from predictor.engine.generation.scheduler import Chunk, Scheduler, SchedulerLimits
+from predictor.engine.model_thread import ModelThread, request_failed
 from predictor.errors import EngineBroken, GenerationFailed, PredictorError
 from predictor.metrics import EngineMetrics
 
 logger = logging.getLogger(__name__)
 
-_CANARY = -1
-"""The key of the pass that tells whether the model still works."""
+_PROBE = -1
+"""The key of the forward pass that tells whether the model still works."""
 
 
 @dataclass(slots=True)
 class _Sequence:
-    key: int
     prompt: Sequence[int]
-    sampling: SamplingParams
+    params: SamplingParams
     sampler: Sampler
-    listener: Listener
+    callback: SequenceCallback
     arrived: float
-    told: float = 0.0
+    last_token: float = 0.0
     tokens: list[int] = field(default_factory=list)
-    """All that are known; empty until its first pass, since many may wait with the same prompt."""
+    """All known tokens. Empty until the first forward pass: many may wait with the same prompt."""
 
 
 class Engine:
-    """Runs sequences until it is stopped or broken."""
+    """Generates sequences until it is stopped or the model is broken.
+
+    Attributes:
+        runner: Runs the forward passes.
+        limits: The limits of the KV cache and of a forward pass.
+        thread: The model thread.
+    """
 
     def __init__(
         self,
         runner: Runner,
-        limits: Limits,
+        limits: SchedulerLimits,
         *,
-        ends: frozenset[int],
+        eos_token_ids: frozenset[int],
         metrics: EngineMetrics,
         on_broken: Callable[[EngineBroken], None] | None = None,
     ) -> None:
-        """Starts the thread.
+        """Start the model thread.
 
         Args:
-            runner: Runs passes of the model.
-            limits: What passes are held to.
-            ends: Tokens that end a sequence.
-            metrics: Where counts and times go.
-            on_broken: Is told, in the engine's thread, that the engine has ended for good.
+            runner: Runs the forward passes.
+            limits: The limits of the KV cache and of a forward pass.
+            eos_token_ids: Tokens that end a sequence.
+            metrics: Takes counts and times.
+            on_broken: Called in the model thread, last of all, if the model is broken for good.
         """
-        self._runner, self._ends, self._metrics = runner, ends, metrics
-        self._scheduler = Scheduler(limits)
-        self._on_broken = on_broken
-        self._keys = itertools.count()
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._sequences: dict[int, _Sequence] = {}
-        self._failed: list[int] = []
-        self._stopping = False
-        self._broken: EngineBroken | None = None
-        self._lock = threading.Lock()
-        metrics.kv_limit.set(limits.kv_tokens)
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
-        self._thread.start()
+        self.runner, self.limits = runner, limits
+        policy = ContinuousBatching(runner, limits, eos_token_ids=eos_token_ids, metrics=metrics)
+        self.thread: ModelThread[_Sequence, Chunk] = ModelThread(
+            policy, name="engine", on_broken=on_broken
+        )
 
-    def submit(self, prompt: Sequence[int], sampling: SamplingParams, listener: Listener) -> int:
-        """Takes a sequence and returns its key; does not wait.
+    def submit(
+        self, prompt: Sequence[int], params: SamplingParams, callback: SequenceCallback
+    ) -> int:
+        """Hand in a sequence and return its key; do not wait.
 
         Args:
-            prompt: Token ids of the model's vocabulary, at least one; with what is generated no
-                more than the KV cache holds. It is not copied before its first pass.
-            sampling: How to continue.
-            listener: Who is told.
+            prompt: Token ids of the model's vocabulary, at least one. Prompt and reply together
+                must fit in the KV cache. The prompt is not copied before its first forward pass.
+            params: How the sequence is continued.
+            callback: Called with its tokens and its end.
 
         Raises:
             EngineBroken: The engine has ended.
         """
-        sampler = Sampler(sampling, prompt)
-        sequence = _Sequence(
-            next(self._keys), prompt, sampling, sampler, listener, time.monotonic()
-        )
-        with self._lock:
-            if self._broken is not None:
-                raise self._broken
-            self._inbox.put(lambda: self._add(sequence))
-        return sequence.key
+        sampler = Sampler(params, prompt)
+        return self.thread.submit(_Sequence(prompt, params, sampler, callback, time.monotonic()))
 
     def cancel(self, key: int) -> None:
-        """Lets a sequence's place go at the next token; its listener hears nothing more."""
-        self._inbox.put(lambda: self._drop(key))
+        """Cancel a sequence after the current step. Its callback is not called again."""
+        self.thread.cancel(key)
 
     def stop(self) -> None:
-        """Ends the thread after the pass that runs; sequences that run hear nothing more."""
+        """End the thread after the current step. Callbacks of running sequences hear no more."""
+        self.thread.stop()
 
-        def stop() -> None:
-            self._stopping = True
 
-        self._inbox.put(stop)
+class ContinuousBatching:
+    """The policy of the model thread for generation."""
 
-    # Everything below runs in the engine's thread.
+    noun = "sequence"
 
-    def _loop(self) -> None:
-        try:
-            while not self._stopping:
-                self._take_in()
-                self._step()
-                self._count()
-        # Here is the border between the engine and the process: whatever went wrong, it is over.
-        except Exception as error:
-            self._break(error)
+    def __init__(
+        self,
+        runner: Runner,
+        limits: SchedulerLimits,
+        *,
+        eos_token_ids: frozenset[int],
+        metrics: EngineMetrics,
+    ) -> None:
+        self._runner, self._eos_token_ids, self._metrics = runner, eos_token_ids, metrics
+        self._scheduler = Scheduler(limits)
+        self._sequences: dict[int, _Sequence] = {}
+        metrics.kv_limit.set(limits.kv_tokens)
 
-    def _take_in(self) -> None:
-        is_idle = not self._sequences
-        while is_idle or not self._inbox.empty():
-            self._inbox.get()()
-            is_idle = not (self._sequences or self._stopping)
+    def idle_seconds(self) -> float | None:
+        """Return that there is nothing to wait for while a sequence is left."""
+        return 0 if self._sequences else None
 
-    def _add(self, sequence: _Sequence) -> None:
-        self._scheduler.add(sequence.key, len(sequence.prompt))
-        self._sequences[sequence.key] = sequence
+    def add(self, key: int, request: _Sequence) -> None:
+        """Put a sequence in line."""
+        self._scheduler.add(key, len(request.prompt))
+        self._sequences[key] = request
 
-    def _drop(self, key: int) -> None:
+    def remove(self, key: int) -> None:
+        """Forget a sequence and free its KV pages."""
         if self._sequences.pop(key, None) is not None:
             self._scheduler.remove(key)
             self._runner.release(key)
             self._count()
+
+    def batches(self) -> Iterator[Sequence[Chunk]]:
+        """Yield what the scheduler plans for the next step."""
+        step = self._scheduler.plan()
+        for key in step.preempted:
+            self._runner.release(key)
+            self._metrics.preemptions.inc()
+        yield from step.batches
+        self._count()
+
+    def compute(self, rows: Sequence[Chunk]) -> list[Token | Exception | None]:
+        """Return each row's next token, its error, or None if it has tokens left to compute."""
+        sequences = [self._started(chunk.key) for chunk in rows]
+        pairs = list(zip(rows, sequences, strict=True))
+        chunks = [SequenceChunk(c.key, c.start, s.tokens[c.start : c.end]) for c, s in pairs]
+        logits = self._runner.run(chunks)
+        samplers = [s.sampler if c.end == len(s.tokens) else None for c, s in pairs]
+        return sample_each(samplers, logits)
+
+    def deliver(
+        self, rows: Sequence[Chunk], results: list[Token | Exception | None], seconds: float
+    ) -> None:
+        """Note that the chunks are cached, and pass the tokens on."""
+        tokens = sum(isinstance(token, Token) for token in results)
+        self._metrics.count_step(rows=len(rows), seconds=seconds, tokens=tokens)
+        for chunk, token in zip(rows, results, strict=True):
+            if self._scheduler.mark_computed(chunk) and token is not None:
+                self._continue(chunk.key, token)
+
+    def probe(self, failed: Sequence[Chunk]) -> None:
+        """Compute one harmless token, and raise whatever the model raises."""
+        for chunk in failed:
+            self._runner.release(chunk.key)  # their memory may be all that there is
+        try:
+            self._runner.run([SequenceChunk(_PROBE, 0, [0])]).argmax().item()
+        finally:
+            self._runner.release(_PROBE)
+
+    def fail(self, row: Chunk, error: GenerationFailed) -> None:
+        """End a sequence on which the model failed."""
+        self._finish(row.key, error)
+
+    def fail_all(self, error: EngineBroken) -> None:
+        """End all sequences."""
+        for key in list(self._sequences):
+            self._finish(key, error)
+
+    def _started(self, key: int) -> _Sequence:
+        sequence = self._sequences[key]
+        if not sequence.tokens:
+            sequence.tokens = list(sequence.prompt)
+            self._metrics.queue_seconds.observe(time.monotonic() - sequence.arrived)
+            self._metrics.prompt_tokens.inc(len(sequence.prompt))
+        return sequence
+
+    def _continue(self, key: int, token: Token | Exception) -> None:
+        if isinstance(token, Exception):
+            logger.error("No token can be chosen for a sequence", exc_info=token)
+            self._finish(key, request_failed())
+            return
+        sequence = self._sequences[key]
+        self._time(sequence)
+        sequence.tokens.append(token.id)
+        try:
+            is_stopped = sequence.callback.on_token(token)
+        # A callback's failure is its own sequence's.
+        except Exception:
+            logger.exception("A callback failed")
+            self._finish(key, request_failed())
+            return
+        reason = self._finish_reason(sequence, token, is_stopped=is_stopped)
+        if reason is None:
+            self._scheduler.append_token(key)
+        else:
+            self._finish(key, reason)
+
+    def _finish_reason(
+        self, sequence: _Sequence, token: Token, *, is_stopped: bool
+    ) -> FinishReason | None:
+        if is_stopped:
+            return "stop_sequence"
+        if token.id in self._eos_token_ids:
+            return "eos_token"
+        generated = len(sequence.tokens) - len(sequence.prompt)
+        return "length" if generated >= sequence.params.max_new_tokens else None
+
+    def _time(self, sequence: _Sequence) -> None:
+        now = time.monotonic()
+        self._metrics.generated_tokens.inc()
+        if sequence.last_token:
+            self._metrics.inter_token_seconds.observe(now - sequence.last_token)
+        else:
+            self._metrics.first_token_seconds.observe(now - sequence.arrived)
+        sequence.last_token = now
+
+    def _finish(self, key: int, outcome: FinishReason | PredictorError) -> None:
+        callback = self._sequences[key].callback
+        self.remove(key)
+        if not _call_finish(callback, outcome) and not isinstance(outcome, PredictorError):
+            _call_finish(callback, request_failed())  # else its client waits until the deadline
 
     def _count(self) -> None:
         self._metrics.running.set(self._scheduler.running)
         self._metrics.waiting.set(self._scheduler.waiting)
         self._metrics.kv_used.set(self._scheduler.cached)
 
-    def _step(self) -> None:
-        step = self._scheduler.plan()
-        for key in step.preempted:
-            self._runner.release(key)
-            self._metrics.preemptions.inc()
-        for chunks in step.passes:
-            if not self._pass(chunks):
-                self._check_alive()
-            self._end_failed()
 
-    def _pass(self, chunks: Sequence[Chunk]) -> bool:
-        """Runs a pass, in halves where it fails; returns whether a row succeeded."""
-        sequences = [self._sequences[chunk.key] for chunk in chunks]
-        began = time.monotonic()
-        for sequence in sequences:
-            if not sequence.tokens:
-                sequence.tokens = list(sequence.prompt)
-                self._metrics.queue_seconds.observe(began - sequence.arrived)
-                self._metrics.prompt_tokens.inc(len(sequence.prompt))
-        try:
-            logits = self._runner.run(
-                [
-                    Row(chunk.key, chunk.start, sequence.tokens[chunk.start : chunk.end])
-                    for chunk, sequence in zip(chunks, sequences, strict=True)
-                ]
-            )
-            tokens = choose_each(
-                [
-                    sequence.sampler if chunk.end == len(sequence.tokens) else None
-                    for chunk, sequence in zip(chunks, sequences, strict=True)
-                ],
-                logits,
-            )
-        except EngineBroken:
-            raise
-        # Models raise whatever they like; here is the border between sequences.
-        except Exception as error:
-            return self._halve(chunks, error)
-        told = sum(isinstance(token, Token) for token in tokens)
-        self._metrics.count_step(rows=len(chunks), seconds=time.monotonic() - began, tokens=told)
-        for chunk, sequence, token in zip(chunks, sequences, tokens, strict=True):
-            if self._scheduler.fed(chunk) and token is not None:
-                self._tell(sequence, token)
-        return True
-
-    def _halve(self, chunks: Sequence[Chunk], error: Exception) -> bool:
-        if len(chunks) == 1:
-            logger.error("The model failed on a sequence", exc_info=error)
-            self._failed.append(chunks[0].key)
-            return False
-        logger.warning(
-            "A pass of %d sequences failed (%s); halved", len(chunks), type(error).__name__
-        )
-        # What the failed pass computed hangs on these; its halves need the memory.
-        error.__traceback__ = error.__context__ = error.__cause__ = None
-        middle = len(chunks) // 2
-        done = [self._pass(half) for half in (chunks[:middle], chunks[middle:])]
-        return any(done)
-
-    def _tell(self, sequence: _Sequence, token: Token | Exception) -> None:
-        if isinstance(token, Exception):
-            logger.error("No token can be chosen for a sequence", exc_info=token)
-            self._end(sequence.key, _failed())
-            return
-        self._time(sequence)
-        sequence.tokens.append(token.id)
-        try:
-            is_over = sequence.listener.token(token)
-        # A listener's failure is its own sequence's.
-        except Exception:
-            logger.exception("A listener failed")
-            self._end(sequence.key, _failed())
-            return
-        ending = self._ending(sequence, token, is_over=is_over)
-        if ending is None:
-            self._scheduler.grew(sequence.key)
-        else:
-            self._end(sequence.key, ending)
-
-    def _ending(self, sequence: _Sequence, token: Token, *, is_over: bool) -> FinishReason | None:
-        if is_over:
-            return "stop_sequence"
-        if token.id in self._ends:
-            return "eos_token"
-        generated = len(sequence.tokens) - len(sequence.prompt)
-        return "length" if generated >= sequence.sampling.max_new_tokens else None
-
-    def _time(self, sequence: _Sequence) -> None:
-        now = time.monotonic()
-        self._metrics.generated_tokens.inc()
-        if sequence.told:
-            self._metrics.inter_token_seconds.observe(now - sequence.told)
-        else:
-            self._metrics.first_token_seconds.observe(now - sequence.arrived)
-        sequence.told = now
-
-    def _end(self, key: int, outcome: FinishReason | PredictorError) -> None:
-        listener = self._sequences[key].listener
-        self._drop(key)
-        if not _ended(listener, outcome) and not isinstance(outcome, PredictorError):
-            _ended(listener, _failed())  # whoever waits shall not wait until the deadline
-
-    def _end_failed(self) -> None:
-        """Tells those that failed alone, once it is known that not all has failed."""
-        for key in self._failed:
-            self._end(key, _failed())
-        self._failed = []
-
-    def _check_alive(self) -> None:
-        """Runs one harmless token; raises what the model raises if it is broken."""
-        for key in self._failed:
-            self._runner.release(key)  # their memory may be all that there is
-        try:
-            self._runner.run([Row(_CANARY, 0, [0])]).argmax().item()
-        finally:
-            self._runner.release(_CANARY)
-
-    def _break(self, error: Exception) -> None:
-        logger.critical("The engine is broken", exc_info=error)
-        broken = (
-            error
-            if isinstance(error, EngineBroken)
-            else EngineBroken("The model's engine has failed; the server's log has the cause.")
-        )
-        with self._lock:
-            self._broken = broken
-        while not self._inbox.empty():
-            self._inbox.get()()
-        for key in list(self._sequences):
-            self._end(key, broken)
-        if self._on_broken is not None:
-            self._on_broken(broken)
-
-
-def _ended(listener: Listener, outcome: FinishReason | PredictorError) -> bool:
-    """Tells a listener how its sequence ended; returns whether it took that."""
+def _call_finish(callback: SequenceCallback, outcome: FinishReason | PredictorError) -> bool:
+    """Call a callback with the end of its sequence; return whether it took that."""
     try:
-        listener.end(outcome)
+        callback.on_finish(outcome)
     except Exception:
-        logger.exception("A listener failed at its end")
+        logger.exception("A callback failed at its end")
         return False
     return True
-
-
-def _failed() -> GenerationFailed:
-    return GenerationFailed("The model failed on this request; the server's log has the cause.")

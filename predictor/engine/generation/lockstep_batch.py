@@ -1,7 +1,7 @@
-"""Sequences of an encoder-decoder model that are in step: a batch, and what is kept of it.
+"""Sequences of an encoder-decoder model whose decoders are in step: a batch, and its cache.
 
-A cohort is made less, or split, layer by layer, so that besides what is kept there is never more
-than a copy of one layer.
+A batch is split layer by layer, so that besides the batch itself there is never more in memory than
+a copy of one layer.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class LockstepBatch:
     """Sequences in step.
 
     Attributes:
-        keys: Theirs, in the order of the rows.
-        cache: What the decoder keeps.
-        states: What the encoder made, of shape (rows, source, hidden).
-        mask: 1 where a source has a token, of shape (rows, source).
-        length: Tokens of each decoder that are cached, as far as passes have come to an end.
-        sources: For each key how many tokens of its line are before the decoder's.
+        keys: The sequences, in the order of the rows.
+        cache: Keys and values of the decoder.
+        states: The encoder's output, of shape (rows, source, hidden).
+        mask: 1 for each token of a source, of shape (rows, source).
+        length: Cached tokens of each decoder, as of the last forward pass that succeeded.
+        offsets: For each key, how many of its tokens stand before those of the decoder.
     """
 
     keys: list[int]
@@ -34,10 +34,10 @@ class LockstepBatch:
     states: torch.Tensor
     mask: torch.Tensor
     length: int
-    sources: dict[int, int]
+    offsets: dict[int, int]
 
-    def go_back(self, length: int) -> None:
-        """Forgets what each decoder has beyond a length, which a pass may have left halfway."""
+    def truncate(self, length: int) -> None:
+        """Forget the tokens of each decoder beyond a length, which a failed pass may have left."""
         self.length = length
         for layer in self.cache.self_attention_cache.layers:
             kept: Any = layer
@@ -45,10 +45,10 @@ class LockstepBatch:
                 kept.keys = kept.keys[:, :, : self.length]
                 kept.values = kept.values[:, :, : self.length]
 
-    def part(self, groups: Sequence[list[int]]) -> list[LockstepBatch]:
-        """Returns a cohort for each group of keys; this one is nothing any more.
+    def split(self, groups: Sequence[list[int]]) -> list[LockstepBatch]:
+        """Return a batch for each group of keys. This one cannot be used afterwards.
 
-        They have no more columns than their sources need.
+        The new batches have no more columns than their sources need.
         """
         rows = [torch.tensor([self.keys.index(key) for key in group]) for group in groups]
         columns = [int(self.mask[own].sum(dim=1).max()) for own in rows]
@@ -58,7 +58,7 @@ class LockstepBatch:
             layers: Any = cache.layers
             for layer in layers:
                 for own, most, new in zip(rows, columns, made, strict=True):
-                    new[which].layers.append(_some(layer, own, most if which else None))
+                    new[which].layers.append(_select(layer, own, most if which else None))
                 layer.keys = layer.values = None
         return [
             LockstepBatch(
@@ -67,12 +67,12 @@ class LockstepBatch:
                 self.states[own.to(self.states.device), :most],
                 self.mask[own.to(self.mask.device), :most],
                 self.length,
-                {key: self.sources[key] for key in group},
+                {key: self.offsets[key] for key in group},
             )
             for group, own, most, new in zip(groups, rows, columns, made, strict=True)
         ]
 
 
-def _some(layer: Any, rows: torch.Tensor, columns: int | None) -> Any:
-    there = rows.to(layer.keys.device)
-    return filled(layer.keys[there, :, :columns], layer.values[there, :, :columns])
+def _select(layer: Any, rows: torch.Tensor, columns: int | None) -> Any:
+    index = rows.to(layer.keys.device)
+    return filled(layer.keys[index, :, :columns], layer.values[index, :, :columns])

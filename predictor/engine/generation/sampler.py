@@ -1,7 +1,7 @@
-"""Chooses the next token of one sequence from the model's logits.
+"""Sample the next token of one sequence from the model's logits.
 
-Every sequence has a sampler of its own, with its own generator, and sees its own row alone; so what
-it chooses does not depend on who else is in the batch.
+Every sequence has its own sampler, with its own generator, and sees its own row alone. So its
+tokens do not depend on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -14,95 +14,95 @@ import torch
 from predictor.engine.generation.sampling_params import SamplingParams, Token
 
 _FEW = 512
-"""Tokens that nearly always hold the probability mass asked for; sorting them is quick."""
+"""Tokens that nearly always hold the probability mass of `top_p`; sorting them is quick."""
 
 
 class Sampler:
-    """The choice of one sequence's tokens."""
+    """Samples the tokens of one sequence."""
 
-    def __init__(self, sampling: SamplingParams, prompt: Sequence[int]) -> None:
-        """Begins a sequence.
+    def __init__(self, params: SamplingParams, prompt: Sequence[int]) -> None:
+        """Begin a sequence.
 
         Args:
-            sampling: The recipe.
+            params: The sampling parameters.
             prompt: Tokens of the prompt.
         """
-        self._recipe = sampling
+        self._params = params
         self._prompt = prompt
-        self._seen: set[int] = set()
-        self._said: Counter[int] = Counter()
+        self._prompt_ids: set[int] = set()
+        self._generated: Counter[int] = Counter()
         self._generator: torch.Generator | None = None
-        self.is_plain = (
-            sampling.temperature == 0
-            and sampling.repetition_penalty == 1
-            and sampling.presence_penalty == 0
-            and sampling.frequency_penalty == 0
-            and not sampling.logit_bias
-            and sampling.logprobs is None
+        self.is_greedy = (
+            params.temperature == 0
+            and params.repetition_penalty == 1
+            and params.presence_penalty == 0
+            and params.frequency_penalty == 0
+            and not params.logit_bias
+            and params.logprobs is None
         )
-        """Whether the most probable token is all that is asked for."""
+        """Whether the next token is just the most probable one, without log probabilities."""
 
-    def choose(self, logits: torch.Tensor) -> Token:
-        """Returns the next token, and takes it as said.
+    def sample(self, logits: torch.Tensor) -> Token:
+        """Return the next token, and count it as generated.
 
         Args:
             logits: Of shape (vocabulary,), in any floating dtype.
 
         Raises:
-            ArithmeticError: The model gave no numbers.
+            ArithmeticError: The logits are not finite.
         """
         raw = logits.float()
         if not bool(torch.isfinite(raw.max())):
             raise ArithmeticError("the logits are not finite")
         scores = self._penalised(raw)
-        chosen = self._draw(scores) if self._recipe.temperature > 0 else int(scores.argmax())
-        self._said[chosen] += 1
-        return self._told(chosen, raw)
+        token = self._draw(scores) if self._params.temperature > 0 else int(scores.argmax())
+        self._generated[token] += 1
+        return self._with_logprobs(token, raw)
 
     def _penalised(self, raw: torch.Tensor) -> torch.Tensor:
         """A copy of the logits, after penalties and bias."""
-        recipe = self._recipe
+        params = self._params
         scores = raw.clone()
-        if recipe.repetition_penalty != 1:
-            # What is read by an encoder has numbers below 0 (`paired_runner`), and is not said.
-            self._seen = self._seen or {token for token in self._prompt if token >= 0}
-            ids = torch.tensor(sorted(self._seen | self._said.keys()), device=raw.device)
+        if params.repetition_penalty != 1:
+            # Tokens of an encoder have ids below 0 (`encoder_decoder_runner`); they do not count.
+            self._prompt_ids = self._prompt_ids or {token for token in self._prompt if token >= 0}
+            ids = torch.tensor(sorted(self._prompt_ids | self._generated.keys()), device=raw.device)
             held = scores[ids]
-            factor = recipe.repetition_penalty
+            factor = params.repetition_penalty
             scores[ids] = torch.where(held < 0, held * factor, held / factor)
-        if self._said and (recipe.presence_penalty or recipe.frequency_penalty):
-            ids = torch.tensor(list(self._said), device=raw.device)
-            counts = torch.tensor(list(self._said.values()), device=raw.device)
-            scores[ids] -= recipe.presence_penalty + recipe.frequency_penalty * counts
-        if recipe.logit_bias:
-            ids = torch.tensor(list(recipe.logit_bias), device=raw.device)
-            scores[ids] += torch.tensor(list(recipe.logit_bias.values()), device=raw.device)
+        if self._generated and (params.presence_penalty or params.frequency_penalty):
+            ids = torch.tensor(list(self._generated), device=raw.device)
+            counts = torch.tensor(list(self._generated.values()), device=raw.device)
+            scores[ids] -= params.presence_penalty + params.frequency_penalty * counts
+        if params.logit_bias:
+            ids = torch.tensor(list(params.logit_bias), device=raw.device)
+            scores[ids] += torch.tensor(list(params.logit_bias.values()), device=raw.device)
         return scores
 
     def _draw(self, scores: torch.Tensor) -> int:
-        recipe = self._recipe
-        scores = scores / recipe.temperature
-        if recipe.top_k == 0 and recipe.top_p == 1:
+        params = self._params
+        scores = scores / params.temperature
+        if params.top_k == 0 and params.top_p == 1:
             return self._pick(torch.softmax(scores, dim=-1))
-        probabilities, ids = _most_probable(scores, recipe.top_k, recipe.top_p)
+        probabilities, ids = _most_probable(scores, params.top_k, params.top_p)
         before = probabilities.cumsum(dim=-1) - probabilities
-        kept = probabilities * (before < recipe.top_p)
+        kept = probabilities * (before < params.top_p)
         return int(ids[self._pick(kept)])
 
     def _pick(self, weights: torch.Tensor) -> int:
         if self._generator is None:
             self._generator = torch.Generator(device=weights.device)
-            seed = self._recipe.seed
+            seed = self._params.seed
             self._generator.seed() if seed is None else self._generator.manual_seed(seed)
         return int(torch.multinomial(weights, 1, generator=self._generator))
 
-    def _told(self, chosen: int, raw: torch.Tensor) -> Token:
-        if self._recipe.logprobs is None:
-            return Token(chosen)
+    def _with_logprobs(self, token: int, raw: torch.Tensor) -> Token:
+        if self._params.logprobs is None:
+            return Token(token)
         logprobs = torch.log_softmax(raw, dim=-1)
-        best = logprobs.topk(min(self._recipe.logprobs, len(logprobs)))
+        best = logprobs.topk(min(self._params.logprobs, len(logprobs)))
         top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        return Token(chosen, float(logprobs[chosen]), top)
+        return Token(token, float(logprobs[token]), top)
 
 
 def _most_probable(
@@ -120,8 +120,8 @@ def _most_probable(
     return probabilities, ids
 
 
-def choose_plain(logits: torch.Tensor) -> list[int | None]:
-    """Returns the most probable token of each row; None where the model gave no numbers.
+def most_probable_tokens(logits: torch.Tensor) -> list[int | None]:
+    """Return the most probable token of each row; None if its logits are not finite.
 
     Args:
         logits: Of shape (rows, vocabulary).
@@ -131,29 +131,29 @@ def choose_plain(logits: torch.Tensor) -> list[int | None]:
     return [index if good else None for index, good in zip(ids.tolist(), finite, strict=True)]
 
 
-def choose_each(
+def sample_each(
     samplers: Sequence[Sampler | None], logits: torch.Tensor
 ) -> list[Token | Exception | None]:
-    """Returns the next token of each row, why it cannot be chosen, or None where none is due.
+    """Return the next token of each row, the error if sampling fails, or None if none is due.
 
     Args:
-        samplers: For each row the sampler of its sequence; None where no token is due.
+        samplers: For each row the sampler of its sequence; None if no token is due.
         logits: Of shape (rows, vocabulary).
     """
-    found: list[Token | Exception | None] = []
-    for row, (sampler, best) in enumerate(zip(samplers, choose_plain(logits), strict=True)):
+    tokens: list[Token | Exception | None] = []
+    for row, (sampler, best) in enumerate(zip(samplers, most_probable_tokens(logits), strict=True)):
         if sampler is None:
-            found.append(None)
-        elif sampler.is_plain and best is not None:
-            found.append(Token(best))
+            tokens.append(None)
+        elif sampler.is_greedy and best is not None:
+            tokens.append(Token(best))
         else:
-            found.append(_chosen(sampler, logits[row]))
-    return found
+            tokens.append(_sample(sampler, logits[row]))
+    return tokens
 
 
-def _chosen(sampler: Sampler, logits: torch.Tensor) -> Token | Exception:
+def _sample(sampler: Sampler, logits: torch.Tensor) -> Token | Exception:
     try:
-        return sampler.choose(logits)
-    # A recipe's failure is its own sequence's.
+        return sampler.sample(logits)
+    # If sampling fails, it fails its own sequence.
     except Exception as error:
         return error

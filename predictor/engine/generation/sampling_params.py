@@ -1,4 +1,4 @@
-"""How one sequence is continued, in tokens, and what comes of it; nothing of tensors."""
+"""How one sequence is continued, in tokens, and how its callback is called; no tensors here."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Literal, Protocol
 from predictor.errors import PredictorError
 
 FinishReason = Literal["eos_token", "stop_sequence", "length"]
-"""Why a sequence ended: the model said so, its listener did, or its tokens ran out."""
+"""Why a sequence ended: the model ended it, its callback did, or its tokens ran out."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """The whole recipe, with nothing left to a model's own defaults.
+    """All sampling parameters; a model's own defaults play no part here.
 
     Attributes:
         max_new_tokens: Most tokens to generate, at least 1.
@@ -22,12 +22,12 @@ class SamplingParams:
         top_p: Probability mass to sample from; 1 is all of it.
         top_k: Tokens to sample from; 0 is all of them.
         repetition_penalty: Divides the logits of tokens of prompt and reply; 1 is none.
-        presence_penalty: Is taken from the logits of tokens that are in the reply; 0 is none.
-        frequency_penalty: Is taken once for each time that a token is in the reply; 0 is none.
-        logit_bias: Is added to the logits of these tokens.
-        seed: Makes sampling repeatable, in any company.
-        logprobs: How many most probable tokens are told with each token and its own log
-            probability; None tells neither.
+        presence_penalty: Subtracted from the logits of tokens that are in the reply; 0 is none.
+        frequency_penalty: Subtracted once for each time that a token is in the reply; 0 is none.
+        logit_bias: Added to the logits of these tokens.
+        seed: Makes sampling repeatable, in any batch.
+        logprobs: How many most probable tokens are returned with each token, beside its own log
+            probability; None returns neither.
     """
 
     max_new_tokens: int
@@ -47,9 +47,9 @@ class Token:
     """One generated token.
 
     Attributes:
-        id: Its number in the vocabulary.
-        logprob: Natural logarithm of its probability under the model alone, before the recipe;
-            None where it was not asked for.
+        id: Its id in the vocabulary.
+        logprob: Natural logarithm of its probability under the model alone, before the sampling
+            parameters; None unless `SamplingParams.logprobs` is set.
         top: The most probable tokens and their log probabilities, most probable first.
     """
 
@@ -58,16 +58,16 @@ class Token:
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Listener(Protocol):
-    """Who a sequence is generated for; called in the engine's thread, so it must not wait.
+class SequenceCallback(Protocol):
+    """Receives one sequence. It is called in the model thread, so it must not wait.
 
-    What it raises fails its own sequence and no other.
+    An exception that it raises fails its own sequence and no other.
     """
 
-    def token(self, token: Token) -> bool:
-        """Takes the next token; returns whether the sequence ends with it."""
+    def on_token(self, token: Token) -> bool:
+        """Take the next token; return whether the sequence ends with it."""
         ...
 
-    def end(self, outcome: FinishReason | PredictorError) -> None:
-        """Is called once, when no more tokens come, unless the sequence was cancelled."""
+    def on_finish(self, outcome: FinishReason | PredictorError) -> None:
+        """Take the end of the sequence. This is called once, unless the sequence is cancelled."""
         ...

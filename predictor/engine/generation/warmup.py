@@ -1,4 +1,4 @@
-"""Makes an engine that is warm of a loaded model: can it be batched, and what does a pass cost."""
+"""Make a warm generation engine of a loaded model: test whether it batches, and time it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ from predictor.engine.batchability import (
 )
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
 from predictor.engine.generation.engine import Engine
-from predictor.engine.generation.kv_cache import Row
+from predictor.engine.generation.kv_accounting import usable_tokens
+from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner, SerialRunner
-from predictor.engine.generation.scheduler import Limits
-from predictor.engine.timing import Pass, time_passes
-from predictor.errors import EngineBroken, LoadFailed, reason_of
+from predictor.engine.generation.scheduler import SchedulerLimits
+from predictor.engine.warmup import (
+    first_token,
+    log_breakeven_tokens,
+    measure_breakeven_tokens,
+    set_up_torch,
+)
+from predictor.errors import EngineBroken
 from predictor.metrics import EngineMetrics
 from predictor.placement.plan import Placement
 from predictor.weights.store.warmup_cache import WarmupCache
@@ -31,21 +37,19 @@ from predictor.weights.store.warmup_cache import WarmupCache
 logger = logging.getLogger(__name__)
 
 _TIMED_TOKENS = 32
-"""Of a pass that generates, which has a token of each running sequence and some of prompts."""
+"""Tokens of a typical forward pass: one of each running sequence, and some of prompts."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineHandle:
-    """An engine that runs.
+    """A running engine.
 
     Attributes:
         engine: The engine.
-        runner: What runs the passes.
-        vocabulary: Token ids that the model knows.
+        vocabulary: How many token ids the model knows.
     """
 
     engine: Engine
-    runner: Runner
     vocabulary: int
 
 
@@ -57,156 +61,112 @@ def open_engine(
     max_sequences: int,
     threads: int | None,
     metrics: EngineMetrics,
-    known: WarmupCache,
+    warmup_cache: WarmupCache,
     on_broken: Callable[[EngineBroken], None] | None = None,
 ) -> EngineHandle:
-    """Returns a running engine, after passes that test and time the model, where need be.
+    """Return a running engine, after forward passes that test and time the model where need be.
 
     Args:
         model: The model, every part in its place.
-        placement: Where that is, and how many tokens the KV cache was planned for.
-        prefill_chunk: Prompt tokens in one pass, as planned.
+        placement: The placement of its parts, and the size of the KV cache.
+        prefill_chunk: Prompt tokens in one forward pass, as planned.
         max_sequences: Most sequences that run at one time.
         threads: Most threads to compute with; None leaves that to torch.
-        metrics: Where counts and times go.
-        known: What an earlier start found out; this one adds to it.
-        on_broken: Is told when the engine has ended for good.
+        metrics: Takes counts and times.
+        warmup_cache: The results of an earlier start; those of this one are added.
+        on_broken: Called in the model thread, last of all, if the model is broken for good.
 
     Raises:
-        LoadFailed: The model cannot run even one token.
+        LoadFailed: The model cannot compute even one token.
     """
     set_up_torch(threads)
     vocabulary = count_vocabulary(model)
-    try:
-        runner, reason = _runner(model, placement, known)
-        breakeven_tokens = _pass_tokens(runner, vocabulary, placement, prefill_chunk, known)
-    # Models raise whatever they like.
-    except Exception as error:
-        logger.exception("The model fails on its first token")
-        raise LoadFailed(
-            f"The model was loaded but fails on its first token: {reason_of(error)}"
-        ) from error
+    with first_token():
+        runner, reason = _open_runner(model, placement, warmup_cache)
+        breakeven_tokens = measure_breakeven_tokens(
+            lambda count: _run_tokens(runner, [index % vocabulary for index in range(count)]),
+            prefill_chunk,
+            timed=min(_TIMED_TOKENS, prefill_chunk, usable_tokens(placement.kv_tokens)),
+            warmup_cache=warmup_cache,
+        )
     limits = _limits(placement, reason, max_sequences, prefill_chunk, breakeven_tokens)
-    engine = Engine(runner, limits, ends=_ends(model), metrics=metrics, on_broken=on_broken)
-    return EngineHandle(engine, runner, vocabulary)
-
-
-def set_up_torch(threads: int | None) -> None:
-    """Has torch compute as suits passes of ever new shapes.
-
-    cuDNN's attention compiles a plan for each length that it meets. Every token of a sequence is a
-    new length, so that a pass of 22 layers took 100 ms with it instead of 40 (H200, torch 2.11);
-    PyTorch's own kernels need no such plan.
-
-    Args:
-        threads: Most threads to compute with; None leaves that to torch.
-    """
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    if threads is not None:
-        torch.set_num_threads(min(threads, torch.get_num_threads()))
+    eos = _eos_token_ids(model)
+    engine = Engine(runner, limits, eos_token_ids=eos, metrics=metrics, on_broken=on_broken)
+    return EngineHandle(engine, vocabulary)
 
 
 def _limits(
     placement: Placement, reason: str | None, sequences: int, chunk: int, breakeven_tokens: int
-) -> Limits:
-    # One place of the KV cache is the padding's; a sequence's last token is never cached.
-    kv_tokens = placement.kv_tokens - 1
-    if reason is None:
-        logger.info(
-            "A pass over the weights costs as much as computing %d tokens", breakeven_tokens
-        )
-        return Limits(
-            kv_tokens,
-            sequences,
-            chunk,
-            breakeven_tokens,
-            width=placement.pass_width,
-            bucket_shapes=placement.execution_device == "cpu",
-        )
-    logger.warning("Requests are answered one at a time, because of this model: %s", reason)
-    return Limits(kv_tokens, sequences=1, chunk=chunk)
+) -> SchedulerLimits:
+    kv_tokens = usable_tokens(placement.kv_tokens)
+    if reason is not None:
+        logger.warning("Requests are answered one at a time, because of this model: %s", reason)
+        return SchedulerLimits(kv_tokens, sequences=1, chunk=chunk)
+    log_breakeven_tokens(breakeven_tokens)
+    return SchedulerLimits(
+        kv_tokens,
+        sequences,
+        chunk,
+        breakeven_tokens,
+        max_attention_tokens=placement.max_attention_tokens,
+        bucket_shapes=placement.execution_device == "cpu",
+    )
 
 
-def _pass_tokens(
-    runner: Runner, vocabulary: int, placement: Placement, chunk: int, known: WarmupCache
-) -> int:
-    def run(count: int) -> None:
-        tokens = [index % vocabulary for index in range(count)]
-        rows = [Row(-1, 0, tokens)]
-        if isinstance(runner, EncoderDecoderRunner):  # a decoder has one token in a pass
-            rows = [Row(-1 - index, 0, [token]) for index, token in enumerate(tokens)]
-        runner.run(rows).argmax().item()
-        for row in rows:
-            runner.release(row.key)
-
-    tokens = min(_TIMED_TOKENS, chunk, placement.kv_tokens - 1)
-    return measure_pass_tokens(run, chunk, timed=tokens, known=known)
+def _run_tokens(runner: Runner, tokens: list[int]) -> None:
+    """Run one forward pass of tokens that nobody needs."""
+    rows = [SequenceChunk(-1, 0, tokens)]
+    if isinstance(runner, EncoderDecoderRunner):  # a decoder has one token in a forward pass
+        rows = [SequenceChunk(-1 - index, 0, [token]) for index, token in enumerate(tokens)]
+    runner.run(rows).argmax().item()
+    for row in rows:
+        runner.release(row.key)
 
 
-def measure_pass_tokens(run: Pass, chunk: int, *, timed: int, known: WarmupCache) -> int:
-    """Returns how many tokens' computation takes as long as one pass over the weights.
-
-    Sets the number of threads too, see `time_passes`.
-
-    Args:
-        run: Runs a pass.
-        chunk: The result's bound.
-        timed: Tokens of a pass as the model will mostly run; what its time says of threads counts.
-        known: What an earlier start found out; this one adds to it.
-    """
-    found, threads = known.get("breakeven_tokens"), known.get("threads")
-    if found is not None and threads is not None and known.get("chunk") == chunk:
-        torch.set_num_threads(min(threads, torch.get_num_threads()))
-    else:
-        found = time_passes(run, timed).breakeven_tokens(chunk)
-        known.keep(breakeven_tokens=found, threads=torch.get_num_threads(), chunk=chunk)
-    return found
-
-
-def _runner(
-    model: PreTrainedModel, placement: Placement, known: WarmupCache
+def _open_runner(
+    model: PreTrainedModel, placement: Placement, warmup_cache: WarmupCache
 ) -> tuple[Runner, str | None]:
-    """The runner that suits the model, and why it is not the batching one."""
+    """The runner that suits the model, and the reason if it does not batch."""
     device = torch.device(placement.execution_device)
     if model.config.is_encoder_decoder:
-        return _paired_runner(model, device, known)
+        return _open_encoder_decoder_runner(model, device, warmup_cache)
     reason = unbatchable_reason(model)
     if reason is None:
-        batching = BatchRunner(
+        runner = BatchRunner(
             model,
             device=device,
             layers=count_layers(model),
-            kv_tokens=placement.kv_tokens,
+            pages=placement.kv_tokens,
             max_length=placement.max_model_len,
         )
-        reason = _unless_known(lambda: check_batch_invariance(batching, model, device), known)
+        reason = _test_once(lambda: check_batch_invariance(runner, model, device), warmup_cache)
         if reason is None:
-            return batching, None
+            return runner, None
     return SerialRunner(model, device=device), reason
 
 
-def _unless_known(test: Callable[[], str | None], known: WarmupCache) -> str | None:
-    """What a test finds against batching, if no earlier start found that there is nothing."""
-    if known.get("batches"):
+def _open_encoder_decoder_runner(
+    model: PreTrainedModel, device: torch.device, warmup_cache: WarmupCache
+) -> tuple[Runner, str | None]:
+    runner = EncoderDecoderRunner(model, device=device)
+    reason = _test_once(lambda: check_encoder_decoder_batch_invariance(runner, model), warmup_cache)
+    if reason is None:
+        return runner, None
+    serial = EncoderDecoderRunner(model, device=device, alone=True)
+    run_two_tokens(serial, model)
+    return serial, reason
+
+
+def _test_once(test: Callable[[], str | None], warmup_cache: WarmupCache) -> str | None:
+    """The reason against batching that a test gives, unless the test passed at an earlier start."""
+    if warmup_cache.get("batches"):
         return None
     reason = test()
     if reason is None:
-        known.keep(batches=1)
+        warmup_cache.keep(batches=1)
     return reason
 
 
-def _paired_runner(
-    model: PreTrainedModel, device: torch.device, known: WarmupCache
-) -> tuple[Runner, str | None]:
-    runner = EncoderDecoderRunner(model, device=device)
-    reason = _unless_known(lambda: check_encoder_decoder_batch_invariance(runner, model), known)
-    if reason is None:
-        return runner, None
-    by_itself = EncoderDecoderRunner(model, device=device, alone=True)
-    run_two_tokens(by_itself, model)
-    return by_itself, reason
-
-
-def _ends(model: PreTrainedModel) -> frozenset[int]:
-    ends = model.generation_config.eos_token_id
-    return frozenset(() if ends is None else [ends] if isinstance(ends, int) else ends)
+def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
+    eos = model.generation_config.eos_token_id
+    return frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from predictor.dtypes import name_of
-from predictor.placement.units import STREAM_PIECE
+from predictor.placement.buffers import STREAM_PIECE
 from predictor.weights.direct_io import NOT_DIRECT, AlignedBuffer, BlockReader, open_direct
 from predictor.weights.extents import PAGE, BlockExtent, BlockParameters, pages, view_of
 from predictor.weights.store.format import FORMAT, MAGIC, START, Identity, tensor_of

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from predictor.placement.units import STAGE, STAGES
+from predictor.placement.buffers import BOUNCE_BUFFER, BOUNCE_BUFFERS
 from predictor.weights.direct_io import AlignedBuffer, BlockReader, too_short
 from predictor.weights.extents import PAGE, BlockExtent, FileIdentity, FileSegment, pages
 
@@ -59,7 +59,7 @@ class BounceBuffer:
         self,
         copy: Copy = copy_in_thread,
         *,
-        part_bytes: int = STAGE,
+        part_bytes: int = BOUNCE_BUFFER,
         reader: BlockReader | None = None,
     ) -> None:
         """Allocate the parts.
@@ -73,7 +73,7 @@ class BounceBuffer:
         self._part_bytes = part_bytes
         self._reader = reader or BlockReader()
         self._copying = ThreadPoolExecutor(1, "weights-copy")
-        self._parts = deque(_Part(part_bytes) for _ in range(STAGES))
+        self._parts = deque(_Part(part_bytes) for _ in range(BOUNCE_BUFFERS))
         self.buffers = tuple(part.buffer for part in self._parts)
 
     def read(self, block: BlockExtent, buffer: AlignedBuffer) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from predictor.metrics import WeightMetrics
-from predictor.placement.units import STREAM_BUFFERS, STREAM_PIECE, count_pieces
+from predictor.placement.buffers import STREAM_BUFFERS, STREAM_PIECE, count_pieces
 from predictor.private.torch import parameter_slot
 from predictor.weights.direct_io import AlignedBuffer
 from predictor.weights.extents import (

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from predictor.metrics import WeightMetrics
-from predictor.placement.units import is_staged
+from predictor.placement.buffers import needs_bounce_buffers
 from predictor.private.accelerate import ModelHook, add_hook_to_module, send_to_device
 from predictor.private.torch import own_buffers, parameter_slot
 from predictor.private.transformers import skipped_arguments
@@ -73,7 +73,9 @@ def stream_blocks(
     in_order = names_in_order(model, on_disk, host_blocks)
     loader: BlockLoader
     if device.type == "cpu":
-        loader = HostBlockLoader(on_disk, metrics, use_bounce_buffer=is_staged(largest(on_disk)))
+        loader = HostBlockLoader(
+            on_disk, metrics, use_bounce_buffer=needs_bounce_buffers(largest(on_disk))
+        )
     else:
         limit = page_locked_bytes if device.type == "cuda" else 0
         limit -= page_lock_within(limit, [block.buffer for block in host_blocks.values()])

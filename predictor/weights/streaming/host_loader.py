@@ -12,7 +12,7 @@ from torch import nn
 
 from predictor.errors import WeightsUnreadable
 from predictor.metrics import WeightMetrics
-from predictor.placement.units import STREAM_BUFFERS
+from predictor.placement.buffers import STREAM_BUFFERS
 from predictor.weights.direct_io import AlignedBuffer, BlockReader
 from predictor.weights.extents import BlockExtent, largest, parameters_in
 from predictor.weights.streaming.bounce_buffer import BounceBuffer

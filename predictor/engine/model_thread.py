@@ -1,0 +1,213 @@
+"""The one thread that runs a model: its mailbox, its forward passes, and what a failed one means.
+
+Requests are submitted and cancelled from any thread. Everything else happens in the model thread:
+it takes in what has arrived, asks its policy for the next forward passes, and runs them. The policy
+knows what a request is, which requests share a forward pass, and whom to tell. This module knows
+none of that.
+
+A request that makes a forward pass fail fails alone: the forward pass is run again in halves until
+the row at fault stands by itself. If no row succeeds, the policy probes the model with one harmless
+token. If the probe fails too, the model is broken, because a device that failed an assertion does
+not recover within the process. Then all requests end with `EngineBroken`, and so does the thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from predictor.errors import EngineBroken, GenerationFailed
+
+logger = logging.getLogger(__name__)
+
+Request = TypeVar("Request")
+RequestIn = TypeVar("RequestIn", contravariant=True)
+Row = TypeVar("Row")
+
+
+class Policy(Protocol[RequestIn, Row]):
+    """Decides what the model computes next. Every method is called in the model thread.
+
+    Attributes:
+        noun: The word for a row in log lines.
+    """
+
+    noun: str
+
+    def idle_seconds(self) -> float | None:
+        """Return how long to wait for more requests; None until one arrives, 0 not at all."""
+        ...
+
+    def add(self, key: int, request: RequestIn) -> None:
+        """Take in a request."""
+        ...
+
+    def remove(self, key: int) -> None:
+        """Forget a request, if it is still there. Its callback is not called again."""
+        ...
+
+    def batches(self) -> Iterable[Sequence[Row]]:
+        """Yield the forward passes of the next step; the last one is over when the step ends."""
+        ...
+
+    def compute(self, rows: Sequence[Row]) -> Any:
+        """Run a forward pass and return its results. It may raise whatever the model raises."""
+        ...
+
+    def deliver(self, rows: Sequence[Row], results: Any, seconds: float) -> None:
+        """Note the results of a forward pass that took so many seconds, and tell the callbacks."""
+        ...
+
+    def probe(self, failed: Sequence[Row]) -> None:
+        """Compute one harmless token, and raise whatever the model raises.
+
+        Args:
+            failed: The rows that failed. Their memory may be all that there is.
+        """
+        ...
+
+    def fail(self, row: Row, error: GenerationFailed) -> None:
+        """End the request of a row that failed alone."""
+        ...
+
+    def fail_all(self, error: EngineBroken) -> None:
+        """End all requests that have not ended."""
+        ...
+
+
+class ModelThread(Generic[Request, Row]):
+    """Runs the forward passes of one policy until it is stopped or the model is broken."""
+
+    def __init__(
+        self,
+        policy: Policy[Request, Row],
+        *,
+        name: str,
+        on_broken: Callable[[EngineBroken], None] | None = None,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            policy: Decides what is computed.
+            name: The thread's name.
+            on_broken: Called in the model thread, last of all, if the model is broken for good.
+        """
+        self._policy = policy
+        self._on_broken = on_broken
+        self._keys = itertools.count()
+        self._mailbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stopping = False
+        self._broken: EngineBroken | None = None
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> int:
+        """Hand in a request and return its key; do not wait.
+
+        Raises:
+            EngineBroken: The thread has ended because the model is broken.
+        """
+        key = next(self._keys)
+        with self._lock:
+            if self._broken is not None:
+                raise self._broken
+            self.call(lambda: self._policy.add(key, request))
+        return key
+
+    def cancel(self, key: int) -> None:
+        """Forget a request after the current step. Its callback is not called again."""
+        self.call(lambda: self._policy.remove(key))
+
+    def stop(self) -> None:
+        """End the thread after the current step. Requests that have not ended hear no more."""
+
+        def stop() -> None:
+            self._stopping = True
+
+        self.call(stop)
+
+    def call(self, action: Callable[[], None]) -> None:
+        """Have an action called in the model thread, between two steps, in order of arrival."""
+        self._mailbox.put(action)
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the end of the thread; return whether it has ended."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    # Everything below runs in the model thread.
+
+    def _loop(self) -> None:
+        try:
+            while not self._stopping:
+                self._take_in()
+                if not self._stopping:
+                    self._step()
+        # Here is the border between the model and the process: whatever went wrong, it is over.
+        except Exception as error:
+            self._break(error)
+
+    def _take_in(self) -> None:
+        """Call what is in the mailbox; wait for more as long as the policy says."""
+        while not self._stopping:
+            seconds = self._policy.idle_seconds()
+            try:
+                action = self._mailbox.get(block=seconds != 0, timeout=seconds)
+            except queue.Empty:
+                return
+            action()
+
+    def _step(self) -> None:
+        for rows in self._policy.batches():
+            failed = self._run(rows)
+            if len(failed) == len(rows):
+                self._policy.probe(failed)
+            for row in failed:
+                self._policy.fail(row, request_failed())
+
+    def _run(self, rows: Sequence[Row]) -> list[Row]:
+        """Run a forward pass, in halves if it fails; return the rows that fail alone."""
+        began = time.monotonic()
+        try:
+            results = self._policy.compute(rows)
+        except EngineBroken:
+            raise
+        # Models raise whatever they like; here is the border between requests.
+        except Exception as error:
+            if len(rows) == 1:
+                logger.error("The model failed on a %s", self._policy.noun, exc_info=error)
+                return list(rows)
+            failure, noun = type(error).__name__, self._policy.noun
+            logger.warning("A pass of %d %ss failed (%s); halved", len(rows), noun, failure)
+            # What the failed pass computed hangs on these; its halves need the memory.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+            middle = len(rows) // 2
+            return [*self._run(rows[:middle]), *self._run(rows[middle:])]
+        self._policy.deliver(rows, results, time.monotonic() - began)
+        return []
+
+    def _break(self, error: Exception) -> None:
+        logger.critical("The engine is broken", exc_info=error)
+        broken = error if isinstance(error, EngineBroken) else _broken()
+        with self._lock:
+            self._broken = broken
+        while not self._mailbox.empty():
+            self._mailbox.get()()
+        self._policy.fail_all(broken)
+        if self._on_broken is not None:
+            self._on_broken(broken)
+
+
+def _broken() -> EngineBroken:
+    return EngineBroken("The model's engine has failed; the server's log has the cause.")
+
+
+def request_failed() -> GenerationFailed:
+    """Return the error of a request on which the model failed."""
+    return GenerationFailed("The model failed on this request; the server's log has the cause.")

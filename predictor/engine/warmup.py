@@ -1,0 +1,78 @@
+"""The warm-up that both engines share: settings of torch, and the cost of a forward pass."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from predictor.engine.timing import ForwardPass, time_forward_passes
+from predictor.errors import LoadFailed, reason_of
+from predictor.weights.store.warmup_cache import WarmupCache
+
+logger = logging.getLogger(__name__)
+
+
+def set_up_torch(threads: int | None) -> None:
+    """Set torch up for forward passes of ever new shapes.
+
+    cuDNN's attention compiles a plan for each length that it meets. Every token of a sequence is a
+    new length, so a forward pass of 22 layers took 100 ms with it instead of 40 (H200, torch 2.11).
+    PyTorch's own kernels need no such plan.
+
+    Args:
+        threads: Most threads to compute with; None leaves that to torch.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if threads is not None:
+        _limit_threads(threads)
+
+
+@contextmanager
+def first_token() -> Iterator[None]:
+    """Raise what a model raises in its first forward passes as `LoadFailed`.
+
+    Raises:
+        LoadFailed: The model cannot compute even one token.
+    """
+    try:
+        yield
+    # Models raise whatever they like.
+    except Exception as error:
+        logger.exception("The model fails on its first token")
+        raise LoadFailed(
+            f"The model was loaded but fails on its first token: {reason_of(error)}"
+        ) from error
+
+
+def measure_breakeven_tokens(
+    run: ForwardPass, chunk: int, *, timed: int, warmup_cache: WarmupCache
+) -> int:
+    """Return how many tokens take as long to compute as one forward pass over the weights.
+
+    Also set the number of threads, see `time_forward_passes`.
+
+    Args:
+        run: Runs a forward pass.
+        chunk: The bound of the result.
+        timed: Tokens of a typical forward pass. Its time decides how many threads are used.
+        warmup_cache: The results of an earlier start; those of this one are added.
+    """
+    tokens, threads = warmup_cache.get("pass_tokens"), warmup_cache.get("threads")
+    if tokens is not None and threads is not None and warmup_cache.get("chunk") == chunk:
+        _limit_threads(threads)
+    else:
+        tokens = time_forward_passes(run, timed).breakeven_tokens(chunk)
+        warmup_cache.keep(pass_tokens=tokens, threads=torch.get_num_threads(), chunk=chunk)
+    return tokens
+
+
+def log_breakeven_tokens(tokens: int) -> None:
+    """Log what a forward pass over the weights costs."""
+    logger.info("A pass over the weights costs as much as computing %d tokens", tokens)
+
+
+def _limit_threads(threads: int) -> None:
+    torch.set_num_threads(min(threads, torch.get_num_threads()))

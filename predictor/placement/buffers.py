@@ -1,0 +1,52 @@
+"""The buffers through which offloaded parts are streamed: how many, and how large.
+
+`demand` counts them for the plan; `weights.streaming` allocates them.
+"""
+
+from __future__ import annotations
+
+STREAM_BUFFERS = 2
+"""Buffers for whole blocks on the device that computes: one is filled while the block in the other
+computes. More would only help if reading is fast at times and slow at others, and each takes a
+block's memory."""
+
+STREAM_PIECE = 64 * 1024**2
+"""Bytes of one direct read, and the most bytes of a piece of a block on its way from disk through
+main memory to a GPU. A disk is as fast with reads of 4 MiB as with any larger ones, but between two
+reads the reading thread may have to wait for the computing thread."""
+
+MAX_PIECES = 8
+"""Most pieces in main memory on their way to a GPU. A disk reads 8 pieces in the time in which a
+link that is ten times as fast copies a block of 5 GB, and so need not wait for the link."""
+
+BOUNCE_BUFFER = 8 * 1024**2
+"""Bytes of a bounce buffer, and of one read through it when the processor computes. The bytes are
+still in the processor's cache when they are copied on, which gains more than the waits between
+reads cost: 1.2 to 1.4 times as fast from a virtual machine's disk. Volumes on the network were not
+measured."""
+
+BOUNCE_BUFFERS = 2
+"""Bounce buffers: one is filled while the other is copied from."""
+
+PAGE_SLACK = 64 * 1024
+"""Bytes of a block's buffer beyond the block: reads begin and end at whole pages, and so do
+tensors."""
+
+
+def count_pieces(largest: int) -> int:
+    """Return how many pieces are in main memory at one time on their way to a GPU.
+
+    Args:
+        largest: Bytes of the largest block. Pieces take no more memory than two whole blocks.
+    """
+    return max(STREAM_BUFFERS, min(MAX_PIECES, STREAM_BUFFERS * largest // STREAM_PIECE))
+
+
+def needs_bounce_buffers(largest: int) -> bool:
+    """Return whether blocks are read through bounce buffers when the processor computes.
+
+    Args:
+        largest: Bytes of the largest block. Two smaller blocks stay in the processor's cache
+            anyway.
+    """
+    return largest > BOUNCE_BUFFERS * BOUNCE_BUFFER

@@ -1,0 +1,95 @@
+"""The bytes that an assignment of units to devices takes on each tier, and whether they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from predictor.placement.demand import Demand
+from predictor.placement.plan import Tier
+
+Assignment = tuple[str, ...]
+"""A device name for each unit, in the order of `Footprint.units`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Bytes that may be planned on each tier.
+
+    Attributes:
+        gpus: By name, in order; empty without any.
+        cpu: Main memory.
+        disk: The disk tier; None if it is not bounded.
+    """
+
+    gpus: Mapping[str, int]
+    cpu: int
+    disk: int | None
+
+    def by_device(self) -> dict[str, int | None]:
+        """Return the budgets by device name: GPUs in order, then ``"cpu"`` and ``"disk"``."""
+        return {**self.gpus, "cpu": self.cpu, "disk": self.disk}
+
+
+def main_device(assignment: Assignment) -> str:
+    """Return the device that executes offloaded units: the first GPU in use, else ``"cpu"``."""
+    return min(set(assignment) - {"cpu", "disk"}, key=int, default="cpu")
+
+
+def fill_tiers(demand: Demand, assignment: Assignment, budgets: Budgets) -> dict[str, Tier]:
+    """Return the tiers as an assignment fills them, by name; `owned` is left to the caller.
+
+    If a GPU is in use, units in main memory and on disk are streamed to the first GPU in use
+    (`accelerate.dispatch_model`'s main device), which holds their KV cache and computed buffers.
+    Otherwise the processor executes them.
+    """
+    bounds = budgets.by_device()
+    main = main_device(assignment)
+    sums = {name: _Sum() for name in bounds}
+    for unit, device in zip(demand.footprint.units, assignment, strict=True):
+        runs_on = device if device in budgets.gpus else main
+        sums[device].weights += unit.weights
+        sums[device].units += 1
+        sums[runs_on].weights += unit.buffers
+        sums[runs_on].kv += demand.kv_bytes(unit)
+        sums[runs_on].executes = True
+    _add_staging(demand, assignment, sums, main)
+    return {
+        name: Tier(
+            name=name,
+            owned=None,
+            budget=bounds[name],
+            weights=total.weights,
+            kv=total.kv,
+            staging=total.staging,
+            activations=demand.activations if total.executes else 0,
+            units=total.units,
+        )
+        for name, total in sums.items()
+    }
+
+
+@dataclass(slots=True)
+class _Sum:
+    weights: int = 0
+    kv: int = 0
+    staging: int = 0
+    units: int = 0
+    executes: bool = False
+
+
+def _add_staging(demand: Demand, assignment: Assignment, sums: dict[str, _Sum], main: str) -> None:
+    placed = list(zip(demand.footprint.units, assignment, strict=True))
+    on_disk = [unit for unit, device in placed if device == "disk"]
+    waiting = [unit for unit, device in placed if device == "cpu" and main != "cpu"]
+    if main != "cpu":
+        sums[main].staging = demand.device_buffer_bytes(on_disk + waiting)
+    sums["cpu"].staging = demand.host_buffer_bytes(on_disk, executes=main == "cpu", waiting=waiting)
+
+
+def fits(demand: Demand, assignment: Assignment, budgets: Budgets) -> bool:
+    """Return whether an assignment takes no more than the budget of every tier."""
+    return all(
+        tier.budget is None or tier.planned <= max(0, tier.budget)
+        for tier in fill_tiers(demand, assignment, budgets).values()
+    )
