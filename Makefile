@@ -16,8 +16,17 @@ IMAGE ?= accelerate-predictor
 TORCH_INDEX_URL ?=
 BUILD_FLAGS ?=
 
-.PHONY: serve test lint types contracts tests docs docs-build generate image benchmarks \
-	constraints clean
+# Processes that run the tests; more flags of pytest's.
+WORKERS ?= 2
+PYTEST_FLAGS ?=
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
+	--no-loadscope-reorder --durations 10
+
+# Else every process compiles torch and transformers again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: serve test test-all test-image lint types contracts tests docs docs-build generate image \
+	benchmarks constraints clean
 
 serve: $(VENV)/serve.stamp
 	$(BIN)/predictor serve $(SERVE_FLAGS)
@@ -35,7 +44,16 @@ contracts: $(VENV)/test.stamp
 	$(BIN)/lint-imports
 
 tests: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(PYTEST) --ignore tests/image $(PYTEST_FLAGS)
+
+# Of the image, which is built for it: needs Docker.
+test-image: $(VENV)/test.stamp
+	$(BIN)/python -m pytest --durations 10 tests/image $(PYTEST_FLAGS)
+
+# With every combination of what is tried, and the image.
+test-all: lint types contracts docs-build $(VENV)/test.stamp
+	$(PYTEST) --full-grid --ignore tests/image $(PYTEST_FLAGS)
+	$(MAKE) test-image
 
 # The documentation site. The variable turns off a notice about another program's next version.
 docs docs-build: export NO_MKDOCS_2_WARNING = 1

@@ -1,24 +1,75 @@
-"""Checkpoints that several test modules share, made once for a session."""
+"""Checkpoints that several test modules share, made once for a session, and how tests are spread.
+
+Two processes run the tests (`make test`), one module at a time; so what must not meet, a port for
+instance, is in one module. What is marked ``full_grid`` runs with ``--full-grid`` alone, and so do
+many examples of properties.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Two test processes and the servers they start share few cores, and small models gain nothing
 # from more threads; set before torch reads it, for this process and those it starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Without bytecode each of them compiles torch and transformers anew, which takes 10 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+import hypothesis
 import pytest
-import torch
 
-from tests.checkpoints import make_checkpoint
+sys.dont_write_bytecode = False
+
+if TYPE_CHECKING:
+    import torch
 
 Checkpoints = Callable[..., Path]
 
 _STATUS = pytest.StashKey[int]()
+
+_FIRST = (
+    "tests/test_benchmarks.py",
+    "tests/server/test_memory_limit.py",
+    "tests/weights/test_store.py",
+    "tests/engine/test_contamination.py",
+    "tests/server/",
+    "tests/test_readme.py",
+)
+"""What takes longest, begun first so that no process is left alone with it at the end."""
+
+# No deadline for an example: other processes take the time that one has.
+hypothesis.settings.register_profile("unhurried", hypothesis.settings.default, deadline=None)
+hypothesis.settings.register_profile(
+    "full", hypothesis.settings.default, deadline=None, max_examples=500
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full-grid", action="store_true", help="run every combination and example")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("full" if config.getoption("--full-grid") else "unhurried")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full-grid"):
+        left_out = [item for item in items if item.get_closest_marker("full_grid")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in set(left_out)]
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    turns = (turn for turn, name in enumerate(_FIRST) if item.nodeid.startswith(name))
+    return next(turns, len(_FIRST))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -39,21 +90,41 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
+def full_grid(pytestconfig: pytest.Config) -> bool:
+    """Whether ``--full-grid`` is given."""
+    return bool(pytestconfig.getoption("--full-grid"))
+
+
+@pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
-    """Gives the folder of a checkpoint, made at its first use: ``checkpoints("bloom", ...)``."""
-    root = tmp_path_factory.mktemp("checkpoints")
+    """Gives the folder of a checkpoint, made at its first use: ``checkpoints("bloom", ...)``.
+
+    The processes that run the tests have them in common.
+    """
+    own = tmp_path_factory.getbasetemp()
+    root = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "checkpoints"
+    root.mkdir(exist_ok=True)
 
     def make(
         architecture: str,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         shards: bool = True,
         pickle: bool = False,
     ) -> Path:
+        import torch
+
+        from tests.checkpoints import make_checkpoint
+
+        dtype = dtype or torch.float32
         kind = f"{str(dtype).removeprefix('torch.')}-{'shards' if shards else 'single'}"
         folder = root / f"{architecture}-{kind}{'-pickle' if pickle else ''}"
-        if not folder.exists():
-            make_checkpoint(folder, architecture, dtype=dtype, shards=shards, pickle=pickle)
+        with open(f"{folder}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                made = folder.with_suffix(".made")
+                make_checkpoint(made, architecture, dtype=dtype, shards=shards, pickle=pickle)
+                made.rename(folder)
         return folder
 
     return make

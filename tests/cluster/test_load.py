@@ -106,7 +106,7 @@ def test_the_program_with_a_real_predictor() -> None:
     with serve(DEMO, "--max_model_len=256", name="demo") as server:
         server.await_ready()
         done = subprocess.run(
-            [sys.executable, "-c", Path(load.__file__).read_text(), server.url, "demo", "2"],
+            [sys.executable, "-c", Path(load.__file__).read_text(), server.url, "demo", "4"],
             capture_output=True,
             text=True,
             check=True,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.cluster import objects
 from tests.cluster.kubectl import Object
 from tests.deploy.helm import kustomize, render
@@ -104,12 +103,7 @@ def test_the_demo_unfit_does_not_fit() -> None:
         for name, value in environ.items()
         if name != "PREDICTOR_OFFLOAD_FOLDER"
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "predictor", "plan", "examples/demo-model", *flags],
-        cwd=objects.ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run(["plan", "examples/demo-model", *flags], cwd=objects.ROOT)
 
     assert done.returncode == 78
     last = done.stderr.splitlines()[-1].removeprefix("predictor: ")

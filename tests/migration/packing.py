@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,8 @@ def pack(
         (folder / "model-config.yaml").write_text(config)
         flags += ["--config-file", "model-config.yaml"]
     archiver = Path(sys.executable).with_name("torch-model-archiver")
+    work = folder / "work"  # else all archivers of one name would copy to one folder in /tmp
+    work.mkdir()
     subprocess.run(
         [
             *(str(archiver), "--model-name", name, "--version", "1.0"),
@@ -99,6 +102,7 @@ def pack(
         ],
         cwd=folder,
         check=True,
+        env={**os.environ, "TMPDIR": str(work)},
     )
     (made,) = store.iterdir()
     return made

@@ -16,6 +16,7 @@ import pytest
 
 from predictor import cli
 from predictor.migration.staging import staged
+from tests import forked
 from tests.conftest import Checkpoints
 from tests.migration import hostile
 from tests.migration.packing import MANIFEST, SEED, hollow_model, manifest, seed, store, zip_model
@@ -324,10 +325,16 @@ def large(tmp_path: Path, bloom: Path) -> Path:
     return store(tmp_path / "bloom.mar", {MANIFEST: manifest(), **content})
 
 
-def start_import(archive: Path, into: Path) -> subprocess.Popen[str]:
+def start_import(
+    archive: Path, into: Path, *, cold: bool = False
+) -> subprocess.Popen[bytes] | forked.Forked:
     """Start an import in its own process; return it when it is writing weights."""
-    command = [sys.executable, "-m", "predictor", "import-torchserve", str(archive)]
-    process = subprocess.Popen([*command, "--into", str(into)], text=True)
+    argv = ["import-torchserve", str(archive), "--into", str(into)]
+    process: subprocess.Popen[bytes] | forked.Forked
+    if cold:
+        process = subprocess.Popen([sys.executable, "-m", "predictor", *argv])
+    else:
+        process = forked.Forked(argv)
     weights = into.parent / f".{into.name}.importing/content/model.safetensors"
     while process.poll() is None and not weights.exists():
         time.sleep(0.001)
@@ -351,13 +358,13 @@ def test_an_import_that_is_killed_leaves_nothing_that_looks_finished(
     assert [file.name for file in into.parent.iterdir()] == ["imported"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "cold"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
 def test_an_import_that_gets_a_signal_leaves_nothing(
-    tmp_path: Path, large: Path, number: signal.Signals
+    tmp_path: Path, large: Path, number: signal.Signals, cold: bool
 ) -> None:
     into = tmp_path / "target/imported"
     into.parent.mkdir()
-    process = start_import(large, into)
+    process = start_import(large, into, cold=cold)
     process.send_signal(number)
 
     assert process.wait() == 128 + number

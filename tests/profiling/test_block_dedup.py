@@ -13,6 +13,7 @@ from predictor.profiling.blocks import find_blocks
 from predictor.profiling.decoder_probe import probe
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from tests.checkpoints import ALL_CONFIGS, CONFIGS
+from tests.grids import thinned
 from tests.placement.models import ARCHITECTURES
 
 EVERY = ALL_CONFIGS | ARCHITECTURES
@@ -45,8 +46,7 @@ def probed(model, blocks, alike=None, **sizes):
     return found
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(("name", "sizes"), thinned(list(EVERY), SIZES), ids=str)
 def test_running_few_blocks_finds_what_running_all_finds(name, sizes):
     model, blocks = on_meta(EVERY[name])
     whole = probe(model, len(blocks), **sizes)

@@ -53,7 +53,7 @@ def require_spec() -> Path:
     return SPEC
 
 
-def run_conformance(base_url: str, model_name: str, work: Path, *, examples: int = 100) -> None:
+def run_conformance(base_url: str, model_name: str, work: Path, *, examples: int) -> None:
     """Runs schemathesis with all checks, the same requests every time; fails with its report.
 
     `work` is an empty folder for the rewritten document; `examples` are for each operation.

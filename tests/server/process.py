@@ -1,4 +1,8 @@
-"""Real `predictor serve` processes on free loopback ports."""
+"""Real `predictor serve` processes on free loopback ports.
+
+Most are forks of a process that has imported everything (`tests.forked`); those that are started
+cold are ``python -m predictor serve``.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,10 @@ from typing import Any
 
 import httpx
 
+from tests.forked import Forked
+from tests.server import gate
+from tests.server.gate import Gate
+
 _SECONDS_TO_START = 240
 
 
@@ -27,10 +35,23 @@ class Served:
         process: The process.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, name: str) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes] | Forked,
+        log: Path,
+        name: str,
+        gate: Gate | None = None,
+    ) -> None:
         self.process = process
         self.name = name
         self._log = log
+        self._gate = gate
+
+    @property
+    def gate(self) -> Gate:
+        """The gate of a server that was started with one."""
+        assert self._gate is not None
+        return self._gate
 
     @property
     def log(self) -> str:
@@ -69,6 +90,36 @@ class Served:
         """Sends SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
 
+    def await_draining(self) -> None:
+        """Wait until it handles SIGTERM."""
+        self._await(r"Signal 15: (draining)")
+
+    def accepted(self) -> int:
+        """Return the count of requests that run or wait, from ``--torchserve_api``."""
+        (described,) = httpx.get(f"{self.url}/models/{self.name}", timeout=30).json()
+        return int(described["jobQueueStatus"]["pendingRequests"])
+
+    def await_accepted(self, count: int, seconds: float = 20) -> None:
+        """Wait until so many requests run or wait."""
+        deadline = time.monotonic() + seconds
+        while (found := self.accepted()) != count:
+            assert time.monotonic() < deadline, f"{found} requests run or wait"
+            time.sleep(0.02)
+
+    def gauge(self, name: str) -> float:
+        """Return a metric of one sample."""
+        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        found = re.search(rf"^{name}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
+        assert found is not None, name
+        return float(found[1])
+
+    def await_gauge(self, name: str, value: float, seconds: float = 20) -> None:
+        """Wait until a metric of one sample has a value."""
+        deadline = time.monotonic() + seconds
+        while (found := self.gauge(name)) != value:
+            assert time.monotonic() < deadline, f"{name} stayed {found}"
+            time.sleep(0.02)
+
     def _await(self, pattern: str) -> str:
         deadline = time.monotonic() + _SECONDS_TO_START
         while time.monotonic() < deadline:
@@ -88,25 +139,45 @@ def serve(
     name: str = "m",
     prefix: Sequence[str] = (),
     environ: dict[str, str] | None = None,
+    cold: bool = False,
+    gated: bool = False,
 ) -> Iterator[Served]:
-    """Starts a server and ends it."""
-    command = [
-        *(prefix or ()),
-        *(sys.executable, "-m", "predictor", "serve", "--host=127.0.0.1"),
-        *("--http_port=0", "--grpc_port=0", f"--model_name={name}", f"--model_dir={model_dir}"),
+    """Starts a server and ends it.
+
+    Args:
+        model_dir: What it serves.
+        flags: Further ones of the command.
+        name: The model's name.
+        prefix: A command that runs the server's; makes it a cold one.
+        environ: Variables besides this process's; makes it a cold one, since libraries read some
+            when they are imported.
+        cold: Whether it is ``python -m predictor`` instead of a fork.
+        gated: Whether the passes of the model, a BLOOM, go through a gate, which is open.
+    """
+    argv = [
+        *("serve", "--host=127.0.0.1", "--http_port=0", "--grpc_port=0"),
+        *(f"--model_name={name}", f"--model_dir={model_dir}"),
         *flags,
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
+    cold = cold or bool(prefix) or environ is not None
+    assert not (cold and gated)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as opened:
+        log, barrier = Path(folder) / "log", Path(folder) / "gate"
+        entered = opened.enter_context(Gate(barrier)) if gated else None
+        process: subprocess.Popen[bytes] | Forked
         with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                env={**os.environ, **(environ or {})},
-            )
+            if cold:
+                process = subprocess.Popen(
+                    [*prefix, sys.executable, "-m", "predictor", *argv],
+                    stdout=subprocess.DEVNULL,
+                    stderr=stderr,
+                    env={**os.environ, **(environ or {})},
+                )
+            else:
+                before = [(gate.__name__, gate.install.__name__, str(barrier))] if gated else []
+                process = Forked(argv, stderr=stderr, before=before)
         try:
-            yield Served(process, log, name)
+            yield Served(process, log, name, entered)
         finally:
             process.kill()
             process.wait()

@@ -37,11 +37,12 @@ class FragileForCausalLM(LlamaForCausalLM):
 '''
 
 
-@pytest.fixture
-def fragile(checkpoints: Checkpoints, tmp_path: Path) -> Iterator[Served]:
-    """A Llama that comes with code of its own."""
+@pytest.fixture(scope="module")
+def fragile(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A Llama that comes with code of its own; the last test of it breaks it."""
     from tests.checkpoints import byte_tokenizer
 
+    tmp_path = tmp_path_factory.mktemp("fragile")
     source = checkpoints("llama")
     for file in source.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

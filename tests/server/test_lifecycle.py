@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import re
+import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,7 +23,7 @@ from kserve import InferenceGRPCClient  # isort: skip
 import grpc  # isort: skip
 
 SMALL = ("--max_model_len=2048", "--prefill_chunk=16", "--device_map=disk", "--dtype=bfloat16")
-"""Streamed from disk and converted by Accelerate's hooks: slow, so that there is time to act."""
+"""Streamed from disk and converted by Accelerate's hooks."""
 
 
 def status(server: Served, path: str) -> int:
@@ -62,22 +65,27 @@ def grpc_infer_code(
 def at_work(
     checkpoints: Checkpoints, *flags: str, **parameters: Any
 ) -> Iterator[tuple[Served, concurrent.futures.Future[httpx.Response]]]:
-    """A server that is ready and has been generating for a second, and the reply to come."""
-    asked = {"max_new_tokens": 400, "temperature": 1.0, "seed": 3, **parameters}
+    """A server that is generating for as long as its gate is closed, and the reply to come."""
+    asked = {"max_new_tokens": 40, "temperature": 1.0, "seed": 3, **parameters}
     with (
-        serve(checkpoints("bloom"), *SMALL, *flags) as server,
+        serve(checkpoints("bloom"), *SMALL, *flags, gated=True) as server,
         concurrent.futures.ThreadPoolExecutor() as pool,
     ):
         server.await_ready()
-        running = pool.submit(server.predict, "a long one", **asked)
-        time.sleep(1.0)
-        yield server, running
+        with server.gate.closed():
+            running = pool.submit(server.predict, "a long one", **asked)
+            server.gate.await_pass()
+            yield server, running
 
 
 def test_a_start_opens_its_ports_first_is_live_and_not_ready_and_then_is(
     checkpoints: Checkpoints,
 ) -> None:
-    with serve(checkpoints("bloom"), "--max_model_len=64", "--prefill_chunk=16") as server:
+    flags = ("--max_model_len=64", "--prefill_chunk=16")
+    with (
+        serve(checkpoints("bloom"), *flags, gated=True) as server,
+        server.gate.closed(),  # the passes with which a load ends
+    ):
         assert status(server, "/v2/health/live") == 200
         assert status(server, "/") == 200
         not_ready = httpx.get(f"{server.url}/v2/health/ready")
@@ -89,6 +97,7 @@ def test_a_start_opens_its_ports_first_is_live_and_not_ready_and_then_is(
         assert not grpc_ready(server)
         assert grpc_infer_code(server) is grpc.StatusCode.UNAVAILABLE
         assert server.predict("too early").status_code == 503
+        server.gate.open()
         server.await_ready()
         assert httpx.get(f"{server.url}/v2/health/ready").json() == {"ready": True}
         assert status(server, f"/v2/models/{server.name}/ready") == 200
@@ -105,6 +114,7 @@ def test_health_answers_while_a_generation_runs(checkpoints: Checkpoints) -> Non
             assert status(server, path) == 200
         assert grpc_ready(server)
         assert not running.done()
+        server.gate.open()
         assert running.result().status_code == 200
 
 
@@ -113,7 +123,7 @@ def test_sigterm_lets_what_runs_end_refuses_the_rest_and_exits_with_0(
 ) -> None:
     with at_work(checkpoints, "--grace_period=120") as (server, running):
         server.terminate()
-        time.sleep(0.3)
+        server.await_draining()
         assert not running.done()
         assert status(server, "/v2/health/ready") == 503
         assert status(server, f"/v2/models/{server.name}/ready") == 503
@@ -121,6 +131,7 @@ def test_sigterm_lets_what_runs_end_refuses_the_rest_and_exits_with_0(
         assert not grpc_ready(server)
         assert server.predict("too late").status_code == 503
         assert grpc_infer_code(server) is grpc.StatusCode.UNAVAILABLE
+        server.gate.open()
         answer = running.result()
         assert answer.status_code == 200
         assert answer.json()["predictions"][0]["completion_tokens"] > 0
@@ -128,7 +139,7 @@ def test_sigterm_lets_what_runs_end_refuses_the_rest_and_exits_with_0(
 
 
 def test_a_generation_longer_than_the_grace_period_is_cut_off(checkpoints: Checkpoints) -> None:
-    with at_work(checkpoints, "--grace_period=0.5", max_new_tokens=2000) as (server, running):
+    with at_work(checkpoints, "--grace_period=0.5") as (server, running):
         server.terminate()
         assert server.process.wait(30) == 0
         assert "1 requests unfinished" in server.log
@@ -139,7 +150,7 @@ def test_a_generation_longer_than_the_grace_period_is_cut_off(checkpoints: Check
 def test_a_second_sigterm_exits_at_once(checkpoints: Checkpoints) -> None:
     with at_work(checkpoints, "--grace_period=120") as (server, running):
         server.terminate()
-        time.sleep(0.3)
+        server.await_draining()
         server.terminate()
         assert server.process.wait(10) == 143
         with pytest.raises(httpx.TransportError):
@@ -147,16 +158,26 @@ def test_a_second_sigterm_exits_at_once(checkpoints: Checkpoints) -> None:
 
 
 def test_sigterm_while_loading_exits_at_once(checkpoints: Checkpoints) -> None:
-    with serve(checkpoints("bloom")) as server:
+    with serve(checkpoints("bloom"), gated=True) as server, server.gate.closed():
         assert server.url
         server.terminate()
         assert server.process.wait(10) == 143
 
 
+def await_handlers(pid: int) -> None:
+    """Waits until a process has a handler of SIGTERM (proc(5), SigCgt)."""
+    status = Path(f"/proc/{pid}/status")
+    while True:
+        caught = re.findall(r"SigCgt:\s*(\w+)", status.read_text())
+        if int(caught[0], 16) & 1 << (signal.SIGTERM - 1):
+            return
+        time.sleep(0.01)
+
+
 def test_sigterm_before_the_ports_are_open_exits_at_once(checkpoints: Checkpoints) -> None:
     """A container's first process gets no signal that it has no handler for, not even to die."""
-    with serve(checkpoints("bloom")) as server:
-        time.sleep(1.0)
+    with serve(checkpoints("bloom"), cold=True) as server:
+        await_handlers(server.process.pid)
         assert "REST on" not in server.log
         server.terminate()
         assert server.process.wait(10) == 143
@@ -166,18 +187,19 @@ def test_one_request_more_than_may_wait_is_refused_and_the_others_are_answered(
     checkpoints: Checkpoints,
 ) -> None:
     with (
-        at_work(checkpoints, "--max_requests=2") as (server, running),
+        at_work(checkpoints, "--max_requests=2", "--torchserve_api") as (server, running),
         concurrent.futures.ThreadPoolExecutor() as pool,
     ):
         waiting = pool.submit(
-            server.predict, "another long one", max_new_tokens=400, temperature=1.0, seed=3
+            server.predict, "another long one", max_new_tokens=40, temperature=1.0, seed=3
         )
-        time.sleep(0.5)
+        server.await_accepted(2)
         refused = server.predict("one too many")
         assert refused.status_code == 429
         assert "2 requests are running and waiting" in refused.json()["error"]
         assert int(refused.headers["retry-after"]) >= 1
         assert grpc_infer_code(server) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        server.gate.open()
         assert running.result().status_code == waiting.result().status_code == 200
         assert server.predict("now there is room", max_new_tokens=1).status_code == 200
 
@@ -199,9 +221,7 @@ def test_a_port_that_is_taken_is_one_sentence(served: Served, checkpoints: Check
         assert f"cannot listen on 127.0.0.1:{port}" in server.log.strip().splitlines()[-1]
 
 
-def test_a_missing_model_is_one_sentence(tmp_path: object) -> None:
-    from pathlib import Path
-
-    with serve(Path(str(tmp_path)) / "nowhere") as server:
+def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
+    with serve(tmp_path / "nowhere") as server:
         assert server.process.wait(60) == 78
         assert "There is no model directory" in server.log.strip().splitlines()[-1]

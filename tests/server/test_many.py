@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import os
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,41 +27,27 @@ from kserve import InferenceGRPCClient  # isort: skip
 import grpc  # isort: skip
 
 LONG = {"max_new_tokens": 1500, "temperature": 1.0, "seed": 3}
-"""Takes many seconds: everything is on disk."""
+"""Is not answered before its gate has been open for a while."""
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
 
 
 @pytest.fixture(scope="module")
 def slow(checkpoints: Checkpoints) -> Iterator[Served]:
-    """Every block on disk, at most four requests."""
-    # Converted by Accelerate's hooks while it is streamed: slow, so that there is time to act.
+    """Every block on disk, at most four requests, and as slow as its gate makes it."""
+    # Converted by Accelerate's hooks while it is streamed, and so slow enough for a stream too.
     flags = ("--max_model_len=2048", "--prefill_chunk=16", "--device_map=disk", "--max_requests=4")
-    flags += ("--dtype=bfloat16",)
-    with serve(checkpoints("bloom"), *flags) as server:
+    flags += ("--dtype=bfloat16", "--torchserve_api")
+    with serve(checkpoints("bloom"), *flags, gated=True) as server:
         yield server.await_ready()
 
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Served]:
     flags = ("--max_model_len=256", "--prefill_chunk=64", "--device_map=cpu", "--max_concurrency=2")
-    with serve(DEMO, *flags, name="demo") as server:
+    flags += ("--dtype=float32", "--torchserve_api")
+    with serve(DEMO, *flags, name="demo", gated=True) as server:
         yield server.await_ready()
-
-
-def gauge(server: Served, name: str) -> float:
-    """A metric of one sample."""
-    text = httpx.get(f"{server.url}/metrics", timeout=30).text
-    found = re.search(rf"^{name}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
-    assert found is not None, name
-    return float(found[1])
-
-
-def await_gauge(server: Served, name: str, value: float, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while gauge(server, name) != value:
-        assert time.monotonic() < deadline, f"{name} stayed {gauge(server, name)}"
-        time.sleep(0.05)
 
 
 def outcomes(server: Served, protocol: str, outcome: str) -> float:
@@ -121,22 +108,18 @@ def test_a_stop_sequence_is_in_no_event(demo: Served) -> None:
 def test_requests_run_together_and_each_gets_its_own_answer(demo: Served) -> None:
     prompts = [f"My friend number {n} likes to" for n in range(8)]
     alone = [demo.predict(text, max_new_tokens=20).json() for text in prompts]
-
-    async def together() -> list[Any]:
-        async with httpx.AsyncClient(timeout=120) as client:
-            asked = [
-                client.post(predict_url(demo), json=body(text, max_new_tokens=20))
-                for text in prompts
-            ]
-            return [answer.json() for answer in await asyncio.gather(*asked)]
-
-    # bfloat16 rounds differently in larger batches: lengths and counts are the same for sure.
-    found = asyncio.run(together())
-    counts = [[p["prompt_tokens"] for p in answer["predictions"]] for answer in alone]
-    assert [[p["prompt_tokens"] for p in answer["predictions"]] for answer in found] == counts
-    assert 'le="1.0"' in httpx.get(f"{demo.url}/metrics").text
-    rows = httpx.get(f"{demo.url}/metrics").text
-    assert re.search(r'predictor_batch_sequences_bucket\{le="1.0"[^}]*\} (\S+)', rows)
+    names = [f"predictor_{name}" for name in ("batch_sequences_count", "batch_sequences_sum")]
+    with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
+        with demo.gate.closed():
+            before = [demo.gauge(name) for name in names]
+            asked = [pool.submit(demo.predict, text, max_new_tokens=20) for text in prompts]
+            demo.await_accepted(len(prompts))
+        together = [answer.result().json() for answer in asked]
+    passes, rows = (demo.gauge(name) - then for name, then in zip(names, before, strict=True))
+    assert together == alone
+    tokens = sum(answer["predictions"][0]["completion_tokens"] for answer in together)
+    assert rows >= tokens
+    assert passes < tokens / 2  # where one is served at a time there is a pass a token
 
 
 @contextlib.contextmanager
@@ -144,9 +127,18 @@ def freeing_its_place(server: Served, protocol: str) -> Iterator[None]:
     """Holds who hangs up within to leave nothing running, and to be counted as cancelled."""
     before = outcomes(server, protocol, "cancelled")
     yield
-    await_gauge(server, "predictor_sequences_running", 0)
-    await_gauge(server, "predictor_kv_tokens_used", 0)
+    server.await_gauge("predictor_sequences_running", 0)
+    server.await_gauge("predictor_kv_tokens_used", 0)
     assert outcomes(server, protocol, "cancelled") == before + 1
+
+
+async def leave(server: Served, asks: Coroutine[Any, Any, Any]) -> None:
+    """Asks, and hangs up while the request is in a pass."""
+    asked = asyncio.create_task(asks)
+    await asyncio.to_thread(server.gate.await_pass)
+    asked.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asked
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -157,13 +149,8 @@ def test_a_client_that_hangs_up_frees_its_place(slow: Served, stream: bool) -> N
                 async for _ in events(client, slow, "to be left", **LONG):
                     break
                 return
-            asked = asyncio.create_task(
-                client.post(predict_url(slow), json=body("to be left", **LONG))
-            )
-            await asyncio.sleep(0.7)
-            asked.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asked
+            with slow.gate.closed():
+                await leave(slow, client.post(predict_url(slow), json=body("to be left", **LONG)))
 
     with freeing_its_place(slow, "v1"):
         asyncio.run(hang_up())
@@ -192,32 +179,26 @@ async def ask_grpc(server: Served) -> None:
 def test_who_hangs_up_over_v2_or_cancels_over_grpc_frees_the_place_too(
     slow: Served, protocol: str, ask: Any
 ) -> None:
-    async def hang_up() -> None:
-        asked = asyncio.create_task(ask(slow))
-        await asyncio.sleep(0.7)
-        assert gauge(slow, "predictor_sequences_running") == 1
-        asked.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asked
-
-    with freeing_its_place(slow, protocol):
-        asyncio.run(hang_up())
+    with freeing_its_place(slow, protocol), slow.gate.closed():
+        asyncio.run(leave(slow, ask(slow)))
 
 
 def test_a_deadline_ends_a_request_over_every_way_to_say_it(slow: Served) -> None:
     document = body("too slow", **LONG)
     began = time.monotonic()
-    by_header = httpx.post(
-        predict_url(slow), json=document, headers={"X-Request-Timeout": "0.5"}, timeout=60
-    )
-    by_parameter = httpx.post(
-        predict_url(slow), json=body("too slow", **LONG, timeout=0.5), timeout=60
-    )
+    with slow.gate.closed():
+        by_header = httpx.post(
+            predict_url(slow), json=document, headers={"X-Request-Timeout": "0.5"}, timeout=60
+        )
+        by_parameter = httpx.post(
+            predict_url(slow), json=body("too slow", **LONG, timeout=0.5), timeout=60
+        )
+        by_grpc = grpc_infer_code(slow, 0.5, max_new_tokens=1500)
     assert [by_header.status_code, by_parameter.status_code] == [504, 504]
     assert by_header.json() == {"error": "The request was not answered within 0.5 seconds."}
-    assert grpc_infer_code(slow, 0.5, max_new_tokens=1500) is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert by_grpc is grpc.StatusCode.DEADLINE_EXCEEDED
     assert time.monotonic() - began < 20
-    await_gauge(slow, "predictor_sequences_running", 0)
+    slow.await_gauge("predictor_sequences_running", 0)
     bad = httpx.post(predict_url(slow), json=document, headers={"X-Request-Timeout": "soon"})
     assert bad.status_code == 400
 
@@ -235,7 +216,7 @@ def test_overload_is_said_at_once_and_when_to_come_again(slow: Served) -> None:
                 asyncio.create_task(client.post(predict_url(slow), json=body("long", **LONG)))
                 for _ in range(4)
             ]
-            await asyncio.sleep(0.7)
+            await asyncio.to_thread(slow.await_accepted, 4)
             refused = await client.post(predict_url(slow), json=body("one too many"))
             stream = await client.post(
                 predict_url(slow), json=body("x"), headers={"Accept": "text/event-stream"}
@@ -247,17 +228,18 @@ def test_overload_is_said_at_once_and_when_to_come_again(slow: Served) -> None:
             assert answer.status_code == 429
             assert int(answer.headers["retry-after"]) >= 1
 
-    asyncio.run(overload())
-    await_gauge(slow, "predictor_sequences_running", 0)
+    with slow.gate.closed():
+        asyncio.run(overload())
+    slow.await_gauge("predictor_sequences_running", 0)
 
 
 def memory(server: Served) -> int:
     return int(psutil.Process(server.process.pid).memory_info().rss)
 
 
-def test_a_soak_loses_no_request_and_leaves_nothing_behind(demo: Served) -> None:
+def test_a_soak_loses_no_request_and_leaves_nothing_behind(demo: Served, full_grid: bool) -> None:
     """Random arrivals, lengths, hang-ups, deadlines and bad requests for a while, twice."""
-    seconds = float(os.environ.get("SOAK_SECONDS", "25"))
+    seconds = float(os.environ.get("SOAK_SECONDS", "25" if full_grid else "8"))
     chance = random.Random(7)
 
     async def user(client: httpx.AsyncClient, until: float, found: list[int]) -> None:
@@ -291,7 +273,7 @@ def test_a_soak_loses_no_request_and_leaves_nothing_behind(demo: Served) -> None
     assert found.count(200) > 50
     assert set(found) <= {0, 200, 400, 504}
     for name in ("sequences_running", "sequences_waiting", "kv_tokens_used"):
-        await_gauge(demo, f"predictor_{name}", 0)
+        demo.await_gauge(f"predictor_{name}", 0)
     grown = memory(demo) - before
     print(f"{len(found)} requests in {seconds:g} s; {grown / 2**20:.1f} MiB more")
     assert grown < 64 * 2**20

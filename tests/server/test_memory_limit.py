@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import forked
 from tests.cgroups import memory_cgroup
 from tests.checkpoints import big_checkpoint
 from tests.server.process import serve
@@ -70,15 +71,8 @@ def test_a_model_bigger_than_the_memory_limit_is_served_and_not_killed(big_model
 
 def _planned(model: Path, limit: int) -> dict[str, dict[str, int]]:
     """What `predictor plan` says of a container with this memory limit."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "predictor", "plan", str(model), f"--memory={limit}"),
-            *("--output=json", "--max_model_len=256", "--prefill_chunk=64"),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    flags = ("--output=json", "--max_model_len=256", "--prefill_chunk=64")
+    done = forked.run(["plan", str(model), f"--memory={limit}", *flags], check=True)
     return {tier["name"]: tier for tier in json.loads(done.stdout)["tiers"]}
 
 

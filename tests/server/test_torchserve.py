@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests import forked
 from tests.migration.packing import LAYOUTS, SEED, seed
 from tests.server.process import Served, serve
 
@@ -28,8 +28,7 @@ def bloom(
     """The example's archive in each layout, imported by the command and served as it is then."""
     folder = tmp_path_factory.mktemp("store")
     archive = seed(folder, DEMO, layout=request.param, max_memory=SETUP["max_memory"])
-    command = [sys.executable, "-m", "predictor", "import-torchserve", str(archive)]
-    subprocess.run([*command, f"--into={folder}/imported"], check=True, timeout=120)
+    forked.run(["import-torchserve", str(archive), f"--into={folder}/imported"], check=True)
     with serve(folder / "imported", name="bloom") as server:
         yield server.await_ready()
 

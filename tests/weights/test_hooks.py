@@ -14,6 +14,7 @@ from predictor.private.accelerate import remove_hook_from_module
 from predictor.weights.extents import BlockExtent
 from tests.checkpoints import ALL_CONFIGS
 from tests.conftest import Checkpoints
+from tests.grids import thinned
 from tests.serving import Up, blocks_on_disk, bring_up
 from tests.volumes import cut_store_short
 
@@ -47,8 +48,7 @@ def detach_streaming(up: Up) -> tuple[BlockExtent, ...]:
 ARCHITECTURES = sorted(ALL_CONFIGS)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "dtype"), thinned(ARCHITECTURES, DTYPES), ids=str)
 def test_logits_are_those_of_resident_blocks(
     checkpoints: Checkpoints, tmp_path: Path, architecture: str, dtype: torch.dtype
 ) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from predictor.errors import CheckpointError, LoadFailed
 from tests.conftest import Checkpoints
+from tests.grids import thinned
 from tests.serving import blocks_on_disk, bring_up
 
 PROMPTS = ("The quick brown fox", "Zwölf Boxkämpfer jagen Viktor quer über den Deich, sagt man; ja")
@@ -54,15 +55,18 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("where", ["memory", "mixed", "disk"])
-@pytest.mark.parametrize(("architecture", "form"), CASES)
+@pytest.mark.parametrize(
+    ("case", "where"),
+    thinned(CASES, ["memory", "mixed", "disk"], also=lambda _, where: where == "mixed"),
+    ids=str,
+)
 def test_greedy_tokens_are_those_of_transformers_wherever_the_weights_are(
     checkpoints: Checkpoints,
     tmp_path: Path,
-    architecture: str,
-    form: dict[str, Any],
+    case: tuple[str, dict[str, Any]],
     where: str,
 ) -> None:
+    architecture, form = case
     folder = checkpoints(architecture, **form)
     up = bring_up(
         folder,
