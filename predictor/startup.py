@@ -120,7 +120,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         max_model_len=length,
         prefill_chunk=chunk,
         max_batch_size=rows,
-        reads=task not in GENERATING,
+        is_encoder=task not in GENERATING,
         stored_dtype=checkpoint.dtype,
         stored_kind=checkpoint.kind,
     )
