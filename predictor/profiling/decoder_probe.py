@@ -128,7 +128,7 @@ class _Run:
         self._extra: Any = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     def empty(self) -> Any:
-        """Return a cache of whole sequences if the engine has one, else None, the model's choice."""
+        """Return a cache of whole sequences if the engine has one, else None."""
         return DynamicCache() if self.caches_every_token else None
 
     def forward(self, rows: int, tokens: int, past: Any) -> Any:
