@@ -83,7 +83,7 @@ def bring_up(given: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     from predictor.weights.progress import Progress
 
     settings = read_settings(given)
-    resources = pod.read(settings.offload_folder)
+    resources = pod.read_resources(settings.offload_folder)
     prepared = startup.prepare(settings, startup.open_checkpoint(settings), resources)
     return resources, prepared, startup.bring_up(settings, prepared, Progress())
 

@@ -150,9 +150,9 @@ def _plan(settings: Any, stated: Stated) -> dict[str, Any] | None:
     from predictor import startup
     from predictor.errors import DoesNotFit
     from predictor.placement.report import as_json
-    from predictor.pod.stated import state
+    from predictor.pod.stated import stated_resources
 
-    resources = state(stated.gpus, stated.memory, stated.disk)
+    resources = stated_resources(stated.gpus, stated.memory, stated.disk)
     checkpoint = startup.open_checkpoint(settings, needs_weights=False)
     try:
         return as_json(startup.prepare(settings, checkpoint, resources).placement)

@@ -47,7 +47,7 @@ class AdmissionController:
         """Take back one permit; called by `Permit.release`."""
         self.taken -= 1
         if not self.taken:
-            self._rate.rest()
+            self._rate.pause()
 
 
 class Permit:
@@ -81,7 +81,7 @@ class _Rate:
             self._interval += self._WEIGHT * (now - self._last - self._interval)
         self._last = now
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Ignore the time until the next answer: no request is running."""
         self._last = None
 

@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "model_dir",
         nargs="?",
-        default=argparse.SUPPRESS,  # else its absence would undo the flag of the same name
+        default=argparse.SUPPRESS,  # a default would override the flag of the same name
         help="a model directory or a bare config.json",
     )
     plan.add_argument("--gpus", help="stated GPUs, such as 2x24GiB, instead of this pod's")
@@ -180,10 +180,10 @@ def _underscored(word: str) -> str:
 
 
 def _serve(flags: dict[str, Any]) -> int:
-    # Until the server takes the signals: as PID 1 a process is not even ended by them.
+    # Until the server handles signals: by default, PID 1 ignores them.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda got, _: os._exit(128 + got))
-    # Compiled kernels that oneDNN keeps, 1,024 by default: of a batch's many shapes too many MiB.
+        signal.signal(number, lambda received, _: os._exit(128 + received))
+    # oneDNN keeps 1,024 compiled kernels by default: too many MiB for the many shapes of batches.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     settings = read_settings(flags)
     from predictor.pod.memory import check_process_fits
@@ -196,7 +196,7 @@ def _serve(flags: dict[str, Any]) -> int:
 
 
 def _plan(flags: dict[str, Any]) -> int:
-    gc.disable()  # a short process; collecting what imports make takes a quarter of its time
+    gc.disable()  # in this short process, collecting the objects of imports takes 1/4 of the time
     stated = {name: flags.pop(name, None) for name in ("gpus", "memory", "disk")}
     requests = {name: flags.pop(name, None) for name in ("processors", "gpu_resource")}
     output = flags.pop("output")
@@ -205,12 +205,12 @@ def _plan(flags: dict[str, Any]) -> int:
     from predictor.deployment import render
     from predictor.deployment.sizing import size_deployment
     from predictor.placement import report
-    from predictor.pod.stated import state
+    from predictor.pod.stated import stated_resources
 
     if any(stated.values()):
-        resources = state(**stated)
+        resources = stated_resources(**stated)
     else:
-        resources = pod.read(settings.offload_folder, gpu_fraction=settings.gpu_fraction)
+        resources = pod.read_resources(settings.offload_folder, gpu_fraction=settings.gpu_fraction)
     checkpoint = startup.open_checkpoint(settings, needs_weights=False)
     placement = startup.prepare(settings, checkpoint, resources).placement
     if output == "table":
@@ -230,7 +230,7 @@ def _plan(flags: dict[str, Any]) -> int:
 def _import(flags: dict[str, Any]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         # Exit through all cleanup, unlike the default action of SIGTERM.
-        signal.signal(number, lambda got, _: sys.exit(128 + got))
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
     from predictor.migration.importing import import_torchserve
 
     report = import_torchserve(flags["archive"], flags["into"], ts_config=flags.get("ts_config"))

@@ -23,7 +23,7 @@ from predictor.weights.store.writer import partial_file
 
 
 def inherited_notes(settings: Settings) -> tuple[str, ...]:
-    """Returns a sentence for each of the predecessor's keys that no longer changes anything."""
+    """Return a sentence for each of the predecessor's keys that no longer has an effect."""
     notes = []
     if settings.low_cpu_mem_usage is not None:
         notes.append(
@@ -37,7 +37,7 @@ def inherited_notes(settings: Settings) -> tuple[str, ...]:
 
 
 def serving_dtype(settings: Settings, checkpoint: Checkpoint) -> str:
-    """Returns torch's name of the dtype that the model is served in."""
+    """Return torch's name of the serving dtype."""
     if settings.dtype != "auto":
         return settings.dtype
     declared = getattr(checkpoint.config, "dtype", None)
@@ -47,10 +47,10 @@ def serving_dtype(settings: Settings, checkpoint: Checkpoint) -> str:
 
 
 def max_model_len(settings: Settings, checkpoint: Checkpoint, skeleton: PreTrainedModel) -> int:
-    """Returns the most tokens that a sequence may have.
+    """Return the most tokens that a sequence may have.
 
     Raises:
-        ConfigurationError: More were asked for than the model has positions.
+        ConfigurationError: The settings demand more than the positions of the model.
     """
     positions = max_positions(checkpoint.config)
     if checkpoint.task not in GENERATING:
@@ -69,22 +69,22 @@ def max_model_len(settings: Settings, checkpoint: Checkpoint, skeleton: PreTrain
     return length or min(default, positions or default)
 
 
-def largest_pass(
+def largest_batch(
     settings: Settings, task: str, skeleton: PreTrainedModel, length: int
 ) -> tuple[int, int]:
-    """Returns the most tokens and the most sequences of one pass of the model.
+    """Return the most tokens and the most sequences of one forward pass.
 
     Args:
         settings: The settings.
-        task: What the model is served for.
-        skeleton: The model.
+        task: The task of the model.
+        skeleton: The model on the meta device.
         length: Most tokens of a sequence.
     """
     if task not in GENERATING:
         return max(settings.max_batch_tokens, length), settings.max_batch_size
     if task == "text2text_generation":
         return max(settings.prefill_chunk, length), settings.max_batch_size
-    # What keeps a model from being batched keeps it from being read in chunks too.
+    # A model that cannot be batched cannot prefill in chunks either, for the same reasons.
     if unbatchable_reason(skeleton) is not None:
         return length, 1
     return min(settings.prefill_chunk, length), settings.max_batch_size
@@ -126,7 +126,7 @@ def offload_of(settings: Settings, footprint: Footprint, resources: PodResources
 def _disk(
     settings: Settings, checkpoint: Checkpoint, footprint: Footprint, resources: PodResources
 ) -> int | None:
-    """Bytes of the disk tier: bounded where blocks must be written anew, or a size was stated."""
+    """Return the bytes of the disk tier; None if blocks are read in place from the checkpoint."""
     volume = resources.volume
     if volume is not None and volume.stated:
         return volume.available
@@ -135,7 +135,7 @@ def _disk(
     if volume is None or not volume.writable or settings.offload_folder is None:
         return 0
     name = folder_name(checkpoint, footprint.dtype)
-    # What an earlier start wrote is used again, or replaced.
+    # The files of an earlier start are used again, or replaced.
     store = store_file(settings.offload_folder, name)
-    there = sum(f.stat().st_size for f in (store, partial_file(store)) if f.exists())
-    return volume.available + there + count_usage(settings.offload_folder / name).used
+    existing = sum(f.stat().st_size for f in (store, partial_file(store)) if f.exists())
+    return volume.available + existing + count_usage(settings.offload_folder / name).used

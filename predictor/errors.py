@@ -1,11 +1,10 @@
-"""Every error that the predictor raises on purpose, and what each means to the outside.
+"""Every error that the predictor raises on purpose, with its HTTP status, gRPC code and exit code.
 
-An error carries one clear sentence and, as class attributes, its meaning on each border: the HTTP
-status, the name of the gRPC status code and the process's exit code. The translation itself is
-done at one place for each border (`protocol.errors`, `cli`). Exit codes follow sysexits.h: 78 is a
-wrong configuration (what does not fit among them), 69 is a service that cannot be reached, 65 is
-input that cannot be used. Two phrases that many sentences need, what a library said and which name
-is nearest, are made here too.
+An error carries one clear sentence. Its class attributes are the HTTP status, the name of the gRPC
+status code and the exit code of the process. `protocol.http.errors` and `cli` translate them. Exit
+codes follow sysexits.h: 78 is an invalid configuration (a model that does not fit is one), 69 is a
+service that cannot be reached, 65 is invalid input. Two phrases of many sentences are made here
+too: the message of a library's error, and the nearest valid name.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ class ConfigurationError(PredictorError):
 
 
 class DoesNotFit(ConfigurationError):
-    """The model cannot be placed within what the pod owns.
+    """The model does not fit the resources of the pod.
 
     Attributes:
         tier: The tier that lacks memory: ``"gpu"``, ``"cpu"`` or ``"disk"``.
         needed: Bytes that this tier would have to hold.
-        available: Bytes that it has.
+        available: Bytes that it can hold.
         remedies: The smallest changes that would each make the model fit, as phrases.
     """
 
@@ -55,34 +54,34 @@ class CheckpointError(ConfigurationError):
 
 
 class ArchiveError(PredictorError):
-    """What is to be imported is broken, incomplete or not safe to unpack."""
+    """An archive that is to be imported is corrupt, incomplete or not safe to unpack."""
 
     exit_code = 65
 
 
 class HubUnreachable(PredictorError):
-    """The model has to come from the hub and the hub cannot be reached."""
+    """The model is on the hub, which cannot be reached."""
 
     exit_code = 69
 
 
 class LoadFailed(PredictorError):
-    """Loading the weights failed for a reason that a restart may mend."""
+    """Loading the weights failed for a reason that a restart may fix."""
 
 
 class RequestError(PredictorError):
-    """A request cannot be answered because of what it says."""
+    """A request cannot be answered because of its content."""
 
     http_status = 400
     grpc_code = "INVALID_ARGUMENT"
 
 
 class PromptTooLong(RequestError):
-    """Prompt and reply do not fit the model's context.
+    """Prompt and reply exceed the model's context.
 
     Attributes:
         tokens: Tokens that the request needs.
-        limit: Tokens that there are (``max_model_len``).
+        limit: Tokens of the model's context (``max_model_len``).
     """
 
     def __init__(self, sentence: str, *, tokens: int, limit: int) -> None:
@@ -92,7 +91,7 @@ class PromptTooLong(RequestError):
 
 
 class BodyTooLarge(RequestError):
-    """The request's body is over the limit."""
+    """The request's body exceeds the limit."""
 
     http_status = 413
     grpc_code = "RESOURCE_EXHAUSTED"
@@ -110,17 +109,17 @@ class UnknownVersion(UnknownModel):
 
 
 class NotReady(PredictorError):
-    """The model is being loaded, or the server is draining."""
+    """The model is loading, or the server is draining."""
 
     http_status = 503
     grpc_code = "UNAVAILABLE"
 
 
 class Overloaded(PredictorError):
-    """As many requests as may be are running and waiting.
+    """The limit of running and waiting requests is reached.
 
     Attributes:
-        retry_after: Seconds after which a place is likely to be free.
+        retry_after: Seconds after which a request is likely to be admitted.
     """
 
     http_status = 429
@@ -132,21 +131,21 @@ class Overloaded(PredictorError):
 
 
 class DeadlineExceeded(PredictorError):
-    """A request was not answered within the time that it or the server allows."""
+    """A request was not answered by its deadline, or by that of the server."""
 
     http_status = 504
     grpc_code = "DEADLINE_EXCEEDED"
 
 
 class EngineBroken(PredictorError):
-    """The engine has failed for good; the process ends, to be started again."""
+    """The engine has failed permanently; the process ends and is restarted."""
 
     http_status = 503
     grpc_code = "UNAVAILABLE"
 
 
 class WeightsUnreadable(EngineBroken):
-    """A block that is streamed cannot be read any more."""
+    """A streamed block cannot be read any more."""
 
 
 class GenerationFailed(PredictorError):
@@ -154,7 +153,7 @@ class GenerationFailed(PredictorError):
 
 
 def reason_of(error: BaseException, *, most: int = 200) -> str:
-    """Returns what a library's error says as one line, or its class where it says nothing."""
+    """Return the message of a library's error as one line, or its class if it has none."""
     line = " ".join((str(error).strip() or type(error).__name__).split())
     return shorten(line, most, ellipsis="")
 

@@ -89,7 +89,7 @@ class PredictorModel(Model):
 
         settings = self._settings
         checkpoint = startup.open_checkpoint(settings)
-        resources = pod.read(settings.offload_folder, gpu_fraction=settings.gpu_fraction)
+        resources = pod.read_resources(settings.offload_folder, gpu_fraction=settings.gpu_fraction)
         for note in (*resources.notes, *constraints.inherited_notes(settings)):
             logger.warning("%s", note)
         prepared = startup.prepare(settings, checkpoint, resources)

@@ -1,7 +1,7 @@
-"""Amounts of memory as people write them: Kubernetes quantities and Accelerate's file sizes.
+"""Amounts of memory as text: Kubernetes quantities and Accelerate's file sizes.
 
-Inside the predictor memory is an ``int`` of bytes; this module is the only place that turns text
-into bytes and bytes into text.
+Inside the predictor memory is an ``int`` of bytes. Only this module converts text to bytes and
+bytes to text.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _PATTERN = re.compile(
 
 
 def parse_bytes(text: str | int) -> int:
-    """Returns the bytes that a quantity means.
+    """Return the bytes of a quantity.
 
-    Takes what Kubernetes writes (``40Gi``, ``500M``, ``128974848000m``, ``1e9``) and what
-    Accelerate's ``max_memory`` takes (``10GiB``, ``10GB``); a bare number is bytes. ``i`` means
-    powers of 1024, its absence powers of 1000. A small ``b`` is refused: to Accelerate it is bits.
+    Accepts quantities of Kubernetes (``40Gi``, ``500M``, ``128974848000m``, ``1e9``) and of
+    Accelerate's ``max_memory`` (``10GiB``, ``10GB``). A bare number is bytes. With ``i`` units are
+    powers of 1024, otherwise of 1000. A small ``b`` is refused: to Accelerate it means bits.
 
     Raises:
-        ValueError: The text is no such quantity; the message says what one looks like.
+        ValueError: The text is no such quantity; the message shows one.
     """
     if isinstance(text, int) and not isinstance(text, bool):
         if text < 0:
@@ -52,11 +52,11 @@ def _factor(unit: str) -> Decimal:
 
 
 def format_bytes(count: int, *, round_up: bool = False) -> str:
-    """Returns bytes in the largest binary unit that leaves a number of at least 1: ``1.50 GiB``.
+    """Return bytes in the largest binary unit with a number of at least 1: ``1.50 GiB``.
 
     Args:
         count: Bytes.
-        round_up: Whether the text must not mean less than `count`, for amounts that are asked for.
+        round_up: Whether to round up, for an amount that must not be less than `count`.
     """
     sign, size = ("-", -count) if count < 0 else ("", count)
     for prefix in reversed("KMGTPE"):
@@ -68,6 +68,6 @@ def format_bytes(count: int, *, round_up: bool = False) -> str:
 
 
 def as_quantity(count: int) -> str:
-    """Returns bytes as the shortest Kubernetes quantity that means exactly them: ``128Gi``."""
+    """Return bytes as the shortest exact Kubernetes quantity: ``128Gi``."""
     exact = [f"{count // unit}{name}" for name, unit in _UNITS.items() if count % unit == 0 < count]
     return min([str(count), *exact], key=len)

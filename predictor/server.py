@@ -1,8 +1,9 @@
-"""KServe's `ModelServer` with a life of its own: ports first, then loading; a drain that is one.
+"""KServe's `ModelServer` with its own life cycle: ports open before loading, and a real drain.
 
 The SDK opens its ports after `load()`, binds every address, lets uvicorn close the socket at the
 first SIGTERM and stops the model before its requests are done (see `ModelServer.stop`). Here the
-ports open at once, readiness turns true after loading and false at SIGTERM, and what runs may end.
+ports open at once, readiness turns true after loading and false at SIGTERM, and running requests
+may finish.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _POLL = 0.05
 
 
 class Server(ModelServer):
-    """Serves one model over REST and gRPC until it is told to stop."""
+    """Serves one model over REST and gRPC until a signal stops it."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(
@@ -62,25 +63,25 @@ class Server(ModelServer):
         )
 
     def run(self) -> None:
-        """Serves until SIGTERM or SIGINT; then drains and returns.
+        """Serve until SIGTERM or SIGINT; then drain and return.
 
         Raises:
             PredictorError: The model cannot be served here.
         """
-        listening = _listen(self._settings.host, self._settings.http_port)
-        with listening:
-            asyncio.run(self._run(listening))
+        listener = _listen(self._settings.host, self._settings.http_port)
+        with listener:
+            asyncio.run(self._run(listener))
 
-    async def _run(self, listening: socket.socket) -> None:
+    async def _run(self, listener: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
         http, closing = sdk.rest_server(self, grace_period=1), asyncio.Event()
-        serving = [asyncio.create_task(http.serve(sockets=[listening]))]
+        serving = [asyncio.create_task(http.serve(sockets=[listener]))]
         if self.enable_grpc:
             serving.append(asyncio.create_task(self._bind_grpc().serve(closing, grace=1.0)))
         while not http.started:
             await asyncio.sleep(_POLL)
-        self._take_signals()
-        address = "{}:{}".format(*listening.getsockname()[:2])
+        self._handle_signals()
+        address = "{}:{}".format(*listener.getsockname()[:2])
         logger.info("REST on http://%s", address)
         try:
             await self._load(address)
@@ -105,8 +106,8 @@ class Server(ModelServer):
         logger.info("gRPC on %s:%d", settings.host, bound.port)
         return bound
 
-    def _take_signals(self) -> None:
-        """Replaces uvicorn's handlers, which close the port at once."""
+    def _handle_signals(self) -> None:
+        """Replace uvicorn's handlers, which close the port at once."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
@@ -120,21 +121,21 @@ class Server(ModelServer):
         self._stopping.set()
 
     def _on_broken(self, error: EngineBroken) -> None:
-        """Is called in the engine's thread: lets those who wait hear it, then ends the process."""
+        """Stop the server after waiting requests have failed; called in the engine's thread."""
         self._broken = error
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def _load(self, address: str) -> None:
         began = time.monotonic()
-        # A thread of its own, which ends: it computes, and libgomp keeps helpers for every thread
-        # that did. Where they outnumber the processors all of them sleep between any two steps,
-        # and passes of a small model took 15 ms instead of 9.
+        # Load in a thread that ends. It computes, and libgomp keeps helper threads for every thread
+        # that has computed. If they outnumber the processors, all of them sleep between any two
+        # steps, and forward passes of a small model took 15 ms instead of 9 ms.
         with ThreadPoolExecutor(1, "loader") as loader:
             await asyncio.get_running_loop().run_in_executor(loader, self._model.load)
         self._loaded = True
         gc.collect()
-        gc.freeze()  # libraries made millions of objects that stay; a collection would stop us all
+        gc.freeze()  # a collection of the millions of objects of libraries would stop every thread
         logger.info("Model %r is ready after %.1f s", self._model.name, time.monotonic() - began)
         logger.info("Try it:\n%s", self._examples(address.replace("0.0.0.0", "127.0.0.1")))  # noqa: S104
 
@@ -153,7 +154,7 @@ class Server(ModelServer):
             await asyncio.sleep(_POLL)
 
     def _examples(self, address: str) -> str:
-        """Returns the curl lines that work against this server."""
+        """Return curl commands that work with this server."""
         spec = self._model.spec
         is_generation = isinstance(spec, GenerationSpec)
         more = {"parameters": {"max_new_tokens": 25}} if is_generation else {}
@@ -177,21 +178,21 @@ class Server(ModelServer):
 
 
 def _exit(code: int) -> None:
-    """Ends the process now: a forward pass cannot be interrupted, its thread would be awaited."""
+    """End the process now, without waiting for the thread of a running forward pass."""
     logging.shutdown()
     os._exit(code)
 
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only where the protocol is named; without it each answer waits 40 ms.
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # asyncio sets TCP_NODELAY only if the protocol is named; else each response waits 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((host, port))
+        listener.bind((host, port))
     except OSError as error:
-        listening.close()
+        listener.close()
         raise ConfigurationError(
             f"The REST server cannot listen on {host}:{port}: {error.strerror}."
         ) from None
-    return listening
+    return listener

@@ -1,7 +1,7 @@
 """All settings, from flags, the environment and a ``setup_config.json``, as one frozen value.
 
-Strength: flag, then ``PREDICTOR_*`` environment variable, then ``setup_config.json`` in the model
-directory (the predecessor's file; it may hold any setting by its name), then the default. This
+Precedence: flag, ``PREDICTOR_*`` environment variable, ``setup_config.json`` in the model directory
+(the predecessor's file, which may hold any setting by its name), default. This
 module knows names, types and defaults; `placement` and the rim decide what they mean for a model.
 """
 
@@ -204,20 +204,20 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Returns the sources in order of strength; `read_settings` adds the environment."""
+        """Return the sources by precedence; `read_settings` adds the environment."""
         return init_settings, SetupConfig(settings_cls)
 
 
 def read_settings(flags: Mapping[str, Any], *, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Returns the settings that flags, environment and ``setup_config.json`` make together.
+    """Return the settings of flags, environment and ``setup_config.json`` together.
 
     Args:
-        flags: Values as given on the command line, by the names of the settings or their aliases.
+        flags: Values from the command line, by the names of the settings or their aliases.
         environ: The environment.
 
     Raises:
-        ConfigurationError: A key is unknown (the sentence names the nearest known one) or a value
-            is not what its setting takes.
+        ConfigurationError: A key is unknown (the sentence names the nearest known one), or a
+            value is invalid.
     """
     variables = own_variables(environ)
     check_known(flags, "flag", Settings.model_fields, shown=lambda name: f"--{name}")
@@ -236,20 +236,20 @@ def read_settings(flags: Mapping[str, Any], *, environ: Mapping[str, str] = os.e
 def explicit_settings(
     whole: Settings, flags: Mapping[str, Any], environ: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Returns what flags and environment set, as JSON values; `SetupConfig` goes with the model."""
+    """Return what flags and environment set, as JSON values; `SetupConfig` goes with the model."""
     named = by_field({**own_variables(environ), **flags})
     return whole.model_dump(mode="json", include=set(named))
 
 
 def names() -> tuple[str, ...]:
-    """Returns the names of all settings and their aliases."""
+    """Return the names of all settings and their aliases."""
     return (*Settings.model_fields, *ALIASES)
 
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     reason = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:  # of settings that do not go together
+    if not first["loc"]:  # settings contradict each other
         return f"{reason}."
     place = str(first["loc"][0])
     return f"{place}: {reason} (given: {str(first['input'])[:64]!r})."

@@ -1,6 +1,6 @@
-"""Where settings come from: names, the environment and the predecessor's ``setup_config.json``.
+"""The sources of settings: names, the environment and the predecessor's ``setup_config.json``.
 
-Knows no setting; `settings` has them.
+This module knows no setting; `settings` has them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic_settings import PydanticBaseSettingsSource
 from predictor.errors import ConfigurationError
 
 ALIASES = {"revision": "model_revision", "torch_dtype": "dtype"}
-"""The predecessor's names for settings that KServe's Hugging Face server names otherwise."""
+"""The predecessor's names of settings that KServe's Hugging Face server names differently."""
 
 PREFIX = "PREDICTOR_"
 _SETUP_CONFIG = "setup_config.json"
@@ -26,24 +26,24 @@ _SERVICE_LINK = re.compile(
     r"PREDICTOR_(\w+_)?(SERVICE_HOST=|SERVICE_PORT(_\w+)?=\d|PORT(_\d+_\w+)?=\w+://"
     r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=).*"
 )
-"""``NAME=value`` of what Kubernetes sets for Services named ``predictor`` or ``predictor-...``."""
+"""``NAME=value`` of the variables that Kubernetes sets for Services named ``predictor...``."""
 
 
 class SetupConfig(PydanticBaseSettingsSource):
-    """The predecessor's ``setup_config.json``, read from the model directory where there is one."""
+    """The predecessor's ``setup_config.json``, read from the model directory if there is one."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """Not used: `__call__` reads the whole file."""
         raise NotImplementedError
 
     def __call__(self) -> dict[str, Any]:
-        """Returns the file's keys by the names of the settings."""
+        """Return the file's keys by the names of the settings."""
         if self.current_state.get("model_id"):
             return {}
         path = Path(self.current_state.get("model_dir", "/mnt/models")) / _SETUP_CONFIG
         try:
             keys = json.loads(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):  # a bare config.json can be planned for
+        except (FileNotFoundError, NotADirectoryError):  # `plan` accepts a bare config.json
             return {}
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{path} cannot be read as JSON: {error}.") from None
@@ -54,7 +54,7 @@ class SetupConfig(PydanticBaseSettingsSource):
         if isinstance(specified.get("offload_folder"), str):
             # The predecessor ran in the model's directory; this process may run anywhere.
             specified["offload_folder"] = path.parent / specified["offload_folder"]
-        # pydantic would merge objects; what a stronger source says is the whole value.
+        # pydantic would merge objects, but a source of higher precedence replaces the whole value.
         return {name: value for name, value in specified.items() if name not in self.current_state}
 
 
@@ -65,10 +65,10 @@ def check_known(
     *,
     shown: Callable[[str], str] = str,
 ) -> None:
-    """Refuses names that are no setting, nor its predecessor's name.
+    """Refuse names that are neither a setting nor the predecessor's name of one.
 
     Raises:
-        ConfigurationError: Names the first unknown name and the nearest known one.
+        ConfigurationError: A name is unknown; the sentence names the nearest known one.
     """
     for name in given:
         if name not in choices and name not in ALIASES:
@@ -78,12 +78,12 @@ def check_known(
 
 
 def by_field(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns values by the names of the settings, not by their aliases."""
+    """Return values by the names of the settings, not by their aliases."""
     return {ALIASES.get(name, name): value for name, value in given.items()}
 
 
 def own_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Returns our variables, without what Kubernetes sets for Services with names like ours."""
+    """Return our variables, without those that Kubernetes sets for Services with similar names."""
     return {
         name.removeprefix(PREFIX).lower(): value
         for name, value in environ.items()

@@ -1,4 +1,4 @@
-"""The types of settings: how what people write becomes bytes, dtypes and devices."""
+"""The types of settings: how text becomes bytes, dtypes and devices."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A start, top to bottom: settings, checkpoint, footprint, placement, weights, engine, task.
+"""A start from top to bottom: settings, checkpoint, footprint, placement, weights, engine, task.
 
-The rim's one composition of the floors below it; `predictor plan` walks it halfway.
+This is the one place that composes the floors below it. `predictor plan` stops after the placement.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from predictor.checkpoint.checkpoint import Checkpoint, fetch_weights, open_directory, open_hub
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.constraints import (
-    largest_pass,
+    largest_batch,
     max_model_len,
     offload_of,
     placement_options,
@@ -46,15 +46,15 @@ from predictor.weights.progress import Progress
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model that was decided on and of which no weight was read.
+    """A model whose placement is decided and of which no weight is read yet.
 
     Attributes:
-        checkpoint: Its files.
+        checkpoint: The files of the model.
         skeleton: The model on the meta device.
-        footprint: What it needs.
-        placement: Where it goes.
-        threads: Threads to compute with; None leaves that to torch.
-        chunk: Tokens in one pass, as the activations were planned for.
+        footprint: The memory that it needs.
+        placement: The device of each of its parts.
+        threads: Threads to compute with; None leaves the number to torch.
+        chunk: Most tokens of one forward pass, for which the activations were planned.
         offload: How offloaded blocks are stored.
     """
 
@@ -69,11 +69,11 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A model that answers.
+    """A model that is loaded and ready.
 
     Attributes:
-        task: What answers.
-        weights: What it answers with.
+        task: The task that answers requests.
+        weights: The loaded weights.
     """
 
     task: Task
@@ -81,15 +81,15 @@ class Started:
 
 
 def open_checkpoint(settings: Settings, *, needs_weights: bool = True) -> Checkpoint:
-    """Returns the model that the settings name, from the hub or a directory.
+    """Open the checkpoint that the settings name, on the hub or in a directory.
 
     Args:
         settings: The settings.
-        needs_weights: Whether a bare ``config.json``, which is enough to plan, is not.
+        needs_weights: Whether to refuse a bare ``config.json``, which is enough for a plan.
 
     Raises:
-        CheckpointError: It cannot be served.
-        HubUnreachable: It is on the hub, which cannot be reached.
+        CheckpointError: The checkpoint cannot be served.
+        HubUnreachable: The checkpoint is on the hub, which cannot be reached.
     """
     rules: dict[str, Any] = {
         "task": settings.task,
@@ -102,11 +102,11 @@ def open_checkpoint(settings: Settings, *, needs_weights: bool = True) -> Checkp
 
 
 def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources) -> Prepared:
-    """Returns the placement of a model, decided without reading a weight.
+    """Decide the placement of a model, without reading a weight.
 
     Raises:
-        DoesNotFit: There is none.
-        ConfigurationError: A setting makes no sense for this model or this pod.
+        DoesNotFit: No placement fits.
+        ConfigurationError: A setting is invalid for this model or this pod.
     """
     dtype = serving_dtype(settings, checkpoint)
     task = checkpoint.task
@@ -114,13 +114,13 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         checkpoint.config, dtype, task, trust_remote_code=settings.trust_remote_code
     )
     length = max_model_len(settings, checkpoint, skeleton)
-    chunk, rows = largest_pass(settings, task, skeleton, length)
+    chunk, rows = largest_batch(settings, task, skeleton, length)
     footprint = measure_footprint(
         skeleton,
         max_model_len=length,
         prefill_chunk=chunk,
         max_batch_size=rows,
-        reads=task not in GENERATING,
+        is_encoder=task not in GENERATING,
         stored_dtype=checkpoint.dtype,
         stored_kind=checkpoint.kind,
     )
@@ -142,18 +142,18 @@ def bring_up(
     progress: Progress,
     on_broken: Callable[[EngineBroken], None] | None = None,
 ) -> Started:
-    """Returns the model, loaded and warm.
+    """Load a model and warm it up.
 
     Args:
         settings: The settings.
-        prepared: What was decided.
-        progress: Is told how far loading is.
-        on_broken: Is told, in another thread, when the model has failed for good.
+        prepared: The model and its placement.
+        progress: Reports the progress of loading.
+        on_broken: Called in another thread if the model fails permanently.
 
     Raises:
-        CheckpointError: The files lack something.
-        HubUnreachable: The weights have to come from the hub, which cannot be reached.
-        LoadFailed: Reading failed.
+        CheckpointError: The checkpoint is incomplete.
+        HubUnreachable: The weights are on the hub, which cannot be reached.
+        LoadFailed: A read failed.
     """
     prepared = replace(prepared, checkpoint=fetch_weights(prepared.checkpoint))
     gpus = audit.wake_gpus(prepared.placement)
@@ -168,7 +168,7 @@ def bring_up(
         metrics=metrics,
         pinned_fraction=settings.pinned_memory_fraction,
     )
-    # Before the first pass: on a GPU that loads kernels, which take main memory whatever the model.
+    # Before the first forward pass, which loads kernels on a GPU: they take main memory too.
     held = read_own_anonymous() - before
     audit.compare(prepared.placement, held=held, buffers=loaded.buffer_bytes)
     audit.compare_gpus(
@@ -203,7 +203,7 @@ def _open(
     tokenizer = open_tokenizer(path, trust_remote_code=settings.trust_remote_code)
     length, placement = prepared.footprint.max_model_len, prepared.placement
     if task in GENERATING:
-        opened = open_engine(
+        engine = open_engine(
             loaded.model,
             placement,
             prefill_chunk=prepared.chunk,
@@ -211,7 +211,7 @@ def _open(
             **common,
         )
         return open_generation(
-            loaded.model, tokenizer, opened, max_model_len=length, max_length=settings.max_length
+            loaded.model, tokenizer, engine, max_model_len=length, max_length=settings.max_length
         )
     encoder_defaults = EncoderDefaults(
         settings.return_probabilities, settings.return_raw_logits, settings.return_offsets_mapping

@@ -312,7 +312,7 @@ def test_without_a_termination_log_none_is_made(run, termination_log):
     assert not termination_log.exists()
 
 
-def test_a_directory_that_is_not_there_is_said(run):
+def test_a_directory_that_is_not_there_is_reported(run):
     code, _, err = run("plan", "/nowhere", *STATED)
 
     assert code == 78

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from predictor.pod import read
+from predictor.pod import read_resources
 from predictor.pod.accelerators import read_accelerators
 from predictor.pod.resources import PodResources
 from predictor.weights.direct_io import AlignedBuffer
@@ -36,7 +36,7 @@ MIB = 1024**2
 
 @pytest.fixture(scope="module")
 def pod() -> PodResources:
-    return read(None)
+    return read_resources(None)
 
 
 def spread(folder: Path, pod: PodResources, **flags: Any) -> dict[str, str]:
@@ -76,7 +76,9 @@ def test_a_model_over_gpu_memory_and_disk_gives_the_tokens_of_the_cpu(
 ) -> None:
     folder = checkpoints(architecture)
     device_map = spread(folder, pod)
-    up = bring_up(folder, pod=read(tmp_path), device_map=device_map, offload_folder=str(tmp_path))
+    up = bring_up(
+        folder, pod=read_resources(tmp_path), device_map=device_map, offload_folder=str(tmp_path)
+    )
     assert set(up.prepared.placement.device_map.values()) == {0, "cpu", "disk"}
     assert tokens(up) == reference(folder, PROMPT)
 
@@ -138,7 +140,7 @@ def test_an_encoder_task_gives_the_answers_of_the_cpu(
     folder = make_reader(tmp_path / "model", architecture, task)
     device_map = "cuda:0" if layout == "gpu" else spread(folder, pod, task=task)
     texts = [{"text": "x" * length} for length in (3, 50, 7, 120)]
-    up = bring_up(folder, pod=read(tmp_path), device_map=device_map, task=task)
+    up = bring_up(folder, pod=read_resources(tmp_path), device_map=device_map, task=task)
     on_cpu = bring_up(folder, task=task)
     answers = [ask(one, *texts, return_raw_logits=True) for one in (up, on_cpu)]
     for on_gpu, expected in zip(*answers, strict=True):
@@ -177,9 +179,10 @@ def test_loading_takes_of_memory_what_was_planned(
     device_map = "cuda:0" if layout == "gpu" else json.dumps(spread(folder, pod))
     # In a process of its own: here CUDA has been started, which takes half a GiB of main memory.
     code = (
-        "import sys; from pathlib import Path; from predictor.pod import read;"
+        "import sys; from pathlib import Path; from predictor.pod import read_resources;"
         "from tests.serving import bring_up; folder, device_map, work = sys.argv[1:];"
-        "bring_up(Path(folder), pod=read(Path(work)), device_map=device_map, offload_folder=work);"
+        "pod = read_resources(Path(work));"
+        "bring_up(Path(folder), pod=pod, device_map=device_map, offload_folder=work);"
         "print('up', flush=True); import os; os._exit(0)"
     )
     argv = [sys.executable, "-c", code, str(folder), device_map, str(tmp_path)]

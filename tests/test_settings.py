@@ -330,7 +330,7 @@ def test_names_are_the_settings_and_their_aliases():
     assert not set(ALIASES) & set(Settings.model_fields)
 
 
-def test_what_was_told_is_what_flags_and_environment_name(model_dir):
+def test_explicit_settings_are_those_of_flags_and_environment(model_dir):
     flags = {"model_dir": model_dir({"max_length": 80}), "torch_dtype": "torch.float16"}
     environ = {"PREDICTOR_MAX_MEMORY": '{"cpu": "8GiB", "0": "10GB"}', "PREDICTOR_PORT": "tcp://1"}
     settings = read_settings(flags, environ=environ)
@@ -342,13 +342,13 @@ def test_what_was_told_is_what_flags_and_environment_name(model_dir):
     }
 
 
-def test_a_default_that_was_told_is_told():
+def test_a_default_that_is_stated_is_explicit():
     flags = {"model_dir": "/nowhere", "memory_reserve": "128Mi"}
 
     assert explicit_settings(read_settings(flags, environ={}), flags, {}) == flags
 
 
-def test_what_was_told_makes_the_same_settings_again():
+def test_explicit_settings_make_the_same_settings_again():
     flags = {
         "model_dir": "/nowhere",
         "max_memory": '{"cpu": "1.5GiB"}',

@@ -19,7 +19,7 @@ from predictor.engine.generation.encoder_decoder_runner import as_source
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.private.transformers import cache_layer_types, is_stateful
-from predictor.profiling.decoder_probe import WHOLE_KINDS
+from predictor.profiling.decoder_probe import TOKEN_CACHE_TYPES
 
 _TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}
 _HALF_TOLERANCE = 0.15
@@ -58,7 +58,7 @@ def unbatchable_reason(model: PreTrainedModel) -> str | None:
             return f"its forward pass takes no {name}"
     if is_stateful(model):
         return "it keeps a state that cannot be shared"
-    kinds = set(cache_layer_types(model)) - WHOLE_KINDS
+    kinds = set(cache_layer_types(model)) - TOKEN_CACHE_TYPES
     return f"it has layers of the kind {sorted(kinds)[0]}" if kinds else None
 
 

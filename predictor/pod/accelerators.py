@@ -1,8 +1,8 @@
-"""The accelerators that torch sees, with their free memory: the truth that the Pod is held to.
+"""The accelerators that torch sees, with their free memory.
 
 Environment variables such as ``NVIDIA_VISIBLE_DEVICES`` are only hints (images bake ``all``, CDI
-leaves it unset); what counts is what torch can open. Sharing and the Pod's limits are the business
-of `compare`.
+leaves it unset), so the devices that torch can open count. Shared devices and the Pod's limits are
+left to `compare`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ class Backend(Protocol):
     """The part of ``torch.cuda`` and ``torch.xpu`` that is used here."""
 
     def device_count(self) -> int:
-        """Returns how many devices there are."""
+        """Return how many devices there are."""
 
     def get_device_name(self, device: int, /) -> str:
-        """Returns what the driver calls a device."""
+        """Return the driver's name of a device."""
 
     def mem_get_info(self, device: int, /) -> tuple[int, int]:
-        """Returns a device's free and total bytes."""
+        """Return a device's free and total bytes."""
 
 
 def read_accelerators() -> tuple[Accelerator, ...]:
-    """Returns every device that torch sees, in torch's order; empty without any.
+    """Return every device that torch sees, in torch's order; empty without any.
 
-    The free bytes are what the driver says after this process's own context was made on the device
-    (asking makes it); for a MIG slice free and total are the slice's.
+    The driver reports the free bytes after this process's context was created on the device, which
+    the query itself does. For a MIG slice free and total bytes are those of the slice.
 
     Raises:
-        ConfigurationError: A device is there and cannot be asked for its memory.
+        ConfigurationError: A device does not report its memory.
     """
     import torch
 
@@ -41,10 +41,10 @@ def read_accelerators() -> tuple[Accelerator, ...]:
 
 
 def read_backend(kind: str, backend: Backend) -> tuple[Accelerator, ...]:
-    """Returns the devices of one of torch's device types.
+    """Return the devices of one of torch's device types.
 
     Raises:
-        ConfigurationError: A device is there and cannot be asked for its memory.
+        ConfigurationError: A device does not report its memory.
     """
     return tuple(_read_device(kind, backend, index) for index in range(backend.device_count()))
 
@@ -53,7 +53,7 @@ def _read_device(kind: str, backend: Backend, index: int) -> Accelerator:
     try:
         name = backend.get_device_name(index)
         free, total = backend.mem_get_info(index)
-    except RuntimeError as error:  # torch's errors of the driver are all RuntimeErrors
+    except RuntimeError as error:  # torch raises RuntimeError for every driver error
         reason = str(error).partition("\n")[0]
         raise ConfigurationError(
             f"torch sees {kind}:{index} but cannot ask it for its memory ({reason}); check the "

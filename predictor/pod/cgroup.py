@@ -1,9 +1,9 @@
 """The memory and CPU limits of this process's control groups, versions 1 and 2.
 
-Knows the layouts that are met in the field: version 2 alone, version 1, the hybrid of both (a
-``0::`` line that carries no memory controller), and version 1 in a container, where
-``/proc/self/cgroup`` names the group by its path on the host, which does not exist below the
-container's mount. Source: the kernel's ``admin-guide/cgroup-v1/memory.rst`` and ``cgroup-v2.rst``.
+Supports the layouts in use: version 2 alone, version 1, the hybrid of both (a ``0::`` line without
+a memory controller), and version 1 in a container. There ``/proc/self/cgroup`` names the group by
+its path on the host, which does not exist below the container's mount. Source: the kernel's
+``admin-guide/cgroup-v1/memory.rst`` and ``cgroup-v2.rst``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from predictor.pod.mounts import Mount, mount_of, read_mounts
 
 UNLIMITED = 2**62
-"""Bytes from which a limit means none: version 1 says 2**63 less one page, of any page size."""
+"""Bytes from which a limit means no limit. Version 1 writes 2**63 less one page, of any size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Group:
 
     Attributes:
         limit: Bytes that the group's processes may hold together.
-        used: Bytes of them that the kernel cannot take back.
-        source: The file that states the limit, for people: ``"cgroup v2 memory.max"``.
+        used: Bytes of them that the kernel cannot reclaim.
+        source: The file that states the limit, for logs: ``"cgroup v2 memory.max"``.
     """
 
     limit: int
@@ -40,7 +40,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class _Hierarchy:
-    """Where a controller is mounted and which group below it is this process's."""
+    """The mount of a controller, and this process's group below it."""
 
     version: int
     mount: Path
@@ -49,10 +49,10 @@ class _Hierarchy:
 
 
 def limited_groups(*, cgroup_root: Path, proc: Path) -> tuple[Group, ...]:
-    """Returns this process's group and those above it, innermost first, as far as they are limited.
+    """Return this process's group and those above it that have a limit, innermost first.
 
     Args:
-        cgroup_root: Where control groups are mounted if ``/proc/self/mountinfo`` does not say.
+        cgroup_root: The mount point of control groups if ``/proc/self/mountinfo`` lists none.
         proc: The proc file system.
     """
     hierarchy = _hierarchy("memory", cgroup_root, proc)
@@ -62,10 +62,10 @@ def limited_groups(*, cgroup_root: Path, proc: Path) -> tuple[Group, ...]:
 
 
 def processor_quota(*, cgroup_root: Path, proc: Path) -> float | None:
-    """Returns how many processors' time this process may use; None without a limit.
+    """Return the number of processors whose time this process may use; None without a limit.
 
     Args:
-        cgroup_root: Where control groups are mounted if ``/proc/self/mountinfo`` does not say.
+        cgroup_root: The mount point of control groups if ``/proc/self/mountinfo`` lists none.
         proc: The proc file system.
     """
     hierarchy = _hierarchy("cpu", cgroup_root, proc)
@@ -86,8 +86,8 @@ def _quota_v2(folder: Path) -> float | None:
 
 
 def _hierarchy(controller: str, cgroup_root: Path, proc: Path) -> _Hierarchy:
-    # A controller is in one hierarchy only: a line that names it means version 1, whatever a `0::`
-    # line beside it suggests.
+    # A controller is in one hierarchy only. A line that names it means version 1, even if there is
+    # a `0::` line too.
     paths = _memberships(proc)
     mounts = read_mounts(proc)
     if controller in paths or (not paths and (cgroup_root / controller).is_dir()):
@@ -100,7 +100,7 @@ def _hierarchy(controller: str, cgroup_root: Path, proc: Path) -> _Hierarchy:
 
 
 def _visible(candidates: Sequence[Mount], mounts: Sequence[Mount]) -> Mount | None:
-    """Returns the first of some mounts that no other mount hides."""
+    """Return the first of some mounts that no other mount hides."""
     for mount in candidates:
         if mount_of(mount.point, mounts) is mount and mount.point.is_dir():
             return mount
@@ -112,7 +112,7 @@ def _default(point: Path) -> Mount:
 
 
 def _memberships(proc: Path) -> dict[str, str]:
-    """Returns the process's group for each controller; version 2's under the empty name."""
+    """Return the process's group for each controller; version 2's under the empty name."""
     groups = {}
     for line in (_read(proc / "self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -129,7 +129,7 @@ def _levels(hierarchy: _Hierarchy) -> Iterator[Path]:
 
 
 def _own_folder(hierarchy: _Hierarchy) -> Path:
-    """Returns the folder of this process's group, or the closest that the mount shows."""
+    """Return the folder of this process's group, or the closest that the mount shows."""
     for candidate in _candidates(PurePosixPath(hierarchy.path), PurePosixPath(hierarchy.root)):
         folder = hierarchy.mount / candidate
         if ".." not in candidate.parts and folder.is_dir():
@@ -138,10 +138,10 @@ def _own_folder(hierarchy: _Hierarchy) -> Path:
 
 
 def _candidates(path: PurePosixPath, root: PurePosixPath) -> Iterator[PurePosixPath]:
-    """Yields where a group may lie below the mount, the likeliest first.
+    """Yield the possible paths of a group below the mount, the likeliest first.
 
-    That is its path below the mounted group, its path as it is, then the longest tail of it (the
-    mount shows a group within the host's path), then the longest head of it.
+    These are its path below the mounted group, its whole path, then the tails of its path, longest
+    first (the mount shows a group within the host's path), then the heads of it.
     """
     parts = path.relative_to("/").parts if path.is_absolute() else path.parts
     if path.is_relative_to(root):
@@ -158,7 +158,7 @@ def _read_v1(folder: Path) -> Group | None:
     if own is None or usage is None:
         return None
     stat = _stat(folder)
-    # The hierarchical limit knows ancestors that a container's mount does not show.
+    # The hierarchical limit includes ancestors that a container's mount does not show.
     limit = min(own, stat.get("hierarchical_memory_limit", own))
     if limit >= UNLIMITED:
         return None
@@ -167,7 +167,7 @@ def _read_v1(folder: Path) -> Group | None:
 
 
 def _read_v2(folder: Path) -> Group | None:
-    # Above memory.high nobody is killed, but every allocation is throttled: a limit all the same.
+    # Above memory.high no process is killed, but every allocation is throttled: also a limit.
     limits = {name: _number(folder / name) for name in ("memory.max", "memory.high")}
     usage = _number(folder / "memory.current")
     stated = {name: limit for name, limit in limits.items() if limit is not None}
@@ -175,8 +175,8 @@ def _read_v2(folder: Path) -> Group | None:
         return None
     name = min(stated, key=stated.__getitem__)
     stat = _stat(folder)
-    # What the kernel can take back. Pages of tmpfs and shared memory count as `file` but lie on
-    # the anonymous lists (they could only go to swap), so they are rightly not among these.
+    # The memory that the kernel can reclaim. Pages of tmpfs and shared memory count as `file` but
+    # are on the anonymous lists (they could only go to swap), so they are rightly not included.
     cache = sum(stat.get(key, 0) for key in ("inactive_file", "active_file", "slab_reclaimable"))
     return Group(stated[name], max(0, usage - cache), f"cgroup v2 {name}")
 

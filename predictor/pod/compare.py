@@ -1,6 +1,6 @@
-"""What the Pod asks for held against what is there, and the shares of devices that others use too.
+"""Compare the Pod's requests with the measured resources, and take shares of shared devices.
 
-Pure decisions over measured values: nothing is read here.
+These are pure decisions over measured values: nothing is read here.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _CHECKS = {
 
 
 def check_devices(
-    seen: Sequence[Accelerator], pod: OwnPod, gpu_fraction: float | None
+    visible: Sequence[Accelerator], pod: OwnPod, gpu_fraction: float | None
 ) -> tuple[str, ...]:
     """Return sentences for the log about harmless differences of requested and visible devices.
 
     Args:
-        seen: What torch sees.
-        pod: What the Pod asks for.
-        gpu_fraction: This process's share of each device; stated means that devices are shared.
+        visible: The devices that torch sees.
+        pod: The requests and limits of the Pod.
+        gpu_fraction: This process's share of each device. If it is stated, devices are shared.
 
     Raises:
         ConfigurationError: The Pod asks for devices that torch does not see.
@@ -43,40 +43,43 @@ def check_devices(
     notes = []
     for kind in sorted({request.kind for request in pod.gpus}):
         requests = [request for request in pod.gpus if request.kind == kind]
-        visible = sum(device.kind == kind for device in seen)
-        notes += _compare_kind(kind, requests, visible, gpu_fraction)
-    return (*notes, *_unrequested(seen, pod), *_unstated_share(pod, gpu_fraction))
+        count = sum(device.kind == kind for device in visible)
+        notes += _compare_kind(kind, requests, count, gpu_fraction)
+    return (*notes, *_unrequested(visible, pod), *_unstated_share(pod, gpu_fraction))
 
 
-def take_share(seen: Sequence[Accelerator], gpu_fraction: float | None) -> tuple[Accelerator, ...]:
-    """Returns the devices with no more free than this process's share of each.
+def take_share(
+    visible: Sequence[Accelerator], gpu_fraction: float | None
+) -> tuple[Accelerator, ...]:
+    """Return the devices with their free memory capped at this process's share.
 
     Args:
-        seen: What torch sees.
-        gpu_fraction: Above 0, at most 1; None takes all that is free.
+        visible: The devices that torch sees.
+        gpu_fraction: Above 0, at most 1; None takes all free memory.
 
     Raises:
-        ConfigurationError: The fraction is no fraction.
+        ConfigurationError: The fraction is out of range.
     """
     if gpu_fraction is None:
-        return tuple(seen)
+        return tuple(visible)
     if not 0 < gpu_fraction <= 1:
         raise ConfigurationError(
             f"gpu_fraction is {gpu_fraction:g}; it must be above 0 and at most 1, such as 0.5 for "
             f"half of each device"
         )
     return tuple(
-        replace(device, free=min(device.free, int(device.total * gpu_fraction))) for device in seen
+        replace(device, free=min(device.free, int(device.total * gpu_fraction)))
+        for device in visible
     )
 
 
 def bound_memory(memory: Memory, pod: OwnPod, own_anonymous: int) -> Memory:
-    """Returns the memory within the Pod's limit where the control groups do not show that limit.
+    """Return the memory, capped at the Pod's limit if the control groups do not show that limit.
 
     Args:
-        memory: What was measured.
-        pod: What the Pod asks for.
-        own_anonymous: Bytes that this process holds already.
+        memory: The measured memory.
+        pod: The requests and limits of the Pod.
+        own_anonymous: Bytes of anonymous memory that this process holds already.
     """
     limit = pod.memory_limit
     if limit is None or (memory.limit is not None and memory.limit <= limit):
@@ -88,7 +91,7 @@ def bound_memory(memory: Memory, pod: OwnPod, own_anonymous: int) -> Memory:
 
 
 def memory_notes(memory: Memory, pod: OwnPod) -> tuple[str, ...]:
-    """Returns a sentence for the log where nothing but the host limits the memory."""
+    """Return a sentence for the log if only the host limits the memory."""
     if memory.limit is not None:
         return ()
     request = "none" if pod.memory_request is None else format_bytes(pod.memory_request)
@@ -119,12 +122,12 @@ def _compare_kind(
     )
 
 
-def _unrequested(seen: Sequence[Accelerator], pod: OwnPod) -> tuple[str, ...]:
+def _unrequested(visible: Sequence[Accelerator], pod: OwnPod) -> tuple[str, ...]:
     requested = sum(request.count for request in pod.gpus)
-    if pod.device_claims or len(seen) <= requested:
+    if pod.device_claims or len(visible) <= requested:
         return ()
     return (
-        f"The Pod asks for {_names(pod.gpus)} and torch sees {_devices(len(seen))} "
+        f"The Pod asks for {_names(pod.gpus)} and torch sees {_devices(len(visible))} "
         f"(NVIDIA_VISIBLE_DEVICES=all, or a privileged container): all are used, though others may "
         f"own them; ask for them in resources.limits.",
     )

@@ -1,4 +1,4 @@
-"""Everything the pod owns in one call: the measurements, held against what the Pod asks for."""
+"""Read all resources of the pod in one call, and compare them with the Pod's requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from predictor.pod.volume import read_volume
 _MEMORY_FILESYSTEMS = {"tmpfs", "ramfs"}
 
 
-def read(
+def read_resources(
     offload_folder: Path | None,
     *,
     gpu_fraction: float | None = None,
@@ -29,23 +29,23 @@ def read(
     service_account: Path = SERVICE_ACCOUNT,
     api_host: str | None = None,
 ) -> PodResources:
-    """Returns what a model can be placed on.
+    """Return the resources that a model can be placed on.
 
     Args:
-        offload_folder: Where blocks may be offloaded; None for nowhere. It is created.
+        offload_folder: The folder for offloaded blocks, which is created; None for no folder.
         gpu_fraction: This process's share of each device, where devices are shared.
-        environ: The environment; see `read_own_pod` for what is looked up.
-        cgroup_root: Where control groups are mounted if ``/proc/self/mountinfo`` does not say.
+        environ: The environment; `read_own_pod` lists the variables that are used.
+        cgroup_root: The mount point of control groups if ``/proc/self/mountinfo`` lists none.
         proc: The proc file system.
         service_account: Folder of the service account's token, CA and namespace.
         api_host: URL of the API server; None takes the cluster's own.
 
     Raises:
         ConfigurationError: The Pod asks for devices that are not there, a device or the offload
-            volume does not answer, or an argument is no sense.
+            volume does not respond, or an argument is invalid.
     """
     folder = None if offload_folder is None else offload_folder.resolve()
-    seen = read_accelerators()
+    visible = read_accelerators()
     memory = read_memory(cgroup_root=cgroup_root, proc=proc)
     pod: OwnPod | None = None
     notes: list[str] = []
@@ -54,12 +54,12 @@ def read(
     except OwnPodUnknown as unknown:
         notes.append(str(unknown))
     if pod is not None:
-        notes += (*pod.notes, *check_devices(seen, pod, gpu_fraction))
+        notes += (*pod.notes, *check_devices(visible, pod, gpu_fraction))
         memory = bound_memory(memory, pod, read_own_anonymous(proc=proc))
         notes += memory_notes(memory, pod)
     volume = None if folder is None else _read_volume(folder, pod, memory, proc)
     return PodResources(
-        accelerators=take_share(seen, gpu_fraction),
+        accelerators=take_share(visible, gpu_fraction),
         memory=memory,
         volume=volume,
         processors=read_processors(cgroup_root=cgroup_root, proc=proc),

@@ -1,7 +1,7 @@
 """Main memory that this process may still take: the tightest of its control groups, or the host.
 
-Tools such as ``free`` and psutil show the host's memory; a process in a Pod that believes them is
-killed without a word. Swap is not counted: a model in swap serves nobody.
+Tools such as ``free`` and psutil show the host's memory. A process in a Pod that relies on them is
+killed without a message. Swap is not counted, because a model in swap is too slow to serve.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
 
 PROCESS = 512 * 1024**2
-"""Bytes of the memory limit that the serving process itself holds when it plans: Python, torch and
-kserve. 468 MiB were measured without a GPU; what CUDA takes besides was not."""
+"""Bytes of main memory that the serving process itself holds when it plans: Python, torch and
+kserve. 468 MiB were measured without a GPU; the memory of CUDA was not measured."""
 
 
 def read_memory(*, cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC) -> Memory:
-    """Returns the memory that can still be taken, never more than the host has available.
+    """Return the memory that can still be taken, never more than the host has available.
 
-    Page cache does not count as used, since the kernel gives it back; tmpfs, shared memory and
-    what other processes of the same group hold does.
+    Page cache does not count as used, since the kernel reclaims it. Memory of tmpfs, shared memory
+    and that of other processes in the same group do.
 
     Raises:
-        ConfigurationError: The host does not say what it has available.
+        ConfigurationError: The host does not report its available memory.
     """
     host = _field(proc / "meminfo", "MemAvailable")
     groups = limited_groups(cgroup_root=cgroup_root, proc=proc)
@@ -43,10 +43,10 @@ def read_memory(*, cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC) -> Memory
 
 
 def check_process_fits(*, cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC) -> None:
-    """Refuses to go on where this process would be killed before it has planned anything.
+    """Raise an error if this process would be killed before it has planned anything.
 
     Raises:
-        ConfigurationError: It would.
+        ConfigurationError: The memory limit is too low for the process itself.
     """
     memory = read_memory(cgroup_root=cgroup_root, proc=proc)
     whole = memory.available + read_own_anonymous(proc=proc)
@@ -58,16 +58,16 @@ def check_process_fits(*, cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC) ->
 
 
 def read_own_anonymous(*, proc: Path = PROC) -> int:
-    """Returns the bytes of anonymous memory that this process holds.
+    """Return the bytes of anonymous memory that this process holds.
 
     Raises:
-        ConfigurationError: The kernel does not say.
+        ConfigurationError: The kernel does not report it.
     """
-    return _field(proc / "self/status", "RssAnon", "VmRSS")  # sandboxes tell the latter alone
+    return _field(proc / "self/status", "RssAnon", "VmRSS")  # sandboxes report only the latter
 
 
 def _field(file: Path, *names: str) -> int:
-    """The first of these fields that a file has, in bytes."""
+    """Return the first of these fields that a file has, in bytes."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:

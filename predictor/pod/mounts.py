@@ -18,9 +18,9 @@ class Mount:
     """One mount.
 
     Attributes:
-        root: The folder of the file system that is mounted; for a control group of version 1 in a
-            container this is the container's own group as the host names it.
-        point: Where it is mounted.
+        root: The mounted folder of the file system. For a control group of version 1 in a container
+            this is the container's own group, by its name on the host.
+        point: The mount point.
         filesystem: Its type: ``ext4``, ``overlay``, ``cgroup2``...
         options: The options of the file system itself, such as the controllers of a cgroup mount.
     """
@@ -32,7 +32,7 @@ class Mount:
 
 
 def read_mounts(proc: Path) -> tuple[Mount, ...]:
-    """Returns the mounts in the kernel's order; empty where there is no mountinfo."""
+    """Return the mounts in the kernel's order; empty if there is no mountinfo."""
     try:
         text = (proc / "self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
@@ -41,7 +41,7 @@ def read_mounts(proc: Path) -> tuple[Mount, ...]:
 
 
 def mount_of(folder: Path, mounts: Iterable[Mount]) -> Mount | None:
-    """Returns the mount that a folder is on: the longest that matches, the last where several do.
+    """Return the mount that a folder is on: the longest that matches, the last of equal ones.
 
     Args:
         folder: An absolute path without symbolic links.

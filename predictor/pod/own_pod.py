@@ -1,7 +1,8 @@
 """Read this process's own Pod from the API server: the only module that uses `kubernetes`.
 
-It is a courtesy, not a need: without a token, permission or reachable server the start goes on with
-what can be measured. So there is one attempt of two seconds and no retry.
+The Pod is optional: without a token, permission or a reachable server the start continues with the
+measured resources. So there is one attempt of two seconds and no retry. The client is imported
+only after token, address and name were found.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from predictor.quantity import parse_bytes
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TIMEOUT_SECONDS = 2.0
-"""For one request. A NetworkPolicy that drops packets must not hold up the start."""
+"""Seconds for one request. A NetworkPolicy that drops packets must not hold up the start."""
 
 
 class Response(Protocol):
-    """The part of urllib3's response that is read."""
+    """The part of urllib3's response that is used."""
 
     @property
     def data(self) -> bytes:
@@ -36,7 +37,7 @@ class ClaimStatus(TypedDict):
 
 
 class ClaimJson(TypedDict):
-    """The part of a PersistentVolumeClaim that is read."""
+    """The part of a PersistentVolumeClaim that is used."""
 
     status: ClaimStatus
 
@@ -48,12 +49,12 @@ def read_own_pod(
     service_account: Path = SERVICE_ACCOUNT,
     host: str | None = None,
 ) -> OwnPod:
-    """Returns what the own Pod asks for, with the size of the claim below the offload folder.
+    """Return the requests and limits of the own Pod, with the size of the offload folder's claim.
 
     Args:
         offload_folder: The offload folder, absolute and without symbolic links.
-        environ: Where ``POD_NAME``, ``POD_NAMESPACE`` (the downward API's), ``CONTAINER_NAME`` and
-            the API server's address are.
+        environ: The environment: ``POD_NAME`` and ``POD_NAMESPACE`` (from the downward API),
+            ``CONTAINER_NAME`` and the address of the API server.
         service_account: Folder of the service account's token, CA and namespace.
         host: URL of the API server; None takes the cluster's own.
 
@@ -65,7 +66,7 @@ def read_own_pod(
     name, namespace = _identity(environ, service_account)
     from kubernetes import client
 
-    # An empty proxy keeps the environment's away: the API server is inside the cluster.
+    # An empty proxy overrides the environment's: the API server is inside the cluster.
     configuration = client.Configuration(
         host=url, api_key={"BearerToken": f"Bearer {token}"}, proxy="", retries=False
     )
@@ -108,10 +109,10 @@ def _identity(environ: Mapping[str, str], service_account: Path) -> tuple[str, s
     return name, environ.get("POD_NAMESPACE") or _account_file(service_account, "namespace")
 
 
-def _get(method: Callable[..., Response], what: str, name: str, namespace: str) -> object:
-    """Returns the JSON that one GET answers.
+def _get(method: Callable[..., Response], subject: str, name: str, namespace: str) -> object:
+    """Return the JSON of one GET request.
 
-    The client's own parsing is left out: its models refuse what a newer API server may answer.
+    The client does not parse it, because its models refuse answers of newer API servers.
     """
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
@@ -120,21 +121,21 @@ def _get(method: Callable[..., Response], what: str, name: str, namespace: str) 
         response = method(name, namespace, _preload_content=False, _request_timeout=TIMEOUT_SECONDS)
         return cast(object, json.loads(response.data))
     except (ApiException, HTTPError, OSError) as error:
-        reason = _refusal(getattr(error, "status", 0)) or _silence(error)
-        raise OwnPodUnknown(f"{what} cannot be read: {reason}.") from error
+        reason = _status_reason(getattr(error, "status", 0)) or _no_answer(error)
+        raise OwnPodUnknown(f"{subject} cannot be read: {reason}.") from error
     except ValueError as error:
-        raise OwnPodUnknown(f"{what} cannot be read: the answer is not JSON.") from error
+        raise OwnPodUnknown(f"{subject} cannot be read: the answer is not JSON.") from error
 
 
-def _silence(error: Exception) -> str:
+def _no_answer(error: Exception) -> str:
     return (
         f"the API server gives no answer within {TIMEOUT_SECONDS:g} s ({type(error).__name__}); "
         f"a NetworkPolicy may be in the way"
     )
 
 
-def _refusal(status: int) -> str:
-    """Returns what an HTTP status means here; nothing for 0, the client's word for no answer."""
+def _status_reason(status: int) -> str:
+    """Return the reason for an HTTP status; empty for 0, the client's status without a response."""
     if status in (401, 403):
         return (
             f"the API server refuses ({status}); give the service account a Role with get on "
@@ -155,19 +156,19 @@ def _describe(answer: object, container: str | None, folder: Path | None) -> Own
 
 
 def _with_claim_size(pod: OwnPod, read_claim: Callable[..., Response]) -> OwnPod:
-    """Returns the Pod with its claim's size, or with a note that says why it is unknown."""
+    """Return the Pod with its claim's size, or with a note on why the size is unknown."""
     if pod.offload is None or pod.offload.claim is None:
         return pod
-    what = f"PersistentVolumeClaim {pod.namespace}/{pod.offload.claim}"
+    subject = f"PersistentVolumeClaim {pod.namespace}/{pod.offload.claim}"
     try:
-        size = _capacity(_get(read_claim, what, pod.offload.claim, pod.namespace), what)
+        size = _capacity(_get(read_claim, subject, pod.offload.claim, pod.namespace), subject)
     except OwnPodUnknown as unknown:
         return replace(pod, notes=(*pod.notes, str(unknown)))
     return replace(pod, offload=replace(pod.offload, size=size))
 
 
-def _capacity(answer: object, what: str) -> int:
+def _capacity(answer: object, subject: str) -> int:
     try:
         return parse_bytes(cast(ClaimJson, answer)["status"]["capacity"]["storage"])
     except (KeyError, TypeError, ValueError) as error:
-        raise OwnPodUnknown(f"{what} states no capacity, so its size is unknown.") from error
+        raise OwnPodUnknown(f"{subject} states no capacity, so its size is unknown.") from error

@@ -1,7 +1,7 @@
-"""Interpret a Pod's description: its devices, limits and offload volume. Reads nothing.
+"""Parse a Pod's description: the requests and limits of this process, from the API server's JSON.
 
-Knows the names of the resources and the forms of volumes; `own_pod` fetches the JSON. Every sum is
-what is written in the Pod, not what is really there.
+This module knows the names of resources and the kinds of volumes; `own_pod` fetches the JSON. The
+amounts are those written in the Pod, not the measured ones.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import TypedDict
 from predictor.quantity import parse_bytes
 
 MAIN_CONTAINER = "kserve-container"
-"""KServe's name for the container that serves (and what it calls a lone one)."""
+"""KServe's name of the container that serves, and of a container that is the only one."""
 
 _KINDS = {
     "cuda": re.compile(
         r"nvidia\.com/(gpu|mig-\d+g\.\d+gb(\.me)?)(\.shared)?|amd\.com/(gpu|\w+_nps\d+)"
     ),
-    # Not the plugin's i915_monitoring, tiles, millicores and memory.max, which are no devices.
+    # The plugin's i915_monitoring, tiles, millicores and memory.max are not devices.
     "xpu": re.compile(r"gpu\.intel\.com/(i915|xe)"),
     "hpu": re.compile(r"habana\.ai/gaudi"),
 }
 
 
 class OwnPodUnknown(Exception):
-    """The own Pod cannot be read; the text is one sentence for the log, and the start goes on."""
+    """The own Pod cannot be read. The text is one sentence for the log, and the start continues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class GpuRequest:
 
     Attributes:
         resource: As in the Pod: ``nvidia.com/gpu``, ``nvidia.com/mig-3g.20gb``...
-        count: How many.
-        kind: torch's device type that they appear as; ``hpu`` is one that torch alone lacks.
+        count: The number of devices.
+        kind: torch's device type of them; ``hpu`` is not part of torch itself.
     """
 
     resource: str
@@ -47,7 +47,7 @@ class GpuRequest:
 
     @property
     def shared(self) -> bool:
-        """Whether the resource says that its cards are time-sliced."""
+        """Whether the cards of this resource are time-sliced."""
         return self.resource.endswith(".shared")
 
     @property
@@ -62,10 +62,10 @@ class OffloadMount:
 
     Attributes:
         volume: The volume's name in the Pod.
-        path: Where the container mounts it.
+        path: Its mount point in the container.
         kind: ``"persistentVolumeClaim"``, ``"ephemeral"``, ``"emptyDir"``, ``"hostPath"``...
         claim: The PersistentVolumeClaim behind it; None for other kinds.
-        size: Bytes of the claim, or an emptyDir's ``sizeLimit``; None where nobody says.
+        size: Bytes of the claim, or an emptyDir's ``sizeLimit``; None if it is not stated.
         in_memory: Whether it is an emptyDir of medium ``Memory``.
         partial: Whether only a folder of the volume is mounted (``subPath``).
     """
@@ -81,14 +81,14 @@ class OffloadMount:
 
 @dataclass(frozen=True, slots=True)
 class OwnPod:
-    """What this process's Pod asks for.
+    """The requests and limits of this process's Pod.
 
     Attributes:
         name: The Pod's name.
         namespace: Its namespace.
         container: The container of this process.
         gpus: Accelerators that the container asks for.
-        device_claims: Whether devices come by ResourceClaims (DRA), whose number is not stated.
+        device_claims: Whether devices come from ResourceClaims (DRA), which state no number.
         memory_limit: Bytes; None without a limit.
         memory_request: Bytes; None without a request.
         ephemeral_storage_limit: Bytes; None without a limit.
@@ -142,29 +142,29 @@ class Spec(TypedDict, total=False):
 
 
 class Metadata(TypedDict):
-    """The part of ``metadata`` that is read."""
+    """The part of ``metadata`` that is used."""
 
     name: str
     namespace: str
 
 
 class PodJson(TypedDict):
-    """The part of a Pod that is read."""
+    """The part of a Pod that is used."""
 
     metadata: Metadata
     spec: Spec
 
 
 def describe(pod: PodJson, container_name: str | None, folder: Path | None) -> OwnPod:
-    """Returns what a Pod says about one of its containers; a claim's size is not in it.
+    """Return the requests and limits of one container of a Pod, without a claim's size.
 
     Args:
-        pod: The Pod as the API server gives it.
-        container_name: This process's container; None finds KServe's, or the only one.
+        pod: The Pod as the API server returns it.
+        container_name: This process's container; None selects KServe's, or the only one.
         folder: The offload folder.
 
     Raises:
-        OwnPodUnknown: It is not clear which container is this process's.
+        OwnPodUnknown: The container of this process cannot be determined.
     """
     spec = pod["spec"]
     container = _own_container(spec["containers"], container_name)
@@ -184,18 +184,18 @@ def describe(pod: PodJson, container_name: str | None, folder: Path | None) -> O
     )
 
 
-def _own_container(containers: list[Container], wanted: str | None) -> Container:
-    named = {container["name"]: container for container in containers}
-    if wanted and wanted not in named:
+def _own_container(containers: list[Container], name: str | None) -> Container:
+    by_name = {container["name"]: container for container in containers}
+    if name and name not in by_name:
         raise OwnPodUnknown(
-            f"The Pod has no container {wanted!r} (it has {', '.join(named)}), so its limits are "
+            f"The Pod has no container {name!r} (it has {', '.join(by_name)}), so its limits are "
             f"unknown; correct CONTAINER_NAME."
         )
-    if wanted or MAIN_CONTAINER in named:
-        return named[wanted or MAIN_CONTAINER]
+    if name or MAIN_CONTAINER in by_name:
+        return by_name[name or MAIN_CONTAINER]
     if len(containers) > 1:
         raise OwnPodUnknown(
-            f"The Pod has the containers {', '.join(named)} and none is named {MAIN_CONTAINER}, "
+            f"The Pod has the containers {', '.join(by_name)} and none is named {MAIN_CONTAINER}, "
             f"so its limits are unknown; say by CONTAINER_NAME which one this is."
         )
     return containers[0]
@@ -243,7 +243,7 @@ def _volume(spec: Spec, name: str) -> tuple[str, Mapping[str, str]]:
 
 def _claim(pod: str, volume: str, kind: str, details: Mapping[str, str]) -> str | None:
     if kind == "ephemeral":
-        return f"{pod}-{volume}"  # Kubernetes names the claim of a generic ephemeral volume so
+        return f"{pod}-{volume}"  # the name that Kubernetes gives to such a claim
     return details["claimName"] if kind == "persistentVolumeClaim" else None
 
 

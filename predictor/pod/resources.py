@@ -1,6 +1,6 @@
-"""What the pod owns, as one frozen value: the input of every placement decision.
+"""The resources of the pod as one frozen value: the input of every placement decision.
 
-All sizes are bytes that may be used now, after everything that cannot be taken back was subtracted.
+All sizes are bytes that may be used now: memory that cannot be reclaimed is subtracted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Accelerator:
     Attributes:
         index: torch's index of the device, from 0.
         kind: torch's device type: ``"cuda"`` (ROCm too) or ``"xpu"``.
-        name: What the driver calls it.
+        name: The driver's name of it.
         total: Bytes of the device, or of the MIG slice.
         free: Bytes that this pod may still use: free now, and its fraction of a shared device.
     """
@@ -35,7 +35,7 @@ class Memory:
     Attributes:
         limit: The tightest limit on this process's control groups; None without any limit.
         available: Bytes that can still be taken before the limit (or the host) is reached.
-        source: Where the number comes from, for people: ``"cgroup v2 memory.max"``, ``"host"``...
+        source: The origin of the number, for logs: ``"cgroup v2 memory.max"``, ``"host"``...
     """
 
     limit: int | None
@@ -50,11 +50,11 @@ class Volume:
     Attributes:
         path: The offload folder.
         available: Bytes that may still be written: the file system's free space, and no more than
-            the claim's (or the ephemeral-storage limit's) size less what is used.
+            the claim's (or the ephemeral-storage limit's) size, less the used bytes.
         writable: Whether this process can write there.
         filesystem: Its type, as in ``/proc/mounts``.
-        claim: The PersistentVolumeClaim behind it, where the Pod tells.
-        stated: Whether the size was stated by the user and not measured.
+        claim: The PersistentVolumeClaim behind it, if the Pod names one.
+        stated: Whether the user stated the size; else it was measured.
     """
 
     path: Path
@@ -72,9 +72,9 @@ class PodResources:
     Attributes:
         accelerators: In torch's order; empty without any.
         memory: Main memory.
-        volume: The offload volume; None where there is no offload folder.
-        processors: Processors that may be kept busy; None where they were not measured.
-        notes: Sentences for the log about what could not be found out or was adjusted.
+        volume: The offload volume; None without an offload folder.
+        processors: Processors that may be kept busy; None if they were not measured.
+        notes: Sentences for the log about unknown or adjusted resources.
     """
 
     accelerators: tuple[Accelerator, ...]

@@ -1,4 +1,4 @@
-"""Resources that the user states instead of having them measured, for ``predictor plan``."""
+"""Resources that the user states for ``predictor plan``, in place of measured ones."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from predictor.pod.resources import Accelerator, Memory, PodResources, Volume
 from predictor.quantity import format_bytes, parse_bytes
 
 
-def state(gpus: str | None, memory: str | None, disk: str | None) -> PodResources:
-    """Returns resources as stated, and none that is not named.
+def stated_resources(gpus: str | None, memory: str | None, disk: str | None) -> PodResources:
+    """Return the stated resources; a resource that is not stated is absent.
 
-    GPUs and space on the volume are taken to be free; of main memory, which is the container's
-    limit, the process itself has its part, as it has in the pod.
+    All memory of GPUs and all space on the volume count as free. Main memory is the container's
+    limit, of which the process itself takes its part, as it does in the pod.
 
     Args:
         gpus: ``2x24GiB``, ``24GiB`` or a list of these with commas; None is no GPU.
         memory: The container's memory limit, such as ``32GiB``.
-        disk: Space on the offload volume; None means that blocks are read in place.
+        disk: Space on the offload volume; None if blocks are read in place.
 
     Raises:
         ConfigurationError: An amount cannot be read, or the process alone needs more memory.

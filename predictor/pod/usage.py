@@ -1,7 +1,7 @@
-"""How many bytes the files below a folder take, counted within bounds.
+"""Count the bytes that the files below a folder take, within bounds of time and number.
 
-For volumes whose file system cannot tell: a claim on NFS or a host's folder is a part of something
-far larger.
+This is for volumes whose file system does not report it: a claim on NFS or on a host's folder is a
+part of a far larger file system.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ MOST_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was counted.
+    """The bytes that were counted.
 
     Attributes:
-        used: Bytes on the disk, hard links once, other file systems left out.
-        complete: Whether everything was seen.
+        used: Bytes on the disk. Hard links count once; other file systems do not count.
+        complete: Whether every file was counted.
     """
 
     used: int
@@ -33,7 +33,7 @@ class Usage:
 def count_usage(
     folder: Path, *, most_entries: int = MOST_ENTRIES, most_seconds: float = MOST_SECONDS
 ) -> Usage:
-    """Returns what the files below a folder take; nothing for a folder that does not exist."""
+    """Return the bytes of the files below a folder; 0 if the folder does not exist."""
     walk = _Walk()
     deadline = time.monotonic() + most_seconds
     used, inodes = 0, set()
@@ -48,7 +48,7 @@ def count_usage(
 
 
 class _Walk:
-    """Goes through the files of one file system and remembers whether some were hidden from it."""
+    """A walk through the files of one file system; `hidden` says whether some were not readable."""
 
     def __init__(self) -> None:
         self.hidden = False
@@ -71,7 +71,7 @@ class _Walk:
         try:
             with os.scandir(path) as entries:
                 return list(entries)
-        except FileNotFoundError:  # another replica cleans up behind itself
+        except FileNotFoundError:  # another replica has removed it
             return []
         except OSError:
             self.hidden = True

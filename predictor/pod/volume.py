@@ -1,7 +1,8 @@
-"""The offload volume: what may still be written there, and whether it can be.
+"""The offload volume: the bytes that may still be written there, and whether it is writable.
 
-The file system alone lies: on a claim that is a folder of something larger (NFS, a host's disk) it
-shows the whole disk, and on an emptyDir the kubelet evicts the Pod long before the disk is full.
+The file system alone is misleading. On a claim that is a folder of a larger one (NFS, a host's
+disk) it shows the whole disk, and on an emptyDir the kubelet evicts the Pod long before the disk is
+full.
 """
 
 from __future__ import annotations
@@ -21,34 +22,34 @@ from predictor.pod.usage import count_usage
 logger = logging.getLogger(__name__)
 
 OWN_FILESYSTEM_FACTOR = 1.25
-"""A file system up to this much larger than its claim is taken for the claim's own.
+"""A file system that is at most this many times as large as its claim counts as the claim's own.
 
-Provisioners round up; a shared disk is larger by far. Taking a shared disk for the claim's own
-counts too much as used, which is the safe side.
+Provisioners round up, and a shared disk is far larger. If a shared disk is mistaken for the claim's
+own, too many bytes count as used, which is safe.
 """
 
 
 def read_volume(folder: Path, own_pod: OwnPod | None, *, proc: Path = PROC) -> Volume:
-    """Returns what may be written in the offload folder, which is created if it can be.
+    """Return the volume of the offload folder, which is created if possible.
 
     Args:
         folder: The offload folder.
-        own_pod: What the Pod says about the volume below it; None where the Pod is unknown.
+        own_pod: The Pod, which describes the volume; None if it is unknown.
         proc: The proc file system.
 
     Raises:
-        ConfigurationError: The folder is a file, or its file system does not answer.
+        ConfigurationError: The folder is a file, or its file system does not respond.
     """
     folder = folder.resolve()
     writable = _try_to_write(folder)
-    place = _closest_existing(folder)
+    existing = _closest_existing(folder)
     try:
-        filesystem = os.statvfs(place)
+        filesystem = os.statvfs(existing)
     except OSError as error:
         raise ConfigurationError(
-            f"the offload volume at {place} does not answer ({error.strerror}); check its mount"
+            f"the offload volume at {existing} does not answer ({error.strerror}); check its mount"
         ) from error
-    mount = mount_of(place, read_mounts(proc))
+    mount = mount_of(existing, read_mounts(proc))
     free = filesystem.f_bavail * filesystem.f_frsize
     allowed = [] if own_pod is None else _allowances(own_pod, folder, filesystem)
     return Volume(
@@ -61,7 +62,7 @@ def read_volume(folder: Path, own_pod: OwnPod | None, *, proc: Path = PROC) -> V
 
 
 def _try_to_write(folder: Path) -> bool:
-    """Returns whether a file can really be made: permissions, read-only mounts and quotas count."""
+    """Return whether a file can be created, despite permissions, read-only mounts and quotas."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".predictor-") as file:
@@ -77,11 +78,11 @@ def _try_to_write(folder: Path) -> bool:
 
 
 def _closest_existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.parents) if place.exists())
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _allowances(own_pod: OwnPod, folder: Path, filesystem: os.statvfs_result) -> list[int]:
-    """Returns the bytes that each of the Pod's limits still leaves for the offload volume."""
+    """Return the bytes that each of the Pod's limits still leaves for the offload volume."""
     offload = own_pod.offload
     if offload is not None and offload.claim is not None:
         if offload.size is None:
@@ -95,13 +96,13 @@ def _allowances(own_pod: OwnPod, folder: Path, filesystem: os.statvfs_result) ->
 
 
 def _local_limits(own_pod: OwnPod) -> list[int]:
-    """Returns the sizes above which the kubelet evicts a Pod that writes to its node's disk."""
+    """Return the sizes above which the kubelet evicts a Pod that writes to its node's disk."""
     offload = own_pod.offload
     if offload is None:
         limits = [own_pod.ephemeral_storage_limit]
     elif offload.kind != "emptyDir":
         limits = []
-    elif offload.in_memory:  # counts as memory, not as ephemeral storage
+    elif offload.in_memory:  # it counts as memory, not as ephemeral storage
         limits = [offload.size]
     else:
         limits = [offload.size, own_pod.ephemeral_storage_limit]

@@ -1,14 +1,26 @@
-"""The dictionaries in which a torch module keeps its own parameters and buffers.
+"""How torch flattens nested results, intercepts operations, and keeps the state of a module.
 
-Read in torch 2.13.0, ``torch/nn/modules/module.py``. `Module.__setattr__` checks and registers a
-parameter at every assignment. Streaming assigns parameters for every block of every forward pass,
-and so writes to the dictionary itself.
+Read in torch 2.13.0: ``torch/utils/_pytree.py``, ``torch/utils/_python_dispatch.py``,
+``torch/nn/functional.py`` (`grouped_mm`) and ``torch/nn/modules/module.py``. `Module.__setattr__`
+checks and registers a parameter at every assignment. Streaming assigns parameters for every block
+of every forward pass, and so writes to the dictionary itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+
+__all__ = ["TorchDispatchMode", "TreeSpec", "tree_flatten", "tree_leaves", "tree_unflatten"]
+
+GROUPED_PRODUCTS = (functional.grouped_mm, torch._grouped_mm)
+"""The matrix products of experts, whose kernels on meta accept bfloat16 alone."""
 
 
 def parameter_slot(model: nn.Module, name: str) -> tuple[dict[str, nn.Parameter | None], str]:
@@ -25,3 +37,13 @@ def parameter_slot(model: nn.Module, name: str) -> tuple[dict[str, nn.Parameter 
 def own_buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
     """Return the dictionary of a module's own buffers, those of its children excluded."""
     return module._buffers
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return the dictionary of a module's own parameters, those of its children excluded."""
+    return module._parameters
+
+
+def own_attributes(module: nn.Module) -> Mapping[str, Any]:
+    """Return all attributes of a module by name, except for its children."""
+    return {name: value for name, value in vars(module).items() if name != "_modules"}

@@ -53,6 +53,11 @@ def is_stateful(model: PreTrainedModel) -> bool:
     return bool(getattr(model, "_is_stateful", False))
 
 
+def unsplit_classes(model: PreTrainedModel) -> frozenset[str]:
+    """Return the names of the module classes that a model does not let be split among devices."""
+    return frozenset(model._no_split_modules or ())
+
+
 def class_names(table: str) -> Mapping[str, tuple[str, ...]]:
     """Return the names of model classes by model type.
 

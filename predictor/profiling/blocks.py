@@ -1,4 +1,4 @@
-"""The blocks of a model: the parts that are placed and streamed one by one."""
+"""Find the blocks of a model: the parts that are placed and streamed one by one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from predictor.private.transformers import unsplit_classes
+
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, ...]:
-    """Returns the names of the blocks in execution order.
+    """Return the names of the blocks in execution order.
 
-    They are the modules that transformers does not let be split; where a model names none, the
-    members of its longest `ModuleList`. A model without either is one block. Of a model with an
-    encoder and a decoder they are those of both, the encoder's first.
+    Blocks are the modules that transformers does not split among devices. If a model names none,
+    they are the members of its longest `ModuleList`. A model without either is one block. The
+    blocks of a model with an encoder and a decoder are those of both, the encoder's first.
     """
     if not is_encoder_decoder(model):
         return _longest_list(model, model) or ("",)
@@ -22,7 +24,7 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def is_encoder_decoder(model: PreTrainedModel) -> bool:
-    """Returns whether a model has an encoder and a decoder, each with blocks of its own."""
+    """Return whether a model has an encoder and a decoder, each with blocks of its own."""
     if not model.config.is_encoder_decoder:
         return False
     encoder, decoder = _stacks(model)
@@ -34,7 +36,7 @@ def _stacks(model: Any) -> tuple[Any, Any]:
 
 
 def _longest_list(model: PreTrainedModel, within: nn.Module) -> tuple[str, ...]:
-    unsplit = set(model._no_split_modules or ())
+    unsplit = unsplit_classes(model)
     longest: tuple[str, ...] = ()
     at = next(name for name, module in model.named_modules() if module is within)
     for name, module in within.named_modules(prefix=at):

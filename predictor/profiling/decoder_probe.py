@@ -1,10 +1,10 @@
-"""Measures KV cache and activations by running the model on the meta device.
+"""Measure KV cache and activations of a decoder by running it on the meta device.
 
-On the meta device an operation makes tensors with shapes but no memory, so a forward pass of a
-176-billion-parameter model takes a third of a second. The cache's true shapes come out of it
-(`num_key_value_heads` misleads: Falcon-7B by 71 times, multi-head latent attention by 28), and so
-does the largest sum of bytes that are alive at one time. Where a model cannot run on meta,
-formulas from its config serve.
+On the meta device an operation creates tensors with shapes but no memory, so a forward pass of a
+model with 176 billion parameters takes a third of a second. It yields the cache's true shapes
+(`num_key_value_heads` is wrong by 71 times for Falcon-7B, and by 28 for multi-head latent
+attention) and the most bytes that are alive at one time. If a model cannot run on meta, formulas
+from its config are used.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import get_layer_types_and_kwargs
 
 from predictor.errors import ConfigurationError
 from predictor.placement.demand import ATTENTION_PADDING_FACTOR
+from predictor.private.torch import tree_leaves
+from predictor.private.transformers import cache_layer_types
 from predictor.profiling.block_dedup import BlockDeduplicator
-from predictor.profiling.meta_device import FAILURES, AsOnDevices, LiveBytes, filled
+from predictor.profiling.meta_device import FAILURES, DeviceBehavior, LiveBytes, cache_layer
 
-WHOLE_KINDS = frozenset({"full_attention", "sliding_attention"})
-"""Kinds of layers that the engine keeps keys and values of, token by token."""
+TOKEN_CACHE_TYPES = frozenset({"full_attention", "sliding_attention"})
+"""Types of layers whose keys and values the engine caches token by token."""
 
 SAMPLING_COPIES = 8
-"""Copies of one row of fp32 logits that sampling makes: sort with indices, softmax, cumsum..."""
+"""Copies of one row of float32 logits during sampling: sort with indices, softmax, cumsum..."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What running the model showed.
+    """The sizes that were measured, in bytes.
 
     Attributes:
-        kv_per_token: For each block, bytes of cache for one more token of one sequence.
-        kv_fixed: For each block, bytes of cache of a sequence of no tokens (the whole cache where
-            it does not grow: sliding windows, state-space layers).
-        activations: Bytes alive besides weights and cache at the worst moment of a forward pass:
+        kv_per_token: For each block, the cache of one more token of one sequence.
+        kv_fixed: For each block, the cache of a sequence without tokens. It is the whole cache if
+            that does not grow (sliding windows, state-space layers).
+        activations: Most bytes alive in a forward pass besides weights and cache:
             of one chunk at the end of a sequence of `max_model_len` tokens, or of the most
             sequences that together have as many tokens and padding (`ATTENTION_PADDING_FACTOR`).
             The keys and values that a layer gathers from the cache for attention are included.
-        activations_per_token: Bytes more for each token more that the cache holds.
-        measured: False where formulas were used.
+        activations_per_token: Additional bytes for each further token in the cache.
+        measured: False if formulas were used.
     """
 
     kv_per_token: tuple[int, ...]
@@ -61,25 +61,25 @@ def probe(
     max_model_len: int,
     chunk: int,
     rows: int = 1,
-    alike: BlockDeduplicator | None = None,
+    deduplicator: BlockDeduplicator | None = None,
 ) -> Probe:
-    """Returns the cache per block and the activations of a model on the meta device.
+    """Return the cache per block and the activations of a model on the meta device.
 
-    The cache is measured at a quarter, half and full length. Where it grows linearly the line is
-    exact; where it bends (a sliding window is full) its size at full length counts for every
-    length. So it is never below the truth for shorter sequences and exact at `max_model_len`.
+    The cache is measured at a quarter, half and full length. If it grows linearly, the line is
+    exact. If it does not (a sliding window is full), its size at full length counts for every
+    length. So it is exact at `max_model_len` and never too small for shorter sequences.
 
     Args:
         model: The model, on the meta device.
         blocks: How many blocks it has.
         max_model_len: Tokens of the longest sequence.
-        chunk: Tokens of the pass whose activations are measured.
-        rows: Most sequences of a pass.
-        alike: Its blocks by kind, of each of which few are run then; None runs every block.
+        chunk: Tokens of the forward pass whose activations are measured.
+        rows: Most sequences of a forward pass.
+        deduplicator: Its blocks by kind, a few of which are executed; None executes every block.
     """
     lengths = [max(1, max_model_len * quarters // 4) for quarters in (1, 2, 4)]
     try:
-        run = _Run(model, alike or BlockDeduplicator())
+        run = _Run(model, deduplicator or BlockDeduplicator())
         caches = [run.forward(1, tokens, run.empty()) for tokens in lengths]
         sizes = [_cache_bytes(cache, blocks) for cache in caches]
         gathered = max(map(_gathered_per_token, caches[-1].layers), default=0)
@@ -93,13 +93,12 @@ def probe(
     return Probe(slopes, fixed, activations, per_token, measured=True)
 
 
-def kept_whole(model: PreTrainedModel) -> bool:
-    """Returns whether all layers' caches are keys and values of the whole sequence.
+def caches_every_token(model: PreTrainedModel) -> bool:
+    """Return whether all layers cache keys and values of the whole sequence.
 
-    So it is for windows too: the engine keeps what has left them, and masks hide it.
+    Sliding windows do too: the engine keeps tokens that have left the window, and masks hide them.
     """
-    config: Any = model.config.get_text_config(decoder=True)
-    return set(get_layer_types_and_kwargs(config)[0]) <= WHOLE_KINDS
+    return set(cache_layer_types(model)) <= TOKEN_CACHE_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,58 +109,58 @@ class _Shape:
 
 
 def _slope(lengths: Sequence[int], sizes: Sequence[int]) -> int:
-    """Bytes per token of the line through three sizes; 0 where they are on no line."""
+    """Return the bytes per token of the line through three sizes; 0 if they are on no line."""
     (a, b, c), (x, y, z) = lengths, sizes
     slope = (z - y) // max(1, c - b)
     return slope if y - x == slope * (b - a) and z - y == slope * (c - b) else 0
 
 
 class _Run:
-    """Passes of a model over the meta device."""
+    """Forward passes of a model on the meta device."""
 
-    def __init__(self, model: PreTrainedModel, alike: BlockDeduplicator) -> None:
+    def __init__(self, model: PreTrainedModel, deduplicator: BlockDeduplicator) -> None:
         self._model = model
-        self.kept_whole = kept_whole(model)
+        self.caches_every_token = caches_every_token(model)
         self.vocabulary: int = model.config.get_text_config().vocab_size
-        self._alike = alike
+        self._deduplicator = deduplicator
         self._weights = {weight.untyped_storage() for weight in model.parameters()}
-        takes = inspect.signature(model.forward).parameters
-        self._extra: Any = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        accepted = inspect.signature(model.forward).parameters
+        self._extra: Any = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     def empty(self) -> Any:
-        """A cache that keeps whole sequences where the engine will; else the model's own choice."""
-        return DynamicCache() if self.kept_whole else None
+        """Return a cache of whole sequences if the engine has one, else None."""
+        return DynamicCache() if self.caches_every_token else None
 
     def forward(self, rows: int, tokens: int, past: Any) -> Any:
-        """The cache after so many tokens of each row."""
-        # Only to repeat what a block did is there something to count.
-        if self._alike.any:
+        """Return the cache after so many tokens of each row."""
+        # Bytes are counted only if effects of blocks are replayed.
+        if self._deduplicator.has_duplicates:
             return self._counted(rows, tokens, past)[0]
         return self._uncounted(rows, tokens, past)
 
     def peak(self, rows: int, tokens: int, past: Any) -> int:
-        """Bytes alive at the worst moment besides weights and what the cache holds after."""
+        """Return the most bytes alive besides the weights and the cache as it is afterwards."""
         cache, worst = self._counted(rows, tokens, past)
         held = sum(tensor.nbytes for layer in cache.layers for tensor in _tensors_of(layer))
         return max(worst - held, 0)
 
     def _counted(self, rows: int, tokens: int, past: Any) -> tuple[Any, int]:
-        """The cache after a pass, and the bytes alive at its worst besides the model itself."""
+        """Return the cache after a forward pass, and the most bytes alive besides the model."""
         with LiveBytes(besides=self._weights) as live:
             live.count(self._model.buffers())
             buffers: int = live.now
             for layer in past.layers if past is not None else ():
                 live.count(_tensors_of(layer))
-            with self._alike.few_run(live, past):
+            with self._deduplicator.deduplicated(live, past):
                 cache = self._uncounted(rows, tokens, past)
         return cache, live.peak - buffers
 
     def _uncounted(self, rows: int, tokens: int, past: Any) -> Any:
-        """The cache after a pass without an attention mask, whose values meta has not."""
+        """Return the cache after a forward pass without a mask, whose values meta lacks."""
         ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
-        given = {"input_ids": ids, "past_key_values": past, "use_cache": True}
-        with torch.no_grad(), AsOnDevices():
-            return self._model(**given, **self._extra).past_key_values
+        inputs = {"input_ids": ids, "past_key_values": past, "use_cache": True}
+        with torch.no_grad(), DeviceBehavior():
+            return self._model(**inputs, **self._extra).past_key_values
 
 
 def _cache_bytes(cache: Any, blocks: int) -> list[int]:
@@ -172,19 +171,19 @@ def _cache_bytes(cache: Any, blocks: int) -> list[int]:
 
 
 def _tensors_of(layer: Any) -> Iterator[torch.Tensor]:
-    held = [vars(layer)] if not isinstance(layer, dict) else [layer]
+    content = [vars(layer)] if not isinstance(layer, dict) else [layer]
     seen: set[int] = set()
-    for leaf in tree_leaves(held):
+    for leaf in tree_leaves(content):
         if isinstance(leaf, torch.Tensor) and id(leaf) not in seen:
             seen.add(id(leaf))
             yield leaf
 
 
 def _activations(run: _Run, full: Any, shape: _Shape, gathered: int) -> tuple[int, int]:
-    """The bytes of the worst pass, and how they grow with the tokens of a batch."""
+    """Return the bytes of the largest forward pass, and their growth by tokens of a batch."""
     logits = run.vocabulary * 4 * SAMPLING_COPIES
     prefill = run.peak(1, shape.chunk, _resized(run, full, 1, shape.max_model_len - shape.chunk))
-    if not run.kept_whole:
+    if not run.caches_every_token:
         return prefill + logits, 0
     past = max(1, ATTENTION_PADDING_FACTOR * shape.max_model_len // shape.rows)
     short, long = (
@@ -197,10 +196,10 @@ def _activations(run: _Run, full: Any, shape: _Shape, gathered: int) -> tuple[in
 
 
 def _resized(run: _Run, full: Any, rows: int, tokens: int) -> Any:
-    """A cache like a full one, of so many rows and tokens; run anew where its form is unknown."""
+    """Return a cache of so many rows and tokens: a full one resized, or that of a new run."""
     if tokens == 0:
         return run.empty()
-    if not run.kept_whole:
+    if not run.caches_every_token:
         return run.forward(1, tokens, None)
     cache = DynamicCache()
     for layer in full.layers:
@@ -208,12 +207,12 @@ def _resized(run: _Run, full: Any, rows: int, tokens: int) -> Any:
             tensor.new_empty(rows, tensor.shape[1], tokens, tensor.shape[3])
             for tensor in (layer.keys, layer.values)
         )
-        cache.layers.append(filled(keys, values))
+        cache.layers.append(cache_layer(keys, values))
     return cache
 
 
 def _gathered_per_token(layer: Any) -> int:
-    """Bytes of one token's keys and values in a layer; 0 where the layer keeps something else."""
+    """Return the bytes of one token's keys and values in a layer; 0 for other kinds of layers."""
     keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
     if keys is None or values is None:
         return 0
@@ -222,16 +221,16 @@ def _gathered_per_token(layer: Any) -> int:
 
 
 def by_formula(model: PreTrainedModel, blocks: int, max_model_len: int, chunk: int) -> Probe:
-    """Returns the textbook sizes: keys and values of all heads, an unfused block's activations.
+    """Return the textbook sizes: keys and values of all heads, an unfused block's activations.
 
     Args:
         model: The model.
         blocks: How many blocks it has.
         max_model_len: Tokens of the longest sequence.
-        chunk: Tokens of a pass.
+        chunk: Tokens of a forward pass.
 
     Raises:
-        ConfigurationError: Its config does not say enough.
+        ConfigurationError: Its config lacks the sizes.
     """
     config = model.config.get_text_config()
     heads = _number(config, "num_attention_heads") or 1
@@ -260,7 +259,7 @@ def by_formula(model: PreTrainedModel, blocks: int, max_model_len: int, chunk: i
 
 
 def _number(config: Any, name: str) -> int:
-    """The number of this name, the largest where layers differ; 0 where there is none."""
+    """Return the number of this name, the largest if layers differ; 0 if there is none."""
     layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
     values = [getattr(layer, name, None) or 0 for layer in layers]
     return max(max(value) if isinstance(value, (list, tuple)) else int(value) for value in values)

@@ -1,8 +1,8 @@
-"""Measures what an encoder-decoder model takes that generates, on the meta device.
+"""Measure KV cache and activations of a generative encoder-decoder, on the meta device.
 
 A token of a source leaves keys and values in the decoder's cross-attention, a token of a reply in
-its self-attention; of the two the larger counts for every token. What the encoder made of a source
-stays too.
+its self-attention. The larger of the two counts for every token. The encoder's output for a source
+is kept too.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from transformers import PreTrainedModel
 from predictor.placement.demand import ATTENTION_PADDING_FACTOR
 from predictor.profiling.decoder_probe import SAMPLING_COPIES, Probe, by_formula
 from predictor.profiling.encoder_probe import largest_shapes
-from predictor.profiling.meta_device import FAILURES, AsOnDevices, peak_beside
+from predictor.profiling.meta_device import FAILURES, DeviceBehavior, measure_peak
 
 _SOURCE, _TARGET = 8, 4
-"""Tokens of the pass whose cache is measured."""
+"""Tokens of the forward pass whose cache is measured."""
 
 MOST_PADDING = 0.25
-"""Most padding of sources that are read together, as a fraction of their tokens; it stays."""
+"""Most padding of sources that are encoded together, as a fraction of their tokens. The padding
+stays in the cache."""
 
 
 def probe_encoder_decoder(
@@ -34,24 +35,24 @@ def probe_encoder_decoder(
     chunk: int,
     rows: int,
 ) -> Probe:
-    """Returns the cache per block and the activations of a model on the meta device.
+    """Return the cache per block and the activations of a model on the meta device.
 
     Args:
         model: The model, on the meta device.
         blocks: The names of its blocks, the encoder's first.
         max_model_len: Tokens of the longest source and its reply.
-        chunk: Most tokens of a pass, padding included; at least `max_model_len`.
-        rows: Most sequences of a pass.
+        chunk: Most tokens of a forward pass, padding included; at least `max_model_len`.
+        rows: Most sequences of a forward pass.
     """
     try:
-        by_layer, read, vocabulary = _kept_per_token(model)
+        by_layer, encoded, vocabulary = _kept_per_token(model)
         peaks = [_peak(model, *shape) for shape in largest_shapes(chunk, max_model_len, rows)]
     except FAILURES:
         return by_formula(model, len(blocks), max_model_len, chunk)
     kept = [0] * (len(blocks) - len(by_layer)) + by_layer
-    kept[-len(by_layer)] += read
+    kept[-len(by_layer)] += encoded
     kept = [math.ceil(size * (1 + MOST_PADDING)) for size in kept]
-    # A layer's keys and values are copied where a token is added, or where one of several ends.
+    # A layer's keys and values are copied when a token is added, or when one of several ends.
     copied = ATTENTION_PADDING_FACTOR * max(kept)
     return Probe(
         tuple(kept),
@@ -63,17 +64,17 @@ def probe_encoder_decoder(
 
 
 def _kept_per_token(model: PreTrainedModel) -> tuple[list[int], int, int]:
-    """Bytes that each layer of the decoder keeps of a token, those of the encoder's; vocabulary."""
+    """Return the bytes kept of a token by decoder layer and by the encoder, and the vocabulary."""
     output = _run(model, 1, _SOURCE, _TARGET)
-    cache, read = output.past_key_values, output.encoder_last_hidden_state
+    cache, encoded = output.past_key_values, output.encoder_last_hidden_state
     layers = zip(cache.self_attention_cache.layers, cache.cross_attention_cache.layers, strict=True)
     by_layer = [max(_bytes(own) // _TARGET, _bytes(cross) // _SOURCE) for own, cross in layers]
-    return by_layer, int(read.nbytes) // _SOURCE, int(output.logits.shape[-1])
+    return by_layer, int(encoded.nbytes) // _SOURCE, int(output.logits.shape[-1])
 
 
 def _peak(model: PreTrainedModel, rows: int, source: int) -> int:
-    """Bytes alive at the worst moment of a pass besides the model and what it keeps."""
-    output, peak = peak_beside(model, lambda: _run(model, rows, source, 1))
+    """Return the most bytes alive in a forward pass besides the model and its caches."""
+    output, peak = measure_peak(model, lambda: _run(model, rows, source, 1))
     caches = (
         output.past_key_values.self_attention_cache,
         output.past_key_values.cross_attention_cache,
@@ -83,15 +84,15 @@ def _peak(model: PreTrainedModel, rows: int, source: int) -> int:
 
 
 def _run(model: PreTrainedModel, rows: int, source: int, target: int) -> Any:
-    ids, decoders = (
+    ids, decoder_ids = (
         torch.zeros(rows, count, dtype=torch.long, device="meta") for count in (source, target)
     )
     called: Any = model
-    with torch.no_grad(), AsOnDevices(padded=True):
+    with torch.no_grad(), DeviceBehavior(padded=True):
         return called(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            decoder_input_ids=decoders,
+            decoder_input_ids=decoder_ids,
             use_cache=True,
         )
 

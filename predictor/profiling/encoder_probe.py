@@ -1,8 +1,8 @@
-"""Measures what a model takes that reads whole texts and generates nothing, on the meta device.
+"""Measure the activations of a model with an encoder task, on the meta device.
 
-Its passes keep nothing, so there is no cache. What a pass holds at its worst is measured for the
-two ends of what a batch of `tokens` may be: the longest texts, and many short ones; padding is
-masked in both, because kernels and masks then take more.
+Its forward passes keep nothing, so there is no cache. The peak of a forward pass is measured for
+the two extremes of a batch of `tokens`: the longest texts, and many short ones. Both have masked
+padding, because kernels and masks then take more memory.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from predictor.profiling.decoder_probe import Probe
-from predictor.profiling.meta_device import FAILURES, AsOnDevices, peak_beside
+from predictor.profiling.meta_device import FAILURES, DeviceBehavior, measure_peak
 
 _SHORT = 16
 """Tokens of a short text."""
 
 _RESULT_COPIES = 4
-"""Copies of a pass's results in float32: converted, as probabilities, moved, and kept a while."""
+"""Float32 copies of a forward pass's results: cast, as probabilities, moved, and kept a while."""
 
 
 def probe_encoder(
     model: PreTrainedModel, blocks: int, *, max_model_len: int, tokens: int, rows: int
 ) -> Probe:
-    """Returns the activations of a model on the meta device.
+    """Return the activations of a model on the meta device.
 
     Args:
         model: The model, on the meta device.
         blocks: How many blocks it has.
         max_model_len: Tokens of the longest text.
-        tokens: Most tokens of a pass, padding included; at least `max_model_len`.
-        rows: Most texts of a pass.
+        tokens: Most tokens of a forward pass, padding included; at least `max_model_len`.
+        rows: Most texts of a forward pass.
     """
     none = (0,) * blocks
     try:
@@ -47,10 +47,11 @@ def probe_encoder(
 
 
 def count_positions(model: PreTrainedModel) -> int | None:
-    """Returns how many tokens a model has learned positions for; None where it has none.
+    """Return how many tokens a model has learned positions for; None if it has none.
 
-    Models of RoBERTa's kind count from the token after the padding's (``create_position_ids...`` in
-    ``modeling_roberta.py``), so that some of their embeddings are never used.
+    Models like RoBERTa count positions from the one after the padding token's
+    (``create_position_ids...`` in ``modeling_roberta.py``), so that some of their embeddings are
+    never used.
     """
     for name, module in model.named_modules():
         if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
@@ -60,31 +61,31 @@ def count_positions(model: PreTrainedModel) -> int | None:
 
 
 def largest_shapes(tokens: int, longest: int, rows: int) -> list[tuple[int, int]]:
-    """Returns the two ends of what a pass may be, as rows and their length.
+    """Return the two extreme shapes of a forward pass, as rows and their length.
 
     Args:
-        tokens: Most tokens of it, padding included.
+        tokens: Most tokens of a forward pass, padding included.
         longest: Tokens of the longest text.
-        rows: Most texts of it.
+        rows: Most texts of a forward pass.
     """
     return sorted({(max(1, min(rows, tokens // length)), length) for length in (longest, _SHORT)})
 
 
 def _peak(model: PreTrainedModel, rows: int, length: int) -> int:
-    """Bytes alive at the worst moment of a pass besides the model, and of its results after."""
+    """Return the most bytes alive in a forward pass besides the model, with copies of results."""
 
     def run() -> Any:
-        with torch.no_grad(), AsOnDevices(padded=True), _with_padding(model.config):
+        with torch.no_grad(), DeviceBehavior(padded=True), _with_padding(model.config):
             return model(**_inputs(model, rows, length))
 
-    results, peak = peak_beside(model, run)
+    results, peak = measure_peak(model, run)
     kept = sum(value.numel() * 4 for value in results.to_tuple() if isinstance(value, torch.Tensor))
     return int(peak + _RESULT_COPIES * kept)
 
 
 @contextlib.contextmanager
 def _with_padding(config: Any) -> Iterator[None]:
-    """Names a token for padding where a config has none; decoders with a head ask for one."""
+    """Set a padding token if a config has none; decoders with a task head need one."""
     before = config.pad_token_id
     config.pad_token_id = 0 if before is None else before
     try:
@@ -96,14 +97,14 @@ def _with_padding(config: Any) -> Iterator[None]:
 def _inputs(model: PreTrainedModel, rows: int, length: int) -> dict[str, Any]:
     shape = (rows, length)
     ids = torch.zeros(shape, dtype=torch.long, device="meta")
-    given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if "use_cache" in inspect.signature(model.forward).parameters:
-        given["use_cache"] = False
-    return given
+        inputs["use_cache"] = False
+    return inputs
 
 
 def _by_formula(model: PreTrainedModel, max_model_len: int, tokens: int) -> int:
-    """The textbook sizes: two blocks' activations, the scores of all heads, and the results."""
+    """Return the textbook size: two blocks' activations, the scores of all heads, the results."""
     config: Any = model.config
     hidden = int(getattr(config, "hidden_size", None) or getattr(config, "dim", 0) or 1024)
     heads = int(getattr(config, "num_attention_heads", None) or 1)

@@ -1,8 +1,8 @@
-"""What a model needs, found on the meta device without reading a weight.
+"""Measure the footprint of a model on the meta device, without reading a weight.
 
-A model is cut into `PlacementUnit`s: its blocks (what transformers says must not be split) and,
-apart from them, embeddings, norms and head. The probes run the model for its KV cache and its
-activations; the planner decides where units go.
+A model is cut into `PlacementUnit`s: its blocks, which transformers does not split among devices,
+and separately embeddings, norms and head. The probes run the model to measure its KV cache and its
+activations. `placement` decides where the units go.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from predictor.checkpoint.task_detection import factory_of, title_of
 from predictor.dtypes import name_of
 from predictor.errors import ConfigurationError, reason_of
 from predictor.placement.units import Footprint, PlacementUnit
+from predictor.private.torch import own_buffers, own_parameters
 from predictor.private.transformers import converts_weights
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.blocks import find_blocks, is_encoder_decoder
@@ -36,17 +37,17 @@ def build_on_meta(
     *,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Returns the model for a task without memory for its weights.
+    """Return the model for a task, on the meta device, without memory for its weights.
 
     Raises:
-        ConfigurationError: The architecture is none that transformers has for this task.
+        ConfigurationError: transformers has no such architecture for this task.
     """
     try:
         with torch.device("meta"):
             model = factory_of(task, config).from_config(
                 config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
             )
-    # What a config may lack or hold wrongly is each architecture's own, and so is how it complains.
+    # Each architecture needs other values of a config, and fails on missing ones in its own way.
     except (
         ValueError,
         TypeError,
@@ -69,24 +70,23 @@ def measure_footprint(
     max_model_len: int,
     prefill_chunk: int,
     max_batch_size: int = 1,
-    reads: bool = False,
+    is_encoder: bool = False,
     stored_dtype: str | None = None,
     stored_kind: str = "safetensors",
 ) -> Footprint:
-    """Returns what the model needs.
+    """Return the footprint of a model.
 
     Args:
         model: A model on the meta device, see `build_on_meta`.
         max_model_len: Tokens of the longest sequence that has to fit.
         prefill_chunk: Tokens of the largest forward pass.
         max_batch_size: Most sequences of a forward pass.
-        reads: Whether the model reads whole texts and generates nothing.
-        stored_dtype: The dtype that the checkpoint is stored in; None where that is unknown.
+        is_encoder: Whether the model has an encoder task and generates nothing.
+        stored_dtype: The dtype that the checkpoint is stored in; None if that is unknown.
         stored_kind: ``"safetensors"`` or ``"pickle"``.
     """
     blocks = find_blocks(model)
-    measure = _probe_reading if reads else _probe_paired if is_encoder_decoder(model) else _probe
-    probed, by_block = measure(
+    probed, by_block = _choose_probe(model, is_encoder=is_encoder)(
         model, blocks, max_model_len=max_model_len, chunk=prefill_chunk, rows=max_batch_size
     )
     dtype = name_of(model.dtype)
@@ -104,28 +104,39 @@ def measure_footprint(
     )
 
 
-def _probe(
+def _choose_probe(model: PreTrainedModel, *, is_encoder: bool) -> Callable[..., tuple[Probe, bool]]:
+    if is_encoder:
+        return _probe_encoder
+    return _probe_encoder_decoder if is_encoder_decoder(model) else _probe_decoder
+
+
+def _probe_decoder(
     model: PreTrainedModel, blocks: Sequence[str], *, max_model_len: int, chunk: int, rows: int
 ) -> tuple[Probe, bool]:
-    """What running the model shows, and whether it calls every block as a module equally often."""
+    """Return the measured sizes, and whether every block is called as a module equally often."""
     members = [model.get_submodule(name) for name in blocks]
-    alike = BlockDeduplicator(members, model.config.get_text_config(decoder=True))
+    deduplicator = BlockDeduplicator(members, model.config.get_text_config(decoder=True))
     chunk = min(chunk, max_model_len)
-    # A model that only runs as a whole is run as a whole.
-    for few in [alike, None] if alike.any else [None]:
+    # Models that fail if some of their blocks are not executed are run again with all of them.
+    for chosen in [deduplicator, None] if deduplicator.has_duplicates else [None]:
         with _counting_calls(model, blocks) as calls:
             probed = probe(
-                model, len(blocks), max_model_len=max_model_len, chunk=chunk, rows=rows, alike=few
+                model,
+                len(blocks),
+                max_model_len=max_model_len,
+                chunk=chunk,
+                rows=rows,
+                deduplicator=chosen,
             )
         if probed.measured:
             break
     return probed, probed.measured and _is_even(calls)
 
 
-def _probe_reading(
+def _probe_encoder(
     model: PreTrainedModel, blocks: Sequence[str], *, max_model_len: int, chunk: int, rows: int
 ) -> tuple[Probe, bool]:
-    """The same of a model that reads texts whole, in passes of `chunk` tokens."""
+    """Do the same for a model with an encoder task, in forward passes of `chunk` tokens."""
     with _counting_calls(model, blocks) as calls:
         probed = probe_encoder(
             model, len(blocks), max_model_len=max_model_len, tokens=chunk, rows=rows
@@ -133,10 +144,10 @@ def _probe_reading(
     return probed, probed.measured and _is_even(calls)
 
 
-def _probe_paired(
+def _probe_encoder_decoder(
     model: PreTrainedModel, blocks: Sequence[str], *, max_model_len: int, chunk: int, rows: int
 ) -> tuple[Probe, bool]:
-    """The same of a model with an encoder, which runs once a sequence, and a decoder."""
+    """Do the same for a model with an encoder, which runs once for a sequence, and a decoder."""
     probed = probe_encoder_decoder(
         model, blocks, max_model_len=max_model_len, chunk=chunk, rows=rows
     )
@@ -149,7 +160,7 @@ def _is_even(calls: Mapping[str, int]) -> bool:
 
 @contextlib.contextmanager
 def _counting_calls(model: PreTrainedModel, blocks: Sequence[str]) -> Iterator[dict[str, int]]:
-    """Counts how often each block is called as a module while the model runs."""
+    """Count how often each block is called as a module while the model runs."""
     calls = dict.fromkeys(blocks, 0)
 
     def count(name: str) -> Callable[..., None]:
@@ -181,7 +192,7 @@ def _units(
 
 
 def _cut(model: nn.Module, name: str, blocks: dict[str, int]) -> Iterator[str]:
-    """Yields the names of the largest modules that hold no block, the blocks, and lone tensors."""
+    """Yield the names of the largest modules without blocks, of the blocks, and of lone tensors."""
     if name in blocks or not any(block.startswith(f"{name}." if name else "") for block in blocks):
         yield name
         return
@@ -195,7 +206,7 @@ def _cut(model: nn.Module, name: str, blocks: dict[str, int]) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A unit and the bytes of its parameters by their identity, which ties share."""
+    """A unit, and the bytes of its parameters by their identity, which tied weights share."""
 
     unit: PlacementUnit
     parameters: dict[int, int]
@@ -223,9 +234,9 @@ def _tensors(
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     owner, _, key = name.rpartition(".")
     holder = model.get_submodule(owner)
-    if key in holder._parameters:
+    if key in own_parameters(holder):
         return {name: model.get_parameter(name)}, {}
-    if key in holder._buffers:
+    if key in own_buffers(holder):
         return {}, {name: model.get_buffer(name)}
     module, prefix = model.get_submodule(name), f"{name}." if name else ""
     return (
@@ -235,7 +246,7 @@ def _tensors(
 
 
 def _merge_tied(parts: list[_Part]) -> list[PlacementUnit]:
-    """Joins parts that share a parameter, and counts what they share once."""
+    """Join parts that share parameters, and count the shared ones once."""
     merged: list[_Part] = []
     for part in parts:
         twins = [other for other in merged if other.parameters.keys() & part.parameters.keys()]

@@ -88,7 +88,7 @@ class ApiServer:
     service_account: Path
     objects: dict[str, Any] = field(default_factory=dict)
     status: dict[str, int] = field(default_factory=dict)
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
     hang: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -125,12 +125,12 @@ def api_server(tmp_path: Path) -> Iterator[ApiServer]:
 def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            server.asked.append((self.path, self.headers["Authorization"]))
+            server.requests.append((self.path, self.headers["Authorization"]))
             if server.hang:
                 server.ended.wait(10)
                 return
-            known = self.path in server.objects
-            status = server.status.get(self.path, 200 if known else 404)
+            exists = self.path in server.objects
+            status = server.status.get(self.path, 200 if exists else 404)
             content = server.objects.get(self.path) if status == 200 else {"kind": "Status"}
             body = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)

@@ -31,7 +31,7 @@ def test_devices_come_in_torchs_order_with_free_and_total_bytes():
     )
 
 
-def test_a_device_that_cannot_be_asked_is_a_clear_error():
+def test_a_device_that_does_not_report_its_memory_is_a_clear_error():
     with pytest.raises(ConfigurationError) as caught:
         read_backend("cuda", TwoCards(broken=True))
     assert str(caught.value) == (

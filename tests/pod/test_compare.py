@@ -31,7 +31,7 @@ def _cards(count: int, *, kind: str = "cuda", free: int = 70 * GIB) -> tuple[Acc
     ("resource", "kind"),
     [("nvidia.com/gpu", "cuda"), ("amd.com/gpu", "cuda"), ("gpu.intel.com/xe", "xpu")],
 )
-def test_seeing_what_was_asked_for_says_nothing(resource, kind):
+def test_devices_as_requested_give_no_note(resource, kind):
     assert check_devices(_cards(2, kind=kind), _asking(resource, 2), None) == ()
 
 
@@ -39,7 +39,7 @@ def test_a_pod_without_devices_that_sees_none_says_nothing():
     assert check_devices((), _pod(), None) == ()
 
 
-def test_two_asked_and_one_seen_is_an_error_that_says_both_and_what_to_check():
+def test_two_requested_and_one_visible_is_an_error_with_both_and_the_checks():
     with pytest.raises(ConfigurationError) as caught:
         check_devices(_cards(1), _asking("nvidia.com/gpu", 2), None)
     sentence = str(caught.value)
@@ -67,10 +67,10 @@ def test_no_mig_slice_at_all_is_not_explained_by_cudas_rule():
         check_devices((), _asking("nvidia.com/mig-1g.10gb", 1), None)
 
 
-@pytest.mark.parametrize("asked", [0, 1])
-def test_more_devices_than_asked_for_are_used_with_a_note(asked):
-    (note,) = check_devices(_cards(2), _asking("nvidia.com/gpu", asked), None)
-    assert ("1 nvidia.com/gpu" if asked else "no GPU") in note
+@pytest.mark.parametrize("requested", [0, 1])
+def test_more_devices_than_requested_are_used_with_a_note(requested):
+    (note,) = check_devices(_cards(2), _asking("nvidia.com/gpu", requested), None)
+    assert ("1 nvidia.com/gpu" if requested else "no GPU") in note
     assert "torch sees 2 devices" in note
     assert "others may own them" in note
 

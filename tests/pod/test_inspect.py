@@ -1,4 +1,4 @@
-"""The whole inspect, against a made-up host and a loopback API server."""
+"""The whole inspection, against a made-up host and a loopback API server."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from tests.pod.pods import make_container, make_pod
 
 @pytest.fixture
 def read(host, api_server):
-    """`read` with every source replaced by the made-up host and server."""
+    """`read_resources` with every source replaced by the made-up host and server."""
     host.belongs_to("0::/")
     host.v2("", 8 * GIB, GIB)
 
@@ -27,18 +27,18 @@ def read(host, api_server):
             "service_account": api_server.service_account,
             "api_host": api_server.url,
         }
-        return pod_package.read(folder, **{**sources, **options})
+        return pod_package.read_resources(folder, **{**sources, **options})
 
     return call
 
 
 @pytest.fixture
 def cards(monkeypatch):
-    """Sets the devices that torch is said to see."""
+    """Sets the devices that torch sees."""
 
     def see(count):
-        seen = tuple(Accelerator(i, "cuda", "card", 80 * GIB, 70 * GIB) for i in range(count))
-        monkeypatch.setattr(inspect, "read_accelerators", lambda: seen)
+        visible = tuple(Accelerator(i, "cuda", "card", 80 * GIB, 70 * GIB) for i in range(count))
+        monkeypatch.setattr(inspect, "read_accelerators", lambda: visible)
 
     see(0)
     return see
@@ -46,10 +46,10 @@ def cards(monkeypatch):
 
 def test_importing_the_floor_loads_neither_torch_nor_the_kubernetes_client():
     code = "import sys, predictor.pod; print({'torch', 'kubernetes'} & set(sys.modules))"
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout
-    assert said.strip() == "set()"
+    assert output.strip() == "set()"
 
 
 def test_everything_is_put_together(read, cards, api_server, tmp_path):
@@ -80,7 +80,7 @@ def test_an_unknown_pod_is_one_note_and_the_start_goes_on(read, cards):
 
 
 def test_outside_a_cluster_this_very_machine_is_read(tmp_path):
-    resources = pod_package.read(tmp_path, environ={}, service_account=tmp_path)
+    resources = pod_package.read_resources(tmp_path, environ={}, service_account=tmp_path)
     assert resources.memory.available > MIB
     assert resources.volume.available > 0
     assert "This process runs in no Pod" in resources.notes[0]

@@ -24,17 +24,17 @@ from pathlib import Path
 from predictor.pod.memory import read_memory
 from tests.skips import skip_or_fail
 folder, amount = Path(sys.argv[1]), int(sys.argv[2])
-said = lambda: print(json.dumps(dataclasses.asdict(read_memory())), flush=True)
-said()
+report = lambda: print(json.dumps(dataclasses.asdict(read_memory())), flush=True)
+report()
 with open(folder / "cached", "wb") as file:
     file.write(os.urandom(amount)); file.flush(); os.fsync(file.fileno())
 (folder / "cached").read_bytes()
-said(); input()
+report(); input()
 held = bytearray(b"x") * amount
-said()
+report()
 shared = mmap.mmap(-1, amount); shared.write(b"x" * amount)
 del held
-said()
+report()
 """
 
 
@@ -114,7 +114,7 @@ def test_in_a_real_containers_mounts_its_own_group_is_found(memory_cgroup, names
 
 
 @pytest.mark.root
-def test_what_is_said_to_be_available_in_a_real_cgroup_can_be_taken_and_no_more(memory_cgroup):
+def test_the_available_memory_of_a_real_cgroup_can_be_taken_and_no_more(memory_cgroup):
     group = memory_cgroup(256 * MIB)
     taking = (
         "import sys; from predictor.pod.memory import read_memory\n"

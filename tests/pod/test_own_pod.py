@@ -47,12 +47,12 @@ def test_the_pod_and_its_claim_are_read_with_the_service_accounts_token(claimed)
     assert [(request.resource, request.count) for request in pod.gpus] == [("nvidia.com/gpu", 2)]
     assert (pod.offload.claim, pod.offload.size) == ("claim", 100 * GIB)
     assert pod.notes == ()
-    assert claimed.asked == [(POD_PATH, "Bearer the-token"), (CLAIM_PATH, "Bearer the-token")]
+    assert claimed.requests == [(POD_PATH, "Bearer the-token"), (CLAIM_PATH, "Bearer the-token")]
 
 
-def test_without_an_offload_folder_no_claim_is_asked_for(claimed):
+def test_without_an_offload_folder_no_claim_is_requested(claimed):
     assert _read(claimed, folder=None).offload is None
-    assert [path for path, _ in claimed.asked] == [POD_PATH]
+    assert [path for path, _ in claimed.requests] == [POD_PATH]
 
 
 def test_a_claim_that_may_not_be_read_is_a_note_and_not_the_end(claimed):
@@ -79,7 +79,7 @@ def test_the_containers_name_is_taken_from_the_environment(claimed):
     assert "no container 'other'" in _unknown(claimed, CONTAINER_NAME="other")
 
 
-def test_a_proxy_of_the_environment_is_not_asked(claimed, monkeypatch):
+def test_a_proxy_of_the_environment_is_not_used(claimed, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -88,7 +88,7 @@ def test_a_proxy_of_the_environment_is_not_asked(claimed, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "sentence"),
     [
         (401, "refuses (401); give the service account a Role with get on pods"),
         (403, "refuses (403); give the service account a Role with get on pods"),
@@ -96,10 +96,10 @@ def test_a_proxy_of_the_environment_is_not_asked(claimed, monkeypatch):
         (500, "the API server answers 500"),
     ],
 )
-def test_a_refusal_is_one_sentence_that_says_what_to_change(claimed, status, said):
+def test_a_refusal_is_one_sentence_that_says_what_to_change(claimed, status, sentence):
     claimed.status[POD_PATH] = status
-    assert said in _unknown(claimed)
-    assert len(claimed.asked) == 1  # no retry
+    assert sentence in _unknown(claimed)
+    assert len(claimed.requests) == 1  # no retry
 
 
 def test_a_server_that_hangs_holds_up_the_start_for_two_seconds_only(claimed):
@@ -109,14 +109,14 @@ def test_a_server_that_hangs_holds_up_the_start_for_two_seconds_only(claimed):
     assert TIMEOUT_SECONDS <= time.monotonic() - start < 2 * TIMEOUT_SECONDS
 
 
-def test_a_port_where_nobody_listens_is_said_at_once(claimed):
+def test_a_port_where_nobody_listens_is_reported_at_once(claimed):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         claimed.url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         assert "NetworkPolicy may be in the way" in _unknown(claimed)
 
 
-def test_an_unusable_certificate_authority_is_said_at_once(claimed):
+def test_an_unusable_certificate_authority_is_reported_at_once(claimed):
     claimed.url = claimed.url.replace("http:", "https:")
     assert "gives no answer" in _unknown(claimed)
     (claimed.service_account / "ca.crt").write_text("no certificate")
@@ -124,12 +124,12 @@ def test_an_unusable_certificate_authority_is_said_at_once(claimed):
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"\xff", b"[]", b"{}", b'{"spec": {"containers": 3}}'])
-def test_an_answer_that_is_no_pod_is_said(claimed, body):
+def test_an_answer_that_is_no_pod_is_reported(claimed, body):
     claimed.objects[POD_PATH] = body
     assert "cannot be read" in _unknown(claimed)
 
 
-def test_a_quantity_that_makes_no_sense_is_said(claimed):
+def test_a_quantity_that_makes_no_sense_is_reported(claimed):
     claimed.add_pod(make_pod(make_container({"memory": "much"})))
     assert "'much' is no amount of memory" in _unknown(claimed)
 
@@ -137,7 +137,7 @@ def test_a_quantity_that_makes_no_sense_is_said(claimed):
 def test_without_a_token_it_says_how_to_have_one(claimed):
     (claimed.service_account / "token").unlink()
     assert "set automountServiceAccountToken: true" in _unknown(claimed)
-    assert claimed.asked == []
+    assert claimed.requests == []
 
 
 def test_without_a_name_it_says_how_to_have_one(claimed):
@@ -150,7 +150,7 @@ def test_outside_a_cluster_it_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_the_clusters_own_address_is_asked_over_tls(claimed, address):
+def test_the_clusters_own_address_is_called_over_tls(claimed, address):
     port = claimed.url.rpartition(":")[2]  # answers, but speaks no TLS
     cluster = {"KUBERNETES_SERVICE_HOST": address, "KUBERNETES_SERVICE_PORT": port}
     with pytest.raises(OwnPodUnknown, match=r"gives no answer .*\((?!LocationParseError)"):
@@ -159,4 +159,4 @@ def test_the_clusters_own_address_is_asked_over_tls(claimed, address):
             environ={**claimed.environ, **cluster},
             service_account=claimed.service_account,
         )
-    assert claimed.asked == []
+    assert claimed.requests == []

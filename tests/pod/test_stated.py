@@ -3,13 +3,13 @@
 import pytest
 
 from predictor.errors import ConfigurationError
-from predictor.pod.stated import PROCESS, state
+from predictor.pod.stated import PROCESS, stated_resources
 
 GIB = 1024**3
 
 
 def test_stated_memory_is_the_containers_limit_of_which_the_process_has_its_part():
-    memory = state(None, "4GiB", None).memory
+    memory = stated_resources(None, "4GiB", None).memory
 
     assert (memory.limit, memory.available) == (4 * GIB, 4 * GIB - PROCESS)
 
@@ -17,17 +17,17 @@ def test_stated_memory_is_the_containers_limit_of_which_the_process_has_its_part
 @pytest.mark.parametrize("memory", ["0", "512MiB"])
 def test_a_limit_that_the_process_alone_would_reach_is_refused(memory):
     with pytest.raises(ConfigurationError, match=r"own process takes 512\.00 MiB; state more"):
-        state(None, memory, None)
+        stated_resources(None, memory, None)
 
 
 def test_memory_that_is_not_stated_is_none():
-    memory = state("24GiB", None, None).memory
+    memory = stated_resources("24GiB", None, None).memory
 
     assert (memory.limit, memory.available) == (0, 0)
 
 
 def test_gpus_are_a_list_of_sizes_and_of_so_many_of_one_size():
-    cards = state("2x24GiB, 80GiB", None, None).accelerators
+    cards = stated_resources("2x24GiB, 80GiB", None, None).accelerators
 
     assert [(card.index, card.free) for card in cards] == [
         (0, 24 * GIB),
@@ -37,7 +37,7 @@ def test_gpus_are_a_list_of_sizes_and_of_so_many_of_one_size():
 
 
 def test_stated_space_may_be_written_whole():
-    volume = state(None, None, "400GiB").volume
+    volume = stated_resources(None, None, "400GiB").volume
 
     assert volume is not None
     assert (volume.available, volume.stated) == (400 * GIB, True)
@@ -45,4 +45,4 @@ def test_stated_space_may_be_written_whole():
 
 def test_what_cannot_be_read_is_one_sentence():
     with pytest.raises(ConfigurationError, match="cannot be read: 'two' is no amount of memory"):
-        state("two", None, None)
+        stated_resources("two", None, None)

@@ -57,8 +57,8 @@ def test_without_a_known_pod_the_file_system_tells(tmp_path):
 def test_the_file_systems_type_is_the_one_that_stat_names(tmp_path):
     names = {"ext2/ext3": "ext4", "overlayfs": "overlay"}
     command = ["stat", "-f", "-c", "%T", str(tmp_path)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    assert read_volume(tmp_path, None).filesystem == names.get(said, said)
+    name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    assert read_volume(tmp_path, None).filesystem == names.get(name, name)
 
 
 def test_a_folder_that_does_not_exist_is_made_and_left_empty(tmp_path):

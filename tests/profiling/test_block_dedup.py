@@ -1,4 +1,4 @@
-"""Blocks that are alike: run few of them, and find what running all of them finds."""
+"""Blocks of one kind: few of them are executed, with the sizes of executing all of them."""
 
 import copy
 from dataclasses import replace
@@ -40,27 +40,26 @@ def count_runs(modules):
     return runs
 
 
-def probed(model, blocks, alike=None, **sizes):
-    found = probe(model, len(blocks), alike=alike, **(SIZES[0] | sizes))
-    assert found.measured
-    return found
+def probed(model, blocks, deduplicator=None, **sizes):
+    result = probe(model, len(blocks), deduplicator=deduplicator, **(SIZES[0] | sizes))
+    assert result.measured
+    return result
 
 
 @pytest.mark.parametrize(("name", "sizes"), thinned(list(EVERY), SIZES), ids=str)
-def test_running_few_blocks_finds_what_running_all_finds(name, sizes):
+def test_running_few_blocks_gives_the_sizes_of_running_all(name, sizes):
     model, blocks = on_meta(EVERY[name])
     whole = probe(model, len(blocks), **sizes)
 
-    assert (
-        probe(model, len(blocks), alike=BlockDeduplicator(blocks, model.config), **sizes) == whole
-    )
+    deduplicator = BlockDeduplicator(blocks, model.config)
+    assert probe(model, len(blocks), deduplicator=deduplicator, **sizes) == whole
 
 
 def test_two_blocks_of_a_kind_are_run_in_a_pass():
     model, blocks = on_meta()
-    alike = BlockDeduplicator(blocks, model.config)
+    deduplicator = BlockDeduplicator(blocks, model.config)
     runs = count_runs([block.mlp for block in blocks])
-    probed(model, blocks, alike)
+    probed(model, blocks, deduplicator)
 
     assert len(blocks) == 6
     assert runs == [0, 1] * PASSES
@@ -72,9 +71,9 @@ def test_every_kind_of_block_is_run():
     kinds = ["sliding_attention", "full_attention"]
     config.layer_types = [kind for kind in kinds for _ in range(2)] * 2
     model, blocks = on_meta(config)
-    alike = BlockDeduplicator(blocks, model.config)
+    deduplicator = BlockDeduplicator(blocks, model.config)
     runs = count_runs([block.mlp for block in blocks])
-    probed(model, blocks, alike)
+    probed(model, blocks, deduplicator)
 
     assert runs == [0, 1, 2, 3] * PASSES
 
@@ -95,21 +94,21 @@ def test_blocks_that_differ_in_anything_are_all_run(differ):
     for index, block in enumerate(blocks):
         differ(block, index)
 
-    assert not BlockDeduplicator(blocks, model.config).any
-    assert BlockDeduplicator(on_meta()[1], model.config).any
+    assert not BlockDeduplicator(blocks, model.config).has_duplicates
+    assert BlockDeduplicator(on_meta()[1], model.config).has_duplicates
 
 
 def test_blocks_that_the_config_tells_apart_are_all_run():
     model, blocks = on_meta()
     model.config.widths = list(range(len(blocks)))
 
-    assert not BlockDeduplicator(blocks, model.config).any
+    assert not BlockDeduplicator(blocks, model.config).has_duplicates
 
 
 def test_two_alike_are_too_few_to_leave_one_out():
     model, blocks = on_meta()
 
-    assert not BlockDeduplicator(blocks[:2], model.config).any
+    assert not BlockDeduplicator(blocks[:2], model.config).has_duplicates
 
 
 def changed(monkeypatch, change):
@@ -130,13 +129,13 @@ def test_what_every_block_keeps_for_itself_is_counted_for_every_block(monkeypatc
 
     plain = probed(*on_meta())
     model, blocks = changed(monkeypatch, keep)
-    alike = BlockDeduplicator(blocks, model.config)
+    deduplicator = BlockDeduplicator(blocks, model.config)
     runs = count_runs([block.mlp for block in blocks])
-    found = probed(model, blocks, alike)
+    result = probed(model, blocks, deduplicator)
 
-    assert alike.any
+    assert deduplicator.has_duplicates
     assert runs == list(range(6)) * PASSES
-    assert found.activations - plain.activations >= 5 * 2**20
+    assert result.activations - plain.activations >= 5 * 2**20
 
 
 def test_blocks_that_are_alike_and_do_different_things_are_all_run(monkeypatch):
@@ -151,8 +150,8 @@ def test_blocks_that_are_alike_and_do_different_things_are_all_run(monkeypatch):
     model, blocks = changed(monkeypatch, odd_ones_take_more)
     runs = count_runs([block.mlp for block in blocks])
     del runs[:]
-    alike = BlockDeduplicator(on_meta()[1], model.config)
-    probed(model, blocks, alike)
+    deduplicator = BlockDeduplicator(on_meta()[1], model.config)
+    probed(model, blocks, deduplicator)
 
     assert runs == list(range(6)) * PASSES
 
@@ -160,10 +159,10 @@ def test_blocks_that_are_alike_and_do_different_things_are_all_run(monkeypatch):
 def test_a_block_that_returns_what_it_was_given_is_run(monkeypatch):
     model, blocks = on_meta()
     monkeypatch.setattr(type(blocks[0]), "forward", lambda self, hidden_states, **_: hidden_states)
-    alike = BlockDeduplicator(blocks, model.config)
+    deduplicator = BlockDeduplicator(blocks, model.config)
 
-    assert alike.any
-    assert probe(model, 6, alike=alike, **SIZES[0]) == probe(model, 6, **SIZES[0])
+    assert deduplicator.has_duplicates
+    assert probe(model, 6, deduplicator=deduplicator, **SIZES[0]) == probe(model, 6, **SIZES[0])
 
 
 def test_a_model_that_needs_all_its_blocks_run_is_run_whole(monkeypatch):
@@ -184,24 +183,24 @@ def test_a_model_that_needs_all_its_blocks_run_is_run_whole(monkeypatch):
 
     monkeypatch.setattr(kind, "forward", note)
     monkeypatch.setattr(type(model), "forward", look)
-    found = measure_footprint(model, max_model_len=64, prefill_chunk=16)
+    footprint = measure_footprint(model, max_model_len=64, prefill_chunk=16)
 
-    assert found.probed
-    assert found.by_block
+    assert footprint.probed
+    assert footprint.by_block
     # `look` takes no `logits_to_keep`, so that the logits of all tokens are made.
-    assert replace(found, activations=whole.activations) == whole
+    assert replace(footprint, activations=whole.activations) == whole
 
 
 def test_the_blocks_are_themselves_again_after_a_pass_that_fails():
     model, blocks = on_meta()
-    alike = BlockDeduplicator(blocks, model.config)
+    deduplicator = BlockDeduplicator(blocks, model.config)
     model.lm_head.forward = None
 
-    assert not probe(model, len(blocks), alike=alike, **SIZES[0]).measured
+    assert not probe(model, len(blocks), deduplicator=deduplicator, **SIZES[0]).measured
     assert not any("forward" in vars(block) for block in blocks)
 
 
-def test_the_passes_of_a_large_model_run_few_blocks_and_find_the_same():
+def test_the_passes_of_a_large_model_run_few_blocks_and_give_the_same():
     model, blocks = on_meta(
         LlamaConfig(
             vocab_size=32_000,

@@ -49,35 +49,35 @@ def real_cache(model, tokens):
     return [layer.keys.nbytes + layer.values.nbytes for layer in layers]
 
 
-def planned_cache(found, tokens):
-    blocks = [unit for unit in found.units if unit.block is not None]
+def planned_cache(footprint, tokens):
+    blocks = [unit for unit in footprint.units if unit.block is not None]
     return [unit.kv_fixed + unit.kv_per_token * tokens for unit in blocks]
 
 
 @pytest.mark.parametrize("length", [WINDOW - 2, 3 * WINDOW])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_cache_is_what_a_real_pass_holds(name, length):
-    found = measured(name, max_model_len=length, prefill_chunk=length)
+    footprint = measured(name, max_model_len=length, prefill_chunk=length)
 
-    assert found.probed
-    pairs = zip(planned_cache(found, length), real_cache(real_model(name), length), strict=True)
+    assert footprint.probed
+    pairs = zip(planned_cache(footprint, length), real_cache(real_model(name), length), strict=True)
     assert {planned - real for planned, real in pairs} <= {0, COUNTER}
 
 
 @pytest.mark.parametrize("longest", [WINDOW + 2, 2 * WINDOW - 2, 4 * WINDOW])
 @pytest.mark.parametrize("name", ["mistral", "gemma3", "llama"])
 def test_the_cache_is_never_planned_too_small_for_shorter_sequences(name, longest):
-    found, model = measured(name, max_model_len=longest), real_model(name)
+    footprint, model = measured(name, max_model_len=longest), real_model(name)
 
     for length in range(2, longest + 1):
-        pairs = zip(planned_cache(found, length), real_cache(model, length), strict=True)
+        pairs = zip(planned_cache(footprint, length), real_cache(model, length), strict=True)
         assert all(planned >= real for planned, real in pairs), length
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma3"])
 def test_a_sliding_window_is_planned_whole_as_the_engine_keeps_it(name):
-    found = measured(name, max_model_len=128)
-    blocks = [unit for unit in found.units if unit.block is not None]
+    footprint = measured(name, max_model_len=128)
+    blocks = [unit for unit in footprint.units if unit.block is not None]
 
     # 2 heads of 16, keys and values, float32
     assert {unit.kv_per_token for unit in blocks} == {256}
@@ -85,10 +85,10 @@ def test_a_sliding_window_is_planned_whole_as_the_engine_keeps_it(name):
 
 
 def test_a_batch_of_more_tokens_gathers_more_for_each_layer():
-    found = measured("llama", max_model_len=64, max_batch_size=4)
-    per_layer = max(unit.kv_per_token for unit in found.units)
+    footprint = measured("llama", max_model_len=64, max_batch_size=4)
+    per_layer = max(unit.kv_per_token for unit in footprint.units)
 
-    assert found.activations_per_sequence >= 64 * per_layer
+    assert footprint.activations_per_sequence >= 64 * per_layer
 
 
 def test_the_rows_of_a_large_batch_are_counted():
@@ -134,10 +134,10 @@ MISTRAL_7B = MistralConfig(sliding_window=32)
     ids=["llama-3-8b", "bloom-176b", "falcon-7b", "deepseek-v3", "mistral-7b"],
 )
 def test_the_bytes_per_token_of_known_models(config: PreTrainedConfig, expected: int):
-    found = measured(config, dtype="bfloat16")
+    footprint = measured(config, dtype="bfloat16")
 
-    assert found.probed
-    assert found.kv_per_token == expected
+    assert footprint.probed
+    assert footprint.kv_per_token == expected
 
 
 def allocated_at_worst(model, longest, chunk):
@@ -175,18 +175,18 @@ WIDE = {
     ids=["llama", "bloom", "falcon"],
 )
 def test_activations_are_not_below_a_real_pass_and_not_far_above(config, longest, chunk):
-    found = measured(config, max_model_len=longest, prefill_chunk=chunk)
+    footprint = measured(config, max_model_len=longest, prefill_chunk=chunk)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
     real = allocated_at_worst(model, longest, chunk)
 
     assert real > 2 * SCRATCH
-    assert real - SCRATCH <= found.activations <= 3 * real
+    assert real - SCRATCH <= footprint.activations <= 3 * real
 
 
 def test_a_smaller_chunk_needs_fewer_activations():
-    found = [measured("llama", prefill_chunk=chunk).activations for chunk in (8, 16, 32)]
+    sizes = [measured("llama", prefill_chunk=chunk).activations for chunk in (8, 16, 32)]
 
-    assert found == sorted(set(found))
+    assert sizes == sorted(set(sizes))
 
 
 def fallback(name, dtype="float32", **arguments):
@@ -202,18 +202,18 @@ def fallback(name, dtype="float32", **arguments):
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "bloom", "gpt2", "opt", "mixtral"])
 def test_the_formula_is_the_truth_for_textbook_attention(name):
-    found = fallback(name, max_model_len=32, chunk=16)
+    probed = fallback(name, max_model_len=32, chunk=16)
 
-    assert not found.measured
-    assert [32 * size for size in found.kv_per_token] == real_cache(real_model(name), 32)
+    assert not probed.measured
+    assert [32 * size for size in probed.kv_per_token] == real_cache(real_model(name), 32)
 
 
 @pytest.mark.parametrize("name", ["falcon", "gemma3", "mistral", "deepseek"])
 def test_the_formula_is_never_below_the_truth_elsewhere(name):
-    found = fallback(name, max_model_len=32, chunk=16)
+    probed = fallback(name, max_model_len=32, chunk=16)
     real = real_cache(real_model(name), 32)
 
-    assert all(32 * size >= kept for size, kept in zip(found.kv_per_token, real, strict=True))
+    assert all(32 * size >= kept for size, kept in zip(probed.kv_per_token, real, strict=True))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -227,11 +227,11 @@ def test_a_model_without_a_cache_of_keys_and_values_is_planned_by_formula():
     config = Mamba2Config(
         vocab_size=264, hidden_size=64, num_hidden_layers=2, num_heads=8, head_dim=16, state_size=8
     )
-    found = measured(config)
+    footprint = measured(config)
 
-    assert not found.probed
-    assert found.kv_per_token > 0
-    assert found.activations > 0
+    assert not footprint.probed
+    assert footprint.kv_per_token > 0
+    assert footprint.activations > 0
 
 
 def test_a_config_that_tells_nothing_of_its_cache_is_refused():

@@ -62,9 +62,9 @@ def test_a_tiny_bloom_in_exact_numbers():
     # up 64 x 256 + 256 = 16,640 (the largest leaf: 66,560 B), down 256 x 64 + 64 = 16,448;
     # together 49,984 numbers = 199,936 B
     # keys and values of a token in a block: 2 x 64 numbers = 512 B
-    found = measured("bloom")
+    footprint = measured("bloom")
 
-    assert found.units == (
+    assert footprint.units == (
         PlacementUnit(("transformer.word_embeddings_layernorm",), None, 512, 0, 512),
         PlacementUnit(("transformer.ln_f",), None, 512, 0, 512),
         PlacementUnit(("transformer.word_embeddings", "lm_head"), None, 67_584, 0, 67_584),
@@ -73,10 +73,10 @@ def test_a_tiny_bloom_in_exact_numbers():
             for index in range(6)
         ),
     )
-    assert found.weights == 2 * 512 + 67_584 + 6 * 199_936
-    assert found.kv_per_token == 6 * 512
-    assert (found.architecture, found.dtype) == ("BloomForCausalLM", "float32")
-    assert found.probed
+    assert footprint.weights == 2 * 512 + 67_584 + 6 * 199_936
+    assert footprint.kv_per_token == 6 * 512
+    assert (footprint.architecture, footprint.dtype) == ("BloomForCausalLM", "float32")
+    assert footprint.probed
 
 
 def test_the_serving_dtype_decides_the_size():
@@ -102,11 +102,11 @@ def test_buffers_are_the_bytes_that_the_real_model_computes(name):
 
 @pytest.mark.parametrize("config", [PARTLY_TIED, TIED_BLOCKS], ids=["head", "blocks"])
 def test_what_is_tied_in_part_is_counted_once_and_stays_together(config):
-    found = measured(config)
+    footprint = measured(config)
     model = AutoModelForCausalLM.from_config(config).eval()
-    home = {name: unit for unit in found.units for name in unit.names}
+    home = {name: unit for unit in footprint.units for name in unit.names}
 
-    assert found.weights == stored_bytes(model)
+    assert footprint.weights == stored_bytes(model)
     for names in tied_names(model):
         assert len({home[covering(name, home)[0]] for name in names}) == 1
 
@@ -130,9 +130,9 @@ def test_every_tensor_belongs_to_exactly_one_unit(name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_accelerate_accepts_the_device_map(name):
-    found = measured(name)
-    whole = sum(unit.weights for unit in found.units) // 1024**2
-    placement = plan(found, pod(1, 1, memory=whole + 1), PlacementOptions(headroom=0))
+    footprint = measured(name)
+    whole = sum(unit.weights for unit in footprint.units) // 1024**2
+    placement = plan(footprint, pod(1, 1, memory=whole + 1), PlacementOptions(headroom=0))
 
     check_device_map(build_on_meta(ARCHITECTURES[name], "float32"), placement.device_map)
 
@@ -171,9 +171,9 @@ def test_the_largest_leaf_is_that_of_the_real_module(name):
 )
 def test_pickles_and_fused_experts_are_rewritten(name, kind, expected):
     model = build_on_meta(CONFIGS[name], "float32")
-    found = measure_footprint(model, max_model_len=8, prefill_chunk=8, stored_kind=kind)
+    footprint = measure_footprint(model, max_model_len=8, prefill_chunk=8, stored_kind=kind)
 
-    assert found.needs_conversion is expected
+    assert footprint.needs_conversion is expected
 
 
 @pytest.mark.parametrize(
@@ -181,14 +181,14 @@ def test_pickles_and_fused_experts_are_rewritten(name, kind, expected):
 )
 def test_a_cast_is_known_from_the_dtype_on_disk(stored, expected):
     model = build_on_meta(CONFIGS["bloom"], "float32")
-    found = measure_footprint(model, max_model_len=8, prefill_chunk=8, stored_dtype=stored)
+    footprint = measure_footprint(model, max_model_len=8, prefill_chunk=8, stored_dtype=stored)
 
-    assert found.needs_cast is expected
+    assert footprint.needs_cast is expected
 
 
-def test_blocks_are_found_in_a_model_that_names_none():
+def test_blocks_are_found_in_a_model_that_names_none(monkeypatch):
+    monkeypatch.setattr("predictor.profiling.blocks.unsplit_classes", lambda model: frozenset())
     model = build_on_meta(CONFIGS["gpt2"], "float32")
-    model._no_split_modules = None
 
     assert find_blocks(model) == tuple(f"transformer.h.{index}" for index in range(6))
 

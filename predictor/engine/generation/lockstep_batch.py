@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
 
-from predictor.profiling.meta_device import filled
+from predictor.profiling.meta_device import cache_layer
 
 
 @dataclass(slots=True)
@@ -75,4 +75,4 @@ class LockstepBatch:
 
 def _select(layer: Any, rows: torch.Tensor, columns: int | None) -> Any:
     index = rows.to(layer.keys.device)
-    return filled(layer.keys[index, :, :columns], layer.values[index, :, :columns])
+    return cache_layer(layer.keys[index, :, :columns], layer.values[index, :, :columns])
