@@ -114,9 +114,9 @@ class _Server:
 
     def _on_end(self, child: _Child) -> None:
         """Report how a child ended; its PID stays its own until the client closes the report."""
-        found = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert found is not None
-        code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+        exited = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert exited is not None
+        code = exited.si_status if exited.si_code == os.CLD_EXITED else -exited.si_status
         self._selector.unregister(child.ended)
         with contextlib.suppress(BrokenPipeError):
             child.report.send(array.array("i", [code]).tobytes())

@@ -23,9 +23,9 @@ def thinned(
     """
     turns = range(max(map(len, axes)))
     always = {tuple(turn % len(axis) for axis in axes) for turn in turns}
-    found = []
+    combinations = []
     for indices in itertools.product(*(range(len(axis)) for axis in axes)):
         values = [axis[index] for axis, index in zip(axes, indices, strict=True)]
         runs = indices in always or also(*values)
-        found.append(pytest.param(*values, marks=() if runs else pytest.mark.full_grid))
-    return found
+        combinations.append(pytest.param(*values, marks=() if runs else pytest.mark.full_grid))
+    return combinations

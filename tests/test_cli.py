@@ -137,9 +137,9 @@ def test_helm_values_are_yaml_and_nothing_else(run, bloom):
 
 
 def test_what_does_not_stay_in_memory_gets_a_claim(run, bloom):
-    wish = ("--max_memory", '{"cpu": "1800KiB"}', "--max_model_len=64", "--model_name=small")
+    options = ("--max_memory", '{"cpu": "1800KiB"}', "--max_model_len=64", "--model_name=small")
     _, out, _ = run(
-        "plan", bloom, "--memory=1GiB", "--disk=2GiB", *wish, "--output=inferenceservice"
+        "plan", bloom, "--memory=1GiB", "--disk=2GiB", *options, "--output=inferenceservice"
     )
     claim, service = yaml.safe_load_all(out)
 

@@ -29,8 +29,8 @@ _SECONDS_TO_SET_UP = 280
 
 def commands() -> list[str]:
     """All lines that the README and the documentation tell to type."""
-    found = [one for page in pages() for one in blocks.commands(page.read_text())]
-    return list(dict.fromkeys(one.text for one in found if not one.is_program))
+    all_commands = [one for page in pages() for one in blocks.commands(page.read_text())]
+    return list(dict.fromkeys(one.text for one in all_commands if not one.is_program))
 
 
 def calls() -> dict[str, str]:

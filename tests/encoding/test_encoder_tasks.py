@@ -25,7 +25,7 @@ from predictor.checkpoint.task_detection import factory_of
 from predictor.errors import PromptTooLong, RequestError
 from predictor.tasks.task import RawInstance
 from tests import serving
-from tests.encoding.checkpoints import CONFIGS, paired_config, reading_tokenizer
+from tests.encoding.checkpoints import CONFIGS, encoder_decoder_config, reading_tokenizer
 from tests.encoding.conftest import Make
 from tests.serving import on_disk
 
@@ -233,7 +233,7 @@ def test_so_they_are_with_blocks_on_disk(
 def test_heads_that_look_for_the_end_of_a_text_are_read(
     tmp_path: Path, kind: Any, places: str
 ) -> None:
-    config = paired_config("bart" if kind is BartForSequenceClassification else "t5")
+    config = encoder_decoder_config("bart" if kind is BartForSequenceClassification else "t5")
     torch.manual_seed(0)
     model = kind(config).eval()
     model.save_pretrained(tmp_path)
@@ -251,7 +251,7 @@ def test_heads_that_look_for_the_end_of_a_text_are_read(
 
 def test_an_encoder_alone_gives_vectors(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = T5EncoderModel(paired_config("t5")).eval()
+    model = T5EncoderModel(encoder_decoder_config("t5")).eval()
     model.save_pretrained(tmp_path)
     tokenizer = reading_tokenizer(with_ends=True)
     tokenizer.save_pretrained(tmp_path)

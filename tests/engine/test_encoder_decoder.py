@@ -19,7 +19,7 @@ from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.tasks.answers import Completion
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
-from tests.encoding.checkpoints import PAIRED, VOCABULARY, make_paired
+from tests.encoding.checkpoints import PAIRED, VOCABULARY, make_encoder_decoder
 from tests.serving import Up, blocks_on_disk, bring_up, metric
 
 TEXTS = ("a long text to begin with", "a", "translate this", "hello", "what is it?", "z" * 40)
@@ -34,7 +34,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
     def get(architecture: str) -> Path:
         folder = root / architecture
-        return folder if folder.exists() else make_paired(folder, architecture)
+        return folder if folder.exists() else make_encoder_decoder(folder, architecture)
 
     return get
 
@@ -108,20 +108,22 @@ def test_only_the_reply_counts_as_said(make: Make) -> None:
 def test_what_a_generation_config_asks_in_vain_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = make_paired(tmp_path / "said", "bart", num_beams=4, no_repeat_ngram_size=3)
+    folder = make_encoder_decoder(tmp_path / "said", "bart", num_beams=4, no_repeat_ngram_size=3)
     bring_up(folder)
     assert "of generation_config num_beams, no_repeat_ngram_size is ignored" in caplog.text
     caplog.clear()
-    bring_up(make_paired(tmp_path / "plain", "bart"))
+    bring_up(make_encoder_decoder(tmp_path / "plain", "bart"))
     assert "is ignored" not in caplog.text
 
 
 def test_a_decoder_begins_with_what_is_forced(tmp_path: Path) -> None:
-    folder = make_paired(tmp_path / "forced", "bart", forced_bos_token_id=1)
+    folder = make_encoder_decoder(tmp_path / "forced", "bart", forced_bos_token_id=1)
     expected = alone(folder, *TEXTS, max_new_tokens=21)
     up = bring_up(folder, max_model_len=128)
     assert [one.text for one in ask(up, *TEXTS, new_tokens=20)] == expected
-    assert expected != alone(make_paired(tmp_path / "free", "bart"), *TEXTS, max_new_tokens=21)
+    assert expected != alone(
+        make_encoder_decoder(tmp_path / "free", "bart"), *TEXTS, max_new_tokens=21
+    )
 
 
 def test_the_longest_prompt_and_its_reply_are_bounded(make: Make) -> None:

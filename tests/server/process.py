@@ -102,30 +102,30 @@ class Served:
     def await_accepted(self, count: int, seconds: float = 20) -> None:
         """Wait until so many requests run or wait."""
         deadline = time.monotonic() + seconds
-        while (found := self.accepted()) != count:
-            assert time.monotonic() < deadline, f"{found} requests run or wait"
+        while (count_now := self.accepted()) != count:
+            assert time.monotonic() < deadline, f"{count_now} requests run or wait"
             time.sleep(0.02)
 
     def gauge(self, name: str) -> float:
         """Return a metric of one sample."""
         text = httpx.get(f"{self.url}/metrics", timeout=30).text
-        found = re.search(rf"^{name}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
-        assert found is not None, name
-        return float(found[1])
+        match = re.search(rf"^{name}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
+        assert match is not None, name
+        return float(match[1])
 
     def await_gauge(self, name: str, value: float, seconds: float = 20) -> None:
         """Wait until a metric of one sample has a value."""
         deadline = time.monotonic() + seconds
-        while (found := self.gauge(name)) != value:
-            assert time.monotonic() < deadline, f"{name} stayed {found}"
+        while (current := self.gauge(name)) != value:
+            assert time.monotonic() < deadline, f"{name} stayed {current}"
             time.sleep(0.02)
 
     def _await(self, pattern: str) -> str:
         deadline = time.monotonic() + _SECONDS_TO_START
         while time.monotonic() < deadline:
-            found = re.search(pattern, self.log)
-            if found is not None:
-                return found[1]
+            match = re.search(pattern, self.log)
+            if match is not None:
+                return match[1]
             if self.process.poll() is not None:
                 raise AssertionError(f"exit code {self.process.returncode}:\n{self.log}")
             time.sleep(0.05)

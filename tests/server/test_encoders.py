@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.encoding.checkpoints import make_paired, make_reader
+from tests.encoding.checkpoints import make_encoder_decoder, make_reader
 from tests.server.process import Served, serve
 
 DELAY = 3.0
@@ -50,11 +50,11 @@ def _run(line: str) -> str:
 
 
 def test_an_encoder_decoder_model_is_asked_as_one_that_generates(tmp_path: Path) -> None:
-    make_paired(tmp_path / "model", "t5")
+    make_encoder_decoder(tmp_path / "model", "t5")
     with serve(tmp_path / "model", *FLAGS) as server:
         first, second, about = map(_run, server.await_ready().examples())
-        asked = {"model": "m", "prompt": "a text", "max_tokens": 8}
-        completion = httpx.post(f"{server.url}/openai/v1/completions", json=asked, timeout=60)
+        body = {"model": "m", "prompt": "a text", "max_tokens": 8}
+        completion = httpx.post(f"{server.url}/openai/v1/completions", json=body, timeout=60)
         body = {"instances": ["a text"], "parameters": {"max_new_tokens": 8}}
         url, accept = f"{server.url}/v1/models/m:predict", {"accept": "text/event-stream"}
         whole = httpx.post(url, json=body, timeout=60).json()["predictions"][0]

@@ -66,14 +66,14 @@ def at_work(
     checkpoints: Checkpoints, *flags: str, **parameters: Any
 ) -> Iterator[tuple[Served, concurrent.futures.Future[httpx.Response]]]:
     """A server that is generating for as long as its gate is closed, and the reply to come."""
-    asked = {"max_new_tokens": 40, "temperature": 1.0, "seed": 3, **parameters}
+    settings = {"max_new_tokens": 40, "temperature": 1.0, "seed": 3, **parameters}
     with (
         serve(checkpoints("bloom"), *SMALL, *flags, gated=True) as server,
         concurrent.futures.ThreadPoolExecutor() as pool,
     ):
         server.await_ready()
         with server.gate.closed():
-            running = pool.submit(server.predict, "a long one", **asked)
+            running = pool.submit(server.predict, "a long one", **settings)
             server.gate.await_pass()
             yield server, running
 

@@ -53,8 +53,8 @@ def demo() -> Iterator[Served]:
 def outcomes(server: Served, protocol: str, outcome: str) -> float:
     text = httpx.get(f"{server.url}/metrics", timeout=30).text
     labels = rf'model_name="{server.name}",outcome="{outcome}",protocol="{protocol}"'
-    found = re.search(rf"^predictor_requests_total\{{{labels}\}} (\S+)$", text, re.MULTILINE)
-    return float(found[1]) if found else 0
+    match = re.search(rf"^predictor_requests_total\{{{labels}\}} (\S+)$", text, re.MULTILINE)
+    return float(match[1]) if match else 0
 
 
 def body(text: str, **parameters: Any) -> dict[str, Any]:
@@ -87,22 +87,22 @@ async def collected(server: Served, text: str, **parameters: Any) -> list[dict[s
 
 def test_a_stream_says_what_the_whole_reply_says(demo: Served) -> None:
     whole = demo.predict("The weather is", max_new_tokens=30).json()["predictions"][0]
-    found = asyncio.run(collected(demo, "The weather is", max_new_tokens=30))
-    assert "".join(event["text"] for event in found) == whole["text"]
-    assert len(found) > 10
-    last = found[-1]
+    events = asyncio.run(collected(demo, "The weather is", max_new_tokens=30))
+    assert "".join(event["text"] for event in events) == whole["text"]
+    assert len(events) > 10
+    last = events[-1]
     assert {key: last[key] for key in whole if key != "text"} == {
         key: whole[key] for key in whole if key != "text"
     }
-    assert all(event["finish_reason"] is None for event in found[:-1])
+    assert all(event["finish_reason"] is None for event in events[:-1])
 
 
 def test_a_stop_sequence_is_in_no_event(demo: Served) -> None:
     whole = demo.predict("The weather is", max_new_tokens=30).json()["predictions"][0]["text"]
     stop = whole[len(whole) // 2 - 2 : len(whole) // 2 + 3]
-    found = asyncio.run(collected(demo, "The weather is", max_new_tokens=30, stop=[stop]))
-    assert "".join(event["text"] for event in found) == whole[: whole.index(stop)]
-    assert found[-1]["finish_reason"] == "stop"
+    events = asyncio.run(collected(demo, "The weather is", max_new_tokens=30, stop=[stop]))
+    assert "".join(event["text"] for event in events) == whole[: whole.index(stop)]
+    assert events[-1]["finish_reason"] == "stop"
 
 
 def test_requests_run_together_and_each_gets_its_own_answer(demo: Served) -> None:
@@ -112,9 +112,9 @@ def test_requests_run_together_and_each_gets_its_own_answer(demo: Served) -> Non
     with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
         with demo.gate.closed():
             before = [demo.gauge(name) for name in names]
-            asked = [pool.submit(demo.predict, text, max_new_tokens=20) for text in prompts]
+            requests = [pool.submit(demo.predict, text, max_new_tokens=20) for text in prompts]
             demo.await_accepted(len(prompts))
-        together = [answer.result().json() for answer in asked]
+        together = [answer.result().json() for answer in requests]
     passes, rows = (demo.gauge(name) - then for name, then in zip(names, before, strict=True))
     assert together == alone
     tokens = sum(answer["predictions"][0]["completion_tokens"] for answer in together)
@@ -134,11 +134,11 @@ def freeing_its_place(server: Served, protocol: str) -> Iterator[None]:
 
 async def leave(server: Served, asks: Coroutine[Any, Any, Any]) -> None:
     """Asks, and hangs up while the request is in a pass."""
-    asked = asyncio.create_task(asks)
+    request = asyncio.create_task(asks)
     await asyncio.to_thread(server.gate.await_pass)
-    asked.cancel()
+    request.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        await asked
+        await request
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -204,9 +204,9 @@ def test_a_deadline_ends_a_request_over_every_way_to_say_it(slow: Served) -> Non
 
 
 def test_a_stream_that_is_too_slow_ends_with_an_event_that_says_so(slow: Served) -> None:
-    found = asyncio.run(collected(slow, "too slow", **LONG, timeout=1.5))
-    assert found[-1] == {"error": "The request was not answered within 1.5 seconds."}
-    assert len(found) > 1
+    events = asyncio.run(collected(slow, "too slow", **LONG, timeout=1.5))
+    assert events[-1] == {"error": "The request was not answered within 1.5 seconds."}
+    assert len(events) > 1
 
 
 def test_overload_is_said_at_once_and_when_to_come_again(slow: Served) -> None:
@@ -242,7 +242,7 @@ def test_a_soak_loses_no_request_and_leaves_nothing_behind(demo: Served, full_gr
     seconds = float(os.environ.get("SOAK_SECONDS", "25" if full_grid else "8"))
     chance = random.Random(7)
 
-    async def user(client: httpx.AsyncClient, until: float, found: list[int]) -> None:
+    async def user(client: httpx.AsyncClient, until: float, statuses: list[int]) -> None:
         while time.monotonic() < until:
             kind = chance.random()
             document = body("word " * chance.randint(1, 40), max_new_tokens=chance.randint(1, 40))
@@ -254,27 +254,27 @@ def test_a_soak_loses_no_request_and_leaves_nothing_behind(demo: Served, full_gr
                 answer = await asyncio.wait_for(
                     client.post(predict_url(demo), json=document, headers=headers), patience
                 )
-                found.append(answer.status_code)
+                statuses.append(answer.status_code)
             except TimeoutError:
-                found.append(0)
+                statuses.append(0)
             await asyncio.sleep(chance.random() * 0.05)
 
     async def soak() -> list[int]:
-        found: list[int] = []
+        statuses: list[int] = []
         until = time.monotonic() + seconds
         limits = httpx.Limits(max_connections=40)
         async with httpx.AsyncClient(timeout=60, limits=limits) as client:
-            await asyncio.gather(*(user(client, until, found) for _ in range(24)))
-        return found
+            await asyncio.gather(*(user(client, until, statuses) for _ in range(24)))
+        return statuses
 
     asyncio.run(soak())
     before = memory(demo)
-    found = asyncio.run(soak())
-    assert found.count(200) > 50
-    assert set(found) <= {0, 200, 400, 504}
+    statuses = asyncio.run(soak())
+    assert statuses.count(200) > 50
+    assert set(statuses) <= {0, 200, 400, 504}
     for name in ("sequences_running", "sequences_waiting", "kv_tokens_used"):
         demo.await_gauge(f"predictor_{name}", 0)
     grown = memory(demo) - before
-    print(f"{len(found)} requests in {seconds:g} s; {grown / 2**20:.1f} MiB more")
+    print(f"{len(statuses)} requests in {seconds:g} s; {grown / 2**20:.1f} MiB more")
     assert grown < 64 * 2**20
     assert demo.predict("and it goes on", max_new_tokens=3).status_code == 200

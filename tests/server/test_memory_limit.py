@@ -32,9 +32,11 @@ def test_a_limit_below_what_the_process_takes_is_said_before_it_is_killed(big_mo
         done = subprocess.run(group.command(command), capture_output=True, text=True, timeout=60)
         assert group.oom_kills() == 0
     assert done.returncode == 78, done.stderr
-    said = done.stderr.strip().splitlines()[-1]
-    assert said.startswith("predictor: The predictor's own process takes 512.00 MiB of main memory")
-    assert said.endswith("raise the container's memory limit.")
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert sentence.startswith(
+        "predictor: The predictor's own process takes 512.00 MiB of main memory"
+    )
+    assert sentence.endswith("raise the container's memory limit.")
 
 
 @pytest.mark.root

@@ -45,13 +45,15 @@ def test_the_examples_curl_line_works_unchanged(bloom: Served, tmp_path: Path) -
 
 
 def test_every_way_in_gives_the_same_seeded_reply(bloom: Served) -> None:
-    said = {"seed": 3, "max_new_tokens": 12}
+    parameters = {"seed": 3, "max_new_tokens": 12}
     with httpx.Client(base_url=bloom.url, timeout=60) as client:
-        old = client.post("/predictions/bloom/1.0", json={"data": PROMPT, "parameters": said}).text
-        instances = [{"data": PROMPT, "parameters": said}]
+        old = client.post(
+            "/predictions/bloom/1.0", json={"data": PROMPT, "parameters": parameters}
+        ).text
+        instances = [{"data": PROMPT, "parameters": parameters}]
         v1 = client.post("/v1/models/bloom:predict", json={"instances": instances}).json()
         tensor = {"name": "input-0", "shape": [1], "datatype": "BYTES", "data": [PROMPT]}
-        body = {"inputs": [tensor], "parameters": said}
+        body = {"inputs": [tensor], "parameters": parameters}
         v2 = client.post("/v2/models/bloom/infer", json=body).json()
     assert old.startswith(PROMPT)
     assert v1 == {"predictions": [old]}
@@ -64,7 +66,7 @@ def test_what_means_nothing_any_more_is_said_once_by_name_and_how_to_ask(bloom: 
     assert f"curl {bloom.url}/predictions/bloom" in bloom.log
 
 
-def test_the_models_are_told(bloom: Served) -> None:
+def test_the_models_are_listed(bloom: Served) -> None:
     assert httpx.get(f"{bloom.url}/ping").json() == {"status": "Healthy"}
     (described,) = httpx.get(f"{bloom.url}/models/bloom").json()
     assert described["modelVersion"] == "1.0"

@@ -35,12 +35,12 @@ class Health(health_pb2_grpc.HealthServicer):
 
     async def Watch(self, request: Any, _context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Says it at once and after each change, until the client hangs up."""
-        told = None
+        last_sent = None
         while True:
             status = await self._status(request.service)
-            if status != told:
+            if status != last_sent:
                 yield health_pb2.HealthCheckResponse(status=status)
-                told = status
+                last_sent = status
             await asyncio.sleep(_POLL)
 
     async def _status(self, service: str) -> Any:
