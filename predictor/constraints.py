@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from predictor.checkpoint.checkpoint import Checkpoint, context_length, max_positions
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.dtypes import name_of
-from predictor.engine.batchability import unbatchable_reason
+from predictor.engine.generation.batchability import unbatchable_reason
 from predictor.errors import ConfigurationError
 from predictor.placement.plan import PlacementOptions
 from predictor.placement.units import Footprint
@@ -20,6 +20,9 @@ from predictor.weights.block_source import OffloadConfig
 from predictor.weights.converted import folder_name
 from predictor.weights.store.folder import store_file
 from predictor.weights.store.writer import partial_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def inherited_notes(settings: Settings) -> tuple[str, ...]:

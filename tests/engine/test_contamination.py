@@ -27,7 +27,7 @@ from transformers import (
     RwkvConfig,
 )
 
-from predictor.engine.batchability import check_batch_invariance, unbatchable_reason
+from predictor.engine.generation.batchability import check_batch_invariance, unbatchable_reason
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, SerialRunner
 from predictor.engine.generation.sampling_params import SamplingParams

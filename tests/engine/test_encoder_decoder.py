@@ -13,7 +13,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5GemmaConfig
 from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
 
 from predictor.checkpoint.checkpoint import open_directory
-from predictor.engine.batchability import check_encoder_decoder_batch_invariance, run_two_tokens
+from predictor.engine.generation.batchability import (
+    check_encoder_decoder_batch_invariance,
+    run_two_tokens,
+)
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner, as_source
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.profiling.footprint import build_on_meta, measure_footprint

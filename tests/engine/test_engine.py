@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from predictor.engine.batchability import count_layers
+from predictor.engine.generation.batchability import count_layers
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.kv_accounting import PADDING_PAGES
 from predictor.engine.generation.kv_cache import SequenceChunk

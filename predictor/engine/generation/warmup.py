@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from predictor.engine.batchability import (
+from predictor.engine.generation.batchability import (
     check_batch_invariance,
     check_encoder_decoder_batch_invariance,
     count_layers,
