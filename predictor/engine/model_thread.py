@@ -81,7 +81,10 @@ class Policy(Protocol[RequestIn, Row]):
 
 
 class ModelThread(Generic[Request, Row]):
-    """Runs the forward passes of one policy until it is stopped or the model is broken."""
+    """Runs the forward passes of one policy until it is stopped or the model is broken.
+
+    An engine is a subclass with a policy and a `submit` of its own.
+    """
 
     def __init__(
         self,
@@ -107,7 +110,7 @@ class ModelThread(Generic[Request, Row]):
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request) -> int:
+    def put(self, request: Request) -> int:
         """Hand in a request and return its key; do not wait.
 
         Raises:

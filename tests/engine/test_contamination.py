@@ -311,7 +311,7 @@ def test_parts_on_disk_change_nothing_of_that(
         assert max(rows_of_passes) > 1
     finally:
         engine.stop()
-        assert engine.thread.join(30)
+        assert engine.join(30)
 
 
 # What cannot be batched

@@ -66,7 +66,7 @@ class RunningEngine:
 
     def __exit__(self, *_: object) -> None:
         self.engine.stop()
-        assert self.engine.thread.join(30)
+        assert self.engine.join(30)
 
     @property
     def counts(self) -> tuple[float, float, float]:
@@ -100,7 +100,7 @@ class Held:
         self._engine = engine
 
     def __enter__(self) -> None:
-        self._engine.thread.call(lambda: assert_(self._go.wait(60)))
+        self._engine.call(lambda: assert_(self._go.wait(60)))
 
     def __exit__(self, *_: object) -> None:
         self._go.set()
@@ -262,7 +262,7 @@ def test_what_has_ended_leaves_nothing_behind(opened: RunningEngine) -> None:
     listeners = opened.together(PROMPTS, max_new_tokens=5)
     assert {listener.outcome for listener in listeners} == {"length"}
     opened.engine.stop()
-    assert opened.engine.thread.join(30)
+    assert opened.engine.join(30)
     assert opened.counts == (0, 0, 0)
     kept = [weakref.ref(listener) for listener in listeners]
     del listeners
@@ -289,7 +289,7 @@ def test_a_cancelled_sequence_frees_its_place_and_its_listener_hears_nothing_mor
     assert 5 <= len(listener.tokens) == heard < 70
     assert listener.outcome is None
     opened.engine.stop()
-    assert opened.engine.thread.join(30)
+    assert opened.engine.join(30)
     assert opened.counts == (0, 0, 0)
 
 
@@ -519,7 +519,7 @@ def test_an_engine_whose_model_always_fails_is_broken_for_good(model: Any) -> No
     with RunningEngine(always_failing(model), limits=limits, on_broken=on_broken) as opened:
         found = opened.together(PROMPTS, max_new_tokens=5)
         assert told.wait(30)
-        assert opened.engine.thread.join(30)
+        assert opened.engine.join(30)
         assert all(isinstance(listener.outcome, Exception) for listener in found)
         assert [type(listener.outcome) for listener in found[2:]] == [EngineBroken] * 2
         assert "assert" not in str(found[2].outcome)
@@ -582,7 +582,7 @@ def test_the_thread_ends_when_it_is_stopped_idle_or_at_work(model: Any) -> None:
             opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=70), listener)
             assert begun.wait(60)
         opened.engine.stop()
-        assert opened.engine.thread.join(30)
+        assert opened.engine.join(30)
         assert listener.outcome is None
 
 

@@ -91,7 +91,7 @@ def run(policy: Fake, *words: str, on_broken: Any = None) -> ModelThread[str, in
     go = threading.Event()
     thread.call(lambda: assert_(go.wait(20)))
     for word in words:
-        thread.submit(word)
+        thread.put(word)
     go.set()
     time.sleep(0.05)
     thread.stop()
@@ -120,7 +120,7 @@ def test_requests_that_wait_are_computed_together_and_delivered_in_order() -> No
 
 def test_keys_are_given_in_order() -> None:
     thread: ModelThread[str, int] = ModelThread(Fake(), name="test")
-    assert [thread.submit(word) for word in "abc"] == [0, 1, 2]
+    assert [thread.put(word) for word in "abc"] == [0, 1, 2]
     thread.stop()
     assert thread.join(20)
 
@@ -166,7 +166,7 @@ def test_if_no_row_succeeds_the_model_is_probed_before_the_requests_end() -> Non
         ("b", SENTENCE),
         ("step over", None),
     ]
-    thread.submit("c")  # the thread was stopped, but the model is not broken
+    thread.put("c")  # the thread was stopped, but the model is not broken
 
 
 def test_memory_of_a_failed_forward_pass_is_released_before_its_halves_run() -> None:
@@ -197,7 +197,7 @@ def test_if_the_probe_fails_all_requests_end_and_then_on_broken_is_called(
     ]
     assert caplog.records[-1].message == "The engine is broken"
     with pytest.raises(EngineBroken, match="has failed"):
-        thread.submit("c")
+        thread.put("c")
     thread.cancel(0)
 
 
@@ -221,11 +221,11 @@ def test_a_request_that_arrives_while_the_engine_breaks_ends_too() -> None:
     probe = policy.probe
 
     def submit_and_probe(failed: Sequence[int]) -> None:
-        thread.submit("late")
+        thread.put("late")
         probe(failed)
 
     policy.probe = submit_and_probe  # type: ignore[method-assign]
-    thread.submit("early")
+    thread.put("early")
     assert thread.join(20)
     assert policy.log[-2:] == [("early", BROKEN), ("late", BROKEN)]
 
@@ -237,12 +237,12 @@ def test_a_cancelled_request_is_not_computed() -> None:
     policy = Fake()
     policy.patience = None
     thread: ModelThread[str, int] = ModelThread(policy, name="test")
-    key = thread.submit("a")
-    thread.submit("b")
+    key = thread.put("a")
+    thread.put("b")
     thread.cancel(key)
     thread.cancel(77)
     thread.call(lambda: setattr(policy, "patience", 0.0))
-    thread.submit("c")
+    thread.put("c")
     time.sleep(0.05)
     thread.stop()
     assert thread.join(20)
@@ -254,8 +254,8 @@ def test_the_thread_waits_for_more_requests_as_long_as_the_policy_says() -> None
     policy.patience = 0.3
     thread: ModelThread[str, int] = ModelThread(policy, name="test")
     began = time.monotonic()
-    thread.submit("a")
-    thread.submit("b")
+    thread.put("a")
+    thread.put("b")
     while not policy.log:
         time.sleep(0.01)
     assert time.monotonic() - began >= 0.3
@@ -276,10 +276,10 @@ def test_stop_ends_the_thread_after_the_current_step_and_the_others_hear_no_more
 
     policy.deliver = hold  # type: ignore[method-assign]
     thread: ModelThread[str, int] = ModelThread(policy, name="test")
-    thread.submit("a")
+    thread.put("a")
     assert is_computing.wait(20)
     thread.stop()
-    thread.submit("b")
+    thread.put("b")
     assert not thread.join(0.05)
     may_go.set()
     assert thread.join(20)

@@ -1,7 +1,8 @@
 """Token-budget batching: texts that wait share a forward pass if their lengths are alike.
 
 `TokenBudgetBatching` waits for texts, chooses which of them share the next forward pass
-(`batching`), runs it and calls their callbacks. `EncoderEngine` is its face for other threads.
+(`batching`), runs it and calls their callbacks. `EncoderEngine` is the model thread with this
+policy.
 """
 
 from __future__ import annotations
@@ -29,12 +30,11 @@ class _Request:
     arrived: float
 
 
-class EncoderEngine:
+class EncoderEngine(ModelThread[_Request, int]):
     """Encodes texts until it is stopped or the model is broken.
 
     Attributes:
         runner: Runs the forward passes.
-        thread: The model thread.
     """
 
     def __init__(
@@ -57,9 +57,7 @@ class EncoderEngine:
         """
         self.runner = runner
         policy = TokenBudgetBatching(runner, limits, metrics=metrics, harmless=harmless)
-        self.thread: ModelThread[_Request, int] = ModelThread(
-            policy, name="encoder", on_broken=on_broken
-        )
+        super().__init__(policy, name="encoder", on_broken=on_broken)
 
     def submit(self, text: EncoderInput, callback: EncoderCallback) -> int:
         """Hand in a text and return its key; do not wait.
@@ -71,15 +69,7 @@ class EncoderEngine:
         Raises:
             EngineBroken: The engine has ended.
         """
-        return self.thread.submit(_Request(text, callback, time.monotonic()))
-
-    def cancel(self, key: int) -> None:
-        """Cancel a text, unless it is being computed. Its callback is not called again."""
-        self.thread.cancel(key)
-
-    def stop(self) -> None:
-        """End the thread after the current forward pass. Callbacks hear no more."""
-        self.thread.stop()
+        return self.put(_Request(text, callback, time.monotonic()))
 
 
 class TokenBudgetBatching:

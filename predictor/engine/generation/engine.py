@@ -1,7 +1,7 @@
 """Continuous batching: many sequences grow by one token in every step of the model thread.
 
 `ContinuousBatching` asks the scheduler for the next forward passes, runs them, samples tokens and
-tells the callbacks. `Engine` is its face for other threads.
+tells the callbacks. `Engine` is the model thread with this policy.
 """
 
 from __future__ import annotations
@@ -43,13 +43,12 @@ class _Sequence:
     """All known tokens. Empty until the first forward pass: many may wait with the same prompt."""
 
 
-class Engine:
+class Engine(ModelThread[_Sequence, Chunk]):
     """Generates sequences until it is stopped or the model is broken.
 
     Attributes:
         runner: Runs the forward passes.
         limits: The limits of the KV cache and of a forward pass.
-        thread: The model thread.
     """
 
     def __init__(
@@ -72,9 +71,7 @@ class Engine:
         """
         self.runner, self.limits = runner, limits
         policy = ContinuousBatching(runner, limits, eos_token_ids=eos_token_ids, metrics=metrics)
-        self.thread: ModelThread[_Sequence, Chunk] = ModelThread(
-            policy, name="engine", on_broken=on_broken
-        )
+        super().__init__(policy, name="engine", on_broken=on_broken)
 
     def submit(
         self, prompt: Sequence[int], params: SamplingParams, callback: SequenceCallback
@@ -91,15 +88,7 @@ class Engine:
             EngineBroken: The engine has ended.
         """
         sampler = Sampler(params, prompt)
-        return self.thread.submit(_Sequence(prompt, params, sampler, callback, time.monotonic()))
-
-    def cancel(self, key: int) -> None:
-        """Cancel a sequence after the current step. Its callback is not called again."""
-        self.thread.cancel(key)
-
-    def stop(self) -> None:
-        """End the thread after the current step. Callbacks of running sequences hear no more."""
-        self.thread.stop()
+        return self.put(_Sequence(prompt, params, sampler, callback, time.monotonic()))
 
 
 class ContinuousBatching:
@@ -147,7 +136,10 @@ class ContinuousBatching:
 
     def compute(self, rows: Sequence[Chunk]) -> list[Token | Exception | None]:
         """Return each row's next token, its error, or None if it has tokens left to compute."""
-        sequences = [self._started(chunk.key) for chunk in rows]
+        sequences = [self._sequences[chunk.key] for chunk in rows]
+        for sequence in sequences:
+            if not sequence.tokens:
+                self._start(sequence)
         pairs = list(zip(rows, sequences, strict=True))
         chunks = [SequenceChunk(c.key, c.start, s.tokens[c.start : c.end]) for c, s in pairs]
         logits = self._runner.run(chunks)
@@ -182,13 +174,10 @@ class ContinuousBatching:
         for key in list(self._sequences):
             self._finish(key, error)
 
-    def _started(self, key: int) -> _Sequence:
-        sequence = self._sequences[key]
-        if not sequence.tokens:
-            sequence.tokens = list(sequence.prompt)
-            self._metrics.queue_seconds.observe(time.monotonic() - sequence.arrived)
-            self._metrics.prompt_tokens.inc(len(sequence.prompt))
-        return sequence
+    def _start(self, sequence: _Sequence) -> None:
+        sequence.tokens = list(sequence.prompt)
+        self._metrics.queue_seconds.observe(time.monotonic() - sequence.arrived)
+        self._metrics.prompt_tokens.inc(len(sequence.prompt))
 
     def _continue(self, key: int, token: Token | Exception) -> None:
         if isinstance(token, Exception):
