@@ -1,8 +1,8 @@
-"""How transformers keeps a KV cache, places and converts weights, names classes, reports progress.
+"""How transformers lays out a cache, places and converts weights, names classes, reports progress.
 
-Read in transformers 5.23.0: ``cache_utils.py``, ``modeling_outputs.py``, ``modeling_utils.py``,
+Read in transformers 5.23.0: ``cache_utils.py``, ``modeling_utils.py``,
 ``integrations/accelerate.py``, ``models/auto/modeling_auto.py``, ``conversion_mapping.py``,
-``core_model_loading.py`` and ``utils/logging.py``. Functions import the last five when they are
+``core_model_loading.py`` and ``utils/logging.py``. Functions import these modules when they are
 called: `modeling_utils` takes seconds, and `plan` and the migration need only a few of them.
 """
 
@@ -10,40 +10,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import torch
-from transformers.cache_utils import (
-    CacheLayerMixin,
-    DynamicLayer,
-    get_layer_types_and_kwargs,
-)
-from transformers.modeling_outputs import BaseModelOutput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-__all__ = ["CacheLayerMixin", "DynamicLayer"]
 
 _WEIGHTS_BAR = "Loading weights"
 """The description of the progress bar around transformers' loop over the weights."""
 
 
-@dataclass
-class _EncoderOutput(BaseModelOutput):
-    """An encoder's output, with the attribute that mixtures of experts look for besides."""
-
-    router_logits: Any = None
-
-
-def encoder_output(states: torch.Tensor) -> BaseModelOutput:
-    """Return an encoder's last hidden states in the form that models take as `encoder_outputs`."""
-    return _EncoderOutput(last_hidden_state=states)
-
-
 def cache_layer_types(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the kind of each layer that a cache of the model's decoder may have."""
+    from transformers.cache_utils import get_layer_types_and_kwargs
+
     config: Any = model.config.get_text_config(decoder=True)
     return tuple(get_layer_types_and_kwargs(config)[0])
 

@@ -12,15 +12,16 @@ likes. Sources are padded on the right and masked. Each lockstep batch is a forw
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.lockstep_batch import LockstepBatch
 from predictor.engine.shape_buckets import bucket_new_tokens
-from predictor.private.transformers import encoder_output
 from predictor.profiling.encoder_decoder_probe import MOST_PADDING
 
 _NO_SOURCE = (0,)
@@ -33,6 +34,13 @@ _PIECE = 16
 def as_source(tokens: Iterable[int]) -> tuple[int, ...]:
     """Return tokens as they stand in a sequence whose source they are."""
     return tuple(-1 - token for token in tokens)
+
+
+@dataclass
+class _EncoderOutput(BaseModelOutput):
+    """An encoder's output, with the attribute that mixtures of experts look for besides."""
+
+    router_logits: Any = None
 
 
 class EncoderDecoderRunner:
@@ -150,7 +158,7 @@ class EncoderDecoderRunner:
 
     def _decode(self, batch: LockstepBatch, targets: torch.Tensor) -> torch.Tensor:
         output = self.model(
-            encoder_outputs=encoder_output(batch.states),
+            encoder_outputs=_EncoderOutput(last_hidden_state=batch.states),
             attention_mask=batch.mask,
             decoder_input_ids=targets,
             past_key_values=batch.cache,
