@@ -125,14 +125,14 @@ def check_tokens(up: serving.Up, reference: Reference) -> None:
             scores = inner.softmax(-1).max(-1)
             labels = [reference.model.config.id2label[int(index)] for index in scores.indices]
             if strategy == "none":
-                assert [entity.label for entity in answer] == labels
-                found = [entity.score for entity in answer]
+                assert [entity.label for entity in answer.entities] == labels
+                found = [entity.score for entity in answer.entities]
                 assert found == pytest.approx(scores.values.tolist(), abs=CLOSE)
-                assert [text[e.start : e.end] for e in answer] == list(text)
+                assert [text[e.start : e.end] for e in answer.entities] == list(text)
             else:  # neighbours of one label are one entity
                 changes = [a != b for a, b in itertools.pairwise(labels)]
-                assert len(answer) == 1 + sum(changes)
-                assert "".join(text[e.start : e.end] for e in answer) == text
+                assert len(answer.entities) == 1 + sum(changes)
+                assert "".join(text[e.start : e.end] for e in answer.entities) == text
 
 
 def check_questions(up: serving.Up, reference: Reference) -> None:
@@ -164,8 +164,8 @@ def check_masks(up: serving.Up, reference: Reference) -> None:
         ids = reference.tokenizer(text)["input_ids"]
         logits = reference.output(text).logits[0]
         places = [place for place, token in enumerate(ids) if token == 4]
-        assert len(answer) == len(places) > 0
-        for place, fillings in zip(places, answer, strict=True):
+        assert len(answer.masks) == len(places) > 0
+        for place, fillings in zip(places, answer.masks, strict=True):
             best = logits[place].softmax(-1).topk(3)
             assert [filling.token_id for filling in fillings] == best.indices.tolist()
             found = [filling.score for filling in fillings]
@@ -271,11 +271,11 @@ def test_entities_are_those_of_transformers_pipeline(make: Make, architecture: s
     reference = Reference(folder, "token_classification", architecture)
     (answer,) = ask(up, {"text": TEXTS[2]})
     expected = reference.pipe(TEXTS[2], aggregation_strategy="simple")
-    assert [(e.label, e.word, e.start, e.end) for e in answer] == [
+    assert [(e.label, e.word, e.start, e.end) for e in answer.entities] == [
         (e["entity_group"], e["word"], e["start"], e["end"]) for e in expected
     ]
     scores = [float(entity["score"]) for entity in expected]
-    assert [entity.score for entity in answer] == pytest.approx(scores, abs=CLOSE)
+    assert [entity.score for entity in answer.entities] == pytest.approx(scores, abs=CLOSE)
 
 
 def test_a_long_context_is_read_in_windows(make: Make) -> None:
@@ -317,7 +317,7 @@ def test_every_token_is_told_with_its_place_on_request(make: Make) -> None:
         make("token_classification", "bert"), "token_classification", return_offsets_mapping=True
     )
     (answer,) = ask(up, {"text": "O is a label too"})
-    assert [(e.start, e.end) for e in answer] == [(n, n + 1) for n in range(16)]
+    assert [(e.start, e.end) for e in answer.entities] == [(n, n + 1) for n in range(16)]
 
 
 def test_the_limits_of_positions_are_the_models_own(make: Make) -> None:
