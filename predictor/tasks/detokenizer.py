@@ -1,4 +1,4 @@
-"""Tokens become text as they come: whole characters only, and nothing that may be a stop sequence.
+"""Turns tokens into text as they come: whole characters only, and cut at a stop sequence.
 
 A tokenizer decodes a token differently beside others (spaces, characters of several tokens), so new
 text is the difference of two decodings that begin a few tokens earlier.
@@ -13,7 +13,7 @@ _CONTEXT_TOKENS = 8
 """Prompt tokens that a reply is decoded with: tokenizers drop a space at the beginning."""
 
 _MOST_HELD = 16
-"""Tokens that are held back at most for a character's end; a longer run is no character."""
+"""Most tokens that are held back until a character is complete; a longer run is no character."""
 
 _INCOMPLETE = "\ufffd"
 
@@ -22,12 +22,12 @@ class TextStream:
     """The text of one reply.
 
     Attributes:
-        text: All of it that is final.
-        stopped: Whether a stop sequence was met; the text ends before it.
+        text: Its final part so far.
+        stopped: Whether a stop sequence has ended it; the text ends before the sequence.
     """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
-        """Begins a reply.
+        """Create the text of a reply.
 
         Args:
             tokenizer: A transformers tokenizer.
@@ -45,16 +45,16 @@ class TextStream:
         self.stopped = False
 
     def take(self, token: int) -> None:
-        """Takes the next token; its text comes with the next call of another method."""
+        """Add the next token; its text comes with the next call of another method."""
         self._ids.append(token)
 
     def push(self, token: int) -> str:
-        """Takes the next token and returns the text that became final."""
+        """Add the next token and return the text that became final."""
         self.take(token)
         return self._settle(self._fresh(is_last=False))
 
     def finish(self) -> str:
-        """Returns what was held back; no token comes any more."""
+        """Return the text that was held back; no token follows."""
         if self.stopped:
             return ""
         released = self._settle(self._fresh(is_last=True))
@@ -63,12 +63,12 @@ class TextStream:
         return released + held
 
     def _fresh(self, *, is_last: bool) -> str:
-        """New text since the last call, once its last character is whole."""
+        """Return the new text since the last call, once its last character is complete."""
         after = self._decode(self._ids[self._begin :])
         waits = len(self._ids) - self._read <= _MOST_HELD
         if after.endswith(_INCOMPLETE) and waits and not is_last:
             return ""
-        # What was before may end in half a character that is whole now, so it may be no prefix.
+        # The earlier text may end in half a character that is complete now, so it may be no prefix.
         fresh = after[_alike(self._before, after) :]
         if fresh:
             self._begin, self._read = self._read, len(self._ids)
@@ -76,7 +76,7 @@ class TextStream:
         return fresh
 
     def _settle(self, fresh: str) -> str:
-        """Cuts at a stop sequence and holds back what may begin one."""
+        """Cut at a stop sequence, and hold back text that may begin one."""
         self._held += fresh
         indices = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
         if indices:
@@ -97,12 +97,12 @@ class TextStream:
 
 
 def _alike(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Return the length of the common beginning of two texts."""
     differences = (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differences, min(len(one), len(other)))
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of a text are the beginning of a stop sequence."""
+    """Return how many characters at the end of a text are the beginning of a stop sequence."""
     most = min(len(text), len(stop) - 1)
     return next((n for n in range(most, 0, -1) if text.endswith(stop[:n])), 0)

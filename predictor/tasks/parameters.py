@@ -47,7 +47,7 @@ def parse_parameters(
 
 
 Check = Callable[[str, Any], Any]
-"""Takes a parameter's name and value; returns the value, checked."""
+"""A function from a parameter's name and value to the checked value."""
 
 
 def parse_named(

@@ -1,4 +1,4 @@
-"""One reply on its way from the engine's thread to the event loop that waits for it."""
+"""Passes a reply from the engine's thread to the event loop that waits for it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Take = Callable[[Piece | PredictorError], None]
 
 
 class Reply:
-    """Listens to one sequence and passes on pieces of text, or an error, in the event loop.
+    """The callback of one sequence: passes pieces of text, or an error, to the event loop.
 
-    Where nobody reads along, there is one piece, the last.
+    If the reply is not streamed, there is one piece, the last.
     """
 
     def __init__(
@@ -33,16 +33,16 @@ class Reply:
         loop: asyncio.AbstractEventLoop,
         take: Take,
     ) -> None:
-        """Begins a reply.
+        """Create the callback of a sequence.
 
         Args:
-            index: Which of the request's prompts it replies to.
+            index: Index of the prompt in the request.
             prompt: Tokens that the reply's text continues.
-            tokenizer: Makes text.
-            prompt_tokens: How many tokens the prompt has.
+            tokenizer: A transformers tokenizer.
+            prompt_tokens: Tokens of the prompt.
             stops: Strings before which the reply ends.
             scores: Whether log probabilities are passed on.
-            by_token: Whether somebody reads along.
+            by_token: Whether the reply is streamed.
             loop: Where `take` is called.
             take: Takes pieces, the last of which has an ending, or an error.
         """
@@ -60,7 +60,7 @@ class Reply:
         self._tokens: list[ScoredToken] = []
 
     def on_token(self, token: Token) -> bool:
-        """Takes the next token; returns whether a stop sequence ends the reply with it."""
+        """Take the next token; return whether a stop sequence ends the reply with it."""
         self._count += 1
         if self._by_token or self._stops:
             self._text += self._stream.push(token.id)
@@ -73,7 +73,7 @@ class Reply:
         return self._stream.stopped
 
     def on_finish(self, outcome: FinishReason | PredictorError) -> None:
-        """Passes on what is left, and how the reply ended."""
+        """Pass on the text that is left, and how the reply ended."""
         if isinstance(outcome, PredictorError):
             self._send(outcome)
             return
@@ -110,7 +110,7 @@ class Reply:
 
 
 def as_completion(piece: Piece, *, before: str = "") -> Completion:
-    """Returns the completion that a reply's only piece is.
+    """Return the completion of a reply that has only this piece.
 
     Args:
         piece: The piece, which has an ending.

@@ -43,7 +43,7 @@ _TYPES = {
 
 
 def error_response(path: str, exception: Exception) -> JSONResponse:
-    """Returns the response to an exception on a path; logs what is the server's fault."""
+    """Return the response to an exception on a path; log an error of the server."""
     status, sentence = http_error(exception)
     headers = error_headers(exception)
     if path == "/openai" or path.startswith("/openai/"):
@@ -61,14 +61,14 @@ def error_response(path: str, exception: Exception) -> JSONResponse:
 
 
 def openai_error(status: int, sentence: str, code: str | None = None) -> dict[str, object]:
-    """Returns an error as OpenAI says it; ``param`` is always null, the sentence names the key."""
+    """Return an error in OpenAI's form; ``param`` is always null, the sentence names the key."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     kind = next((name for known, name in _TYPES.items() if known == status), kind)
     return {"error": {"message": sentence, "type": kind, "param": None, "code": code}}
 
 
 def _java_name(status: int, exception: Exception) -> str:
-    """Returns what TorchServe calls an error (``ErrorResponse``)."""
+    """Return TorchServe's name of an error (``ErrorResponse``)."""
     if isinstance(exception, UnknownVersion):
         return "ModelVersionNotFoundException"
     if isinstance(exception, UnknownModel):
@@ -78,7 +78,7 @@ def _java_name(status: int, exception: Exception) -> str:
 
 
 def _generate_status(status: int, exception: Exception) -> int:
-    """Returns the status by ``generate_rest.yaml``: 422 is bad input, 424 a failed generation."""
+    """Return the status by ``generate_rest.yaml``: 422 is bad input, 424 a failed generation."""
     if isinstance(exception, GenerationFailed):
         return HTTPStatus.FAILED_DEPENDENCY
     return HTTPStatus.UNPROCESSABLE_ENTITY if status == HTTPStatus.BAD_REQUEST else status

@@ -1,4 +1,4 @@
-"""What holds for every HTTP path, the SDK's too: the largest body, and no exception shown as it is.
+"""The middleware of every HTTP path, the SDK's too: limits bodies, and hides raw exceptions.
 
 Plain ASGI, so that nothing is buffered on the way.
 """
@@ -12,7 +12,7 @@ from predictor.protocol.http.error_forms import error_response
 
 
 class Border:
-    """Refuses bodies over a limit and answers for what no handler caught.
+    """Refuses bodies over a limit, and answers exceptions that no handler caught.
 
     Starlette runs the handler for ``Exception`` outside of all middleware, and the SDK sets one
     that shows the exception's text (``RESTServer._add_exception_handlers``). Catching here, inside
@@ -24,7 +24,7 @@ class Border:
         self._most = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one ASGI connection."""
+        """Serve one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -50,13 +50,13 @@ class _Call:
         self.has_started = False
 
     def check_announced(self, scope: Scope) -> None:
-        """Checks the ``Content-Length``, before a byte is read (the server checked its form)."""
+        """Check the ``Content-Length``, before a byte is read (the server checked its form)."""
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if int(announced) > self._most:
             raise self._too_large()
 
     def check_received(self) -> None:
-        """Checks what has been received, for a body that did not say its length."""
+        """Check the bytes received so far, for a body without a ``Content-Length``."""
         if self._received > self._most and not self.has_started:
             raise self._too_large()
 

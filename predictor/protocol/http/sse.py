@@ -19,7 +19,7 @@ from predictor.protocol.http.errors import http_error
 from predictor.tasks.answers import Piece, Stream
 
 Encode = Callable[[Piece], Iterable[object]]
-"""Returns the JSON values of a piece, one for each event."""
+"""A function from a piece to JSON values, one for each event."""
 
 _SECONDS_TO_SAY_SO = 5.0
 """Seconds after the deadline for its error event; then the connection is closed."""

@@ -1,7 +1,7 @@
 """The standard health service ``grpc.health.v1``, which Kubernetes' native gRPC probes ask.
 
-https://github.com/grpc/grpc/blob/master/doc/health-checking.md. Its own servicer keeps what it was
-told; this one asks the models at each call, so that there is one truth.
+https://github.com/grpc/grpc/blob/master/doc/health-checking.md. Its own servicer keeps a
+status of its own; this one checks the models at each call, so the two cannot differ.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ _POLL = 0.5
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """Answers for the server (no name, or that of the inference service) and for each model."""
+    """Checks the server (no name, or that of the inference service) and each model."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Says whether a service can answer now; one that nobody knows is ``NOT_FOUND``."""
+        """Return whether a service can answer now; an unknown one is ``NOT_FOUND``."""
         status = await self._status(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, request: Any, _context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """Says it at once and after each change, until the client hangs up."""
-        last_sent = None
+        """Send the status at once and after each change, until the client hangs up."""
+        sent = None
         while True:
             status = await self._status(request.service)
-            if status != last_sent:
+            if status != sent:
                 yield health_pb2.HealthCheckResponse(status=status)
-                last_sent = status
+                sent = status
             await asyncio.sleep(_POLL)
 
     async def _status(self, service: str) -> Any:

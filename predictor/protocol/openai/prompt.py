@@ -34,10 +34,10 @@ def prompt_texts(prompt: object) -> list[PromptText]:
         return [_token_ids(prompt, "prompt")]
     check_count(len(prompt))
     if isinstance(prompt[0], list):
-        positions = [f"prompt[{number}]" for number in range(len(prompt))]
+        names = [f"prompt[{number}]" for number in range(len(prompt))]
         return [
-            _token_ids(require_type(ids, list, place), place)
-            for ids, place in zip(prompt, positions, strict=True)
+            _token_ids(require_type(ids, list, name), name)
+            for ids, name in zip(prompt, names, strict=True)
         ]
     return [require_type(text, str, f"prompt[{number}]") for number, text in enumerate(prompt)]
 
