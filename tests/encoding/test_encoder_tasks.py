@@ -51,10 +51,10 @@ def bring_up(folder: Path, task: str, **flags: Any) -> serving.Up:
     return serving.bring_up(folder, task=task, **flags)
 
 
-def ask(up: serving.Up, *asked: Mapping[str, str], **parameters: Any) -> tuple[Any, ...]:
+def ask(up: serving.Up, *texts: Mapping[str, str], **parameters: Any) -> tuple[Any, ...]:
     """Asks all at one time."""
     task: Any = up.task
-    instances = (RawInstance(fields) for fields in asked)
+    instances = (RawInstance(fields) for fields in texts)
     return asyncio.run(task.prepare(task.spec.request(parameters, instances)).complete())
 
 
@@ -126,8 +126,8 @@ def check_tokens(up: serving.Up, reference: Reference) -> None:
             labels = [reference.model.config.id2label[int(index)] for index in scores.indices]
             if strategy == "none":
                 assert [entity.label for entity in answer.entities] == labels
-                found = [entity.score for entity in answer.entities]
-                assert found == pytest.approx(scores.values.tolist(), abs=CLOSE)
+                result = [entity.score for entity in answer.entities]
+                assert result == pytest.approx(scores.values.tolist(), abs=CLOSE)
                 assert [text[e.start : e.end] for e in answer.entities] == list(text)
             else:  # neighbours of one label are one entity
                 changes = [a != b for a, b in itertools.pairwise(labels)]
@@ -163,14 +163,14 @@ def check_masks(up: serving.Up, reference: Reference) -> None:
     for text, answer in zip(texts, answers, strict=True):
         ids = reference.tokenizer(text)["input_ids"]
         logits = reference.output(text).logits[0]
-        places = [place for place, token in enumerate(ids) if token == 4]
-        assert len(answer.masks) == len(places) > 0
-        for place, fillings in zip(places, answer.masks, strict=True):
+        masks = [place for place, token in enumerate(ids) if token == 4]
+        assert len(answer.masks) == len(masks) > 0
+        for place, fillings in zip(masks, answer.masks, strict=True):
             best = logits[place].softmax(-1).topk(3)
             assert [filling.token_id for filling in fillings] == best.indices.tolist()
-            found = [filling.score for filling in fillings]
-            assert found == pytest.approx(best.values.tolist(), abs=CLOSE)
-            if len(places) == 1:
+            result = [filling.score for filling in fillings]
+            assert result == pytest.approx(best.values.tolist(), abs=CLOSE)
+            if len(masks) == 1:
                 token = reference.tokenizer.decode([fillings[0].token_id])
                 assert fillings[0].sequence == text.replace("<mask>", token)
 
@@ -228,10 +228,10 @@ def test_so_they_are_with_blocks_on_disk(
     check(task, up, Reference(folder, task, architecture))
 
 
-@pytest.mark.parametrize("places", ["resident", "disk"])
+@pytest.mark.parametrize("placement", ["resident", "disk"])
 @pytest.mark.parametrize("kind", [BartForSequenceClassification, T5ForSequenceClassification])
 def test_heads_that_look_for_the_end_of_a_text_are_read(
-    tmp_path: Path, kind: Any, places: str
+    tmp_path: Path, kind: Any, placement: str
 ) -> None:
     config = encoder_decoder_config("bart" if kind is BartForSequenceClassification else "t5")
     torch.manual_seed(0)
@@ -240,10 +240,10 @@ def test_heads_that_look_for_the_end_of_a_text_are_read(
     tokenizer = reading_tokenizer(with_ends=True)
     tokenizer.save_pretrained(tmp_path)
     up = serving.bring_up(tmp_path)
-    if places == "disk":
+    if placement == "disk":
         up = serving.bring_up(tmp_path, device_map=on_disk(up))
-    found = ask(up, *({"text": text} for text in TEXTS), return_raw_logits=True)
-    for text, one in zip(TEXTS, found, strict=True):
+    result = ask(up, *({"text": text} for text in TEXTS), return_raw_logits=True)
+    for text, one in zip(TEXTS, result, strict=True):
         with torch.no_grad():
             expected = model(input_ids=torch.tensor([tokenizer(text).input_ids])).logits[0]
         torch.testing.assert_close(torch.tensor(one.logits), expected, atol=CLOSE, rtol=0)
@@ -257,11 +257,11 @@ def test_an_encoder_alone_gives_vectors(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     up = serving.bring_up(tmp_path)
     assert up.prepared.checkpoint.task == "text_embedding"
-    (found,) = ask(up, {"text": "a text"}, normalize=False)
+    (result,) = ask(up, {"text": "a text"}, normalize=False)
     with torch.no_grad():
         states = model(input_ids=torch.tensor([tokenizer("a text").input_ids])).last_hidden_state
     expected = states[0].mean(dim=0)
-    torch.testing.assert_close(torch.tensor(found.values), expected, atol=CLOSE, rtol=0)
+    torch.testing.assert_close(torch.tensor(result.values), expected, atol=CLOSE, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "deberta"])

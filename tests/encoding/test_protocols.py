@@ -64,8 +64,8 @@ def test_v1_and_v2_say_the_same(reads: Reads, task: str) -> None:
     served, fields = reads(task), FIELDS[task]
     first, second = v1(served, [fields, fields]).json()["predictions"]
     assert first == second
-    found = numbers(v2(served, [tensor(name, text) for name, text in fields.items()]))
-    assert set(found) == COLUMNS[task]
+    ranked = numbers(v2(served, [tensor(name, text) for name, text in fields.items()]))
+    assert set(ranked) == COLUMNS[task]
     flat = {
         "sequence_classification": lambda: {key: [first[key]] for key in ("label", "score")},
         "token_classification": lambda: {"label": [entity["label"] for entity in first]},
@@ -76,9 +76,9 @@ def test_v1_and_v2_say_the_same(reads: Reads, task: str) -> None:
     }[task]()
     for name, values in flat.items():
         if isinstance(values[0], float):
-            assert found[name] == pytest.approx(values, rel=1e-6)
+            assert ranked[name] == pytest.approx(values, rel=1e-6)
         else:
-            assert found[name] == values
+            assert ranked[name] == values
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -107,10 +107,10 @@ def test_tritons_clients_get_the_tensors_of_the_metadata(reads: Reads, task: str
         metadata = client.get_model_metadata("echo")
         answer = client.infer("echo", inputs)
     program = [sys.executable, "-m", "tests.encoding.triton_over_grpc", served.grpc_address]
-    told = subprocess.run(
+    served_over_grpc = subprocess.run(
         [*program, json.dumps(fields)], check=True, capture_output=True, text=True, timeout=100
     )
-    grpc = json.loads(told.stdout)
+    grpc = json.loads(served_over_grpc.stdout)
     assert [one["name"] for one in grpc["outputs"]] == [one["name"] for one in metadata["outputs"]]
     assert set(grpc["seen"]) == COLUMNS[task]
     for output in metadata["outputs"]:
@@ -140,11 +140,11 @@ class Constant:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_no_number_is_an_error_and_not_a_result(reads: Reads, value: float) -> None:
-    served, asked = reads("rerank"), FIELDS["rerank"]
+    served, fields = reads("rerank"), FIELDS["rerank"]
     engine: Any = Constant(torch.tensor([value]))
     served.model.task = EncoderTask(served.model.task.spec, engine)
-    whole = v1(served, [asked])
-    old = httpx.post(f"{served.url}/predictions/echo", json=asked, timeout=60)
+    whole = v1(served, [fields])
+    old = httpx.post(f"{served.url}/predictions/echo", json=fields, timeout=60)
     for response in (whole, old):
         assert response.status_code == 500
         assert "The model gave no numbers" in response.text
@@ -187,10 +187,10 @@ def test_openais_client_gets_embeddings(reads: Reads) -> None:
     client = openai.OpenAI(base_url=f"{served.url}/openai/v1", api_key="none", max_retries=0)
     texts = ["I like it", "no"]
     (expected, other) = v1(served, texts).json()["predictions"]
-    found = client.embeddings.create(model="echo", input=texts)  # asks for base64
-    assert found.data[0].embedding == pytest.approx(expected, abs=1e-6)
-    assert found.data[1].embedding == pytest.approx(other, abs=1e-6)
-    assert found.usage.prompt_tokens == len("I like it") + len("no") + 4
+    ranked = client.embeddings.create(model="echo", input=texts)  # asks for base64
+    assert ranked.data[0].embedding == pytest.approx(expected, abs=1e-6)
+    assert ranked.data[1].embedding == pytest.approx(other, abs=1e-6)
+    assert ranked.usage.prompt_tokens == len("I like it") + len("no") + 4
     plain = client.embeddings.create(model="echo", input="I like it", encoding_format="float")
     assert plain.data[0].embedding == pytest.approx(expected, abs=1e-6)
     tokens = [1, *(5 + ord_of(char) for char in "no"), 2]
@@ -215,15 +215,15 @@ def test_a_rerank_ranks_the_documents(reads: Reads) -> None:
     served = reads("rerank")
     documents = ["one", "two two", "three"]
     body = {"model": "echo", "query": "who?", "documents": documents, "return_documents": True}
-    found = httpx.post(f"{served.url}/openai/v1/rerank", json=body).json()["results"]
-    scores = [result["relevance_score"] for result in found]
+    ranked = httpx.post(f"{served.url}/openai/v1/rerank", json=body).json()["results"]
+    scores = [result["relevance_score"] for result in ranked]
     assert scores == sorted(scores, reverse=True)
-    assert [result["document"]["text"] for result in found] == [
-        documents[result["index"]] for result in found
+    assert [result["document"]["text"] for result in ranked] == [
+        documents[result["index"]] for result in ranked
     ]
     pairs = [{"query": "who?", "text": document} for document in documents]
     alone = [about["score"] for about in v1(served, pairs).json()["predictions"]]
-    assert [alone[result["index"]] for result in found] == pytest.approx(scores, abs=1e-6)
+    assert [alone[result["index"]] for result in ranked] == pytest.approx(scores, abs=1e-6)
     top = httpx.post(f"{served.url}/openai/v1/rerank", json={**body, "top_n": 1}).json()
     assert len(top["results"]) == 1
 
@@ -231,8 +231,8 @@ def test_a_rerank_ranks_the_documents(reads: Reads) -> None:
 def test_teis_forms(reads: Reads) -> None:
     served = reads("text_embedding")
     (expected,) = v1(served, ["no"]).json()["predictions"]
-    found = httpx.post(f"{served.url}/embed", json={"inputs": "no", "truncate": True}).json()
-    assert found == [pytest.approx(expected, abs=1e-6)]
+    ranked = httpx.post(f"{served.url}/embed", json={"inputs": "no", "truncate": True}).json()
+    assert ranked == [pytest.approx(expected, abs=1e-6)]
     served = reads("rerank")
     body = {"query": "who?", "texts": ["one", "two"], "raw_scores": True, "return_text": True}
     ranks = httpx.post(f"{served.url}/rerank", json=body).json()

@@ -43,12 +43,12 @@ def vectors(up: Any, *texts: str, **parameters: Any) -> torch.Tensor:
     return torch.tensor([answer.values for answer in answers])
 
 
-@pytest.mark.parametrize("places", ["resident", "disk"])
+@pytest.mark.parametrize("placement", ["resident", "disk"])
 def test_trained_vectors_are_those_of_sentence_transformers(
-    minilm: Path, reference: SentenceTransformer, tmp_path: Path, places: str
+    minilm: Path, reference: SentenceTransformer, tmp_path: Path, placement: str
 ) -> None:
     flags: dict[str, Any] = {}
-    if places == "disk":
+    if placement == "disk":
         flags["device_map"] = on_disk(bring_up(minilm, "text_embedding"))
         flags |= {"offload_folder": str(tmp_path), "offload_store": "always"}
     up = bring_up(minilm, "text_embedding", **flags)
@@ -58,8 +58,8 @@ def test_trained_vectors_are_those_of_sentence_transformers(
 
 
 def test_sentences_that_mean_the_like_are_nearer(minilm: Path) -> None:
-    found = vectors(bring_up(minilm, "text_embedding"), *SENTENCES)
-    alike = found @ found.T
+    result = vectors(bring_up(minilm, "text_embedding"), *SENTENCES)
+    alike = result @ result.T
     assert min(alike[0, 1], alike[2, 3]) > 0.5 > 0.2 > alike[:2, 2:].max()
 
 
@@ -94,8 +94,8 @@ def test_every_pooling_is_that_of_sentence_transformers(
     (folder / "1").mkdir()
     (folder / "1" / "config.json").write_text(json.dumps(about))
     expected = torch.tensor(SentenceTransformer(str(folder), device="cpu").encode(list(TEXTS)))
-    found = vectors(bring_up(folder, "text_embedding"), *TEXTS)
-    torch.testing.assert_close(found, expected, atol=CLOSE, rtol=0)
+    result = vectors(bring_up(folder, "text_embedding"), *TEXTS)
+    torch.testing.assert_close(result, expected, atol=CLOSE, rtol=0)
 
 
 def test_a_model_with_another_head_gives_vectors_too(tmp_path: Path) -> None:

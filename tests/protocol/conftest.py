@@ -26,7 +26,7 @@ def served(running: Served) -> Iterator[Served]:
     running.model.ready = True
     running.model.failure = None
     running.model.loading = {}
-    running.model.asked.clear()
+    running.model.requests.clear()
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ class EchoModel(kserve.Model):
         self.late_failure: Exception | None = None
         self.timeouts: list[float | None] = []
         self.loading: dict[str, object] = {}
-        self.asked: list[GenerationRequest] = []
+        self.requests: list[GenerationRequest] = []
 
     def progress(self) -> dict[str, object]:
         return self.loading
@@ -84,7 +84,7 @@ class EchoModel(kserve.Model):
     def _take(self, request: GenerationRequest, timeout: float | None) -> None:
         if self.failure:
             raise self.failure
-        self.asked.append(request)
+        self.requests.append(request)
         self.timeouts.append(timeout)
 
     async def _pieces(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:

@@ -38,7 +38,7 @@ def test_kserves_rest_client_is_answered_in_v2(served: Served, is_binary: bool) 
 
     answer = asyncio.run(ask())
     assert answer.outputs[0].data == ["ONE", "ZWEISS"]
-    assert served.model.asked[-1].prompts[0].parameters.top_k == 3
+    assert served.model.requests[-1].prompts[0].parameters.top_k == 3
 
 
 def test_kserves_rest_client_is_answered_in_v1(served: Served) -> None:
@@ -87,7 +87,7 @@ def test_tritons_http_client_is_answered(
         )
     assert answer.get_response()["id"] == "7"
     assert _texts(answer) == ["ONE", "ZWEISS"]
-    assert served.model.asked[-1].prompts[1].parameters.temperature == 0.5
+    assert served.model.requests[-1].prompts[1].parameters.temperature == 0.5
     if not names_outputs:
         assert answer.as_numpy("prompt_tokens").tolist() == [3, 5]
 
@@ -102,7 +102,7 @@ def test_tritons_grpc_client_is_answered(served: Served) -> None:
         "nobody": "There is no model 'nobody'.",
         "fraction": "Parameter 'top_p' has no value; send fractions as strings.",
     }
-    assert served.model.asked[-1].prompts[0].parameters.top_k == 3
+    assert served.model.requests[-1].prompts[0].parameters.top_k == 3
 
 
 def _triton_over_grpc(address: str) -> Any:

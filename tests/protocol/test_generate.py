@@ -59,7 +59,7 @@ def test_a_text_is_continued(client: httpx.Client, model: str) -> None:
     assert response.json() == {"text_output": "HÉLLO", **ABOUT}
 
 
-def test_details_are_told_if_asked(client: httpx.Client) -> None:
+def test_details_are_in_the_answer_if_requested(client: httpx.Client) -> None:
     document = client.post(f"{PLAIN}/generate", json=DETAILS).json()
     assert document["details"] == {"finish_reason": "eos_token", "logprobs": [A, B]}
 
@@ -105,7 +105,7 @@ def test_every_response_follows_the_document(client: httpx.Client) -> None:
 def test_the_extensions_defaults_hold(served: Served, client: httpx.Client) -> None:
     client.post(f"{PLAIN}/generate", json={"text_input": "a"})
     defaults = GenerationParameters(default_new_tokens=20, temperature=1.0)
-    assert served.model.asked[-1].prompts == (Prompt("a", defaults),)
+    assert served.model.requests[-1].prompts == (Prompt("a", defaults),)
 
 
 def test_parameters_reach_the_model_and_unknown_ones_are_ignored(
@@ -127,7 +127,7 @@ def test_parameters_reach_the_model_and_unknown_ones_are_ignored(
     }
     body = {"text_input": "a", "parameters": given, "id": "42"}
     assert client.post(f"{PLAIN}/generate", json=body).status_code == 200
-    assert served.model.asked[-1].prompts[0].parameters == GenerationParameters(
+    assert served.model.requests[-1].prompts[0].parameters == GenerationParameters(
         max_new_tokens=3,
         temperature=0.0,
         top_p=0.5,

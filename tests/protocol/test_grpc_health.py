@@ -42,8 +42,8 @@ def test_a_service_that_nobody_knows_is_not_found(health: Any) -> None:
 
 
 def test_who_watches_hears_of_a_change(served: Served, health: Any) -> None:
-    told = health.Watch(health_pb2.HealthCheckRequest(service=""), timeout=30)
-    assert next(told).status == SERVING
+    updates = health.Watch(health_pb2.HealthCheckRequest(service=""), timeout=30)
+    assert next(updates).status == SERVING
     served.model.ready = False
-    assert next(told).status == NOT_SERVING
-    told.cancel()
+    assert next(updates).status == NOT_SERVING
+    updates.cancel()

@@ -65,7 +65,7 @@ def test_an_unready_model_answers_no_prompt_and_is_not_loaded(served: Served, se
     served.model.ready = False
     answer = refusal(service.ModelInfer, asking(b"a"))
     assert answer == ("UNAVAILABLE", "Model 'echo' is not ready.")
-    assert not served.model.asked
+    assert not served.model.requests
 
 
 def test_prompts_are_answered_in_order(service: Any) -> None:
@@ -106,7 +106,7 @@ def test_parameters_reach_the_model(served: Served, service: Any) -> None:
         "return_full_text": pb.InferParameter(bool_param=True),
     }
     service.ModelInfer(asking(b"a", parameters=parameters))
-    meant = served.model.asked[-1].prompts[0].parameters
+    meant = served.model.requests[-1].prompts[0].parameters
     assert (meant.temperature, meant.top_k, meant.return_full_text) == (0.7, 3, True)
 
 
@@ -202,7 +202,7 @@ def test_a_long_sentence_still_reaches_the_client(service: Any) -> None:
 
 
 def test_a_stopping_server_finishes_what_is_in_flight() -> None:
-    async def stop_while_asked() -> Any:
+    async def stop_during_a_request() -> Any:
         model = Slow()
         models = kserve.ModelRepository()
         models.update(model)
@@ -210,17 +210,17 @@ def test_a_stopping_server_finishes_what_is_in_flight() -> None:
         stopping = asyncio.Event()
         serving = asyncio.create_task(bound.serve(stopping, grace=30))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{bound.port}") as channel:
-            asked = services.GRPCInferenceServiceStub(channel).ModelInfer(asking(b"a"))
+            call = services.GRPCInferenceServiceStub(channel).ModelInfer(asking(b"a"))
             await model.started.wait()
             stopping.set()
             await asyncio.sleep(0.1)
             assert not serving.done()
             model.may_finish.set()
-            answer = await asked
+            answer = await call
         await serving
         return answer
 
-    assert asyncio.run(stop_while_asked()).outputs[0].contents.bytes_contents == [b"A"]
+    assert asyncio.run(stop_during_a_request()).outputs[0].contents.bytes_contents == [b"A"]
 
 
 class Slow(EchoModel):

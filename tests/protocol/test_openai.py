@@ -50,7 +50,7 @@ def asking(served: Served) -> Iterator[Asking]:
 
 
 def parameters(served: Served) -> list[GenerationParameters]:
-    return [prompt.parameters for prompt in served.model.asked[-1].prompts]
+    return [prompt.parameters for prompt in served.model.requests[-1].prompts]
 
 
 def refusal(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def test_prompts_are_texts_or_token_ids(
     served: Served, asking: Asking, prompt: Any, texts: list[Any]
 ) -> None:
     asking.completions.create(model="echo", prompt=prompt)
-    assert [each.text for each in served.model.asked[-1].prompts] == texts
+    assert [each.text for each in served.model.requests[-1].prompts] == texts
 
 
 def test_n_replies_to_a_prompt_stand_together_and_its_tokens_count_once(
@@ -163,8 +163,8 @@ def test_what_is_not_said_or_null_is_left_to_the_model() -> None:
     plain = decode_completion(PROMPT).request.prompts[0].parameters
     assert plain == GenerationParameters(default_new_tokens=16)
     nothing = dict.fromkeys({*CHAT_KEYS, *COMPLETION_KEYS, *REFUSED, *IGNORED})
-    said = decode_completion({**nothing, **PROMPT} | {"messages": None})
-    assert said.request.prompts[0].parameters == plain
+    decoded = decode_completion({**nothing, **PROMPT} | {"messages": None})
+    assert decoded.request.prompts[0].parameters == plain
     chat = decode_chat({**nothing, **TALK} | {"prompt": None})
     assert chat.request.prompts[0].parameters == GenerationParameters()
 
@@ -181,8 +181,8 @@ def test_a_completions_log_probabilities_are_lists(asking: Asking) -> None:
 def test_a_completion_is_streamed(asking: Asking) -> None:
     chunks = list(asking.completions.create(model="echo", prompt=["ab", "c"], stream=True))
     assert len({chunk.id for chunk in chunks}) == 1
-    said = [(c.choices[0].index, c.choices[0].text, c.choices[0].finish_reason) for c in chunks]
-    assert said == [(0, "A", None), (1, "C", "stop"), (0, "B", "stop")]
+    pieces = [(c.choices[0].index, c.choices[0].text, c.choices[0].finish_reason) for c in chunks]
+    assert pieces == [(0, "A", None), (1, "C", "stop"), (0, "B", "stop")]
     assert all("usage" not in chunk.model_fields_set for chunk in chunks)
 
 
@@ -191,7 +191,7 @@ def test_a_streams_log_probabilities_have_offsets_in_the_whole_text(asking: Aski
     assert [chunk.choices[0].logprobs.text_offset for chunk in chunks] == [[0], [1], [2]]
 
 
-def test_a_stream_tells_its_usage_at_the_end_if_asked(asking: Asking) -> None:
+def test_a_stream_ends_with_its_usage_if_requested(asking: Asking) -> None:
     *chunks, last = asking.completions.create(
         model="echo",
         prompt=["ab", "c"],
@@ -224,7 +224,7 @@ def test_a_conversation_is_replied_to(served: Served, asking: Asking) -> None:
     answer = asking.chat.completions.create(model="echo", messages=messages)
     assert answer.id.startswith("chatcmpl-")
     assert answer.object == "chat.completion"
-    assert served.model.asked[-1].prompts[0].text == (
+    assert served.model.requests[-1].prompts[0].text == (
         Message("system", "be brief"),
         Message("user", "hi"),
         Message("assistant", "no"),
@@ -522,7 +522,7 @@ def test_a_failure_in_a_stream_is_its_last_event(
     assert json.loads(lines[-2].removeprefix("data: "))["error"]["message"] == "Failed."
 
 
-def test_a_model_that_is_not_ready_is_not_asked(served: Served, client: httpx.Client) -> None:
+def test_a_model_that_is_not_ready_gets_no_request(served: Served, client: httpx.Client) -> None:
     served.model.ready = False
     error = refusal(client.post(CHAT, json={"model": "echo"}), 503)
     assert (error["type"], error["message"]) == ("server_error", "Model 'echo' is not ready.")

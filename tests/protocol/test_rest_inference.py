@@ -35,7 +35,7 @@ def test_json_is_json_whatever_its_content_type_says(
 def test_parameters_reach_the_model(served: Served, client: httpx.Client) -> None:
     client.post(PREDICT, json={"instances": ["a"], "parameters": {"top_k": 3}})
     client.post(INFER, json={**BODY, "parameters": {"top_p": 0.5}})
-    first, second = (request.prompts[0].parameters for request in served.model.asked)
+    first, second = (request.prompts[0].parameters for request in served.model.requests)
     assert (first.top_k, second.top_p) == (3, 0.5)
 
 

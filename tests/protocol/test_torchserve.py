@@ -48,7 +48,7 @@ def served(running_torchserve: Served) -> Iterator[Served]:
     yield running_torchserve
     model = running_torchserve.model
     model.ready, model.failure, model.style = True, None, OUR_STYLE
-    model.asked.clear()
+    model.requests.clear()
 
 
 def refusal(response: httpx.Response, status: int, kind: str) -> str:
@@ -86,7 +86,7 @@ def test_a_prompt_is_found_wherever_clients_put_it(
     response = client.request(method, path, **sent)
     assert (response.status_code, response.text) == (200, "A TEXT")
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
-    (request,) = served.model.asked
+    (request,) = served.model.requests
     assert request.prompts[0].parameters == NOTHING
 
 
@@ -114,7 +114,7 @@ def test_a_form_may_hold_what_curl_does_not_encode(served: Served) -> None:
 def test_an_object_may_have_parameters(client: httpx.Client, served: Served) -> None:
     body = {"data": "a", "parameters": {"max_new_tokens": 3, "temperature": 0}}
     assert client.post(PREDICTIONS, json=body).status_code == 200
-    (request,) = served.model.asked
+    (request,) = served.model.requests
     expected = GenerationParameters(max_new_tokens=3, temperature=0)
     assert request.prompts[0].parameters == expected
 
@@ -156,7 +156,7 @@ def test_what_is_no_prompt_is_refused_in_one_sentence(
     sentence = refusal(client.post(PREDICTIONS, **sent), 400, "BadRequestException")
     assert words in sentence
     assert "\n" not in sentence
-    assert served.model.asked == []
+    assert served.model.requests == []
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_the_handlers_style_holds_for_what_a_request_leaves_open(
     tensor = {"name": "input-0", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]}
     client.post(INFER, json={"inputs": [tensor]})
     client.post(PREDICT, json={"instances": ["a"]}, headers={"accept": "text/event-stream"})
-    prompts = [prompt for request in served.model.asked for prompt in request.prompts]
+    prompts = [prompt for request in served.model.requests for prompt in request.prompts]
     assert [prompt.parameters for prompt in prompts] == [HANDLER] * 6
 
 
@@ -268,22 +268,22 @@ def test_what_a_request_says_is_stronger_than_the_handlers_style(
     client: httpx.Client, served: Served
 ) -> None:
     served.model.style = handler_style(80)
-    said = {"top_k": 5, "max_new_tokens": 7, "return_full_text": False}
-    client.post(PREDICT, json={"instances": [{"data": "a", "parameters": said}]})
-    (request,) = served.model.asked
-    found = request.prompts[0].parameters
-    assert (found.top_k, found.max_new_tokens, found.return_full_text) == (5, 7, False)
-    assert (found.top_p, found.temperature, found.prompt_limit) == (0.95, 1.0, 80)
+    parameters = {"top_k": 5, "max_new_tokens": 7, "return_full_text": False}
+    client.post(PREDICT, json={"instances": [{"data": "a", "parameters": parameters}]})
+    (request,) = served.model.requests
+    result = request.prompts[0].parameters
+    assert (result.top_k, result.max_new_tokens, result.return_full_text) == (5, 7, False)
+    assert (result.top_p, result.temperature, result.prompt_limit) == (0.95, 1.0, 80)
 
 
 def test_other_protocols_keep_a_style_of_their_own(client: httpx.Client, served: Served) -> None:
     served.model.style = handler_style(80)
     client.post("/openai/v1/completions", json={"model": "echo", "prompt": "a"})
     client.post("/v2/models/echo/generate", json={"text_input": "a"})
-    for request in served.model.asked:
-        found = request.prompts[0].parameters
-        assert (found.prompt_limit, found.top_p, found.return_full_text) == (None, None, False)
-    assert len(served.model.asked) == 2
+    for request in served.model.requests:
+        result = request.prompts[0].parameters
+        assert (result.prompt_limit, result.top_p, result.return_full_text) == (None, None, False)
+    assert len(served.model.requests) == 2
 
 
 def test_envelopes_answer_as_they_did(client: httpx.Client, served: Served) -> None:

@@ -87,7 +87,7 @@ def test_every_parameter_may_be_an_input(way: Transport) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "meant"),
+    ("name", "given", "meant"),
     [
         ("temperature", "0.7", 0.7),
         ("temperature", "1e-1", 0.1),
@@ -101,9 +101,9 @@ def test_every_parameter_may_be_an_input(way: Transport) -> None:
 )
 @pytest.mark.parametrize("way", [as_json, as_grpc_contents])
 def test_a_string_stands_for_what_a_parameter_cannot_be(
-    name: str, said: str, meant: Any, way: Transport
+    name: str, given: str, meant: Any, way: Transport
 ) -> None:
-    assert getattr(parameters_of([_TEXT], {name: said}, way)[0], name) == meant
+    assert getattr(parameters_of([_TEXT], {name: given}, way)[0], name) == meant
 
 
 def test_a_single_precision_input_is_the_same_number_over_every_transport() -> None:

@@ -28,26 +28,26 @@ def test_completions_take_over_the_shape_of_the_prompts() -> None:
 
 def test_classes_have_a_row_of_labels_only_where_all_have_the_numbers() -> None:
     with_logits = Classes("b", 0.75, ("a", "b"), None, (1.0, 2.0))
-    found = columns([with_logits, with_logits], (2,))
-    assert list(found) == ["label", "score", "logits"]
-    assert found["logits"] == Column((2, 2), [1.0, 2.0, 1.0, 2.0])
+    result = columns([with_logits, with_logits], (2,))
+    assert list(result) == ["label", "score", "logits"]
+    assert result["logits"] == Column((2, 2), [1.0, 2.0, 1.0, 2.0])
     without = Classes("b", 0.75, ("a", "b"), None, None)
     assert list(columns([with_logits, without], (2,))) == ["label", "score"]
 
 
 def test_entities_of_all_texts_are_rows_with_the_index_of_their_text() -> None:
     entity = Entity("PER", 0.5, "Ada", 0, 3)
-    found = columns([Entities((entity, entity)), Entities(()), Entities((entity,))], (3,))
-    assert found["row"] == Column((3,), [0, 0, 2])
-    assert found["word"] == Column((3,), ["Ada"] * 3)
+    result = columns([Entities((entity, entity)), Entities(()), Entities((entity,))], (3,))
+    assert result["row"] == Column((3,), [0, 0, 2])
+    assert result["word"] == Column((3,), ["Ada"] * 3)
     assert columns([Entities(())], (1,))["row"] == Column((0,), [])
 
 
 def test_masks_of_all_texts_are_rows_of_their_best_tokens() -> None:
     best = (Filling("a", 7, 0.5, "a b"), Filling("c", 8, 0.25, "c b"))
-    found = columns([Masks((best,)), Masks((best, best))], (2,))
-    assert found["row"] == Column((3,), [0, 1, 1])
-    assert found["token_id"] == Column((3, 2), [7, 8] * 3)
+    result = columns([Masks((best,)), Masks((best, best))], (2,))
+    assert result["row"] == Column((3,), [0, 1, 1])
+    assert result["token_id"] == Column((3, 2), [7, 8] * 3)
 
 
 def test_spans_vectors_and_scores_have_a_row_for_each_instance() -> None:

@@ -47,8 +47,8 @@ def of_words() -> Any:
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
-    found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-    return found
+    result: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return result
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -68,15 +68,15 @@ def pieces(
 ) -> tuple[list[str], TextStream]:
     """What each token releases, and at the end what the end does; a stop sequence ends it."""
     stream = TextStream(tokenizer, prompt, stops)
-    found = []
+    result = []
     for token in ids:
-        found.append(stream.push(token))
-        assert stream.text == "".join(found)
+        result.append(stream.push(token))
+        assert stream.text == "".join(result)
         if stream.stopped:
             break
-    found.append(stream.finish())
-    assert stream.text == "".join(found)
-    return found, stream
+    result.append(stream.finish())
+    assert stream.text == "".join(result)
+    return result, stream
 
 
 # Characters
@@ -85,58 +85,58 @@ def pieces(
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("prompt", ["Say: ", "é", "🙂🙂🙂", ""])
 def test_characters_of_several_bytes_come_whole(of_bytes: Any, prompt: str, text: str) -> None:
-    found, _ = pieces(of_bytes, ids_of(of_bytes, prompt), ids_of(of_bytes, text))
-    assert "".join(found) == text
-    assert not any("\ufffd" in piece for piece in found)
+    result, _ = pieces(of_bytes, ids_of(of_bytes, prompt), ids_of(of_bytes, text))
+    assert "".join(result) == text
+    assert not any("\ufffd" in piece for piece in result)
     # Each comes with its last byte.
     by_byte = [byte for char in text for byte in [""] * (len(char.encode()) - 1) + [char]]
-    assert found == [*by_byte, ""]
+    assert result == [*by_byte, ""]
 
 
 def test_a_character_that_is_never_finished_comes_at_the_end(of_bytes: Any) -> None:
     ids = ids_of(of_bytes, "ab🙂")[:-1]
-    found, _ = pieces(of_bytes, [70], ids)
-    assert found == ["a", "b", "", "", "", "\ufffd"]
-    assert "".join(found) == decode(of_bytes, ids)
+    result, _ = pieces(of_bytes, [70], ids)
+    assert result == ["a", "b", "", "", "", "\ufffd"]
+    assert "".join(result) == decode(of_bytes, ids)
 
 
 def test_bytes_that_are_no_text_are_held_back_for_a_while_only(of_bytes: Any) -> None:
     continuation = ids_of(of_bytes, "é")[1]
-    found, _ = pieces(of_bytes, [70], [continuation] * 40)
-    assert "".join(found) == "\ufffd" * 40
-    assert found[16] == "\ufffd" * 17
-    assert found[-1]
+    result, _ = pieces(of_bytes, [70], [continuation] * 40)
+    assert "".join(result) == "\ufffd" * 40
+    assert result[16] == "\ufffd" * 17
+    assert result[-1]
 
 
 def test_any_bytes_stream_as_they_decode(of_bytes: Any) -> None:
     chance = random.Random(1)
     for _ in range(100):
         ids = [chance.randrange(4, 260) for _ in range(60)]
-        found, _ = pieces(of_bytes, [70, 71], ids)
-        assert "".join(found) == decode(of_bytes, ids)
+        result, _ = pieces(of_bytes, [70, 71], ids)
+        assert "".join(result) == decode(of_bytes, ids)
 
 
 def test_a_prompt_that_ends_within_a_character_is_not_said_again(of_bytes: Any) -> None:
     smile = ids_of(of_bytes, "🙂")
     prompt = [*ids_of(of_bytes, "hello "), *smile[:2]]
-    found, _ = pieces(of_bytes, prompt, [*smile[2:], *ids_of(of_bytes, "!")])
-    assert "".join(found) == "🙂!"
+    result, _ = pieces(of_bytes, prompt, [*smile[2:], *ids_of(of_bytes, "!")])
+    assert "".join(result) == "🙂!"
 
 
 def test_no_text_but_bytes_are_not_said_again_with_a_character_that_follows(of_bytes: Any) -> None:
     smile = ids_of(of_bytes, "🙂")
-    found, _ = pieces(of_bytes, [70], [smile[1]] * 15 + smile)  # given up within the character
-    assert "".join(found).count("\ufffd") <= 16
-    assert "".join(found).endswith("🙂")
+    result, _ = pieces(of_bytes, [70], [smile[1]] * 15 + smile)  # given up within the character
+    assert "".join(result).count("\ufffd") <= 16
+    assert "".join(result).endswith("🙂")
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_demos_tokens_stream_as_they_decode(demo: Any, text: str) -> None:
     prompt = ids_of(demo, "Today the weather is really nice and")
     ids = ids_of(demo, text)
-    found, _ = pieces(demo, prompt, ids)
-    assert "".join(found) == reply(demo, prompt, ids)
-    assert not any("\ufffd" in piece for piece in found)
+    result, _ = pieces(demo, prompt, ids)
+    assert "".join(result) == reply(demo, prompt, ids)
+    assert not any("\ufffd" in piece for piece in result)
 
 
 def test_any_tokens_of_the_demo_stream_as_they_decode(demo: Any) -> None:
@@ -146,8 +146,8 @@ def test_any_tokens_of_the_demo_stream_as_they_decode(demo: Any) -> None:
         ids = [chance.randrange(demo.vocab_size) for _ in range(40)]
         if decode(demo, prompt[-8:]).endswith("\ufffd"):
             continue
-        found, _ = pieces(demo, prompt, ids)
-        assert "".join(found) == reply(demo, prompt, ids)
+        result, _ = pieces(demo, prompt, ids)
+        assert "".join(result) == reply(demo, prompt, ids)
 
 
 # Spaces
@@ -158,30 +158,30 @@ def test_spaces_come_as_they_do_in_one_decoding(of_words: Any, prompt: list[int]
     chance = random.Random(3)
     for _ in range(50):
         ids = [chance.choice([3, 3, 4, 5, 6, 7]) for _ in range(15)]
-        found, _ = pieces(of_words, prompt, ids)
-        assert "".join(found) == reply(of_words, prompt, ids)
+        result, _ = pieces(of_words, prompt, ids)
+        assert "".join(result) == reply(of_words, prompt, ids)
 
 
 def test_the_first_word_of_a_reply_keeps_its_space(of_words: Any) -> None:
-    found, _ = pieces(of_words, [0, 2], [3, 5, 4])
-    assert found == [" foo", "ish", " bar", ""]
+    result, _ = pieces(of_words, [0, 2], [3, 5, 4])
+    assert result == [" foo", "ish", " bar", ""]
 
 
 def test_a_reply_to_nothing_begins_without_a_space(of_words: Any) -> None:
-    found, _ = pieces(of_words, [0], [3, 4])
-    assert found == ["foo", " bar", ""]
+    result, _ = pieces(of_words, [0], [3, 4])
+    assert result == ["foo", " bar", ""]
 
 
 def test_special_tokens_are_no_text(of_words: Any, of_bytes: Any) -> None:
-    found, _ = pieces(of_words, [0, 2], [3, 5, 1])
-    assert found == [" foo", "ish", "", ""]
-    found, _ = pieces(of_bytes, [70], [*ids_of(of_bytes, "a"), 2, *ids_of(of_bytes, "é"), 2])
-    assert "".join(found) == "aé"
+    result, _ = pieces(of_words, [0, 2], [3, 5, 1])
+    assert result == [" foo", "ish", "", ""]
+    result, _ = pieces(of_bytes, [70], [*ids_of(of_bytes, "a"), 2, *ids_of(of_bytes, "é"), 2])
+    assert "".join(result) == "aé"
 
 
 def test_a_special_token_within_a_reply_costs_no_space(of_words: Any) -> None:
-    found, _ = pieces(of_words, [0, 2], [3, 1, 4, 1])
-    assert "".join(found) == reply(of_words, [0, 2], [3, 1, 4, 1]) == " foo bar"
+    result, _ = pieces(of_words, [0, 2], [3, 1, 4, 1])
+    assert "".join(result) == reply(of_words, [0, 2], [3, 1, 4, 1]) == " foo bar"
 
 
 def test_tokens_that_nobody_reads_along_come_at_the_end(of_bytes: Any) -> None:
@@ -216,38 +216,38 @@ def test_a_stop_sequence_and_all_after_it_is_cut(
         ids = ids_of(tokenizer, text)
         wanted = expected
         if tokenizer is demo:  # its tokens begin with a space of their own
-            said = reply(demo, prompt, ids)
-            wanted = said[: min(said.find(stop) for stop in stops if stop in said)]
-        found, stream = pieces(tokenizer, prompt, ids, *stops)
+            whole = reply(demo, prompt, ids)
+            wanted = whole[: min(whole.find(stop) for stop in stops if stop in whole)]
+        result, stream = pieces(tokenizer, prompt, ids, *stops)
         assert stream.stopped
-        assert "".join(found) == stream.text == wanted
-        assert found[-1] == ""
+        assert "".join(result) == stream.text == wanted
+        assert result[-1] == ""
 
 
 def test_what_may_begin_a_stop_sequence_is_held_until_it_does_not(of_bytes: Any) -> None:
-    found, stream = pieces(of_bytes, [70], ids_of(of_bytes, "a\n\nUs. User: b"), "\n\nUser:")
-    assert found == ["a", "", "", "", "", "\n\nUs.", " ", "U", "s", "e", "r", ":", " ", "b", ""]
+    result, stream = pieces(of_bytes, [70], ids_of(of_bytes, "a\n\nUs. User: b"), "\n\nUser:")
+    assert result == ["a", "", "", "", "", "\n\nUs.", " ", "U", "s", "e", "r", ":", " ", "b", ""]
     assert not stream.stopped
 
 
 def test_a_stop_sequence_that_begins_again_within_itself_is_met(of_bytes: Any) -> None:
-    found, stream = pieces(of_bytes, [70], ids_of(of_bytes, "xabababc"), "ababc")
-    assert found == ["x", "", "", "", "", "ab", "", "", ""]
+    result, stream = pieces(of_bytes, [70], ids_of(of_bytes, "xabababc"), "ababc")
+    assert result == ["x", "", "", "", "", "ab", "", "", ""]
     assert stream.stopped
 
 
 def test_what_was_held_for_a_stop_sequence_comes_at_the_end(of_bytes: Any) -> None:
-    found, stream = pieces(of_bytes, [70], ids_of(of_bytes, "go on EN"), "END", "EN?")
-    assert found[-1] == "EN"
-    assert "".join(found) == "go on EN"
+    result, stream = pieces(of_bytes, [70], ids_of(of_bytes, "go on EN"), "END", "EN?")
+    assert result[-1] == "EN"
+    assert "".join(result) == "go on EN"
     assert not stream.stopped
 
 
 def test_a_stop_sequence_across_tokens_of_words_is_met(of_words: Any) -> None:
-    found, stream = pieces(of_words, [0, 2], [3, 5, 4, 3], "sh b")
-    assert "".join(found) == " fooi"
+    result, stream = pieces(of_words, [0, 2], [3, 5, 4, 3], "sh b")
+    assert "".join(result) == " fooi"
     assert stream.stopped
-    assert len(found) == 3 + 1  # the last token is not asked for
+    assert len(result) == 3 + 1  # the last token is not asked for
 
 
 def test_a_stop_sequence_in_what_comes_last_is_cut_there(of_bytes: Any) -> None:
@@ -267,6 +267,6 @@ def test_streams_with_stops_say_what_one_search_says(of_bytes: Any) -> None:
         ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
         seen = text[: min(ends)] if ends else text  # nothing after the first that is complete
         expected = seen[: min([seen.find(stop) for stop in stops if stop in seen], default=30)]
-        found, stream = pieces(of_bytes, [70], ids_of(of_bytes, text), *stops)
-        assert "".join(found) == expected
+        result, stream = pieces(of_bytes, [70], ids_of(of_bytes, text), *stops)
+        assert "".join(result) == expected
         assert stream.stopped == bool(ends)

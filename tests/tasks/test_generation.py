@@ -48,10 +48,10 @@ def test_the_demo_continues_the_readmes_prompt_like_transformers_does(demo: Up) 
     inputs = tokenizer(README_PROMPT, return_tensors="pt")
     tokens = model.generate(**inputs, max_new_tokens=30, do_sample=False)
     expected = tokenizer.decode(tokens[0], skip_special_tokens=True)
-    found = ask(demo.task, README_PROMPT, max_new_tokens=30, return_full_text=True, temperature=0)
-    assert found.text == expected
-    assert found.prompt_tokens == inputs.input_ids.shape[1]
-    assert found.completion_tokens == 30
+    result = ask(demo.task, README_PROMPT, max_new_tokens=30, return_full_text=True, temperature=0)
+    assert result.text == expected
+    assert result.prompt_tokens == inputs.input_ids.shape[1]
+    assert result.completion_tokens == 30
 
 
 def test_the_reply_alone_begins_where_the_prompt_ends(demo: Up) -> None:
@@ -62,19 +62,19 @@ def test_the_reply_alone_begins_where_the_prompt_ends(demo: Up) -> None:
 
 
 def test_the_demo_ends_by_itself(demo: Up) -> None:
-    found = ask(demo.task, README_PROMPT, max_new_tokens=200)
-    assert found.finish_reason == "stop"
-    assert found.completion_tokens < 200
-    assert "</s>" not in found.text
+    result = ask(demo.task, README_PROMPT, max_new_tokens=200)
+    assert result.finish_reason == "stop"
+    assert result.completion_tokens < 200
+    assert "</s>" not in result.text
 
 
 def test_a_stop_sequence_is_cut_out_even_across_tokens(demo: Up) -> None:
     whole = ask(demo.task, README_PROMPT, max_new_tokens=60).text
     stop = whole[len(whole) // 2 - 3 : len(whole) // 2 + 4]  # begins and ends within words
-    found = ask(demo.task, README_PROMPT, max_new_tokens=60, stop=(stop, "never in it"))
-    assert found.text == whole[: whole.index(stop)]
-    assert found.finish_reason == "stop"
-    assert found.completion_tokens < 60
+    result = ask(demo.task, README_PROMPT, max_new_tokens=60, stop=(stop, "never in it"))
+    assert result.text == whole[: whole.index(stop)]
+    assert result.finish_reason == "stop"
+    assert result.completion_tokens < 60
 
 
 def test_prompts_of_one_request_are_answered_in_order_with_their_own_parameters(demo: Up) -> None:
@@ -83,9 +83,9 @@ def test_prompts_of_one_request_are_answered_in_order_with_their_own_parameters(
         Prompt(text, GenerationParameters(max_new_tokens=count))
         for count, text in enumerate(texts, start=3)
     )
-    found = run(demo.task, *prompts)
-    assert [completion.completion_tokens for completion in found] == [3, 4, 5]
-    assert found[1] == ask(demo.task, texts[1], max_new_tokens=4)
+    result = run(demo.task, *prompts)
+    assert [completion.completion_tokens for completion in result] == [3, 4, 5]
+    assert result[1] == ask(demo.task, texts[1], max_new_tokens=4)
 
 
 def test_one_prompt_that_is_too_long_stops_the_request_before_any_is_generated(demo: Up) -> None:
@@ -102,8 +102,8 @@ def test_one_prompt_that_is_too_long_stops_the_request_before_any_is_generated(d
 
 def test_a_prompt_may_fill_the_context_but_for_one_token(checkpoints: Checkpoints) -> None:
     task = bring_up(checkpoints("bloom"), max_model_len=32).task
-    found = ask(task, "x" * 31)
-    assert (found.prompt_tokens, found.completion_tokens) == (31, 1)
+    result = ask(task, "x" * 31)
+    assert (result.prompt_tokens, result.completion_tokens) == (31, 1)
     with pytest.raises(PromptTooLong):
         ask(task, "x" * 32)
 
@@ -117,8 +117,8 @@ def test_more_new_tokens_than_there_is_room_for_are_refused(checkpoints: Checkpo
 
 def test_text_of_any_script_comes_back_whole(demo: Up) -> None:
     text = "Zürich 東京 🙂 é"
-    found = ask(demo.task, text, max_new_tokens=1, return_full_text=True)
-    assert found.text.startswith(text)
+    result = ask(demo.task, text, max_new_tokens=1, return_full_text=True)
+    assert result.text.startswith(text)
 
 
 class Recorder:
@@ -135,12 +135,12 @@ class Recorder:
 
 
 def sampling_params(
-    config: GenerationConfig, max_length: int | None = None, **asked: Any
+    config: GenerationConfig, max_length: int | None = None, **parameters: Any
 ) -> SamplingParams:
     recorder = Recorder()
     defaults = Defaults.of(config, max_length)
     task = TextGeneration(byte_tokenizer(), recorder, defaults, max_model_len=100, vocabulary=300)  # type: ignore[arg-type]
-    ask(task, "ten chars.", **asked)
+    ask(task, "ten chars.", **parameters)
     return recorder.params[0]
 
 
@@ -151,9 +151,9 @@ PLAIN = GenerationConfig()
 
 
 def test_what_a_request_does_not_say_comes_from_the_models_config() -> None:
-    found = sampling_params(CHAT)
-    assert (found.temperature, found.top_p, found.top_k) == (0.6, 0.9, 20)
-    assert (found.repetition_penalty, found.max_new_tokens) == (1.1, 30)
+    result = sampling_params(CHAT)
+    assert (result.temperature, result.top_p, result.top_k) == (0.6, 0.9, 20)
+    assert (result.repetition_penalty, result.max_new_tokens) == (1.1, 30)
 
 
 def test_temperature_0_is_greedy_whatever_the_models_config_says() -> None:
@@ -161,9 +161,14 @@ def test_temperature_0_is_greedy_whatever_the_models_config_says() -> None:
 
 
 def test_a_plain_model_is_greedy_without_any_limit_of_its_own() -> None:
-    found = sampling_params(PLAIN)
-    assert (found.temperature, found.top_p, found.top_k, found.repetition_penalty) == (0, 1, 0, 1)
-    assert found.max_new_tokens == 64
+    result = sampling_params(PLAIN)
+    assert (result.temperature, result.top_p, result.top_k, result.repetition_penalty) == (
+        0,
+        1,
+        0,
+        1,
+    )
+    assert result.max_new_tokens == 64
 
 
 def test_asking_for_top_p_or_top_k_alone_is_asking_to_sample() -> None:
@@ -216,8 +221,8 @@ def test_a_stop_that_begins_with_a_space_is_seen_as_the_first_token(
     tokenizer = word_tokenizer()
     task = TextGeneration(tokenizer, Parrot(), Defaults(), max_model_len=100, vocabulary=300)  # type: ignore[arg-type]
     hello = (1,)
-    found = ask(task, hello, max_new_tokens=5, stop=(stop,))
-    assert (found.text, found.completion_tokens, found.finish_reason) == (text, count, "stop")
+    result = ask(task, hello, max_new_tokens=5, stop=(stop,))
+    assert (result.text, result.completion_tokens, result.finish_reason) == (text, count, "stop")
 
 
 def test_a_protocols_default_length_is_cut_to_the_room_and_never_refused(demo: Up) -> None:

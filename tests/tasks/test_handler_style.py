@@ -87,31 +87,31 @@ def up() -> Up:
     return bring_up(DEMO, dtype="float32", max_model_len=2 * MAX_LENGTH)
 
 
-def ask(up: Up, *texts: str, **said: Any) -> tuple[Completion, ...]:
-    parameters = parse_parameters(said, defaults=handler_style(MAX_LENGTH).defaults)
+def ask(up: Up, *texts: str, **values: Any) -> tuple[Completion, ...]:
+    parameters = parse_parameters(values, defaults=handler_style(MAX_LENGTH).defaults)
     request = GenerationRequest(tuple(Prompt(text, parameters) for text in texts))
     return asyncio.run(up.task.prepare(request).complete())
 
 
 @pytest.mark.parametrize("text", PROMPTS.values(), ids=PROMPTS.keys())
 def test_a_greedy_reply_is_the_handlers(up: Up, original: Original, text: str) -> None:
-    (found,) = ask(up, text, temperature=0)
-    assert found.text == original.handler_steps(text, do_sample=False)
-    assert found.completion_tokens <= MAX_LENGTH
+    (result,) = ask(up, text, temperature=0)
+    assert result.text == original.handler_steps(text, do_sample=False)
+    assert result.completion_tokens <= MAX_LENGTH
 
 
 def test_replies_in_company_are_the_handlers_too(up: Up, original: Original) -> None:
-    found = ask(up, *PROMPTS.values(), temperature=0)
+    result = ask(up, *PROMPTS.values(), temperature=0)
     expected = [original.handler_steps(text, do_sample=False) for text in PROMPTS.values()]
-    assert [completion.text for completion in found] == expected
+    assert [completion.text for completion in result] == expected
 
 
 def test_a_longer_prompt_keeps_its_beginning(up: Up, original: Original) -> None:
     text = PROMPTS["as long as may be"]
-    (found,) = ask(up, text, temperature=0)
+    (result,) = ask(up, text, temperature=0)
     beginning = original.tokenizer(text).input_ids[:MAX_LENGTH]
-    assert found.prompt_tokens == MAX_LENGTH
-    assert found.text.startswith(original.tokenizer.decode(beginning))
+    assert result.prompt_tokens == MAX_LENGTH
+    assert result.text.startswith(original.tokenizer.decode(beginning))
 
 
 def test_a_seeded_reply_repeats_and_others_differ(up: Up) -> None:
