@@ -1,8 +1,8 @@
 """All settings, from flags, the environment and a ``setup_config.json``, as one frozen value.
 
 Precedence: flag, ``PREDICTOR_*`` environment variable, ``setup_config.json`` in the model directory
-(the predecessor's file, which may hold any setting by its name), default. This
-module knows names, types and defaults; `placement` and the rim decide what they mean for a model.
+(the predecessor's file, which may hold any setting by its name), default. This module knows names,
+types and defaults; `placement` and the rim decide what they mean for a model.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ class Settings(BaseSettings):
     )
 
     model_name: str = Field("model", min_length=1, pattern=r"^[^/:\s]+$")
-    """The name in every URL."""
+    """The model's name in every URL."""
 
     model_version: str = Field("1", min_length=1, pattern=r"^[^/\s]+$")
-    """The one version that V2's versioned paths and metadata name."""
+    """The only version in V2's versioned paths and metadata."""
 
     model_dir: Path = Path("/mnt/models")
-    """Where the model lies; KServe mounts it at the default."""
+    """The model directory; KServe mounts the model at the default."""
 
     model_id: str | None = Field(None, min_length=1)
-    """A repository on the Hugging Face hub; then `model_dir` is not read."""
+    """A repository on the Hugging Face hub. If it is set, `model_dir` is not read."""
 
     model_revision: str | None = None
     """Branch, tag or commit of `model_id`. The predecessor's `revision`."""
 
     task: Task = None
-    """What the model is served for: `text_generation`, `text2text_generation`,
-    `sequence_classification`, `token_classification`, `question_answering`, `fill_mask`,
-    `text_embedding` or `rerank`. Default: what it was made for, by its files."""
+    """The task of the model: `text_generation`, `text2text_generation`, `sequence_classification`,
+    `token_classification`, `question_answering`, `fill_mask`, `text_embedding` or `rerank`.
+    Default: detected from the model's files."""
 
     dtype: Dtype = "auto"
     """The serving dtype; `auto` is the checkpoint's own. The predecessor's `torch_dtype`."""
@@ -60,22 +60,22 @@ class Settings(BaseSettings):
     max_model_len: int | None = Field(None, ge=2)
     """Most tokens of prompt and reply together; the KV cache is planned for it.
 
-    Default: the model's own context length, but at most 8192, so that a context that nobody asked
-    for does not push weights to a slower tier.
+    Default: the model's own context length, but at most 8192, so that the KV cache of a long
+    context does not move weights to a slower tier.
     """
 
     max_length: int | None = Field(None, ge=1)
-    """The predecessor's key: prompts of up to so many tokens and, unless a request says otherwise,
-    replies of up to as many. Sets `max_model_len` to twice this where that is not given."""
+    """The predecessor's key: most tokens of a prompt and, unless a request sets another number, of
+    a reply. If `max_model_len` is not set, it is twice this."""
 
     max_concurrency: int | None = Field(None, ge=1)
-    """How many requests of `max_model_len` tokens the KV cache is planned for; shorter ones share
-    it, so more of them run. Default: one, and as many more, up to `max_batch_size`, as memory is
-    left for without moving a weight."""
+    """Requests of `max_model_len` tokens that the KV cache is planned for; more run if they are
+    shorter. Default: one, and as many more, up to `max_batch_size`, as fit without moving a weight
+    to a slower tier."""
 
     prefill_chunk: int = Field(512, ge=1)
-    """Prompt tokens in one forward pass; bounds the memory of activations. With 512 rows matrix
-    products are large, and the activations still small beside a block."""
+    """Most prompt tokens in one forward pass; bounds the memory of activations. With 512 rows
+    matrix products are efficient, and activations are still small compared with a block."""
 
     device_map: DeviceMap = "auto"
     """`auto` (the same as `balanced`), `balanced`, `balanced_low_0`, `sequential`, one device
@@ -83,35 +83,38 @@ class Settings(BaseSettings):
 
     max_memory: MemoryByDevice = None
     """Most bytes of each device for weights, KV cache, staging and activations together, such as
-    `{"0": "10GiB", "cpu": "30GiB"}`. A wish above what the pod owns is cut to that."""
+    `{"0": "10GiB", "cpu": "30GiB"}`. A value above the resources of the pod is lowered to them."""
 
     memory_headroom: float = Field(0.05, ge=0, lt=1)
-    """The fraction of each tier that is never planned, for what no plan sees: allocator
-    fragments, libraries' workspaces."""
+    """The fraction of each tier that is never planned. It is for memory outside of the plan:
+    allocator fragments and libraries' workspaces."""
 
     memory_reserve: Bytes = 128 * 1024**2
-    """Bytes of main memory kept free besides: requests and replies in flight, thread arenas."""
+    """Further bytes of main memory that are never planned, for requests and replies in flight and
+    for thread arenas."""
 
     pinned_memory_fraction: float = Field(1.0, ge=0, le=1)
-    """The most of main memory, as a fraction, that is page-locked, to be copied to a GPU at the
-    link's full speed. No more is than blocks and buffers take; less is for nodes whose driver
+    """The largest fraction of main memory that is page-locked, so that it is copied to a GPU at the
+    link's full speed. Only blocks and buffers are page-locked. Lower it on nodes whose driver
     refuses as much."""
 
     gpu_fraction: float | None = Field(None, gt=0, le=1)
     """This pod's share of a time-sliced GPU's memory, such as 0.25 for one of four replicas."""
 
     offload_folder: Path | None = None
-    """A folder on the offload volume, for the store of blocks that do not fit, and for weights that
-    transformers rewrites to stream them. In `setup_config.json` it is relative to the model."""
+    """A folder on the offload volume, for the store of offloaded blocks and for weights that
+    transformers converts before they are streamed. In `setup_config.json` it is relative to the
+    model directory."""
 
     offload_store: Literal["auto", "always", "never"] = "auto"
-    """Whether blocks that do not fit are copied to `offload_folder` to be read at its speed: `auto`
-    does where the checkpoint is not stored as it is served, or its volume is slower; `always` or
-    not at all; `never`."""
+    """Whether offloaded blocks are copied to `offload_folder` and read from there. `auto` copies
+    them if the checkpoint's dtype or layout is not the served one, or if its volume is slower.
+    `always` refuses to start without the copy; `never` reads the checkpoint."""
 
     verify_store: bool = False
-    """Whether every block of the offload store is held against its checksum at the start, which
-    takes as long as reading it. It is done in any case after a process that used it was killed."""
+    """Whether every block of the offload store is compared with its checksum at the start, which
+    takes as long as reading the store. After a process that used it was killed, this is always
+    done."""
 
     low_cpu_mem_usage: bool | None = None
     """Accepted from the predecessor; models are always built without their weights first."""
@@ -120,7 +123,7 @@ class Settings(BaseSettings):
     """Accepted from the predecessor; weights are never gathered in memory while loading."""
 
     allow_pickle: bool = False
-    """Whether `.bin` checkpoints, which can run code when read, are accepted."""
+    """Whether `.bin` checkpoints are accepted; reading one can run code."""
 
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
@@ -138,56 +141,58 @@ class Settings(BaseSettings):
     """Whether gRPC is served."""
 
     grace_period: float = Field(25.0, ge=0, allow_inf_nan=False)
-    """Seconds that running requests get to finish after SIGTERM; below the 30 s after which
-    Kubernetes kills a pod by default."""
+    """Seconds for running requests to finish after SIGTERM. The default is below the 30 s after
+    which Kubernetes kills a pod by default."""
 
     max_body_size: Bytes = 1024**2
-    """Bytes of one request, REST or gRPC. A megabyte is a hundred thousand tokens and more; what is
-    much larger takes so long to decode that health answers wait."""
+    """Most bytes of one request, REST or gRPC. One MiB holds more than 100,000 tokens. Far larger
+    requests take so long to decode that health checks wait."""
 
     max_batch_size: int = Field(64, ge=1, le=1024)
-    """Most sequences that run in one batch. Beyond some dozens a processor or a link to a GPU is
-    busy and more only wait together."""
+    """Most sequences in one batch. A processor or a link to a GPU is saturated by some dozens, and
+    more sequences only slow each other down."""
 
     max_batch_tokens: int = Field(4096, ge=1)
-    """Most tokens, padding included, in one pass of a model that classifies, embeds, ranks or
-    fills; bounds the memory of activations. At least `max_model_len`."""
+    """Most tokens, padding included, in one forward pass of an encoder task (classification,
+    embedding, ranking, fill-mask); bounds the memory of activations. At least `max_model_len`."""
 
     max_batch_delay: float = Field(0.0, ge=0, le=10)
-    """Seconds that such a model waits for more texts before it begins a pass that is not full. 0:
-    those that come while a pass runs are the next one, and nobody waits without need."""
+    """Seconds that an encoder task waits for more texts before a forward pass that is not full.
+    With 0, the texts that arrive during a forward pass are the next batch, and none waits longer
+    than that."""
 
     return_probabilities: bool = False
-    """Whether classification answers with the probabilities of all labels."""
+    """Whether classification returns the probabilities of all labels."""
 
     return_raw_logits: bool = False
-    """Whether classification answers with the logits of all labels."""
+    """Whether classification returns the logits of all labels."""
 
     return_offsets_mapping: bool = False
-    """Whether token classification answers with every token's label and place, and not with the
-    entities that tokens make up."""
+    """Whether token classification returns the label and offsets of every token in place of
+    entities."""
 
     max_requests: int = Field(128, ge=1)
-    """Requests that run or wait at one time; one more is refused (429, RESOURCE_EXHAUSTED), so
-    that those who wait take bounded memory. Twice `max_batch_size`: one batch waits for another."""
+    """Most requests that run or wait at one time. One more is refused (429, RESOURCE_EXHAUSTED), so
+    that waiting requests take bounded memory. The default is twice `max_batch_size`: one batch runs
+    and one waits."""
 
     request_timeout: float = Field(600.0, gt=0, allow_inf_nan=False)
-    """Seconds after which a request is given up (504, DEADLINE_EXCEEDED), unless it says less in
-    the header `x-request-timeout`, the parameter `timeout` or its gRPC deadline. Ten minutes: what
-    an offloaded model may take for a long reply, and no proxy waits longer."""
+    """Seconds after which a request is cancelled (504, DEADLINE_EXCEEDED). A request may set fewer
+    with the header `x-request-timeout`, the parameter `timeout` or its gRPC deadline. The default
+    is 10 minutes: enough for a long reply of an offloaded model, and no proxy waits longer."""
 
     enable_load_unload: bool = False
-    """Whether KServe's unauthenticated route that unloads the model is served. What was unloaded
-    stays so until the process starts again."""
+    """Whether KServe's unauthenticated route that unloads the model is served. An unloaded model
+    stays unloaded until the process restarts."""
 
     torchserve_api: bool = False
-    """Whether TorchServe's routes are served too, for clients that call them: `/predictions`,
-    `/ping` and, to read, `/models`."""
+    """Whether TorchServe's routes are served too: `/predictions`, `/ping` and, read-only,
+    `/models`."""
 
     torchserve_semantics: bool = False
-    """Whether V1, V2 and `/predictions` do what TorchServe's handler did where a request says
-    nothing: the prompt cut at `max_length` tokens, as many new ones, sampled with `top_p` 0.95 and
-    `top_k` 60, after the prompt in the reply; V1's predictions are strings then."""
+    """Whether V1, V2 and `/predictions` use the defaults of TorchServe's handler. The prompt is cut
+    at `max_length` tokens, as many new tokens are sampled with `top_p` 0.95 and `top_k` 60, and the
+    reply repeats the prompt. V1's predictions are strings then."""
 
     @model_validator(mode="after")
     def _check_semantics(self) -> Self:

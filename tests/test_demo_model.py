@@ -84,11 +84,11 @@ def test_the_prompt_of_the_readme_is_continued_as_the_readme_says(dtype):
 def test_a_continuation_consists_of_words_from_the_stories(model, examples, prompt):
     text_module = examples("demo_text")
     stories = itertools.islice(text_module.stories(1), 5000)
-    known = {word for story in stories for word in text_module.words(story)}
+    vocabulary = {word for story in stories for word in text_module.words(story)}
     _, text = continue_greedily(model, prompt)
     words = text_module.words(prompt + text)[len(text_module.words(prompt)) :]
     assert len(words) >= 10
-    assert set(words) <= known
+    assert set(words) <= vocabulary
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -187,12 +187,12 @@ def boolean(name: str, value: Any) -> bool:
     return value
 
 
-def one_of(known: Sequence[str]) -> Check:
+def one_of(choices: Sequence[str]) -> Check:
     """Return a check that a value is one of these strings."""
 
     def check(name: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in known:
-            raise RequestError(f"{name} must be one of {', '.join(known)}.")
+        if not isinstance(value, str) or value not in choices:
+            raise RequestError(f"{name} must be one of {', '.join(choices)}.")
         return value
 
     return check

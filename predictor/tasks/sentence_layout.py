@@ -89,8 +89,8 @@ def _pooling(file: Path) -> str:
     if isinstance(named, str):
         modes = [named]
     if len(modes) != 1 or modes[0] not in _POOLINGS.values():
-        known = ", ".join(_POOLINGS.values())
-        raise CheckpointError(f"{file} must name one way of pooling; known are {known}.")
+        poolings = ", ".join(_POOLINGS.values())
+        raise CheckpointError(f"{file} must name one way of pooling; known are {poolings}.")
     return modes[0]
 
 

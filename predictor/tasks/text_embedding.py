@@ -100,8 +100,8 @@ class TextEmbedding(EncoderTaskSpec):
     def _check_size(self, name: str, value: Any) -> int:
         size = integer(name, value, 1, self._size)
         if size not in self._sizes:
-            known = ", ".join(map(str, self._sizes[:8]))
-            raise RequestError(f"{name} must be one that this model was made for: {known}.")
+            sizes = ", ".join(map(str, self._sizes[:8]))
+            raise RequestError(f"{name} must be one that this model was made for: {sizes}.")
         return size
 
     def _check_tokens(self, name: str, value: Any) -> tuple[int, ...]:

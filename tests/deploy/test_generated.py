@@ -32,19 +32,19 @@ def _leaves(values: dict[str, Any], above: str = "") -> Iterator[str]:
             yield from _leaves(value, f"{above}{name}.")
 
 
-def _known(schema: dict[str, Any], above: str = "") -> Iterator[str]:
+def _declared(schema: dict[str, Any], above: str = "") -> Iterator[str]:
     for name, value in schema.get("properties", {}).items():
         yield f"{above}{name}"
-        yield from _known(value, f"{above}{name}.")
+        yield from _declared(value, f"{above}{name}.")
 
 
 def test_the_schema_and_the_values_know_the_same_names() -> None:
     values = yaml.safe_load((generated.CHART / "values.yaml").read_text())
     written = set(_leaves(values))
-    known = set(_known(generated.schema())) - {"global"}
+    declared = set(_declared(generated.schema())) - {"global"}
     of_kubernetes = ("settings.", "podSecurityContext.", "securityContext.", "affinity.")
-    assert {n for n in known - written if not n.startswith(of_kubernetes)} == set()
-    assert {n for n in written - known if not n.startswith(of_kubernetes)} == set()
+    assert {n for n in declared - written if not n.startswith(of_kubernetes)} == set()
+    assert {n for n in written - declared if not n.startswith(of_kubernetes)} == set()
 
 
 def _open(schema: Any, place: str = "") -> Iterator[str]:

@@ -367,7 +367,7 @@ class Simulation:
         self.scheduler = Scheduler(self.limits)
         self.rate = chance.choice([0.02, 0.1, 0.3])
         self.longest = chance.choice([10, 40, self.limits.kv_tokens])
-        self.known: dict[int, int] = {}  # in order of arrival
+        self.known_tokens: dict[int, int] = {}  # in order of arrival
         self.cached: dict[int, int] = {}
         self.goals: dict[int, int] = {}
         self.overtaken: dict[int, int] = {}  # for who waits: by how many later ones
@@ -378,14 +378,14 @@ class Simulation:
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
-            if self.chance.random() < self.rate and len(self.known) < 24:
+            if self.chance.random() < self.rate and len(self.known_tokens) < 24:
                 self.arrive()
-            if self.known and self.chance.random() < 0.003:
-                self.forget(self.chance.choice(list(self.known)))
+            if self.known_tokens and self.chance.random() < 0.003:
+                self.forget(self.chance.choice(list(self.known_tokens)))
             self.step()
         # All that is left ends: no step is without a pass, so each brings somebody forward.
         most = self.steps + 200 * (1 + sum(self.goals.values()))
-        while self.known:
+        while self.known_tokens:
             self.step()
             assert self.steps < most, "a sequence starves"
         assert self.scheduler.running == self.scheduler.waiting == self.scheduler.cached == 0
@@ -395,13 +395,13 @@ class Simulation:
         goal = min(prompt + self.chance.randint(1, 40), self.limits.kv_tokens + 1)
         key = self.arrivals
         self.arrivals += 1
-        self.known[key], self.cached[key], self.goals[key] = prompt, 0, goal
+        self.known_tokens[key], self.cached[key], self.goals[key] = prompt, 0, goal
         self.overtaken[key] = 0
         self.scheduler.add(key, prompt)
 
     def forget(self, key: int) -> None:
         self.scheduler.remove(key)
-        del self.known[key], self.cached[key], self.goals[key]
+        del self.known_tokens[key], self.cached[key], self.goals[key]
         self.overtaken.pop(key, None)
         self.running.discard(key)
 
@@ -409,12 +409,12 @@ class Simulation:
         step = self.scheduler.plan()
         self.steps += 1
         for key in step.preempted:
-            assert key != next(iter(self.known)), "the first to have arrived is preempted"
+            assert key != next(iter(self.known_tokens)), "the first to have arrived is preempted"
             self.preempted += 1
             self.cached[key] = self.overtaken[key] = 0
             self.running.discard(key)
         self.admitted()
-        assert step.batches or not self.known, "nobody comes forward"
+        assert step.batches or not self.known_tokens, "nobody comes forward"
         seen: set[int] = set()
         for rows in step.batches:
             self.check(rows, seen)
@@ -433,7 +433,7 @@ class Simulation:
                 self.overtaken[key] += sum(new > key for new in newcomers)
                 assert self.overtaken[key] <= MAX_OVERTAKES
         assert len(self.running) <= self.limits.sequences
-        assert sum([self.known[key] for key in running]) <= self.limits.kv_tokens
+        assert sum([self.known_tokens[key] for key in running]) <= self.limits.kv_tokens
 
     def check(self, rows: tuple[Chunk, ...], seen: set[int]) -> None:
         most = width = 0
@@ -443,7 +443,7 @@ class Simulation:
             seen.add(key)
             assert start == self.cached[key]
             assert count > 0
-            assert end <= self.known[key]
+            assert end <= self.known_tokens[key]
             most = max(most, count)
             width = max(width, end)
         if self.limits.bucket_shapes:
@@ -457,12 +457,12 @@ class Simulation:
         key = chunk.key
         self.cached[key] += chunk.count
         has_next = self.scheduler.mark_computed(chunk)
-        assert has_next == (self.cached[key] == self.known[key])
+        assert has_next == (self.cached[key] == self.known_tokens[key])
         if has_next:
-            if self.known[key] + 1 >= self.goals[key]:
+            if self.known_tokens[key] + 1 >= self.goals[key]:
                 self.forget(key)
             else:
-                self.known[key] += 1
+                self.known_tokens[key] += 1
                 self.scheduler.append_token(key)
 
 

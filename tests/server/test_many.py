@@ -250,9 +250,9 @@ def test_a_soak_loses_no_request_and_leaves_nothing_behind(demo: Served, full_gr
                 document["parameters"] = {"max_new_tokens": -1}
             headers = {"X-Request-Timeout": "0.02"} if 0.1 <= kind < 0.2 else {}
             try:
-                patience = 0.05 if 0.2 <= kind < 0.35 else 60
+                timeout = 0.05 if 0.2 <= kind < 0.35 else 60
                 answer = await asyncio.wait_for(
-                    client.post(predict_url(demo), json=document, headers=headers), patience
+                    client.post(predict_url(demo), json=document, headers=headers), timeout
                 )
                 statuses.append(answer.status_code)
             except TimeoutError:

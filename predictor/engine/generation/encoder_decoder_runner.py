@@ -114,7 +114,7 @@ class EncoderDecoderRunner:
         return groups
 
     def _begin(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
-        """Encode the sources, and compute all tokens of the decoders that are known."""
+        """Encode the sources, and compute all known tokens of the decoder."""
         ids, mask = self._sources(rows)
         targets = self._targets(rows)
         output = self.model(
@@ -125,13 +125,13 @@ class EncoderDecoderRunner:
             use_cache=True,
         )
         logits: torch.Tensor = output.logits[:, -1]
-        known = targets.shape[1]
-        offsets = {row.key: row.end - known for row in rows}
+        length = targets.shape[1]
+        offsets = {row.key: row.end - length for row in rows}
         states = output.encoder_last_hidden_state
         batch = LockstepBatch(list(offsets), output.past_key_values, states, mask, 1, offsets)
         self.batches |= dict.fromkeys(offsets, batch)
         piece = max(1, _PIECE // len(rows))
-        for first in range(1, known, piece):
+        for first in range(1, length, piece):
             logits = self._decode(batch, targets[:, first : first + piece])
         return logits
 

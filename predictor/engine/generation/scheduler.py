@@ -118,13 +118,13 @@ class _Sequence:
 
     arrival: int
     key: int = field(compare=False)
-    known: int = field(compare=False)
+    known_tokens: int = field(compare=False)
     cached: int = field(default=0, compare=False)
     overtaken: int = field(default=0, compare=False)
 
     @property
     def left(self) -> int:
-        return self.known - self.cached
+        return self.known_tokens - self.cached
 
     def next_chunk(self, limit: int) -> Chunk:
         return Chunk(self.key, self.cached, min(self.left, limit))
@@ -175,7 +175,7 @@ class Scheduler:
         """Forget a sequence, wherever it is."""
         sequence = self._running.pop(key, None)
         if sequence is not None:
-            self._kv.release(sequence.known)
+            self._kv.release(sequence.known_tokens)
         else:
             self._waiting = [sequence for sequence in self._waiting if sequence.key != key]
 
@@ -187,7 +187,7 @@ class Scheduler:
 
     def append_token(self, key: int) -> None:
         """Note that a sequence continues with one more known token."""
-        self._running[key].known += 1
+        self._running[key].known_tokens += 1
         self._kv.reserve(1)
 
     def plan(self) -> Step:
@@ -216,7 +216,7 @@ class Scheduler:
                 break
             if self._has_room(sequence):
                 self._running[sequence.key] = sequence
-                self._kv.reserve(sequence.known)
+                self._kv.reserve(sequence.known_tokens)
                 _count_overtake(overtaken)
                 if any(other.overtaken >= MAX_OVERTAKES for other in overtaken):
                     break
@@ -228,7 +228,7 @@ class Scheduler:
             self._waiting = [s for s in self._waiting if s.key not in self._running]
 
     def _has_room(self, sequence: _Sequence) -> bool:
-        return self._kv.has_room(sequence.known + LOOKAHEAD * len(self._running))
+        return self._kv.has_room(sequence.known_tokens + LOOKAHEAD * len(self._running))
 
     def _select_prefill(self, prompts: list[_Sequence]) -> list[Chunk]:
         """Choose the chunks of prompts to compute next: the first by priority, and cheap company.
