@@ -486,11 +486,13 @@ def start():
 began = time.monotonic()
 os.waitpid(start(), 0)
 whole, chance = time.monotonic() - began, random.Random(7)
-for _ in range(int(sys.argv[3])):
+kills = int(sys.argv[3])
+for number in range(kills):
     for store in offload.glob("*.store"):
         store.unlink()
     child = start()
-    time.sleep(chance.random() * whole)
+    # one in each part of a start and of the time after it
+    time.sleep((number + chance.random()) / kills * 1.5 * whole)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     print(*sorted(file.suffix for file in offload.iterdir()), flush=True)
