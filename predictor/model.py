@@ -21,7 +21,7 @@ from predictor.metrics import show_placement
 from predictor.placement.report import as_json, table
 from predictor.protocol.http.deadline import requested_timeout  # first: imports kserve safely
 from predictor.protocol.kserve.decoded_call import DecodedCall, decode_call
-from predictor.protocol.kserve.response_style import OUR_STYLE, ResponseStyle, handler_style
+from predictor.protocol.response_style import OUR_STYLE, ResponseStyle, handler_style
 from predictor.protocol.served import Limits
 from predictor.settings import Settings
 from predictor.tasks.answers import Answer, Piece, Stream

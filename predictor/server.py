@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from predictor import logs
 from predictor.errors import ConfigurationError, EngineBroken
 from predictor.model import PredictorModel
+from predictor.protocol import sdk
 from predictor.protocol.app import install
-from predictor.protocol.kserve import sdk
 from predictor.protocol.kserve.grpc_server import BoundServer, make_server
 from predictor.settings import Settings
 from predictor.tasks.generation_spec import GenerationSpec

@@ -69,9 +69,6 @@ EXCEPTIONS = {"not_found"}
 """The name of a status in HTTP and gRPC."""
 
 PENDING = {
-    "predictor/protocol/http",
-    "predictor/protocol/kserve",
-    "predictor/protocol/openai",
     "tests/encoding",
     "tests/engine",
     "tests/protocol",

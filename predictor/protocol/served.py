@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from predictor.errors import NotReady, RequestError, UnknownModel, UnknownVersion
-from predictor.protocol.kserve.response_style import ResponseStyle
+from predictor.protocol.response_style import ResponseStyle
 from predictor.sentences import quote
 from predictor.tasks.answers import Answer, Stream
 from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.request import TaskRequest
 from predictor.tasks.task import TaskSpec
+
+SERVER_NAME = "accelerate-predictor"
+"""The name of this server in metadata and as the owner of its model."""
 
 
 @dataclass(frozen=True, slots=True)

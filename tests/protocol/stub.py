@@ -20,10 +20,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from predictor.errors import NotReady
+from predictor.protocol import sdk
 from predictor.protocol.app import install
-from predictor.protocol.kserve import sdk
 from predictor.protocol.kserve.grpc_server import make_server
-from predictor.protocol.kserve.response_style import OUR_STYLE
+from predictor.protocol.response_style import OUR_STYLE
 from predictor.protocol.served import Limits
 from predictor.tasks.answers import Completion, Piece, ScoredToken, Stream
 from predictor.tasks.generation_spec import GenerationSpec

@@ -17,7 +17,7 @@ from predictor.errors import (
     Overloaded,
     RequestError,
 )
-from predictor.protocol.kserve.response_style import OUR_STYLE, handler_style
+from predictor.protocol.response_style import OUR_STYLE, handler_style
 from predictor.tasks.request import GenerationParameters
 from tests.protocol.stub import MAX_BODY_BYTES, Served, serve
 from tests.protocol.wire import INFER, PREDICT

@@ -29,7 +29,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from predictor.protocol.kserve.response_style import handler_style
+from predictor.protocol.response_style import handler_style
 from predictor.tasks.answers import Completion
 from predictor.tasks.parameters import parse_parameters
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt

@@ -63,7 +63,7 @@ def error_response(path: str, exception: Exception) -> JSONResponse:
 def openai_error(status: int, sentence: str, code: str | None = None) -> dict[str, object]:
     """Return an error in OpenAI's form; ``param`` is always null, the sentence names the key."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    kind = next((name for known, name in _TYPES.items() if known == status), kind)
+    kind = next((name for code, name in _TYPES.items() if code == status), kind)
     return {"error": {"message": sentence, "type": kind, "param": None, "code": code}}
 
 
@@ -73,7 +73,7 @@ def _java_name(status: int, exception: Exception) -> str:
         return "ModelVersionNotFoundException"
     if isinstance(exception, UnknownModel):
         return "ModelNotFoundException"
-    named = (name for known, name in _JAVA_NAMES.items() if known == status)
+    named = (name for code, name in _JAVA_NAMES.items() if code == status)
     return next(named, "InternalServerException")
 
 

@@ -21,7 +21,7 @@ from predictor.errors import (
     RequestError,
     UnknownModel,
 )
-from predictor.protocol.kserve import sdk
+from predictor.protocol import sdk
 from predictor.sentences import MAX_NAME, shorten
 
 NEUTRAL = "Internal error; the server's log has the cause."

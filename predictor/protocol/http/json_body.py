@@ -115,15 +115,15 @@ def kind(value: object) -> str:
     return _KINDS.get(type(value), "something else")
 
 
-def check_keys(document: Iterable[str], known: Collection[str], where: str) -> None:
+def check_keys(document: Iterable[str], names: Collection[str], where: str) -> None:
     """Check that every key of an object is known.
 
     Raises:
         RequestError: One is not; the sentence names the nearest known one.
     """
     for key in document:
-        if key not in known:
-            raise RequestError(f"Unknown key {quote(key)} in {where}; {nearest(key, known)}")
+        if key not in names:
+            raise RequestError(f"Unknown key {quote(key)} in {where}; {nearest(key, names)}")
 
 
 def optional(document: Mapping[str, object], key: str, wanted: type[_T], what: str) -> _T | None:

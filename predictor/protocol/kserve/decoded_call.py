@@ -14,7 +14,7 @@ from kserve import InferRequest, InferResponse
 
 from predictor.protocol.http.json_body import parse_document
 from predictor.protocol.kserve import v1, v2
-from predictor.protocol.kserve.response_style import OUR_STYLE, ResponseStyle
+from predictor.protocol.response_style import OUR_STYLE, ResponseStyle
 from predictor.tasks.answers import Answer
 from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.request import TaskRequest

@@ -106,14 +106,14 @@ class Events:
 
 
 def _parameters(given: Mapping[str, object]) -> GenerationParameters:
-    known = {key: value for key, value in given.items() if key in _NAMES}
-    for key, value in known.items():
+    named = {key: value for key, value in given.items() if key in _NAMES}
+    for key, value in named.items():
         if value is None:
             raise RequestError(f"{key} must not be {kind(value)}.")
-    optional(known, "stop", list, "stop")
+    optional(named, "stop", list, "stop")
     details = optional(given, "details", bool, "details") or False
     specified: dict[str, object] = {"temperature": _DEFAULT_TEMPERATURE}
-    specified |= {_NAMES[key]: value for key, value in known.items()}
+    specified |= {_NAMES[key]: value for key, value in named.items()}
     try:
         parameters = parse_parameters(specified | ({"logprobs": 0} if details else {}), ALL_NAMES)
     except RequestError as error:

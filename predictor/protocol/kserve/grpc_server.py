@@ -25,10 +25,10 @@ from predictor.protocol.http.deadline import counted, requested_timeout
 from predictor.protocol.http.errors import error_headers, grpc_error
 from predictor.protocol.kserve import v2
 from predictor.protocol.kserve.grpc_health import Health
-from predictor.protocol.kserve.rest_status import EXTENSIONS, SERVER_NAME
-from predictor.protocol.kserve.sdk import messages, services, timed
+from predictor.protocol.kserve.rest_status import EXTENSIONS
 from predictor.protocol.kserve.tensors import check_datatype
-from predictor.protocol.served import Models, all_ready, find, require_ready
+from predictor.protocol.sdk import messages, services, timed
+from predictor.protocol.served import SERVER_NAME, Models, all_ready, find, require_ready
 from predictor.sentences import quote
 
 _LEAST_TIMEOUT = 1e-3

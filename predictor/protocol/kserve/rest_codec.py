@@ -18,8 +18,8 @@ from kserve import InferInput, InferRequest, InferResponse
 
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import optional, parse_document, require_type
-from predictor.protocol.kserve.sdk import RequestedOutput
 from predictor.protocol.kserve.tensors import to_raw
+from predictor.protocol.sdk import RequestedOutput
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 

@@ -23,7 +23,7 @@ from predictor.protocol.kserve.rest_codec import (
     encode_infer_response,
     parse_infer_request,
 )
-from predictor.protocol.kserve.sdk import timed
+from predictor.protocol.sdk import timed
 from predictor.protocol.served import Models, ServedModel, require_generating, require_ready
 
 

@@ -13,9 +13,8 @@ from predictor.errors import UnknownModel
 from predictor.protocol.http.json_body import optional, parse_document
 from predictor.protocol.http.requests import resolve_model
 from predictor.protocol.kserve.v2 import signature
-from predictor.protocol.served import Models, ServedModel, all_ready, unready
+from predictor.protocol.served import SERVER_NAME, Models, ServedModel, all_ready, unready
 
-SERVER_NAME = "accelerate-predictor"
 EXTENSIONS = ("binary_tensor_data", "model_repository")
 
 

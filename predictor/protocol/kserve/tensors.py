@@ -16,7 +16,7 @@ from typing import Any
 
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import kind
-from predictor.protocol.kserve.sdk import raw_data
+from predictor.protocol.sdk import raw_data
 from predictor.sentences import quote
 
 Element = str | int | float | bool
@@ -72,8 +72,8 @@ def check_datatype(datatype: str, where: str) -> None:
         RequestError: It is not.
     """
     if datatype not in DATATYPES:
-        known = ", ".join(DATATYPES)
-        raise RequestError(f"{where} has datatype {quote(datatype)}; known are {known}.")
+        datatypes = ", ".join(DATATYPES)
+        raise RequestError(f"{where} has datatype {quote(datatype)}; known are {datatypes}.")
 
 
 def size_of(shape: Sequence[object], where: str) -> int:

@@ -15,10 +15,10 @@ from typing import Any
 from kserve import InferOutput, InferRequest, InferResponse
 
 from predictor.errors import RequestError
-from predictor.protocol.kserve.sdk import to_http_parameters
 from predictor.protocol.kserve.v2_answers import columns
 from predictor.protocol.kserve.v2_inputs import check_once, decode_inputs
 from predictor.protocol.kserve.v2_parameters import decode_parameters
+from predictor.protocol.sdk import to_http_parameters
 from predictor.sentences import quote
 from predictor.tasks.answers import Answer
 from predictor.tasks.request import TaskRequest
@@ -128,10 +128,10 @@ def _added_by(names: Sequence[str], spec: TaskSpec) -> dict[str, Any]:
     Raises:
         RequestError: An output is unknown or requested twice.
     """
-    known = {output.name: output.requested_by for output in spec.outputs}
+    outputs = {output.name: output.requested_by for output in spec.outputs}
     for name in names:
-        if name not in known:
-            raise RequestError(f"There is no output {quote(name)}; known are {', '.join(known)}.")
+        if name not in outputs:
+            raise RequestError(f"There is no output {quote(name)}; known are {', '.join(outputs)}.")
     check_once(names, "Output")
-    parameters = (known[name] for name in names)
+    parameters = (outputs[name] for name in names)
     return {parameter: True for parameter in parameters if parameter is not None}

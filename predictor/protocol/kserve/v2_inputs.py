@@ -138,8 +138,9 @@ def _by_field(tensors: Sequence[Any], spec: TaskSpec) -> dict[str, Any]:
     if len(required) == 1 and len(strange) == 1 and required[0] not in fields:
         fields[required[0]] = strange.pop()
     if strange:
-        known = ", ".join(names)
-        raise RequestError(f"There is no input {quote(strange[0].name)}; known are {known}.")
+        raise RequestError(
+            f"There is no input {quote(strange[0].name)}; known are {', '.join(names)}."
+        )
     for name in required:
         if name not in fields:
             raise RequestError(f"inputs has no {name!r}.")

@@ -27,7 +27,6 @@ from predictor.protocol.http.json_body import (
     require_type,
 )
 from predictor.protocol.http.requests import read_body
-from predictor.protocol.kserve.v1_answers import by_label
 from predictor.protocol.openai.request import model_name
 from predictor.protocol.served import Models, ServedModel, find, require_task
 from predictor.tasks.answers import Answer, Classes, Score, Vector, of_type
@@ -197,8 +196,8 @@ def _document(item: object) -> str:
     return require_type(text, str, "documents")
 
 
-def _check_tei(document: Mapping[str, object], known: Sequence[str]) -> None:
-    check_keys(document, known, "the body")
+def _check_tei(document: Mapping[str, object], keys: Sequence[str]) -> None:
+    check_keys(document, keys, "the body")
     if str(document.get("truncation_direction", "right")).lower() != "right":
         raise RequestError("truncation_direction must be 'right'.")
 
@@ -210,7 +209,8 @@ def _best_first(answers: Sequence[Answer]) -> list[tuple[int, float]]:
 
 def _by_score(answer: Classes, *, raw: bool) -> list[dict[str, object]]:
     values = answer.logits if raw else answer.probabilities
-    ordered = sorted(by_label(answer, values or ()).items(), key=lambda pair: -pair[1])
+    by_label = dict(zip(answer.labels, values or (), strict=True))
+    ordered = sorted(by_label.items(), key=lambda pair: -pair[1])
     return [{"score": score, "label": label} for label, score in ordered]
 
 

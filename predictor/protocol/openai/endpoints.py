@@ -18,7 +18,6 @@ from predictor.protocol.http.error_forms import openai_error
 from predictor.protocol.http.json_body import parse_document
 from predictor.protocol.http.requests import read_body, resolve_model
 from predictor.protocol.http.sse import event_stream
-from predictor.protocol.kserve.rest_status import SERVER_NAME
 from predictor.protocol.openai.request import Call, decode_chat, decode_completion, model_name
 from predictor.protocol.openai.response import (
     ChatFormat,
@@ -28,7 +27,7 @@ from predictor.protocol.openai.response import (
     Format,
     encode,
 )
-from predictor.protocol.served import Models, find, require_generating
+from predictor.protocol.served import SERVER_NAME, Models, find, require_generating
 from predictor.tasks.answers import Completion, of_type
 
 _LAST = "[DONE]"
