@@ -60,9 +60,9 @@ def test_the_oldest_is_read_and_limits_hold(lengths: list[int], limits: BatchLim
     chosen = choose_batch(lengths, limits)
     assert 0 in chosen
     assert len(set(chosen)) == len(chosen) <= limits.rows
-    result = [lengths[place] for place in chosen]
-    assert result == sorted(result)
-    assert limits.rows_of(len(result)) * limits.columns(max(result)) <= limits.tokens
+    batch = [lengths[index] for index in chosen]
+    assert batch == sorted(batch)
+    assert limits.rows_of(len(batch)) * limits.columns(max(batch)) <= limits.tokens
 
 
 @given(lengths, limits)
@@ -72,6 +72,6 @@ def test_all_are_read_in_as_many_passes_as_there_are_texts_at_most(
     passes, waiting = 0, lengths
     while waiting:
         chosen = set(choose_batch(waiting, limits))
-        waiting = [length for place, length in enumerate(waiting) if place not in chosen]
+        waiting = [length for index, length in enumerate(waiting) if index not in chosen]
         passes += 1
     assert passes <= len(lengths)

@@ -1,4 +1,4 @@
-"""The loop of a model that reads: batching, waiting, cancelling, and failing one at a time."""
+"""The encoder engine: batching, waiting, cancelling, and failing one at a time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Counting:
 
 
 class Outcome:
-    """A listener that waits for its outcome."""
+    """A callback that waits for its outcome."""
 
     def __init__(self) -> None:
         self.outcomes: list[Any] = []
@@ -71,52 +71,52 @@ def open_encoder_engine(
 
 
 @pytest.fixture
-def reader(runner: Counting) -> Iterator[EncoderEngine]:
-    result = open_encoder_engine(runner)
-    yield result
+def engine(runner: Counting) -> Iterator[EncoderEngine]:
+    running = open_encoder_engine(runner)
+    yield running
     runner.may_go.set()
-    result.stop()
+    running.stop()
 
 
-def submit(reader: EncoderEngine, *ids: int) -> Outcome:
-    outcome = Outcome()
-    reader.submit(EncoderInput(ids), outcome)
-    return outcome
+def submit(engine: EncoderEngine, *ids: int) -> Outcome:
+    callback = Outcome()
+    engine.submit(EncoderInput(ids), callback)
+    return callback
 
 
-def held(reader: EncoderEngine, runner: Counting) -> Outcome:
+def held(engine: EncoderEngine, runner: Counting) -> Outcome:
     """Has the runner stand still in a first pass, so that what comes next waits."""
     runner.may_go.clear()
     runner.is_running.clear()
-    outcome = submit(reader, 1)
+    callback = submit(engine, 1)
     assert runner.is_running.wait(20)
-    return outcome
+    return callback
 
 
-def test_what_waits_is_read_in_one_pass(reader: EncoderEngine, runner: Counting) -> None:
-    first = held(reader, runner)
-    others = [submit(reader, n, n) for n in range(2, 6)]
+def test_waiting_texts_share_a_forward_pass(engine: EncoderEngine, runner: Counting) -> None:
+    first = held(engine, runner)
+    others = [submit(engine, n, n) for n in range(2, 6)]
     runner.may_go.set()
-    assert [outcome.wait() for outcome in others] == [4, 6, 8, 10]
+    assert [callback.wait() for callback in others] == [4, 6, 8, 10]
     assert first.wait() == 1
     assert [len(batch) for batch in runner.passes] == [1, 4]
 
 
-def test_a_text_that_fails_fails_alone(reader: EncoderEngine, runner: Counting) -> None:
-    first = held(reader, runner)
-    outcome = [submit(reader, *ids) for ids in ((2,), (3,), (BAD,), (4,), (5,))]
+def test_a_text_that_fails_fails_alone(engine: EncoderEngine, runner: Counting) -> None:
+    first = held(engine, runner)
+    callbacks = [submit(engine, *ids) for ids in ((2,), (3,), (BAD,), (4,), (5,))]
     runner.may_go.set()
-    outcomes = [one.wait() for one in outcome]
+    outcomes = [callback.wait() for callback in callbacks]
     assert isinstance(outcomes.pop(2), GenerationFailed)
     assert [first.wait(), *outcomes] == [1, 2, 3, 4, 5]
-    assert submit(reader, 7).wait() == 7  # it goes on
+    assert submit(engine, 7).wait() == 7  # it goes on
 
 
 def test_texts_that_all_fail_do_not_break_a_model_that_is_well(
-    reader: EncoderEngine, runner: Counting
+    engine: EncoderEngine, runner: Counting
 ) -> None:
-    assert isinstance(submit(reader, BAD).wait(), GenerationFailed)
-    assert submit(reader, 7).wait() == 7
+    assert isinstance(submit(engine, BAD).wait(), GenerationFailed)
+    assert submit(engine, 7).wait() == 7
 
 
 def test_a_model_that_fails_on_anything_is_broken(runner: Counting) -> None:
@@ -127,30 +127,30 @@ def test_a_model_that_fails_on_anything_is_broken(runner: Counting) -> None:
         ended.append(error)
         came.set()
 
-    reader = open_encoder_engine(runner, on_broken=on_broken)
-    first = held(reader, runner)
-    waiting = [submit(reader, *range(1, 50)) for _ in range(3)]
+    engine = open_encoder_engine(runner, on_broken=on_broken)
+    first = held(engine, runner)
+    waiting = [submit(engine, *range(1, 50)) for _ in range(3)]
     runner.is_broken = True
     runner.may_go.set()
     assert isinstance(first.wait(), EngineBroken)
-    assert all(isinstance(outcome.wait(), EngineBroken) for outcome in waiting)
+    assert all(isinstance(callback.wait(), EngineBroken) for callback in waiting)
     assert came.wait(20)
     with pytest.raises(EngineBroken):
-        submit(reader, 1)
+        submit(engine, 1)
 
 
 def test_weights_that_cannot_be_read_end_the_engine_at_once(runner: Counting) -> None:
-    reader = open_encoder_engine(runner)
-    outcome = submit(reader, DEADLY)
-    assert str(outcome.wait()) == "It is over."
+    engine = open_encoder_engine(runner)
+    callback = submit(engine, DEADLY)
+    assert str(callback.wait()) == "It is over."
     assert len(runner.passes) == 1
 
 
-def test_what_is_cancelled_is_not_read(reader: EncoderEngine, runner: Counting) -> None:
-    held(reader, runner)
+def test_a_cancelled_text_is_not_computed(engine: EncoderEngine, runner: Counting) -> None:
+    held(engine, runner)
     gone = Outcome()
-    reader.cancel(reader.submit(EncoderInput((5,)), gone))
-    stays = submit(reader, 6)
+    engine.cancel(engine.submit(EncoderInput((5,)), gone))
+    stays = submit(engine, 6)
     runner.may_go.set()
     assert stays.wait() == 6
     assert gone.outcomes == []
@@ -158,13 +158,13 @@ def test_what_is_cancelled_is_not_read(reader: EncoderEngine, runner: Counting) 
 
 
 def test_a_pass_waits_for_others_as_long_as_it_may(runner: Counting) -> None:
-    reader = open_encoder_engine(runner, BatchLimits(tokens=64, rows=2, delay=20.0))
-    first = submit(reader, 1)
+    engine = open_encoder_engine(runner, BatchLimits(tokens=64, rows=2, delay=20.0))
+    first = submit(engine, 1)
     time.sleep(0.2)
     assert first.outcomes == []
-    second = submit(reader, 2)  # now it is full
+    second = submit(engine, 2)  # now it is full
     assert [first.wait(), second.wait()] == [1, 2]
-    reader.stop()
+    engine.stop()
     began = time.monotonic()
     patient = open_encoder_engine(runner, BatchLimits(tokens=64, rows=2, delay=0.3))
     assert submit(patient, 3).wait() == 3
@@ -172,18 +172,31 @@ def test_a_pass_waits_for_others_as_long_as_it_may(runner: Counting) -> None:
     patient.stop()
 
 
-def test_a_listener_that_fails_does_no_harm(reader: EncoderEngine) -> None:
-    def listener(_: Any) -> None:
+def test_a_callback_that_fails_does_no_harm(engine: EncoderEngine) -> None:
+    def callback(_: Any) -> None:
         raise RuntimeError("the event loop is gone")
 
-    reader.submit(EncoderInput((1,)), listener)
-    assert submit(reader, 2).wait() == 2
+    engine.submit(EncoderInput((1,)), callback)
+    assert submit(engine, 2).wait() == 2
 
 
-def test_what_is_read_is_counted(reader: EncoderEngine) -> None:
+def test_prompt_tokens_are_counted(engine: EncoderEngine) -> None:
     name = "predictor_prompt_tokens_total"
     before = REGISTRY.get_sample_value(name, {"model_name": "test"}) or 0
-    submit(reader, 1, 2, 3).wait()
+    submit(engine, 1, 2, 3).wait()
     after = REGISTRY.get_sample_value(name, {"model_name": "test"})
     assert after is not None
     assert after - before == 3
+
+
+def test_an_idle_engine_reports_no_waiting_and_no_running_texts(
+    engine: EncoderEngine, runner: Counting
+) -> None:
+    held(engine, runner)
+    last = [submit(engine, n) for n in (2, 3)][-1]
+    runner.may_go.set()
+    last.wait()
+    engine.stop()
+    assert engine.join(20)
+    for name in ("predictor_sequences_waiting", "predictor_sequences_running"):
+        assert REGISTRY.get_sample_value(name, {"model_name": "test"}) == 0

@@ -99,7 +99,7 @@ class Alone:
 def asks(seed: int, *, scored: bool = False, sampled: bool = False) -> list[Ask]:
     """Returns requests of random lengths that come at random passes; two are cancelled."""
     chance = random.Random(seed)
-    found = []
+    requests = []
     at = 0
     for index in range(12):
         sampling = SamplingParams(
@@ -110,9 +110,9 @@ def asks(seed: int, *, scored: bool = False, sampled: bool = False) -> list[Ask]
         longest = chance.choice([5, 15, 40])
         prompt = [chance.randrange(4, VOCABULARY) for _ in range(chance.randint(1, longest))]
         gone = at + chance.randint(3, 15) if index in (3, 7) else None
-        found.append(Ask(prompt, sampling, at, gone))
+        requests.append(Ask(prompt, sampling, at, gone))
         at += chance.choice([0, 0, 1, 2, 4])
-    return found
+    return requests
 
 
 class Company:
@@ -120,7 +120,7 @@ class Company:
 
     def __init__(self, runner: Any, requests: Sequence[Ask], **limits: Any) -> None:
         self._asks = list(requests)
-        self._listeners = [Told(self) for _ in requests]
+        self._callbacks = [Member(self) for _ in requests]
         self._keys: dict[int, int] = {}
         self.runner = Wrapped(runner, lambda _: self._come_and_go())
         self._limits = SchedulerLimits(KV_TOKENS, **{"sequences": 6, "chunk": 16} | limits)
@@ -131,11 +131,11 @@ class Company:
             self._engine = opened.engine
             with opened.held():
                 self._come_and_go()
-            for ask, listener in zip(self._asks, self._listeners, strict=True):
+            for ask, callback in zip(self._asks, self._callbacks, strict=True):
                 if ask.gone is None:
-                    listener.wait()
+                    callback.wait()
             self.preemptions = int(metric("predictor_preemptions_total", opened.name))
-        return list(self._listeners)
+        return list(self._callbacks)
 
     def _come_and_go(self) -> None:
         """Before each pass, those come and go whose time it is."""
@@ -148,7 +148,7 @@ class Company:
 
     def _come(self, index: int) -> None:
         ask = self._asks[index]
-        self._keys[index] = self._engine.submit(ask.prompt, ask.sampling, self._listeners[index])
+        self._keys[index] = self._engine.submit(ask.prompt, ask.sampling, self._callbacks[index])
 
     def someone_ended(self) -> None:
         """Where nobody runs there are no passes to count, so the next comes at once."""
@@ -157,8 +157,8 @@ class Company:
             self._come(coming[0])
 
 
-class Told(Collected):
-    """Tells the company too when it ends."""
+class Member(Collected):
+    """Also notifies the company of its end."""
 
     def __init__(self, company: Company) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ def alone(name: str) -> tuple[Alone, ...]:
 
 def generated(model: Any, ask: Ask) -> Alone:
     ids = torch.tensor([ask.prompt])
-    found = model.generate(
+    output = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=ask.sampling.max_new_tokens,
@@ -187,20 +187,22 @@ def generated(model: Any, ask: Ask) -> Alone:
         return_dict_in_generate=True,
         output_logits=True,
     )
-    tokens = found.sequences[0, len(ask.prompt) :].tolist()
+    tokens = output.sequences[0, len(ask.prompt) :].tolist()
     logprobs = [
         float(torch.log_softmax(logits[0].float(), dim=-1)[token])
-        for logits, token in zip(found.logits, tokens, strict=True)
+        for logits, token in zip(output.logits, tokens, strict=True)
     ]
     return Alone(tokens, logprobs)
 
 
-def check(requests: Sequence[Ask], found: Sequence[Collected], wanted: Sequence[list[int]]) -> None:
-    for ask, listener, tokens in zip(requests, found, wanted, strict=True):
-        if ask.gone is None or listener.outcome is not None:
-            assert listener.tokens == tokens
+def check(
+    requests: Sequence[Ask], replies: Sequence[Collected], wanted: Sequence[list[int]]
+) -> None:
+    for ask, callback, tokens in zip(requests, replies, wanted, strict=True):
+        if ask.gone is None or callback.outcome is not None:
+            assert callback.tokens == tokens
         else:
-            assert listener.tokens == tokens[: len(listener.tokens)]
+            assert callback.tokens == tokens[: len(callback.tokens)]
 
 
 # Every architecture, in memory
@@ -217,14 +219,14 @@ def test_greedy_tokens_in_company_are_those_of_transformers_alone(
     requests = asks(GREEDY, scored=is_scored)
     runner = batch_runner(tiny(name), kv_tokens=KV_TOKENS)
     company = Company(runner, requests, breakeven_tokens=breakeven_tokens)
-    found = company.run()
-    check(requests, found, [one.tokens for one in alone(name)])
+    replies = company.run()
+    check(requests, replies, [one.tokens for one in alone(name)])
     assert company.preemptions >= 3
     assert company.runner.most_rows >= 3
     assert has_mixed_pass(company) == (breakeven_tokens > 0)
     if is_scored:
-        for listener, wanted in zip(found, alone(name), strict=True):
-            logprobs = [token.logprob for token in listener.scored]
+        for callback, wanted in zip(replies, alone(name), strict=True):
+            logprobs = [token.logprob for token in callback.scored]
             assert logprobs == pytest.approx(wanted.logprobs[: len(logprobs)], abs=_ROUNDING)
 
 
@@ -240,10 +242,10 @@ def test_these_models_would_notice_what_they_must_not_see(name: str) -> None:
     with torch.inference_mode():
         wanted = tiny(name)(ids).logits[0, -1].log_softmax(dim=-1)
         more = torch.cat([torch.tensor([[50, 60]]), ids], dim=1)
-        found = tiny(name)(more).logits[0, -1].log_softmax(dim=-1)
-    assert float((found - wanted).abs().median()) > 0.1
-    said = [token for one in alone(name) for token in one.tokens]
-    assert len(set(said)) > 10
+        logprobs = tiny(name)(more).logits[0, -1].log_softmax(dim=-1)
+    assert float((logprobs - wanted).abs().median()) > 0.1
+    tokens = [token for one in alone(name) for token in one.tokens]
+    assert len(set(tokens)) > 10
 
 
 @pytest.mark.parametrize("name", ["bloom", "llama", "gpt2", "gemma3"])
@@ -255,9 +257,9 @@ def test_tokens_that_end_a_sequence_end_it_alone(name: str) -> None:
     for one in alone(name):
         first = next((i for i, token in enumerate(one.tokens) if token in ends), len(one.tokens))
         wanted.append(one.tokens[: first + 1])
-    found = company.run(ends)
-    check(requests, found, wanted)
-    assert {found[0].outcome, found[5].outcome} == {"eos_token"}
+    replies = company.run(ends)
+    check(requests, replies, wanted)
+    assert {replies[0].outcome, replies[5].outcome} == {"eos_token"}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -267,9 +269,9 @@ def test_a_seed_gives_in_company_what_it_gives_alone(name: str) -> None:
     with RunningEngine(runner, limits=SchedulerLimits(KV_TOKENS, sequences=1, chunk=64)) as opened:
         wanted = []
         for ask in requests:
-            listener = Collected()
-            opened.engine.submit(ask.prompt, ask.sampling, listener)
-            wanted.append(listener.wait().tokens)
+            callback = Collected()
+            opened.engine.submit(ask.prompt, ask.sampling, callback)
+            wanted.append(callback.wait().tokens)
     company = Company(runner, requests, breakeven_tokens=16)
     check(requests, company.run(), wanted)
     assert company.preemptions > 0
@@ -297,17 +299,17 @@ def test_parts_on_disk_change_nothing_of_that(
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     requests = asks(3)[:6]
     try:
-        listeners = [Collected() for _ in requests]
-        recipe = SamplingParams(max_new_tokens=8, logprobs=0)
-        for ask, listener in zip(requests, listeners, strict=True):
-            engine.submit(ask.prompt, recipe, listener)
-        for ask, listener in zip(requests, listeners, strict=True):
-            wanted = generated(model, Ask(ask.prompt, recipe, 0))
-            tokens = listener.wait().tokens
+        callbacks = [Collected() for _ in requests]
+        params = SamplingParams(max_new_tokens=8, logprobs=0)
+        for ask, callback in zip(requests, callbacks, strict=True):
+            engine.submit(ask.prompt, params, callback)
+        for ask, callback in zip(requests, callbacks, strict=True):
+            wanted = generated(model, Ask(ask.prompt, params, 0))
+            tokens = callback.wait().tokens
             until = tokens.index(2) + 1 if 2 in tokens else 8  # </s> ends it here
             assert tokens == wanted.tokens[:until]
-            found = [token.logprob for token in listener.scored]
-            assert found == pytest.approx(wanted.logprobs[:until], abs=_ROUNDING)
+            logprobs = [token.logprob for token in callback.scored]
+            assert logprobs == pytest.approx(wanted.logprobs[:until], abs=_ROUNDING)
         assert max(rows_of_passes) > 1
     finally:
         engine.stop()
@@ -367,9 +369,9 @@ _HYBRID = _SMALL | {"num_key_value_heads": 2, "intermediate_size": 32}
 )
 def test_a_config_says_why_its_model_cannot_be_batched(config: Any, reason: str) -> None:
     with torch.device("meta"):
-        found = unbatchable_reason(AutoModelForCausalLM.from_config(config))
-    assert found is not None
-    assert reason in found
+        answer = unbatchable_reason(AutoModelForCausalLM.from_config(config))
+    assert answer is not None
+    assert reason in answer
 
 
 @pytest.mark.parametrize("name", list(ALL_CONFIGS))

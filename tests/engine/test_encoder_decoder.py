@@ -42,41 +42,37 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return get
 
 
-def alone(folder: Path, *texts: str, **recipe: Any) -> list[str]:
+def alone(folder: Path, *texts: str, **params: Any) -> list[str]:
     """What transformers makes of each text by itself."""
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    found = []
+    replies = []
     for text in texts:
         ids = torch.tensor([tokenizer(text).input_ids])
-        made = model.generate(input_ids=ids, do_sample=False, num_beams=1, **recipe)
-        found.append(tokenizer.decode(made[0], skip_special_tokens=True))
-    return found
+        made = model.generate(input_ids=ids, do_sample=False, num_beams=1, **params)
+        replies.append(tokenizer.decode(made[0], skip_special_tokens=True))
+    return replies
 
 
-def ask(up: Up, *texts: str, new_tokens: int = 20, **recipe: Any) -> tuple[Completion, ...]:
-    parameters = GenerationParameters(max_new_tokens=new_tokens, temperature=0.0, **recipe)
+def ask(up: Up, *texts: str, new_tokens: int = 20, **params: Any) -> tuple[Completion, ...]:
+    parameters = GenerationParameters(max_new_tokens=new_tokens, temperature=0.0, **params)
     request = GenerationRequest(tuple(Prompt(text, parameters) for text in texts))
     return asyncio.run(up.task.prepare(request).complete())
 
 
-@pytest.mark.parametrize("places", ["resident", "disk"])
+@pytest.mark.parametrize("tier", ["resident", "disk"])
 @pytest.mark.parametrize("architecture", PAIRED)
-def test_replies_in_a_batch_are_those_of_generate(
-    make: Make, architecture: str, places: str
-) -> None:
+def test_replies_in_a_batch_are_those_of_generate(make: Make, architecture: str, tier: str) -> None:
     folder = make(architecture)
     expected = alone(folder, *TEXTS, max_new_tokens=20)
     assert len(set(expected)) > 3
     placed = (
-        {}
-        if places == "resident"
-        else {"device_map": blocks_on_disk(folder, "text2text_generation")}
+        {} if tier == "resident" else {"device_map": blocks_on_disk(folder, "text2text_generation")}
     )
     up = bring_up(folder, max_model_len=128, **placed)
-    found = ask(up, *TEXTS)
-    assert [one.text for one in found] == expected
-    assert [one.prompt_tokens for one in found] == [len(text) + 2 for text in TEXTS]
+    replies = ask(up, *TEXTS)
+    assert [one.text for one in replies] == expected
+    assert [one.prompt_tokens for one in replies] == [len(text) + 2 for text in TEXTS]
     assert up.prepared.checkpoint.task == "text2text_generation"
 
 
@@ -86,32 +82,31 @@ def test_those_that_are_put_back_and_those_that_end_early_disturb_nobody(
 ) -> None:
     folder = make(architecture)
     expected = alone(folder, *TEXTS * 2, max_new_tokens=30)
-    preempted = metric("predictor_preemptions_total", "model")
     up = bring_up(folder, max_model_len=80, max_concurrency=2)
     parameters = [
         GenerationParameters(max_new_tokens=30 if index % 3 else 4, temperature=0.0)
         for index in range(len(expected))
     ]
     prompts = [Prompt(text, own) for text, own in zip(TEXTS * 2, parameters, strict=True)]
-    found = asyncio.run(up.task.prepare(GenerationRequest(tuple(prompts))).complete())
-    for index, (one, whole) in enumerate(zip(found, expected, strict=True)):
+    replies = asyncio.run(up.task.prepare(GenerationRequest(tuple(prompts))).complete())
+    for index, (one, whole) in enumerate(zip(replies, expected, strict=True)):
         assert one.text == whole if index % 3 else whole.startswith(one.text.rstrip("\ufffd"))
-    assert metric("predictor_preemptions_total", "model") > preempted
+    assert metric("predictor_preemptions_total", "model") > 0
 
 
-def test_only_the_reply_counts_as_said(make: Make) -> None:
+def test_only_the_reply_is_penalised(make: Make) -> None:
     folder = make("t5")
-    recipe = {"repetition_penalty": 1.8}
-    expected = alone(folder, *TEXTS, max_new_tokens=20, **recipe)
+    params = {"repetition_penalty": 1.8}
+    expected = alone(folder, *TEXTS, max_new_tokens=20, **params)
     up = bring_up(folder, max_model_len=128)
-    assert [one.text for one in ask(up, *TEXTS, **recipe)] == expected
+    assert [one.text for one in ask(up, *TEXTS, **params)] == expected
     assert expected != alone(folder, *TEXTS, max_new_tokens=20)
 
 
-def test_what_a_generation_config_asks_in_vain_is_said(
+def test_ignored_keys_of_a_generation_config_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = make_encoder_decoder(tmp_path / "said", "bart", num_beams=4, no_repeat_ngram_size=3)
+    folder = make_encoder_decoder(tmp_path / "ignored", "bart", num_beams=4, no_repeat_ngram_size=3)
     bring_up(folder)
     assert "of generation_config num_beams, no_repeat_ngram_size is ignored" in caplog.text
     caplog.clear()
@@ -133,8 +128,8 @@ def test_the_longest_prompt_and_its_reply_are_bounded(make: Make) -> None:
     from predictor.errors import PromptTooLong
 
     up = bring_up(make("t5"), max_model_len=32)
-    (found,) = ask(up, "x" * 20, new_tokens=9)  # with two ends, and what the decoder begins with
-    assert found.completion_tokens == 9
+    (reply,) = ask(up, "x" * 20, new_tokens=9)  # with two ends, and what the decoder begins with
+    assert reply.completion_tokens == 9
     with pytest.raises(PromptTooLong, match="exceed the 31 tokens"):
         ask(up, "x" * 20, new_tokens=10)
     with pytest.raises(PromptTooLong, match="takes at most 31"):
@@ -173,7 +168,7 @@ def test_a_pass_that_failed_halfway_is_run_again_as_if_it_had_not(make: Make) ->
     torch.testing.assert_close(torch.cat(halves), expected, atol=1e-4, rtol=0)
 
 
-def test_so_is_a_cohort_beside_one_that_failed(make: Make) -> None:
+def test_so_is_a_batch_beside_one_that_failed(make: Make) -> None:
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
     frail, runner = Frail(model), EncoderDecoderRunner(model, device=CPU)
     begun = rows((*as_source([40, 41, 42]), 3), (*as_source([50, 51]), 3), (*as_source([60]), 3))
@@ -186,7 +181,7 @@ def test_so_is_a_cohort_beside_one_that_failed(make: Make) -> None:
     next_ones = [SequenceChunk(row.key, row.end, (7,)) for row in begun]
     expected = runner.run(next_ones)
     begin()
-    frail.fails_after = 1  # the second cohort's pass
+    frail.fails_after = 1  # the second batch's forward pass
     with pytest.raises(RuntimeError):
         runner.run(next_ones)
     halves = [runner.run(next_ones[:1]), runner.run(next_ones[1:])]
@@ -205,12 +200,12 @@ def test_the_order_of_rows_moves_nothing(make: Make) -> None:
     runner.run(begun)
     next_ones = [SequenceChunk(row.key, row.end, (7 + row.key,)) for row in begun]
     expected, before = runner.run(next_ones), runner.batches[0].cache
-    found = runner.run(next_ones[::-1])
-    torch.testing.assert_close(found.flip(0), expected, atol=1e-4, rtol=0)
+    logits = runner.run(next_ones[::-1])
+    torch.testing.assert_close(logits.flip(0), expected, atol=1e-4, rtol=0)
     assert runner.batches[0].cache is before
 
 
-def test_who_ends_leaves_before_others_begin(make: Make) -> None:
+def test_a_sequence_that_ends_leaves_its_batch_before_others_begin(make: Make) -> None:
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
     runner = EncoderDecoderRunner(model, device=CPU)
     begun = rows(*((*as_source([40] * (9 + n)), 3) for n in range(3)))
@@ -242,8 +237,8 @@ def test_a_reply_that_is_computed_again_is_fed_in_pieces(make: Make) -> None:
     for count in range(4, len(line) + 1):
         start = 0 if count == 4 else count - 1
         expected = runner.run([SequenceChunk(0, start, line[start:count])])
-    found = runner.run([SequenceChunk(0, 0, line)])
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    logits = runner.run([SequenceChunk(0, 0, line)])
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
     assert runner.batches[0].length == 50
 
 
@@ -264,7 +259,7 @@ def test_a_model_that_cannot_go_on_is_not_ready(make: Make) -> None:
         run_two_tokens(EncoderDecoderRunner(model, device=CPU, alone=True), model)
 
 
-def test_whose_cache_is_gone_is_not_gone_on_with(make: Make) -> None:
+def test_a_sequence_whose_cache_is_gone_does_not_continue(make: Make) -> None:
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
     runner = EncoderDecoderRunner(model, device=CPU)
     runner.run(rows((*as_source([40, 41]), 3)))
@@ -314,21 +309,21 @@ def test_a_config_of_two_configs_is_planned_too() -> None:
     )
     config = T5GemmaConfig(encoder=module, decoder=module, vocab_size=VOCABULARY)
     skeleton = build_on_meta(config, "float32", "text2text_generation")
-    found = measure_footprint(skeleton, max_model_len=64, prefill_chunk=64, max_batch_size=8)
-    assert found.probed
-    assert found.kv_per_token == 5 * (2 * 2 * 32 + 64)
+    footprint = measure_footprint(skeleton, max_model_len=64, prefill_chunk=64, max_batch_size=8)
+    assert footprint.probed
+    assert footprint.kv_per_token == 5 * (2 * 2 * 32 + 64)
 
 
 @pytest.mark.parametrize("architecture", PAIRED)
 def test_the_plan_counts_what_a_token_leaves(make: Make, architecture: str) -> None:
     config = open_directory(make(architecture)).config
     skeleton = build_on_meta(config, "float32", "text2text_generation")
-    found = measure_footprint(skeleton, max_model_len=64, prefill_chunk=64, max_batch_size=8)
-    blocks = [unit for unit in found.units if unit.block is not None]
-    assert found.probed
-    assert not found.by_block
+    footprint = measure_footprint(skeleton, max_model_len=64, prefill_chunk=64, max_batch_size=8)
+    blocks = [unit for unit in footprint.units if unit.block is not None]
+    assert footprint.probed
+    assert not footprint.by_block
     assert len(blocks) == 4 + 3
     # Keys and values of 64 numbers each in three layers, and what the encoder made, of 4 bytes.
     # A quarter more is counted for padding.
-    assert found.kv_per_token == 5 * (3 * 2 * 64 + 64)
+    assert footprint.kv_per_token == 5 * (3 * 2 * 64 + 64)
     assert sum(unit.kv_per_token for unit in blocks[:4]) == 0

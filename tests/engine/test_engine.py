@@ -1,4 +1,4 @@
-"""The step loop: how sequences end, and that what fails on one's account fails it alone."""
+"""The generation engine: how sequences end, and that a failure fails its own sequence alone."""
 
 from __future__ import annotations
 
@@ -75,18 +75,18 @@ class RunningEngine:
         running, waiting, cached = (metric(f"predictor_{name}", self.name) for name in names)
         return running, waiting, cached
 
-    def run(self, prompt: list[int], **recipe: Any) -> Collected:
-        return Collected.of(self.engine, prompt, **recipe)
+    def run(self, prompt: list[int], **params: Any) -> Collected:
+        return Collected.of(self.engine, prompt, **params)
 
-    def together(self, prompts: Sequence[list[int]], listeners: Any = None, **recipe: Any) -> Any:
+    def together(self, prompts: Sequence[list[int]], callbacks: Any = None, **params: Any) -> Any:
         """Submits prompts while the engine waits, so that all come in at one step; waits."""
-        listeners = listeners or [Collected() for _ in prompts]
+        callbacks = callbacks or [Collected() for _ in prompts]
         with self.held():
-            for prompt, listener in zip(prompts, listeners, strict=True):
-                self.engine.submit(prompt, SamplingParams(**recipe), listener)
-        for listener in listeners:
-            assert listener.ended.wait(60)
-        return listeners
+            for prompt, callback in zip(prompts, callbacks, strict=True):
+                self.engine.submit(prompt, SamplingParams(**params), callback)
+        for callback in callbacks:
+            assert callback.ended.wait(60)
+        return callbacks
 
     def held(self) -> Held:
         return Held(self.engine)
@@ -111,7 +111,7 @@ def assert_(happened: bool) -> None:
 
 
 class Wrapped:
-    """A runner that does something before each pass, and keeps what each was about."""
+    """A runner that calls a function before each forward pass, and records its rows."""
 
     def __init__(self, runner: Runner, before: Callable[[Sequence[SequenceChunk]], None]) -> None:
         self._runner = runner
@@ -149,14 +149,14 @@ def greedy(model: Any) -> list[list[int]]:
 
 @pytest.fixture
 def opened(model: Any) -> Iterator[RunningEngine]:
-    with RunningEngine(batch_runner(model)) as found:
-        yield found
+    with RunningEngine(batch_runner(model)) as running:
+        yield running
 
 
 def generate(model: Any, prompt: list[int], count: int) -> list[int]:
     """Greedy tokens of transformers' own generate, which no token ends."""
     ids = torch.tensor([prompt])
-    found = model.generate(
+    output = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=count,
@@ -164,7 +164,7 @@ def generate(model: Any, prompt: list[int], count: int) -> list[int]:
         eos_token_id=None,
         pad_token_id=3,
     )
-    return list(found[0, len(prompt) :].tolist())
+    return list(output[0, len(prompt) :].tolist())
 
 
 # One sequence
@@ -179,18 +179,18 @@ def test_the_size_of_prefill_chunks_changes_no_token(model: Any, chunk: int) -> 
 def test_a_seed_repeats_a_sampled_reply_and_leaves_torchs_generator_as_it_was(
     opened: RunningEngine,
 ) -> None:
-    recipe = {"max_new_tokens": 16, "temperature": 2.0, "seed": 11}
+    params = {"max_new_tokens": 16, "temperature": 2.0, "seed": 11}
     before = torch.get_rng_state()
-    first = opened.run(PROMPT, **recipe).tokens
+    first = opened.run(PROMPT, **params).tokens
     assert torch.equal(torch.get_rng_state(), before)
     opened.run(PROMPT, max_new_tokens=4, temperature=2.0)
-    assert opened.run(PROMPT, **recipe).tokens == first
-    assert opened.run(PROMPT, **recipe | {"seed": 12}).tokens != first
+    assert opened.run(PROMPT, **params).tokens == first
+    assert opened.run(PROMPT, **params | {"seed": 12}).tokens != first
 
 
 def test_replies_without_a_seed_differ(opened: RunningEngine) -> None:
-    found = [opened.run(PROMPT, max_new_tokens=16, temperature=5.0).tokens for _ in range(4)]
-    assert len(set(map(tuple, found))) > 1
+    replies = [opened.run(PROMPT, max_new_tokens=16, temperature=5.0).tokens for _ in range(4)]
+    assert len(set(map(tuple, replies))) > 1
 
 
 def test_greedy_inherits_no_sampling_from_the_models_own_config(checkpoints: Checkpoints) -> None:
@@ -212,10 +212,10 @@ def test_top_k_of_one_is_greedy_and_a_penalty_changes_the_reply(opened: RunningE
     assert opened.run(PROMPT, max_new_tokens=12, repetition_penalty=50.0).tokens != greedy
 
 
-def test_log_probabilities_are_told_with_each_token(opened: RunningEngine) -> None:
-    found = opened.run(PROMPT, max_new_tokens=6, logprobs=3)
-    assert found.tokens == opened.run(PROMPT, max_new_tokens=6).tokens
-    for token in found.scored:
+def test_log_probabilities_come_with_each_token(opened: RunningEngine) -> None:
+    reply = opened.run(PROMPT, max_new_tokens=6, logprobs=3)
+    assert reply.tokens == opened.run(PROMPT, max_new_tokens=6).tokens
+    for token in reply.scored:
         assert token.top[0] == (token.id, token.logprob)  # greedy takes the most probable
         assert len(token.top) == 3
 
@@ -225,8 +225,8 @@ def test_log_probabilities_are_told_with_each_token(opened: RunningEngine) -> No
 
 def test_tokens_that_run_out_end_a_sequence(opened: RunningEngine) -> None:
     for count in (1, 4):
-        found = opened.run(PROMPT, max_new_tokens=count)
-        assert (len(found.tokens), found.outcome) == (count, "length")
+        reply = opened.run(PROMPT, max_new_tokens=count)
+        assert (len(reply.tokens), reply.outcome) == (count, "length")
 
 
 def test_an_end_of_sequence_token_ends_a_sequence_where_transformers_ends_it(model: Any) -> None:
@@ -242,30 +242,30 @@ def test_an_end_of_sequence_token_ends_a_sequence_where_transformers_ends_it(mod
         pad_token_id=3,
     )[0, len(PROMPT) :].tolist()
     with RunningEngine(batch_runner(model), eos_token_ids=[end, 2]) as opened:
-        found = opened.run(PROMPT, max_new_tokens=12)
-        assert found.tokens == expected == tokens[: tokens.index(end) + 1]
-        assert found.outcome == "eos_token"
+        reply = opened.run(PROMPT, max_new_tokens=12)
+        assert reply.tokens == expected == tokens[: tokens.index(end) + 1]
+        assert reply.outcome == "eos_token"
         # Also where it is the last that was allowed.
         last = opened.run(PROMPT, max_new_tokens=len(expected))
         assert (last.tokens, last.outcome) == (expected, "eos_token")
 
 
-def test_a_listener_ends_its_sequence(opened: RunningEngine) -> None:
+def test_a_callback_ends_its_sequence(opened: RunningEngine) -> None:
     counted = itertools.count(1)
-    listener = Collected(lambda _: next(counted) == 3)
-    opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=9), listener)
-    assert listener.wait().outcome == "stop_sequence"
-    assert len(listener.tokens) == 3
+    callback = Collected(lambda _: next(counted) == 3)
+    opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=9), callback)
+    assert callback.wait().outcome == "stop_sequence"
+    assert len(callback.tokens) == 3
 
 
-def test_what_has_ended_leaves_nothing_behind(opened: RunningEngine) -> None:
-    listeners = opened.together(PROMPTS, max_new_tokens=5)
-    assert {listener.outcome for listener in listeners} == {"length"}
+def test_a_sequence_that_ended_leaves_nothing_behind(opened: RunningEngine) -> None:
+    callbacks = opened.together(PROMPTS, max_new_tokens=5)
+    assert {callback.outcome for callback in callbacks} == {"length"}
     opened.engine.stop()
     assert opened.engine.join(30)
     assert opened.counts == (0, 0, 0)
-    kept = [weakref.ref(listener) for listener in listeners]
-    del listeners
+    kept = [weakref.ref(callback) for callback in callbacks]
+    del callbacks
     assert [reference() for reference in kept] == [None] * len(PROMPTS)
     assert isinstance(opened.engine.runner, BatchRunner)
     assert opened.engine.runner.cache.free_pages == KV_TOKENS
@@ -274,20 +274,20 @@ def test_what_has_ended_leaves_nothing_behind(opened: RunningEngine) -> None:
 # Cancelling
 
 
-def test_a_cancelled_sequence_frees_its_place_and_its_listener_hears_nothing_more(
+def test_a_cancelled_sequence_frees_its_place_and_its_callback_is_not_called_again(
     opened: RunningEngine,
 ) -> None:
     fifth = threading.Event()
     counted = itertools.count(1)
-    listener = Collected(lambda _: next(counted) == 5 and fifth.set())
-    key = opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=70), listener)
+    callback = Collected(lambda _: next(counted) == 5 and fifth.set())
+    key = opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=70), callback)
     assert fifth.wait(60)
     opened.engine.cancel(key)
     opened.run(PROMPT, max_new_tokens=1)  # comes in after the cancel
-    heard = len(listener.tokens)
+    heard = len(callback.tokens)
     opened.run(PROMPT, max_new_tokens=3)
-    assert 5 <= len(listener.tokens) == heard < 70
-    assert listener.outcome is None
+    assert 5 <= len(callback.tokens) == heard < 70
+    assert callback.outcome is None
     opened.engine.stop()
     assert opened.engine.join(30)
     assert opened.counts == (0, 0, 0)
@@ -316,9 +316,9 @@ def test_a_cancel_in_a_crowd_changes_nobody_elses_tokens(
     others = [Collected() for _ in PROMPTS[1:]]
     with opened.held():
         gone_key = opened.engine.submit(PROMPTS[0], SamplingParams(max_new_tokens=12), gone)
-        for prompt, listener in zip(PROMPTS[1:], others, strict=True):
-            opened.engine.submit(prompt, SamplingParams(max_new_tokens=12), listener)
-    assert [listener.wait().tokens for listener in others] == greedy[1:]
+        for prompt, callback in zip(PROMPTS[1:], others, strict=True):
+            opened.engine.submit(prompt, SamplingParams(max_new_tokens=12), callback)
+    assert [callback.wait().tokens for callback in others] == greedy[1:]
     assert gone.tokens == greedy[0][:4]
     assert gone.outcome is None
 
@@ -336,31 +336,31 @@ def poisoned(model: Any, token: int) -> Wrapped:
     return Wrapped(batch_runner(model), fail)
 
 
-@pytest.mark.parametrize("place", range(4))
-def test_a_prompt_that_fails_fails_alone(model: Any, greedy: Any, place: int) -> None:
+@pytest.mark.parametrize("failing", range(4))
+def test_a_prompt_that_fails_fails_alone(model: Any, greedy: Any, failing: int) -> None:
     runner = poisoned(model, 200)
     assert not any(200 in tokens for tokens in greedy)
     prompts = list(PROMPTS)
-    prompts[place] = [200] * 20
+    prompts[failing] = [200] * 20
     with RunningEngine(runner) as opened:
-        found = opened.together(prompts, max_new_tokens=12)
+        replies = opened.together(prompts, max_new_tokens=12)
         assert len(runner.passes[0]) == 4  # they were in one pass
-        assert isinstance(found[place].outcome, GenerationFailed)
-        assert "poison" not in str(found[place].outcome)
-        for index in set(range(4)) - {place}:
-            assert (found[index].tokens, found[index].outcome) == (greedy[index], "length")
+        assert isinstance(replies[failing].outcome, GenerationFailed)
+        assert "poison" not in str(replies[failing].outcome)
+        for index in set(range(4)) - {failing}:
+            assert (replies[index].tokens, replies[index].outcome) == (greedy[index], "length")
         assert opened.run(PROMPTS[0], max_new_tokens=12).tokens == greedy[0]
 
 
-def test_a_sequence_that_fails_later_has_told_what_came_before(model: Any, greedy: Any) -> None:
+def test_a_sequence_that_fails_later_keeps_its_earlier_tokens(model: Any, greedy: Any) -> None:
     # A token that one of the replies has and no other, nor any prompt.
     others = {token for tokens in (*greedy[1:], *PROMPTS) for token in tokens}
     poison = next(token for token in greedy[0][1:-1] if token not in others)
     with RunningEngine(poisoned(model, poison)) as opened:
-        found = opened.together(PROMPTS, max_new_tokens=12)
-        assert found[0].tokens == greedy[0][: greedy[0].index(poison) + 1]
-        assert isinstance(found[0].outcome, GenerationFailed)
-        assert [listener.tokens for listener in found[1:]] == greedy[1:]
+        replies = opened.together(PROMPTS, max_new_tokens=12)
+        assert replies[0].tokens == greedy[0][: greedy[0].index(poison) + 1]
+        assert isinstance(replies[0].outcome, GenerationFailed)
+        assert [callback.tokens for callback in replies[1:]] == greedy[1:]
 
 
 def test_one_that_fails_by_itself_leaves_the_engine_whole(model: Any, greedy: Any) -> None:
@@ -377,10 +377,10 @@ def test_a_token_that_the_model_does_not_know_fails_its_sequence_alone(
     model: Any, greedy: Any
 ) -> None:
     with RunningEngine(batch_runner(model)) as opened:
-        found = opened.together([PROMPTS[0], [10**6] * 20], max_new_tokens=12)
-        assert found[0].tokens == greedy[0]
-        assert isinstance(found[1].outcome, GenerationFailed)
-        assert "index" not in str(found[1].outcome)
+        replies = opened.together([PROMPTS[0], [10**6] * 20], max_new_tokens=12)
+        assert replies[0].tokens == greedy[0]
+        assert isinstance(replies[1].outcome, GenerationFailed)
+        assert "index" not in str(replies[1].outcome)
 
 
 def test_logits_that_are_no_numbers_fail_their_sequence_alone(model: Any, greedy: Any) -> None:
@@ -394,59 +394,59 @@ def test_logits_that_are_no_numbers_fail_their_sequence_alone(model: Any, greedy
                     logits[index, 5] = float("nan")
             return logits
 
-    for recipe in ({}, {"logprobs": 1}):
+    for params in ({}, {"logprobs": 1}):
         with RunningEngine(Spoilt(inner, lambda _: None)) as opened:
-            found = opened.together(PROMPTS, max_new_tokens=12, **recipe)
-            assert isinstance(found[2].outcome, GenerationFailed)
+            replies = opened.together(PROMPTS, max_new_tokens=12, **params)
+            assert isinstance(replies[2].outcome, GenerationFailed)
             for index in (0, 1, 3):
-                assert found[index].tokens == greedy[index]
+                assert replies[index].tokens == greedy[index]
 
 
-def test_a_recipe_that_fails_fails_its_sequence_alone(model: Any, greedy: Any) -> None:
+def test_sampling_that_fails_fails_its_sequence_alone(model: Any, greedy: Any) -> None:
     with RunningEngine(batch_runner(model)) as opened:
         bad, good = Collected(), Collected()
         with opened.held():
-            recipe = SamplingParams(max_new_tokens=12, logit_bias={10**6: 1.0})
-            opened.engine.submit(PROMPTS[0], recipe, bad)
+            params = SamplingParams(max_new_tokens=12, logit_bias={10**6: 1.0})
+            opened.engine.submit(PROMPTS[0], params, bad)
             opened.engine.submit(PROMPTS[1], SamplingParams(max_new_tokens=12), good)
         assert good.wait().tokens == greedy[1]
         with pytest.raises(GenerationFailed):
             bad.wait()
 
 
-def test_a_listener_that_raises_fails_alone(opened: RunningEngine, greedy: Any) -> None:
+def test_a_callback_that_raises_fails_alone(opened: RunningEngine, greedy: Any) -> None:
     counted = itertools.count(1)
 
     def fail(_: Token) -> bool:
         if next(counted) == 3:
-            raise ValueError("of the listener")
+            raise ValueError("of the callback")
         return False
 
-    listeners = [Collected(), Collected(fail), Collected(), Collected()]
-    opened.together(PROMPTS, listeners, max_new_tokens=12)
-    assert isinstance(listeners[1].outcome, GenerationFailed)
-    assert listeners[1].tokens == greedy[1][:3]
+    callbacks = [Collected(), Collected(fail), Collected(), Collected()]
+    opened.together(PROMPTS, callbacks, max_new_tokens=12)
+    assert isinstance(callbacks[1].outcome, GenerationFailed)
+    assert callbacks[1].tokens == greedy[1][:3]
     for index in (0, 2, 3):
-        assert (listeners[index].tokens, listeners[index].outcome) == (greedy[index], "length")
+        assert (callbacks[index].tokens, callbacks[index].outcome) == (greedy[index], "length")
 
 
 class BadEnd(Collected):
-    """A listener that fails at its end."""
+    """A callback that fails at its end."""
 
     def on_finish(self, outcome: Any) -> None:
         super().on_finish(outcome)
-        raise ValueError("of the listener")
+        raise ValueError("of the callback")
 
 
-def test_a_listener_that_raises_at_its_end_harms_nobody(opened: RunningEngine, greedy: Any) -> None:
-    listeners = [Collected(), BadEnd(), Collected(), BadEnd()]
-    opened.together(PROMPTS, listeners, max_new_tokens=12)
-    assert [listener.tokens for listener in listeners] == greedy
+def test_a_callback_that_raises_at_its_end_harms_nobody(opened: RunningEngine, greedy: Any) -> None:
+    callbacks = [Collected(), BadEnd(), Collected(), BadEnd()]
+    opened.together(PROMPTS, callbacks, max_new_tokens=12)
+    assert [callback.tokens for callback in callbacks] == greedy
     assert opened.run(PROMPTS[0], max_new_tokens=12).tokens == greedy[0]
 
 
 class NoReply(Collected):
-    """A listener that cannot end with a reply, as where a tokenizer fails on it."""
+    """A callback that cannot end with a reply, as where a tokenizer fails on it."""
 
     def on_finish(self, outcome: Any) -> None:
         if not isinstance(outcome, Exception):
@@ -455,9 +455,9 @@ class NoReply(Collected):
 
 
 def test_a_reply_that_cannot_be_made_ends_as_a_failure(opened: RunningEngine) -> None:
-    listener = NoReply()
-    opened.together([PROMPTS[0]], [listener], max_new_tokens=3)
-    assert isinstance(listener.outcome, GenerationFailed)
+    callback = NoReply()
+    opened.together([PROMPTS[0]], [callback], max_new_tokens=3)
+    assert isinstance(callback.outcome, GenerationFailed)
 
 
 # Memory
@@ -473,13 +473,13 @@ def test_a_pass_that_needs_too_much_memory_is_run_again_in_halves(
 
     runner = Wrapped(batch_runner(model), fail)
     with RunningEngine(runner) as opened:
-        found = opened.together(PROMPTS, max_new_tokens=12)
+        replies = opened.together(PROMPTS, max_new_tokens=12)
         assert runner.most_rows == 4
-        assert [listener.tokens for listener in found] == greedy
-        assert {listener.outcome for listener in found} == {"length"}
+        assert [callback.tokens for callback in replies] == greedy
+        assert {callback.outcome for callback in replies} == {"length"}
 
 
-def test_what_a_failed_pass_held_is_let_go_before_its_halves_run(model: Any) -> None:
+def test_memory_of_a_failed_pass_is_released_before_its_halves_run(model: Any) -> None:
     """Else the halves find as little memory as the whole did."""
     held: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
@@ -509,20 +509,20 @@ def always_failing(model: Any) -> Wrapped:
 
 def test_an_engine_whose_model_always_fails_is_broken_for_good(model: Any) -> None:
     broken: list[EngineBroken] = []
-    told = threading.Event()
+    has_ended = threading.Event()
 
     def on_broken(error: EngineBroken) -> None:
         broken.append(error)
-        told.set()
+        has_ended.set()
 
     limits = SchedulerLimits(KV_TOKENS, sequences=2, chunk=64)  # so that two wait
     with RunningEngine(always_failing(model), limits=limits, on_broken=on_broken) as opened:
-        found = opened.together(PROMPTS, max_new_tokens=5)
-        assert told.wait(30)
+        replies = opened.together(PROMPTS, max_new_tokens=5)
+        assert has_ended.wait(30)
         assert opened.engine.join(30)
-        assert all(isinstance(listener.outcome, Exception) for listener in found)
-        assert [type(listener.outcome) for listener in found[2:]] == [EngineBroken] * 2
-        assert "assert" not in str(found[2].outcome)
+        assert all(isinstance(callback.outcome, Exception) for callback in replies)
+        assert [type(callback.outcome) for callback in replies[2:]] == [EngineBroken] * 2
+        assert "assert" not in str(replies[2].outcome)
         assert len(broken) == 1
         with pytest.raises(EngineBroken):
             opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=1), Collected())
@@ -530,29 +530,31 @@ def test_an_engine_whose_model_always_fails_is_broken_for_good(model: Any) -> No
         assert opened.counts == (0, 0, 0)
 
 
-def test_all_hear_that_the_engine_is_broken_those_in_the_failed_pass_too(model: Any) -> None:
-    limits = SchedulerLimits(KV_TOKENS, sequences=2, chunk=64)
-    with RunningEngine(always_failing(model), limits=limits) as opened:
-        found = opened.together(PROMPTS, max_new_tokens=5)
-        assert [type(listener.outcome) for listener in found] == [EngineBroken] * 4
-
-
-def test_a_listener_that_raises_does_not_keep_others_from_hearing_of_a_broken_engine(
+def test_every_sequence_ends_when_the_engine_breaks_those_in_the_failed_pass_too(
     model: Any,
 ) -> None:
-    told = threading.Event()
-    listeners = [Collected(), BadEnd(), BadEnd(), Collected()]
+    limits = SchedulerLimits(KV_TOKENS, sequences=2, chunk=64)
+    with RunningEngine(always_failing(model), limits=limits) as opened:
+        replies = opened.together(PROMPTS, max_new_tokens=5)
+        assert [type(callback.outcome) for callback in replies] == [EngineBroken] * 4
+
+
+def test_a_callback_that_raises_does_not_keep_others_from_hearing_of_a_broken_engine(
+    model: Any,
+) -> None:
+    has_ended = threading.Event()
+    callbacks = [Collected(), BadEnd(), BadEnd(), Collected()]
     limits = SchedulerLimits(KV_TOKENS, sequences=2, chunk=64)
     with RunningEngine(
-        always_failing(model), limits=limits, on_broken=lambda _: told.set()
+        always_failing(model), limits=limits, on_broken=lambda _: has_ended.set()
     ) as opened:
-        opened.together(PROMPTS, listeners, max_new_tokens=5)
-        assert told.wait(30)
-    assert isinstance(listeners[3].outcome, EngineBroken)
+        opened.together(PROMPTS, callbacks, max_new_tokens=5)
+        assert has_ended.wait(30)
+    assert isinstance(callbacks[3].outcome, EngineBroken)
 
 
-def test_one_that_comes_while_the_engine_breaks_is_told(model: Any) -> None:
-    """Whatever is in the inbox at that moment is not forgotten."""
+def test_a_sequence_that_arrives_while_the_engine_breaks_ends_too(model: Any) -> None:
+    """Its request is still in the mailbox at that moment."""
     late = Collected()
     runner = always_failing(model)
     with RunningEngine(runner) as opened:
@@ -575,15 +577,15 @@ def submit_and_fail(engine: Engine, late: Collected, rows: Sequence[SequenceChun
 def test_the_thread_ends_when_it_is_stopped_idle_or_at_work(model: Any) -> None:
     for work in (False, True):
         opened = RunningEngine(batch_runner(model))
-        listener = Collected()
+        callback = Collected()
         if work:
             begun = threading.Event()
-            listener = Collected(lambda _, begun=begun: begun.set())
-            opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=70), listener)
+            callback = Collected(lambda _, begun=begun: begun.set())
+            opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=70), callback)
             assert begun.wait(60)
         opened.engine.stop()
         assert opened.engine.join(30)
-        assert listener.outcome is None
+        assert callback.outcome is None
 
 
 def test_many_threads_submit_and_cancel(opened: RunningEngine, greedy: list[list[int]]) -> None:
@@ -593,12 +595,12 @@ def test_many_threads_submit_and_cancel(opened: RunningEngine, greedy: list[list
             key = opened.engine.submit(PROMPTS[index], SamplingParams(max_new_tokens=12), gone)
             kept = Collected.of(opened.engine, PROMPTS[index], max_new_tokens=12)
             opened.engine.cancel(key)
-            found[index].append(kept.tokens)
+            replies[index].append(kept.tokens)
 
-    found: list[list[list[int]]] = [[] for _ in PROMPTS]
+    replies: list[list[list[int]]] = [[] for _ in PROMPTS]
     threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert found == [[tokens] * 3 for tokens in greedy]
+    assert replies == [[tokens] * 3 for tokens in greedy]

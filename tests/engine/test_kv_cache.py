@@ -1,4 +1,4 @@
-"""Slots of the KV cache: whose they are, where a pass finds them, that they are nobody else's."""
+"""Pages of the KV cache: their owners, their layout in a forward pass, and that none is shared."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def test_where_all_rows_are_as_long_every_computed_column_is_written() -> None:
     assert fresh is None
 
 
-# Whose the slots are
+# Owners of pages
 
 
-def test_slots_are_given_as_they_are_needed_and_never_to_two() -> None:
+def test_pages_are_given_as_they_are_needed_and_never_to_two() -> None:
     cache = PagedKVCache(1, 11, 10)
     cache.lay_out([row(1, 0, 4), row(2, 0, 2)])
     assert (len(cache.owned_pages(1)), len(cache.owned_pages(2))) == (4, 2)
     before = cache.owned_pages(1)
     cache.lay_out([row(1, 4, 1), row(3, 0, 3)])
     assert cache.owned_pages(1)[:4] == before
-    everyone = [slot for key in (1, 2, 3) for slot in cache.owned_pages(key)]
+    everyone = [page for key in (1, 2, 3) for page in cache.owned_pages(key)]
     assert sorted(everyone) == list(range(1, 11))  # all but the padding's
 
 
-def test_released_slots_are_given_again() -> None:
+def test_released_pages_are_given_again() -> None:
     cache = PagedKVCache(1, 7, 6)
     cache.lay_out([row(1, 0, 2), row(2, 0, 4)])
     freed = cache.owned_pages(2)
@@ -73,7 +73,7 @@ def test_released_slots_are_given_again() -> None:
     assert sorted(cache.owned_pages(4)) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_pass_that_is_laid_out_again_takes_no_more_slots() -> None:
+def test_a_pass_that_is_laid_out_again_takes_no_more_pages() -> None:
     cache = PagedKVCache(1, 6, 5)
     first = cache.lay_out([row(1, 0, 3), row(2, 0, 2)])
     again = cache.lay_out([row(1, 0, 3), row(2, 0, 2)])
@@ -93,7 +93,7 @@ def test_releasing_whom_nobody_knows_changes_nothing() -> None:
     assert sorted(cache.owned_pages(2)) == [1, 2, 3]
 
 
-def test_more_slots_than_there_are_is_an_error_that_loses_none() -> None:
+def test_more_pages_than_there_are_is_an_error_that_loses_none() -> None:
     cache = PagedKVCache(1, 5, 10)
     with pytest.raises(MemoryError, match="3 KV pages needed, 2 are free"):
         cache.lay_out([row(1, 0, 2), row(2, 0, 3)])
@@ -113,7 +113,7 @@ def test_a_layer_that_is_asked_before_any_layout_says_so() -> None:
 def update(
     cache: PagedKVCache, rows: list[SequenceChunk], layer: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Writes keys that say whose token they are, and its place; values are their negatives.
+    """Writes keys that say whose token they are, and its position; values are their negatives.
 
     What is computed in the padding is NaN.
     """
@@ -121,23 +121,25 @@ def update(
     states = torch.full((len(rows), HEADS, layout.new, SIZE), float("nan"))
     for index, own in enumerate(rows):
         for offset in range(len(own.tokens)):
-            place = own.start + offset
-            states[index, :, layout.new - len(own.tokens) + offset] = stamp(own.key, place, layer)
+            position = own.start + offset
+            states[index, :, layout.new - len(own.tokens) + offset] = stamp(
+                own.key, position, layer
+            )
     return cache.layers[layer].update(states, -states)
 
 
-def stamp(key: int, place: int, layer: int) -> torch.Tensor:
+def stamp(key: int, position: int, layer: int) -> torch.Tensor:
     entries = torch.arange(1.0, HEADS * SIZE + 1).view(HEADS, SIZE) / 100
-    return entries + key * 10_000 + place * 10 + layer
+    return entries + key * 10_000 + position * 10 + layer
 
 
 def expected(rows: list[SequenceChunk], layer: int = 0) -> torch.Tensor:
     width = max(own.end for own in rows)
-    found = torch.zeros(len(rows), HEADS, width, SIZE)
+    padded = torch.zeros(len(rows), HEADS, width, SIZE)
     for index, own in enumerate(rows):
-        for place in range(own.end):
-            found[index, :, width - own.end + place] = stamp(own.key, place, layer)
-    return found
+        for position in range(own.end):
+            padded[index, :, width - own.end + position] = stamp(own.key, position, layer)
+    return padded
 
 
 def test_a_layer_gives_whole_rows_with_zeros_before_them() -> None:
@@ -153,7 +155,7 @@ def test_a_layer_gives_whole_rows_with_zeros_before_them() -> None:
         assert cache.get_mask_sizes(new, 0) == (width, 0)
 
 
-def test_a_layer_takes_its_memory_once_for_all_slots() -> None:
+def test_a_layer_takes_its_memory_once_for_all_pages() -> None:
     cache = PagedKVCache(2, 20, 10)
     assert not cache.layers[0].is_initialized
     update(cache, [row(1, 0, 3)])
@@ -187,8 +189,8 @@ def test_in_any_company_every_row_is_its_own_and_the_padding_stays_zero() -> Non
         assert torch.equal(values, -expected(rows))
         for own in rows:
             cached[own.key] = own.end
-        slots = [slot for key in cached if cached[key] for slot in cache.owned_pages(key)]
-        assert len(set(slots)) == len(slots) == sum(cached.values())
-        assert 0 not in slots
+        pages = [page for key in cached if cached[key] for page in cache.owned_pages(key)]
+        assert len(set(pages)) == len(pages) == sum(cached.values())
+        assert 0 not in pages
         assert not cache.layers[0].keys[0].any()
         assert not cache.layers[0].values[0].any()

@@ -1,4 +1,4 @@
-"""The choice of the next token, against recipes written out the long way."""
+"""Sampling of the next token, against parameters applied the long way."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from predictor.engine.generation.sampling_params import SamplingParams
 NAN, INF = float("nan"), float("inf")
 
 
-def sampler(*prompt: int, **recipe: Any) -> Sampler:
-    return Sampler(SamplingParams(max_new_tokens=100, **recipe), prompt)
+def sampler(*prompt: int, **params: Any) -> Sampler:
+    return Sampler(SamplingParams(max_new_tokens=100, **params), prompt)
 
 
-def choices(logits: list[float], count: int, *prompt: int, **recipe: Any) -> list[int]:
+def choices(logits: list[float], count: int, *prompt: int, **params: Any) -> list[int]:
     """Tokens that are chosen one after another where the model always says the same."""
-    chooser = sampler(*prompt, **recipe)
+    chooser = sampler(*prompt, **params)
     return [chooser.sample(torch.tensor(logits)).id for _ in range(count)]
 
 
@@ -36,20 +36,20 @@ def reference(
     probabilities = torch.softmax(scores[order], dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
     probabilities = torch.where(before < top_p, probabilities, 0.0)
-    found = torch.zeros_like(scores)
-    found[order] = probabilities / probabilities.sum()
-    return found
+    distribution = torch.zeros_like(scores)
+    distribution[order] = probabilities / probabilities.sum()
+    return distribution
 
 
-def check_distribution(found: Counter[int], wanted: torch.Tensor) -> None:
+def check_distribution(counts: Counter[int], wanted: torch.Tensor) -> None:
     """Holds counts against a distribution; chi-square within five deviations of its mean."""
-    total = sum(found.values())
+    total = sum(counts.values())
     possible = {index for index, p in enumerate(wanted.tolist()) if p > 0}
-    assert set(found) <= possible, "a token outside of the recipe"
+    assert set(counts) <= possible, "a token outside of the params"
     if (freedom := len(possible) - 1) == 0:
         return
     chi_square = sum(
-        (found[index] - total * float(wanted[index])) ** 2 / (total * float(wanted[index]))
+        (counts[index] - total * float(wanted[index])) ** 2 / (total * float(wanted[index]))
         for index in possible
     )
     assert chi_square < freedom + 5 * math.sqrt(2 * freedom)
@@ -64,7 +64,7 @@ def test_temperature_0_takes_the_most_probable() -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    "params",
     [
         {"temperature": 0.5},
         {"repetition_penalty": 1.1},
@@ -74,8 +74,8 @@ def test_temperature_0_takes_the_most_probable() -> None:
         {"logprobs": 0},
     ],
 )
-def test_a_recipe_that_asks_for_more_is_not_plain(recipe: dict[str, Any]) -> None:
-    assert not sampler(**recipe).is_greedy
+def test_parameters_beyond_the_temperature_are_not_greedy(params: dict[str, Any]) -> None:
+    assert not sampler(**params).is_greedy
 
 
 def test_many_rows_at_once_choose_as_each_alone_would() -> None:
@@ -133,16 +133,16 @@ def test_a_bias_forbids_forces_and_tips() -> None:
 
 
 def test_a_bias_acts_where_it_is_sampled_too() -> None:
-    found = choices([0.0] * 5, 200, temperature=1.0, seed=3, logit_bias={1: -100.0, 4: -100.0})
-    assert set(found) == {0, 2, 3}
+    tokens = choices([0.0] * 5, 200, temperature=1.0, seed=3, logit_bias={1: -100.0, 4: -100.0})
+    assert set(tokens) == {0, 2, 3}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_models_logits_are_left_as_they_are(dtype: torch.dtype) -> None:
     logits = torch.randn(40, generator=torch.Generator().manual_seed(2)).to(dtype)
     before = logits.clone()
-    recipe = {"repetition_penalty": 2.0, "presence_penalty": 1.0, "logit_bias": {1: 3.0}}
-    chooser = sampler(1, 2, 3, temperature=0.7, top_p=0.8, seed=1, **recipe)
+    params = {"repetition_penalty": 2.0, "presence_penalty": 1.0, "logit_bias": {1: 3.0}}
+    chooser = sampler(1, 2, 3, temperature=0.7, top_p=0.8, seed=1, **params)
     for _ in range(3):
         chooser.sample(logits)
     assert torch.equal(logits, before)
@@ -151,12 +151,12 @@ def test_the_models_logits_are_left_as_they_are(dtype: torch.dtype) -> None:
 # Log probabilities
 
 
-def test_log_probabilities_are_the_models_own_before_the_recipe() -> None:
+def test_log_probabilities_are_the_models_own_before_the_parameters() -> None:
     logits = torch.randn(264, generator=torch.Generator().manual_seed(4)) * 3
     wanted = torch.log_softmax(logits, dim=-1)
     best = wanted.sort(descending=True)
-    recipe = {"repetition_penalty": 3.0, "logit_bias": {7: 50.0}, "temperature": 2.0, "seed": 1}
-    chooser = sampler(*range(50), logprobs=5, **recipe)
+    params = {"repetition_penalty": 3.0, "logit_bias": {7: 50.0}, "temperature": 2.0, "seed": 1}
+    chooser = sampler(*range(50), logprobs=5, **params)
     for _ in range(3):
         token = chooser.sample(logits)
         assert token.id == 7
@@ -165,14 +165,16 @@ def test_log_probabilities_are_the_models_own_before_the_recipe() -> None:
         assert [value for _, value in token.top] == pytest.approx(best.values[:5].tolist())
 
 
-@pytest.mark.parametrize(("asked", "told"), [(0, 0), (3, 3), (20, 4)])
-def test_as_many_alternatives_are_told_as_asked_for_and_there_are(asked: int, told: int) -> None:
-    token = sampler(logprobs=asked).sample(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+@pytest.mark.parametrize(("requested", "returned"), [(0, 0), (3, 3), (20, 4)])
+def test_as_many_alternatives_are_returned_as_are_requested_and_exist(
+    requested: int, returned: int
+) -> None:
+    token = sampler(logprobs=requested).sample(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert token.logprob is not None
-    assert len(token.top) == told
+    assert len(token.top) == returned
 
 
-def test_no_log_probability_is_told_unasked() -> None:
+def test_no_log_probability_is_returned_unless_requested() -> None:
     token = sampler(temperature=1.0).sample(torch.tensor([1.0, 2.0]))
     assert (token.logprob, token.top) == (None, ())
 
@@ -181,7 +183,7 @@ def test_no_log_probability_is_told_unasked() -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    "params",
     [
         {},
         {"temperature": 0.4},
@@ -198,11 +200,11 @@ def test_no_log_probability_is_told_unasked() -> None:
     ],
     ids=str,
 )
-def test_tokens_are_drawn_as_the_recipe_says(recipe: dict[str, Any]) -> None:
+def test_tokens_are_drawn_from_the_distribution_of_the_parameters(params: dict[str, Any]) -> None:
     logits = torch.randn(20, generator=torch.Generator().manual_seed(6)) * 1.5
-    chooser = sampler(**{"temperature": 1.0, "seed": 7} | recipe)
-    found = Counter(chooser.sample(logits).id for _ in range(4000))
-    check_distribution(found, reference(logits, **recipe))
+    chooser = sampler(**{"temperature": 1.0, "seed": 7} | params)
+    counts = Counter(chooser.sample(logits).id for _ in range(4000))
+    check_distribution(counts, reference(logits, **params))
 
 
 def test_top_p_holds_where_many_tokens_are_needed_for_it() -> None:
@@ -211,9 +213,9 @@ def test_top_p_holds_where_many_tokens_are_needed_for_it() -> None:
     wanted = reference(logits, top_p=0.5)
     assert int((wanted > 0).sum()) > 1000
     chooser = sampler(temperature=1.0, top_p=0.5, seed=9)
-    found = Counter(chooser.sample(logits).id for _ in range(3000))
-    assert len(found) > 700
-    check_distribution(found, wanted)
+    counts = Counter(chooser.sample(logits).id for _ in range(3000))
+    assert len(counts) > 700
+    check_distribution(counts, wanted)
 
 
 def test_top_p_holds_where_few_of_many_tokens_suffice() -> None:
@@ -234,10 +236,10 @@ def test_the_one_most_probable_is_always_kept() -> None:
 @pytest.mark.parametrize("seed", [0, 11, 2**63 - 1])
 def test_a_seed_repeats_and_another_differs(seed: int) -> None:
     flat = [0.0] * 1000
-    found = choices(flat, 20, temperature=1.0, seed=seed)
-    assert choices(flat, 20, temperature=1.0, seed=seed) == found
-    assert choices(flat, 20, temperature=1.0, seed=seed ^ 1) != found
-    assert len(set(found)) > 10
+    tokens = choices(flat, 20, temperature=1.0, seed=seed)
+    assert choices(flat, 20, temperature=1.0, seed=seed) == tokens
+    assert choices(flat, 20, temperature=1.0, seed=seed ^ 1) != tokens
+    assert len(set(tokens)) > 10
 
 
 def test_without_a_seed_replies_differ() -> None:
@@ -250,9 +252,9 @@ def test_samplers_share_no_generator_with_each_other_or_with_torch() -> None:
     alone = choices([0.0] * 1000, 10, temperature=1.0, seed=5)
     before = torch.get_rng_state()
     one, other = (sampler(temperature=1.0, seed=seed) for seed in (5, 6))
-    found = []
+    tokens = []
     for _ in range(10):
-        found.append(one.sample(logits).id)
+        tokens.append(one.sample(logits).id)
         other.sample(logits)
-    assert found == alone
+    assert tokens == alone
     assert torch.equal(torch.get_rng_state(), before)

@@ -21,31 +21,31 @@ from predictor.engine.shape_buckets import bucket_context, bucket_new_tokens
 def scheduler(
     *prompts: int, kv: int = 1000, sequences: int = 64, chunk: int = 64, breakeven_tokens: int = 0
 ) -> Scheduler:
-    """Returns a scheduler with these prompts in line, under the keys 0, 1, 2, ..."""
-    found = Scheduler(SchedulerLimits(kv, sequences, chunk, breakeven_tokens))
+    """Return a scheduler with these prompts in line, under the keys 0, 1, 2, ..."""
+    new = Scheduler(SchedulerLimits(kv, sequences, chunk, breakeven_tokens))
     for key, tokens in enumerate(prompts):
-        found.add(key, tokens)
-    return found
+        new.add(key, tokens)
+    return new
 
 
-def feed(scheduler: Scheduler, step: Step) -> list[int]:
-    """Feeds a step; returns who has a next token, which is not yet taken as known."""
+def compute(scheduler: Scheduler, step: Step) -> list[int]:
+    """Compute a step; return the sequences with a next token, which is not yet appended."""
     return [chunk.key for rows in step.batches for chunk in rows if scheduler.mark_computed(chunk)]
 
 
 def advance(scheduler: Scheduler) -> Step:
-    """Plans and feeds a step; everyone who has a next token goes on."""
+    """Plan and compute a step; every sequence with a next token continues."""
     step = scheduler.plan()
-    for key in feed(scheduler, step):
+    for key in compute(scheduler, step):
         scheduler.append_token(key)
     return step
 
 
-def read_all(scheduler: Scheduler) -> None:
-    """Reads the prompts of all that run or can, and only then takes a next token for each."""
+def prefill_all(scheduler: Scheduler) -> None:
+    """Prefill all that run or can, and only then append a next token to each."""
     done: list[int] = []
     while (step := scheduler.plan()).batches:
-        done += feed(scheduler, step)
+        done += compute(scheduler, step)
     for key in done:
         scheduler.append_token(key)
 
@@ -65,7 +65,7 @@ def test_a_prompt_is_read_in_chunks_and_then_goes_on_token_by_token() -> None:
     assert not s.mark_computed(Chunk(0, 8, 8))
     assert s.plan() == Step((), ((Chunk(0, 16, 4),),))
     assert s.mark_computed(Chunk(0, 16, 4))
-    assert s.plan() == Step((), ())  # nobody said that it goes on
+    assert s.plan() == Step((), ())  # its next token was not appended
     s.append_token(0)
     assert s.plan() == Step((), ((Chunk(0, 20, 1),),))
     assert s.cached == 20
@@ -134,7 +134,7 @@ def test_room_counts_generated_tokens_too() -> None:
     assert (s.running, s.waiting) == (2, 1)
 
 
-def test_the_first_in_line_is_passed_by_shorter_ones_as_often_as_patience_says() -> None:
+def test_the_first_in_line_is_overtaken_by_shorter_ones_no_more_often_than_the_limit() -> None:
     # 40 run; 60 more never fit beside them, 10 do: 40 + 10 + 16 = 66.
     s = scheduler(40, 60, kv=100)
     advance(s)
@@ -145,13 +145,13 @@ def test_the_first_in_line_is_passed_by_shorter_ones_as_often_as_patience_says()
         s.remove(key)
     s.add(20, 10)
     s.plan()
-    assert (s.running, s.waiting) == (1, 2)  # nobody passes any more
+    assert (s.running, s.waiting) == (1, 2)  # nobody overtakes any more
     s.remove(0)
     s.plan()
     assert (s.running, s.waiting) == (2, 0)  # 60 + 10 + 16 = 86: the next follows
 
 
-def test_patience_counts_those_who_pass_in_one_step_too() -> None:
+def test_the_limit_counts_those_that_overtake_in_one_step_too() -> None:
     # 400 run; 600 more never fit; ten of 10 would all: 400 + 100 + 10 * 16 = 660.
     s = scheduler(400, 600, *[10] * 10, kv=1000)
     s.plan()
@@ -222,14 +222,14 @@ def test_a_short_prompt_goes_with_the_next_chunk_of_a_long_one() -> None:
     assert advance(s).batches == ((Chunk(0, 512, 512),), (Chunk(1, 20, 1),))
 
 
-def test_a_long_prompt_is_passed_by_short_ones_as_often_as_patience_says() -> None:
+def test_a_long_prompt_is_overtaken_by_short_ones_no_more_often_than_the_limit() -> None:
     s = scheduler(1500, chunk=512, kv=4000)
     order = []
     for key in range(1, 40):
         s.add(key, 20)
         step = s.plan()
         order.append(keys(step.batches[0]))
-        for done in feed(s, step):
+        for done in compute(s, step):
             s.remove(done)
     # Eight short ones, a chunk, eight short ones, a chunk, ... and the prompt is read.
     turns = [index for index, rows in enumerate(order) if rows == [0]]
@@ -239,7 +239,7 @@ def test_a_long_prompt_is_passed_by_short_ones_as_often_as_patience_says() -> No
     assert [key for rows in order for key in rows if key] == list(range(1, 40))
 
 
-def test_a_chunk_of_a_long_prompt_makes_no_short_one_impatient() -> None:
+def test_a_chunk_of_a_long_prompt_gives_no_short_one_priority() -> None:
     s = scheduler(1500, chunk=512, kv=4000)
     for key in range(1, 1 + MAX_OVERTAKES):
         s.add(key, 20)
@@ -257,14 +257,14 @@ def test_a_chunk_of_a_long_prompt_makes_no_short_one_impatient() -> None:
 def test_rows_times_the_longest_of_a_pass_are_within_the_kv_budget() -> None:
     # Known 50, 20 and 10: 2 * 50 = 100 fit 110 and 3 * 50 do not.
     s = scheduler(49, 19, 9, kv=110)
-    read_all(s)
+    prefill_all(s)
     assert s.plan().batches == ((Chunk(0, 49, 1), Chunk(1, 19, 1)), (Chunk(2, 9, 1),))
 
 
 def test_as_few_passes_as_possible_the_longest_first() -> None:
     # Known 60, 10, 10, 10, 10 (the third to fifth need no room beyond 60 + 40 + 4 * 16 = 164).
     s = scheduler(9, 9, 59, 9, 9, kv=164)
-    read_all(s)
+    prefill_all(s)
     # 2 * 60 = 120 fit 164 and 3 * 60 do not; then 3 * 10.
     assert [keys(rows) for rows in s.plan().batches] == [[2, 0], [1, 3, 4]]
 
@@ -277,7 +277,7 @@ def test_the_last_to_have_arrived_goes_back_to_its_place_in_the_line() -> None:
     s = scheduler(10, 10, kv=50, chunk=32)
     s.plan()
     s.add(2, 30)  # no room yet
-    read_all(s)
+    prefill_all(s)
     for _ in range(14):
         assert advance(s).preempted == ()
     assert (s.running, s.waiting, s.cached) == (2, 1, 48)
@@ -294,7 +294,7 @@ def test_the_last_to_have_arrived_goes_back_to_its_place_in_the_line() -> None:
 def test_one_that_arrived_before_the_preempted_is_before_it_in_line() -> None:
     # 20 runs; 60 has no room (20 + 60 + 16 > 90), 20 has and passes. They grow to 46 each.
     s = scheduler(20, 60, 20, kv=90)
-    read_all(s)
+    prefill_all(s)
     while not (step := advance(s)).preempted:
         pass
     assert step.preempted == (2,)
@@ -420,10 +420,10 @@ class Simulation:
             self.check(rows, seen)
         for rows in step.batches:
             for chunk in rows:
-                self.feed(chunk)
+                self.compute(chunk)
 
     def admitted(self) -> None:
-        """Notes who runs now, and by how many each that waits was passed."""
+        """Note who runs now, and by how many each waiting sequence was overtaken."""
         running = self.scheduler.running_keys
         if newcomers := running - self.running:
             self.running |= newcomers
@@ -453,7 +453,7 @@ class Simulation:
         # One row alone may be padded over the chunk: it has to be computed somehow.
         assert most == 1 or len(rows) == 1 or len(rows) * most <= self.limits.chunk
 
-    def feed(self, chunk: Chunk) -> None:
+    def compute(self, chunk: Chunk) -> None:
         key = chunk.key
         self.cached[key] += chunk.count
         has_next = self.scheduler.mark_computed(chunk)

@@ -1,4 +1,4 @@
-"""Timing passes of runners whose speed is known, and with how many threads they then compute."""
+"""Timing forward passes of runners of known speed, and the number of threads that is then used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST = 100
 
 
 class Runner:
-    """Takes as long as it is told."""
+    """Takes a given time."""
 
     def __init__(self, seconds: Callable[[int, int], float]) -> None:
         self.seconds = seconds  # by tokens and threads
@@ -39,9 +39,9 @@ def timed(seconds: Callable[[int, int], float]) -> Times:
 
 
 def test_a_model_that_is_as_fast_with_a_thread_fewer_leaves_the_processor() -> None:
-    found = timed(lambda tokens, _: 0.02)
+    times = timed(lambda tokens, _: 0.02)
     assert torch.get_num_threads() == 3
-    assert found.one == pytest.approx(0.02, rel=0.2)
+    assert times.one == pytest.approx(0.02, rel=0.2)
 
 
 @pytest.mark.parametrize("slower", [1, 32], ids=["one token", "many tokens"])
