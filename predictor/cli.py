@@ -113,12 +113,14 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--memory", help="stated memory limit of the container, such as 32GiB")
     plan.add_argument("--disk", help="stated space on the offload volume, such as 200GiB")
     plan.add_argument("--output", choices=_OUTPUTS, default="table")
-    group = plan.add_argument_group("what a deployment asks for, besides what was planned with")
+    group = plan.add_argument_group(
+        "resources that a deployment requests, in addition to the planned ones"
+    )
     group.add_argument(
         "--cpus", dest="processors", type=_count, metavar="COUNT", help="processors to ask for"
     )
     group.add_argument(
-        "--gpu_resource", default="nvidia.com/gpu", help="what the cluster calls a GPU"
+        "--gpu_resource", default="nvidia.com/gpu", help="the cluster's resource name of a GPU"
     )
     for command in (serve, plan):
         _add_settings(command)

@@ -241,7 +241,7 @@ def read_settings(flags: Mapping[str, Any], *, environ: Mapping[str, str] = os.e
 def explicit_settings(
     whole: Settings, flags: Mapping[str, Any], environ: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return what flags and environment set, as JSON values; `SetupConfig` goes with the model."""
+    """Return the settings of flags and environment as JSON values, without `SetupConfig`'s."""
     named = by_field({**own_variables(environ), **flags})
     return whole.model_dump(mode="json", include=set(named))
 

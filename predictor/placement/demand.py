@@ -54,7 +54,7 @@ class Demand:
 
     @property
     def activations(self) -> int:
-        """Bytes of one forward pass at full load, besides weights and KV."""
+        """Bytes of one forward pass at full load, without weights and KV."""
         more = (self.concurrency - 1) * self.footprint.activations_per_sequence
         return self.footprint.activations + more
 
@@ -103,7 +103,7 @@ class Demand:
         return max(pieces, self._loading(units, waiting)) + leaf
 
     def _loading(self, units: Sequence[PlacementUnit], waiting: Sequence[PlacementUnit]) -> int:
-        """Return the bytes of main memory that loading takes besides the weights that wait there.
+        """Return the bytes of main memory that loading takes beyond the weights that wait there.
 
         Whole blocks are written to the offload store. By then transformers has read the waiting
         units only if it converts them. Those are moved block by block to page-locked memory.

@@ -1,4 +1,4 @@
-"""What planning takes and returns: the options, and a placement with its tiers."""
+"""The options of a plan, and its result: a placement with its tiers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from predictor.placement.demand import max_attention_tokens
 
 @dataclass(frozen=True, slots=True)
 class PlacementOptions:
-    """The user's bounds on a plan, besides the model and the pod's resources.
+    """The user's bounds on a plan.
 
     Attributes:
         device_map: A strategy (``auto``, ``balanced``, ``balanced_low_0``, ``sequential``), one
@@ -44,7 +44,7 @@ class Tier:
         weights: Weights and computed buffers.
         kv: KV cache of all units that execute there.
         staging: The buffers through which offloaded parts are streamed.
-        activations: One forward pass, besides weights and KV.
+        activations: One forward pass, without weights and KV.
         units: How many units are placed there.
     """
 
@@ -83,7 +83,7 @@ class Placement:
         kv_tokens: Tokens of KV cache that may be in use at one time.
         limited_by: The resource that keeps more of the model from a faster tier, as a phrase.
         by_block: Whether offloaded blocks are streamed whole, through buffers that are planned.
-        notes: Sentences for the log, such as bounds that were lowered to what the pod owns.
+        notes: Sentences for the log, such as bounds that were lowered to the pod's resources.
     """
 
     architecture: str

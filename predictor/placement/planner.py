@@ -28,7 +28,7 @@ def plan(footprint: Footprint, resources: PodResources, options: PlacementOption
 
     Raises:
         DoesNotFit: No placement keeps within every budget. The sentence says which tier lacks how
-            much, and what would make the model fit.
+            much, and which changes would make the model fit.
         ConfigurationError: An option names a device or a module that is not there.
     """
     owned = _owned(resources, options)

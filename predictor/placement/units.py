@@ -18,7 +18,7 @@ class PlacementUnit:
         buffers: Bytes of computed buffers, which stay where the unit executes.
         largest_leaf: Bytes of its largest leaf module, the least that is streamed at one time.
         kv_per_token: Bytes of KV cache for one more token of one sequence.
-        kv_fixed: Bytes of cache that a sequence takes whatever its length.
+        kv_fixed: Bytes of cache that a sequence takes at any length.
     """
 
     names: tuple[str, ...]
@@ -50,7 +50,7 @@ class Footprint:
         units: First the units outside of blocks, smallest first; then the blocks in execution
             order.
         max_model_len: Tokens of context that KV and activations were measured for.
-        activations: Bytes of one forward pass besides weights and KV: of a prefill chunk, or of a
+        activations: Bytes of one forward pass without weights and KV: of a prefill chunk, or of a
             batch with as many tokens as one sequence of full length.
         needs_cast: Whether the checkpoint has another dtype, so that a streamed tensor is held
             twice while it is cast.

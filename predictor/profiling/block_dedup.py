@@ -110,7 +110,7 @@ class _Effect:
     """The effect of a block's forward pass.
 
     Attributes:
-        peak: Most bytes alive during the call, besides those alive before it.
+        peak: Most bytes alive during the call, less those alive before it.
         leaves: The leaves of its result: tensors of its own, and scalars.
         structure: The structure of its result.
         cached: Keys and values in its part of the cache afterwards.

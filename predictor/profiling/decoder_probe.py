@@ -39,7 +39,7 @@ class Probe:
         kv_per_token: For each block, the cache of one more token of one sequence.
         kv_fixed: For each block, the cache of a sequence without tokens. It is the whole cache if
             that does not grow (sliding windows, state-space layers).
-        activations: Most bytes alive in a forward pass besides weights and cache:
+        activations: Most bytes alive in a forward pass, without weights and cache:
             of one chunk at the end of a sequence of `max_model_len` tokens, or of the most
             sequences that together have as many tokens and padding (`ATTENTION_PADDING_FACTOR`).
             The keys and values that a layer gathers from the cache for attention are included.
@@ -139,14 +139,14 @@ class _Run:
         return self._uncounted(rows, tokens, past)
 
     def peak(self, rows: int, tokens: int, past: Any) -> int:
-        """Return the most bytes alive besides the weights and the cache as it is afterwards."""
+        """Return the most bytes alive, without the weights and the resulting cache."""
         cache, worst = self._counted(rows, tokens, past)
         held = sum(tensor.nbytes for layer in cache.layers for tensor in _tensors_of(layer))
         return max(worst - held, 0)
 
     def _counted(self, rows: int, tokens: int, past: Any) -> tuple[Any, int]:
-        """Return the cache after a forward pass, and the most bytes alive besides the model."""
-        with LiveBytes(besides=self._weights) as live:
+        """Return the cache after a forward pass, and the most bytes alive without the model."""
+        with LiveBytes(excluded=self._weights) as live:
             live.count(self._model.buffers())
             buffers: int = live.now
             for layer in past.layers if past is not None else ():

@@ -73,7 +73,7 @@ def _kept_per_token(model: PreTrainedModel) -> tuple[list[int], int, int]:
 
 
 def _peak(model: PreTrainedModel, rows: int, source: int) -> int:
-    """Return the most bytes alive in a forward pass besides the model and its caches."""
+    """Return the most bytes alive in a forward pass without the model and its caches."""
     output, peak = measure_peak(model, lambda: _run(model, rows, source, 1))
     caches = (
         output.past_key_values.self_attention_cache,

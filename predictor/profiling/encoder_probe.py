@@ -72,7 +72,7 @@ def largest_shapes(tokens: int, longest: int, rows: int) -> list[tuple[int, int]
 
 
 def _peak(model: PreTrainedModel, rows: int, length: int) -> int:
-    """Return the most bytes alive in a forward pass besides the model, with copies of results."""
+    """Return the most bytes alive in a forward pass without the model, with copies of results."""
 
     def run() -> Any:
         with torch.no_grad(), DeviceBehavior(padded=True), _with_padding(model.config):

@@ -40,16 +40,16 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         peak: Most bytes that were alive at one time.
     """
 
-    def __init__(self, besides: Set[torch.UntypedStorage] = frozenset()) -> None:
+    def __init__(self, excluded: Set[torch.UntypedStorage] = frozenset()) -> None:
         """Begin with nothing alive.
 
         Args:
-            besides: Storages that are not counted, since they outlive the run: the weights.
+            excluded: Storages that are not counted, since they outlive the run: the weights.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
-        self._besides = besides
+        self._excluded = excluded
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -61,7 +61,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Count the storages of these tensors until they are freed."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            if storage not in self._seen and storage not in self._besides:
+            if storage not in self._seen and storage not in self._excluded:
                 self._seen.add(storage)
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
@@ -72,9 +72,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def measure_peak(model: PreTrainedModel, run: Callable[[], _T]) -> tuple[_T, int]:
-    """Run a model; return the result and the most bytes alive besides weights and buffers."""
+    """Run a model; return the result and the most bytes alive without weights and buffers."""
     weights = {weight.untyped_storage() for weight in model.parameters()}
-    with LiveBytes(besides=weights) as live:
+    with LiveBytes(excluded=weights) as live:
         live.count(model.buffers())
         buffers = live.now
         result = run()

@@ -66,7 +66,7 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = CONFIGS | {
 
 
 def real_model(name: str, dtype: str = "float32") -> PreTrainedModel:
-    """Returns the model on the CPU, with weights."""
+    """Return the model on the CPU, with weights."""
     config = copy.deepcopy(ARCHITECTURES[name])  # a model writes into its config
     return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
 
@@ -79,7 +79,7 @@ def measured(
     prefill_chunk: int = 16,
     max_batch_size: int = 1,
 ) -> Footprint:
-    """Returns the footprint of a config, or of the architecture of this name."""
+    """Return the footprint of a config, or of the architecture of this name."""
     own = copy.deepcopy(ARCHITECTURES[config] if isinstance(config, str) else config)
     return measure_footprint(
         build_on_meta(own, dtype),

@@ -29,7 +29,7 @@ def footprint(
     needs_cast: bool = False,
     needs_conversion: bool = False,
 ) -> Footprint:
-    """Returns a model of a norm, embeddings, a head and equal blocks.
+    """Return a model of a norm, embeddings, a head and equal blocks.
 
     Sizes are in MiB; `kv` is for one token in one block. With the defaults:
 
@@ -61,7 +61,7 @@ def footprint(
 
 
 def pod(*gpus: int, memory: int = 0) -> PodResources:
-    """Returns a pod with GPUs and main memory of these MiB."""
+    """Return a pod with GPUs and main memory of these MiB."""
     return PodResources(
         accelerators=tuple(
             Accelerator(index, "cuda", "test", size * MIB, size * MIB)
@@ -73,7 +73,7 @@ def pod(*gpus: int, memory: int = 0) -> PodResources:
 
 
 def budgets(*gpus: int, cpu: int = 0, disk: int | None = None) -> Budgets:
-    """Returns budgets of these MiB for GPUs and main memory, and of `disk` bytes."""
+    """Return budgets of these MiB for GPUs and main memory, and of `disk` bytes."""
     return Budgets({str(i): size * MIB for i, size in enumerate(gpus)}, cpu * MIB, disk)
 
 

@@ -52,14 +52,14 @@ class Host:
         self.write("proc/self/mountinfo", text)
 
     def v1(self, group: str, limit: int, usage: int, **stat: int) -> None:
-        """Makes a group of version 1 below cgroup/memory."""
+        """Make a group of version 1 below cgroup/memory."""
         folder = f"cgroup/memory/{group}"
         self.write(f"{folder}/memory.limit_in_bytes", limit)
         self.write(f"{folder}/memory.usage_in_bytes", usage)
         self._stat(folder, stat)
 
     def v2(self, group: str, limit: int | str, current: int, **stat: int) -> None:
-        """Makes a group of version 2 below cgroup."""
+        """Make a group of version 2 below cgroup."""
         folder = f"cgroup/{group}"
         self.write(f"{folder}/memory.max", limit)
         self.write(f"{folder}/memory.current", current)

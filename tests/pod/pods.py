@@ -7,7 +7,7 @@ from typing import Any
 
 
 def make_pod(*containers: dict[str, Any], **volumes: dict[str, Any]) -> dict[str, Any]:
-    """Returns a Pod; each volume is given by its name: ``scratch={"emptyDir": {}}``."""
+    """Return a Pod; each volume is given by its name: ``scratch={"emptyDir": {}}``."""
     return {
         "kind": "Pod",
         "metadata": {"name": "bloom-0", "namespace": "models", "uid": "u"},
@@ -25,7 +25,7 @@ def make_container(
     mounts: Mapping[str, str] | None = None,
     requests: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Returns a container; ``mounts`` maps paths in it to volumes."""
+    """Return a container; ``mounts`` maps paths in it to volumes."""
     return {
         "name": name,
         "resources": {"limits": dict(limits or {}), "requests": dict(requests or {})},

@@ -34,7 +34,7 @@ def read(host, api_server):
 
 @pytest.fixture
 def cards(monkeypatch):
-    """Sets the devices that torch sees."""
+    """Set the devices that torch sees."""
 
     def see(count):
         visible = tuple(Accelerator(i, "cuda", "card", 80 * GIB, 70 * GIB) for i in range(count))
