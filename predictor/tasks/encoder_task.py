@@ -56,8 +56,9 @@ class EncoderTaskSpec(ABC):
         try:
             return self.decode(raw.fields, {**shared, **raw.parameters})
         except RequestError as error:
-            has_place = raw.place and raw.parameters
-            raise RequestError(f"{raw.place}: {error}" if has_place else str(error)) from None
+            if raw.place and raw.parameters:
+                raise RequestError(f"{raw.place}: {error}") from None
+            raise
 
     @abstractmethod
     def decode(

@@ -64,9 +64,9 @@ class GenerationSpec:
         try:
             return self._parse({**shared, **own})
         except RequestError as error:
-            raise RequestError(
-                f"{instance.place}: {error}" if instance.place else str(error)
-            ) from None
+            if instance.place:
+                raise RequestError(f"{instance.place}: {error}") from None
+            raise
 
     def _parse(self, parameters: Mapping[str, object]) -> GenerationParameters:
         return parse_parameters(parameters, defaults=self.defaults)

@@ -211,6 +211,14 @@ def test_dimensions_are_refused_where_the_model_was_not_made_for_them(reads: Rea
     assert "made for: 64" in response.json()["error"]["message"]
 
 
+def test_too_many_tokens_have_openais_code(reads: Reads) -> None:
+    served = reads("text_embedding")
+    body = {"model": "echo", "input": [5] * 1000}
+    response = httpx.post(f"{served.url}/openai/v1/embeddings", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
 def test_a_rerank_ranks_the_documents(reads: Reads) -> None:
     served = reads("rerank")
     documents = ["one", "two two", "three"]
