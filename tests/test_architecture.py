@@ -68,14 +68,6 @@ WORST = ("asked", "found", "said", "told", "unsaid", "wish", "wishes")
 EXCEPTIONS = {"not_found"}
 """The name of a status in HTTP and gRPC."""
 
-PENDING = {
-    "tests/encoding",
-    "tests/engine",
-    "tests/protocol",
-    "tests/tasks",
-}
-"""Rooms whose names are not all standard terms yet."""
-
 
 def rooms():
     """Return the Python files of each folder."""
@@ -83,10 +75,7 @@ def rooms():
     for root in ("predictor", "tests", "benchmarks", "docs"):
         for path in sorted((ROOT / root).rglob("*.py")):
             folders.setdefault(str(path.parent.relative_to(ROOT)), []).append(path)
-    return [
-        pytest.param(paths, id=room, marks=[pytest.mark.xfail] if room in PENDING else [])
-        for room, paths in folders.items()
-    ]
+    return [pytest.param(paths, id=room) for room, paths in folders.items()]
 
 
 def identifiers(tree):

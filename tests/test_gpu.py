@@ -19,7 +19,7 @@ from predictor.weights.direct_io import AlignedBuffer
 from predictor.weights.streaming.copy_stream import CopyStream, page_lock
 from predictor.weights.streaming.device_loader import DeviceBlockLoader, HostBlock
 from tests.conftest import Checkpoints
-from tests.encoding.checkpoints import make_reader
+from tests.encoding.checkpoints import make_encoder
 from tests.encoding.test_encoder_tasks import ask
 from tests.serving import Up, bring_up
 from tests.weights.test_hooks import IDS
@@ -137,7 +137,7 @@ def test_an_encoder_task_gives_the_answers_of_the_cpu(
     pod: PodResources, tmp_path: Path, architecture: str, layout: str
 ) -> None:
     task = "sequence_classification"
-    folder = make_reader(tmp_path / "model", architecture, task)
+    folder = make_encoder(tmp_path / "model", architecture, task)
     device_map = "cuda:0" if layout == "gpu" else spread(folder, pod, task=task)
     texts = [{"text": "x" * length} for length in (3, 50, 7, 120)]
     up = bring_up(folder, pod=read_resources(tmp_path), device_map=device_map, task=task)

@@ -91,7 +91,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 DECODERS = ("gpt2", "llama")
 
 
-def make_reader(folder: Path, architecture: str, task: str, labels: int = 3) -> Path:
+def make_encoder(folder: Path, architecture: str, task: str, labels: int = 3) -> Path:
     """Writes a model with a task's head, and its tokenizer; returns the folder.
 
     Args:
@@ -146,7 +146,7 @@ def reading_tokenizer(*, with_ends: bool) -> PreTrainedTokenizerFast:
     )
 
 
-_PAIRED = {
+_ENCODER_DECODERS = {
     "t5": (
         T5Config(
             vocab_size=VOCABULARY,
@@ -182,13 +182,13 @@ _PAIRED = {
         BartForConditionalGeneration,
     ),
 }
-PAIRED = tuple(_PAIRED)
+ENCODER_DECODERS = tuple(_ENCODER_DECODERS)
 """Architectures with an encoder and a decoder, which `make_encoder_decoder` knows."""
 
 
 def encoder_decoder_config(architecture: str, **changes: Any) -> PreTrainedConfig:
-    """Returns the config of one of `PAIRED`, with these changes."""
-    config = _PAIRED[architecture][0]
+    """Returns the config of one of `ENCODER_DECODERS`, with these changes."""
+    config = _ENCODER_DECODERS[architecture][0]
     return type(config).from_dict({**config.to_dict(), **changes})
 
 
@@ -205,10 +205,13 @@ def make_encoder_decoder(folder: Path, architecture: str, **changes: Any) -> Pat
 
     Args:
         folder: Where to write.
-        architecture: One of `PAIRED`.
+        architecture: One of `ENCODER_DECODERS`.
         changes: What its config says otherwise.
     """
-    config, kind = encoder_decoder_config(architecture, **changes), _PAIRED[architecture][1]
+    config, kind = (
+        encoder_decoder_config(architecture, **changes),
+        _ENCODER_DECODERS[architecture][1],
+    )
     torch.manual_seed(0)
     model = kind(config)
     with torch.no_grad():

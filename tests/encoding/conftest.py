@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 
 from tests import serving
-from tests.encoding.checkpoints import make_reader
+from tests.encoding.checkpoints import make_encoder
 from tests.protocol.stub import Served, serve
 
 Make = Callable[[str, str], Path]
-Reads = Callable[..., Served]
+ServeEncoder = Callable[..., Served]
 _LABELS = {"rerank": 1, "question_answering": 2}
 
 
 @pytest.fixture(scope="package")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Gives the folder of a checkpoint by task and architecture, made at its first use."""
-    root = tmp_path_factory.mktemp("reading")
+    root = tmp_path_factory.mktemp("encoding")
 
     def make(task: str, architecture: str) -> Path:
         folder = root / f"{task}-{architecture}"
         if not folder.exists():
-            make_reader(folder, architecture, task, labels=_LABELS.get(task, 3))
+            make_encoder(folder, architecture, task, labels=_LABELS.get(task, 3))
         return folder
 
     return make
@@ -50,7 +50,7 @@ def tasks(make: Make) -> Callable[[str], serving.Up]:
 
 
 @pytest.fixture
-def reads(running: Served, tasks: Callable[[str], serving.Up]) -> Reads:
+def serve_encoder(running: Served, tasks: Callable[[str], serving.Up]) -> ServeEncoder:
     """Gives a server whose model is for a task."""
 
     def get(task: str) -> Served:

@@ -1,4 +1,4 @@
-"""Every task that reads gives what transformers gives for the same text alone, in fp32.
+"""Every encoder task gives what transformers gives for the same text alone, in fp32.
 
 Resident, with blocks on disk, and batched with texts of other lengths.
 """
@@ -44,7 +44,7 @@ MODELS: dict[str, Sequence[str]] = {
     "text_embedding": ("bert", "distilbert", "roberta", "modernbert", "llama"),
     "rerank": ("bert", "roberta", "modernbert"),
 }
-CASES = [(task, architecture) for task, known in MODELS.items() for architecture in known]
+CASES = [(task, architecture) for task, names in MODELS.items() for architecture in names]
 
 
 def bring_up(folder: Path, task: str, **flags: Any) -> serving.Up:

@@ -1,4 +1,4 @@
-"""Every task that reads, over V1, V2, gRPC, OpenAI's and TEI's forms, by real clients."""
+"""Every encoder task, over V1, V2, gRPC, OpenAI's and TEI's forms, by real clients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import tritonclient.http as triton
 from tokenizers.pre_tokenizers import ByteLevel
 
 from predictor.tasks.encoder_task import EncoderTask
-from tests.encoding.conftest import Reads
+from tests.encoding.conftest import ServeEncoder
 from tests.protocol.stub import Served
 
 FIELDS: dict[str, dict[str, str]] = {
@@ -60,8 +60,8 @@ def numbers(response: httpx.Response) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_v1_and_v2_say_the_same(reads: Reads, task: str) -> None:
-    served, fields = reads(task), FIELDS[task]
+def test_v1_and_v2_say_the_same(serve_encoder: ServeEncoder, task: str) -> None:
+    served, fields = serve_encoder(task), FIELDS[task]
     first, second = v1(served, [fields, fields]).json()["predictions"]
     assert first == second
     ranked = numbers(v2(served, [tensor(name, text) for name, text in fields.items()]))
@@ -82,8 +82,10 @@ def test_v1_and_v2_say_the_same(reads: Reads, task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_torchserves_route_answers_with_v1s_prediction(reads: Reads, task: str) -> None:
-    served, fields = reads(task), FIELDS[task]
+def test_torchserves_route_answers_with_v1s_prediction(
+    serve_encoder: ServeEncoder, task: str
+) -> None:
+    served, fields = serve_encoder(task), FIELDS[task]
     (expected,) = v1(served, [fields]).json()["predictions"]
     with httpx.Client(base_url=served.url) as client:
         assert client.post("/predictions/echo", json=fields).json() == expected
@@ -96,8 +98,10 @@ def test_torchserves_route_answers_with_v1s_prediction(reads: Reads, task: str) 
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_tritons_clients_get_the_tensors_of_the_metadata(reads: Reads, task: str) -> None:
-    served, fields = reads(task), FIELDS[task]
+def test_tritons_clients_get_the_tensors_of_the_metadata(
+    serve_encoder: ServeEncoder, task: str
+) -> None:
+    served, fields = serve_encoder(task), FIELDS[task]
     inputs = []
     for name, text in fields.items():
         given = triton.InferInput(name, [2], "BYTES")
@@ -139,8 +143,10 @@ class Constant:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_is_an_error_and_not_a_result(reads: Reads, value: float) -> None:
-    served, fields = reads("rerank"), FIELDS["rerank"]
+def test_what_is_no_number_is_an_error_and_not_a_result(
+    serve_encoder: ServeEncoder, value: float
+) -> None:
+    served, fields = serve_encoder("rerank"), FIELDS["rerank"]
     engine: Any = Constant(torch.tensor([value]))
     served.model.task = EncoderTask(served.model.task.spec, engine)
     whole = v1(served, [fields])
@@ -150,8 +156,8 @@ def test_what_is_no_number_is_an_error_and_not_a_result(reads: Reads, value: flo
         assert "The model gave no numbers" in response.text
 
 
-def test_probabilities_and_logits_are_tensors_of_the_labels(reads: Reads) -> None:
-    served = reads("sequence_classification")
+def test_probabilities_and_logits_are_tensors_of_the_labels(serve_encoder: ServeEncoder) -> None:
+    served = serve_encoder("sequence_classification")
     wanted = [{"name": "logits"}, {"name": "probabilities"}]
     response = v2(served, [tensor("x", "a", "b", "c d")], outputs=wanted)
     logits, probabilities = response.json()["outputs"]
@@ -161,8 +167,8 @@ def test_probabilities_and_logits_are_tensors_of_the_labels(reads: Reads) -> Non
     assert softmax.flatten() == pytest.approx(probabilities["data"], abs=1e-6)
 
 
-def test_kserves_client_gets_the_same_over_grpc(reads: Reads) -> None:
-    served = reads("rerank")
+def test_kserves_client_gets_the_same_over_grpc(serve_encoder: ServeEncoder) -> None:
+    served = serve_encoder("rerank")
 
     async def ask() -> Any:
         client = kserve.InferenceGRPCClient(served.grpc_address)
@@ -182,8 +188,8 @@ def test_kserves_client_gets_the_same_over_grpc(reads: Reads) -> None:
     assert answer.outputs[0].as_numpy().tolist() == pytest.approx(expected["score"], rel=1e-6)
 
 
-def test_openais_client_gets_embeddings(reads: Reads) -> None:
-    served = reads("text_embedding")
+def test_openais_client_gets_embeddings(serve_encoder: ServeEncoder) -> None:
+    served = serve_encoder("text_embedding")
     client = openai.OpenAI(base_url=f"{served.url}/openai/v1", api_key="none", max_retries=0)
     texts = ["I like it", "no"]
     (expected, other) = v1(served, texts).json()["predictions"]
@@ -203,24 +209,26 @@ def ord_of(char: str) -> int:
     return sorted(ByteLevel.alphabet()).index(char)
 
 
-def test_dimensions_are_refused_where_the_model_was_not_made_for_them(reads: Reads) -> None:
-    served = reads("text_embedding")
+def test_dimensions_are_refused_where_the_model_was_not_made_for_them(
+    serve_encoder: ServeEncoder,
+) -> None:
+    served = serve_encoder("text_embedding")
     body = {"model": "echo", "input": "x", "dimensions": 8}
     response = httpx.post(f"{served.url}/openai/v1/embeddings", json=body)
     assert response.status_code == 400
     assert "made for: 64" in response.json()["error"]["message"]
 
 
-def test_too_many_tokens_have_openais_code(reads: Reads) -> None:
-    served = reads("text_embedding")
+def test_too_many_tokens_have_openais_code(serve_encoder: ServeEncoder) -> None:
+    served = serve_encoder("text_embedding")
     body = {"model": "echo", "input": [5] * 1000}
     response = httpx.post(f"{served.url}/openai/v1/embeddings", json=body)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "context_length_exceeded"
 
 
-def test_a_rerank_ranks_the_documents(reads: Reads) -> None:
-    served = reads("rerank")
+def test_a_rerank_ranks_the_documents(serve_encoder: ServeEncoder) -> None:
+    served = serve_encoder("rerank")
     documents = ["one", "two two", "three"]
     body = {"model": "echo", "query": "who?", "documents": documents, "return_documents": True}
     ranked = httpx.post(f"{served.url}/openai/v1/rerank", json=body).json()["results"]
@@ -236,17 +244,17 @@ def test_a_rerank_ranks_the_documents(reads: Reads) -> None:
     assert len(top["results"]) == 1
 
 
-def test_teis_forms(reads: Reads) -> None:
-    served = reads("text_embedding")
+def test_teis_forms(serve_encoder: ServeEncoder) -> None:
+    served = serve_encoder("text_embedding")
     (expected,) = v1(served, ["no"]).json()["predictions"]
     ranked = httpx.post(f"{served.url}/embed", json={"inputs": "no", "truncate": True}).json()
     assert ranked == [pytest.approx(expected, abs=1e-6)]
-    served = reads("rerank")
+    served = serve_encoder("rerank")
     body = {"query": "who?", "texts": ["one", "two"], "raw_scores": True, "return_text": True}
     ranks = httpx.post(f"{served.url}/rerank", json=body).json()
     assert {rank["text"] for rank in ranks} == {"one", "two"}
     assert ranks[0]["score"] >= ranks[1]["score"]
-    served = reads("sequence_classification")
+    served = serve_encoder("sequence_classification")
     labels = httpx.post(f"{served.url}/predict", json={"inputs": "I like it"}).json()
     assert {label["label"] for label in labels} == {"bad", "fair", "good"}
     assert sum(label["score"] for label in labels) == pytest.approx(1, abs=1e-5)
@@ -269,9 +277,9 @@ def test_teis_forms(reads: Reads) -> None:
     ],
 )
 def test_bad_v1_bodies_are_refused_in_a_sentence(
-    reads: Reads, task: str, body: Any, sentence: str
+    serve_encoder: ServeEncoder, task: str, body: Any, sentence: str
 ) -> None:
-    response = httpx.post(f"{reads(task).url}/v1/models/echo:predict", json=body)
+    response = httpx.post(f"{serve_encoder(task).url}/v1/models/echo:predict", json=body)
     assert response.status_code == 400
     assert sentence in response.json()["error"]
 
@@ -286,9 +294,9 @@ def test_bad_v1_bodies_are_refused_in_a_sentence(
     ],
 )
 def test_bad_parameters_are_refused(
-    reads: Reads, task: str, parameters: dict[str, Any], sentence: str
+    serve_encoder: ServeEncoder, task: str, parameters: dict[str, Any], sentence: str
 ) -> None:
-    served = reads(task)
+    served = serve_encoder(task)
     assert sentence in v1(served, [FIELDS[task]], **parameters).json()["error"]
     tensors = [tensor(name, text) for name, text in FIELDS[task].items()]
     response = v2(served, tensors, parameters=parameters)
@@ -297,8 +305,8 @@ def test_bad_parameters_are_refused(
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_bad_tensors_are_refused(reads: Reads, task: str) -> None:
-    served, fields = reads(task), FIELDS[task]
+def test_bad_tensors_are_refused(serve_encoder: ServeEncoder, task: str) -> None:
+    served, fields = serve_encoder(task), FIELDS[task]
     right = [tensor(name, text) for name, text in fields.items()]
     wrong = {
         "inputs is empty": [],
@@ -331,8 +339,10 @@ def test_bad_tensors_are_refused(reads: Reads, task: str) -> None:
         ("/predict", {"inputs": "x"}),
     ],
 )
-def test_what_another_task_answers_is_refused_by_name(reads: Reads, path: str, body: Any) -> None:
-    response = httpx.post(f"{reads('text_embedding').url}{path}", json=body)
+def test_what_another_task_answers_is_refused_by_name(
+    serve_encoder: ServeEncoder, path: str, body: Any
+) -> None:
+    response = httpx.post(f"{serve_encoder('text_embedding').url}{path}", json=body)
     assert response.status_code in (400, 422)
     assert "its task is text_embedding" in response.text
 
@@ -355,7 +365,7 @@ def test_what_another_task_answers_is_refused_by_name(reads: Reads, path: str, b
     ],
     ids=str,
 )
-def test_bad_embedding_bodies_are_refused(reads: Reads, body: Any) -> None:
-    response = httpx.post(f"{reads('text_embedding').url}/openai/v1/embeddings", json=body)
+def test_bad_embedding_bodies_are_refused(serve_encoder: ServeEncoder, body: Any) -> None:
+    response = httpx.post(f"{serve_encoder('text_embedding').url}/openai/v1/embeddings", json=body)
     assert response.status_code == 400
     assert response.json()["error"]["message"][-1] in ".?"

@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM
 
 from predictor.errors import CheckpointError
 from predictor.tasks.sentence_layout import read_layout
-from tests.encoding.checkpoints import make_reader, minilm_folder
+from tests.encoding.checkpoints import make_encoder, minilm_folder
 from tests.encoding.conftest import Make
 from tests.encoding.test_encoder_tasks import CLOSE, TEXTS, ask, bring_up
 from tests.serving import on_disk
@@ -99,7 +99,7 @@ def test_every_pooling_is_that_of_sentence_transformers(
 
 
 def test_a_model_with_another_head_gives_vectors_too(tmp_path: Path) -> None:
-    folder = make_reader(tmp_path / "model", "bert", "fill_mask")  # it has no pooler
+    folder = make_encoder(tmp_path / "model", "bert", "fill_mask")  # it has no pooler
     base = AutoModelForMaskedLM.from_pretrained(folder).eval().bert
     up = bring_up(folder, "text_embedding")
     spec: Any = up.task.spec

@@ -1,4 +1,4 @@
-"""Asks a model that reads through Triton's gRPC client and prints what came back as JSON.
+"""Send a request to an encoder task through Triton's gRPC client, and print the response as JSON.
 
 A program, not a test module: kserve and tritonclient both register protobuf messages of the package
 `inference`, so one process cannot import both.

@@ -22,7 +22,7 @@ from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.tasks.answers import Completion
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
-from tests.encoding.checkpoints import PAIRED, VOCABULARY, make_encoder_decoder
+from tests.encoding.checkpoints import ENCODER_DECODERS, VOCABULARY, make_encoder_decoder
 from tests.serving import Up, blocks_on_disk, bring_up, metric
 
 TEXTS = ("a long text to begin with", "a", "translate this", "hello", "what is it?", "z" * 40)
@@ -61,7 +61,7 @@ def ask(up: Up, *texts: str, new_tokens: int = 20, **params: Any) -> tuple[Compl
 
 
 @pytest.mark.parametrize("tier", ["resident", "disk"])
-@pytest.mark.parametrize("architecture", PAIRED)
+@pytest.mark.parametrize("architecture", ENCODER_DECODERS)
 def test_replies_in_a_batch_are_those_of_generate(make: Make, architecture: str, tier: str) -> None:
     folder = make(architecture)
     expected = alone(folder, *TEXTS, max_new_tokens=20)
@@ -76,7 +76,7 @@ def test_replies_in_a_batch_are_those_of_generate(make: Make, architecture: str,
     assert up.prepared.checkpoint.task == "text2text_generation"
 
 
-@pytest.mark.parametrize("architecture", PAIRED)
+@pytest.mark.parametrize("architecture", ENCODER_DECODERS)
 def test_those_that_are_put_back_and_those_that_end_early_disturb_nobody(
     make: Make, architecture: str
 ) -> None:
@@ -268,7 +268,7 @@ def test_a_sequence_whose_cache_is_gone_does_not_continue(make: Make) -> None:
         runner.run(rows((7,), start=3))
 
 
-@pytest.mark.parametrize("architecture", PAIRED)
+@pytest.mark.parametrize("architecture", ENCODER_DECODERS)
 def test_a_model_that_sees_padding_is_found_out(make: Make, architecture: str) -> None:
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(make(architecture)).eval()
     assert (
@@ -286,7 +286,7 @@ def test_a_model_that_sees_padding_is_found_out(make: Make, architecture: str) -
     assert "other logits than alone" in reason
 
 
-@pytest.mark.parametrize("architecture", PAIRED)
+@pytest.mark.parametrize("architecture", ENCODER_DECODERS)
 def test_one_at_a_time_gives_the_same(make: Make, architecture: str) -> None:
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(make(architecture)).eval()
     begun = rows((*as_source([40, 41, 42]), 3), (*as_source([50]), 3))
@@ -314,7 +314,7 @@ def test_a_config_of_two_configs_is_planned_too() -> None:
     assert footprint.kv_per_token == 5 * (2 * 2 * 32 + 64)
 
 
-@pytest.mark.parametrize("architecture", PAIRED)
+@pytest.mark.parametrize("architecture", ENCODER_DECODERS)
 def test_the_plan_counts_what_a_token_leaves(make: Make, architecture: str) -> None:
     config = open_directory(make(architecture)).config
     skeleton = build_on_meta(config, "float32", "text2text_generation")

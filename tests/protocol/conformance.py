@@ -56,9 +56,9 @@ def require_spec() -> Path:
 def run_conformance(base_url: str, model_name: str, work: Path, *, examples: int) -> None:
     """Runs schemathesis with all checks, the same requests every time; fails with its report.
 
-    `work` is an empty folder for the rewritten document; `examples` are for each operation.
+    `work` is an empty folder for the adapted document; `examples` are for each operation.
     """
-    document = _rewritten(model_name, _version(base_url, model_name))
+    document = _with_own_paths(model_name, _version(base_url, model_name))
     (work / "spec.yaml").write_text(yaml.safe_dump(document))
     (work / "schemathesis.toml").write_text(_CONFIGURATION)
     command = [
@@ -124,7 +124,7 @@ def _nulls(value: Any, where: str = "$") -> Iterator[str]:
         yield from _nulls(item, f"{where}.{key}")
 
 
-def _rewritten(model_name: str, version: str) -> dict[str, Any]:
+def _with_own_paths(model_name: str, version: str) -> dict[str, Any]:
     """Returns the document with this model's paths and an example that it can answer."""
     document: dict[str, Any] = yaml.safe_load(SPEC.read_text())
     paths: dict[str, Any] = {}

@@ -203,8 +203,8 @@ def test_a_response_has_the_outputs_that_were_asked_for_in_that_order() -> None:
 def test_an_unknown_output_is_refused_with_the_known_ones() -> None:
     with pytest.raises(RequestError) as refusal:
         exchanged(with_outputs("logits"))
-    known = "text, finish_reason, prompt_tokens, completion_tokens"
-    assert str(refusal.value) == f"There is no output 'logits'; known are {known}."
+    names = "text, finish_reason, prompt_tokens, completion_tokens"
+    assert str(refusal.value) == f"There is no output 'logits'; known are {names}."
 
 
 def test_an_output_that_is_asked_for_twice_is_refused() -> None:

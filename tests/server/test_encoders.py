@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.encoding.checkpoints import make_encoder_decoder, make_reader
+from tests.encoding.checkpoints import make_encoder, make_encoder_decoder
 from tests.server.process import Served, serve
 
 DELAY = 3.0
@@ -27,7 +27,7 @@ SHOWN = {
 
 @pytest.mark.parametrize("task", SHOWN)
 def test_the_lines_that_the_log_shows_are_answered(tmp_path: Path, task: str) -> None:
-    make_reader(tmp_path / "model", "bert", task, labels=2)
+    make_encoder(tmp_path / "model", "bert", task, labels=2)
     with serve(tmp_path / "model", f"--task={task}", *FLAGS) as server:
         lines = server.await_ready().examples()
         answers = [_run(line) for line in lines]
@@ -72,7 +72,7 @@ def test_an_encoder_decoder_model_is_asked_as_one_that_generates(tmp_path: Path)
 @pytest.fixture(scope="module")
 def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Takes one request, and waits for more texts before it reads any."""
-    folder = make_reader(
+    folder = make_encoder(
         tmp_path_factory.mktemp("patient") / "model", "bert", "sequence_classification"
     )
     with serve(folder, *FLAGS, f"--max_batch_delay={DELAY}", "--max_requests=1") as server:
