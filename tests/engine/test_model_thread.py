@@ -35,7 +35,7 @@ class Fake:
         self.poison = set(poison)
         self.is_broken = False
         self.most = 100
-        self.patience: float | None = 0.0
+        self.idle_wait: float | None = 0.0
         self.waiting: dict[int, str] = {}
         self.running: dict[int, str] = {}
         self.log: list[tuple[str, Any]] = []
@@ -44,7 +44,7 @@ class Fake:
         self.error: type[Exception] = ValueError
 
     def idle_seconds(self) -> float | None:
-        return self.patience if self.waiting else None
+        return self.idle_wait if self.waiting else None
 
     def add(self, key: int, request: str) -> None:
         self.waiting[key] = request
@@ -235,7 +235,7 @@ def test_a_request_that_arrives_while_the_engine_breaks_ends_too() -> None:
 
 def test_a_cancelled_request_is_not_computed() -> None:
     policy = Fake()
-    policy.patience = None
+    policy.idle_wait = None
     thread: ModelThread[str, int] = ModelThread(policy, name="test")
     key = thread.put("a")
     thread.put("b")
@@ -251,7 +251,7 @@ def test_a_cancelled_request_is_not_computed() -> None:
 
 def test_the_thread_waits_for_more_requests_as_long_as_the_policy_says() -> None:
     policy = Fake()
-    policy.patience = 0.3
+    policy.idle_wait = 0.3
     thread: ModelThread[str, int] = ModelThread(policy, name="test")
     began = time.monotonic()
     thread.put("a")
