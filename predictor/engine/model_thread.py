@@ -1,9 +1,9 @@
-"""The one thread that runs a model: its mailbox, its forward passes, and what a failed one means.
+"""The one thread that runs a model: its mailbox, its forward passes, and its failures.
 
 Requests are submitted and cancelled from any thread. Everything else happens in the model thread:
-it takes in what has arrived, asks its policy for the next forward passes, and runs them. The policy
-knows what a request is, which requests share a forward pass, and whom to tell. This module knows
-none of that.
+it takes in the requests that have arrived, asks its policy for the next forward passes, and runs
+them. The policy knows the requests, batches them and calls their callbacks. This module leaves all
+of that to the policy.
 
 A request that makes a forward pass fail fails alone: the forward pass is run again in halves until
 the row at fault stands by itself. If no row succeeds, the policy probes the model with one harmless
@@ -56,7 +56,7 @@ class Policy(Protocol[RequestIn, Row]):
         ...
 
     def compute(self, rows: Sequence[Row]) -> Any:
-        """Run a forward pass and return its results. It may raise whatever the model raises."""
+        """Run a forward pass and return its results, or let the model's error pass."""
         ...
 
     def deliver(self, rows: Sequence[Row], results: Any, seconds: float) -> None:
@@ -64,7 +64,7 @@ class Policy(Protocol[RequestIn, Row]):
         ...
 
     def probe(self, failed: Sequence[Row]) -> None:
-        """Compute one harmless token, and raise whatever the model raises.
+        """Compute one harmless token, or let the model's error pass.
 
         Args:
             failed: The rows that failed. Their memory may be all that there is.
@@ -152,12 +152,12 @@ class ModelThread(Generic[Request, Row]):
                 self._take_in()
                 if not self._stopping:
                     self._step()
-        # Here is the border between the model and the process: whatever went wrong, it is over.
+        # Here is the border between the model and the process: any other error ends the engine.
         except Exception as error:
             self._break(error)
 
     def _take_in(self) -> None:
-        """Call what is in the mailbox; wait for more as long as the policy says."""
+        """Empty the mailbox, and wait for more as long as the policy says."""
         while not self._stopping:
             seconds = self._policy.idle_seconds()
             try:
@@ -181,14 +181,14 @@ class ModelThread(Generic[Request, Row]):
             results = self._policy.compute(rows)
         except EngineBroken:
             raise
-        # Models raise whatever they like; here is the border between requests.
+        # Models raise errors of any type; here is the border between requests.
         except Exception as error:
             if len(rows) == 1:
                 logger.error("The model failed on a %s", self._policy.noun, exc_info=error)
                 return list(rows)
             failure, noun = type(error).__name__, self._policy.noun
             logger.warning("A pass of %d %ss failed (%s); halved", len(rows), noun, failure)
-            # What the failed pass computed hangs on these; its halves need the memory.
+            # The traceback keeps the failed pass's tensors alive; its halves need the memory.
             error.__traceback__ = error.__context__ = error.__cause__ = None
             middle = len(rows) // 2
             return [*self._run(rows[:middle]), *self._run(rows[middle:])]

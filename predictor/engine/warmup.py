@@ -35,14 +35,14 @@ def set_up_torch(threads: int | None) -> None:
 
 @contextmanager
 def first_token() -> Iterator[None]:
-    """Raise what a model raises in its first forward passes as `LoadFailed`.
+    """Raise any error of a model's first forward passes as `LoadFailed`.
 
     Raises:
         LoadFailed: The model cannot compute even one token.
     """
     try:
         yield
-    # Models raise whatever they like.
+    # Models raise errors of any type.
     except Exception as error:
         logger.exception("The model fails on its first token")
         raise LoadFailed(
@@ -73,7 +73,7 @@ def measure_breakeven_tokens(
 
 
 def log_breakeven_tokens(tokens: int) -> None:
-    """Log what a forward pass over the weights costs."""
+    """Log the cost of a forward pass over the weights."""
     logger.info("A pass over the weights costs as much as computing %d tokens", tokens)
 
 

@@ -135,7 +135,7 @@ class TokenBudgetBatching:
             _call(self._running.pop(key), result)
 
     def probe(self, failed: Sequence[int]) -> None:  # noqa: ARG002 - they hold no memory
-        """Compute the harmless text, and raise whatever the model raises."""
+        """Compute the harmless text, or let the model's error pass."""
         self._runner.run([self._harmless])
 
     def fail(self, row: int, error: GenerationFailed) -> None:

@@ -126,7 +126,7 @@ class ContinuousBatching:
             self._count()
 
     def batches(self) -> Iterator[Sequence[Chunk]]:
-        """Yield what the scheduler plans for the next step."""
+        """Yield the forward passes that the scheduler plans for the next step."""
         step = self._scheduler.plan()
         for key in step.preempted:
             self._runner.release(key)
@@ -157,7 +157,7 @@ class ContinuousBatching:
                 self._continue(chunk.key, token)
 
     def probe(self, failed: Sequence[Chunk]) -> None:
-        """Compute one harmless token, and raise whatever the model raises."""
+        """Compute one harmless token, or let the model's error pass."""
         for chunk in failed:
             self._runner.release(chunk.key)  # their memory may be all that there is
         try:

@@ -7,7 +7,7 @@
 3. **Pages**: the pool (`kv_cache.PagedKVCache`) has one page for each planned token. The padding
    takes `PADDING_PAGES` of them; sequences share the rest (`usable_tokens`). The longest sequence
    fits all the same, because the last token of a sequence is never cached.
-4. **Reservations**: `KVLedger` is the only account of who may use the pool. The scheduler reserves
+4. **Reservations**: `KVLedger` is the only account of the use of the pool. The scheduler reserves
    the known tokens of a sequence before it runs, one more for each generated token, and returns
    them when the sequence ends or is preempted. The pool only maps reserved tokens to pages, so it
    never runs out.
