@@ -1,8 +1,8 @@
 """Read this process's own Pod from the API server: the only module that uses `kubernetes`.
 
 The Pod is optional: without a token, permission or a reachable server the start continues with the
-measured resources. So there is one attempt of two seconds and no retry. The client is imported
-only after token, address and name were found.
+measured resources. So there is one attempt of two seconds and no retry. The client, whose import
+takes half a second, is imported only after address, token and name are known.
 """
 
 from __future__ import annotations

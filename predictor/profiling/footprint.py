@@ -192,14 +192,14 @@ def _units(
 
 
 def _cut(model: nn.Module, name: str, blocks: dict[str, int]) -> Iterator[str]:
-    """Yield the names of the largest modules without blocks, of the blocks, and of lone tensors."""
+    """Yield the names of the blocks, the largest modules without blocks, and single tensors."""
     if name in blocks or not any(block.startswith(f"{name}." if name else "") for block in blocks):
         yield name
         return
     module = model.get_submodule(name)
     prefix = f"{name}." if name else ""
-    lone = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    yield from (prefix + key for key, _ in lone)
+    single = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    yield from (prefix + key for key, _ in single)
     for child, _ in module.named_children():
         yield from _cut(model, prefix + child, blocks)
 
