@@ -105,6 +105,8 @@ class TextEmbedding(EncoderTaskSpec):
         return size
 
     def _check_tokens(self, name: str, value: Any) -> tuple[int, ...]:
+        if not isinstance(value, list | tuple):
+            raise RequestError(f"{name} must be a list of token ids.")
         tokens = tuple(integer("A token id", token, 0, self._vocabulary - 1) for token in value)
         most = self._tokenizing.max_model_len
         if not tokens:
