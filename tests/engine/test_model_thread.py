@@ -241,7 +241,7 @@ def test_a_cancelled_request_is_not_computed() -> None:
     thread.put("b")
     thread.cancel(key)
     thread.cancel(77)
-    thread.call(lambda: setattr(policy, "patience", 0.0))
+    thread.call(lambda: setattr(policy, "idle_wait", 0.0))
     thread.put("c")
     time.sleep(0.05)
     thread.stop()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from tests.reading.checkpoints import make_paired, make_reader
+from tests.encoding.checkpoints import make_encoder, make_encoder_decoder
 
 _DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
 _TEMPLATE = (
@@ -52,7 +52,7 @@ def _handler(folder: Path) -> None:
 
 
 def _make_encoder(folder: Path, task: str, labels: int = 3) -> None:
-    make_reader(folder, "bert", task, labels=labels)
+    make_encoder(folder, "bert", task, labels=labels)
     for file in folder.glob("*.safetensors"):
         tensors = load_file(file)
         for name, tensor in tensors.items():
@@ -102,7 +102,8 @@ SERVERS: dict[str, Server] = {
         ),
     ),
     "t5": Server(
-        lambda folder: make_paired(folder, "t5"), ("--torchserve_api", "--max_concurrency=8")
+        lambda folder: make_encoder_decoder(folder, "t5"),
+        ("--torchserve_api", "--max_concurrency=8"),
     ),
     "classifier": _encoder("sequence_classification"),
     "tagger": _encoder("token_classification"),
