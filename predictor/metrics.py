@@ -2,8 +2,8 @@
 
 The metrics are in prometheus_client's default registry, which the SDK's ``/metrics`` shows. Names
 follow Prometheus' conventions (base units, ``_total`` for counters), and every metric has the label
-``model_name``. A test compares the README's table with this module. When something is counted is
-left to the modules that do the work.
+``model_name``. A test compares the documentation's table with this module. The modules that do the
+work decide when something is counted.
 """
 
 from __future__ import annotations

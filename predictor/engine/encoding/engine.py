@@ -1,6 +1,6 @@
-"""Token-budget batching: texts that wait share a forward pass if their lengths are alike.
+"""Dynamic batching: texts that wait share a forward pass if their lengths are alike.
 
-`TokenBudgetBatching` waits for texts, chooses which of them share the next forward pass
+`DynamicBatching` waits for texts, chooses which of them share the next forward pass
 (`batching`), runs it and calls their callbacks. `EncoderEngine` is the model thread with this
 policy.
 """
@@ -56,7 +56,7 @@ class EncoderEngine(ModelThread[_Request, int]):
             on_broken: Called in the model thread, last of all, if the model is broken for good.
         """
         self.runner = runner
-        policy = TokenBudgetBatching(runner, limits, metrics=metrics, harmless=harmless)
+        policy = DynamicBatching(runner, limits, metrics=metrics, harmless=harmless)
         super().__init__(policy, name="encoder", on_broken=on_broken)
 
     def submit(self, text: EncoderInput, callback: EncoderCallback) -> int:
@@ -72,7 +72,7 @@ class EncoderEngine(ModelThread[_Request, int]):
         return self.put(_Request(text, callback, time.monotonic()))
 
 
-class TokenBudgetBatching:
+class DynamicBatching:
     """The policy of the model thread for encoder tasks. Its rows are keys."""
 
     noun = "text"
