@@ -16,8 +16,9 @@ IMAGE ?= accelerate-predictor
 TORCH_INDEX_URL ?=
 BUILD_FLAGS ?=
 
-# Processes that run the tests; more flags of pytest's.
-WORKERS ?= 2
+# Processes that run the tests: one more than two cores, since each waits a quarter of its time for
+# servers and disks. And more flags of pytest's.
+WORKERS ?= 3
 PYTEST_FLAGS ?=
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
 	--no-loadscope-reorder --durations 10
