@@ -97,6 +97,27 @@ class BodyTooLarge(RequestError):
     grpc_code = "RESOURCE_EXHAUSTED"
 
 
+class HeadersTooLarge(RequestError):
+    """The request's headers exceed the limit in bytes or in number."""
+
+    http_status = 431
+    grpc_code = "RESOURCE_EXHAUSTED"
+
+
+class UriTooLong(RequestError):
+    """The request line exceeds the limit of the headers."""
+
+    http_status = 414
+    grpc_code = "RESOURCE_EXHAUSTED"
+
+
+class RequestTimeout(RequestError):
+    """The client took too long to send its request."""
+
+    http_status = 408
+    grpc_code = "DEADLINE_EXCEEDED"
+
+
 class UnknownModel(RequestError):
     """No model of this name, or no such version of it, is served."""
 

@@ -23,6 +23,8 @@ from predictor.errors import ConfigurationError, EngineBroken
 from predictor.model import PredictorModel
 from predictor.protocol import sdk
 from predictor.protocol.app import install
+from predictor.protocol.http.connections import ConnectionLimits
+from predictor.protocol.http.guarded_protocol import guarded_protocol
 from predictor.protocol.kserve.grpc_server import BoundServer, make_server
 from predictor.settings import Settings
 from predictor.tasks.generation_spec import GenerationSpec
@@ -74,7 +76,9 @@ class Server(ModelServer):
 
     async def _run(self, listener: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
-        http, closing = sdk.rest_server(self, grace_period=1), asyncio.Event()
+        protocol = guarded_protocol(_connection_limits(self._settings))
+        http = sdk.rest_server(self, grace_period=1, http_protocol=protocol)
+        closing = asyncio.Event()
         serving = [asyncio.create_task(http.serve(sockets=[listener]))]
         if self.enable_grpc:
             serving.append(asyncio.create_task(self._bind_grpc().serve(closing, grace=1.0)))
@@ -175,6 +179,16 @@ class Server(ModelServer):
         if self._settings.torchserve_api and is_generation:
             lines.append(f"curl {url}/predictions/{name} --data-urlencode 'data={first}'")
         return "\n".join(lines)
+
+
+def _connection_limits(settings: Settings) -> ConnectionLimits:
+    return ConnectionLimits(
+        connections=settings.max_connections,
+        header_bytes=settings.max_header_size,
+        header_count=settings.max_header_count,
+        timeout=settings.client_timeout,
+        body_rate=settings.min_body_rate,
+    )
 
 
 def _exit(code: int) -> None:

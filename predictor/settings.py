@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from predictor.errors import ConfigurationError
+from predictor.settings_limits import LimitSettings
 from predictor.settings_sources import (
     ALIASES,
     PREFIX,
@@ -27,7 +28,7 @@ from predictor.settings_sources import (
 from predictor.settings_types import Bytes, DeviceMap, Dtype, MemoryByDevice, Task
 
 
-class Settings(BaseSettings):
+class Settings(LimitSettings):
     """The settings: sizes in bytes (written ``40Gi``, ``10GiB`` or ``500M``), times in seconds."""
 
     model_config = SettingsConfigDict(
@@ -248,7 +249,12 @@ def explicit_settings(
 
 def names() -> tuple[str, ...]:
     """Return the names of all settings and their aliases."""
-    return (*Settings.model_fields, *ALIASES)
+    return (*own_names(), *ALIASES)
+
+
+def own_names() -> tuple[str, ...]:
+    """Return the names of all settings, those of the limits last."""
+    return tuple(sorted(Settings.model_fields, key=LimitSettings.model_fields.__contains__))
 
 
 def _sentence(error: ValidationError) -> str:

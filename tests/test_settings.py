@@ -317,8 +317,10 @@ def test_settings_are_frozen():
 
 
 def test_every_setting_says_what_it_is():
-    source = Path(__file__).parent.parent.joinpath("predictor", "settings.py").read_text()
+    folder = Path(__file__).parent.parent / "predictor"
+    source = (folder / "settings.py").read_text()
     body = source[source.index("class Settings") : source.index("def settings_customise_sources")]
+    body += (folder / "settings_limits.py").read_text()
 
     for name in Settings.model_fields:
         after = body[body.index(f"    {name}: ") :].split('"""')

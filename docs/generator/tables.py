@@ -14,7 +14,7 @@ from docs.generator.pages import ROOT
 from predictor import metrics
 from predictor.protocol.openai.request import CHAT_KEYS, COMPLETION_KEYS, IGNORED, REFUSED
 from predictor.quantity import as_quantity
-from predictor.settings import Settings
+from predictor.settings import Settings, own_names
 from predictor.settings_sources import ALIASES, PREFIX
 
 _REGION = re.compile(r"<!-- generated: (?P<name>[\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -22,9 +22,12 @@ _REGION = re.compile(r"<!-- generated: (?P<name>[\w-]+) -->\n.*?<!-- end -->", r
 _UNITS = {
     "tokens": ("max_model_len", "max_length", "prefill_chunk", "max_batch_tokens"),
     "requests": ("max_concurrency", "max_requests"),
+    "connections": ("max_connections",),
+    "headers": ("max_header_count",),
     "sequences": ("max_batch_size",),
-    "seconds": ("grace_period", "max_batch_delay", "request_timeout"),
-    "bytes": ("max_memory", "memory_reserve", "max_body_size"),
+    "seconds": ("grace_period", "max_batch_delay", "request_timeout", "client_timeout"),
+    "bytes": ("max_memory", "memory_reserve", "max_body_size", "max_header_size"),
+    "bytes per second": ("min_body_rate",),
     "fraction": ("memory_headroom", "pinned_memory_fraction", "gpu_fraction"),
     "port": ("http_port", "grpc_port"),
 }
@@ -56,7 +59,8 @@ def settings_table() -> str:
 
 def _settings_rows() -> Iterator[Sequence[str]]:
     schema = Settings.model_json_schema()["properties"]
-    for name, field in Settings.model_fields.items():
+    for name in own_names():
+        field = Settings.model_fields[name]
         meaning = re.sub(r"\s+", " ", field.description or "").strip()
         default = "" if field.default is None else f"`{_default(name, field.default)}`"
         kind, unit = _type(name, schema[name]), UNITS.get(name, "")
@@ -70,7 +74,11 @@ def _names(name: str) -> str:
 
 
 def _default(name: str, default: object) -> object:
-    return as_quantity(int(str(default))) if UNITS.get(name) == "bytes" else default
+    return as_quantity(int(str(default))) if _is_quantity(name) else default
+
+
+def _is_quantity(name: str) -> bool:
+    return UNITS.get(name, "").startswith("bytes")
 
 
 def _type(name: str, schema: dict[str, Any]) -> str:
@@ -86,7 +94,7 @@ def _one_type(name: str, schema: dict[str, Any]) -> str:
     kind = schema.get("type", "string")
     if kind == "object":
         return "JSON object"
-    if UNITS.get(name) == "bytes":
+    if _is_quantity(name):
         return "quantity"
     if schema.get("format") == "path":
         return "path"

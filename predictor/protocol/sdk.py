@@ -35,6 +35,7 @@ __all__ = [
     "ServerNotLive",
     "ServerNotReady",
     "add_routes",
+    "guard",
     "messages",
     "own_app",
     "raw_data",
@@ -78,7 +79,7 @@ def raw_data(tensor: Any) -> bytes | None:
     return raw
 
 
-def rest_server(model_server: Any, *, grace_period: int) -> Any:
+def rest_server(model_server: Any, *, grace_period: int, http_protocol: Any) -> Any:
     """Return the uvicorn server of a ``kserve.ModelServer``, with the SDK's routes on `own_app`.
 
     ``RESTServer`` offers no way to stop it (``kserve/protocol/rest/server.py``).
@@ -86,6 +87,7 @@ def rest_server(model_server: Any, *, grace_period: int) -> Any:
     Args:
         model_server: The ``ModelServer``.
         grace_period: Seconds that uvicorn waits for requests when it stops.
+        http_protocol: The factory of the protocol of each connection.
     """
     server = RESTServer(
         _APP_NAME,
@@ -97,8 +99,17 @@ def rest_server(model_server: Any, *, grace_period: int) -> Any:
         ssl_certfile=model_server.ssl_certfile,
         ssl_keyfile=model_server.ssl_keyfile,
     )
+    guard(server.config, http_protocol)
     server.create_application()
     return server._server
+
+
+def guard(config: Any, http_protocol: Any) -> None:
+    """Let a ``uvicorn.Config`` use our protocol for its connections.
+
+    ``RESTServer`` passes no such option on. WebSockets would leave our protocol for another one.
+    """
+    config.http, config.ws = http_protocol, "none"
 
 
 def add_routes(application: FastAPI, models: Any) -> None:

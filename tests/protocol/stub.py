@@ -22,6 +22,8 @@ from fastapi import FastAPI
 from predictor.errors import NotReady
 from predictor.protocol import sdk
 from predictor.protocol.app import install
+from predictor.protocol.http.connections import ConnectionLimits
+from predictor.protocol.http.guarded_protocol import guarded_protocol
 from predictor.protocol.kserve.grpc_server import make_server
 from predictor.protocol.response_style import OUR_STYLE
 from predictor.protocol.served import Limits
@@ -31,6 +33,7 @@ from predictor.tasks.request import GenerationRequest, Message, Prompt
 from predictor.tasks.task import TaskSpec
 
 MAX_BODY_BYTES = 256 * 1024
+DEFAULT_LIMITS = ConnectionLimits()
 
 
 class EchoModel(kserve.Model):
@@ -150,13 +153,20 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve(*, load_unload: bool = False, torchserve: bool = False) -> Iterator[Served]:
+def serve(
+    *,
+    load_unload: bool = False,
+    torchserve: bool = False,
+    limits: ConnectionLimits = DEFAULT_LIMITS,
+) -> Iterator[Served]:
     """Serves one `EchoModel` over HTTP and gRPC in a thread with an event loop of its own."""
     models = kserve.ModelRepository()
     served = Served(EchoModel(), models)
     models.update(served.model)
     app = _application(served, load_unload=load_unload, torchserve=torchserve)
-    web = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", lifespan="off"))
+    config = uvicorn.Config(app, log_config=None, lifespan="off")
+    sdk.guard(config, guarded_protocol(limits))
+    web = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     served.http_port = listener.getsockname()[1]
     thread = threading.Thread(target=_run, args=(served, web, listener))

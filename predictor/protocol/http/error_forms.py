@@ -34,6 +34,7 @@ _JAVA_NAMES = {
     HTTPStatus.METHOD_NOT_ALLOWED: "MethodNotAllowedException",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "RequestEntityTooLargeException",
     HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailableException",
+    HTTPStatus.REQUEST_TIMEOUT: "RequestTimeoutException",
     HTTPStatus.GATEWAY_TIMEOUT: "RequestTimeoutException",
 }
 _TYPES = {

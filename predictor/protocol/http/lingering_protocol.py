@@ -1,0 +1,161 @@
+"""uvicorn's HTTP protocol, closing without a lost status.
+
+uvicorn closes a connection whose request it has not read to the end, at which TCP sends a reset
+that destroys the answer on its way. RFC 9112, section 9.6: stop to write, drop what comes until the
+client closes, and then close. Both bytes and time of that are bounded here.
+
+Written against uvicorn 0.54 (``uvicorn/protocols/http/httptools_impl.py``); its protocol and its
+cycle (one request and its answer) are used as they are. Only this module and `guarded_protocol`
+name their parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from predictor.errors import PredictorError
+from predictor.protocol.http.error_forms import error_response
+
+_REST_BYTES = 16 * 1024**2
+"""Bytes that are dropped after an early answer. Most clients send the whole body before they read
+the status; dropping this much takes some 10 ms of a processor."""
+
+_SMALL_BODY = 64 * 1024
+"""Bytes of a body whose rest is awaited, so that its connection can be kept after an early answer.
+Many clients send even a small body in a packet of its own."""
+
+_REST_SECONDS = 10.0
+"""Seconds that a client may take to close, or to read the rest of its answer on."""
+
+
+class LingeringProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Create the protocol of a connection that is not made yet; uvicorn calls this."""
+        super().__init__(*args, **options)
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_body = False
+        self._keep_alive = True
+        self._only_drops = self._lingers = False
+        self._dropped = 0
+
+    def on_headers_complete(self) -> None:
+        """Begin the request's answer and the arrival of its body."""
+        self._set_timer(None)
+        super().on_headers_complete()
+        self._in_body = True
+        self._keep_alive = self.cycle.keep_alive
+        if not self._has_small_body():
+            # If it is answered before all of it has arrived, it is its connection's last request.
+            self.cycle.keep_alive = False
+        self.cycle.transport = _AnswerTransport(self.transport, self._linger)
+
+    def on_message_complete(self) -> None:
+        """End the request; from now on its connection may be kept for another."""
+        self._in_body = False
+        self._set_timer(None)
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self._keep_alive
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, unless the connection is about to be closed."""
+        if self._lingers:
+            self.server_state.total_requests += 1
+        else:
+            super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._set_timer(None)
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Close, after the answer that is being given."""
+        self._keep_alive = False
+        if self._lingers:
+            self.transport.close()
+        else:
+            super().shutdown()
+
+    def _has_small_body(self) -> bool:
+        length = dict(self.headers).get(b"content-length")
+        return length is not None and int(length) <= _SMALL_BODY
+
+    def _refuse(self, error: PredictorError) -> None:
+        """Answer a request whose arrival is at fault, and close."""
+        cycle, is_receiving = self.cycle, self._in_body
+        if is_receiving and cycle.response_complete:
+            self.transport.abort()
+            return
+        if cycle is not None and not cycle.response_complete:
+            if not is_receiving:  # it is an earlier request
+                self._answer_and_close()
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if self.pipeline or cycle.response_started:
+                self.transport.abort()
+                return
+        path = self.scope.get("path", "/") if is_receiving else "/"
+        self._write(error_response(path, error))
+        self._linger()
+
+    def _answer_and_close(self) -> None:
+        """Drop what comes, and close after the answers that are being given."""
+        self._only_drops = True
+        self._keep_alive = self.cycle.keep_alive = False
+        self._set_timer(None)
+
+    def _write(self, response: Response) -> None:
+        headers = [*self.server_state.default_headers, *response.raw_headers]
+        lines = [name + b": " + value for name, value in (*headers, (b"connection", b"close"))]
+        head = STATUS_LINE[response.status_code] + b"\r\n".join(lines) + b"\r\n\r\n"
+        self.transport.write(head + bytes(response.body))
+
+    def _linger(self) -> None:
+        """Write no more, drop a bounded rest, and then close."""
+        if self._lingers or self.transport.is_closing():
+            return
+        self._lingers = self._only_drops = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self._set_timer(_REST_SECONDS, partial(self._linger_late, self._unsent()))
+
+    def _linger_late(self, unsent: int) -> None:
+        if 0 < self._unsent() < unsent:  # the client reads its answer, slowly
+            self._set_timer(_REST_SECONDS, partial(self._linger_late, self._unsent()))
+        else:
+            self.transport.abort()
+
+    def _unsent(self) -> int:
+        return int(self.transport.get_write_buffer_size())
+
+    def _drop(self, count: int) -> None:
+        self._dropped += count
+        if self._dropped > _REST_BYTES:
+            self.transport.abort()
+
+    def _set_timer(self, seconds: float | None, expired: Callable[[], None] | None = None) -> None:
+        """Set the one timer of the connection, in place of the one before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        waits = seconds is not None and expired is not None
+        self._timer = self.loop.call_later(seconds, expired) if waits else None
+
+
+class _AnswerTransport:
+    """The transport as a cycle uses it: to close is to linger first."""
+
+    def __init__(self, transport: Any, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close

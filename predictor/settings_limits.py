@@ -1,0 +1,35 @@
+"""The settings that bound what clients may do to the server, whatever the model is."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from predictor.settings_types import Bytes
+
+
+class LimitSettings(BaseSettings):
+    """Bounds of connections and of what arrives on them."""
+
+    model_config = SettingsConfigDict(use_attribute_docstrings=True)
+
+    max_connections: int = Field(1024, ge=16)
+    """Most open REST connections. For one more, the connection that has waited longest for its
+    client is closed: an idle one, or one whose headers do not arrive. So probes are always
+    answered. Each connection takes some 20 KiB, and a file of the process."""
+
+    max_header_size: Bytes = Field(32 * 1024, ge=1024)
+    """Most bytes of a request line and its headers (431, 414). Gateways add some hundred bytes and
+    tokens of users a few KiB; nginx and Envoy accept about as much."""
+
+    max_header_count: int = Field(100, ge=8)
+    """Most headers of a request (431). Envoy and Apache have the same bound."""
+
+    client_timeout: float = Field(20.0, gt=0, allow_inf_nan=False)
+    """Seconds for the headers of a request to arrive, for its body to arrive (longer at
+    `min_body_rate`), and for a client that stops reading to read on. Then it is cut off, with 408
+    where a status can be sent. Apache allows as many."""
+
+    min_body_rate: Bytes = Field(16 * 1024, ge=1)
+    """Bytes per second at which a body may take longer than `client_timeout`. At
+    this rate a body of 1 MiB arrives within 84 s, for which it is held in memory."""
