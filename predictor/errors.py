@@ -60,7 +60,7 @@ class ArchiveError(PredictorError):
 
 
 class HubUnreachable(PredictorError):
-    """The model is on the hub, which cannot be reached."""
+    """The hub cannot be reached, and its cache lacks files of the model."""
 
     exit_code = 69
 

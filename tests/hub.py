@@ -4,6 +4,7 @@ With the standard library alone, so that it also is a program for a pod: `hub.py
 every repository has these files, and none wants a token but those of which the hub itself says so.
 """
 
+import hashlib
 import json
 import re
 import sys
@@ -22,12 +23,16 @@ class Hub(BaseHTTPRequestHandler):
         repository: The one that there is; None has all.
         token: What repositories want; None wants it of no one but for gated ones, and takes any.
         requested: The paths of all requests so far.
+        commit: The commit of every branch.
+        fault: A pattern of paths, and the status that they are answered with: 0 says nothing.
     """
 
     folder: Path
     repository: str | None = None
     token: str | None = None
     requested: list[str]
+    commit: str = COMMIT
+    fault: tuple[str, int] | None = None
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -40,6 +45,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         self.requested.append(self.path)
+        if self.fault is not None and re.search(self.fault[0], self.path):
+            self._fail(self.fault[1], body)
+            return
         listed = re.match(r"/api/models/([^/]+/[^/?]+)", self.path)
         file = re.match(r"/([^/]+/[^/]+)/resolve/[^/]+/([^?]+)", self.path)
         match = listed or file
@@ -51,10 +59,17 @@ class Hub(BaseHTTPRequestHandler):
         elif listed:
             self._send(200, json.dumps(self._listing(listed[1])).encode(), {}, body)
         elif file and (self.folder / file[2]).is_file():
-            headers = {"ETag": f'"{file[2].replace("/", "-")}"', "X-Repo-Commit": COMMIT}
-            self._send(200, (self.folder / file[2]).read_bytes(), headers, body)
+            content = (self.folder / file[2]).read_bytes()
+            etag = f'"{hashlib.sha256(content).hexdigest()}"'
+            self._send(200, content, {"ETag": etag, "X-Repo-Commit": self.commit}, body)
         else:
             self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
+
+    def _fail(self, status: int, body: bool) -> None:
+        if status:
+            self._send(status, b"{}", {}, body)
+        else:  # until the client hangs up
+            self.rfile.read(1)
 
     def _may_read(self, repository: str) -> bool:
         given = self.headers.get("authorization")
@@ -74,7 +89,7 @@ class Hub(BaseHTTPRequestHandler):
                 for name, size in files.items()
             ]
         names = [{"rfilename": name} for name in files]
-        return {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": names}
+        return {"id": repository, "modelId": repository, "sha": self.commit, "siblings": names}
 
     def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
         self.send_response(status)
@@ -90,7 +105,9 @@ class Hub(BaseHTTPRequestHandler):
 def make_server(address: str, port: int, folder: Path, **attributes: object) -> ThreadingHTTPServer:
     """Returns a hub that listens, with its class's attributes set."""
     handler = type("OneHub", (Hub,), {"folder": folder, "requested": [], **attributes})
-    return ThreadingHTTPServer((address, port), handler)
+    server = ThreadingHTTPServer((address, port), handler)
+    server.daemon_threads = True
+    return server
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ _EXIT_CAUSES = {
     0: "The server drained after the first SIGTERM or SIGINT, or the command succeeded.",
     1: "Any other failure. A restart may help.",
     65: "`import-torchserve`: the archive is broken, incomplete or unsafe (`EX_DATAERR`).",
-    69: "The model comes from the hub, and the hub cannot be reached (`EX_UNAVAILABLE`).",
+    69: "The hub cannot be reached, and its cache lacks files of the model (`EX_UNAVAILABLE`).",
     78: "Configuration, a checkpoint that cannot be served, or a model that does not fit. "
     "A restart does not help (`EX_CONFIG`).",
     130: "SIGINT during loading, or a second one (128 + 2).",

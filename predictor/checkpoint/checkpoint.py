@@ -12,31 +12,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from transformers import AutoConfig, PreTrainedConfig
 
+from predictor.checkpoint.hub import Repository, Snapshot, missing_files
 from predictor.checkpoint.safetensors_header import StoredWeights, read_stored
 from predictor.checkpoint.task_detection import find_task
 from predictor.dtypes import name_of
-from predictor.errors import CheckpointError, ConfigurationError, HubUnreachable, reason_of
+from predictor.errors import CheckpointError, reason_of
 
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _WEIGHTS = {"safetensors": "model*.safetensors", "pickle": "pytorch_model*.bin"}
 _POSITIONS = ("max_position_embeddings", "n_positions")
 _CONTEXT = (*_POSITIONS, "seq_length", "max_sequence_length", "max_seq_len")
 _LONGEST_DEFAULT = 8192
-_HUB_SECONDS = 10.0
-"""Seconds to wait for the first answer of the hub. Without a limit a silent network would hang the
-start for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +39,7 @@ class Checkpoint:
         task: The task that the model is served for.
         model_id: The model's id on the hub; None for a local directory.
         revision: The commit on the hub; None for a local directory.
+        ref: The branch or tag on the hub that was resolved to the commit; None without one.
     """
 
     path: Path
@@ -60,6 +49,7 @@ class Checkpoint:
     task: str = "text_generation"
     model_id: str | None = None
     revision: str | None = None
+    ref: str | None = None
 
     @property
     def dtype(self) -> str | None:
@@ -118,7 +108,9 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
     if not file.is_file():
         raise CheckpointError(f"There is no config.json in {path}.")
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            path, trust_remote_code=trust_remote_code, local_files_only=True
+        )
     # A wrong config makes transformers raise errors of many classes.
     except Exception as error:
         if "trust_remote_code" in str(error):
@@ -171,24 +163,25 @@ def open_hub(
 ) -> Checkpoint:
     """Return a checkpoint on the hub, after fetching its small files only.
 
-    ``HF_TOKEN`` holds the token, and ``HF_HOME`` the folder of the cache.
+    ``HF_TOKEN`` holds the token, and ``HF_HOME`` the folder of the cache. Without the hub, a commit
+    that is complete in the cache is served.
 
     Raises:
-        HubUnreachable: The hub cannot be reached.
+        HubUnreachable: The hub cannot be asked, and the cache is incomplete.
         CheckpointError: There is no such model, or it has no weights of an allowed kind.
     """
-    with _hub_errors(model_id, revision):
-        info = HfApi().model_info(model_id, revision=revision, timeout=_HUB_SECONDS)
-        names = [sibling.rfilename for sibling in info.siblings or ()]
-        kind = _kind(names)
-        if kind is None:
-            raise CheckpointError(f"{model_id} holds no safetensors and no pytorch_model.bin.")
-        _check_kind(kind, model_id, allow_pickle)
-        patterns = [*_SMALL, *(("*.py",) if trust_remote_code else ())]
-        path = snapshot_download(model_id, revision=info.sha, allow_patterns=patterns)
-    config = read_config(Path(path), trust_remote_code=trust_remote_code)
-    task = find_task(config, Path(path), task)
-    return Checkpoint(Path(path), config, kind, None, task, model_id, info.sha)
+    repository = Repository(model_id, revision)
+    patterns = [*_SMALL, *(("*.py",) if trust_remote_code else ())]
+    snapshot = repository.open(patterns, lambda cached: _lacking(cached, patterns))
+    kind = _kind(snapshot.names)
+    if kind is None:
+        raise CheckpointError(f"{model_id} holds no safetensors and no pytorch_model.bin.")
+    _check_kind(kind, model_id, allow_pickle)
+    config = read_config(snapshot.path, trust_remote_code=trust_remote_code)
+    task = find_task(config, snapshot.path, task)
+    return Checkpoint(
+        snapshot.path, config, kind, None, task, model_id, snapshot.commit, repository.ref
+    )
 
 
 def fetch_weights(checkpoint: Checkpoint) -> Checkpoint:
@@ -200,16 +193,31 @@ def fetch_weights(checkpoint: Checkpoint) -> Checkpoint:
     """
     if checkpoint.stored is not None or checkpoint.model_id is None:
         return checkpoint
-    with _hub_errors(checkpoint.model_id, checkpoint.revision):
-        path = snapshot_download(
-            checkpoint.model_id,
-            revision=checkpoint.revision,
-            allow_patterns=[_WEIGHTS[checkpoint.kind]],
-        )
-    stored = read_stored(Path(path))
+    repository = Repository(checkpoint.model_id, checkpoint.ref or checkpoint.revision)
+    commit, path = str(checkpoint.revision), checkpoint.path
+    lacks = _missing_weights(path, checkpoint.kind)
+    if lacks is not None:
+        path = repository.fetch(commit, [_WEIGHTS[checkpoint.kind]], lacks)
+    stored = read_stored(path)
     if stored is None:
         raise CheckpointError(f"{checkpoint.model_id} holds no weights that can be used.")
-    return replace(checkpoint, path=Path(path), stored=stored)
+    repository.remember(commit)
+    return replace(checkpoint, path=path, stored=stored)
+
+
+def _lacking(snapshot: Snapshot, small: Iterable[str]) -> str | None:
+    """Return the files that a commit in the cache lacks, as a phrase; None if it is complete."""
+    missing = missing_files(snapshot, list(small))
+    return missing or _missing_weights(snapshot.path, _kind(snapshot.names) or "safetensors")
+
+
+def _missing_weights(path: Path, kind: str) -> str | None:
+    """Return the weights that a commit in the cache lacks, as a phrase; None if it has all."""
+    try:
+        stored = read_stored(path)
+    except CheckpointError as error:
+        return f"weights ({str(error).rstrip('.')})"
+    return None if stored is not None and stored.kind == kind else "its weights"
 
 
 def _kind(names: Iterable[str]) -> str | None:
@@ -223,34 +231,3 @@ def _check_kind(kind: str, where: str, allow_pickle: bool) -> None:
             f"{where} holds only .bin files, which can run code when they are read; convert it "
             "to safetensors, or run with --allow_pickle if you trust its author."
         )
-
-
-class _hub_errors:  # noqa: N801 - read as a statement: `with _hub_errors(...)`
-    """Translates the hub's errors into ours, one sentence each."""
-
-    def __init__(self, model_id: str, revision: str | None) -> None:
-        self._name = f"{model_id} (revision {revision})" if revision else model_id
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, GatedRepoError):
-            raise ConfigurationError(
-                f"{self._name} is gated: accept its terms on the hub and set HF_TOKEN."
-            ) from None
-        if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
-            raise CheckpointError(
-                f"The hub has no {self._name}, or HF_TOKEN gives no access to it."
-            ) from None
-        if isinstance(error, HFValidationError):
-            raise CheckpointError(f"{self._name} is no name of a model on the hub.") from None
-        if isinstance(error, HTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled):
-            raise HubUnreachable(
-                f"{self._name} must come from the hub at {constants.ENDPOINT}, which cannot be "
-                "reached; mount the model and give --model_dir, or let this pod reach the hub."
-            ) from None
-        if isinstance(error, OSError):
-            raise CheckpointError(
-                f"{self._name} cannot be kept in {constants.HF_HOME}: {error.strerror}."
-            ) from None
