@@ -110,6 +110,10 @@ class ModelThread(Generic[Request, Row]):
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
+    def new_request(self) -> int:
+        """Return a number for a client's request, under which all that it submits is known."""
+        return next(self._keys)
+
     def put(self, request: Request) -> int:
         """Hand in a request and return its key; do not wait.
 

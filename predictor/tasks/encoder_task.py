@@ -180,9 +180,10 @@ class PreparedEncoderRequest:
 
         keys: dict[int, int] = {}
         results: dict[int, torch.Tensor] = {}
+        request = self._engine.new_request()
         try:
             for index, text in enumerate(texts):
-                keys[index] = self._engine.submit(text, listener(index))
+                keys[index] = self._engine.submit(text, listener(index), request=request)
             while keys:
                 index, outcome = await inbox.get()
                 del keys[index]

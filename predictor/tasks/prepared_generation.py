@@ -78,10 +78,13 @@ class PreparedGeneration:
     async def _follow(self, *, by_token: bool) -> AsyncGenerator[Piece, None]:
         inbox: asyncio.Queue[Piece | PredictorError] = asyncio.Queue()
         keys: dict[int, int] = {}
+        request = self._engine.new_request()
         try:
             for index, job in enumerate(self.jobs):
                 reply = self._reply(index, job, inbox, by_token=by_token)
-                keys[index] = self._engine.submit(self._engine_prompt(job), job.sampling, reply)
+                keys[index] = self._engine.submit(
+                    self._engine_prompt(job), job.sampling, reply, request=request
+                )
             while keys:
                 item = await inbox.get()
                 if isinstance(item, PredictorError):

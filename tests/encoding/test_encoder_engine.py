@@ -157,6 +157,22 @@ def test_a_cancelled_text_is_not_computed(engine: EncoderEngine, runner: Countin
     assert [text.ids for batch in runner.passes for text in batch] == [(1,), (6,)]
 
 
+def test_a_lone_text_runs_in_the_next_pass_or_the_one_after_whoever_has_a_list(
+    engine: EncoderEngine, runner: Counting
+) -> None:
+    held(engine, runner)
+    for _ in range(8):
+        request = engine.new_request()
+        for _ in range(32):
+            engine.submit(EncoderInput((7,) * 20), Outcome(), request=request)
+    lone = Outcome()
+    engine.submit(EncoderInput((3, 4)), lone, request=engine.new_request())
+    runner.may_go.set()
+    assert lone.wait() == 7
+    index = next(i for i, batch in enumerate(runner.passes) if batch[0].ids == (3, 4))
+    assert index <= 2  # the first pass ran before
+
+
 def test_a_pass_waits_for_others_as_long_as_it_may(runner: Counting) -> None:
     engine = open_encoder_engine(runner, BatchLimits(tokens=64, rows=2, delay=20.0))
     first = submit(engine, 1)

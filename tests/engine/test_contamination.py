@@ -28,10 +28,10 @@ from transformers import (
 )
 
 from predictor.engine.generation.batchability import check_batch_invariance, unbatchable_reason
+from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, SerialRunner
 from predictor.engine.generation.sampling_params import SamplingParams
-from predictor.engine.generation.scheduler import SchedulerLimits
 from tests.checkpoints import ALL_CONFIGS, VOCABULARY
 from tests.conftest import Checkpoints
 from tests.engine.test_engine import RunningEngine, Wrapped, batch_runner

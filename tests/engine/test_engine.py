@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from predictor.engine.generation.batchability import count_layers
 from predictor.engine.generation.engine import Engine
+from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_accounting import PADDING_PAGES
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.engine.generation.sampling_params import SamplingParams, Token
-from predictor.engine.generation.scheduler import SchedulerLimits
 from predictor.errors import EngineBroken, GenerationFailed
 from predictor.metrics import EngineMetrics
 from tests.conftest import Checkpoints
@@ -321,6 +321,28 @@ def test_a_cancel_in_a_crowd_changes_nobody_elses_tokens(
     assert [callback.wait().tokens for callback in others] == greedy[1:]
     assert gone.tokens == greedy[0][:4]
     assert gone.outcome is None
+
+
+# Fairness between requests
+
+
+def test_a_lone_sequence_runs_before_the_rest_of_a_list(model: Any) -> None:
+    order: list[str] = []
+
+    def noting(name: str) -> Collected:
+        return Collected(lambda _: order.append(name))
+
+    with RunningEngine(batch_runner(model), limits=SchedulerLimits(KV_TOKENS, 1, 64)) as opened:
+        callbacks = [noting("list") for _ in range(6)] + [noting("lone")]
+        with opened.held():
+            request = opened.engine.new_request()
+            for callback in callbacks[:-1]:
+                params = SamplingParams(max_new_tokens=1)
+                opened.engine.submit(PROMPT, params, callback, request=request)
+            opened.engine.submit(PROMPT, SamplingParams(max_new_tokens=1), callbacks[-1])
+        for callback in callbacks:
+            callback.wait()
+    assert order == ["lone", *["list"] * 6]
 
 
 # Failures of one

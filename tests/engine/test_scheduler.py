@@ -7,14 +7,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from predictor.engine.generation.scheduler import (
-    LOOKAHEAD,
-    MAX_OVERTAKES,
-    Chunk,
-    Scheduler,
-    SchedulerLimits,
-    Step,
-)
+from predictor.engine.fair_queue import MAX_OVERTAKES
+from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
+from predictor.engine.generation.kv_accounting import KVLedger
+from predictor.engine.generation.scheduler import LOOKAHEAD, MAX_SET_ASIDE, Scheduler, Step
 from predictor.engine.shape_buckets import bucket_context, bucket_new_tokens
 
 
@@ -156,6 +152,73 @@ def test_the_limit_counts_those_that_overtake_in_one_step_too() -> None:
     s = scheduler(400, 600, *[10] * 10, kv=1000)
     s.plan()
     assert (s.running, s.waiting) == (1 + MAX_OVERTAKES, 1 + 2)
+
+
+@pytest.mark.parametrize("waiting", [100, 10_000])
+def test_a_step_looks_at_no_more_sequences_however_many_wait(
+    waiting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = scheduler(500, *[600] * waiting)  # none has room beside the first
+    looked_at = 0
+
+    def has_room(self: KVLedger, tokens: int) -> bool:
+        nonlocal looked_at
+        looked_at += 1
+        return self.reserved + tokens <= self.capacity
+
+    monkeypatch.setattr(KVLedger, "has_room", has_room)
+    s.plan()
+    assert looked_at == 1 + MAX_SET_ASIDE
+    s.plan()
+    assert looked_at == 1 + MAX_SET_ASIDE  # nothing has changed
+    s.remove(1)
+    s.plan()
+    assert looked_at == 1 + 2 * MAX_SET_ASIDE
+    assert (s.running, s.waiting) == (1, waiting - 1)
+
+
+# Fairness between requests
+
+
+def lists(callers: int, sequences: int) -> Scheduler:
+    """Return a scheduler of one place, with a list of short prompts from each caller in line."""
+    s = scheduler(sequences=1)
+    for key in range(callers * sequences):
+        s.add(key, 5, request=key // sequences)
+    return s
+
+
+def run_one(s: Scheduler) -> int:
+    """Run the next sequence to its end and return its key."""
+    (chunk,) = s.plan().batches[0]
+    s.remove(chunk.key)
+    return chunk.key
+
+
+def test_a_lone_sequence_gets_the_next_place_or_the_one_after() -> None:
+    s = lists(callers=32, sequences=256)
+    for lone in range(10_000, 10_100):
+        run_one(s)
+        s.add(lone, 5)
+        assert lone in (run_one(s), run_one(s))
+
+
+def test_lists_of_two_requests_take_turns() -> None:
+    s = lists(callers=2, sequences=3)
+    assert [run_one(s) for _ in range(6)] == [0, 3, 1, 4, 2, 5]
+
+
+def test_of_two_requests_the_list_is_preempted_and_not_its_lone_neighbour() -> None:
+    # A list's two and a neighbour who came last, 10 known each: 51 after 7 tokens of each.
+    s = scheduler(kv=50, chunk=32)
+    s.add(0, 8, request=1)
+    s.add(1, 8, request=1)
+    s.plan()
+    s.add(2, 2)
+    prefill_all(s)
+    while not (step := advance(s)).preempted:
+        pass
+    assert step.preempted == (1,)
 
 
 # Reading prompts
@@ -354,7 +417,8 @@ class Simulation:
     It keeps books of its own and holds every step against them.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, requests: int | None = None) -> None:
+        self.requests = requests  # how many submit; None: each sequence is a request of its own
         chance = self.chance = random.Random(seed)
         self.limits = SchedulerLimits(
             kv_tokens=chance.choice([40, 64, 150, 400]),
@@ -397,7 +461,8 @@ class Simulation:
         self.arrivals += 1
         self.known_tokens[key], self.cached[key], self.goals[key] = prompt, 0, goal
         self.overtaken[key] = 0
-        self.scheduler.add(key, prompt)
+        request = None if self.requests is None else self.chance.randrange(self.requests)
+        self.scheduler.add(key, prompt, request)
 
     def forget(self, key: int) -> None:
         self.scheduler.remove(key)
@@ -431,7 +496,7 @@ class Simulation:
                 del self.overtaken[new]
             for key in self.overtaken:
                 self.overtaken[key] += sum(new > key for new in newcomers)
-                assert self.overtaken[key] <= MAX_OVERTAKES
+                assert self.requests or self.overtaken[key] <= MAX_OVERTAKES
         assert len(self.running) <= self.limits.sequences
         assert sum([self.known_tokens[key] for key in running]) <= self.limits.kv_tokens
 
@@ -472,3 +537,10 @@ def test_a_million_steps_keep_all_the_rules_and_everyone_ends() -> None:
         simulation.run(10_000)
     assert sum(simulation.steps for simulation in simulations) >= 1_000_000
     assert sum(simulation.preempted for simulation in simulations) > 1_000
+
+
+def test_no_sequence_of_any_request_starves_and_all_other_rules_hold() -> None:
+    simulations = [Simulation(seed, requests=1 + seed % 7) for seed in range(70)]
+    for simulation in simulations:
+        simulation.run(1_000)
+    assert sum(simulation.preempted for simulation in simulations) > 100

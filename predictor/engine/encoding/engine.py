@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from predictor.engine.encoding.batching import BatchLimits, choose_batch
+from predictor.engine.encoding.batching import BatchLimits, TextQueue
 from predictor.engine.encoding.inputs import EncoderCallback, EncoderInput
 from predictor.engine.encoding.runner import EncoderRunner
 from predictor.engine.model_thread import ModelThread
@@ -24,13 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
+class _Text:
     text: EncoderInput
     callback: EncoderCallback
+    request: int | None
     arrived: float
 
 
-class EncoderEngine(ModelThread[_Request, int]):
+class EncoderEngine(ModelThread[_Text, int]):
     """Encodes texts until it is stopped or the model is broken.
 
     Attributes:
@@ -59,17 +60,20 @@ class EncoderEngine(ModelThread[_Request, int]):
         policy = DynamicBatching(runner, limits, metrics=metrics, harmless=harmless)
         super().__init__(policy, name="encoder", on_broken=on_broken)
 
-    def submit(self, text: EncoderInput, callback: EncoderCallback) -> int:
+    def submit(
+        self, text: EncoderInput, callback: EncoderCallback, *, request: int | None = None
+    ) -> int:
         """Hand in a text and return its key; do not wait.
 
         Args:
             text: The text, with no more tokens than a forward pass may have.
             callback: Called with its result or its error.
+            request: The request that it belongs to, see `new_request`. None if it is the only one.
 
         Raises:
             EngineBroken: The engine has ended.
         """
-        return self.put(_Request(text, callback, time.monotonic()))
+        return self.put(_Text(text, callback, request, time.monotonic()))
 
 
 class DynamicBatching:
@@ -87,38 +91,38 @@ class DynamicBatching:
     ) -> None:
         self._runner, self._limits, self._metrics = runner, limits, metrics
         self._harmless = harmless
-        self._waiting: dict[int, _Request] = {}
-        self._running: dict[int, _Request] = {}
+        self._queue = TextQueue(limits)
+        self._waiting: dict[int, _Text] = {}
+        self._running: dict[int, _Text] = {}
 
     def idle_seconds(self) -> float | None:
         """Return how long the oldest text still waits for others to share its forward pass."""
-        if not self._waiting:
+        limits, queue = self._limits, self._queue
+        if queue.oldest is None:
             return None
-        limits = self._limits
-        tokens = sum(len(request.text.ids) for request in self._waiting.values())
-        if not limits.delay or len(self._waiting) >= limits.rows or tokens >= limits.tokens:
+        if not limits.delay or len(queue) >= limits.rows or queue.tokens >= limits.tokens:
             return 0
-        oldest = next(iter(self._waiting.values()))
+        oldest = self._waiting[queue.oldest]
         return max(0.0, oldest.arrived + limits.delay - time.monotonic())
 
-    def add(self, key: int, request: _Request) -> None:
+    def add(self, key: int, request: _Text) -> None:
         """Put a text in line."""
         self._waiting[key] = request
+        self._queue.add(key, len(request.text.ids), request.request)
 
     def remove(self, key: int) -> None:
         """Forget a text that waits."""
-        self._waiting.pop(key, None)
+        if self._waiting.pop(key, None) is not None:
+            self._queue.remove(key)
 
     def batches(self) -> Iterator[Sequence[int]]:
         """Yield the texts of the next forward pass."""
-        keys = list(self._waiting)
-        lengths = [len(request.text.ids) for request in self._waiting.values()]
-        batch = [keys[index] for index in choose_batch(lengths, self._limits)]
+        batch = self._queue.take_batch()
         now = time.monotonic()
         for key in batch:
-            request = self._running[key] = self._waiting.pop(key)
-            self._metrics.queue_seconds.observe(now - request.arrived)
-            self._metrics.prompt_tokens.inc(len(request.text.ids))
+            text = self._running[key] = self._waiting.pop(key)
+            self._metrics.queue_seconds.observe(now - text.arrived)
+        self._metrics.prompt_tokens.inc(self._tokens(batch))
         self._count()
         yield batch
         self._count()
@@ -129,8 +133,7 @@ class DynamicBatching:
 
     def deliver(self, rows: Sequence[int], results: Sequence[Any], seconds: float) -> None:
         """Call the callbacks with the results."""
-        tokens = sum(len(self._running[key].text.ids) for key in rows)
-        self._metrics.count_step(rows=len(rows), seconds=seconds, tokens=tokens)
+        self._metrics.count_step(rows=len(rows), seconds=seconds, tokens=self._tokens(rows))
         for key, result in zip(rows, results, strict=True):
             _call(self._running.pop(key), result)
 
@@ -144,21 +147,25 @@ class DynamicBatching:
 
     def fail_all(self, error: EngineBroken) -> None:
         """End the texts of the failed forward pass, then those that wait."""
-        requests = [*self._running.values(), *self._waiting.values()]
+        texts = [*self._running.values(), *self._waiting.values()]
+        for key in list(self._waiting):
+            self.remove(key)
         self._running.clear()
-        self._waiting.clear()
         self._count()
-        for request in requests:
-            _call(request, error)
+        for text in texts:
+            _call(text, error)
+
+    def _tokens(self, rows: Sequence[int]) -> int:
+        return sum(len(self._running[key].text.ids) for key in rows)
 
     def _count(self) -> None:
         self._metrics.running.set(len(self._running))
         self._metrics.waiting.set(len(self._waiting))
 
 
-def _call(request: _Request, outcome: object) -> None:
+def _call(text: _Text, outcome: object) -> None:
     try:
-        request.callback(outcome)
+        text.callback(outcome)
     # A callback's failure is its own text's: the event loop may be gone.
     except Exception:
         logger.exception("A callback failed")

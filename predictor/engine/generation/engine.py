@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import Runner
 from predictor.engine.generation.sampler import Sampler, sample_each
@@ -20,7 +21,7 @@ from predictor.engine.generation.sampling_params import (
     SequenceCallback,
     Token,
 )
-from predictor.engine.generation.scheduler import Chunk, Scheduler, SchedulerLimits
+from predictor.engine.generation.scheduler import Scheduler
 from predictor.engine.model_thread import ModelThread, request_failed
 from predictor.errors import EngineBroken, GenerationFailed, PredictorError
 from predictor.metrics import EngineMetrics
@@ -37,6 +38,7 @@ class _Sequence:
     params: SamplingParams
     sampler: Sampler
     callback: SequenceCallback
+    request: int | None
     arrived: float
     last_token: float = 0.0
     tokens: list[int] = field(default_factory=list)
@@ -74,7 +76,12 @@ class Engine(ModelThread[_Sequence, Chunk]):
         super().__init__(policy, name="engine", on_broken=on_broken)
 
     def submit(
-        self, prompt: Sequence[int], params: SamplingParams, callback: SequenceCallback
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        callback: SequenceCallback,
+        *,
+        request: int | None = None,
     ) -> int:
         """Hand in a sequence and return its key; do not wait.
 
@@ -83,12 +90,13 @@ class Engine(ModelThread[_Sequence, Chunk]):
                 must fit in the KV cache. The prompt is not copied before its first forward pass.
             params: How the sequence is continued.
             callback: Called with its tokens and its end.
+            request: The request that it belongs to, see `new_request`. None if it is the only one.
 
         Raises:
             EngineBroken: The engine has ended.
         """
         sampler = Sampler(params, prompt)
-        return self.put(_Sequence(prompt, params, sampler, callback, time.monotonic()))
+        return self.put(_Sequence(prompt, params, sampler, callback, request, time.monotonic()))
 
 
 class ContinuousBatching:
@@ -115,7 +123,7 @@ class ContinuousBatching:
 
     def add(self, key: int, request: _Sequence) -> None:
         """Put a sequence in line."""
-        self._scheduler.add(key, len(request.prompt))
+        self._scheduler.add(key, len(request.prompt), request.request)
         self._sequences[key] = request
 
     def remove(self, key: int) -> None:

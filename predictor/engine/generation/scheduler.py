@@ -8,95 +8,36 @@ token.
 - **Admission**: the known tokens of all running sequences stay within the KV cache (`KVLedger`). A
   sequence is admitted when there is room for its known tokens, and besides for `LOOKAHEAD` more
   tokens of each running sequence, so that none is preempted at once.
-- **Order** is that of arrival, with one rule of fairness that is used twice: *a short sequence may
-  overtake a long one, but not more than `MAX_OVERTAKES` times*. If the first in line has no room
-  yet, later ones that have room may overtake it (`_admit`). Of the prompts in prefill, the one with
-  the fewest tokens left goes next, so that a short prompt does not wait for a long one
-  (`_select_prefill`).
-- **Preemption**: if the known tokens outgrow the KV cache, the sequence that arrived last returns
-  to its place in line and is computed again later. The first to arrive is never preempted, so every
-  sequence ends.
-- **Batches**: one forward pass over the weights takes as long as computing
-  `SchedulerLimits.breakeven_tokens` tokens (measured), and its rows are padded to the longest. Rows
-  share a forward pass if the padding costs less than another forward pass. Padding also widens
-  attention: rows times the longest row stay within `SchedulerLimits.max_attention_tokens`.
+- **Order** is fair between requests (`fair_queue`), and that of arrival between requests of one
+  sequence each. One rule is used twice: *a short sequence may overtake a long one, but not more
+  than `MAX_OVERTAKES` times*. If the first in line has no room yet, later ones that have room may
+  overtake it (`_admit`). Of the prompts in prefill, the one with the fewest tokens left goes next,
+  so that a short prompt does not wait for a long one (`_select_prefill`).
+- **Preemption**: if the known tokens outgrow the KV cache, the sequence before which its request
+  submitted most, and of several the last to arrive, returns to its place in line and is computed
+  again later. The first to arrive is never preempted, so every sequence ends.
+- **Batches**: rows share a forward pass if their padding is cheap (`forward_passes`).
 """
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
 
+from predictor.engine.fair_queue import Entry, FairQueue
+from predictor.engine.generation.forward_passes import (
+    Chunk,
+    SchedulerLimits,
+    batch,
+    choose_company,
+)
 from predictor.engine.generation.kv_accounting import KVLedger
-from predictor.engine.shape_buckets import bucket_context, bucket_new_tokens
 
 LOOKAHEAD = 16
 """Tokens of room for each running sequence that a newcomer must leave."""
 
-MAX_OVERTAKES = 8
-"""How often a sequence is overtaken by shorter ones before it goes next."""
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
-    """The limits of the KV cache and of a forward pass.
-
-    Attributes:
-        kv_tokens: Tokens that sequences may cache; no sequence ever needs more.
-        sequences: Most sequences that run at one time.
-        chunk: Most tokens of a forward pass that prefills, padding included.
-        breakeven_tokens: Tokens that take as long to compute as one forward pass over the weights.
-        max_attention_tokens: Most cached tokens that a forward pass reads, padding included; at
-            least `kv_tokens`.
-        bucket_shapes: Whether rows are padded to one of a few lengths, see `shape_buckets`.
-    """
-
-    kv_tokens: int
-    sequences: int
-    chunk: int
-    breakeven_tokens: int = 0
-    max_attention_tokens: int = 0
-    bucket_shapes: bool = False
-
-    def computed_tokens(self, rows: int, longest: int) -> int:
-        """Return the tokens that a forward pass computes, padding included.
-
-        Args:
-            rows: How many sequences it has.
-            longest: New tokens of the row that has most.
-        """
-        return rows * (bucket_new_tokens(longest) if self.bucket_shapes else longest)
-
-    def can_attend(self, rows: int, longest: int) -> bool:
-        """Return whether a forward pass may read so many rows.
-
-        Args:
-            rows: How many sequences it has.
-            longest: Cached and new tokens of the longest row.
-        """
-        width = bucket_context(longest) if self.bucket_shapes else longest
-        return rows * width <= max(self.max_attention_tokens, self.kv_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Consecutive tokens of one sequence, computed in one forward pass.
-
-    Attributes:
-        key: The sequence.
-        start: The position of the first token, which is how many tokens are cached before.
-        count: How many tokens.
-    """
-
-    key: int
-    start: int
-    count: int
-
-    @property
-    def end(self) -> int:
-        """The position after the last token."""
-        return self.start + self.count
+MAX_SET_ASIDE = 32
+"""Requests without room that are passed over in a step: a bound of the work, whatever waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +53,15 @@ class Step:
     batches: tuple[tuple[Chunk, ...], ...]
 
 
-@dataclass(slots=True, order=True)
-class _Sequence:
-    """A sequence, ordered by arrival."""
+@dataclass(slots=True, eq=False)
+class _Sequence(Entry):
+    """A sequence; its tokens are those that are known."""
 
-    arrival: int
-    key: int = field(compare=False)
-    known_tokens: int = field(compare=False)
-    cached: int = field(default=0, compare=False)
-    overtaken: int = field(default=0, compare=False)
+    cached: int = 0
 
     @property
     def left(self) -> int:
-        return self.known_tokens - self.cached
+        return self.tokens - self.cached
 
     def next_chunk(self, limit: int) -> Chunk:
         return Chunk(self.key, self.cached, min(self.left, limit))
@@ -136,9 +73,10 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self._limits = limits
         self._kv = KVLedger(limits.kv_tokens)
-        self._waiting: list[_Sequence] = []
+        self._waiting: FairQueue[_Sequence] = FairQueue()
         self._running: dict[int, _Sequence] = {}
-        self._arrivals = 0
+        self._cached = 0
+        self._may_admit = False  # until a sequence arrives or leaves, none gets room
 
     @property
     def waiting(self) -> int:
@@ -158,77 +96,92 @@ class Scheduler:
     @property
     def cached(self) -> int:
         """Tokens in the KV cache."""
-        return sum(sequence.cached for sequence in self._running.values())
+        return self._cached
 
-    def add(self, key: int, tokens: int) -> None:
-        """Put a sequence with so many prompt tokens at the end of the line.
+    def add(self, key: int, tokens: int, request: int | None = None) -> None:
+        """Put a sequence in line.
+
+        Args:
+            key: Its key.
+            tokens: Tokens of its prompt.
+            request: The request that it belongs to; None if it is the only one of its request.
 
         Raises:
             ValueError: It could never run.
         """
         if not 0 < tokens <= self._limits.kv_tokens:
             raise ValueError(f"{tokens} tokens never fit {self._limits.kv_tokens}")
-        self._arrivals += 1
-        self._waiting.append(_Sequence(self._arrivals, key, tokens))
+        self._waiting.add(_Sequence(key, key if request is None else request, tokens))
+        self._may_admit = True
 
     def remove(self, key: int) -> None:
         """Forget a sequence, wherever it is."""
-        sequence = self._running.pop(key, None)
-        if sequence is not None:
-            self._kv.release(sequence.known_tokens)
+        self._may_admit = True
+        if key in self._running:
+            self._release(key)
         else:
-            self._waiting = [sequence for sequence in self._waiting if sequence.key != key]
+            self._waiting.remove(key)
 
     def mark_computed(self, chunk: Chunk) -> bool:
         """Note that a chunk is cached; return whether that gave the sequence's next token."""
         sequence = self._running[chunk.key]
         sequence.cached += chunk.count
+        self._cached += chunk.count
         return sequence.left == 0
 
     def append_token(self, key: int) -> None:
         """Note that a sequence continues with one more known token."""
-        self._running[key].known_tokens += 1
+        self._running[key].tokens += 1
         self._kv.reserve(1)
 
     def plan(self) -> Step:
         """Return the next step, and count the sequences that it admits as running."""
         preempted = self._preempt()
-        self._admit()
+        if self._may_admit:
+            self._admit()
         running = self._running.values()
         prefill = self._select_prefill([sequence for sequence in running if sequence.left > 1])
         decode = [sequence.next_chunk(1) for sequence in running if sequence.left == 1]
-        return Step(preempted, self._batch(prefill, decode))
+        return Step(preempted, batch(prefill, decode, self._limits))
+
+    def _release(self, key: int) -> _Sequence:
+        sequence = self._running.pop(key)
+        self._kv.release(sequence.tokens)
+        self._cached -= sequence.cached
+        sequence.cached = 0
+        return sequence
 
     def _preempt(self) -> tuple[int, ...]:
         preempted = []
         while self._kv.is_overdrawn:
-            last = max(self._running.values())
-            self.remove(last.key)
-            last.cached = 0
-            bisect.insort(self._waiting, last)
+            oldest = min(self._running.values(), key=attrgetter("arrival"))
+            others = (sequence for sequence in self._running.values() if sequence is not oldest)
+            last = max(others, key=attrgetter("place"))
+            self._waiting.put_back(self._release(last.key))
+            self._may_admit = True
             preempted.append(last.key)
         return tuple(preempted)
 
     def _admit(self) -> None:
-        overtaken: list[_Sequence] = []
-        for sequence in self._waiting:
-            if len(self._running) >= self._limits.sequences:
+        set_aside = 0
+        while len(self._running) < self._limits.sequences and set_aside < MAX_SET_ASIDE:
+            sequence = self._waiting.first
+            if sequence is None:
                 break
             if self._has_room(sequence):
+                self._waiting.take([sequence])
                 self._running[sequence.key] = sequence
-                self._kv.reserve(sequence.known_tokens)
-                _count_overtake(overtaken)
-                if any(other.overtaken >= MAX_OVERTAKES for other in overtaken):
-                    break
-            elif sequence.overtaken >= MAX_OVERTAKES:
+                self._kv.reserve(sequence.tokens)
+            elif sequence.is_due:
                 break
             else:
-                overtaken.append(sequence)
-        if self._running:
-            self._waiting = [s for s in self._waiting if s.key not in self._running]
+                self._waiting.set_aside(sequence)
+                set_aside += 1
+        self._waiting.restore()
+        self._may_admit = False
 
     def _has_room(self, sequence: _Sequence) -> bool:
-        return self._kv.has_room(sequence.known_tokens + LOOKAHEAD * len(self._running))
+        return self._kv.has_room(sequence.tokens + LOOKAHEAD * len(self._running))
 
     def _select_prefill(self, prompts: list[_Sequence]) -> list[Chunk]:
         """Choose the chunks of prompts to compute next: the first by priority, and cheap company.
@@ -237,56 +190,21 @@ class Scheduler:
         prompts join, in order of priority, if their padding costs less than another forward pass.
         """
         prompts.sort(key=_priority)
-        chunks: list[Chunk] = []
-        for sequence in prompts:
-            chunk = sequence.next_chunk(self._limits.chunk)
-            if not chunks or self._share_a_pass(chunks, [chunk]):
-                chunks.append(chunk)
-        selected = {chunk.key for chunk in chunks}
-        latest = max((self._running[key].arrival for key in selected), default=0)
-        _count_overtake(s for s in prompts if s.key not in selected and s.arrival < latest)
-        for key in selected:
-            self._running[key].overtaken = 0
-        return chunks
-
-    def _batch(self, prefill: list[Chunk], decode: list[Chunk]) -> tuple[tuple[Chunk, ...], ...]:
-        if prefill and decode and self._share_a_pass(prefill, decode):
-            return ((*prefill, *decode),)
-        return (*([tuple(prefill)] if prefill else []), *self._batch_by_length(decode))
-
-    def _share_a_pass(self, some: Sequence[Chunk], others: Sequence[Chunk]) -> bool:
-        """Whether the padding of one forward pass costs less than a second one would."""
-        together = self._computed_tokens([*some, *others])
-        apart = self._computed_tokens(some) + self._computed_tokens(others)
-        longest = max(chunk.end for chunk in (*some, *others))
-        return (
-            together <= self._limits.chunk
-            and together - apart <= self._limits.breakeven_tokens
-            and self._limits.can_attend(len(some) + len(others), longest)
+        chunks = choose_company(
+            [sequence.next_chunk(self._limits.chunk) for sequence in prompts], self._limits
         )
-
-    def _computed_tokens(self, chunks: Sequence[Chunk]) -> int:
-        return self._limits.computed_tokens(len(chunks), max(chunk.count for chunk in chunks))
-
-    def _batch_by_length(self, decode: list[Chunk]) -> list[tuple[Chunk, ...]]:
-        """As few forward passes as stay within `SchedulerLimits.max_attention_tokens`."""
-        batches: list[list[Chunk]] = []
-        for chunk in sorted(decode, key=lambda chunk: -chunk.end):
-            last = batches[-1] if batches else None
-            if last is not None and self._limits.can_attend(len(last) + 1, last[0].end):
-                last.append(chunk)
-            else:
-                batches.append([chunk])
-        return [tuple(rows) for rows in batches]
+        selected = {chunk.key for chunk in chunks}
+        last = max((self._running[key].place for key in selected), default=(0, 0))
+        for sequence in prompts:
+            if sequence.key in selected:
+                sequence.overtaken = 0
+            elif sequence.place < last:
+                sequence.overtaken += 1
+        return chunks
 
 
 def _priority(sequence: _Sequence) -> tuple[int, int, int]:
     """First those that were overtaken too often, by arrival; then the shortest."""
-    if sequence.overtaken >= MAX_OVERTAKES:
+    if sequence.is_due:
         return (0, sequence.arrival, 0)
     return (1, sequence.left, sequence.arrival)
-
-
-def _count_overtake(sequences: Iterable[_Sequence]) -> None:
-    for sequence in sequences:
-        sequence.overtaken += 1

@@ -19,10 +19,10 @@ from predictor.engine.generation.batchability import (
 )
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
 from predictor.engine.generation.engine import Engine
+from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_accounting import usable_tokens
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner, SerialRunner
-from predictor.engine.generation.scheduler import SchedulerLimits
 from predictor.engine.warmup import (
     first_token,
     log_breakeven_tokens,

@@ -1,0 +1,138 @@
+"""Which rows share a forward pass: arithmetic over the lengths of their chunks.
+
+One forward pass over the weights takes as long as computing `SchedulerLimits.breakeven_tokens`
+tokens (measured), and its rows are padded to the longest. Rows share a forward pass if the padding
+costs less than another forward pass. Padding also widens attention: rows times the longest row stay
+within `SchedulerLimits.max_attention_tokens`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from predictor.engine.shape_buckets import bucket_context, bucket_new_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """The limits of the KV cache and of a forward pass.
+
+    Attributes:
+        kv_tokens: Tokens that sequences may cache; no sequence ever needs more.
+        sequences: Most sequences that run at one time.
+        chunk: Most tokens of a forward pass that prefills, padding included.
+        breakeven_tokens: Tokens that take as long to compute as one forward pass over the weights.
+        max_attention_tokens: Most cached tokens that a forward pass reads, padding included; at
+            least `kv_tokens`.
+        bucket_shapes: Whether rows are padded to one of a few lengths, see `shape_buckets`.
+    """
+
+    kv_tokens: int
+    sequences: int
+    chunk: int
+    breakeven_tokens: int = 0
+    max_attention_tokens: int = 0
+    bucket_shapes: bool = False
+
+    def computed_tokens(self, rows: int, longest: int) -> int:
+        """Return the tokens that a forward pass computes, padding included.
+
+        Args:
+            rows: How many sequences it has.
+            longest: New tokens of the row that has most.
+        """
+        return rows * (bucket_new_tokens(longest) if self.bucket_shapes else longest)
+
+    def can_attend(self, rows: int, longest: int) -> bool:
+        """Return whether a forward pass may read so many rows.
+
+        Args:
+            rows: How many sequences it has.
+            longest: Cached and new tokens of the longest row.
+        """
+        width = bucket_context(longest) if self.bucket_shapes else longest
+        return rows * width <= max(self.max_attention_tokens, self.kv_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive tokens of one sequence, computed in one forward pass.
+
+    Attributes:
+        key: The sequence.
+        start: The position of the first token, which is how many tokens are cached before.
+        count: How many tokens.
+    """
+
+    key: int
+    start: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        """The position after the last token."""
+        return self.start + self.count
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """The shape of a forward pass: its rows, and the largest count and end of a chunk in it."""
+
+    rows: int
+    count: int
+    end: int
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> _Shape:
+        count = max(chunk.count for chunk in chunks)
+        return cls(len(chunks), count, max(chunk.end for chunk in chunks))
+
+    def joined(self, other: _Shape) -> _Shape:
+        rows, count = self.rows + other.rows, max(self.count, other.count)
+        return _Shape(rows, count, max(self.end, other.end))
+
+
+def choose_company(chunks: Sequence[Chunk], limits: SchedulerLimits) -> list[Chunk]:
+    """Return the first of the chunks, and those that may share its forward pass, in order."""
+    company: list[Chunk] = []
+    shape: _Shape | None = None
+    for chunk in chunks:
+        alone = _Shape(1, chunk.count, chunk.end)
+        if shape is None or _may_share(shape, alone, limits):
+            company.append(chunk)
+            shape = alone if shape is None else shape.joined(alone)
+    return company
+
+
+def batch(
+    prefill: Sequence[Chunk], decode: Sequence[Chunk], limits: SchedulerLimits
+) -> tuple[tuple[Chunk, ...], ...]:
+    """Return the forward passes of chunks of prompts, which share one, and of single tokens."""
+    if prefill and decode and _may_share(_Shape.of(prefill), _Shape.of(decode), limits):
+        return ((*prefill, *decode),)
+    return (*([tuple(prefill)] if prefill else []), *_batch_by_length(decode, limits))
+
+
+def _may_share(some: _Shape, others: _Shape, limits: SchedulerLimits) -> bool:
+    """Whether the padding of one forward pass costs less than a second one would."""
+    shape = some.joined(others)
+    together = limits.computed_tokens(shape.rows, shape.count)
+    apart = sum(limits.computed_tokens(part.rows, part.count) for part in (some, others))
+    return (
+        together <= limits.chunk
+        and together - apart <= limits.breakeven_tokens
+        and limits.can_attend(shape.rows, shape.end)
+    )
+
+
+def _batch_by_length(decode: Sequence[Chunk], limits: SchedulerLimits) -> list[tuple[Chunk, ...]]:
+    """As few forward passes as stay within `SchedulerLimits.max_attention_tokens`."""
+    batches: list[list[Chunk]] = []
+    for chunk in sorted(decode, key=lambda chunk: -chunk.end):
+        last = batches[-1] if batches else None
+        if last is not None and limits.can_attend(len(last) + 1, last[0].end):
+            last.append(chunk)
+        else:
+            batches.append([chunk])
+    return [tuple(rows) for rows in batches]
