@@ -191,9 +191,15 @@ def _serve(flags: dict[str, Any]) -> int:
     from predictor.pod.memory import check_process_fits
 
     check_process_fits()
-    from predictor.server import Server
+    from predictor.engine_process import EngineProcess
 
-    Server(settings).run()
+    engine = EngineProcess()  # first, since it imports torch meanwhile
+    try:
+        from predictor.server import Server
+
+        Server(settings, engine).run()
+    finally:
+        engine.kill()
     return 0
 
 

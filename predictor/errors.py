@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+from typing import Any
 
 from predictor.sentences import MAX_NAME, shorten
 
@@ -21,6 +22,10 @@ class PredictorError(Exception):
     http_status = 500
     grpc_code = "INTERNAL"
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how it is pickled: by its sentence and its data, not by its constructor."""
+        return _restore, (type(self), self.args, self.__dict__)
 
 
 class ConfigurationError(PredictorError):
@@ -171,6 +176,14 @@ class WeightsUnreadable(EngineBroken):
 
 class GenerationFailed(PredictorError):
     """The model failed on this request; the cause is in the log, not in the answer."""
+
+
+def _restore(
+    kind: type[PredictorError], arguments: tuple[object, ...], data: dict[str, object]
+) -> PredictorError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(data)
+    return error
 
 
 def reason_of(error: BaseException, *, most: int = 200) -> str:

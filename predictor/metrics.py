@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
 
 from predictor.placement.plan import Placement
 from predictor.quantity import format_bytes
@@ -111,6 +113,15 @@ STORE_BUILDS = Counter(
 )
 
 
+Labelled = Callable[..., Any]
+"""Returns a metric's child, given the metric and its labels' values."""
+
+
+def labelled(metric: MetricWrapperBase, *labels: str) -> Any:
+    """Return a metric's child in this process."""
+    return metric.labels(*labels)
+
+
 class WeightMetrics:
     """The metrics of one model's streaming.
 
@@ -123,21 +134,27 @@ class WeightMetrics:
         stall_seconds: Seconds that forward passes waited for blocks.
     """
 
-    def __init__(self, model_name: str) -> None:
-        self.store_hits = STORE_HITS.labels(model_name)
-        self.store_builds = STORE_BUILDS.labels(model_name)
+    def __init__(self, model_name: str, *, child: Labelled = labelled) -> None:
+        """Label the metrics with the model's name.
+
+        Args:
+            model_name: The name that the model is served under.
+            child: Returns the children of metrics.
+        """
+        self.store_hits = child(STORE_HITS, model_name)
+        self.store_builds = child(STORE_BUILDS, model_name)
         self.bytes_read = self.bytes_copied = 0
         self.read_seconds = self.stall_seconds = 0.0
-        self._model = model_name
-        self._stalls = WEIGHT_STALLS.labels(model_name)
-        self._copied = WEIGHT_COPIED.labels(model_name)
+        self._model, self._child = model_name, child
+        self._stalls = child(WEIGHT_STALLS, model_name)
+        self._copied = child(WEIGHT_COPIED, model_name)
 
     def count_read(self, source: str, count: int, seconds: float) -> None:
         """Count a block that was read; called by one thread."""
         self.bytes_read += count
         self.read_seconds += seconds
-        WEIGHT_BYTES.labels(self._model, source).inc(count)
-        WEIGHT_SECONDS.labels(self._model, source).inc(seconds)
+        self._child(WEIGHT_BYTES, self._model, source).inc(count)
+        self._child(WEIGHT_SECONDS, self._model, source).inc(seconds)
 
     def count_copied(self, count: int) -> None:
         """Count bytes that were copied to an accelerator; called by one thread."""
@@ -217,6 +234,7 @@ class EngineMetrics:
         model_name: str,
         weights: WeightMetrics | None = None,
         *,
+        child: Labelled = labelled,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Label the metrics with the model's name.
@@ -224,21 +242,22 @@ class EngineMetrics:
         Args:
             model_name: The name that the model is served under.
             weights: The metrics of streaming; None if nothing is streamed.
+            child: Returns the children of metrics.
             clock: Returns the time in seconds.
         """
         self._pace = Pace(weights, clock=clock)
-        self.running = RUNNING.labels(model_name)
-        self.waiting = WAITING.labels(model_name)
-        self.queue_seconds = QUEUE_SECONDS.labels(model_name)
-        self.first_token_seconds = FIRST_TOKEN_SECONDS.labels(model_name)
-        self.inter_token_seconds = INTER_TOKEN_SECONDS.labels(model_name)
-        self.prompt_tokens = PROMPT_TOKENS.labels(model_name)
-        self.generated_tokens = GENERATED_TOKENS.labels(model_name)
-        self.batch_rows = BATCH_ROWS.labels(model_name)
-        self.step_seconds = STEP_SECONDS.labels(model_name)
-        self.kv_used = KV_USED.labels(model_name)
-        self.kv_limit = KV_LIMIT.labels(model_name)
-        self.preemptions = PREEMPTIONS.labels(model_name)
+        self.running = child(RUNNING, model_name)
+        self.waiting = child(WAITING, model_name)
+        self.queue_seconds = child(QUEUE_SECONDS, model_name)
+        self.first_token_seconds = child(FIRST_TOKEN_SECONDS, model_name)
+        self.inter_token_seconds = child(INTER_TOKEN_SECONDS, model_name)
+        self.prompt_tokens = child(PROMPT_TOKENS, model_name)
+        self.generated_tokens = child(GENERATED_TOKENS, model_name)
+        self.batch_rows = child(BATCH_ROWS, model_name)
+        self.step_seconds = child(STEP_SECONDS, model_name)
+        self.kv_used = child(KV_USED, model_name)
+        self.kv_limit = child(KV_LIMIT, model_name)
+        self.preemptions = child(PREEMPTIONS, model_name)
 
     def count_step(self, *, rows: int, seconds: float, tokens: int) -> None:
         """Count a forward pass; called by the engine's thread.

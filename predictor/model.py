@@ -1,4 +1,6 @@
-"""The served model: loads itself, and takes requests from the protocols to its task and back.
+"""The served model: takes requests from the protocols to its task and back.
+
+The engine process loads it (`engine_process`).
 
 `answer` and `stream` are the one way of every request, whatever its protocol. `PredictorModel` is
 a ``kserve.Model`` as well, so that the SDK can register it; `preprocess`, `predict` and
@@ -9,16 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from predictor.admission import AdmissionController, Permit
+from predictor.engine.process.client import EncoderClient, GenerationClient
+from predictor.engine.process.messages import Placed
+from predictor.engine_process import EngineProcess
 from predictor.errors import DeadlineExceeded, EngineBroken, NotReady
 from predictor.metrics import show_placement
-from predictor.placement.report import as_json, table
+from predictor.placement.report import as_json
+from predictor.pod.memory import read_own_anonymous
+from predictor.private.transformers import tokenizer_class
 from predictor.protocol.http.deadline import requested_timeout  # first: imports kserve safely
 from predictor.protocol.kserve.decoded_call import DecodedCall, decode_call
 from predictor.protocol.response_style import OUR_STYLE, ResponseStyle, handler_style
@@ -26,16 +32,11 @@ from predictor.protocol.served import Limits
 from predictor.settings import Settings
 from predictor.tasks.answers import Answer, Piece, Stream
 from predictor.tasks.generation_spec import GenerationSpec
+from predictor.tasks.loading import EncoderDefaults, open_task
 from predictor.tasks.request import TaskRequest
 from predictor.tasks.task import PreparedRequest, Task, TaskSpec
-from predictor.weights.progress import Progress
 
 from kserve import InferRequest, InferResponse, Model  # isort: skip
-
-if TYPE_CHECKING:  # its import takes seconds, and the ports open first
-    from predictor.weights.loader import Loaded
-
-logger = logging.getLogger(__name__)
 
 Headers = Mapping[str, str] | None
 
@@ -58,13 +59,17 @@ class PredictorModel(Model):
     """
 
     def __init__(
-        self, settings: Settings, on_broken: Callable[[EngineBroken], None] | None = None
+        self,
+        settings: Settings,
+        on_broken: Callable[[EngineBroken], None] | None = None,
+        engine: EngineProcess | None = None,
     ) -> None:
         """Create the model without loading it; `load` does that.
 
         Args:
             settings: The settings.
             on_broken: Called in another thread when the model has failed for good.
+            engine: The engine process, if it has been started already.
         """
         super().__init__(settings.model_name)
         self.version = settings.model_version
@@ -72,45 +77,56 @@ class PredictorModel(Model):
         self.spec: TaskSpec = GenerationSpec(self.style.defaults)
         self._settings = settings
         self._on_broken = on_broken
-        self._progress = Progress()
+        self._engine = engine
+        self._progress: dict[str, object] = {"phase": "starting"}
         self._task: Task | None = None
-        self._weights: Loaded | None = None
         self._properties: dict[str, str] = {}
         self._draining = False
         self._admission = AdmissionController(settings.max_requests)
 
     def load(self) -> bool:
-        """Plan, load and warm up the model. Blocks, so a thread must call it.
+        """Have the engine process plan, load and warm up the model. Blocks; call it in a thread.
 
         Raises:
             PredictorError: The model cannot be served here; the sentence gives the reason.
         """
-        from predictor import constraints, pod, startup
-
         settings = self._settings
-        checkpoint = startup.open_checkpoint(settings)
-        resources = pod.read_resources(settings.offload_folder, gpu_fraction=settings.gpu_fraction)
-        for note in (*resources.notes, *constraints.inherited_notes(settings)):
-            logger.warning("%s", note)
-        prepared = startup.prepare(settings, checkpoint, resources)
-        placed = json.dumps(as_json(prepared.placement))
-        self._properties = {"task": checkpoint.task, "placement": placed}
-        logger.info("%s", table(prepared.placement))
-        show_placement(self.name, prepared.placement)
-        started = startup.bring_up(settings, prepared, self._progress, self._break)
-        self._task, self._weights = started.task, started.weights
-        self.spec = _in_style(started.task.spec, self.style)
+        tokenizer_class()  # its import takes memory, which the plan must see
+        self._engine = engine = self._engine or EngineProcess()
+        facts = engine.load(settings, on_progress=self._on_progress, on_placed=self._on_placed)
+        kind = EncoderClient if facts.defaults is None else GenerationClient
+        defaults = EncoderDefaults(
+            settings.return_probabilities,
+            settings.return_raw_logits,
+            settings.return_offsets_mapping,
+        )
+        task = open_task(
+            facts,
+            engine.client(kind, self._break),
+            defaults=defaults,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        self.spec = _in_style(task.spec, self.style)
+        self._task = task
         self.ready = True
         return self.ready
+
+    def _on_progress(self, numbers: dict[str, object]) -> None:
+        self._progress = numbers
+
+    def _on_placed(self, placed: Placed) -> None:
+        document = json.dumps(as_json(placed.placement))
+        self._properties = {"task": placed.task, "placement": document}
+        show_placement(self.name, placed.placement)
 
     def drain(self) -> None:
         """Refuse new requests; those that run go on."""
         self._draining = True
 
     def release(self) -> None:
-        """Release the offload volume. Call this when the process ends in order."""
-        if self._weights is not None:
-            self._weights.release()
+        """End the engine process, which releases the offload volume."""
+        if self._engine is not None:
+            self._engine.stop()
 
     @property
     def running(self) -> int:
@@ -123,7 +139,7 @@ class PredictorModel(Model):
 
     def progress(self) -> dict[str, object]:
         """Return the progress of loading; empty once it is done."""
-        return {} if self.ready else self._progress.as_json()
+        return {} if self.ready else self._progress
 
     def limits(self) -> Limits:
         """Return the model's capacity and its use now."""
@@ -133,6 +149,7 @@ class PredictorModel(Model):
             max_requests=self._admission.most,
             max_batch_size=settings.max_batch_size,
             request_timeout=settings.request_timeout,
+            memory=read_own_anonymous(others=() if self._engine is None else (self._engine.pid,)),
         )
 
     def metadata(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from predictor import logs
+from predictor.engine_process import EngineProcess
 from predictor.errors import ConfigurationError, EngineBroken
 from predictor.model import PredictorModel
 from predictor.protocol import sdk
@@ -39,7 +40,7 @@ _POLL = 0.05
 class Server(ModelServer):
     """Serves one model over REST and gRPC until a signal stops it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, engine: EngineProcess | None = None) -> None:
         super().__init__(
             http_port=settings.http_port,
             grpc_port=settings.grpc_port,
@@ -54,7 +55,7 @@ class Server(ModelServer):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._broken: EngineBroken | None = None
         self._loaded = False
-        self._model = PredictorModel(settings, self._on_broken)
+        self._model = PredictorModel(settings, self._on_broken, engine)
         self.register_model(self._model)
         install(
             sdk.own_app,
@@ -125,16 +126,13 @@ class Server(ModelServer):
         self._stopping.set()
 
     def _on_broken(self, error: EngineBroken) -> None:
-        """Stop the server after waiting requests have failed; called in the engine's thread."""
+        """Stop the server after waiting requests have failed; called in another thread."""
         self._broken = error
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def _load(self, address: str) -> None:
         began = time.monotonic()
-        # Load in a thread that ends. It computes, and libgomp keeps helper threads for every thread
-        # that has computed. If they outnumber the processors, all of them sleep between any two
-        # steps, and forward passes of a small model took 15 ms instead of 9 ms.
         with ThreadPoolExecutor(1, "loader") as loader:
             await asyncio.get_running_loop().run_in_executor(loader, self._model.load)
         self._loaded = True

@@ -1,4 +1,4 @@
-"""A start from top to bottom: settings, checkpoint, footprint, placement, weights, engine, task.
+"""A start from top to bottom: settings, checkpoint, footprint, placement, weights, engine.
 
 This is the one place that composes the floors below it. `predictor plan` stops after the placement.
 """
@@ -19,10 +19,13 @@ from predictor.constraints import (
     serving_dtype,
 )
 from predictor.engine.encoding.batching import BatchLimits
+from predictor.engine.encoding.engine import EncoderEngine
+from predictor.engine.encoding.postprocess import postprocess_for
 from predictor.engine.encoding.warmup import open_encoder_engine
+from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.warmup import open_engine
 from predictor.errors import EngineBroken
-from predictor.metrics import EngineMetrics, WeightMetrics
+from predictor.metrics import EngineMetrics, Labelled, WeightMetrics, labelled
 from predictor.placement.plan import Placement
 from predictor.placement.planner import plan
 from predictor.placement.units import Footprint
@@ -30,14 +33,8 @@ from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.settings import Settings
-from predictor.tasks.encoder_task import EncoderTask
-from predictor.tasks.loading import (
-    EncoderDefaults,
-    open_encoder_task,
-    open_generation,
-    open_tokenizer,
-)
-from predictor.tasks.task import Task
+from predictor.tasks.model_facts import ModelFacts, encoder_facts, generation_facts
+from predictor.tasks.sentence_layout import read_layout
 from predictor.weights import audit
 from predictor.weights.block_source import OffloadConfig
 from predictor.weights.loader import Loaded, load
@@ -69,15 +66,32 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A model that is loaded and ready.
+    """A model that is loaded and warm.
 
     Attributes:
-        task: The task that answers requests.
+        engine: The engine, which runs.
+        facts: The facts that its task needs.
         weights: The loaded weights.
     """
 
-    task: Task
+    engine: Engine | EncoderEngine
+    facts: ModelFacts
     weights: Loaded
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHooks:
+    """What an engine calls, and where it counts.
+
+    Attributes:
+        on_broken: Called in the model thread, last of all, if the model fails permanently.
+        after_step: Called in the model thread after each step.
+        child: Returns the children of metrics.
+    """
+
+    on_broken: Callable[[EngineBroken], None] | None = None
+    after_step: Callable[[], None] | None = None
+    child: Labelled = labelled
 
 
 def open_checkpoint(settings: Settings, *, needs_weights: bool = True) -> Checkpoint:
@@ -137,10 +151,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
 
 
 def bring_up(
-    settings: Settings,
-    prepared: Prepared,
-    progress: Progress,
-    on_broken: Callable[[EngineBroken], None] | None = None,
+    settings: Settings, prepared: Prepared, progress: Progress, hooks: EngineHooks = EngineHooks()
 ) -> Started:
     """Load a model and warm it up.
 
@@ -148,7 +159,7 @@ def bring_up(
         settings: The settings.
         prepared: The model and its placement.
         progress: Reports the progress of loading.
-        on_broken: Called in another thread if the model fails permanently.
+        hooks: What the engine calls.
 
     Raises:
         CheckpointError: The checkpoint is incomplete.
@@ -157,7 +168,8 @@ def bring_up(
     """
     prepared = replace(prepared, checkpoint=fetch_weights(prepared.checkpoint))
     gpus = audit.wake_gpus(prepared.placement)
-    before, metrics = read_own_anonymous(), WeightMetrics(settings.model_name)
+    before = read_own_anonymous()
+    metrics = WeightMetrics(settings.model_name, child=hooks.child)
     loaded = load(
         prepared.checkpoint,
         prepared.placement,
@@ -178,12 +190,12 @@ def bring_up(
         slots=loaded.device_bytes,
     )
     try:
-        task = _open(settings, prepared, loaded, metrics, on_broken)
+        engine, facts = _open(settings, prepared, loaded, metrics, hooks)
     except BaseException:
         loaded.release()
         raise
     loaded.serve()
-    return Started(task, loaded)
+    return Started(engine, facts, loaded)
 
 
 def _open(
@@ -191,37 +203,36 @@ def _open(
     prepared: Prepared,
     loaded: Loaded,
     metrics: WeightMetrics,
-    on_broken: Callable[[EngineBroken], None] | None,
-) -> Task:
+    hooks: EngineHooks,
+) -> tuple[Engine | EncoderEngine, ModelFacts]:
     common: dict[str, Any] = {
         "threads": prepared.threads,
-        "metrics": EngineMetrics(settings.model_name, metrics),
+        "metrics": EngineMetrics(settings.model_name, metrics, child=hooks.child),
         "warmup_cache": loaded.warmup_cache,
-        "on_broken": on_broken,
+        "on_broken": hooks.on_broken,
+        "after_step": hooks.after_step,
     }
     path, task = prepared.checkpoint.path, prepared.checkpoint.task
-    tokenizer = open_tokenizer(path, trust_remote_code=settings.trust_remote_code)
     length, placement = prepared.footprint.max_model_len, prepared.placement
     if task in GENERATING:
-        engine = open_engine(
+        handle = open_engine(
             loaded.model,
             placement,
             prefill_chunk=prepared.chunk,
             max_sequences=settings.max_batch_size,
             **common,
         )
-        return open_generation(
-            loaded.model, tokenizer, engine, max_model_len=length, max_length=settings.max_length
+        facts = generation_facts(
+            loaded.model,
+            task=task,
+            path=path,
+            max_model_len=length,
+            vocabulary=handle.vocabulary,
+            max_length=settings.max_length,
         )
-    encoder_defaults = EncoderDefaults(
-        settings.return_probabilities, settings.return_raw_logits, settings.return_offsets_mapping
-    )
-    config = loaded.model.config
-    spec = open_encoder_task(
-        task, path, tokenizer, config, max_model_len=length, defaults=encoder_defaults
-    )
+        return handle.engine, facts
+    facts = encoder_facts(loaded.model.config, task=task, path=path, max_model_len=length)
     limits = BatchLimits(prepared.chunk, settings.max_batch_size, delay=settings.max_batch_delay)
-    return EncoderTask(
-        spec,
-        open_encoder_engine(loaded.model, placement, spec.postprocess, limits=limits, **common),
-    )
+    postprocess = postprocess_for(task, pooling=read_layout(path).pooling)
+    engine = open_encoder_engine(loaded.model, placement, postprocess, limits=limits, **common)
+    return engine, facts

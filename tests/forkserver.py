@@ -16,10 +16,13 @@ import importlib
 import json
 import os
 import pkgutil
+import select
 import selectors
 import signal
 import socket
+import subprocess
 import sys
+import threading
 import traceback
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -140,6 +143,45 @@ class _Server:
             child.report.close()
 
 
+class _ForkedEngine:
+    """An engine process that is a fork; the part of `subprocess.Popen` that is used."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._lock = threading.Lock()
+        self._ended = os.pidfd_open(pid)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if not select.select([self._ended], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired("engine", timeout or 0)
+        with self._lock:
+            if self.returncode is None:
+                self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            _kill(self.pid)
+
+
+def _fork_engine(connection: socket.socket) -> _ForkedEngine:
+    """Start the engine process as a fork of the command, which has no other thread yet."""
+    pid = os.fork()
+    if pid == 0:
+        _become_engine(connection)
+    return _ForkedEngine(pid)
+
+
+def _become_engine(connection: socket.socket) -> NoReturn:
+    fd = os.dup2(connection.fileno(), 3)
+    os.closerange(4, 1024)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    from predictor import engine_main
+
+    engine_main.main(socket.socket(fileno=fd))
+
+
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
@@ -157,6 +199,9 @@ def _run(request: dict[str, Any], stdout: int, stderr: int) -> NoReturn:
     os.environ.update(request["environ"])
     os.chdir(request["cwd"])
     sys.argv = ["predictor", *request["argv"]]
+    from predictor import engine_process
+
+    engine_process.launch = _fork_engine
     try:
         for module, function, *arguments in request["before"]:
             getattr(importlib.import_module(module), function)(*arguments)

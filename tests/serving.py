@@ -14,8 +14,8 @@ from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.sampling_params import SamplingParams, Token
 from predictor.pod.resources import Memory, PodResources, Volume
 from predictor.settings import read_settings
-from predictor.startup import Prepared
-from predictor.tasks.generation import TextGeneration
+from predictor.startup import Prepared, Started
+from predictor.tasks.loading import EncoderDefaults, open_task
 from predictor.weights.loader import Loaded
 from predictor.weights.progress import Progress
 
@@ -26,7 +26,7 @@ GIB = 1024**3
 class Up:
     """A model that is up."""
 
-    task: TextGeneration
+    task: Any
     prepared: Prepared
     progress: Progress
     weights: Loaded
@@ -121,7 +121,14 @@ def bring_up(
         prepared = replace(prepared, offload=replace(prepared.offload, free=left))
     progress = Progress()
     started = startup.bring_up(settings, prepared, progress)
-    return Up(started.task, prepared, progress, started.weights)
+    return Up(task_of(started), prepared, progress, started.weights)
+
+
+def task_of(started: Started) -> Any:
+    """Opens the task of a model whose engine is in this process."""
+    return open_task(
+        started.facts, started.engine, defaults=EncoderDefaults(), trust_remote_code=True
+    )
 
 
 def blocks_on_disk(folder: Path, task: str = "text_generation") -> dict[str, str]:

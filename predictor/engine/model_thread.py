@@ -92,6 +92,7 @@ class ModelThread(Generic[Request, Row]):
         *,
         name: str,
         on_broken: Callable[[EngineBroken], None] | None = None,
+        after_step: Callable[[], None] | None = None,
     ) -> None:
         """Start the thread.
 
@@ -99,9 +100,11 @@ class ModelThread(Generic[Request, Row]):
             policy: Decides what is computed.
             name: The thread's name.
             on_broken: Called in the model thread, last of all, if the model is broken for good.
+            after_step: Called in the model thread after each step, and before it waits.
         """
         self._policy = policy
         self._on_broken = on_broken
+        self._after_step = after_step or _do_nothing
         self._keys = itertools.count()
         self._mailbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
@@ -114,18 +117,22 @@ class ModelThread(Generic[Request, Row]):
         """Return a number for a client's request, under which all that it submits is known."""
         return next(self._keys)
 
-    def put(self, request: Request) -> int:
+    def put(self, request: Request, key: int | None = None) -> int:
         """Hand in a request and return its key; do not wait.
+
+        Args:
+            request: The request.
+            key: Its key, if the caller gives every request one; else a new one.
 
         Raises:
             EngineBroken: The thread has ended because the model is broken.
         """
-        key = next(self._keys)
+        chosen = next(self._keys) if key is None else key
         with self._lock:
             if self._broken is not None:
                 raise self._broken
-            self.call(lambda: self._policy.add(key, request))
-        return key
+            self.call(lambda: self._policy.add(chosen, request))
+        return chosen
 
     def cancel(self, key: int) -> None:
         """Forget a request after the current step. Its callback is not called again."""
@@ -156,6 +163,7 @@ class ModelThread(Generic[Request, Row]):
                 self._take_in()
                 if not self._stopping:
                     self._step()
+                    self._after_step()
         # Here is the border between the model and the process: any other error ends the engine.
         except Exception as error:
             self._break(error)
@@ -164,6 +172,8 @@ class ModelThread(Generic[Request, Row]):
         """Empty the mailbox, and wait for more as long as the policy says."""
         while not self._stopping:
             seconds = self._policy.idle_seconds()
+            if seconds != 0:
+                self._after_step()
             try:
                 action = self._mailbox.get(block=seconds != 0, timeout=seconds)
             except queue.Empty:
@@ -207,8 +217,13 @@ class ModelThread(Generic[Request, Row]):
         while not self._mailbox.empty():
             self._mailbox.get()()
         self._policy.fail_all(broken)
+        self._after_step()
         if self._on_broken is not None:
             self._on_broken(broken)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _broken() -> EngineBroken:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ def read_resources(
     proc: Path = PROC,
     service_account: Path = SERVICE_ACCOUNT,
     api_host: str | None = None,
+    others: Sequence[int] = (),
 ) -> PodResources:
     """Return the resources that a model can be placed on.
 
@@ -39,6 +40,7 @@ def read_resources(
         proc: The proc file system.
         service_account: Folder of the service account's token, CA and namespace.
         api_host: URL of the API server; None takes the cluster's own.
+        others: Further processes of this server.
 
     Raises:
         ConfigurationError: The Pod asks for devices that are not there, a device or the offload
@@ -55,7 +57,7 @@ def read_resources(
         notes.append(str(unknown))
     if pod is not None:
         notes += (*pod.notes, *check_devices(visible, pod, gpu_fraction))
-        memory = bound_memory(memory, pod, read_own_anonymous(proc=proc))
+        memory = bound_memory(memory, pod, read_own_anonymous(others=others, proc=proc))
         notes += memory_notes(memory, pod)
     volume = None if folder is None else _read_volume(folder, pod, memory, proc)
     return PodResources(

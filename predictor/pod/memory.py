@@ -7,6 +7,7 @@ killed without a message. Swap is not counted, because a model in swap is too sl
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from predictor.errors import ConfigurationError
@@ -57,13 +58,18 @@ def check_process_fits(*, cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC) ->
         )
 
 
-def read_own_anonymous(*, proc: Path = PROC) -> int:
+def read_own_anonymous(*, others: Iterable[int] = (), proc: Path = PROC) -> int:
     """Return the bytes of anonymous memory that this process holds.
+
+    Args:
+        others: Further processes of this server, whose memory is added.
+        proc: The proc file system.
 
     Raises:
         ConfigurationError: The kernel does not report it.
     """
-    return _field(proc / "self/status", "RssAnon", "VmRSS")  # sandboxes report only the latter
+    names = ("RssAnon", "VmRSS")  # sandboxes report only the latter
+    return sum(_field(proc / str(each) / "status", *names) for each in ("self", *others))
 
 
 def _field(file: Path, *names: str) -> int:

@@ -2,14 +2,23 @@
 
 Read in transformers 5.23.0: ``cache_utils.py``, ``modeling_utils.py``,
 ``integrations/accelerate.py``, ``models/auto/modeling_auto.py``, ``conversion_mapping.py``,
-``core_model_loading.py`` and ``utils/logging.py``. Functions import these modules when they are
+``core_model_loading.py``, ``utils/import_utils.py``, ``utils/logging.py`` and
+``pipelines/token_classification.py``. Functions import these modules when they are
 called: `modeling_utils` takes seconds, and `plan` and the migration need only a few of them.
+
+The process that answers requests uses tokenizers and has no use for torch, whose import takes
+190 MiB and seconds. `tokenizer_class` keeps transformers from importing it there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.machinery import ModuleSpec
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +26,81 @@ if TYPE_CHECKING:
 
 _WEIGHTS_BAR = "Loading weights"
 """The description of the progress bar around transformers' loop over the weights."""
+
+
+def tokenizer_class() -> Any:
+    """Return ``transformers.AutoTokenizer``, without an import of torch.
+
+    While transformers is imported, it looks whether there is a torch (``import_utils.py``,
+    ``_is_package_available``), and if so it imports that. If this process has imported transformers
+    already, nothing is changed.
+    """
+    if "transformers" not in sys.modules:
+        with _hidden("torch"), _no_advice():
+            import transformers  # noqa: F401
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+@contextlib.contextmanager
+def _no_advice() -> Iterator[None]:
+    """Have transformers not say that PyTorch was not found (``utils/logging.py``)."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
+def _hidden(hidden: str) -> Iterator[None]:
+    """Have ``importlib.util.find_spec`` not find a package; it can be imported all the same."""
+    original = importlib.util.find_spec
+
+    def find_spec(name: str, package: str | None = None) -> ModuleSpec | None:
+        return None if name == hidden else original(name, package)
+
+    importlib.util.find_spec = find_spec
+    try:
+        yield
+    finally:
+        importlib.util.find_spec = original
+
+
+def token_aggregation(tokenizer: Any, labels: Sequence[str]) -> Callable[..., list[dict[str, Any]]]:
+    """Return the function that makes entities of labelled tokens, as transformers' pipeline does.
+
+    Its arguments are the sentence, the token ids, the scores of shape (tokens, labels), the offsets
+    and the special tokens' mask, one for each token, and the name of an ``AggregationStrategy``.
+
+    Args:
+        tokenizer: The tokenizer.
+        labels: The labels, in the order of the scores.
+    """
+    from transformers.pipelines.token_classification import (
+        AggregationStrategy,
+        TokenClassificationPipeline,
+    )
+
+    pipeline: Any = object.__new__(TokenClassificationPipeline)  # its constructor needs a model
+    pipeline.tokenizer = tokenizer
+    config = SimpleNamespace(id2label=dict(enumerate(labels)))
+    pipeline.model = SimpleNamespace(config=config)
+
+    def aggregate(*arguments: Any) -> list[dict[str, Any]]:
+        *given, name = arguments
+        strategy = AggregationStrategy(name)
+        tokens = pipeline.gather_pre_entities(*given, strategy)
+        entities: list[dict[str, Any]] = pipeline.aggregate(tokens, strategy)
+        return entities
+
+    return aggregate
 
 
 def cache_layer_types(model: PreTrainedModel) -> tuple[str, ...]:

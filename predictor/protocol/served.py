@@ -27,12 +27,14 @@ class Limits:
         max_requests: Most such requests.
         max_batch_size: Most sequences that run in one batch.
         request_timeout: Seconds that a request may take.
+        memory: Bytes of anonymous memory that the server's processes hold.
     """
 
     running: int
     max_requests: int
     max_batch_size: int
     request_timeout: float
+    memory: int
 
 
 class ServedModel(Protocol):

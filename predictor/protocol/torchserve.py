@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from predictor.errors import RequestError
-from predictor.pod.memory import read_own_anonymous
 from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
 from predictor.protocol.http.json_body import decode_text, parse_json
 from predictor.protocol.http.requests import read_body, resolve_model
@@ -135,7 +134,7 @@ async def _description(model: ServedModel) -> dict[str, Any]:
     worker = {
         "id": "1",
         "status": "READY" if await model.healthy() else "UNLOADING",
-        "memoryUsage": read_own_anonymous(),
+        "memoryUsage": limits.memory,
     }
     return {
         "modelName": model.name,

@@ -13,10 +13,9 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
-from predictor.engine.encoding.engine import EncoderEngine
-from predictor.engine.encoding.inputs import EncoderBatch, EncoderCallback, EncoderInput
+from predictor.engine.encoding.inputs import EncoderCallback, EncoderInput, TextEncoder
 from predictor.errors import GenerationFailed, PredictorError, RequestError
 from predictor.tasks.answers import Answer, Piece
 from predictor.tasks.parameters import timeout
@@ -24,6 +23,8 @@ from predictor.tasks.request import EncoderInstance, EncoderRequest, TaskRequest
 from predictor.tasks.task import Field, Output, RawInstance
 
 _TIMEOUT = "timeout"
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
 
 _FEW_TOKENS = 256
 """Up to so many tokens answers are made on the event loop: that takes less time than another
@@ -83,20 +84,16 @@ class EncoderTaskSpec(ABC):
         """
 
     @abstractmethod
-    def postprocess(self, output: Any, batch: EncoderBatch) -> Sequence[torch.Tensor]:
-        """Return a result for each row of a batch, in main memory, of the model's output.
-
-        The engine calls this in its own thread, before it frees the output.
-        """
-
-    @abstractmethod
     def answer(
         self,
         instance: EncoderInstance,
         texts: Sequence[EncoderInput],
-        results: Sequence[torch.Tensor],
+        results: Sequence[Array],
     ) -> Answer:
-        """Return the answer to an instance of the results for its token sequences."""
+        """Return the answer to an instance of the results for its token sequences.
+
+        The shape of a result is that of `engine.encoding.postprocess` for the task.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +111,7 @@ class EncoderTask:
         spec: The task.
     """
 
-    def __init__(self, spec: EncoderTaskSpec, engine: EncoderEngine) -> None:
+    def __init__(self, spec: EncoderTaskSpec, engine: TextEncoder) -> None:
         """Create the task of a model whose engine runs."""
         self.spec = spec
         self._engine = engine
@@ -130,7 +127,7 @@ class EncoderTask:
 class PreparedEncoderRequest:
     """The token sequences of a request; see `predictor.tasks.task.PreparedRequest`."""
 
-    def __init__(self, spec: EncoderTaskSpec, engine: EncoderEngine, jobs: Sequence[_Job]) -> None:
+    def __init__(self, spec: EncoderTaskSpec, engine: TextEncoder, jobs: Sequence[_Job]) -> None:
         """Create the request."""
         self._spec = spec
         self._engine = engine
@@ -158,8 +155,8 @@ class PreparedEncoderRequest:
         """
         raise RequestError(f"This model generates no text; its task is {self._spec.task}.")
 
-    def _answers(self, results: Sequence[torch.Tensor]) -> tuple[Answer, ...]:
-        if not all(bool(torch.isfinite(result).all()) for result in results):
+    def _answers(self, results: Sequence[Array]) -> tuple[Answer, ...]:
+        if not all(bool(np.isfinite(result).all()) for result in results):
             raise GenerationFailed("The model gave no numbers for a text; try another dtype.")
         rows = iter(results)
         return tuple(
@@ -167,7 +164,7 @@ class PreparedEncoderRequest:
             for job in self._jobs
         )
 
-    async def _run(self, texts: Sequence[EncoderInput]) -> list[torch.Tensor]:
+    async def _run(self, texts: Sequence[EncoderInput]) -> list[Array]:
         """Return the result for each token sequence."""
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
@@ -179,8 +176,8 @@ class PreparedEncoderRequest:
             return listen
 
         keys: dict[int, int] = {}
-        results: dict[int, torch.Tensor] = {}
         request = self._engine.new_request()
+        results: dict[int, Array] = {}
         try:
             for index, text in enumerate(texts):
                 keys[index] = self._engine.submit(text, listener(index), request=request)
@@ -194,3 +191,17 @@ class PreparedEncoderRequest:
             for key in keys.values():
                 self._engine.cancel(key)
         return [results[index] for index in range(len(texts))]
+
+
+def softmax(logits: Array) -> Array:
+    """Return the probabilities of logits, over the last dimension."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities: Array = shifted / shifted.sum(axis=-1, keepdims=True)
+    return probabilities
+
+
+def sigmoid(logits: Array) -> Array:
+    """Return the probability of each logit by itself."""
+    with np.errstate(over="ignore"):  # exp(-x) of a very small x is infinite, and 1 / inf is 0
+        probabilities: Array = np.reciprocal(1 + np.exp(-logits))
+    return probabilities

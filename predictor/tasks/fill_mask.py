@@ -6,14 +6,13 @@ The parameter ``top_k`` (5) is the number of tokens for each mask.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import torch
+import numpy as np
 
-from predictor.engine.encoding.inputs import EncoderBatch, EncoderInput
+from predictor.engine.encoding.inputs import EncoderInput
 from predictor.errors import CheckpointError, RequestError
 from predictor.tasks.answers import Filling, Masks
-from predictor.tasks.encoder_task import EncoderTaskSpec
+from predictor.tasks.encoder_task import Array, EncoderTaskSpec
 from predictor.tasks.parameters import boolean, integer, parse_named
 from predictor.tasks.request import EncoderInstance
 from predictor.tasks.task import Field, Output
@@ -71,31 +70,23 @@ class FillMask(EncoderTaskSpec):
             raise RequestError(f"A text has no mask; this model's is {token!r}.")
         return (EncoderInput(text.ids, text.types, positions),)
 
-    def postprocess(self, output: Any, batch: EncoderBatch) -> Sequence[torch.Tensor]:
-        """Return the probabilities at each row's masks, of shape (masks, vocabulary)."""
-        return [
-            output.logits[row, list(text.about or ())].float().softmax(dim=-1).cpu()
-            for row, text in enumerate(batch.texts)
-        ]
-
     def answer(
         self,
         instance: EncoderInstance,
         texts: Sequence[EncoderInput],
-        results: Sequence[torch.Tensor],
+        results: Sequence[Array],
     ) -> Masks:
         """Return the best tokens for each mask."""
         (text,), (probabilities,) = texts, results
-        best = probabilities.topk(min(instance.parameters["top_k"], probabilities.shape[-1]))
+        best = np.argsort(-probabilities, axis=-1, kind="stable")[:, : instance.parameters["top_k"]]
+        scores_of = np.take_along_axis(probabilities, best, axis=-1)
         return Masks(
             tuple(
                 tuple(
                     self._filling(text, position, int(token), float(score))
                     for token, score in zip(tokens, scores, strict=True)
                 )
-                for position, tokens, scores in zip(
-                    text.about, best.indices, best.values, strict=True
-                )
+                for position, tokens, scores in zip(text.positions, best, scores_of, strict=True)
             )
         )
 
@@ -103,7 +94,7 @@ class FillMask(EncoderTaskSpec):
         tokenizer = self._tokenizing.tokenizer
         filled = [*text.ids[:position], token, *text.ids[position + 1 :]]
         # The masks that are left are special tokens too.
-        is_alone = len(text.about) == 1
+        is_alone = len(text.positions) == 1
         return Filling(
             tokenizer.decode([token]),
             token,

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from predictor.engine.generation.engine import Engine
-from predictor.engine.generation.sampling_params import SamplingParams
+from predictor.engine.generation.sampling_params import SamplingParams, SequenceGenerator
 from predictor.errors import PromptTooLong, RequestError, reason_of
 from predictor.tasks.generation_spec import GenerationSpec
+from predictor.tasks.model_facts import Defaults
 from predictor.tasks.prepared_generation import Job, PreparedGeneration
 from predictor.tasks.request import (
     GenerationParameters,
@@ -26,44 +24,8 @@ from predictor.tasks.request import (
     TaskRequest,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """Parameters where a request specifies none: the model's generation config, made explicit.
-
-    Attributes:
-        max_new_tokens: Most new tokens of a reply.
-        temperature: 0 unless the model's config has `do_sample`.
-        sampling_temperature: The temperature if a request has `top_p` or `top_k` alone.
-        top_p: Probability mass to sample from.
-        top_k: Tokens to sample from; 0 is all, also if the config has no value.
-        repetition_penalty: 1 is none.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    sampling_temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-
-    @classmethod
-    def of(cls, config: GenerationConfig, max_length: int | None) -> Defaults:
-        """Return the defaults of a model.
-
-        Args:
-            config: The model's generation config.
-            max_length: The setting of this name: the `max_new_tokens` of a config that has none.
-        """
-        temperature = config.temperature or 1.0
-        return cls(
-            max_new_tokens=config.max_new_tokens or max_length or cls().max_new_tokens,
-            temperature=temperature if config.do_sample else 0.0,
-            sampling_temperature=temperature,
-            top_p=config.top_p if config.top_p is not None else 1.0,
-            top_k=config.top_k or 0,
-            repetition_penalty=config.repetition_penalty or 1.0,
-        )
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class TextGeneration:
@@ -78,7 +40,7 @@ class TextGeneration:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        engine: Engine,
+        engine: SequenceGenerator,
         defaults: Defaults,
         *,
         max_model_len: int,

@@ -11,9 +11,11 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from predictor.engine.generation.encoder_decoder_runner import as_source
-from predictor.engine.generation.engine import Engine
-from predictor.engine.generation.sampling_params import SamplingParams
+from predictor.engine.generation.sampling_params import (
+    SamplingParams,
+    SequenceGenerator,
+    as_source,
+)
 from predictor.errors import PredictorError
 from predictor.tasks.answers import Completion, Piece
 from predictor.tasks.reply import Reply, as_completion
@@ -40,7 +42,7 @@ class PreparedGeneration:
         self,
         jobs: Sequence[Job],
         tokenizer: Any,
-        engine: Engine,
+        engine: SequenceGenerator,
         decoder_prefix: tuple[int, ...] | None,
     ) -> None:
         """Create the request of a `TextGeneration`, with its tokenizer, engine and prefix."""

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
+import numpy as np
 
-from predictor.engine.encoding.inputs import EncoderBatch, EncoderInput
+from predictor.engine.encoding.inputs import EncoderInput
 from predictor.errors import PromptTooLong
 from predictor.tasks.answers import Span
-from predictor.tasks.encoder_task import EncoderTaskSpec
+from predictor.tasks.encoder_task import Array, EncoderTaskSpec, softmax
 from predictor.tasks.parameters import boolean, integer, parse_named
 from predictor.tasks.request import EncoderInstance
 from predictor.tasks.task import Field, Output
@@ -110,16 +109,11 @@ class QuestionAnswering(EncoderTaskSpec):
             for number, offsets in enumerate(windows["offset_mapping"])
         )
 
-    def postprocess(self, output: Any, batch: EncoderBatch) -> Sequence[torch.Tensor]:
-        """Return each row's logits of where an answer starts and ends, of shape (2, tokens)."""
-        logits = torch.stack([output.start_logits, output.end_logits], dim=1).float().cpu()
-        return [logits[row, :, : len(text.ids)] for row, text in enumerate(batch.texts)]
-
     def answer(
         self,
         instance: EncoderInstance,
         texts: Sequence[EncoderInput],
-        results: Sequence[torch.Tensor],
+        results: Sequence[Array],
     ) -> Span:
         """Return the most probable span of all windows."""
         best, nothing = Span("", 0.0, 0, 0), 1.0
@@ -132,16 +126,17 @@ class QuestionAnswering(EncoderTaskSpec):
         return best
 
     def _best(
-        self, instance: EncoderInstance, window: _Window, logits: torch.Tensor
+        self, instance: EncoderInstance, window: _Window, logits: Array
     ) -> tuple[Span, float]:
         """Return the best span of a window, and the probability that it has none."""
-        can_be = torch.tensor(window.context)
-        may_start = can_be.clone()
+        can_be = np.array(window.context)
+        may_start = can_be.copy()
         may_start[0] = True  # the first token stands for "no answer"
-        start, end = logits.masked_fill(~may_start, _HIDDEN).softmax(dim=-1)
+        start, end = softmax(np.where(may_start, logits, np.float32(_HIDDEN)))
         nothing = float(start[0] * end[0])
         start, end = start * can_be, end * can_be
-        spans = torch.outer(start, end).triu().tril(instance.parameters["max_answer_len"] - 1)
+        longest = instance.parameters["max_answer_len"]
+        spans = np.tril(np.triu(np.outer(start, end)), longest - 1)
         first, last = divmod(int(spans.argmax()), len(start))
         begins, ends = window.offsets[first][0], window.offsets[last][1]
         text = instance.fields["context"][begins:ends]

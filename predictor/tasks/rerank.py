@@ -6,15 +6,12 @@ The score lies between 0 and 1; with the parameter ``raw_scores`` it is the mode
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import torch
-from transformers import PreTrainedConfig
-
-from predictor.engine.encoding.inputs import EncoderBatch, EncoderInput
+from predictor.engine.encoding.inputs import EncoderInput
 from predictor.errors import CheckpointError
 from predictor.tasks.answers import Score
-from predictor.tasks.encoder_task import EncoderTaskSpec
+from predictor.tasks.encoder_task import Array, EncoderTaskSpec, sigmoid
+from predictor.tasks.model_facts import ModelFacts
 from predictor.tasks.parameters import boolean, parse_named
 from predictor.tasks.request import EncoderInstance
 from predictor.tasks.task import Field, Output
@@ -33,15 +30,15 @@ class Rerank(EncoderTaskSpec):
     )
     outputs = (Output("score", "FP32", (-1,)),)
 
-    def __init__(self, tokenizing: Tokenizing, config: PreTrainedConfig) -> None:
+    def __init__(self, tokenizing: Tokenizing, facts: ModelFacts) -> None:
         """Create the task.
 
         Raises:
             CheckpointError: The model has several labels.
         """
-        if config.num_labels != 1:
+        if len(facts.labels) != 1:
             raise CheckpointError(
-                f"This model tells {config.num_labels} labels apart; one that ranks has one."
+                f"This model tells {len(facts.labels)} labels apart; one that ranks has one."
             )
         self._tokenizing = tokenizing
 
@@ -57,16 +54,12 @@ class Rerank(EncoderTaskSpec):
         query, text = instance.fields["query"], instance.fields["text"]
         return (self._tokenizing.text(query, text, truncate=instance.parameters["truncate"]),)
 
-    def postprocess(self, output: Any, batch: EncoderBatch) -> Sequence[torch.Tensor]:
-        """Return each row's logit, of shape (1,), in float32."""
-        return list(output.logits.float().cpu())
-
     def answer(
         self,
         instance: EncoderInstance,
         texts: Sequence[EncoderInput],
-        results: Sequence[torch.Tensor],
+        results: Sequence[Array],
     ) -> Score:
         """Return how well the text answers the query."""
         (logit,) = results
-        return Score(float(logit[0] if instance.parameters["raw_scores"] else logit[0].sigmoid()))
+        return Score(float((logit if instance.parameters["raw_scores"] else sigmoid(logit))[0]))

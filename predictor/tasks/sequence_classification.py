@@ -7,14 +7,11 @@ With ``return_probabilities`` an answer has the probability of every label besid
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import torch
-from transformers import PreTrainedConfig
-
-from predictor.engine.encoding.inputs import EncoderBatch, EncoderInput
+from predictor.engine.encoding.inputs import EncoderInput
 from predictor.tasks.answers import Classes
-from predictor.tasks.encoder_task import EncoderTaskSpec
+from predictor.tasks.encoder_task import Array, EncoderTaskSpec, sigmoid, softmax
+from predictor.tasks.model_facts import ModelFacts
 from predictor.tasks.parameters import boolean, parse_named
 from predictor.tasks.request import EncoderInstance
 from predictor.tasks.task import Field, Output
@@ -33,7 +30,7 @@ class SequenceClassification(EncoderTaskSpec):
     def __init__(
         self,
         tokenizing: Tokenizing,
-        config: PreTrainedConfig,
+        facts: ModelFacts,
         *,
         return_probabilities: bool = False,
         return_raw_logits: bool = False,
@@ -42,12 +39,12 @@ class SequenceClassification(EncoderTaskSpec):
 
         Args:
             tokenizing: The tokenizer.
-            config: The model's config, for its labels.
+            facts: The model's facts, for its labels.
             return_probabilities: Default of the parameter of this name.
             return_raw_logits: Default of the parameter of this name.
         """
         self._tokenizing = tokenizing
-        self._labels = labels_of(config)
+        self._labels = facts.labels
         count = len(self._labels)
         self.outputs = (
             Output("label", "BYTES", (-1,)),
@@ -55,7 +52,7 @@ class SequenceClassification(EncoderTaskSpec):
             Output("probabilities", "FP32", (-1, count), requested_by="return_probabilities"),
             Output("logits", "FP32", (-1, count), requested_by="return_raw_logits"),
         )
-        self._kind = getattr(config, "problem_type", None)
+        self._kind = facts.problem_type
         self._defaults = {
             "return_probabilities": return_probabilities,
             "return_raw_logits": return_raw_logits,
@@ -75,15 +72,11 @@ class SequenceClassification(EncoderTaskSpec):
         pair = fields.get("text_pair")
         return (self._tokenizing.text(fields["text"], pair, truncate=truncate),)
 
-    def postprocess(self, output: Any, batch: EncoderBatch) -> Sequence[torch.Tensor]:
-        """Return each row's logits, of shape (labels,), in float32."""
-        return list(output.logits.float().cpu())
-
     def answer(
         self,
         instance: EncoderInstance,
         texts: Sequence[EncoderInput],
-        results: Sequence[torch.Tensor],
+        results: Sequence[Array],
     ) -> Classes:
         """Return the class of the text."""
         (logits,) = results
@@ -98,14 +91,7 @@ class SequenceClassification(EncoderTaskSpec):
         )
 
 
-def labels_of(config: PreTrainedConfig) -> tuple[str, ...]:
-    """Return a model's labels in the order of its logits."""
-    names: Mapping[Any, str] = config.id2label or {}
-    count = int(config.num_labels or len(names))
-    return tuple(str(names.get(index, f"LABEL_{index}")) for index in range(count))
-
-
-def probabilities_of(logits: torch.Tensor, kind: str | None) -> torch.Tensor:
+def probabilities_of(logits: Array, kind: str | None) -> Array:
     """Return the scores of logits of shape (labels,), as transformers' pipeline does.
 
     Args:
@@ -117,5 +103,5 @@ def probabilities_of(logits: torch.Tensor, kind: str | None) -> torch.Tensor:
     if kind == "regression":
         return logits
     if kind == "multi_label_classification" or len(logits) == 1:
-        return logits.sigmoid()
-    return logits.softmax(dim=-1)
+        return sigmoid(logits)
+    return softmax(logits)

@@ -10,18 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from transformers import PreTrainedConfig
+import numpy as np
 
-from predictor.engine.encoding.inputs import EncoderBatch, EncoderInput
+from predictor.engine.encoding.inputs import EncoderInput
 from predictor.errors import PromptTooLong, RequestError
 from predictor.tasks.answers import Vector
-from predictor.tasks.encoder_task import EncoderTaskSpec
+from predictor.tasks.encoder_task import Array, EncoderTaskSpec
+from predictor.tasks.model_facts import ModelFacts
 from predictor.tasks.parameters import boolean, integer, one_of, parse_named
 from predictor.tasks.request import TOKENS, EncoderInstance
 from predictor.tasks.sentence_layout import SentenceLayout
 from predictor.tasks.task import Field, Output
 from predictor.tasks.tokenization import Tokenizing
+
+_LEAST_NORM = 1e-12
+"""The divisor of a vector without length, as in torch's ``normalize``."""
 
 
 class TextEmbedding(EncoderTaskSpec):
@@ -30,22 +33,19 @@ class TextEmbedding(EncoderTaskSpec):
     task = "text_embedding"
     fields = (Field("text", aliases=("prompt", "data", "input")),)
 
-    def __init__(
-        self, tokenizing: Tokenizing, config: PreTrainedConfig, layout: SentenceLayout
-    ) -> None:
+    def __init__(self, tokenizing: Tokenizing, facts: ModelFacts, layout: SentenceLayout) -> None:
         """Create the task.
 
         Args:
             tokenizing: The tokenizer.
-            config: The model's config.
+            facts: The model's facts.
             layout: How a vector is made of the model's states.
         """
         self._tokenizing = tokenizing
         self._layout = layout
-        text: Any = config.get_text_config()
-        self._size = int(text.hidden_size)
-        self._vocabulary = int(text.vocab_size)
-        self._sizes = _sizes(config, self._size)
+        self._sizes = facts.dimensions
+        self._size = facts.dimensions[0]
+        self._vocabulary = facts.vocabulary
         size = self._size if len(self._sizes) == 1 else -1
         self.outputs = (Output("embedding", "FP32", (-1, size)),)
 
@@ -80,21 +80,16 @@ class TextEmbedding(EncoderTaskSpec):
             text = text.lower()
         return (self._tokenizing.text(text, truncate=instance.parameters["truncate"]),)
 
-    def postprocess(self, output: Any, batch: EncoderBatch) -> Sequence[torch.Tensor]:
-        """Return each row's vector, of shape (hidden,), in float32."""
-        pooled = pool(output.last_hidden_state, batch.mask, self._layout.pooling)
-        return list(pooled.float().cpu())
-
     def answer(
         self,
         instance: EncoderInstance,
         texts: Sequence[EncoderInput],
-        results: Sequence[torch.Tensor],
+        results: Sequence[Array],
     ) -> Vector:
         """Return the vector."""
         vector = results[0][: instance.parameters["dimensions"]]
         if instance.parameters["normalize"]:
-            vector = torch.nn.functional.normalize(vector, dim=0)
+            vector = vector / max(float(np.linalg.norm(vector)), _LEAST_NORM)
         return Vector(vector.tolist(), len(texts[0].ids))
 
     def _check_size(self, name: str, value: Any) -> int:
@@ -119,39 +114,3 @@ class TextEmbedding(EncoderTaskSpec):
                 limit=most,
             )
         return tokens
-
-
-def pool(states: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
-    """Return one vector for each row, of shape (rows, hidden), as sentence-transformers does.
-
-    Args:
-        states: The model's last states, of shape (rows, length, hidden).
-        mask: 1 where a row has a token, of shape (rows, length); padding is on the right.
-        mode: One of `SentenceLayout.pooling`.
-    """
-    mask = mask.to(states.device)
-    if mode == "cls":
-        return states[:, 0]
-    if mode == "lasttoken":
-        return states[torch.arange(len(states), device=states.device), mask.sum(dim=1) - 1]
-    weights = mask[:, :, None].to(torch.float32)
-    if mode == "max":
-        return states.masked_fill(weights == 0, float("-inf")).amax(dim=1)
-    if mode == "weightedmean":
-        weights = weights * torch.arange(1, mask.shape[1] + 1, device=states.device)[None, :, None]
-    total = weights.sum(dim=1)
-    summed = (states.float() * weights).sum(dim=1)
-    return summed / (total.sqrt() if mode == "mean_sqrt_len" else total)
-
-
-def _sizes(config: PreTrainedConfig, size: int) -> tuple[int, ...]:
-    """Return the numbers of dimensions that a model was trained for, the full one first.
-
-    The config's keys are those that vLLM reads: ``matryoshka_dimensions``, ``is_matryoshka``.
-    """
-    named = getattr(config, "matryoshka_dimensions", None)
-    if isinstance(named, (list, tuple)):
-        return (size, *(int(value) for value in named if 0 < int(value) < size))
-    if getattr(config, "is_matryoshka", False):
-        return (size, *range(size - 1, 0, -1))
-    return (size,)

@@ -9,24 +9,22 @@ its label, ``O`` included.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
-import torch
-from transformers import PreTrainedConfig, TokenClassificationPipeline
-from transformers.pipelines.token_classification import AggregationStrategy
+import numpy as np
 
-from predictor.engine.encoding.inputs import EncoderBatch, EncoderInput
+from predictor.engine.encoding.inputs import EncoderInput
 from predictor.errors import CheckpointError
+from predictor.private.transformers import token_aggregation
 from predictor.tasks.answers import Entities, Entity
-from predictor.tasks.encoder_task import EncoderTaskSpec
+from predictor.tasks.encoder_task import Array, EncoderTaskSpec, softmax
+from predictor.tasks.model_facts import ModelFacts
 from predictor.tasks.parameters import boolean, one_of, parse_named
 from predictor.tasks.request import EncoderInstance
-from predictor.tasks.sequence_classification import labels_of
 from predictor.tasks.task import Field, Output
 from predictor.tasks.tokenization import Tokenizing, as_text
 
-_STRATEGIES = tuple(str(strategy.value) for strategy in AggregationStrategy)
+_STRATEGIES = ("none", "simple", "first", "average", "max")
 
 
 class TokenClassification(EncoderTaskSpec):
@@ -46,7 +44,7 @@ class TokenClassification(EncoderTaskSpec):
     def __init__(
         self,
         tokenizing: Tokenizing,
-        config: PreTrainedConfig,
+        facts: ModelFacts,
         *,
         return_offsets_mapping: bool = False,
     ) -> None:
@@ -54,7 +52,7 @@ class TokenClassification(EncoderTaskSpec):
 
         Args:
             tokenizing: The tokenizer.
-            config: The model's config, for its labels.
+            facts: The model's facts, for its labels.
             return_offsets_mapping: Default of the parameter of this name.
 
         Raises:
@@ -62,7 +60,7 @@ class TokenClassification(EncoderTaskSpec):
         """
         check_offsets(tokenizing, self.task)
         self._tokenizing = tokenizing
-        self._aggregation = _Aggregation(tokenizing.tokenizer, labels_of(config))
+        self._aggregation = _Aggregation(tokenizing.tokenizer, facts.labels)
         self._defaults = {
             "return_offsets_mapping": return_offsets_mapping,
             "aggregation_strategy": "simple",
@@ -91,16 +89,11 @@ class TokenClassification(EncoderTaskSpec):
         about = encoding["offset_mapping"], encoding["special_tokens_mask"]
         return (as_text(encoding, about),)
 
-    def postprocess(self, output: Any, batch: EncoderBatch) -> Sequence[torch.Tensor]:
-        """Return each row's logits, of shape (tokens, labels), in float32."""
-        logits = output.logits.float().cpu()
-        return [logits[row, : len(text.ids)] for row, text in enumerate(batch.texts)]
-
     def answer(
         self,
         instance: EncoderInstance,
         texts: Sequence[EncoderInput],
-        results: Sequence[torch.Tensor],
+        results: Sequence[Array],
     ) -> Entities:
         """Return the entities of the text."""
         is_each = instance.parameters["return_offsets_mapping"]
@@ -111,36 +104,29 @@ class TokenClassification(EncoderTaskSpec):
         )
 
 
-class _Aggregation(TokenClassificationPipeline):
+class _Aggregation:
     """transformers' own aggregation of tokens, without the rest of its pipeline."""
 
     def __init__(self, tokenizer: Any, labels: Sequence[str]) -> None:
-        """Set what the aggregation uses; the pipeline's own constructor needs a model."""
-        self.tokenizer = tokenizer
-        config = SimpleNamespace(id2label=dict(enumerate(labels)))
-        self.model: Any = SimpleNamespace(config=config)
+        self._aggregate = token_aggregation(tokenizer, labels)
 
     def entities(
         self,
         sentence: str,
         text: EncoderInput,
-        logits: torch.Tensor,
+        logits: Array,
         strategy: str,
         ignored: Sequence[str],
     ) -> Entities:
         """Return the entities of a text as the pipeline does."""
         offsets, special = text.about
-        output = {
-            "logits": logits[None],
-            "sentence": sentence,
-            "input_ids": [text.ids],
-            "offset_mapping": [offsets],
-            "special_tokens_mask": torch.tensor([special]),
-        }
-        aggregate: Any = self.postprocess
-        groups: list[dict[str, Any]] = aggregate(
-            [output], AggregationStrategy(strategy), list(ignored)
-        )
+        groups = [
+            group
+            for group in self._aggregate(
+                sentence, np.array(text.ids), softmax(logits), offsets, np.array(special), strategy
+            )
+            if group.get("entity_group", group.get("entity")) not in ignored
+        ]
         return Entities(
             tuple(
                 Entity(

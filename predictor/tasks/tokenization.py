@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from predictor.engine.encoding.inputs import EncoderInput
 from predictor.errors import PromptTooLong, RequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Tokenizing:
@@ -72,5 +73,5 @@ def as_text(encoding: Any, about: Any = None) -> EncoderInput:
     """
     types = encoding.get("token_type_ids")
     return EncoderInput(
-        tuple(encoding["input_ids"]), None if types is None else tuple(types), about
+        tuple(encoding["input_ids"]), None if types is None else tuple(types), about=about
     )

@@ -6,6 +6,7 @@ This module counts bytes and blocks. The phases are named by the modules that do
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import threading
 import time
@@ -19,18 +20,26 @@ from predictor.quantity import format_bytes
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_REPORTS = 0.2
 
 
 class Progress:
     """The bytes and blocks that the current phase has done; any thread may read them."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        report: Callable[[dict[str, object]], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Start the phase ``"starting"``.
 
         Args:
+            report: Called with the numbers of `as_json` when a phase begins, and now and then.
             clock: Returns the time in seconds.
         """
-        self._clock = clock
+        self._report, self._clock = report, clock
+        self._reported = -math.inf
         self._lock = threading.Lock()
         self._bar: tqdm[Any] | None = None
         self._phase = "starting"
@@ -58,6 +67,8 @@ class Progress:
             self._began = self._logged = self._clock()
             if sys.stderr.isatty() and self._total:
                 self._bar = tqdm(total=self._total, unit="B", unit_scale=True, desc=phase)
+        self._reported = -math.inf
+        self._report_numbers()
 
     def done(self, name: str) -> None:
         """Count a tensor as done. An unknown tensor, or a second call, counts nothing."""
@@ -71,6 +82,7 @@ class Progress:
             self._bar.update(size)
         else:
             self._log()
+        self._report_numbers()
 
     def end(self) -> None:
         """End the phase."""
@@ -94,6 +106,12 @@ class Progress:
             if rate:
                 numbers["seconds_left"] = round((self._total - self._done) / rate, 1)
             return numbers
+
+    def _report_numbers(self) -> None:
+        now = self._clock()
+        if self._report is not None and now - self._reported >= _SECONDS_BETWEEN_REPORTS:
+            self._reported = now
+            self._report(self.as_json())
 
     def _log(self) -> None:
         now = self._clock()

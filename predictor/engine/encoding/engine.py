@@ -46,6 +46,7 @@ class EncoderEngine(ModelThread[_Text, int]):
         metrics: EngineMetrics,
         harmless: EncoderInput,
         on_broken: Callable[[EngineBroken], None] | None = None,
+        after_step: Callable[[], None] | None = None,
     ) -> None:
         """Start the model thread.
 
@@ -55,13 +56,19 @@ class EncoderEngine(ModelThread[_Text, int]):
             metrics: Takes counts and times.
             harmless: A text on which no working model of this kind fails.
             on_broken: Called in the model thread, last of all, if the model is broken for good.
+            after_step: Called in the model thread after each step.
         """
         self.runner = runner
         policy = DynamicBatching(runner, limits, metrics=metrics, harmless=harmless)
-        super().__init__(policy, name="encoder", on_broken=on_broken)
+        super().__init__(policy, name="encoder", on_broken=on_broken, after_step=after_step)
 
     def submit(
-        self, text: EncoderInput, callback: EncoderCallback, *, request: int | None = None
+        self,
+        text: EncoderInput,
+        callback: EncoderCallback,
+        *,
+        request: int | None = None,
+        key: int | None = None,
     ) -> int:
         """Hand in a text and return its key; do not wait.
 
@@ -69,11 +76,12 @@ class EncoderEngine(ModelThread[_Text, int]):
             text: The text, with no more tokens than a forward pass may have.
             callback: Called with its result or its error.
             request: The request that it belongs to, see `new_request`. None if it is the only one.
+            key: Its key, if the caller gives every text one.
 
         Raises:
             EngineBroken: The engine has ended.
         """
-        return self.put(_Text(text, callback, request, time.monotonic()))
+        return self.put(_Text(text, callback, request, time.monotonic()), key)
 
 
 class DynamicBatching:

@@ -1,15 +1,14 @@
-"""The inputs of an encoder engine: whole texts as tokens, and the batches that they run in."""
+"""The inputs of an encoder engine: whole texts as tokens. No tensors here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import Any, Protocol
 
 EncoderCallback = Callable[[Any], None]
-"""Called in the model thread with the result of a text, or with a `PredictorError` instead."""
+"""Called in another thread with the result of a text, or with a `PredictorError` instead. The
+result is an array of numpy; its shape depends on the task, see `postprocess`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,26 +19,28 @@ class EncoderInput:
         ids: The token ids, including special tokens; at least one.
         types: For each token, which text of a pair it belongs to; None if the model does not take
             token types.
-        about: Data that the task keeps for its postprocessing, such as the tokens' offsets.
+        positions: The tokens whose outputs the task needs; empty for all of them.
+        about: Data that the task keeps for its answer, such as the tokens' offsets. The engine
+            neither needs nor gets it.
     """
 
     ids: tuple[int, ...]
     types: tuple[int, ...] | None = None
+    positions: tuple[int, ...] = ()
     about: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class EncoderBatch:
-    """Texts that ran together, padded on the right to one length.
+class TextEncoder(Protocol):
+    """An engine of an encoder task, in this process or in another."""
 
-    Attributes:
-        texts: The texts, one for each row.
-        mask: 1 for each token, of shape (rows, length), on the device of the model's output.
-    """
+    def submit(self, text: EncoderInput, callback: EncoderCallback) -> int:
+        """Hand in a text and return its key; do not wait.
 
-    texts: Sequence[EncoderInput]
-    mask: torch.Tensor
+        Raises:
+            EngineBroken: The engine has ended.
+        """
+        ...
 
-
-Postprocess = Callable[[Any, EncoderBatch], Sequence[Any]]
-"""Makes a result for each row, in main memory, of the model's output."""
+    def cancel(self, key: int) -> None:
+        """Forget a text. Its callback is not called again, if it does not run already."""
+        ...

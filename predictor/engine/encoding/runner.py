@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from predictor.engine.encoding.batching import BatchLimits
-from predictor.engine.encoding.inputs import EncoderBatch, EncoderInput, Postprocess
+from predictor.engine.encoding.inputs import EncoderInput
+from predictor.engine.encoding.postprocess import EncoderBatch, Postprocess
 
 
 class EncoderRunner:

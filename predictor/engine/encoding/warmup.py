@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from predictor.engine.encoding.batching import BatchLimits
 from predictor.engine.encoding.engine import EncoderEngine
-from predictor.engine.encoding.inputs import EncoderInput, Postprocess
+from predictor.engine.encoding.inputs import EncoderInput
+from predictor.engine.encoding.postprocess import Postprocess
 from predictor.engine.encoding.runner import EncoderRunner
 from predictor.engine.warmup import (
     first_token,
@@ -38,6 +39,7 @@ def open_encoder_engine(
     metrics: EngineMetrics,
     warmup_cache: WarmupCache,
     on_broken: Callable[[EngineBroken], None] | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> EncoderEngine:
     """Return a running engine, after forward passes that test and time the model.
 
@@ -50,6 +52,7 @@ def open_encoder_engine(
         metrics: Takes counts and times.
         warmup_cache: The results of an earlier start; those of this one are added.
         on_broken: Called in the model thread, last of all, if the model is broken for good.
+        after_step: Called in the model thread after each step.
 
     Raises:
         LoadFailed: The model cannot compute even one token.
@@ -69,7 +72,14 @@ def open_encoder_engine(
     log_breakeven_tokens(breakeven_tokens)
     limits = replace(limits, breakeven_tokens=breakeven_tokens)
     harmless = EncoderInput((end,))
-    return EncoderEngine(runner, limits, metrics=metrics, harmless=harmless, on_broken=on_broken)
+    return EncoderEngine(
+        runner,
+        limits,
+        metrics=metrics,
+        harmless=harmless,
+        on_broken=on_broken,
+        after_step=after_step,
+    )
 
 
 def _end_of_text(model: PreTrainedModel) -> int:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from predictor.engine.generation.encoder_decoder_runner import as_source
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner
+from predictor.engine.generation.sampling_params import as_source
 from predictor.private.transformers import cache_layer_types, is_stateful
 from predictor.profiling.decoder_probe import TOKEN_CACHE_TYPES
 

@@ -2,7 +2,7 @@
 
 The tokens of a sequence are those of its source followed by those of its decoder, so that the
 scheduler counts both and need not tell them apart. Tokens of the source stand there as negative
-numbers (`as_source`).
+numbers (`sampling_params.as_source`).
 
 Sequences whose sources are encoded in one forward pass stay together as a `LockstepBatch`. Their
 decoders are in step, so none of their tokens is padding, and a model may count positions as it
@@ -29,11 +29,6 @@ _NO_SOURCE = (0,)
 
 _PIECE = 16
 """Most tokens of all decoders in one forward pass, if several of each are known."""
-
-
-def as_source(tokens: Iterable[int]) -> tuple[int, ...]:
-    """Return tokens as they stand in a sequence whose source they are."""
-    return tuple(-1 - token for token in tokens)
 
 
 @dataclass

@@ -61,6 +61,7 @@ class Engine(ModelThread[_Sequence, Chunk]):
         eos_token_ids: frozenset[int],
         metrics: EngineMetrics,
         on_broken: Callable[[EngineBroken], None] | None = None,
+        after_step: Callable[[], None] | None = None,
     ) -> None:
         """Start the model thread.
 
@@ -70,10 +71,11 @@ class Engine(ModelThread[_Sequence, Chunk]):
             eos_token_ids: Tokens that end a sequence.
             metrics: Takes counts and times.
             on_broken: Called in the model thread, last of all, if the model is broken for good.
+            after_step: Called in the model thread after each step.
         """
         self.runner, self.limits = runner, limits
         policy = ContinuousBatching(runner, limits, eos_token_ids=eos_token_ids, metrics=metrics)
-        super().__init__(policy, name="engine", on_broken=on_broken)
+        super().__init__(policy, name="engine", on_broken=on_broken, after_step=after_step)
 
     def submit(
         self,
@@ -82,6 +84,7 @@ class Engine(ModelThread[_Sequence, Chunk]):
         callback: SequenceCallback,
         *,
         request: int | None = None,
+        key: int | None = None,
     ) -> int:
         """Hand in a sequence and return its key; do not wait.
 
@@ -91,12 +94,14 @@ class Engine(ModelThread[_Sequence, Chunk]):
             params: How the sequence is continued.
             callback: Called with its tokens and its end.
             request: The request that it belongs to, see `new_request`. None if it is the only one.
+            key: Its key, if the caller gives every sequence one.
 
         Raises:
             EngineBroken: The engine has ended.
         """
         sampler = Sampler(params, prompt)
-        return self.put(_Sequence(prompt, params, sampler, callback, request, time.monotonic()))
+        now = time.monotonic()
+        return self.put(_Sequence(prompt, params, sampler, callback, request, now), key)
 
 
 class ContinuousBatching:

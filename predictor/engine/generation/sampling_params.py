@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -59,7 +59,7 @@ class Token:
 
 
 class SequenceCallback(Protocol):
-    """Receives one sequence. It is called in the model thread, so it must not wait.
+    """Receives one sequence. It is called in a thread of the engine's, so it must not wait.
 
     An exception that it raises fails its own sequence and no other.
     """
@@ -71,3 +71,26 @@ class SequenceCallback(Protocol):
     def on_finish(self, outcome: FinishReason | PredictorError) -> None:
         """Take the end of the sequence. This is called once, unless the sequence is cancelled."""
         ...
+
+
+class SequenceGenerator(Protocol):
+    """An engine of generation, in this process or in another."""
+
+    def submit(
+        self, prompt: Sequence[int], params: SamplingParams, callback: SequenceCallback
+    ) -> int:
+        """Hand in a sequence and return its key; do not wait.
+
+        Raises:
+            EngineBroken: The engine has ended.
+        """
+        ...
+
+    def cancel(self, key: int) -> None:
+        """Forget a sequence. Its callback is not called again, once it has returned."""
+        ...
+
+
+def as_source(tokens: Iterable[int]) -> tuple[int, ...]:
+    """Return tokens as they stand in a sequence of an encoder-decoder whose source they are."""
+    return tuple(-1 - token for token in tokens)

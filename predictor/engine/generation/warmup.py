@@ -63,6 +63,7 @@ def open_engine(
     metrics: EngineMetrics,
     warmup_cache: WarmupCache,
     on_broken: Callable[[EngineBroken], None] | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> EngineHandle:
     """Return a running engine, after forward passes that test and time the model where need be.
 
@@ -75,6 +76,7 @@ def open_engine(
         metrics: Takes counts and times.
         warmup_cache: The results of an earlier start; those of this one are added.
         on_broken: Called in the model thread, last of all, if the model is broken for good.
+        after_step: Called in the model thread after each step.
 
     Raises:
         LoadFailed: The model cannot compute even one token.
@@ -91,7 +93,14 @@ def open_engine(
         )
     limits = _limits(placement, reason, max_sequences, prefill_chunk, breakeven_tokens)
     eos = _eos_token_ids(model)
-    engine = Engine(runner, limits, eos_token_ids=eos, metrics=metrics, on_broken=on_broken)
+    engine = Engine(
+        runner,
+        limits,
+        eos_token_ids=eos,
+        metrics=metrics,
+        on_broken=on_broken,
+        after_step=after_step,
+    )
     return EngineHandle(engine, vocabulary)
 
 

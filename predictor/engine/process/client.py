@@ -1,0 +1,170 @@
+"""The engine in the other process, as tasks use it in this one.
+
+A thread receives the results and calls the callbacks, so that the event loop need not. A sequence
+ends here when its callback says so (a stop sequence); the engine learns of it as a cancellation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from predictor.engine.encoding.inputs import EncoderCallback, EncoderInput
+from predictor.engine.generation.sampling_params import (
+    FinishReason,
+    SamplingParams,
+    SequenceCallback,
+    Token,
+)
+from predictor.engine.process.channel import Channel
+from predictor.engine.process.messages import Broken, Cancel, Encode, Generate, Results
+from predictor.errors import EngineBroken, GenerationFailed, PredictorError
+from predictor.metric_updates import apply_updates
+
+logger = logging.getLogger(__name__)
+
+Callback = TypeVar("Callback")
+
+
+class EngineClient(Generic[Callback]):
+    """Submits to the engine process and calls the callbacks."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        on_broken: Callable[[EngineBroken], None],
+        ended: Callable[[], EngineBroken],
+    ) -> None:
+        """Begin to receive.
+
+        Args:
+            channel: The channel to a process whose engine runs.
+            on_broken: Called, last of all, if the engine is broken or its process has ended.
+            ended: Returns the error of a process that has ended.
+        """
+        self._channel = channel
+        self._on_broken = on_broken
+        self._ended = ended
+        self._keys = itertools.count()
+        self._callbacks: dict[int, Callback] = {}
+        self._broken: EngineBroken | None = None
+        self._lock = threading.Lock()
+        threading.Thread(target=self._receive, name="results", daemon=True).start()
+
+    def cancel(self, key: int) -> None:
+        """Forget a sequence or a text. Its callback is not called again, once it has returned."""
+        if self._callbacks.pop(key, None) is not None:
+            self._channel.send(Cancel(key))
+
+    def _submit(self, callback: Callback, message: Callable[[int], object]) -> int:
+        key = next(self._keys)
+        with self._lock:
+            if self._broken is not None:
+                raise self._broken
+            self._callbacks[key] = callback
+        self._channel.send(message(key))
+        return key
+
+    def _receive(self) -> None:
+        while True:
+            message = self._channel.receive()
+            if isinstance(message, Results):
+                apply_updates(message.updates)
+                for key, item in message.items:
+                    self._take(key, item)
+            elif isinstance(message, Broken):
+                self._break(message.error)
+                return
+            elif message is None:
+                self._break(self._ended())
+                return
+
+    def _take(self, key: int, item: Any) -> None:
+        callback = self._callbacks.get(key)
+        if callback is None:
+            return  # cancelled
+        try:
+            is_over = self._call(callback, item)
+        # A callback's failure is its own sequence's: the event loop may be gone.
+        except Exception:
+            logger.exception("A callback failed")
+            is_over = True
+            self._fail(callback)
+        if is_over and self._callbacks.pop(key, None) is not None and not _is_end(item):
+            self._channel.send(Cancel(key))
+
+    def _call(self, callback: Callback, item: Any) -> bool:
+        """Call a callback with a result; return whether that was the last."""
+        raise NotImplementedError
+
+    def _fail(self, callback: Callback) -> None:
+        try:
+            self._call(callback, _callback_failed())
+        except Exception:
+            logger.exception("A callback failed at its end")
+
+    def _break(self, error: EngineBroken) -> None:
+        with self._lock:
+            self._broken = error
+            callbacks = list(self._callbacks.values())
+            self._callbacks.clear()
+        for callback in callbacks:
+            try:
+                self._call(callback, error)
+            except Exception:
+                logger.exception("A callback failed at its end")
+        self._on_broken(error)
+
+
+class GenerationClient(EngineClient[SequenceCallback]):
+    """A `SequenceGenerator`."""
+
+    def submit(
+        self, prompt: Sequence[int], params: SamplingParams, callback: SequenceCallback
+    ) -> int:
+        """Hand in a sequence and return its key; do not wait.
+
+        Raises:
+            EngineBroken: The engine has ended.
+        """
+        return self._submit(callback, lambda key: Generate(key, prompt, params))
+
+    def _call(self, callback: SequenceCallback, item: Any) -> bool:
+        if isinstance(item, int):
+            item = Token(item)
+        if not isinstance(item, Token):
+            callback.on_finish(item)
+            return True
+        if callback.on_token(item):
+            callback.on_finish("stop_sequence")
+            return True
+        return False
+
+
+class EncoderClient(EngineClient[EncoderCallback]):
+    """A `TextEncoder`."""
+
+    def submit(self, text: EncoderInput, callback: EncoderCallback) -> int:
+        """Hand in a text and return its key; do not wait.
+
+        Raises:
+            EngineBroken: The engine has ended.
+        """
+        return self._submit(callback, lambda key: Encode(key, text.ids, text.types, text.positions))
+
+    def _call(self, callback: EncoderCallback, item: Any) -> bool:
+        callback(item)
+        return True
+
+
+def _is_end(item: FinishReason | Any) -> bool:
+    """Return whether the engine has forgotten a sequence after this result."""
+    return not isinstance(item, (int, Token))
+
+
+def _callback_failed() -> PredictorError:
+    return GenerationFailed("The model failed on this request; the server's log has the cause.")

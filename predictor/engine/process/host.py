@@ -1,0 +1,86 @@
+"""The engine's side of the channel: hands requests in, and sends the results of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from predictor.engine.encoding.engine import EncoderEngine
+from predictor.engine.encoding.inputs import EncoderInput
+from predictor.engine.generation.engine import Engine
+from predictor.engine.generation.sampling_params import FinishReason, Token
+from predictor.engine.process.channel import Channel
+from predictor.engine.process.messages import Cancel, Encode, Generate, Results
+from predictor.errors import EngineBroken, PredictorError
+from predictor.metric_updates import MetricRecorder
+
+
+class Outbox:
+    """Collects results and changes of metrics, and sends those of a step as one message."""
+
+    def __init__(self, channel: Channel, recorder: MetricRecorder) -> None:
+        """Collect for a channel.
+
+        Args:
+            channel: Takes the messages.
+            recorder: Records the changes of metrics.
+        """
+        self._channel = channel
+        self._recorder = recorder
+        self._items: list[tuple[int, Any]] = []
+
+    def add(self, key: int, item: Any) -> None:
+        """Add a result; called in the model thread."""
+        self._items.append((key, item))
+
+    def flush(self) -> None:
+        """Send what was collected; called in the model thread, after each step."""
+        items, self._items = self._items, []
+        updates = self._recorder.take()
+        if items or updates:
+            self._channel.send(Results(items, updates))
+
+
+@dataclass(frozen=True, slots=True)
+class _SequenceResults:
+    """The callback of a sequence in the engine process."""
+
+    key: int
+    outbox: Outbox
+
+    def on_token(self, token: Token) -> bool:
+        self.outbox.add(self.key, token.id if token.logprob is None else token)
+        return False
+
+    def on_finish(self, outcome: FinishReason | PredictorError) -> None:
+        self.outbox.add(self.key, outcome)
+
+
+class EngineHost:
+    """Hands the requests of the other process to an engine."""
+
+    def __init__(self, engine: Engine | EncoderEngine, outbox: Outbox) -> None:
+        """Take an engine that runs and calls `Outbox.flush` after each step."""
+        self._engine = engine
+        self._outbox = outbox
+
+    def handle(self, message: object) -> None:
+        """Handle a message from the other process.
+
+        An engine that is broken says so itself; what comes afterwards is dropped.
+        """
+        try:
+            if isinstance(message, Cancel):
+                self._engine.cancel(message.key)
+            elif isinstance(message, Generate) and isinstance(self._engine, Engine):
+                results = _SequenceResults(message.key, self._outbox)
+                self._engine.submit(message.prompt, message.params, results, key=message.key)
+            elif isinstance(message, Encode) and isinstance(self._engine, EncoderEngine):
+                text = EncoderInput(message.ids, message.types, message.positions)
+                self._engine.submit(text, self._encoded(message.key), key=message.key)
+        except EngineBroken:
+            return
+
+    def _encoded(self, key: int) -> Callable[[Any], None]:
+        return lambda result: self._outbox.add(key, result)

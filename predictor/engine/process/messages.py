@@ -1,0 +1,122 @@
+"""Everything that the two processes tell each other. All of it can be pickled, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from predictor.engine.generation.sampling_params import SamplingParams
+from predictor.errors import EngineBroken, PredictorError
+from predictor.metric_updates import Update
+from predictor.placement.plan import Placement
+
+# To the engine process
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Load the model.
+
+    Attributes:
+        settings: The settings.
+    """
+
+    settings: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Generate a sequence; see `Engine.submit`."""
+
+    key: int
+    prompt: Sequence[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Encode a text; see `EncoderEngine.submit`."""
+
+    key: int
+    ids: tuple[int, ...]
+    types: tuple[int, ...] | None
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Forget a sequence or a text."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Release the offload volume and end."""
+
+
+# From the engine process
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The progress of loading.
+
+    Attributes:
+        progress: JSON values by name.
+    """
+
+    progress: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The placement is decided.
+
+    Attributes:
+        placement: The placement.
+        task: The task's name.
+    """
+
+    placement: Placement
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded and warm.
+
+    Attributes:
+        facts: The model's `ModelFacts`, which only the tasks know.
+    """
+
+    facts: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The model cannot be served."""
+
+    error: PredictorError
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a step of the model thread has given.
+
+    Attributes:
+        items: For each result the key of its sequence or text, and the result: a token, a finish
+            reason, an array or an error. A token that has only an id is an `int`.
+        updates: Changes of metrics.
+    """
+
+    items: Sequence[tuple[int, Any]]
+    updates: Sequence[Update]
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The model has failed for good."""
+
+    error: EngineBroken

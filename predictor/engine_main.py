@@ -1,0 +1,115 @@
+"""The engine process: ``python -m predictor.engine_main FD``, with one end of a socket pair.
+
+It plans and loads the model, runs the engine, and ends with the process at the other end. Why there
+are two processes is said in `predictor.engine.process`.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import NoReturn
+
+from predictor import constraints, logs, pod, startup
+from predictor.engine.process.channel import Channel
+from predictor.engine.process.host import EngineHost, Outbox
+from predictor.engine.process.messages import Broken, Failed, Loading, Placed, Ready, Start, Stop
+from predictor.errors import EngineBroken, LoadFailed, PredictorError
+from predictor.metric_updates import MetricRecorder
+from predictor.placement.report import table
+from predictor.settings import Settings
+from predictor.weights.progress import Progress
+
+logger = logging.getLogger("predictor.engine_main")  # `__name__` is that of the main module
+
+
+def main(connection: socket.socket) -> NoReturn:
+    """Serve the process at the other end of a connection until it says so, or ends."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # the other process decides
+        signal.signal(number, signal.SIG_IGN)
+    channel = Channel(connection)
+    start = channel.receive()
+    code = _EngineProcess(channel, start.settings).run() if isinstance(start, Start) else 1
+    logging.shutdown()
+    os._exit(code)
+
+
+class _EngineProcess:
+    """One model, from its start to its end."""
+
+    def __init__(self, channel: Channel, settings: Settings) -> None:
+        self._channel, self._settings = channel, settings
+        self._recorder = MetricRecorder()
+        self._outbox = Outbox(channel, self._recorder)
+        self._host: EngineHost | None = None
+        self._ended = threading.Event()
+        self._exit_code = 0
+
+    def run(self) -> int:
+        """Load the model, serve until the end, and return the exit code."""
+        threading.Thread(target=self._receive, name="requests", daemon=True).start()
+        try:
+            started = self._load()
+        except PredictorError as error:
+            self._channel.send(Failed(error))
+            return error.exit_code
+        # Libraries raise errors of any type; the other process has one sentence for them.
+        except Exception as error:
+            logger.exception("The model cannot be loaded because of an error that nobody expected")
+            self._channel.send(Failed(_unexpected(error)))
+            return LoadFailed.exit_code
+        gc.collect()
+        gc.freeze()  # a collection of the millions of objects of libraries would stop every thread
+        self._host = EngineHost(started.engine, self._outbox)
+        self._outbox.flush()
+        self._channel.send(Ready(started.facts))
+        self._ended.wait()
+        if not self._exit_code:
+            started.weights.release()
+        return self._exit_code
+
+    def _load(self) -> startup.Started:
+        settings = self._settings
+        checkpoint = startup.open_checkpoint(settings)
+        resources = pod.read_resources(
+            settings.offload_folder, gpu_fraction=settings.gpu_fraction, others=(os.getppid(),)
+        )
+        for note in (*resources.notes, *constraints.inherited_notes(settings)):
+            logger.warning("%s", note)
+        prepared = startup.prepare(settings, checkpoint, resources)
+        logger.info("%s", table(prepared.placement))
+        self._channel.send(Placed(prepared.placement, checkpoint.task))
+        hooks = startup.EngineHooks(self._break, self._outbox.flush, self._recorder.child)
+        progress = Progress(report=lambda numbers: self._channel.send(Loading(numbers)))
+        return startup.bring_up(settings, prepared, progress, hooks)
+
+    def _receive(self) -> None:
+        """Handle the messages of the other process; end at once with it."""
+        while (message := self._channel.receive()) is not None:
+            if isinstance(message, Stop):
+                self._ended.set()
+            elif self._host is not None:
+                self._host.handle(message)
+        os._exit(1)
+
+    def _break(self, error: EngineBroken) -> None:
+        self._channel.send(Broken(error))
+        self._exit_code = error.exit_code
+        self._ended.set()
+
+
+def _unexpected(error: Exception) -> LoadFailed:
+    return LoadFailed(
+        f"An error that nobody expected, {type(error).__name__}; the log has its trace."
+    )
+
+
+if __name__ == "__main__":
+    logs.configure()
+    logs.quiet()
+    main(socket.socket(fileno=int(sys.argv[1])))
