@@ -113,7 +113,7 @@ def _predictor(checkpoint: Path, _: int) -> tuple[Generate, Any, dict[str, Any]]
 
     given = {"model_dir": checkpoint, "max_model_len": 128, "max_concurrency": 1}
     resources, prepared, started = bring_up(given)
-    engine = started.task.engine
+    engine = started.engine
     facts = {"available": resources.memory.available, "tiers": as_json(prepared.placement)["tiers"]}
     return engine_generates(engine), engine.runner.model, facts
 

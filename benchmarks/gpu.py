@@ -161,7 +161,7 @@ def _predictor(flags: argparse.Namespace, where: Path) -> tuple[Generate, dict[s
     )
     if not placement.by_block or offloaded < main_memory or placement.tier("disk").units:
         raise SystemExit("not all offloaded weights are blocks in main memory: change --budget")
-    return engine_generates(started.task.engine), {
+    return engine_generates(started.engine), {
         "offloaded_bytes": offloaded,
         "bytes_per_second": _probe(),
     }

@@ -59,7 +59,7 @@ def _predictor(checkpoint: Path, flags: argparse.Namespace) -> tuple[Generate, A
     if flags.budget:
         given["max_memory"] = json.dumps({"cpu": flags.budget})
     _, _, started = bring_up(given)
-    return engine_generates(started.task.engine), started
+    return engine_generates(started.engine), started
 
 
 CONTESTANTS = {

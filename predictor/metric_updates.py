@@ -23,7 +23,7 @@ class Update:
     Attributes:
         metric: The metric's name.
         labels: The labels' values.
-        method: ``"inc"``, ``"set"`` or ``"observe"``.
+        method: ``"inc"``, ``"set"`` or ``"observe"``; empty if the child was only made.
         value: Its argument.
     """
 
@@ -42,7 +42,11 @@ class MetricRecorder:
 
     def child(self, metric: MetricWrapperBase, *labels: str) -> RecordedChild:
         """Return a child of a metric whose changes are recorded; see `metrics.Labelled`."""
-        return RecordedChild(_name(metric), labels, self._updates)
+        child = RecordedChild(_name(metric), labels, self._updates)
+        self._updates.append(
+            Update(child.metric, labels, "", 0)
+        )  # shows it before its first change
+        return child
 
     def take(self) -> list[Update]:
         """Return the changes since the last call, without those that a later one made void."""
@@ -78,15 +82,16 @@ def apply_updates(updates: Iterable[Update]) -> None:
     """Make recorded changes to the metrics of this process."""
     for update in updates:
         child = _METRICS[update.metric].labels(*update.labels)
-        getattr(child, update.method)(update.value)
+        if update.method:
+            getattr(child, update.method)(update.value)
 
 
 def _merged(updates: Iterable[Update]) -> Iterator[Update]:
-    """Yield observations, and for each counter and gauge one change that has the same effect."""
+    """Yield new children, observations, and for each counter and gauge one change that has the same effect."""
     last: dict[tuple[str, tuple[str, ...], str], float] = {}
     for update in updates:
         key = (update.metric, update.labels, update.method)
-        if update.method == "observe":
+        if update.method in ("observe", ""):
             yield update
         elif update.method == "inc":
             last[key] = last.get(key, 0) + update.value

@@ -13,7 +13,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from predictor.admission import AdmissionController, Permit
@@ -27,7 +27,7 @@ from predictor.pod.memory import read_own_anonymous
 from predictor.private.transformers import tokenizer_class
 from predictor.protocol.http.deadline import requested_timeout  # first: imports kserve safely
 from predictor.protocol.kserve.decoded_call import DecodedCall, decode_call
-from predictor.protocol.response_style import OUR_STYLE, ResponseStyle, handler_style
+from predictor.protocol.response_style import style_of
 from predictor.protocol.served import Limits
 from predictor.settings import Settings
 from predictor.tasks.answers import Answer, Piece, Stream
@@ -73,7 +73,7 @@ class PredictorModel(Model):
         """
         super().__init__(settings.model_name)
         self.version = settings.model_version
-        self.style = _style(settings)
+        self.style = style_of(settings)
         self.spec: TaskSpec = GenerationSpec(self.style.defaults)
         self._settings = settings
         self._on_broken = on_broken
@@ -95,18 +95,13 @@ class PredictorModel(Model):
         self._engine = engine = self._engine or EngineProcess()
         facts = engine.load(settings, on_progress=self._on_progress, on_placed=self._on_placed)
         kind = EncoderClient if facts.defaults is None else GenerationClient
-        defaults = EncoderDefaults(
-            settings.return_probabilities,
-            settings.return_raw_logits,
-            settings.return_offsets_mapping,
-        )
         task = open_task(
             facts,
             engine.client(kind, self._break),
-            defaults=defaults,
+            defaults=EncoderDefaults.of(settings),
             trust_remote_code=settings.trust_remote_code,
         )
-        self.spec = _in_style(task.spec, self.style)
+        self.spec = self.style.applied_to(task.spec)
         self._task = task
         self.ready = True
         return self.ready
@@ -291,18 +286,6 @@ class PredictorModel(Model):
         self.ready = False
         if self._on_broken is not None:
             self._on_broken(error)
-
-
-def _style(settings: Settings) -> ResponseStyle:
-    """Return TorchServe's style if it is set; `Settings` makes sure of `max_length` then."""
-    if settings.torchserve_semantics and settings.max_length is not None:
-        return handler_style(settings.max_length)
-    return OUR_STYLE
-
-
-def _in_style(spec: TaskSpec, style: ResponseStyle) -> TaskSpec:
-    """Return a task's specification with the style's defaults, which only V1 and V2 use."""
-    return replace(spec, defaults=style.defaults) if isinstance(spec, GenerationSpec) else spec
 
 
 async def _prepare(task: Task, request: TaskRequest) -> PreparedRequest:

@@ -13,7 +13,7 @@ from predictor import startup
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.sampling_params import SamplingParams, Token
 from predictor.pod.resources import Memory, PodResources, Volume
-from predictor.settings import read_settings
+from predictor.settings import Settings, read_settings
 from predictor.startup import Prepared, Started
 from predictor.tasks.loading import EncoderDefaults, open_task
 from predictor.weights.loader import Loaded
@@ -121,13 +121,16 @@ def bring_up(
         prepared = replace(prepared, offload=replace(prepared.offload, free=left))
     progress = Progress()
     started = startup.bring_up(settings, prepared, progress)
-    return Up(task_of(started), prepared, progress, started.weights)
+    return Up(task_of(started, settings), prepared, progress, started.weights)
 
 
-def task_of(started: Started) -> Any:
+def task_of(started: Started, settings: Settings) -> Any:
     """Opens the task of a model whose engine is in this process."""
     return open_task(
-        started.facts, started.engine, defaults=EncoderDefaults(), trust_remote_code=True
+        started.facts,
+        started.engine,
+        defaults=EncoderDefaults.of(settings),
+        trust_remote_code=settings.trust_remote_code,
     )
 
 

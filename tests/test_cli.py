@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from predictor import cli
-from predictor.pod.stated import PROCESS
+from predictor.pod.stated import PROCESSES
 from predictor.settings_sources import PREFIX
 from tests.checkpoints import CONFIGS
 
@@ -106,7 +106,7 @@ def test_stated_resources_stand_in_for_the_pods(plan, bloom):
         "0": 4 * mib,
         "1": 4 * mib,
         "2": 8 * mib,
-        "cpu": 1024 * mib - PROCESS,
+        "cpu": 1024 * mib - PROCESSES,
         "disk": 2048 * mib,
     }
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from predictor.errors import ConfigurationError
-from predictor.pod.memory import PROCESS
+from predictor.pod.memory import PROCESSES
 from predictor.pod.resources import Accelerator, Memory, PodResources, Volume
 from predictor.quantity import format_bytes, parse_bytes
 
@@ -23,7 +23,7 @@ def stated_resources(gpus: str | None, memory: str | None, disk: str | None) -> 
         disk: Space on the offload volume; None if blocks are read in place.
 
     Raises:
-        ConfigurationError: An amount cannot be read, or the process alone needs more memory.
+        ConfigurationError: An amount cannot be read, or the processes alone need more memory.
     """
     try:
         cards = tuple(size for part in (gpus or "").split(",") if part for size in _cards(part))
@@ -31,16 +31,16 @@ def stated_resources(gpus: str | None, memory: str | None, disk: str | None) -> 
         space = None if disk is None else parse_bytes(disk)
     except ValueError as error:
         raise ConfigurationError(f"The stated resources cannot be read: {error}.") from None
-    if memory is not None and limit <= PROCESS:
+    if memory is not None and limit <= PROCESSES:
         raise ConfigurationError(
-            f"Of the stated memory, {format_bytes(limit)}, the predictor's own process takes "
-            f"{format_bytes(PROCESS)}; state more."
+            f"Of the stated memory, {format_bytes(limit)}, the predictor's own processes take "
+            f"{format_bytes(PROCESSES)}; state more."
         )
     return PodResources(
         accelerators=tuple(
             Accelerator(index, "cuda", "stated", size, size) for index, size in enumerate(cards)
         ),
-        memory=Memory(limit, max(0, limit - PROCESS), "stated"),
+        memory=Memory(limit, max(0, limit - PROCESSES), "stated"),
         volume=None
         if space is None
         else Volume(Path("stated"), space, True, "stated", None, stated=True),

@@ -9,9 +9,12 @@ logged prompts and replies.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from predictor.settings import Settings
+from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.request import DEFAULT_PARAMETERS, GenerationParameters
+from predictor.tasks.task import TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,10 @@ class ResponseStyle:
 
     defaults: GenerationParameters
     text_only: bool
+
+    def applied_to(self, spec: TaskSpec) -> TaskSpec:
+        """Return a task's specification with the style's defaults, which only V1 and V2 use."""
+        return replace(spec, defaults=self.defaults) if isinstance(spec, GenerationSpec) else spec
 
 
 OUR_STYLE = ResponseStyle(DEFAULT_PARAMETERS, text_only=False)
@@ -45,3 +52,10 @@ def handler_style(max_length: int) -> ResponseStyle:
         prompt_limit=max_length,
     )
     return ResponseStyle(defaults, text_only=True)
+
+
+def style_of(settings: Settings) -> ResponseStyle:
+    """Return TorchServe's style if it is set; `Settings` makes sure of `max_length` then."""
+    if settings.torchserve_semantics and settings.max_length is not None:
+        return handler_style(settings.max_length)
+    return OUR_STYLE

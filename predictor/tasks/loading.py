@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from predictor.errors import CheckpointError, reason_of
 from predictor.private.transformers import tokenizer_class
+from predictor.settings import Settings
 from predictor.tasks.encoder_task import EncoderTask, EncoderTaskSpec
 from predictor.tasks.fill_mask import FillMask
 from predictor.tasks.generation import TextGeneration
@@ -32,6 +33,15 @@ class EncoderDefaults:
     return_probabilities: bool = False
     return_raw_logits: bool = False
     return_offsets_mapping: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> EncoderDefaults:
+        """Return the defaults that the settings make."""
+        return cls(
+            settings.return_probabilities,
+            settings.return_raw_logits,
+            settings.return_offsets_mapping,
+        )
 
 
 def open_task(

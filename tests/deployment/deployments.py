@@ -10,7 +10,7 @@ from predictor.placement.plan import Placement, PlacementOptions
 from predictor.placement.planner import plan
 from predictor.placement.units import Footprint
 from predictor.pod.resources import Accelerator, Memory, PodResources, Volume
-from predictor.pod.stated import PROCESS
+from predictor.pod.stated import PROCESSES
 from predictor.settings import explicit_settings, read_settings
 from tests.placement.small import MIB, footprint
 
@@ -25,7 +25,7 @@ def resources(*gpus: int, memory: int | None, disk: int | None = 400 * GIB) -> P
             for index, size in enumerate(gpus)
         ),
         memory=Memory(
-            None if memory is None else memory * MIB + PROCESS, (memory or 100) * MIB, "stated"
+            None if memory is None else memory * MIB + PROCESSES, (memory or 100) * MIB, "stated"
         ),
         volume=None if disk is None else Volume(Path("stated"), disk, True, "stated", None),
     )

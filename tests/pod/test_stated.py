@@ -3,7 +3,7 @@
 import pytest
 
 from predictor.errors import ConfigurationError
-from predictor.pod.stated import PROCESS, stated_resources
+from predictor.pod.stated import PROCESSES, stated_resources
 
 GIB = 1024**3
 
@@ -11,12 +11,12 @@ GIB = 1024**3
 def test_stated_memory_is_the_containers_limit_of_which_the_process_has_its_part():
     memory = stated_resources(None, "4GiB", None).memory
 
-    assert (memory.limit, memory.available) == (4 * GIB, 4 * GIB - PROCESS)
+    assert (memory.limit, memory.available) == (4 * GIB, 4 * GIB - PROCESSES)
 
 
 @pytest.mark.parametrize("memory", ["0", "512MiB"])
 def test_a_limit_that_the_process_alone_would_reach_is_refused(memory):
-    with pytest.raises(ConfigurationError, match=r"own process takes 512\.00 MiB; state more"):
+    with pytest.raises(ConfigurationError, match=r"own processes take 576\.00 MiB; state more"):
         stated_resources(None, memory, None)
 
 

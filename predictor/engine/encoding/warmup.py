@@ -70,13 +70,11 @@ def open_encoder_engine(
             warmup_cache=warmup_cache,
         )
     log_breakeven_tokens(breakeven_tokens)
-    limits = replace(limits, breakeven_tokens=breakeven_tokens)
-    harmless = EncoderInput((end,))
     return EncoderEngine(
         runner,
-        limits,
+        replace(limits, breakeven_tokens=breakeven_tokens),
         metrics=metrics,
-        harmless=harmless,
+        harmless=EncoderInput((end,)),
         on_broken=on_broken,
         after_step=after_step,
     )

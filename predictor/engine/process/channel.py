@@ -24,6 +24,7 @@ class Channel:
         """Take a connected stream socket."""
         self._connection = connection
         self._input = connection.makefile("rb", buffering=_READ_BYTES)
+        self._input_lock = threading.Lock()
         self._lock = threading.Lock()
         self._backlog: deque[memoryview] = deque()
         self._writer: threading.Thread | None = None
@@ -46,8 +47,9 @@ class Channel:
     def receive(self) -> object | None:
         """Return the next message; None if the peer has closed or ended."""
         try:
-            length = self._input.read(_LENGTH.size)
-            data = self._input.read(_LENGTH.unpack(length)[0]) if length else b""
+            with self._input_lock:
+                length = self._input.read(_LENGTH.size)
+                data = self._input.read(_LENGTH.unpack(length)[0]) if length else b""
         except (OSError, ValueError, struct.error):  # reset, closed here, or cut off
             return None
         try:
@@ -58,7 +60,9 @@ class Channel:
     def close(self) -> None:
         """Close the connection; the peer receives None."""
         with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
+            self._connection.shutdown(socket.SHUT_RDWR)  # ends a read in another thread
+        with self._input_lock:
+            self._input.close()
         self._connection.close()
 
     def _send_now(self, frame: memoryview) -> int:
