@@ -87,7 +87,7 @@ def apply_updates(updates: Iterable[Update]) -> None:
 
 
 def _merged(updates: Iterable[Update]) -> Iterator[Update]:
-    """Yield new children, observations, and for each counter and gauge one change that has the same effect."""
+    """Yield the same changes, with one for each counter and gauge."""
     last: dict[tuple[str, tuple[str, ...], str], float] = {}
     for update in updates:
         key = (update.metric, update.labels, update.method)
