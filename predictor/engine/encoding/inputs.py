@@ -33,8 +33,14 @@ class EncoderInput:
 class TextEncoder(Protocol):
     """An engine of an encoder task, in this process or in another."""
 
-    def submit(self, text: EncoderInput, callback: EncoderCallback) -> int:
-        """Hand in a text and return its key; do not wait.
+    def new_request(self) -> int:
+        """Return a number for a client's request, under which all that it submits is known."""
+        ...
+
+    def submit(
+        self, text: EncoderInput, callback: EncoderCallback, *, request: int | None = None
+    ) -> int:
+        """Hand in a text of a request and return its key; do not wait.
 
         Raises:
             EngineBroken: The engine has ended.

@@ -76,10 +76,19 @@ class SequenceCallback(Protocol):
 class SequenceGenerator(Protocol):
     """An engine of generation, in this process or in another."""
 
+    def new_request(self) -> int:
+        """Return a number for a client's request, under which all that it submits is known."""
+        ...
+
     def submit(
-        self, prompt: Sequence[int], params: SamplingParams, callback: SequenceCallback
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        callback: SequenceCallback,
+        *,
+        request: int | None = None,
     ) -> int:
-        """Hand in a sequence and return its key; do not wait.
+        """Hand in a sequence of a request and return its key; do not wait.
 
         Raises:
             EngineBroken: The engine has ended.

@@ -55,6 +55,10 @@ class EngineClient(Generic[Callback]):
         self._lock = threading.Lock()
         threading.Thread(target=self._receive, name="results", daemon=True).start()
 
+    def new_request(self) -> int:
+        """Return a number for a client's request, under which all that it submits is known."""
+        return next(self._keys)
+
     def cancel(self, key: int) -> None:
         """Forget a sequence or a text. Its callback is not called again, once it has returned."""
         if self._callbacks.pop(key, None) is not None:
@@ -124,14 +128,19 @@ class GenerationClient(EngineClient[SequenceCallback]):
     """A `SequenceGenerator`."""
 
     def submit(
-        self, prompt: Sequence[int], params: SamplingParams, callback: SequenceCallback
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        callback: SequenceCallback,
+        *,
+        request: int | None = None,
     ) -> int:
-        """Hand in a sequence and return its key; do not wait.
+        """Hand in a sequence of a request and return its key; do not wait.
 
         Raises:
             EngineBroken: The engine has ended.
         """
-        return self._submit(callback, lambda key: Generate(key, prompt, params))
+        return self._submit(callback, lambda key: Generate(key, request, prompt, params))
 
     def _call(self, callback: SequenceCallback, item: Any) -> bool:
         if isinstance(item, int):
@@ -148,13 +157,17 @@ class GenerationClient(EngineClient[SequenceCallback]):
 class EncoderClient(EngineClient[EncoderCallback]):
     """A `TextEncoder`."""
 
-    def submit(self, text: EncoderInput, callback: EncoderCallback) -> int:
-        """Hand in a text and return its key; do not wait.
+    def submit(
+        self, text: EncoderInput, callback: EncoderCallback, *, request: int | None = None
+    ) -> int:
+        """Hand in a text of a request and return its key; do not wait.
 
         Raises:
             EngineBroken: The engine has ended.
         """
-        return self._submit(callback, lambda key: Encode(key, text.ids, text.types, text.positions))
+        return self._submit(
+            callback, lambda key: Encode(key, request, text.ids, text.types, text.positions)
+        )
 
     def _call(self, callback: EncoderCallback, item: Any) -> bool:
         callback(item)

@@ -75,10 +75,17 @@ class EngineHost:
                 self._engine.cancel(message.key)
             elif isinstance(message, Generate) and isinstance(self._engine, Engine):
                 results = _SequenceResults(message.key, self._outbox)
-                self._engine.submit(message.prompt, message.params, results, key=message.key)
+                self._engine.submit(
+                    message.prompt,
+                    message.params,
+                    results,
+                    request=message.request,
+                    key=message.key,
+                )
             elif isinstance(message, Encode) and isinstance(self._engine, EncoderEngine):
                 text = EncoderInput(message.ids, message.types, message.positions)
-                self._engine.submit(text, self._encoded(message.key), key=message.key)
+                encoded = self._encoded(message.key)
+                self._engine.submit(text, encoded, request=message.request, key=message.key)
         except EngineBroken:
             return
 

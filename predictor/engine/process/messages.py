@@ -30,6 +30,7 @@ class Generate:
     """Generate a sequence; see `Engine.submit`."""
 
     key: int
+    request: int | None
     prompt: Sequence[int]
     params: SamplingParams
 
@@ -39,6 +40,7 @@ class Encode:
     """Encode a text; see `EncoderEngine.submit`."""
 
     key: int
+    request: int | None
     ids: tuple[int, ...]
     types: tuple[int, ...] | None
     positions: tuple[int, ...]
