@@ -136,7 +136,10 @@ class Constant:
     def __init__(self, result: Any) -> None:
         self._result = result
 
-    def submit(self, text: Any, listener: Any) -> int:
+    def new_request(self) -> int:
+        return 0
+
+    def submit(self, text: Any, listener: Any, *, request: int) -> int:
         listener(self._result)
         return 0
 
