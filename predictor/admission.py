@@ -1,90 +1,231 @@
-"""Admission: bound the requests that run or wait; one too many is `Overloaded` (HTTP 429)."""
+"""Admission: bound what is in flight; what is too much is `Overloaded` (HTTP 429).
+
+Two gates. The first decides before a body is read, by requests and by bytes of bodies. The second
+decides before anything is tokenised, by sequences and tokens. No more is held than the two allow,
+but for one request alone, which is always admitted if its own limits allow it.
+
+This module is arithmetic: no I/O and no event loop. The event loop's thread alone may use it.
+"""
 
 from __future__ import annotations
 
 import math
+import random
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from predictor.errors import Overloaded
 
+Clock = Callable[[], float]
 
-class AdmissionController:
-    """Counts the requests that were admitted and are not answered yet.
+
+@dataclass(frozen=True, slots=True)
+class AdmissionLimits:
+    """What may be in flight at one time.
 
     Attributes:
-        most: The limit (`max_requests`).
-        taken: Permits in use.
+        requests: Most requests.
+        body_bytes: Most bytes of their bodies.
+        sequences: Most sequences that wait or run.
+        tokens: Most tokens of their prompts, of which each character may be one.
     """
 
-    def __init__(self, most: int) -> None:
-        """Start with every permit free."""
-        self.most = most
-        self.taken = 0
-        self._rate = _Rate()
+    requests: int
+    body_bytes: int
+    sequences: int
+    tokens: int
 
-    def check(self) -> None:
-        """Return if one more request may be admitted.
+
+class AdmissionController:
+    """Counts what is in flight.
+
+    Attributes:
+        limits: What may be.
+        requests: Requests that have passed the first gate.
+        body_bytes: Bytes of their bodies.
+        running: Requests that have passed the second gate.
+        sequences: Their sequences.
+        tokens: Most tokens that their prompts may have.
+    """
+
+    def __init__(
+        self,
+        limits: AdmissionLimits,
+        *,
+        clock: Clock = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """Start with nothing in flight.
+
+        Args:
+            limits: What may be in flight.
+            clock: Seconds that never go back.
+            jitter: A number from 0 to 1, each time another.
+        """
+        self.limits = limits
+        self.requests = self.body_bytes = 0
+        self.running = self.sequences = self.tokens = 0
+        self._turns = _Turns(clock, jitter)
+
+    def admit(self, body_bytes: int) -> RequestPermit:
+        """Admit a request at the first gate.
+
+        Args:
+            body_bytes: Bytes of its body, or the most that it may have.
 
         Raises:
-            Overloaded: The limit is reached; it carries the seconds after which to retry.
+            Overloaded: There are too many; it carries the seconds after which to retry.
         """
-        if self.taken >= self.most:
-            raise Overloaded(
-                f"{self.taken} requests are running and waiting; try again later.",
-                retry_after=self._rate.seconds_to_next(),
-            )
+        if self.requests >= self.limits.requests:
+            raise self._overloaded(f"{self.requests} requests are running and waiting")
+        self._check_bytes(body_bytes, others=self.requests)
+        self._turns.work()
+        self.requests += 1
+        self.body_bytes += body_bytes
+        return RequestPermit(self, body_bytes)
 
-    def take(self) -> Permit:
-        """Take a permit without a check: call `check` first."""
-        self.taken += 1
-        return Permit(self)
+    def enter(self, sequences: int, tokens: int) -> Permit:
+        """Admit a decoded request at the second gate.
+
+        Args:
+            sequences: Replies that it asks for, or texts to be encoded.
+            tokens: Most tokens that its prompts may have.
+
+        Raises:
+            Overloaded: There are too many; it carries the seconds after which to retry.
+        """
+        limits = self.limits
+        if self.running and self.sequences + sequences > limits.sequences:
+            raise self._overloaded(
+                f"{self.sequences} sequences are running and waiting, and this request has "
+                f"{sequences}; {limits.sequences} may be in flight"
+            )
+        if self.running and self.tokens + tokens > limits.tokens:
+            raise self._overloaded(
+                f"The texts in flight may have {self.tokens} tokens, and those of this request "
+                f"{tokens}; {limits.tokens} may be in flight"
+            )
+        self._turns.work()
+        self._count(1, sequences, tokens)
+        return Permit(lambda: self._count(-1, -sequences, -tokens))
 
     def answered(self) -> None:
-        """Count an answer, from which `Overloaded.retry_after` is estimated."""
-        self._rate.count()
+        """Count an answer, from which the turns of refused requests are estimated."""
+        self._turns.count()
 
-    def free(self) -> None:
-        """Take back one permit; called by `Permit.release`."""
-        self.taken -= 1
-        if not self.taken:
-            self._rate.pause()
+    def _check_bytes(self, body_bytes: int, *, others: int) -> None:
+        if others and self.body_bytes + body_bytes > self.limits.body_bytes:
+            raise self._overloaded(
+                f"The requests in flight have {self.body_bytes} bytes, and this one {body_bytes} "
+                f"of the {self.limits.body_bytes} that they may have together"
+            )
+
+    def _count(self, requests: int, sequences: int, tokens: int) -> None:
+        self.running += requests
+        self.sequences += sequences
+        self.tokens += tokens
+        self._rest()
+
+    def _rest(self) -> None:
+        if not self.requests and not self.running:
+            self._turns.rest()
+
+    def _overloaded(self, reason: str) -> Overloaded:
+        return Overloaded(f"{reason}; try again later.", retry_after=self._turns.next())
 
 
 class Permit:
-    """Admits one request until it is released or garbage collected."""
+    """Holds a share of a gate until it is released, which its holder must do in every case."""
 
-    def __init__(self, admission: AdmissionController) -> None:
-        self._admission: AdmissionController | None = admission
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        """Create the permit of a share; called by `AdmissionController`."""
+        self._give_back: Callable[[], None] | None = give_back
 
     def release(self) -> None:
-        """Give the permit back; later calls do nothing."""
-        if self._admission is not None:
-            self._admission.free()
-            self._admission = None
-
-    def __del__(self) -> None:
-        self.release()  # of a stream that is dropped before its first piece is read
+        """Give the share back; later calls do nothing."""
+        if self._give_back is not None:
+            give_back, self._give_back = self._give_back, None
+            give_back()
 
 
-class _Rate:
-    """Average the seconds between two answers, exponentially."""
+class RequestPermit(Permit):
+    """A permit of the first gate."""
 
-    _WEIGHT = 0.2
+    def __init__(self, admission: AdmissionController, body_bytes: int) -> None:
+        """Create the permit of a request that is counted; called by `AdmissionController`."""
+        super().__init__(self._leave)
+        self._admission = admission
+        self._body_bytes = body_bytes
 
-    def __init__(self) -> None:
-        self._last: float | None = None
-        self._interval = 1.0
+    def resize(self, body_bytes: int) -> None:
+        """Correct the bytes of the body, now that it is read."""
+        if self._give_back is not None:
+            self._admission.body_bytes += body_bytes - self._body_bytes
+            self._body_bytes = body_bytes
+
+    def claim(self, body_bytes: int) -> None:
+        """Take the bytes of a body whose size was not known before.
+
+        Raises:
+            Overloaded: There are too many.
+        """
+        self._admission._check_bytes(body_bytes, others=self._admission.requests - 1)
+        self.resize(body_bytes)
+
+    def _leave(self) -> None:
+        self._admission.requests -= 1
+        self._admission.body_bytes -= self._body_bytes
+        self._admission._rest()
+
+
+class _Turns:
+    """Estimates when the turn of a refused request comes.
+
+    Requests are answered at some rate. The first that is refused gets the next place, the second
+    the one after that, and so on: so they come back as fast as places become free.
+    """
+
+    _MEMORY = 30.0
+    """Seconds after which the weight of an answer has fallen to a third: some passes of a batch,
+    whose requests may all be answered at once."""
+
+    _LONGEST = 60.0
+    """Seconds that nobody is told to exceed, unless a single place takes longer. Clients, such as
+    OpenAI's, do not follow a longer time."""
+
+    _JITTER = 0.2
+
+    def __init__(self, clock: Clock, jitter: Callable[[], float]) -> None:
+        self._clock = clock
+        self._jitter = jitter
+        self._answers = self._seconds = 1.0  # one answer in a second, until there is a measurement
+        self._since: float | None = None  # when the last request was answered, or work began
+        self._promised = -math.inf
+
+    def work(self) -> None:
+        if self._since is None:
+            self._since = self._clock()
 
     def count(self) -> None:
-        now = time.monotonic()
-        if self._last is not None:
-            self._interval += self._WEIGHT * (now - self._last - self._interval)
-        self._last = now
+        now = self._clock()
+        passed = now - (now if self._since is None else self._since)
+        weight = math.exp(-passed / self._MEMORY)
+        self._answers = self._answers * weight + 1
+        self._seconds = self._seconds * weight + passed
+        self._since = now
 
-    def pause(self) -> None:
-        """Ignore the time until the next answer: no request is running."""
-        self._last = None
+    def rest(self) -> None:
+        """Ignore the time until the next request: no request is running."""
+        self._since = None
 
-    def seconds_to_next(self) -> int:
-        """Return whole seconds, at least 1, after which a permit is likely to be free."""
-        return max(1, math.ceil(self._interval))
+    def next(self) -> int:
+        """Return the whole seconds, at least 1, to the turn of a request that is refused now."""
+        now = self._clock()
+        passed = now - (now if self._since is None else self._since)
+        measured = self._seconds / self._answers
+        interval = max(measured, (self._seconds + passed) / (self._answers + 1))
+        longest = max(self._LONGEST, interval)
+        self._promised = min(max(self._promised, now) + interval, now + longest)
+        seconds = (self._promised - now) * (1 + self._JITTER * self._jitter())
+        return max(1, math.ceil(min(seconds, longest)))

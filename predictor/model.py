@@ -56,6 +56,7 @@ class PredictorModel(Model):
         version: The one version that is served.
         style: How V1 and V2 requests are read that leave something open.
         spec: Inputs, parameters and outputs of the task; those of generation until it is loaded.
+        admission: Counts what is in flight; the protocols' first gate asks it too.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class PredictorModel(Model):
         self._task: Task | None = None
         self._properties: dict[str, str] = {}
         self._draining = False
-        self._admission = AdmissionController(settings.max_requests)
+        self.admission = AdmissionController(settings.admission_limits())
 
     def load(self) -> bool:
         """Have the engine process plan, load and warm up the model. Blocks; call it in a thread.
@@ -126,7 +127,7 @@ class PredictorModel(Model):
     @property
     def running(self) -> int:
         """Requests that were accepted and are not answered yet."""
-        return self._admission.taken
+        return self.admission.running
 
     async def healthy(self) -> bool:
         """Return whether a request would be answered now."""
@@ -141,7 +142,7 @@ class PredictorModel(Model):
         settings = self._settings
         return Limits(
             running=self.running,
-            max_requests=self._admission.most,
+            max_requests=settings.max_requests,
             max_batch_size=settings.max_batch_size,
             request_timeout=settings.request_timeout,
             memory=read_own_anonymous(others=() if self._engine is None else (self._engine.pid,)),
@@ -152,11 +153,10 @@ class PredictorModel(Model):
         return {"platform": "accelerate-predictor", "properties": self._properties}
 
     def check_open(self) -> None:
-        """Return if one more request may come in now.
+        """Return if a request may come in now.
 
         Raises:
             NotReady: The model is not loaded, or the server drains.
-            Overloaded: As many requests as allowed are running and waiting.
         """
         self._open_task()
 
@@ -169,14 +169,14 @@ class PredictorModel(Model):
 
         Raises:
             NotReady: The model is not loaded, or the server drains.
-            Overloaded: As many requests as allowed are running and waiting.
+            Overloaded: Too many sequences or tokens are in flight.
             RequestError: A text is too long, or empty.
             GenerationFailed: The model failed on it.
             DeadlineExceeded: It took too long.
         """
         task = self._open_task()
         limit = self._limit(request, timeout)
-        permit = self._admission.take()
+        permit = self.admission.enter(request.sequences, request.most_tokens)
         try:
             async with asyncio.timeout(limit):
                 # A mistake in a request is answered at once, not after the requests before it.
@@ -186,7 +186,7 @@ class PredictorModel(Model):
             raise _too_late(limit) from None
         finally:
             permit.release()
-        self._admission.answered()
+        self.admission.answered()
         return answers
 
     async def stream(self, request: TaskRequest, timeout: float | None) -> Stream:
@@ -198,7 +198,7 @@ class PredictorModel(Model):
         task = self._open_task()
         limit = self._limit(request, timeout)
         deadline = asyncio.get_running_loop().time() + limit
-        permit = self._admission.take()
+        permit = self.admission.enter(request.sequences, request.most_tokens)
         try:
             async with asyncio.timeout_at(deadline):
                 prepared = await _prepare(task, request)
@@ -209,7 +209,7 @@ class PredictorModel(Model):
         except BaseException:
             permit.release()
             raise
-        return Stream(self._until(pieces, permit, deadline, limit), deadline)
+        return Stream(self._until(pieces, permit, deadline, limit), deadline, permit.release)
 
     async def _until(
         self, pieces: AsyncGenerator[Piece, None], permit: Permit, deadline: float, limit: float
@@ -222,7 +222,7 @@ class PredictorModel(Model):
                         piece = await anext(pieces)
                     yield piece
         except StopAsyncIteration:
-            self._admission.answered()
+            self.admission.answered()
         except TimeoutError:
             raise _too_late(limit) from None
         finally:
@@ -239,7 +239,6 @@ class PredictorModel(Model):
 
         Raises:
             NotReady: The model is not loaded, or the server drains.
-            Overloaded: As many requests as allowed are running and waiting.
             RequestError: The payload is not a valid request.
         """
         self.check_open()
@@ -270,11 +269,10 @@ class PredictorModel(Model):
         self._task = None
 
     def _open_task(self) -> Task:
-        """Return the task if one more request may come in now."""
+        """Return the task if a request may come in now."""
         task = self._task
         if task is None or not self.ready or self._draining:
             raise NotReady(f"Model {self.name!r} is not ready.")
-        self._admission.check()
         return task
 
     def _limit(self, request: TaskRequest, timeout: float | None) -> float:

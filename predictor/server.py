@@ -26,7 +26,7 @@ from predictor.protocol import sdk
 from predictor.protocol.app import install
 from predictor.protocol.http.connections import ConnectionLimits
 from predictor.protocol.http.guarded_protocol import guarded_protocol
-from predictor.protocol.kserve.grpc_server import BoundServer, make_server
+from predictor.protocol.kserve.grpc_server import BoundServer, GrpcBounds, make_server
 from predictor.settings import Settings
 from predictor.tasks.generation_spec import GenerationSpec
 
@@ -60,6 +60,7 @@ class Server(ModelServer):
         install(
             sdk.own_app,
             models=self.registered_models,
+            admission=self._model.admission,
             max_body_bytes=settings.max_body_size,
             load_unload=settings.enable_load_unload,
             torchserve=settings.torchserve_api,
@@ -106,7 +107,13 @@ class Server(ModelServer):
             self.registered_models,
             host=settings.host,
             port=settings.grpc_port,
-            max_message_bytes=settings.max_body_size,
+            bounds=GrpcBounds(
+                self._model.admission,
+                settings.max_body_size,
+                connections=settings.max_connections,
+                header_bytes=settings.max_header_size,
+                timeout=settings.client_timeout,
+            ),
         )
         logger.info("gRPC on %s:%d", settings.host, bound.port)
         return bound

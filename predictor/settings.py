@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from predictor.admission import AdmissionLimits
 from predictor.errors import ConfigurationError
 from predictor.settings_limits import LimitSettings
 from predictor.settings_sources import (
@@ -200,6 +201,15 @@ class Settings(LimitSettings):
         if self.torchserve_semantics and self.max_length is None:
             raise ValueError("torchserve_semantics needs max_length, the tokens that it cuts at")
         return self
+
+    def admission_limits(self) -> AdmissionLimits:
+        """Return what may be in flight."""
+        return AdmissionLimits(
+            requests=self.max_requests,
+            body_bytes=max(self.max_bytes_in_flight, self.max_body_size),
+            sequences=self.max_sequences_in_flight,
+            tokens=self.max_tokens_in_flight,
+        )
 
     @classmethod
     def settings_customise_sources(

@@ -25,6 +25,21 @@ class LimitSettings(BaseSettings):
     max_header_count: int = Field(100, ge=8)
     """Most headers of a request (431). Envoy and Apache have the same bound."""
 
+    max_bytes_in_flight: Bytes = 4 * 1024**2
+    """Most bytes of the bodies of all requests that run or wait, before one more is refused (429,
+    RESOURCE_EXHAUSTED). Decoded, a byte takes up to 32 bytes (an empty JSON object has two), so the
+    default keeps bodies within the default `memory_reserve`. A larger `max_body_size` raises it."""
+
+    max_sequences_in_flight: int = Field(8192, ge=1)
+    """Most prompts and texts of all requests that run or wait, before a request with more is
+    refused. Each takes up to some 4 KiB besides its tokens. A request that is alone is always
+    taken."""
+
+    max_tokens_in_flight: int = Field(2 * 1024**2, ge=1)
+    """Most tokens of all requests that run or wait, before a request with more is refused. They are
+    counted before texts are tokenised, so a character counts as a token. A token takes up to 36
+    bytes. The default is a batch of 64 English prompts of 8192 tokens."""
+
     client_timeout: float = Field(20.0, gt=0, allow_inf_nan=False)
     """Seconds for the headers of a request to arrive, for its body to arrive (longer at
     `min_body_rate`), and for a client that stops reading to read on. Then it is cut off, with 408

@@ -20,13 +20,25 @@ from predictor.settings_sources import ALIASES, PREFIX
 _REGION = re.compile(r"<!-- generated: (?P<name>[\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 _UNITS = {
-    "tokens": ("max_model_len", "max_length", "prefill_chunk", "max_batch_tokens"),
+    "tokens": (
+        "max_model_len",
+        "max_length",
+        "prefill_chunk",
+        "max_batch_tokens",
+        "max_tokens_in_flight",
+    ),
     "requests": ("max_concurrency", "max_requests"),
     "connections": ("max_connections",),
     "headers": ("max_header_count",),
-    "sequences": ("max_batch_size",),
+    "sequences": ("max_batch_size", "max_sequences_in_flight"),
     "seconds": ("grace_period", "max_batch_delay", "request_timeout", "client_timeout"),
-    "bytes": ("max_memory", "memory_reserve", "max_body_size", "max_header_size"),
+    "bytes": (
+        "max_memory",
+        "memory_reserve",
+        "max_body_size",
+        "max_header_size",
+        "max_bytes_in_flight",
+    ),
     "bytes per second": ("min_body_rate",),
     "fraction": ("memory_headroom", "pinned_memory_fraction", "gpu_fraction"),
     "port": ("http_port", "grpc_port"),

@@ -24,7 +24,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from predictor.admission import AdmissionController
 from predictor.protocol.http.error_forms import error_response
+from predictor.protocol.http.gate import Gate
 from predictor.protocol.http.middleware import Border
 from predictor.protocol.kserve.generate import GenerateEndpoints
 from predictor.protocol.kserve.rest_inference import InferenceEndpoints
@@ -45,6 +47,7 @@ def install(
     app: FastAPI,
     *,
     models: Models,
+    admission: AdmissionController,
     max_body_bytes: int,
     load_unload: bool = False,
     torchserve: bool = False,
@@ -54,6 +57,7 @@ def install(
     Args:
         app: The SDK's application, ``kserve.model_server.app``.
         models: The SDK's repository of the models that are served.
+        admission: Counts the requests in flight, and admits more.
         max_body_bytes: Largest body of a request, on any path; a larger one is answered with 413.
         load_unload: Whether the SDK's routes that load and unload models stay reachable. They have
             no authentication, so the default is no.
@@ -71,7 +75,12 @@ def install(
         app.router.routes.extend(
             _post(f"{_REPOSITORY_MODEL}/{verb}", status.no_loading) for verb in ("load", "unload")
         )
-    app.add_middleware(Border, max_body_bytes=max_body_bytes)
+    gate = Gate(
+        admission,
+        max_body_bytes=max_body_bytes,
+        model_name=lambda: next(iter(models.get_models()), ""),
+    )
+    app.add_middleware(Border, gate=gate)
     app.add_exception_handler(HTTPException, _on_exception)
     app.add_exception_handler(RequestValidationError, _on_exception)
 

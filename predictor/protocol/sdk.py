@@ -22,7 +22,6 @@ from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get
 from kserve.model_server import app
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
-from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 from kserve.protocol.infer_type import RequestedOutput, to_http_parameters
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
@@ -40,7 +39,6 @@ __all__ = [
     "own_app",
     "raw_data",
     "rest_server",
-    "services",
     "timed",
     "to_http_parameters",
 ]

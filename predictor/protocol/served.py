@@ -69,11 +69,10 @@ class ServedModel(Protocol):
         ...
 
     def check_open(self) -> None:
-        """Return if one more request may come in now.
+        """Return if a request may come in now.
 
         Raises:
             NotReady: The model is not loaded, or the server drains.
-            Overloaded: As many requests as allowed are running and waiting.
         """
         ...
 

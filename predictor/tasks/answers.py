@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -85,10 +85,19 @@ class Stream:
     Attributes:
         pieces: Their pieces; closing the generator cancels the request.
         deadline: When the request is cancelled, on the event loop's clock, in seconds.
+        release: Gives back what the request holds; later calls do nothing.
     """
 
     pieces: AsyncGenerator[Piece, None]
     deadline: float
+    release: Callable[[], None]
+
+    async def close(self) -> None:
+        """Cancel the request, even if no piece of it was read: a generator would not know."""
+        try:
+            await self.pieces.aclose()
+        finally:
+            self.release()
 
 
 @dataclass(frozen=True, slots=True)

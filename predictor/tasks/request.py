@@ -98,6 +98,16 @@ class GenerationRequest:
         return min((seconds for seconds in timeouts if seconds is not None), default=None)
 
     @property
+    def sequences(self) -> int:
+        """The number of replies."""
+        return len(self.prompts)
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that the prompts may have, if none is shorter than a character."""
+        return sum(_length(prompt.text) for prompt in self.prompts)
+
+    @property
     def is_short(self) -> bool:
         """Whether tokenising it takes less than 1 ms; a chat template may take any time."""
         return _tokenises_fast(map(_characters, self.prompts))
@@ -129,6 +139,18 @@ class EncoderRequest:
     timeout: float | None = None
 
     @property
+    def sequences(self) -> int:
+        """The number of answers."""
+        return len(self.instances)
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that the texts may have, if none is shorter than a character."""
+        texts = (text for instance in self.instances for text in instance.fields.values())
+        given = (instance.parameters.get(TOKENS) or () for instance in self.instances)
+        return sum(map(len, texts)) + sum(map(len, given))
+
+    @property
     def is_short(self) -> bool:
         """Whether tokenising it takes less than 1 ms."""
         texts = (text for instance in self.instances for text in instance.fields.values())
@@ -137,6 +159,12 @@ class EncoderRequest:
 
 TaskRequest = GenerationRequest | EncoderRequest
 """A request to any task."""
+
+
+def _length(text: PromptText) -> int:
+    if isinstance(text, str) or not isinstance(next(iter(text), None), Message):
+        return len(text)
+    return sum(len(turn.content) for turn in text if isinstance(turn, Message))
 
 
 def _tokenises_fast(lengths: Iterable[float]) -> bool:

@@ -19,12 +19,13 @@ import kserve
 import uvicorn
 from fastapi import FastAPI
 
+from predictor.admission import AdmissionController, AdmissionLimits
 from predictor.errors import NotReady
 from predictor.protocol import sdk
 from predictor.protocol.app import install
 from predictor.protocol.http.connections import ConnectionLimits
 from predictor.protocol.http.guarded_protocol import guarded_protocol
-from predictor.protocol.kserve.grpc_server import make_server
+from predictor.protocol.kserve.grpc_server import GrpcBounds, make_server
 from predictor.protocol.response_style import OUR_STYLE
 from predictor.protocol.served import Limits
 from predictor.tasks.answers import Completion, Piece, ScoredToken, Stream
@@ -34,6 +35,7 @@ from predictor.tasks.task import TaskSpec
 
 MAX_BODY_BYTES = 256 * 1024
 DEFAULT_LIMITS = ConnectionLimits()
+DEFAULT_ADMISSION = AdmissionLimits(128, 4 * 1024**2, 8192, 2 * 1024**2)
 
 
 class EchoModel(kserve.Model):
@@ -50,12 +52,16 @@ class EchoModel(kserve.Model):
         self.timeouts: list[float | None] = []
         self.loading: dict[str, object] = {}
         self.requests: list[GenerationRequest] = []
+        self.held = False
+        self.answers = 1
 
     def progress(self) -> dict[str, object]:
         return self.loading
 
     def limits(self) -> Limits:
-        return Limits(running=2, max_requests=10, max_batch_size=4, request_timeout=60.0)
+        return Limits(
+            running=2, max_requests=10, max_batch_size=4, request_timeout=60.0, memory=2**21
+        )
 
     def metadata(self) -> dict[str, Any]:
         placement = {"gpu": 0, "cpu": 2, "disk": 1}
@@ -78,11 +84,17 @@ class EchoModel(kserve.Model):
             answers: tuple[Any, ...] = await self.task.prepare(request).complete()
             return answers
         self._take(request, timeout)
-        return tuple(_completion(prompt) for prompt in request.prompts)
+        await self._until_let_go()
+        return tuple(_completion(prompt, self.answers) for prompt in request.prompts)
 
     async def stream(self, request: GenerationRequest, timeout: float | None) -> Stream:
         self._take(request, timeout)
-        return Stream(self._pieces(request), asyncio.get_running_loop().time() + 60)
+        deadline = asyncio.get_running_loop().time() + 60
+        return Stream(self._pieces(request), deadline, lambda: None)
+
+    async def _until_let_go(self) -> None:
+        while self.held:
+            await asyncio.sleep(0.005)
 
     def _take(self, request: GenerationRequest, timeout: float | None) -> None:
         if self.failure:
@@ -92,6 +104,7 @@ class EchoModel(kserve.Model):
 
     async def _pieces(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """A piece for each character; those of several prompts take turns."""
+        await self._until_let_go()
         done = [_completion(prompt) for prompt in request.prompts]
         for position in range(max(len(completion.text) for completion in done)):
             for index, completion in enumerate(done):
@@ -101,16 +114,16 @@ class EchoModel(kserve.Model):
             raise self.late_failure
 
 
-def _completion(prompt: Prompt) -> Completion:
+def _completion(prompt: Prompt, times: int = 1) -> Completion:
     """The prompt upper-cased; each character is a token, half as likely as the one before."""
     given = _text(prompt)
-    text = given.upper()
+    text = given.upper() * times
     scored = prompt.parameters.logprobs is not None
     tokens = tuple(
         ScoredToken(ord(char), char, -0.5 * (n + 1), top=((char, -0.5 * (n + 1)), ("?", -9.0)))
-        for n, char in enumerate(text)
+        for n, char in enumerate(text if scored else "")
     )
-    return Completion(text, "eos_token", len(given), len(given), tokens if scored else ())
+    return Completion(text, "eos_token", len(given), len(given), tokens)
 
 
 def _text(prompt: Prompt) -> str:
@@ -139,13 +152,20 @@ class Served:
 
     model: EchoModel
     models: kserve.ModelRepository
+    admission: AdmissionController
+    grpc_timeout: float
     http_port: int = 0
     grpc_port: int = 0
     failures: list[BaseException] = field(default_factory=list)
+    web: Any = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.http_port}"
+
+    def tasks(self) -> set[Any]:
+        """The HTTP requests that are being answered."""
+        return set(self.web.server_state.tasks)
 
     @property
     def grpc_address(self) -> str:
@@ -158,15 +178,17 @@ def serve(
     load_unload: bool = False,
     torchserve: bool = False,
     limits: ConnectionLimits = DEFAULT_LIMITS,
+    admission: AdmissionLimits = DEFAULT_ADMISSION,
+    grpc_timeout: float = 20.0,
 ) -> Iterator[Served]:
     """Serves one `EchoModel` over HTTP and gRPC in a thread with an event loop of its own."""
     models = kserve.ModelRepository()
-    served = Served(EchoModel(), models)
+    served = Served(EchoModel(), models, AdmissionController(admission), grpc_timeout)
     models.update(served.model)
     app = _application(served, load_unload=load_unload, torchserve=torchserve)
     config = uvicorn.Config(app, log_config=None, lifespan="off")
     sdk.guard(config, guarded_protocol(limits))
-    web = uvicorn.Server(config)
+    served.web = web = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     served.http_port = listener.getsockname()[1]
     thread = threading.Thread(target=_run, args=(served, web, listener))
@@ -187,6 +209,7 @@ def _application(served: Served, *, load_unload: bool, torchserve: bool) -> Fast
     install(
         app,
         models=served.models,
+        admission=served.admission,
         max_body_bytes=MAX_BODY_BYTES,
         load_unload=load_unload,
         torchserve=torchserve,
@@ -216,7 +239,7 @@ async def _serve(served: Served, web: uvicorn.Server, listener: socket.socket) -
         served.models,
         host="127.0.0.1",
         port=0,
-        max_message_bytes=MAX_BODY_BYTES,
+        bounds=GrpcBounds(served.admission, MAX_BODY_BYTES, timeout=served.grpc_timeout),
     )
     served.grpc_port = bound.port
     stopping = asyncio.Event()

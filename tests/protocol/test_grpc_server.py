@@ -13,11 +13,14 @@ import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
+from predictor.admission import AdmissionController
 from predictor.errors import ConfigurationError, GenerationFailed
 from predictor.protocol.http.errors import NEUTRAL
-from predictor.protocol.kserve.grpc_server import make_server
+from predictor.protocol.kserve.grpc_server import GrpcBounds, make_server
 from predictor.protocol.kserve.tensors import to_raw
-from tests.protocol.stub import MAX_BODY_BYTES, EchoModel, Served
+from tests.protocol.stub import DEFAULT_ADMISSION, MAX_BODY_BYTES, EchoModel, Served
+
+BOUNDS = GrpcBounds(AdmissionController(DEFAULT_ADMISSION), 4096)
 
 
 @pytest.fixture
@@ -206,7 +209,7 @@ def test_a_stopping_server_finishes_what_is_in_flight() -> None:
         model = Slow()
         models = kserve.ModelRepository()
         models.update(model)
-        bound = make_server(models, host="127.0.0.1", port=0, max_message_bytes=4096)
+        bound = make_server(models, host="127.0.0.1", port=0, bounds=BOUNDS)
         stopping = asyncio.Event()
         serving = asyncio.create_task(bound.serve(stopping, grace=30))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{bound.port}") as channel:
@@ -243,7 +246,7 @@ def test_a_port_in_use_is_a_configuration_error(served: Served) -> None:
             kserve.ModelRepository(),
             host="127.0.0.1",
             port=served.grpc_port,
-            max_message_bytes=1024,
+            bounds=BOUNDS,
         )
 
     with pytest.raises(ConfigurationError, match=r"cannot listen on 127.0.0.1"):

@@ -23,6 +23,14 @@ from predictor.protocol.http.errors import error_headers, http_error
 
 _GENERATE = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate(_stream)?")
 _TORCHSERVE = re.compile(r"/(predictions|explanations|models)(/.*)?|/ping")
+_APIS = {
+    "v1": "v1",
+    "v2": "v2",
+    "openai": "openai",
+    "embed": "tei",
+    "rerank": "tei",
+    "predict": "tei",
+}
 _CODES: dict[type[Exception], str] = {
     UnknownModel: "model_not_found",
     PromptTooLong: "context_length_exceeded",
@@ -41,6 +49,16 @@ _TYPES = {
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
     HTTPStatus.GATEWAY_TIMEOUT: "timeout",
 }
+
+
+def api_of(path: str) -> str:
+    """Return the API of a path, as metrics name it."""
+    if _GENERATE.fullmatch(path):
+        return "generate"
+    if _TORCHSERVE.fullmatch(path):
+        return "torchserve"
+    first = path.split("/", 2)[1]
+    return _APIS.get(first, "other")
 
 
 def error_response(path: str, exception: Exception) -> JSONResponse:

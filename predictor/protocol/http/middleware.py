@@ -1,4 +1,4 @@
-"""The middleware of every HTTP path, the SDK's too: limits bodies, and hides raw exceptions.
+"""The middleware of every HTTP path, the SDK's too: admits requests, and hides raw exceptions.
 
 Plain ASGI, so that nothing is buffered on the way.
 """
@@ -7,71 +7,90 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from predictor.errors import BodyTooLarge
+from predictor.admission import RequestPermit
 from predictor.protocol.http.error_forms import error_response
+from predictor.protocol.http.gate import Gate
+
+_PIECE = 64 * 1024
+"""Bytes of an answer that are given to the server at once. It takes more only when the client has
+read the ones before, so an answer that is not read keeps its permit."""
 
 
 class Border:
-    """Refuses bodies over a limit, and answers exceptions that no handler caught.
+    """Admits requests, limits bodies, and answers exceptions that no handler caught.
 
     Starlette runs the handler for ``Exception`` outside of all middleware, and the SDK sets one
     that shows the exception's text (``RESTServer._add_exception_handlers``). Catching here, inside
     of it, leaves it nothing to show.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, gate: Gate) -> None:
         self._app = app
-        self._most = max_body_bytes
+        self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        call = _Call(receive, send, self._most)
+        call = _Call(receive, send, self._gate)
         try:
-            call.check_announced(scope)
+            call.permit = self._gate.admit(scope)
             await self._app(scope, call.receive, call.send)
             call.check_received()
         except Exception as error:
             if call.has_started:
                 raise
             await error_response(scope["path"], error)(scope, receive, send)
+        finally:
+            call.release()
 
 
 class _Call:
     """One HTTP call: counts what is received, knows whether the answer has begun."""
 
-    def __init__(self, receive: Receive, send: Send, most: int) -> None:
+    def __init__(self, receive: Receive, send: Send, gate: Gate) -> None:
         self._receive = receive
         self._send = send
-        self._most = most
+        self._gate = gate
         self._received = 0
         self.has_started = False
-
-    def check_announced(self, scope: Scope) -> None:
-        """Check the ``Content-Length``, before a byte is read (the server checked its form)."""
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if int(announced) > self._most:
-            raise self._too_large()
+        self.permit: RequestPermit | None = None
 
     def check_received(self) -> None:
         """Check the bytes received so far, for a body without a ``Content-Length``."""
-        if self._received > self._most and not self.has_started:
-            raise self._too_large()
+        if self._is_too_large() and not self.has_started:
+            raise self._gate.too_large()
+
+    def release(self) -> None:
+        """Let another request in."""
+        if self.permit is not None:
+            self.permit.release()
 
     async def receive(self) -> Message:
         message = await self._receive()
         self._received += len(message.get("body", b""))
         self.check_received()
+        if self.permit is not None and not message.get("more_body", False):
+            self.permit.resize(self._received)
         return message
 
     async def send(self, message: Message) -> None:
         # Whatever a framework makes of our refusal on its way up (FastAPI: a 400), a 413 it is.
-        if self._received > self._most and not self.has_started:
+        if self._is_too_large() and not self.has_started:
             return
         self.has_started = True
-        await self._send(message)
+        if message["type"] != "http.response.body":
+            await self._send(message)
+            return
+        body = message.get("body", b"")
+        last = max(0, (len(body) - 1) // _PIECE * _PIECE)
+        for start in range(0, last, _PIECE):
+            piece = body[start : start + _PIECE]
+            await self._send({**message, "body": piece, "more_body": True})
+        if not message.get("more_body", False):
+            self.release()  # before the client can know that it is answered, and ask again
+        await self._send({**message, "body": body[last:]} if last else message)
 
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"The body is larger than the limit of {self._most} bytes.")
+    def _is_too_large(self) -> bool:
+        return self._received > self._gate.max_body_bytes

@@ -1,19 +1,20 @@
 """Replies as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
 A request is checked before the first byte is sent, so a mistake in it is an ordinary error with its
-status. A later error is an event with the same sentence.
+status. A later error is an event with the same sentence. While nothing is said, comments keep the
+connection alive.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import ExitStack, aclosing
-from typing import Any
 
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from predictor.protocol.http.errors import http_error
 from predictor.tasks.answers import Piece, Stream
@@ -23,6 +24,12 @@ Encode = Callable[[Piece], Iterable[object]]
 
 _SECONDS_TO_SAY_SO = 5.0
 """Seconds after the deadline for its error event; then the connection is closed."""
+
+_SECONDS_OF_SILENCE = 15.0
+"""Seconds after which a comment is sent. Gateways cut connections that are idle for 60 s, some for
+30 s, and the prefill of an offloaded model takes longer. The HTML standard suggests 15 s."""
+
+_COMMENT = b": ping\n\n"
 
 
 def error_event(_status: int, sentence: str) -> object:
@@ -51,7 +58,7 @@ def event_stream(
     """
     generator = stream.pieces
 
-    async def events() -> AsyncIterator[str]:
+    async def events() -> AsyncGenerator[str, None]:
         try:
             with count:
                 async with aclosing(generator):
@@ -63,22 +70,71 @@ def event_stream(
         except Exception as error:
             yield _event(json.dumps(encode_error(*http_error(error))))
 
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    until = stream.deadline + _SECONDS_TO_SAY_SO
-    return _Events(events(), until, media_type="text/event-stream", headers=headers)
+    return _Events(events(), count, stream)
 
 
 class _Events(StreamingResponse):
     """A response that ends at its deadline even if the client has stopped reading."""
 
-    def __init__(self, events: AsyncIterator[str], until: float, **options: Any) -> None:
-        super().__init__(events, **options)
-        self._until = until
+    def __init__(self, events: AsyncGenerator[str, None], count: ExitStack, stream: Stream) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._events = events
+        self._count = count
+        self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; raise `TimeoutError`, at which uvicorn closes the connection."""
-        async with asyncio.timeout_at(self._until):
-            await super().__call__(scope, receive, send)
+        sender = _Sender(send)
+        try:
+            async with asyncio.timeout_at(self._stream.deadline + _SECONDS_TO_SAY_SO):
+                async with sender.commenting():
+                    await super().__call__(scope, receive, sender.send)
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        """Close all, also what was not begun: then no generator would do it."""
+        try:
+            await self._events.aclose()
+        finally:
+            self._count.__exit__(asyncio.CancelledError, asyncio.CancelledError(), None)
+            await self._stream.close()
+
+
+class _Sender:
+    """Sends the messages of a response, and comments while there are none."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._sent = asyncio.get_running_loop().time()
+        self._is_open = False
+
+    async def send(self, message: Message) -> None:
+        self._sent = asyncio.get_running_loop().time()
+        self._is_open = message["type"] == "http.response.start" or message.get("more_body", False)
+        await self._send(message)
+
+    @contextlib.asynccontextmanager
+    async def commenting(self) -> AsyncGenerator[None, None]:
+        task = asyncio.create_task(self._comment())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _comment(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            left = self._sent + _SECONDS_OF_SILENCE - loop.time()
+            if left > 0:
+                await asyncio.sleep(left)
+            elif self._is_open:
+                body = {"type": "http.response.body", "body": _COMMENT, "more_body": True}
+                await self.send(body)
+            else:
+                return
 
 
 def _event(data: str) -> str:

@@ -10,26 +10,49 @@ large model exceeds.
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
 from kserve import InferRequest
 
 import predictor
-from predictor.errors import ConfigurationError, RequestError
+from predictor.admission import AdmissionController, RequestPermit
+from predictor.errors import ConfigurationError, Overloaded, RequestError
+from predictor.metrics import REQUESTS
 from predictor.protocol.http.deadline import counted, requested_timeout
-from predictor.protocol.http.errors import error_headers, grpc_error
+from predictor.protocol.kserve import grpc_calls as calls
 from predictor.protocol.kserve import v2
+from predictor.protocol.kserve.grpc_calls import MessageReader
 from predictor.protocol.kserve.grpc_health import Health
 from predictor.protocol.kserve.rest_status import EXTENSIONS
 from predictor.protocol.kserve.tensors import check_datatype
-from predictor.protocol.sdk import messages, services, timed
+from predictor.protocol.sdk import messages, timed
 from predictor.protocol.served import SERVER_NAME, Models, all_ready, find, require_ready
 from predictor.sentences import quote
+
+SERVICE = "inference.GRPCInferenceService"
+_STATUS_METHODS = (
+    "ServerLive",
+    "ServerReady",
+    "ModelReady",
+    "ServerMetadata",
+    "ModelMetadata",
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
+)
+
+_MOST_STREAMS = 256
+"""Calls of one connection at one time; a client's further ones wait in the client."""
+
+_WINDOW_BYTES = 64 * 1024
+"""Bytes of a call that are taken before its message is read."""
+
+_READ_AT_ONCE = 16
+"""Messages that are read at one time; each may have the largest size."""
+
+_IDLE_MS = 300_000
+"""Milliseconds after which a connection without calls is closed; clients connect again."""
 
 _LEAST_TIMEOUT = 1e-3
 _NO_LOADING = "Loading and unloading of models is not offered over gRPC."
@@ -61,34 +84,65 @@ class BoundServer:
         await self.server.stop(grace)
 
 
-def make_server(
-    models: Models,
-    *,
-    host: str,
-    port: int,
-    max_message_bytes: int,
-) -> BoundServer:
+@dataclass(frozen=True, slots=True)
+class GrpcBounds:
+    """The bounds of the gRPC server.
+
+    Attributes:
+        admission: Counts what is in flight, over all protocols.
+        message_bytes: Largest message either way; a larger one is ``RESOURCE_EXHAUSTED``.
+        connections: Most open connections.
+        header_bytes: Most bytes of a call's metadata.
+        timeout: Seconds for a message to arrive after its headers.
+    """
+
+    admission: AdmissionController
+    message_bytes: int
+    connections: int = 1024
+    header_bytes: int = 32 * 1024
+    timeout: float = 20.0
+
+    def options(self) -> list[tuple[str, int]]:
+        """Return the options of gRPC's server."""
+        return [
+            ("grpc.max_receive_message_length", self.message_bytes),
+            ("grpc.max_send_message_length", self.message_bytes),
+            ("grpc.max_metadata_size", self.header_bytes),
+            ("grpc.max_allowed_incoming_connections", self.connections),
+            ("grpc.max_concurrent_streams", _MOST_STREAMS),
+            ("grpc.max_connection_idle_ms", _IDLE_MS),
+            ("grpc.server_handshake_timeout_ms", round(1000 * self.timeout)),
+            # Windows grow with the bandwidth otherwise, and every unread call may fill one.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
+            # gRPC's default lets a second server share the port in silence.
+            ("grpc.so_reuseport", 0),
+        ]
+
+    def readers(self) -> tuple[MessageReader, MessageReader]:
+        """Return the readers of large messages and of small ones, which wait for no large one."""
+        together = self.admission.limits.body_bytes // self.message_bytes
+        large = MessageReader(at_once=max(_READ_AT_ONCE, together), seconds=self.timeout)
+        return large, MessageReader(at_once=_READ_AT_ONCE, seconds=self.timeout)
+
+
+def make_server(models: Models, *, host: str, port: int, bounds: GrpcBounds) -> BoundServer:
     """Return a bound server with the inference service. Must be called in its event loop.
 
     Args:
         models: The SDK's repository of the models that are served.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        max_message_bytes: Largest message either way; a larger one is ``RESOURCE_EXHAUSTED``.
+        bounds: The bounds of connections, calls and messages.
 
     Raises:
         ConfigurationError: The port cannot be bound.
     """
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
-            # gRPC's default lets a second server share the port in silence.
-            ("grpc.so_reuseport", 0),
-        ]
+    server = grpc.aio.server(options=bounds.options())
+    small = bounds.readers()[1]
+    server.add_generic_rpc_handlers(
+        (Inference(models, bounds).handler(), Health(models, small).handler())
     )
-    services.add_GRPCInferenceServiceServicer_to_server(Inference(models), server)
-    health_pb2_grpc.add_HealthServicer_to_server(Health(models), server)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         return BoundServer(server, server.add_insecure_port(address))
@@ -96,52 +150,46 @@ def make_server(
         raise ConfigurationError(f"The gRPC server cannot listen on {address}.") from None
 
 
-def _answering(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    @functools.wraps(method)
-    async def answer(self: Inference, request: Any, context: Any) -> Any:
-        try:
-            return await method(self, request, context)
-        except Exception as error:
-            code, sentence = grpc_error(error)
-            headers = error_headers(error) or {}
-            context.set_trailing_metadata(tuple((name.lower(), v) for name, v in headers.items()))
-        return await context.abort(code, sentence)  # raises
-
-    return answer
-
-
-class Inference(services.GRPCInferenceServiceServicer):
+class Inference:
     """The service ``inference.GRPCInferenceService``; methods are named by the protocol."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, bounds: GrpcBounds) -> None:
+        """Create the service."""
         self._models = models
+        self._admission = bounds.admission
+        self._large, self._small = bounds.readers()
 
-    @_answering
+    def handler(self) -> Any:
+        """Return gRPC's handler of all methods."""
+        handlers = {name: self._status_method(name) for name in _STATUS_METHODS}
+        handlers["ModelInfer"] = calls.unary(calls.answering(self.ModelInfer))
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    def _status_method(self, name: str) -> Any:
+        message_type = getattr(messages, f"{name}Request")
+        return calls.unary(calls.with_message(getattr(self, name), message_type, self._small))
+
     async def ServerLive(self, _request: Any, _context: Any) -> Any:  # noqa: N802
         """Return that the process answers."""
         return messages.ServerLiveResponse(live=True)
 
-    @_answering
     async def ServerReady(self, _request: Any, _context: Any) -> Any:  # noqa: N802
         """Return whether every model can answer."""
         ready = await all_ready(self._models)
         return messages.ServerReadyResponse(ready=ready)
 
-    @_answering
     async def ModelReady(self, request: Any, _context: Any) -> Any:  # noqa: N802
         """Return whether one model can answer."""
         model = find(self._models, request.name, request.version)
         ready = await model.healthy()
         return messages.ModelReadyResponse(ready=ready)
 
-    @_answering
     async def ServerMetadata(self, _request: Any, _context: Any) -> Any:  # noqa: N802
         """Return the metadata of the server."""
         return messages.ServerMetadataResponse(
             name=SERVER_NAME, version=predictor.__version__, extensions=EXTENSIONS
         )
 
-    @_answering
     async def ModelMetadata(self, request: Any, _context: Any) -> Any:  # noqa: N802
         """Return the metadata of one model."""
         model = find(self._models, request.name, request.version)
@@ -152,9 +200,24 @@ class Inference(services.GRPCInferenceServiceServicer):
             **v2.signature(model.spec),
         )
 
-    @_answering
-    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Answer a request for inference."""
+    async def ModelInfer(self, stream: calls.Calls, context: Any) -> Any:  # noqa: N802
+        """Answer a request for inference, if it is admitted."""
+        permit = self._admit()
+        try:
+            raw = await self._large.read(aiter(stream))
+            permit.claim(len(raw))
+            return await self._infer(calls.parse(messages.ModelInferRequest, raw), context)
+        finally:
+            permit.release()
+
+    def _admit(self) -> RequestPermit:
+        try:
+            return self._admission.admit(0)
+        except Overloaded:
+            REQUESTS.labels(next(iter(self._models.get_models()), ""), "grpc", "rejected").inc()
+            raise
+
+    async def _infer(self, request: Any, context: Any) -> Any:
         model = find(self._models, request.model_name, request.model_version)
         with counted(model.name, "grpc"):
             await require_ready(model)

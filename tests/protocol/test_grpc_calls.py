@@ -1,0 +1,166 @@
+"""gRPC calls that are not admitted, not sent or no protobuf, over real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
+
+from predictor.admission import AdmissionLimits
+from tests.protocol.stub import MAX_BODY_BYTES, Served, serve
+from tests.protocol.test_grpc_server import asking
+
+LIMITS = AdmissionLimits(requests=4, body_bytes=MAX_BODY_BYTES, sequences=8, tokens=1000)
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+METHODS = [
+    INFER,
+    *(
+        f"/inference.GRPCInferenceService/{name}"
+        for name in ("ServerLive", "ModelReady", "ModelMetadata", "RepositoryModelLoad")
+    ),
+    "/grpc.health.v1.Health/Check",
+]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Served]:
+    with serve(admission=LIMITS, grpc_timeout=0.5) as served:
+        yield served
+
+
+@pytest.fixture
+def channel(served: Served) -> Iterator[Any]:
+    with grpc.insecure_channel(served.grpc_address) as channel:
+        yield channel
+
+
+def raw(channel: Any, method: str) -> Any:
+    """A method that takes and gives bytes."""
+    return channel.unary_unary(method)
+
+
+def await_requests(served: Served, count: int) -> None:
+    deadline = time.monotonic() + 20
+    while served.admission.requests != count:
+        assert time.monotonic() < deadline, f"{served.admission.requests} are in flight"
+        time.sleep(0.002)
+
+
+def error(call: Any, *args: Any) -> Any:
+    with pytest.raises(grpc.RpcError) as caught:
+        call(*args, timeout=30)
+    return caught.value
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_broken_protobuf_is_invalid_argument_and_nothing_is_logged(
+    channel: Any, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = error(raw(channel, method), b"\xff")
+    assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "is not a valid protobuf of" in refused.details()
+    assert not caplog.records
+
+
+def test_a_call_without_a_message_is_refused(channel: Any) -> None:
+    refused = error(channel.stream_unary(INFER), iter(()))
+    assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.details() == "The call has no message."
+
+
+def test_a_message_that_does_not_come_is_not_awaited(served: Served, channel: Any) -> None:
+    silence = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        silence.wait(30)
+        yield from ()
+
+    refused = error(channel.stream_unary(INFER), nothing())
+    silence.set()
+    assert refused.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "did not arrive within 0.5 seconds" in refused.details()
+    await_requests(served, 0)
+
+
+@contextlib.contextmanager
+def held(served: Served, channel: Any, calls: int, text: bytes = b"a") -> Iterator[None]:
+    served.model.held = True
+    infer = services.GRPCInferenceServiceStub(channel).ModelInfer
+    running = [infer.future(asking(text), timeout=30) for _ in range(calls)]
+    await_requests(served, calls)
+    yield
+    served.model.held = False
+    for call in running:
+        assert call.result().outputs
+    await_requests(served, 0)
+
+
+def test_one_call_too_many_is_refused_and_questions_of_health_are_answered(
+    served: Served, channel: Any
+) -> None:
+    inference = services.GRPCInferenceServiceStub(channel)
+    with held(served, channel, LIMITS.requests):
+        refused = error(inference.ModelInfer, asking(b"a" * 200_000))
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.details() == "4 requests are running and waiting; try again later."
+        assert int(dict(refused.trailing_metadata())["retry-after"]) >= 1
+        assert inference.ServerLive(pb.ServerLiveRequest(), timeout=30).live
+        assert inference.ServerReady(pb.ServerReadyRequest(), timeout=30).ready
+        assert inference.ModelReady(pb.ModelReadyRequest(name="echo"), timeout=30).ready
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=30).status == 1
+
+
+def test_bytes_in_flight_are_bounded(served: Served, channel: Any) -> None:
+    infer = services.GRPCInferenceServiceStub(channel).ModelInfer
+    with held(served, channel, 1, b"a" * (MAX_BODY_BYTES // 2)):
+        refused = error(infer, asking(b"a" * (MAX_BODY_BYTES // 2)))
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "bytes, and this one" in refused.details()
+    assert served.admission.body_bytes == 0
+
+
+def test_clients_that_hang_up_at_any_moment_leave_nothing(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    chance = random.Random(7)
+    for round_ in range(30):
+        served.model.held = round_ % 2 > 0
+        with grpc.insecure_channel(
+            served.grpc_address, options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
+            infer = services.GRPCInferenceServiceStub(channel).ModelInfer
+            calls = [infer.future(asking(b"a" * 50_000), timeout=30) for _ in range(8)]
+            time.sleep(chance.random() / 100)
+            for call in calls[::2]:
+                call.cancel()
+    served.model.held = False
+    await_requests(served, 0)
+    assert served.admission.body_bytes == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_watches_are_bounded_and_end_with_their_clients(served: Served) -> None:
+    for _ in range(2):
+        with grpc.insecure_channel(
+            served.grpc_address, options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch
+            watches = [watch(health_pb2.HealthCheckRequest()) for _ in range(64)]
+            assert [next(updates).status for updates in watches] == [1] * 64
+            with pytest.raises(grpc.RpcError) as caught:
+                next(watch(health_pb2.HealthCheckRequest()))
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            for updates in watches:
+                updates.cancel()
+        time.sleep(1)
