@@ -81,6 +81,7 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/offload.py
 	$(BIN)/python benchmarks/limits.py
+	$(BIN)/python benchmarks/queues.py
 
 constraints: $(VENV)/test.stamp
 	{ echo "# Every version that the tests run with. Made by: make constraints"; \

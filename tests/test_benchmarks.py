@@ -220,6 +220,19 @@ def test_encoders_compares_servers_that_answer_alike(tmp_path_factory):
     assert "queries, 1 users: p99" in done.stdout
 
 
+def test_queues_compares_what_is_decided_between_passes_with_its_targets(tmp_path_factory):
+    flags = ("--waiting=500", "--hang-ups=100", "--texts=100", "--rounds=1")
+    sizes = ("--rows", "1", "3", "--vocabulary", "1000")
+    done, numbers = run("queues.py", tmp_path_factory, *flags, *sizes)
+    assert numbers["lone_text_passes"] <= 2
+    assert numbers["lone_sequence_turns"] <= 2
+    assert {one["rows"] for one in numbers["sampling"]} == {1, 3}
+    assert all(one["ms"] > 0 for one in numbers["sampling"])
+    missed = [name for name, most in numbers["targets"].items() if numbers[name] > most]
+    assert done.returncode == (1 if missed else 0), done.stderr  # times depend on the machine
+    assert all(name in done.stderr for name in missed)
+
+
 def test_encoders_fails_if_the_model_is_not_installed(tmp_path_factory, monkeypatch):
     module = load("encoders")
     monkeypatch.setattr(module, "PACKAGE", "no_such_package")

@@ -9,20 +9,31 @@ from typing import Any
 import pytest
 import torch
 
-from predictor.engine.generation.sampler import Sampler, most_probable_tokens
-from predictor.engine.generation.sampling_params import SamplingParams
+from predictor.engine.generation.batch_sampler import BatchSampler
+from predictor.engine.generation.sampler import Sampler
+from predictor.engine.generation.sampling_params import SamplingParams, Token
 
 NAN, INF = float("nan"), float("inf")
+BATCH = BatchSampler()
 
 
 def sampler(*prompt: int, **params: Any) -> Sampler:
     return Sampler(SamplingParams(max_new_tokens=100, **params), prompt)
 
 
+def sample(chooser: Sampler, logits: torch.Tensor) -> Token:
+    """Return the next token of one sequence alone, or raise its error."""
+    (result,) = BATCH.sample([chooser], logits.unsqueeze(0))
+    if isinstance(result, Exception):
+        raise result
+    assert result is not None
+    return result
+
+
 def choices(logits: list[float], count: int, *prompt: int, **params: Any) -> list[int]:
     """Tokens that are chosen one after another where the model always says the same."""
     chooser = sampler(*prompt, **params)
-    return [chooser.sample(torch.tensor(logits)).id for _ in range(count)]
+    return [sample(chooser, torch.tensor(logits)).id for _ in range(count)]
 
 
 def reference(
@@ -80,19 +91,24 @@ def test_parameters_beyond_the_temperature_are_not_greedy(params: dict[str, Any]
 
 def test_many_rows_at_once_choose_as_each_alone_would() -> None:
     logits = torch.randn(50, 264, generator=torch.Generator().manual_seed(1))
-    assert most_probable_tokens(logits) == [sampler().sample(row).id for row in logits]
+    together = BATCH.sample([sampler() for _ in logits], logits)
+    assert together == [sample(sampler(), row) for row in logits]
 
 
 def test_a_row_without_numbers_has_no_choice_and_spoils_no_other() -> None:
     rows = [[1.0, 2.0], [NAN, 1.0], [-INF, -INF], [INF, 1.0], [-INF, 1.0]]
-    assert most_probable_tokens(torch.tensor(rows)) == [1, None, None, None, 1]
+    for temperature in (0.0, 1e-3):
+        samplers = [sampler(temperature=temperature) for _ in rows]
+        first, *failed, last = BATCH.sample(samplers, torch.tensor(rows))
+        assert (first, last) == (Token(1), Token(1))
+        assert all(isinstance(error, ArithmeticError) for error in failed)
 
 
 @pytest.mark.parametrize("logits", [[NAN, 1.0], [1.0, NAN], [-INF, -INF], [INF, 1.0]])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_no_numbers_raise(logits: list[float], temperature: float) -> None:
     with pytest.raises(ArithmeticError, match="not finite"):
-        sampler(temperature=temperature).sample(torch.tensor(logits))
+        sample(sampler(temperature=temperature), torch.tensor(logits))
 
 
 def test_a_model_may_rule_tokens_out() -> None:
@@ -144,7 +160,7 @@ def test_the_models_logits_are_left_as_they_are(dtype: torch.dtype) -> None:
     params = {"repetition_penalty": 2.0, "presence_penalty": 1.0, "logit_bias": {1: 3.0}}
     chooser = sampler(1, 2, 3, temperature=0.7, top_p=0.8, seed=1, **params)
     for _ in range(3):
-        chooser.sample(logits)
+        sample(chooser, logits)
     assert torch.equal(logits, before)
 
 
@@ -158,7 +174,7 @@ def test_log_probabilities_are_the_models_own_before_the_parameters() -> None:
     params = {"repetition_penalty": 3.0, "logit_bias": {7: 50.0}, "temperature": 2.0, "seed": 1}
     chooser = sampler(*range(50), logprobs=5, **params)
     for _ in range(3):
-        token = chooser.sample(logits)
+        token = sample(chooser, logits)
         assert token.id == 7
         assert token.logprob == pytest.approx(float(wanted[7]), abs=1e-6)
         assert [index for index, _ in token.top] == best.indices[:5].tolist()
@@ -169,13 +185,13 @@ def test_log_probabilities_are_the_models_own_before_the_parameters() -> None:
 def test_as_many_alternatives_are_returned_as_are_requested_and_exist(
     requested: int, returned: int
 ) -> None:
-    token = sampler(logprobs=requested).sample(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    token = sample(sampler(logprobs=requested), torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert token.logprob is not None
     assert len(token.top) == returned
 
 
 def test_no_log_probability_is_returned_unless_requested() -> None:
-    token = sampler(temperature=1.0).sample(torch.tensor([1.0, 2.0]))
+    token = sample(sampler(temperature=1.0), torch.tensor([1.0, 2.0]))
     assert (token.logprob, token.top) == (None, ())
 
 
@@ -203,8 +219,9 @@ def test_no_log_probability_is_returned_unless_requested() -> None:
 def test_tokens_are_drawn_from_the_distribution_of_the_parameters(params: dict[str, Any]) -> None:
     logits = torch.randn(20, generator=torch.Generator().manual_seed(6)) * 1.5
     chooser = sampler(**{"temperature": 1.0, "seed": 7} | params)
-    counts = Counter(chooser.sample(logits).id for _ in range(4000))
+    counts = Counter(sample(chooser, logits).id for _ in range(4000))
     check_distribution(counts, reference(logits, **params))
+    check_distribution(drawn_together(logits, 4000, **params), reference(logits, **params))
 
 
 def test_top_p_holds_where_many_tokens_are_needed_for_it() -> None:
@@ -213,9 +230,10 @@ def test_top_p_holds_where_many_tokens_are_needed_for_it() -> None:
     wanted = reference(logits, top_p=0.5)
     assert int((wanted > 0).sum()) > 1000
     chooser = sampler(temperature=1.0, top_p=0.5, seed=9)
-    counts = Counter(chooser.sample(logits).id for _ in range(3000))
+    counts = Counter(sample(chooser, logits).id for _ in range(3000))
     assert len(counts) > 700
     check_distribution(counts, wanted)
+    check_distribution(drawn_together(logits, 3000, top_p=0.5), wanted)
 
 
 def test_top_p_holds_where_few_of_many_tokens_suffice() -> None:
@@ -223,7 +241,17 @@ def test_top_p_holds_where_few_of_many_tokens_suffice() -> None:
     wanted = reference(logits, top_p=0.7)
     assert int((wanted > 0).sum()) < 100
     chooser = sampler(temperature=1.0, top_p=0.7, seed=11)
-    check_distribution(Counter(chooser.sample(logits).id for _ in range(3000)), wanted)
+    check_distribution(Counter(sample(chooser, logits).id for _ in range(3000)), wanted)
+    check_distribution(drawn_together(logits, 3000, top_p=0.7), wanted)
+
+
+def drawn_together(logits: torch.Tensor, count: int, **params: Any) -> Counter[int]:
+    """Count the tokens of rows that have equal logits and no seed, and are drawn at once."""
+    batch = BatchSampler()
+    batch._generator = torch.Generator().manual_seed(12)
+    samplers = [sampler(**{"temperature": 1.0} | params) for _ in range(count)]
+    tokens = batch.sample(samplers, logits.expand(count, -1))
+    return Counter(token.id for token in tokens if isinstance(token, Token))
 
 
 def test_the_one_most_probable_is_always_kept() -> None:
@@ -254,7 +282,52 @@ def test_samplers_share_no_generator_with_each_other_or_with_torch() -> None:
     one, other = (sampler(temperature=1.0, seed=seed) for seed in (5, 6))
     tokens = []
     for _ in range(10):
-        tokens.append(one.sample(logits).id)
-        other.sample(logits)
+        tokens.append(sample(one, logits).id)
+        sample(other, logits)
     assert tokens == alone
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# Together
+
+MANY: list[dict[str, Any]] = [
+    {},
+    {"logprobs": 3},
+    {"repetition_penalty": 3.0, "presence_penalty": 1.0, "logprobs": 0},
+    {"frequency_penalty": 2.0, "logit_bias": {4: 9.0}},
+    {"temperature": 1.5, "seed": 1, "logprobs": 2},
+    {"temperature": 1.5, "seed": 2, "top_p": 0.8, "repetition_penalty": 2.0},
+    {"temperature": 1.5, "seed": 3, "top_k": 9},
+]
+"""Parameters whose tokens can be known: greedy, or with a seed."""
+
+
+def test_a_row_has_the_same_tokens_and_log_probabilities_in_any_batch() -> None:
+    logits = torch.randn(8, len(MANY), 3000, generator=torch.Generator().manual_seed(13))
+    alone = [sampler(1, 2, 3, **params) for params in MANY]
+    together = [sampler(1, 2, 3, **params) for params in MANY]
+    company = [sampler(temperature=1.0, top_p=0.9), sampler(temperature=2.0), None]
+    for step in logits:
+        expected = [sample(each, row) for each, row in zip(alone, step, strict=True)]
+        rows = torch.cat((step[:3], step[:2], step[3:], step[:1]))
+        mixed = [*together[:3], *company[:2], *together[3:], company[2]]
+        tokens = BATCH.sample(mixed, rows)
+        assert [*tokens[:3], *tokens[5:-1]] == expected
+        assert tokens[-1] is None
+        assert all(isinstance(token, Token) for token in tokens[3:5])
+
+
+def test_a_row_whose_sampling_fails_fails_alone() -> None:
+    samplers = [sampler(), sampler(logit_bias={10: 1.0}), sampler(presence_penalty=1.0)]
+    first, failed, last = BATCH.sample(samplers, torch.tensor([[1.0, 2.0]] * 3))
+    assert (first, last) == (Token(1), Token(1))
+    assert isinstance(failed, IndexError)
+    # What was counted once is not counted again.
+    assert sample(samplers[2], torch.tensor([1.0, 2.5])) == Token(1)
+
+
+def test_a_row_without_numbers_fails_alone_whatever_its_company_needs() -> None:
+    rows = torch.randn(4, 50).index_fill(0, torch.tensor([1]), NAN)
+    for params in MANY:
+        tokens = BATCH.sample([sampler(**params) for _ in rows], rows)
+        assert [isinstance(token, Token) for token in tokens] == [True, False, True, True]

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from predictor.engine.generation.batch_sampler import BatchSampler
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import Runner
-from predictor.engine.generation.sampler import Sampler, sample_each
+from predictor.engine.generation.sampler import Sampler
 from predictor.engine.generation.sampling_params import (
     FinishReason,
     SamplingParams,
@@ -119,6 +120,7 @@ class ContinuousBatching:
     ) -> None:
         self._runner, self._eos_token_ids, self._metrics = runner, eos_token_ids, metrics
         self._scheduler = Scheduler(limits)
+        self._batch_sampler = BatchSampler()
         self._sequences: dict[int, _Sequence] = {}
         metrics.kv_limit.set(limits.kv_tokens)
 
@@ -157,7 +159,7 @@ class ContinuousBatching:
         chunks = [SequenceChunk(c.key, c.start, s.tokens[c.start : c.end]) for c, s in pairs]
         logits = self._runner.run(chunks)
         samplers = [s.sampler if c.end == len(s.tokens) else None for c, s in pairs]
-        return sample_each(samplers, logits)
+        return self._batch_sampler.sample(samplers, logits)
 
     def deliver(
         self, rows: Sequence[Chunk], results: list[Token | Exception | None], seconds: float
