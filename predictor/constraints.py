@@ -17,7 +17,7 @@ from predictor.profiling.encoder_probe import count_positions
 from predictor.settings import Settings
 from predictor.tasks.sentence_layout import read_layout
 from predictor.weights.block_source import OffloadConfig
-from predictor.weights.converted import folder_name
+from predictor.weights.converted import conversions, folder_name
 from predictor.weights.store.folder import store_file
 from predictor.weights.store.writer import partial_file
 
@@ -141,4 +141,5 @@ def _disk(
     # The files of an earlier start are used again, or replaced.
     store = store_file(settings.offload_folder, name)
     existing = sum(f.stat().st_size for f in (store, partial_file(store)) if f.exists())
-    return volume.available + existing + count_usage(settings.offload_folder / name).used
+    converted = conversions(settings.offload_folder, name)
+    return volume.available + existing + sum(count_usage(folder).used for folder in converted)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 
 from predictor.errors import ConfigurationError, reason_of
 from predictor.metrics import WeightMetrics
-from predictor.weights.converted import ConvertedCheckpoint, remove_abandoned
+from predictor.weights.converted import ConvertedCheckpoint, conversions, remove_abandoned
 from predictor.weights.extents import (
     BlockExtent,
     BlockParameters,
@@ -96,20 +97,22 @@ class BlockSourceResolver:
         self._progress = progress
         self._metrics = metrics
         self._may_write = False
+        self._is_unsure = False
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Look for a store, and hold the write lock while this start may write one."""
         with contextlib.ExitStack() as stack:
             if self._folder is not None and self.names:
+                self._hash_if_needed(self._folder)
                 self._find(self._folder)
                 if self.store is None and self._lock(self._folder, stack):
                     self._find(self._folder)  # another process may have written it meanwhile
                 if self.store is not None:
                     stack.close()  # other processes need not wait for the rest of this start
                     self._metrics.store_hits.inc()
-                    converted = self._folder.folder / self._folder.identity.name
-                    remove_abandoned(converted, chain.from_iterable(self._blocks.values()))
+                    paths = conversions(self._folder.folder, self._folder.identity.name)
+                    remove_abandoned(paths, chain.from_iterable(self._blocks.values()))
             yield
 
     def resolve(
@@ -130,7 +133,7 @@ class BlockSourceResolver:
         """
         if self.store is None:
             in_place = find_in_checkpoint(blocks, index)
-            if self._may_write and self._folder is not None:
+            if self._may_write and not self._is_unsure and self._folder is not None:
                 free = self._offload.free - spent
                 self._write(self._folder, blocks, index, free, in_place)
             if self.store is None:
@@ -145,18 +148,37 @@ class BlockSourceResolver:
         return self._folder.file.with_suffix(".known.json")
 
     def serve(self) -> None:
-        """Mark the store as used by a process that serves."""
+        """Mark the store as used by a process that serves, and hash its weights if they are not."""
         if self._folder is not None:
             self._folder.serve()
+            if self.store is not None or self._is_unsure:
+                self._folder.weights.hash_beside_serving()
 
     def release(self) -> None:
         """End the use of the store, and of converted weights."""
         if self._folder is not None:
+            self._folder.weights.stop()
             self._folder.release()
         if self.converted is not None:
             self.converted.close()
 
+    def _hash_if_needed(self, folder: StoreFolder) -> None:
+        """Hash the weights if a store may hold them and there is no other way to serve them."""
+        if not folder.needs_hash():
+            return
+        if self._offload.needs_store or self._offload.store == "always":
+            folder.weights.hash(self._progress)
+        else:
+            self._is_unsure = True
+            logger.info(
+                "The weights' files are not those that %s was written from; they are hashed beside "
+                "serving, and until the next start blocks are read from the checkpoint",
+                folder.file,
+            )
+
     def _find(self, folder: StoreFolder) -> None:
+        if self._is_unsure:
+            return
         store = folder.find(self.names, verify=self._offload.verify, progress=self._progress)
         self.store = store if store is not None and self._has_all_parameters(store) else None
         if self.store is not None:
@@ -174,6 +196,12 @@ class BlockSourceResolver:
         try:
             writing = folder.writing(wait=self._offload.needs_store, progress=self._progress)
             self._may_write = stack.enter_context(writing)
+        except PermissionError:
+            self._do_without_store(
+                folder,
+                f"holds a store of another user, and this process is user {os.geteuid()}; give "
+                "each user an offload folder",
+            )
         except OSError as error:
             self._do_without_store(folder, f"cannot be written: {error.strerror}")
         return self._may_write
@@ -189,7 +217,7 @@ class BlockSourceResolver:
         """Write the store if it is wanted, or pays."""
         is_wanted = self._offload.store == "always" or self._offload.needs_store or in_place is None
         try:
-            if not is_wanted and not is_faster(folder.folder, in_place or ()):
+            if not is_wanted and not is_faster(folder.file, in_place or ()):
                 return
             write_store(folder, blocks, index, free=free, progress=self._progress)
         except VolumeFull as error:

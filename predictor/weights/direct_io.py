@@ -32,7 +32,8 @@ _SECONDS_BETWEEN_TRIES = 0.2
 NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
 """Errors of file systems that take no direct reads or writes."""
 
-_MODE = 0o644
+_MODE = 0o600
+"""The mode of a new file: it holds weights, which may be secret, and others must not alter them."""
 
 
 class AlignedBuffer:

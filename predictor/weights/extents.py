@@ -29,8 +29,8 @@ _SMALL_GAP = PAGE
 
 _TORCH = {code: getattr(torch, dtype.name) for code, dtype in BY_CODE.items()}
 
-FileIdentity = tuple[int, int, int]
-"""A file's device, inode number and size."""
+FileIdentity = tuple[int, int, int, int]
+"""A file's device, inode number, size, and time of modification in nanoseconds."""
 
 BlockParameters = Mapping[str, Mapping[str, torch.Tensor]]
 """For each block its parameters by name, on the meta device, as they are served."""
@@ -41,8 +41,8 @@ CheckpointIndex = Mapping[str, Mapping[str, str]]
 
 
 def identify_file(stat: os.stat_result) -> FileIdentity:
-    """Return the identity of a file, which differs from that of any file that takes its name."""
-    return (stat.st_dev, stat.st_ino, stat.st_size)
+    """Return the identity of a file; a file that takes its name, or an edit, has another."""
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class FileSegment:
     @property
     def needed(self) -> int:
         """Bytes of the segment that lie in the file."""
-        _, _, size = self.file_identity
+        _, _, size, _ = self.file_identity
         return min(self.length, size - self.start)
 
 

@@ -36,6 +36,7 @@ from predictor.weights.progress import Progress
 from predictor.weights.resident import make_resident
 from predictor.weights.store.folder import StoreFolder
 from predictor.weights.store.format import Identity
+from predictor.weights.store.served_weights import ServedWeights
 from predictor.weights.store.warmup_cache import WarmupCache
 from predictor.weights.streaming.device_loader import HostBlock
 from predictor.weights.streaming.hooks import Streaming, stream_blocks
@@ -110,23 +111,24 @@ def load(
     """
     blocks = find_blocks(skeleton)
     loading = _Loading(
-        checkpoint, placement, offload, skeleton, blocks, trust_remote_code, progress, metrics
+        *(checkpoint, placement, offload, skeleton, blocks, trust_remote_code),
+        *(progress, metrics, ServedWeights.of(checkpoint, offload.folder)),
     )
     streamed = _streamed_blocks(placement, skeleton, blocks)
     on_disk = [name for name in streamed if placement.device_map[name] == "disk"]
-    in_memory = [name for name in streamed if name not in on_disk]
     resolver = loading.resolver(on_disk)
     with contextlib.ExitStack() as undone, _translated_errors():
         undone.callback(resolver.release)
         with resolver.opened():
             model, dispatch, extents = loading.place(resolver)
-        if on_disk and not extents:
-            in_memory = []  # Accelerate streams, and needs the memory that was planned for blocks
+        # If Accelerate streams, it needs the memory that was planned for blocks.
+        in_memory = [] if on_disk and not extents else [n for n in streamed if n not in on_disk]
         copied, host_blocks = make_resident(model, progress, blocks=blocks, host_blocks=in_memory)
-        logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
+        loading.weights.check_unchanged()
         streaming = loading.stream(
             model, dispatch, extents, host_blocks, pinned_fraction=pinned_fraction
         )
+        logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
         undone.pop_all()
     return Loaded(model, streaming, resolver, loading.warmup_cache(resolver, extents))
 
@@ -154,10 +156,11 @@ class _Loading:
     trust_remote_code: bool
     progress: Progress
     metrics: WeightMetrics
+    weights: ServedWeights
 
     def resolver(self, on_disk: Sequence[str]) -> BlockSourceResolver:
         """Return the resolver of these blocks' source."""
-        folder = _store_folder(self.checkpoint, self.placement, self.offload) if on_disk else None
+        folder = self._store_folder() if on_disk else None
         parameters = parameters_of_blocks(self.skeleton, on_disk)
         return BlockSourceResolver(self.offload, folder, parameters, self.progress, self.metrics)
 
@@ -222,10 +225,19 @@ class _Loading:
         """Return the warm-up cache, which keeps nothing if Accelerate streams."""
         return WarmupCache(
             resolver.warmup_cache_file if extents else None,
+            self.weights,
             streamed=sum(block.size for block in extents),
             source=[block.source for block in extents[:1]],
             device=self.placement.execution_device,
         )
+
+    def _store_folder(self) -> StoreFolder | None:
+        if self.offload.folder is None or self.offload.store == "never":
+            return None
+        dtype = self.placement.dtype
+        name = folder_name(self.checkpoint, dtype)
+        identity = Identity(model_identity(self.checkpoint), name, dtype)
+        return StoreFolder(self.offload.folder, identity, self.weights)
 
 
 def _conversion(
@@ -254,15 +266,6 @@ def _streamed_blocks(
         if name in offloaded
         and all(owners[id(p)] == 1 for p in skeleton.get_submodule(name).parameters())
     )
-
-
-def _store_folder(
-    checkpoint: Checkpoint, placement: Placement, offload: OffloadConfig
-) -> StoreFolder | None:
-    if offload.folder is None or offload.store == "never":
-        return None
-    name = folder_name(checkpoint, placement.dtype)
-    return StoreFolder(offload.folder, Identity(model_identity(checkpoint), name, placement.dtype))
 
 
 def _device_map(

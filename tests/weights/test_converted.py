@@ -15,7 +15,7 @@ import pytest
 
 from predictor.checkpoint.checkpoint import Checkpoint, open_directory
 from predictor.errors import ConfigurationError
-from predictor.weights.converted import folder_name, open_conversion_folder
+from predictor.weights.converted import conversion_name, folder_name, open_conversion_folder
 from tests.conftest import Checkpoints
 from tests.serving import blocks_on_disk, bring_up
 
@@ -36,7 +36,7 @@ def test_a_finished_write_is_marked_complete(checkpoint: Checkpoint, tmp_path: P
 def test_an_interrupted_write_leaves_no_marker_and_no_part_of_a_file(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    folder = tmp_path / folder_name(checkpoint, "float32")
+    folder = tmp_path / conversion_name(checkpoint, "float32")
 
     def interrupted() -> None:
         with open_conversion_folder(tmp_path, checkpoint, "float32"):
@@ -219,6 +219,26 @@ def test_what_a_process_streams_from_is_left_until_it_ends(
     first.weights.release()
     bring_up(model, offload_store="always", **flags)
     assert not [folder for folder in tmp_path.iterdir() if folder.is_dir()]
+
+
+def test_an_edit_of_the_files_gets_a_folder_beside_the_one_in_use(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    """Also where no sample of their bytes changes, which a touch stands for."""
+    model, offload = tmp_path / "m", tmp_path / "offload"
+    shutil.copytree(checkpoints("mixtral"), model)
+    with open_conversion_folder(offload, open_directory(model), "float32") as first:
+        (first.path / "weight.safetensors").write_bytes(b"old")
+    next(model.glob("*.safetensors")).touch()
+    with open_conversion_folder(offload, open_directory(model), "float32") as second:
+        assert second.path != first.path
+    assert (first.path / "weight.safetensors").read_bytes() == b"old"
+    first.close()
+    with open_conversion_folder(offload, open_directory(model), "float32") as third:
+        assert third.path == second.path
+    assert not first.path.exists()
+    second.close()
+    third.close()
 
 
 def test_no_offload_folder_is_one_sentence(checkpoint: Checkpoint) -> None:

@@ -19,6 +19,7 @@ import torch
 from predictor.weights.direct_io import AlignedBuffer, open_block_reader
 from predictor.weights.extents import BlockExtent, view_of
 from predictor.weights.progress import Progress
+from predictor.weights.store import packing
 from predictor.weights.store.folder import StoreFolder
 from predictor.weights.store.format import Identity, Store, StoreCorrupt, model_of_store, read_store
 from predictor.weights.store.packing import VolumeFull, is_faster, write_store
@@ -245,6 +246,7 @@ import os, signal, sys
 from pathlib import Path
 from predictor.weights.progress import Progress
 from predictor.weights.store.format import Identity
+from predictor.weights.store import packing
 from predictor.weights.store.folder import StoreFolder
 place = StoreFolder(Path(sys.argv[1]), Identity("someone/model", "model-bfloat16-0123", "bfloat16"))
 assert place.find(["layers.0"], verify=False, progress=Progress()) is not None
@@ -278,6 +280,43 @@ def test_one_writes_and_who_will_not_wait_goes_on(tmp_path: Path) -> None:
             assert not is_second
     with second.writing(wait=True, progress=Progress()) as is_second:
         assert is_second
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(
+    tmp_path: Path,
+) -> None:
+    other = StoreFolder(tmp_path, Identity("someone/other", "other", "bfloat16"))
+    abandoned = [
+        *(tmp_path / "gone.store.partial", partial_file(StoreFolder(tmp_path, ME).file)),
+        *(tmp_path / ".sample-x1", tmp_path / ".digests.json-x1.partial"),
+    ]
+    young = tmp_path / ".digests.json-x2.partial"
+    for file in (*abandoned, partial_file(other.file), young):
+        file.write_bytes(b"half")
+    for file in abandoned[2:]:
+        os.utime(file, (1, 1))
+    with (
+        other.writing(wait=False, progress=Progress()),
+        StoreFolder(tmp_path, ME).writing(wait=False, progress=Progress()),
+    ):
+        pass
+    assert not [file for file in abandoned if file.exists()]
+    assert young.exists()
+
+
+def test_a_sample_of_a_volume_is_the_owners_alone_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def measure(blocks: Any) -> float:
+        seen.append(blocks[0].segments[0].file.stat().st_mode & 0o777)
+        return 1.0
+
+    monkeypatch.setattr(packing, "measure_blocks", measure)
+    assert packing.measure_folder(tmp_path / "a.store") == 1.0
+    assert seen == [0o600]
+    assert list(tmp_path.iterdir()) == []
 
 
 # Packing
@@ -362,7 +401,7 @@ def test_packing_pays_where_the_offload_volume_is_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (block,) = write(tmp_path / "a.store", tensors(1)).blocks.values()
-    assert not is_faster(tmp_path, [block])  # it is the same one
+    assert not is_faster(tmp_path / "b.store", [block])  # it is the same one
     stat, device = os.stat, tmp_path.stat().st_dev
 
     class Elsewhere:
@@ -373,7 +412,7 @@ def test_packing_pays_where_the_offload_volume_is_faster(
     )
     for ratio, expected in ((2.0, True), (1.1, False), (0.5, False)):
         measured = is_faster(
-            tmp_path,
+            tmp_path / "b.store",
             [block],
             block_bandwidth=lambda _: 1e9,
             folder_bandwidth=lambda _, ratio=ratio: ratio * 1e9,  # type: ignore[misc]

@@ -4,7 +4,9 @@
 - `folder`: the folder of stores: locks, stale stores, and marks of processes that use a store.
 - `writer`: writes the file of one store.
 - `format`: the layout of that file, and reading it.
-- `locks`: locks on files.
+- `served_weights`: whether a store is of the weights that are served now.
+- `sources`, `digests`: the stamps of weight files, and their SHA-256.
+- `locks`, `atomic`: locks on files, and small files that are written whole.
 - `warmup_cache`: measurements of earlier starts, kept beside the store.
 
 Whether blocks are read from the store is decided in `block_source`.

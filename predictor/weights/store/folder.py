@@ -7,8 +7,10 @@ Beside a store lie two files with its name, which exist to be locked:
   one does, and the last process to stop removes the mark. A mark without a lock is left over from a
   process that was killed, or from a node that went down. The next start then checks every block.
 
-On a read-only volume nothing is locked, since no process can write. The layout of a store is left
-to `format`, and its content to `packing`.
+On a read-only volume nothing is locked, since no process can write. All files are readable by their
+owner alone, since they hold weights, and whoever may write them decides what is served. The layout
+of a store is left to `format`, its content to `packing`, and the question whether it holds the
+served weights to `served_weights`.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from predictor.weights.progress import Progress
+from predictor.weights.store.atomic import PARTIAL, remove_old_partials
 from predictor.weights.store.format import Identity, Store, StoreCorrupt, model_of_store, read_store
-from predictor.weights.store.locks import SharedLock, lock, try_lock
+from predictor.weights.store.locks import OWNER_ONLY, SharedLock, lock, try_lock
+from predictor.weights.store.served_weights import ServedWeights
 from predictor.weights.store.writer import partial_file
 
 logger = logging.getLogger(__name__)
@@ -45,24 +49,40 @@ class StoreFolder:
 
     Attributes:
         folder: The offload folder.
-        identity: The weights that are served.
+        identity: The model, revision and dtype that are served.
+        weights: The files that are served.
         file: The file of the store.
     """
 
-    def __init__(self, folder: Path, identity: Identity) -> None:
+    def __init__(
+        self, folder: Path, identity: Identity, weights: ServedWeights | None = None
+    ) -> None:
         """Compute the file's name, and read nothing.
 
         Args:
             folder: The offload folder.
-            identity: The weights that are served.
+            identity: The model, revision and dtype that are served.
+            weights: The files that are served; None if there are none.
         """
         self.folder = folder
         self.identity = identity
+        self.weights = weights or ServedWeights()
         self.file = store_file(folder, identity.name)
         self._use: _Use | None = None
 
+    def needs_hash(self) -> bool:
+        """Return whether a store may be that of the served weights, which are not hashed yet."""
+        try:
+            store = read_store(self.file)
+        except (StoreCorrupt, OSError):
+            return False
+        is_unsure = not self.weights.are_in(store.sources)
+        return is_unsure and self.weights.may_be_in(store.sources)
+
     def find(self, names: Iterable[str], *, verify: bool, progress: Progress) -> Store | None:
-        """Return the store if it is intact and has these blocks; its use lasts until `release`.
+        """Return the store if it is intact and has these blocks of the served weights.
+
+        Its use lasts until `release`.
 
         Args:
             names: The blocks.
@@ -73,7 +93,9 @@ class StoreFolder:
             store = read_store(self.file)
             if store.identity != self.identity:
                 raise StoreCorrupt(f"{self.file} holds other weights.")
-        except FileNotFoundError:
+            if not self.weights.are_in(store.sources):
+                raise StoreCorrupt(f"{self.file} was written from files that have changed since.")
+        except (FileNotFoundError, PermissionError):  # `writing` says which permission is missing
             return None
         except (StoreCorrupt, OSError) as error:
             logger.warning("The offload store is not used: %s", error)
@@ -120,14 +142,20 @@ class StoreFolder:
         Raises:
             OSError: The folder cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(self.file, ".lock") as descriptor:
             is_locked = try_lock(descriptor)
             if not is_locked and wait:
                 progress.begin("waiting for another pod that writes the offload store", {})
                 lock(descriptor, of=self.file)
                 is_locked = True
-            yield is_locked
+            if is_locked:
+                self._remove_abandoned()
+            try:
+                yield is_locked
+            finally:
+                if is_locked:  # of a process that was killed, if this one wrote nothing
+                    partial_file(self.file).unlink(missing_ok=True)
 
     def make_room(self, needed: int, free: int) -> int:
         """Remove unused stores of the same model until a new one fits.
@@ -156,6 +184,18 @@ class StoreFolder:
                 break
             free += _remove_unused(file)
         return free
+
+    def _remove_abandoned(self) -> None:
+        """Remove files of processes that were killed while they wrote them.
+
+        The own partial file is left to `packing`, which counts its bytes as free.
+        """
+        remove_old_partials(self.folder, f".*{PARTIAL}", f"*.json{PARTIAL}", ".sample-*")
+        for partial in self.folder.glob(f"*{_SUFFIX}{PARTIAL}"):
+            store = partial.with_name(partial.name.removesuffix(PARTIAL))
+            with contextlib.suppress(OSError), _locked(store, ".lock") as descriptor:
+                if store != self.file and try_lock(descriptor):
+                    partial.unlink()
 
 
 class _Use:
@@ -211,8 +251,11 @@ def _check(store: Store, progress: Progress) -> None:
 
 
 def _is_unused(file: Path) -> bool:
-    with _locked(file, ".lock") as writing, _locked(file, ".used") as used:
-        return try_lock(writing) and try_lock(used)
+    try:
+        with _locked(file, ".lock") as writing, _locked(file, ".used") as used:
+            return try_lock(writing) and try_lock(used)
+    except PermissionError:  # of another user
+        return False
 
 
 def _remove_unused(file: Path) -> int:
@@ -231,7 +274,7 @@ def _remove_unused(file: Path) -> int:
 @contextlib.contextmanager
 def _locked(file: Path, suffix: str) -> Iterator[int]:
     """Open a file beside a store, to be locked; the lock ends with the block."""
-    descriptor = os.open(_beside(file, suffix), os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(_beside(file, suffix), os.O_RDWR | os.O_CREAT, OWNER_ONLY)
     try:
         yield descriptor
     finally:

@@ -3,7 +3,8 @@
     8 bytes   magic
     8 bytes   length of the header, little endian
     4 bytes   CRC-32 of the header, little endian
-    header    JSON: format, model, dtype, and for each block its extent, checksum and tensors
+    header    JSON: format, model, dtype, the files that it was written from, and for each block its
+              extent, checksum and tensors
     padding   to a page
     blocks    each begins on a page
 
@@ -34,8 +35,9 @@ from predictor.weights.extents import (
     identify_file,
     largest,
 )
+from predictor.weights.store.sources import Sources
 
-FORMAT = 1
+FORMAT = 2
 """The version of the layout. A store of another version is written anew."""
 
 MAGIC = b"ACPSTORE"
@@ -74,11 +76,13 @@ class Store:
         identity: The weights that it holds.
         blocks: The blocks by name, in execution order.
         checksums: CRC-32 of each block's extent.
+        sources: The files that it was written from.
     """
 
     identity: Identity
     blocks: Mapping[str, BlockExtent]
     checksums: Mapping[str, int]
+    sources: Sources
 
     def check_all(self, names: Collection[str], done: Callable[[str], None] = _ignore) -> None:
         """Read blocks, and compare them with their checksums.
@@ -121,7 +125,8 @@ def read_store(file: Path) -> Store:
     if size != end:
         raise StoreCorrupt(f"{file} has {size} bytes and not the {end} of its header.")
     checksums = {entry["name"]: entry["checksum"] for entry in header["blocks"]}
-    return Store(Identity(**header["identity"]), blocks, checksums)
+    sources = Sources.from_json(header["sources"])
+    return Store(Identity(**header["identity"]), blocks, checksums, sources)
 
 
 def model_of_store(file: Path) -> str | None:

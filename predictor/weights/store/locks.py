@@ -14,6 +14,9 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+OWNER_ONLY = 0o600
+"""The mode of files that exist to be locked: whoever can open one can block the others."""
+
 
 def try_lock(descriptor: int) -> bool:
     """Lock an open file if no other process holds a lock on it, and return whether it did."""
@@ -49,7 +52,7 @@ class SharedLock:
         Raises:
             OSError: The file cannot be written.
         """
-        self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
 
     def acquire(self) -> None:
         """Acquire the shared lock, and wait for the process that holds an exclusive one."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from predictor.weights.extents import (
 from predictor.weights.progress import Progress
 from predictor.weights.store.folder import StoreFolder
 from predictor.weights.store.format import StoreCorrupt, read_store
+from predictor.weights.store.locks import OWNER_ONLY
 from predictor.weights.store.writer import StoreWriter, partial_file
 
 logger = logging.getLogger(__name__)
@@ -74,11 +74,12 @@ def write_store(
         free += abandoned.stat().st_size
         abandoned.unlink()
     others = _other_blocks(folder, blocks)
-    writer = StoreWriter(folder.file, folder.identity, {**blocks, **_shapes(others)})
+    sources = folder.weights.sources
+    writer = StoreWriter(folder.file, folder.identity, {**blocks, **_shapes(others)}, sources)
     if writer.size > free and others:
         writer.discard()
         others = {}
-        writer = StoreWriter(folder.file, folder.identity, blocks)
+        writer = StoreWriter(folder.file, folder.identity, blocks, sources)
     try:
         free = folder.make_room(writer.size, free)
         if writer.size > free:
@@ -116,11 +117,12 @@ def _write(
 
 
 def _other_blocks(folder: StoreFolder, blocks: BlockParameters) -> dict[str, BlockExtent]:
-    """Return the blocks of the present store besides these, after a check of their checksums."""
+    """Return the served weights' blocks in the present store besides these, after a check."""
     try:
         store = read_store(folder.file)
         others = {name: block for name, block in store.blocks.items() if name not in blocks}
-        if store.identity != folder.identity or not others:
+        is_current = store.identity == folder.identity and folder.weights.are_in(store.sources)
+        if not (is_current and others):
             return {}
         store.check_all(others)
     except (StoreCorrupt, OSError):
@@ -167,22 +169,37 @@ def measure_blocks(blocks: Sequence[BlockExtent]) -> float:
     return count / (time.perf_counter() - began)
 
 
-def measure_folder(folder: Path) -> float:
-    """Return the bytes per second at which a file is read that was just written to a folder."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".sample-") as file:
-        piece = os.urandom(1024**2)
-        for _ in range(_SAMPLE // len(piece)):
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        file_identity = identify_file(os.fstat(file.fileno()))
-        segment = FileSegment(Path(file.name), 0, _SAMPLE, 0, file_identity)
+def measure_folder(store: Path) -> float:
+    """Return the bytes per second at which a file is read that was just written beside a store.
+
+    The file has the name of the store while it is written. So the next process that holds the
+    store's lock removes it if this one is killed.
+
+    Args:
+        store: The file of the store, whose lock is held.
+    """
+    sample = partial_file(store)
+    try:
+        with open(sample, "wb", opener=_open_private) as file:
+            piece = os.urandom(1024**2)
+            for _ in range(_SAMPLE // len(piece)):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            file_identity = identify_file(os.fstat(file.fileno()))
+        segment = FileSegment(sample, 0, _SAMPLE, 0, file_identity)
         return measure_blocks([BlockExtent("sample", (segment,), (), "store")])
+    finally:
+        sample.unlink(missing_ok=True)
+
+
+def _open_private(file: str, flags: int) -> int:
+    return os.open(file, flags, OWNER_ONLY)
 
 
 def is_faster(
-    folder: Path,
+    store: Path,
     blocks: Sequence[BlockExtent],
     *,
     block_bandwidth: Callable[[Sequence[BlockExtent]], float] = measure_blocks,
@@ -191,16 +208,16 @@ def is_faster(
     """Return whether the offload volume is so much faster that a copy of the checkpoint pays.
 
     Args:
-        folder: A folder on the offload volume.
+        store: The file of the store, whose lock is held.
         blocks: Blocks in the checkpoint.
         block_bandwidth: Returns the bytes per second of reading blocks.
-        folder_bandwidth: Returns the bytes per second of reading from a folder.
+        folder_bandwidth: Returns the bytes per second of reading a file beside a store.
     """
     checkpoint = blocks[0].segments[0].file
-    if os.stat(checkpoint).st_dev == os.stat(folder).st_dev:
+    if os.stat(checkpoint).st_dev == os.stat(store.parent).st_dev:
         return False
     in_place = block_bandwidth(blocks)
-    in_store = folder_bandwidth(folder)
+    in_store = folder_bandwidth(store)
     logger.info(
         "The checkpoint's volume reads %s/s, the offload volume %s/s",
         format_bytes(int(in_place)),

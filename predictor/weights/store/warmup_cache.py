@@ -16,6 +16,9 @@ from pathlib import Path
 import torch
 
 import predictor
+from predictor.weights.store.atomic import write_atomically
+from predictor.weights.store.served_weights import ServedWeights
+from predictor.weights.store.sources import Sources
 
 logger = logging.getLogger(__name__)
 
@@ -23,14 +26,18 @@ logger = logging.getLogger(__name__)
 class WarmupCache:
     """Numbers by name, valid under the conditions in which they were measured."""
 
-    def __init__(self, file: Path | None, **conditions: object) -> None:
+    def __init__(
+        self, file: Path | None, weights: ServedWeights | None = None, **conditions: object
+    ) -> None:
         """Read nothing yet: the conditions include torch's threads, which are set later.
 
         Args:
             file: The cache's file; None keeps nothing.
+            weights: The served weights; None if they lie in no files.
             conditions: Conditions besides the weights and the versions of code, as JSON values.
         """
         self._file = file
+        self._weights = weights or ServedWeights()
         self._given = conditions
 
     def get(self, name: str) -> int | None:
@@ -47,7 +54,8 @@ class WarmupCache:
             return {}
         try:
             content = json.loads(self._file.read_bytes())
-            if content["under"] != self._conditions:
+            sources = Sources.from_json(content["sources"])
+            if content["under"] != self._conditions or not self._weights.are_in(sources):
                 return {}
             return {str(name): int(number) for name, number in content["facts"].items()}
         except FileNotFoundError:
@@ -61,10 +69,13 @@ class WarmupCache:
         self._numbers.update(numbers)
         if self._file is None:
             return
-        partial = self._file.with_name(f"{self._file.name}.partial")
+        content = {
+            "sources": self._weights.sources.as_json(),
+            "under": self._conditions,
+            "facts": self._numbers,
+        }
         try:
-            partial.write_text(json.dumps({"under": self._conditions, "facts": self._numbers}))
-            partial.rename(self._file)
+            write_atomically(self._file, json.dumps(content))
         except OSError as error:
             logger.info("%s cannot be written: %s", self._file, error.strerror)
 

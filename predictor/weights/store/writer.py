@@ -20,7 +20,9 @@ from predictor.dtypes import name_of
 from predictor.placement.buffers import STREAM_PIECE
 from predictor.weights.direct_io import NOT_DIRECT, AlignedBuffer, BlockReader, open_direct
 from predictor.weights.extents import PAGE, BlockExtent, BlockParameters, pages, view_of
+from predictor.weights.store.atomic import PARTIAL
 from predictor.weights.store.format import FORMAT, MAGIC, START, Identity, tensor_of
+from predictor.weights.store.sources import NO_SOURCES, Sources
 
 _ALIGNED = 64
 """Alignment in bytes of tensors within a block: a processor's cache line."""
@@ -37,14 +39,21 @@ class StoreWriter:
         partial: The file while it is written.
     """
 
-    def __init__(self, file: Path, identity: Identity, blocks: BlockParameters) -> None:
-        """Create the file.
+    def __init__(
+        self,
+        file: Path,
+        identity: Identity,
+        blocks: BlockParameters,
+        sources: Sources = NO_SOURCES,
+    ) -> None:
+        """Create the file, which only its owner may read.
 
         Args:
             file: The file of the finished store.
             identity: The weights that the store will hold.
             blocks: The blocks in execution order. Only dtypes and shapes of their parameters are
                 used.
+            sources: The files that the blocks come from.
 
         Raises:
             OSError: The file cannot be written.
@@ -52,6 +61,7 @@ class StoreWriter:
         self.file = file
         self.partial = partial_file(file)
         self._identity = identity
+        self._sources = sources
         self._entries = _entries(blocks)
         header = len(self._header())
         for entry in self._entries.values():
@@ -116,13 +126,18 @@ class StoreWriter:
 
     def _header(self) -> bytes:
         blocks = list(self._entries.values())
-        header = {"format": FORMAT, "identity": asdict(self._identity), "blocks": blocks}
+        header = {
+            "format": FORMAT,
+            "identity": asdict(self._identity),
+            "sources": self._sources.as_json(),
+            "blocks": blocks,
+        }
         return json.dumps(header).encode()
 
 
 def partial_file(file: Path) -> Path:
     """Return the temporary name under which a store is written."""
-    return file.with_name(f"{file.name}.partial")
+    return file.with_name(f"{file.name}{PARTIAL}")
 
 
 def _entries(blocks: BlockParameters) -> dict[str, dict[str, Any]]:

@@ -97,7 +97,7 @@ class BounceBuffer:
         Raises:
             OSError: The file cannot be read, after some tries, or is shorter than it was.
         """
-        _, _, size = file_identity
+        _, _, size, _ = file_identity
         if offset + len(into) > size:
             raise too_short(file)
         done = 0
