@@ -23,6 +23,7 @@ from predictor.tasks.request import (
     PromptText,
     TaskRequest,
 )
+from predictor.tasks.text_length import lengths_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +66,7 @@ class TextGeneration:
         self._max_model_len = max_model_len
         self._vocabulary = vocabulary
         self._decoder_prefix = decoder_prefix
+        self._lengths = lengths_of(tokenizer)
 
     def prepare(self, request: TaskRequest) -> PreparedGeneration:
         """Return the prompts as tokens, with complete sampling parameters.
@@ -86,15 +88,14 @@ class TextGeneration:
         return PreparedGeneration(jobs, self.tokenizer, self.engine, self._decoder_prefix)
 
     def _encode(self, text: PromptText, limit: int | None) -> tuple[int, ...]:
-        ids = self._ids(text)[:limit]
+        ids = self._ids(text, limit)[:limit]
         if not ids and self.tokenizer.bos_token_id is not None:
             ids = [self.tokenizer.bos_token_id]
         if not ids:
             raise RequestError("A prompt is empty, and this model has no token to begin with.")
         if len(ids) >= self._longest:
             raise PromptTooLong(
-                f"A prompt has {len(ids)} tokens; with a reply of at least one token this model "
-                f"takes at most {self._longest} (max_model_len).",
+                f"A prompt has {len(ids)} tokens; {self._takes_at_most()}",
                 tokens=len(ids) + 1,
                 limit=self._longest,
             )
@@ -102,31 +103,43 @@ class TextGeneration:
             raise RequestError(f"A token id is not between 0 and {self._vocabulary - 1}.")
         return tuple(ids)
 
+    def _takes_at_most(self) -> str:
+        return (
+            f"with a reply of at least one token this model takes at most {self._longest} "
+            "(max_model_len)."
+        )
+
     @property
     def _longest(self) -> int:
         """Most tokens of prompt and reply together."""
         return self._max_model_len - len(self._decoder_prefix or ())
 
-    def _ids(self, text: PromptText) -> list[int]:
+    def _ids(self, text: PromptText, limit: int | None) -> list[int]:
         if isinstance(text, str):
-            ids: list[int] = self.tokenizer(text).input_ids
-            return ids
+            return self._tokenized(text, limit)
         turns = [item for item in text if isinstance(item, Message)]
-        return self._chat_ids(turns) if turns else [item for item in text if isinstance(item, int)]
+        if turns:
+            return self._tokenized(self._chat_text(turns), limit, add_special_tokens=False)
+        return [item for item in text if isinstance(item, int)]
 
-    def _chat_ids(self, turns: Sequence[Message]) -> list[int]:
+    def _tokenized(self, text: str, limit: int | None, **options: bool) -> list[int]:
+        if limit is None:
+            self._lengths.check(self._longest, "A prompt", self._takes_at_most(), text)
+        ids: list[int] = self.tokenizer(text, **options).input_ids
+        return ids
+
+    def _chat_text(self, turns: Sequence[Message]) -> str:
         if not self.tokenizer.chat_template:
             raise RequestError("This model has no chat template; ask it for completions.")
         try:
-            text = self.tokenizer.apply_chat_template(
+            text: str = self.tokenizer.apply_chat_template(
                 [{"role": turn.role, "content": turn.content} for turn in turns],
                 tokenize=False,
                 add_generation_prompt=True,
             )
         except TemplateError as error:
             raise RequestError(f"The model's chat template refuses: {reason_of(error)}.") from None
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+        return text
 
     def _sampling(self, requested: GenerationParameters, ids: Sequence[int]) -> SamplingParams:
         defaults = self._defaults

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from predictor.engine.encoding.inputs import EncoderInput
 from predictor.errors import PromptTooLong, RequestError
+from predictor.tasks.text_length import lengths_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,7 @@ class Tokenizing:
         """Create it."""
         self.tokenizer: Any = tokenizer
         self.max_model_len = max_model_len
+        self._lengths = lengths_of(tokenizer)
 
     def text(self, text: str, pair: str | None = None, *, truncate: bool = False) -> EncoderInput:
         """Return a text, or a pair of texts, as tokens.
@@ -49,6 +51,9 @@ class Tokenizing:
             truncate: Whether a text that is too long is cut.
             options: More arguments for the tokenizer.
         """
+        if not truncate:
+            texts = (text,) if pair is None else (text, pair)
+            self._lengths.check(self.max_model_len, "A text", self._takes_at_most(), *texts)
         cut = {"truncation": True, "max_length": self.max_model_len} if truncate else {}
         encoding = self.tokenizer(text, pair, verbose=False, **cut, **options)
         count = len(encoding["input_ids"])
@@ -56,12 +61,17 @@ class Tokenizing:
             raise RequestError("A text is empty, and this model has no token to begin with.")
         if count > self.max_model_len:
             raise PromptTooLong(
-                f"A text has {count} tokens; this model takes at most {self.max_model_len} "
-                "(max_model_len), and cuts what is longer where truncate is true.",
+                f"A text has {count} tokens; {self._takes_at_most()}",
                 tokens=count,
                 limit=self.max_model_len,
             )
         return encoding
+
+    def _takes_at_most(self) -> str:
+        return (
+            f"this model takes at most {self.max_model_len} (max_model_len), and cuts what is "
+            "longer where truncate is true."
+        )
 
 
 def as_text(encoding: Any, about: Any = None) -> EncoderInput:

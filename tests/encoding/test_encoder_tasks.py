@@ -295,7 +295,7 @@ def test_a_long_context_is_read_in_windows(make: Make) -> None:
 
 def test_what_is_too_long_is_refused_or_cut(make: Make) -> None:
     up = bring_up(make("sequence_classification", "bert"), "sequence_classification")
-    with pytest.raises(PromptTooLong, match=r"1002 tokens.*at most 128.*truncate"):
+    with pytest.raises(PromptTooLong, match=r"1000 characters .* at most 128.*truncate"):
         ask(up, {"text": "x" * 1000})
     cut, whole = ask(up, {"text": "x" * 1000}, truncate=True), ask(up, {"text": "x" * 126})
     assert cut == whole

@@ -239,3 +239,15 @@ def test_many_replies_to_one_prompt_share_its_tokens(demo: Up) -> None:
     prompt = Prompt("the same", GenerationParameters())
     jobs = demo.task.prepare(GenerationRequest((prompt,) * 50)).jobs
     assert len({id(job.ids) for job in jobs}) == 1
+
+
+def test_a_prompt_is_refused_by_its_length_before_it_is_tokenised(
+    demo: Up, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tokenized(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it was tokenised")
+
+    monkeypatch.setattr(demo.task, "tokenizer", tokenized)
+    sentence = "^A prompt of 1048576 characters has more than 256 tokens; with a reply of at least"
+    with pytest.raises(PromptTooLong, match=sentence):
+        ask(demo.task, "a" * 2**20)

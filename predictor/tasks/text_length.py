@@ -1,0 +1,143 @@
+"""Whether a text is too long, told by its characters before it is tokenised.
+
+Tokenising a text of 1 MiB takes a second and a hundred bytes a token. A tokenizer whose every token
+covers a bounded number of characters gives at least so many tokens for a text; if these are too
+many, there is nothing to tokenise. That holds for byte-level BPE (GPT-2, BLOOM, Llama 3, Qwen) and
+for BPE with byte fallback (Llama 2, Mistral, Gemma). Others drop characters, or make one token of
+any unknown word (WordPiece, Unigram): for those a text is too long beyond a generous bound.
+
+White space is not counted, because a tokenizer may drop it or put it into any token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from predictor.errors import PromptTooLong
+
+CHARACTERS_PER_TOKEN = 256
+"""Characters per token, white space aside, that a text of a tokenizer without a bound may have.
+English has five, and no word of a natural language has so many."""
+
+_COMPOSED = 4
+"""Characters of which Unicode's normal forms make one, at most (such as U+1FA7)."""
+
+_WHITE_SPACE = tuple(char for char in map(chr, range(0x3001)) if char.isspace())
+_BYTES = 256
+_KEEPING = {
+    "ByteLevel": 1,
+    "Lowercase": 1,
+    "Prepend": 1,
+    "Metaspace": 1,
+    "Digits": 1,
+    "NFC": _COMPOSED,
+    "NFD": _COMPOSED,
+    "NFKC": _COMPOSED,
+    "NFKD": _COMPOSED,
+}
+"""Steps before the model that keep every character, and of how many they may make one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextLengths:
+    """The length of texts for one tokenizer.
+
+    Attributes:
+        per_token: Most characters of a token, white space aside.
+        is_bound: Whether no token can have more.
+    """
+
+    per_token: int
+    is_bound: bool
+
+    def check(self, tokens: int, what: str, rest: str, *texts: str) -> None:
+        """Return if texts may have so few tokens.
+
+        Args:
+            tokens: Most tokens.
+            what: The beginning of the sentence of a refusal: ``"A text"``.
+            rest: Its end.
+            texts: The texts.
+
+        Raises:
+            PromptTooLong: They have more.
+        """
+        if not self.exceed(tokens, *texts):
+            return
+        count = sum(map(len, texts))
+        more = "tokens" if self.is_bound else f"times {self.per_token}, and is not tokenised"
+        raise PromptTooLong(
+            f"{what} of {count} characters has more than {tokens} {more}; {rest}",
+            tokens=tokens + 1,
+            limit=tokens,
+        )
+
+    def exceed(self, tokens: int, *texts: str) -> bool:
+        """Return whether texts have more than some number of tokens, for certain or beyond reason.
+
+        Args:
+            tokens: The number of tokens.
+            texts: The texts.
+        """
+        room = tokens * self.per_token
+        count = sum(map(len, texts))
+        if count > room:
+            count -= sum(text.count(char) for text in texts for char in _WHITE_SPACE)
+        return count > room
+
+
+_UNBOUND = TextLengths(CHARACTERS_PER_TOKEN, is_bound=False)
+
+
+def lengths_of(tokenizer: Any) -> TextLengths:
+    """Return the length of texts for one of transformers' tokenizers."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not _covers_all_bytes(backend.model, backend.get_vocab(False)):
+        return _UNBOUND
+    composed = 1
+    for step in (*_steps(backend.normalizer), *_steps(backend.pre_tokenizer)):
+        composed = max(composed, _composed(step))
+        if not _composed(step):
+            return _UNBOUND
+    added = (token.content for token in backend.get_added_tokens_decoder().values())
+    longest = max(map(len, (*backend.get_vocab(False), *added)))
+    return TextLengths(longest * composed, is_bound=True)
+
+
+def _covers_all_bytes(model: Any, vocabulary: Mapping[str, int]) -> bool:
+    """Return whether a model makes tokens of any text, and drops or joins nothing unknown."""
+    if type(model).__name__ != "BPE" or model.dropout:
+        return False
+    if model.byte_fallback:
+        return all(f"<0x{byte:02X}>" in vocabulary for byte in range(_BYTES))
+    return all(char in vocabulary for char in _byte_characters())
+
+
+def _byte_characters() -> Iterator[str]:
+    """Yield the characters by which byte-level BPE stands for bytes (GPT-2's table)."""
+    shown = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    yield from map(chr, shown)
+    yield from (chr(0x100 + number) for number in range(_BYTES - len(shown)))
+
+
+def _steps(step: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the steps of a normalizer or a pre-tokenizer, of which there may be none."""
+    if step is None:
+        return
+    state = json.loads(step.__getstate__())
+    key = "normalizers" if "normalizers" in state else "pretokenizers"
+    yield from state.get(key, [state])
+
+
+def _composed(step: Mapping[str, Any]) -> int:
+    """Return of how many characters a step may make one; 0 if it may drop any."""
+    kind = step["type"]
+    if kind == "Split":
+        return int(step["behavior"] != "Removed")
+    if kind == "Replace":
+        pattern = step["pattern"].get("String", "")
+        return int(0 < len(pattern) <= len(step["content"]))
+    return _KEEPING.get(kind, 0)
