@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -270,3 +271,14 @@ def test_an_early_answer_waits_for_the_rest_of_a_small_body(guarded: Served) -> 
         assert one_of(connection) == 404
         with contextlib.suppress(ConnectionError):
             assert all_of(connection) == b""  # the rest is late
+
+
+def test_clients_that_reset_before_their_answer_are_no_error(
+    guarded: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(100):
+        with connected(guarded) as connection:
+            connection.sendall(post("/nothing", 200_000))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0" + bytes(4))
+    assert httpx.get(f"{guarded.url}/v2/health/live").status_code == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -31,7 +31,11 @@ _SMALL_BODY = 64 * 1024
 Many clients send even a small body in a packet of its own."""
 
 _REST_SECONDS = 10.0
-"""Seconds that a client may take to close, or to read the rest of its answer on."""
+"""Seconds without a byte of the rest, or of an answer that is being read, before it is closed."""
+
+_MOST_WAITS = 6
+"""Such times that a client may take in all. It does no harm: of too many connections, those that
+wait for their clients are closed first."""
 
 
 class LingeringProtocol(HttpToolsProtocol):
@@ -125,19 +129,28 @@ class LingeringProtocol(HttpToolsProtocol):
         if self._lingers or self.transport.is_closing():
             return
         self._lingers = self._only_drops = True
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
+        try:
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+        except OSError:  # the client has reset it
+            self.transport.abort()
+            return
         self.flow.resume_reading()
-        self._set_timer(_REST_SECONDS, partial(self._linger_late, self._unsent()))
+        self._await_close(_MOST_WAITS)
 
-    def _linger_late(self, unsent: int) -> None:
-        if 0 < self._unsent() < unsent:  # the client reads its answer, slowly
-            self._set_timer(_REST_SECONDS, partial(self._linger_late, self._unsent()))
+    def _await_close(self, waits: int) -> None:
+        late = partial(self._linger_late, waits - 1, self._progress())
+        self._set_timer(_REST_SECONDS, late)
+
+    def _linger_late(self, waits: int, progress: int) -> None:
+        if waits and self._progress() > progress:
+            self._await_close(waits)
         else:
             self.transport.abort()
 
-    def _unsent(self) -> int:
-        return int(self.transport.get_write_buffer_size())
+    def _progress(self) -> int:
+        """Return a number that grows with what the client sends, and with what it reads."""
+        return self._dropped - int(self.transport.get_write_buffer_size())
 
     def _drop(self, count: int) -> None:
         self._dropped += count
