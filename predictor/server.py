@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 _POLL = 0.05
 
+_CODEC_THREADS = 2
+"""Threads that decode, tokenise and encode what is large. Each more makes the event loop wait longer
+for the interpreter's lock; with two, tokenising, which does not hold it, goes on beside decoding."""
+
 
 class Server(ModelServer):
     """Serves one model over REST and gRPC until a signal stops it."""
@@ -78,6 +82,7 @@ class Server(ModelServer):
 
     async def _run(self, listener: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(ThreadPoolExecutor(_CODEC_THREADS, "codec"))
         protocol = guarded_protocol(_connection_limits(self._settings))
         http = sdk.rest_server(self, grace_period=1, http_protocol=protocol)
         closing = asyncio.Event()

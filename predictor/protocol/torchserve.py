@@ -8,17 +8,20 @@ have TorchServe's form (`error_forms`).
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
 from predictor.errors import RequestError
 from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
-from predictor.protocol.http.json_body import decode_text, parse_json
+from predictor.protocol.http.json_body import JSONAnswer, decode_text, parse_json
+from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.http.requests import read_body, resolve_model
 from predictor.protocol.kserve import v1
 from predictor.protocol.kserve.v1_answers import prediction
@@ -48,31 +51,32 @@ class TorchServeEndpoints:
         model = resolve_model(self.models, request)
         with counted(model.name, "torchserve"):
             await require_ready(model)
-            instance = v1.decode_instance(await _instance(request), "The body", model.spec)
+            given = await _instance(request)
+            instance = v1.decode_instance(given, "The body", model.spec)
             typed = model.spec.request({}, [instance])
             call = model.answer(typed, requested_timeout(request.headers))
             (answer,) = await while_connected(request, call)
         if isinstance(answer, Completion):
             return PlainTextResponse(answer.text)
-        return JSONResponse(prediction(answer))
+        return JSONAnswer(prediction(answer))
 
     async def ping(self, _request: Request) -> Response:
         """``GET /ping``: whether every model can answer."""
         is_ready = await all_ready(self.models)
-        return JSONResponse(
+        return JSONAnswer(
             {"status": "Healthy" if is_ready else "Unhealthy"}, 200 if is_ready else 503
         )
 
     async def list_models(self, _request: Request) -> Response:
         """``GET /models``: the models; there is never a next page."""
         names = self.models.get_models()
-        return JSONResponse({"models": [{"modelName": name, "modelUrl": name} for name in names]})
+        return JSONAnswer({"models": [{"modelName": name, "modelUrl": name} for name in names]})
 
     async def describe(self, request: Request) -> Response:
         """``GET /models/{model}[/{version}|/all]``: the model as TorchServe describes one."""
         name, version = (request.path_params.get(key) for key in ("model", "version"))
         model = find(self.models, str(name), None if version == _EVERY_VERSION else version)
-        return JSONResponse([await _description(model)])
+        return JSONAnswer([await _description(model)])
 
 
 async def _instance(request: Request) -> object:
@@ -84,13 +88,17 @@ async def _instance(request: Request) -> object:
     if media_type == "multipart/form-data":
         return await _part(request)
     body = await read_body(request)
-    if media_type == "application/x-www-form-urlencoded":
-        return _field(body)
-    return parse_json(body) if media_type == "application/json" else decode_text(body)
+    decode: Callable[[bytes], object] = _DECODERS.get(media_type, decode_text)
+    return await off_loop(len(body), lambda: decode(body))
 
 
 async def _part(request: Request) -> str:
     await read_body(request)
+    # The parser is Python, and asynchronous though it waits for nothing.
+    return await asyncio.to_thread(lambda: asyncio.run(_parse_part(request)))
+
+
+async def _parse_part(request: Request) -> str:
     form = request.form(
         max_files=_MOST_FIELDS, max_fields=_MOST_FIELDS, max_part_size=_MOST_PART_BYTES
     )
@@ -119,6 +127,12 @@ def _field(body: bytes) -> str:
         if name in fields:
             return fields[name]
     raise _no_field()
+
+
+_DECODERS: dict[str, Callable[[bytes], object]] = {
+    "application/x-www-form-urlencoded": _field,
+    "application/json": parse_json,
+}
 
 
 def _no_field() -> RequestError:

@@ -210,6 +210,28 @@ Answer = Completion | Classes | Entities | Span | Masks | Vector | Score
 """The answer to one instance of a request."""
 
 
+_BASE_SIZE, _NUMBER_SIZE, _TOKEN_SIZE = 128, 20, 256
+
+
+def json_size(answers: Sequence[Answer]) -> int:
+    """Return the bytes of answers as JSON, about: enough to tell large answers from small ones."""
+    return sum(map(_json_size, answers))
+
+
+def _json_size(answer: Answer) -> int:
+    if isinstance(answer, Vector):
+        return _NUMBER_SIZE * len(answer.values)
+    if isinstance(answer, Completion):
+        return _BASE_SIZE + len(answer.text) + _TOKEN_SIZE * len(answer.tokens)
+    if isinstance(answer, Classes):
+        return _BASE_SIZE + _NUMBER_SIZE * len(answer.labels)
+    if isinstance(answer, Entities):
+        return _BASE_SIZE * len(answer.entities)
+    if isinstance(answer, Masks):
+        return sum(len(filling.sequence) for fillings in answer.masks for filling in fillings)
+    return _BASE_SIZE
+
+
 def of_type(answers: Sequence[Answer], kind: type[_T]) -> tuple[_T, ...]:
     """Return the answers of a request to a task that gives only this type.
 

@@ -102,15 +102,13 @@ class TextEmbedding(EncoderTaskSpec):
     def _check_tokens(self, name: str, value: Any) -> tuple[int, ...]:
         if not isinstance(value, list | tuple):
             raise RequestError(f"{name} must be a list of token ids.")
-        tokens = tuple(integer("A token id", token, 0, self._vocabulary - 1) for token in value)
         most = self._tokenizing.max_model_len
-        if not tokens:
+        if not value:
             raise RequestError("A list of tokens is empty.")
-        if len(tokens) > most:
+        if len(value) > most:  # first: there may be hundreds of thousands
             raise PromptTooLong(
-                f"A text has {len(tokens)} tokens; this model takes at most {most} "
-                "(max_model_len).",
-                tokens=len(tokens),
+                f"A text has {len(value)} tokens; this model takes at most {most} (max_model_len).",
+                tokens=len(value),
                 limit=most,
             )
-        return tokens
+        return tuple(integer("A token id", token, 0, self._vocabulary - 1) for token in value)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 
-from starlette.responses import JSONResponse
-
 from predictor.errors import (
     GenerationFailed,
     Overloaded,
@@ -20,6 +18,7 @@ from predictor.errors import (
     UnknownVersion,
 )
 from predictor.protocol.http.errors import error_headers, http_error
+from predictor.protocol.http.json_body import JSONAnswer
 
 _GENERATE = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate(_stream)?")
 _TORCHSERVE = re.compile(r"/(predictions|explanations|models)(/.*)?|/ping")
@@ -61,22 +60,22 @@ def api_of(path: str) -> str:
     return _APIS.get(first, "other")
 
 
-def error_response(path: str, exception: Exception) -> JSONResponse:
+def error_response(path: str, exception: Exception) -> JSONAnswer:
     """Return the response to an exception on a path; log an error of the server."""
     status, sentence = http_error(exception)
     headers = error_headers(exception)
     if path == "/openai" or path.startswith("/openai/"):
         code = next((code for kind, code in _CODES.items() if isinstance(exception, kind)), None)
-        return JSONResponse(openai_error(status, sentence, code), status, headers)
+        return JSONAnswer(openai_error(status, sentence, code), status, headers)
     if _TORCHSERVE.fullmatch(path):
         if isinstance(exception, Overloaded):
             status = HTTPStatus.SERVICE_UNAVAILABLE
         kind = _java_name(status, exception)
         body = {"code": status, "type": kind, "message": sentence}
-        return JSONResponse(body, status, headers)
+        return JSONAnswer(body, status, headers)
     if _GENERATE.fullmatch(path):
         status = _generate_status(status, exception)
-    return JSONResponse({"error": sentence}, status, headers)
+    return JSONAnswer({"error": sentence}, status, headers)
 
 
 def openai_error(status: int, sentence: str, code: str | None = None) -> dict[str, object]:

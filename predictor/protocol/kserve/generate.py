@@ -11,11 +11,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from predictor.errors import RequestError
 from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
-from predictor.protocol.http.json_body import kind, optional, parse_document, require_type
+from predictor.protocol.http.json_body import (
+    JSONAnswer,
+    kind,
+    optional,
+    parse_document,
+    require_type,
+)
+from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.http.requests import read_body, resolve_model
 from predictor.protocol.http.sse import event_stream
 from predictor.protocol.served import Models, ServedModel, require_generating
@@ -51,10 +58,10 @@ class GenerateEndpoints:
         model = resolve_model(self.models, request)
         with counted(model.name, "generate"):
             await require_generating(model)
-            typed = decode(parse_document(await read_body(request)))
+            typed = await _decode(await read_body(request))
             call = model.answer(typed, requested_timeout(request.headers))
             (completion,) = of_type(await while_connected(request, call), Completion)
-        return JSONResponse(_about(completion.text, model) | _details(completion))
+        return JSONAnswer(_about(completion.text, model) | _details(completion))
 
     async def generate_stream(self, request: Request) -> Response:
         """``POST /v2/models/{model}/generate_stream``: the reply in events as it comes."""
@@ -62,9 +69,13 @@ class GenerateEndpoints:
         with ExitStack() as count:
             count.enter_context(counted(model.name, "generate"))
             await require_generating(model)
-            typed = decode(parse_document(await read_body(request)))
+            typed = await _decode(await read_body(request))
             stream = await model.stream(typed, requested_timeout(request.headers))
             return event_stream(count.pop_all(), stream, Events(model).encode)
+
+
+async def _decode(body: bytes) -> GenerationRequest:
+    return await off_loop(len(body), lambda: decode(parse_document(body)))
 
 
 def decode(document: Mapping[str, object]) -> GenerationRequest:

@@ -9,11 +9,11 @@ ignored, as its schema allows (the SDK's own client sends ``model_name``).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import orjson
 from kserve import InferInput, InferRequest, InferResponse
 
 from predictor.errors import RequestError
@@ -87,7 +87,7 @@ def encode_infer_response(response: InferResponse, request: InferRequest) -> Enc
         "model_version": response.model_version,
         "outputs": outputs,
     }
-    header = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    header = orjson.dumps(document)
     if not raws:
         return Encoded(header, {"Content-Type": "application/json"})
     headers = {"Content-Type": "application/octet-stream", LENGTH_HEADER: str(len(header))}

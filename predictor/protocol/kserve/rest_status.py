@@ -6,11 +6,10 @@ import json
 from dataclasses import dataclass
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 
 import predictor
 from predictor.errors import UnknownModel
-from predictor.protocol.http.json_body import optional, parse_document
+from predictor.protocol.http.json_body import JSONAnswer, optional, parse_document
 from predictor.protocol.http.requests import resolve_model
 from predictor.protocol.kserve.v2 import signature
 from predictor.protocol.served import SERVER_NAME, Models, ServedModel, all_ready, unready
@@ -28,47 +27,47 @@ class StatusEndpoints:
 
     models: Models
 
-    async def alive(self, _request: Request) -> JSONResponse:
+    async def alive(self, _request: Request) -> JSONAnswer:
         """``GET /``: the process answers."""
-        return JSONResponse({"status": "alive"})
+        return JSONAnswer({"status": "alive"})
 
-    async def live(self, _request: Request) -> JSONResponse:
+    async def live(self, _request: Request) -> JSONAnswer:
         """``GET /v2/health/live``: the process answers."""
-        return JSONResponse({"live": True})
+        return JSONAnswer({"live": True})
 
-    async def ready(self, _request: Request) -> JSONResponse:
+    async def ready(self, _request: Request) -> JSONAnswer:
         """``GET /v2/health/ready``: 200 if every model can answer, else 503 and the progress."""
         if await all_ready(self.models):
-            return JSONResponse({"ready": True})
+            return JSONAnswer({"ready": True})
         each = [model.progress() for model in await unready(self.models)]
         progress = next(filter(None, each), None)
-        return JSONResponse({"ready": False} | ({"progress": progress} if progress else {}), 503)
+        return JSONAnswer({"ready": False} | ({"progress": progress} if progress else {}), 503)
 
-    async def server(self, _request: Request) -> JSONResponse:
+    async def server(self, _request: Request) -> JSONAnswer:
         """``GET /v2``: metadata of the server."""
         about = {"name": SERVER_NAME, "version": predictor.__version__}
-        return JSONResponse({**about, "extensions": list(EXTENSIONS)})
+        return JSONAnswer({**about, "extensions": list(EXTENSIONS)})
 
-    async def names(self, _request: Request) -> JSONResponse:
+    async def names(self, _request: Request) -> JSONAnswer:
         """``GET /v1/models`` and ``GET /v2/models``: names of the models."""
-        return JSONResponse({"models": list(self.models.get_models())})
+        return JSONAnswer({"models": list(self.models.get_models())})
 
-    async def model_ready(self, request: Request) -> JSONResponse:
+    async def model_ready(self, request: Request) -> JSONAnswer:
         """``GET`` of a model's readiness, V1 and V2: 200 if it can answer, else 503."""
         model = resolve_model(self.models, request)
         is_ready = await model.healthy()
         about = {"name": request.path_params["model"], "ready": is_ready}
         if is_ready:
-            return JSONResponse(about)
+            return JSONAnswer(about)
         progress = model.progress()
-        return JSONResponse(about | ({"progress": progress} if progress else {}), 503)
+        return JSONAnswer(about | ({"progress": progress} if progress else {}), 503)
 
-    async def model(self, request: Request) -> JSONResponse:
+    async def model(self, request: Request) -> JSONAnswer:
         """``GET /v2/models/{model}``: metadata of a model."""
         model = resolve_model(self.models, request)
         metadata = model.metadata()
         properties = metadata.get("properties", {})
-        return JSONResponse(
+        return JSONAnswer(
             {
                 "name": request.path_params["model"],
                 "versions": [model.version],
@@ -78,15 +77,15 @@ class StatusEndpoints:
             }
         )
 
-    async def index(self, request: Request) -> JSONResponse:
+    async def index(self, request: Request) -> JSONAnswer:
         """``POST /v2/repository/index``: every model and its state; only ready ones on request."""
         body = await request.body()
         document = parse_document(body) if body else {}
         only_ready = optional(document, "ready", bool, "ready")
         rows = [await _row(name, model) for name, model in self.models.get_models().items()]
-        return JSONResponse([row for row in rows if row["state"] == "READY" or not only_ready])
+        return JSONAnswer([row for row in rows if row["state"] == "READY" or not only_ready])
 
-    async def no_loading(self, _request: Request) -> JSONResponse:
+    async def no_loading(self, _request: Request) -> JSONAnswer:
         """``POST`` of the repository's load and unload, if they are turned off."""
         raise UnknownModel("Loading and unloading of models is turned off on this server.")
 

@@ -15,21 +15,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from predictor.errors import RequestError
 from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
 from predictor.protocol.http.json_body import (
+    JSONAnswer,
     check_count,
     check_keys,
     optional,
     parse_document,
     require_type,
 )
+from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.http.requests import read_body
 from predictor.protocol.openai.request import model_name
 from predictor.protocol.served import Models, ServedModel, find, require_task
-from predictor.tasks.answers import Answer, Classes, Score, Vector, of_type
+from predictor.tasks.answers import Answer, Classes, Score, Vector, json_size, of_type
 from predictor.tasks.request import TOKENS, TaskRequest
 from predictor.tasks.task import RawInstance
 
@@ -52,7 +54,7 @@ class EmbeddingsRerankEndpoints:
     async def embeddings(self, request: Request) -> Response:
         """``POST /openai/v1/embeddings``: a vector for each text or list of tokens."""
         with self._counting("openai"):
-            document = parse_document(await read_body(request))
+            document, size = await _document(request)
             model = find(self.models, model_name(document))
             spec = await require_task(model, "text_embedding")
             check_keys(document, _EMBEDDINGS, "the body")
@@ -60,63 +62,66 @@ class EmbeddingsRerankEndpoints:
             if form not in ("float", "base64"):
                 raise RequestError("encoding_format must be 'float' or 'base64'.")
             shared = {"dimensions": document.get("dimensions")}
-            instances = [_embedded(item) for item in _inputs(document.get("input"))]
-            answers = await _answers(request, model, spec.request(shared, instances))
-        vectors = of_type(answers, Vector)
-        data = [
-            {"object": "embedding", "index": index, "embedding": _as(form, vector.values)}
-            for index, vector in enumerate(vectors)
-        ]
-        tokens = sum(vector.tokens for vector in vectors)
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "data": data, "model": model.name, "usage": usage})
+            given = document.get("input")
+            typed = await off_loop(
+                size, lambda: spec.request(shared, [_embedded(item) for item in _inputs(given)])
+            )
+            vectors = of_type(await _answers(request, model, typed), Vector)
+            return await off_loop(
+                json_size(vectors), lambda: JSONAnswer(_embeddings(vectors, form, model.name))
+            )
 
     async def rerank(self, request: Request) -> Response:
         """``POST /openai/v1/rerank``: the documents, best first."""
         with self._counting("openai"):
-            document = parse_document(await read_body(request))
+            document, size = await _document(request)
             model = find(self.models, model_name(document))
             spec = await require_task(model, "rerank")
             check_keys(document, _RERANK, "the body")
-            texts = [_document(item) for item in _list(document, "documents")]
+            texts = [_document_text(item) for item in _list(document, "documents")]
             top = optional(document, "top_n", int, "top_n")
             if top is not None and top < 1:
                 raise RequestError("top_n must be at least 1.")
             query = require_type(document.get("query"), str, "query")
-            answers = await _answers(request, model, spec.request({}, _pairs(query, texts)))
+            typed = await off_loop(size, lambda: spec.request({}, _pairs(query, texts)))
+            answers = await _answers(request, model, typed)
         with_text = optional(document, "return_documents", bool, "return_documents")
         results = [
             {"index": index, "relevance_score": score}
             | ({"document": {"text": texts[index]}} if with_text else {})
             for index, score in _best_first(answers)[:top]
         ]
-        return JSONResponse({"object": "list", "model": model.name, "results": results})
+        return JSONAnswer({"object": "list", "model": model.name, "results": results})
 
     async def embed(self, request: Request) -> Response:
         """``POST /embed``: TEI's vectors, a list for each text."""
         with self._counting("tei"):
-            document = parse_document(await read_body(request))
+            document, size = await _document(request)
             model = self._only()
             spec = await require_task(model, "text_embedding")
             _check_tei(document, _EMBED)
             names = ("normalize", "truncate", "prompt_name", "dimensions")
             shared = {name: document.get(name) for name in names}
-            answers = await _answers(request, model, spec.request(shared, _tei_texts(document)))
-        return JSONResponse([vector.values for vector in of_type(answers, Vector)])
+            typed = await off_loop(size, lambda: spec.request(shared, _tei_texts(document)))
+            vectors = of_type(await _answers(request, model, typed), Vector)
+            return await off_loop(
+                json_size(vectors), lambda: JSONAnswer([vector.values for vector in vectors])
+            )
 
     async def tei_rerank(self, request: Request) -> Response:
         """``POST /rerank``: TEI's ranking, best first."""
         with self._counting("tei"):
-            document = parse_document(await read_body(request))
+            document, size = await _document(request)
             model = self._only()
             spec = await require_task(model, "rerank")
             _check_tei(document, _TEI_RERANK)
             query = require_type(document.get("query"), str, "query")
             texts = [require_type(text, str, "texts") for text in _list(document, "texts")]
             shared = {name: document.get(name) for name in ("raw_scores", "truncate")}
-            answers = await _answers(request, model, spec.request(shared, _pairs(query, texts)))
+            typed = await off_loop(size, lambda: spec.request(shared, _pairs(query, texts)))
+            answers = await _answers(request, model, typed)
         with_text = optional(document, "return_text", bool, "return_text")
-        return JSONResponse(
+        return JSONAnswer(
             [
                 {"index": index, "score": score} | ({"text": texts[index]} if with_text else {})
                 for index, score in _best_first(answers)
@@ -126,16 +131,17 @@ class EmbeddingsRerankEndpoints:
     async def predict(self, request: Request) -> Response:
         """``POST /predict``: TEI's classification, all labels of a text, best first."""
         with self._counting("tei"):
-            document = parse_document(await read_body(request))
+            document, size = await _document(request)
             model = self._only()
             spec = await require_task(model, "sequence_classification")
             _check_tei(document, _PREDICT)
             raw = optional(document, "raw_scores", bool, "raw_scores") or False
             name = "return_raw_logits" if raw else "return_probabilities"
             shared = {name: True, "truncate": document.get("truncate")}
-            answers = await _answers(request, model, spec.request(shared, _tei_texts(document)))
+            typed = await off_loop(size, lambda: spec.request(shared, _tei_texts(document)))
+            answers = await _answers(request, model, typed)
         rows = [_by_score(answer, raw=raw) for answer in of_type(answers, Classes)]
-        return JSONResponse(rows if isinstance(document["inputs"], list) else rows[0])
+        return JSONAnswer(rows if isinstance(document["inputs"], list) else rows[0])
 
     def _only(self) -> ServedModel:
         """Return the one model, which TEI's clients do not name."""
@@ -146,6 +152,22 @@ class EmbeddingsRerankEndpoints:
         # The body may name a model, and may be no JSON at all; there is one model here.
         with counted(next(iter(self.models.get_models()), ""), protocol):
             yield
+
+
+async def _document(request: Request) -> tuple[dict[str, object], int]:
+    """Return a body as JSON, and its size in bytes."""
+    body = await read_body(request)
+    return await off_loop(len(body), lambda: parse_document(body)), len(body)
+
+
+def _embeddings(vectors: Sequence[Vector], form: object, model: str) -> dict[str, object]:
+    data = [
+        {"object": "embedding", "index": index, "embedding": _as(form, vector.values)}
+        for index, vector in enumerate(vectors)
+    ]
+    tokens = sum(vector.tokens for vector in vectors)
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": model, "usage": usage}
 
 
 async def _answers(request: Request, model: ServedModel, typed: TaskRequest) -> tuple[Answer, ...]:
@@ -159,7 +181,7 @@ def _inputs(given: object) -> list[str | list[object]]:
     items = require_type(given, list, "input")
     if not items:
         raise RequestError("input is empty; give at least one text.")
-    if all(isinstance(item, int) for item in items):
+    if set(map(type, items)) <= {int}:
         return [items]
     check_count(len(items))
     return [item if isinstance(item, str) else require_type(item, list, "input") for item in items]
@@ -190,7 +212,7 @@ def _list(document: Mapping[str, object], key: str) -> list[object]:
     return items
 
 
-def _document(item: object) -> str:
+def _document_text(item: object) -> str:
     """Return the text of a document, which is a text or an object with one."""
     text = item.get("text") if isinstance(item, dict) else item
     return require_type(text, str, "documents")

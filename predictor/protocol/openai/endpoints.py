@@ -11,11 +11,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
 from predictor.protocol.http.error_forms import openai_error
-from predictor.protocol.http.json_body import parse_document
+from predictor.protocol.http.json_body import JSONAnswer, parse_document
+from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.http.requests import read_body, resolve_model
 from predictor.protocol.http.sse import event_stream
 from predictor.protocol.openai.request import Call, decode_chat, decode_completion, model_name
@@ -28,7 +29,7 @@ from predictor.protocol.openai.response import (
     encode,
 )
 from predictor.protocol.served import SERVER_NAME, Models, find, require_generating
-from predictor.tasks.answers import Completion, of_type
+from predictor.tasks.answers import Completion, json_size, of_type
 
 _LAST = "[DONE]"
 
@@ -45,14 +46,14 @@ class OpenAIEndpoints:
     models: Models
     created: int = field(default_factory=lambda: int(time.time()))
 
-    async def list_models(self, _request: Request) -> JSONResponse:
+    async def list_models(self, _request: Request) -> JSONAnswer:
         """``GET /openai/v1/models``: the models."""
         rows = [self._row(name) for name in self.models.get_models()]
-        return JSONResponse({"object": "list", "data": rows})
+        return JSONAnswer({"object": "list", "data": rows})
 
-    async def model(self, request: Request) -> JSONResponse:
+    async def model(self, request: Request) -> JSONAnswer:
         """``GET /openai/v1/models/{model}``: one model."""
-        return JSONResponse(self._row(resolve_model(self.models, request).name))
+        return JSONAnswer(self._row(resolve_model(self.models, request).name))
 
     async def completions(self, request: Request) -> Response:
         """``POST /openai/v1/completions``: continues prompts."""
@@ -71,10 +72,11 @@ class OpenAIEndpoints:
         with ExitStack() as count:
             # The body names the model, and may be no JSON at all; there is one model here.
             count.enter_context(counted(next(iter(self.models.get_models()), ""), "openai"))
-            document = parse_document(await read_body(request))
+            body = await read_body(request)
+            document = await off_loop(len(body), lambda: parse_document(body))
             model = find(self.models, model_name(document))
             await require_generating(model)
-            call = decode(document)
+            call = await off_loop(len(body), lambda: decode(document))
             timeout = requested_timeout(request.headers)
             envelope = Envelope.new(form, model.name)
             if call.stream:
@@ -88,7 +90,11 @@ class OpenAIEndpoints:
                     last=_LAST,
                 )
             answers = await while_connected(request, model.answer(call.request, timeout))
-        return JSONResponse(encode(form, envelope, call, of_type(answers, Completion)))
+            completions = of_type(answers, Completion)
+            return await off_loop(
+                json_size(answers),
+                lambda: JSONAnswer(encode(form, envelope, call, completions)),
+            )
 
     def _row(self, name: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self.created, "owned_by": SERVER_NAME}

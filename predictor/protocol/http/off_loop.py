@@ -1,0 +1,28 @@
+"""Keeps what is large off the event loop, so that health checks do not wait for it.
+
+A thread holds the interpreter's lock for some milliseconds at most before the event loop gets it. A
+large body that was decoded on the event loop would keep it for the whole time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+_SMALL = 16 * 1024
+"""Bytes of JSON, about, that are decoded or encoded in less time than a thread's turn takes."""
+
+
+async def off_loop(size: int, function: Callable[[], _T]) -> _T:
+    """Return the result of a function, which a thread calls if it has much to do.
+
+    Args:
+        size: Bytes, about, that the function decodes or encodes.
+        function: Called once.
+    """
+    if size <= _SMALL:
+        return function()
+    return await asyncio.to_thread(function)
