@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import ExitStack, aclosing
 
+import orjson
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
@@ -58,17 +58,17 @@ def event_stream(
     """
     generator = stream.pieces
 
-    async def events() -> AsyncGenerator[str, None]:
+    async def events() -> AsyncGenerator[bytes, None]:
         try:
             with count:
                 async with aclosing(generator):
                     async for piece in generator:
                         for value in encode(piece):
-                            yield _event(json.dumps(value, ensure_ascii=False))
+                            yield _event(orjson.dumps(value))
             if last is not None:
-                yield _event(last)
+                yield _event(last.encode())
         except Exception as error:
-            yield _event(json.dumps(encode_error(*http_error(error))))
+            yield _event(orjson.dumps(encode_error(*http_error(error))))
 
     return _Events(events(), count, stream)
 
@@ -76,7 +76,9 @@ def event_stream(
 class _Events(StreamingResponse):
     """A response that ends at its deadline even if the client has stopped reading."""
 
-    def __init__(self, events: AsyncGenerator[str, None], count: ExitStack, stream: Stream) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], count: ExitStack, stream: Stream
+    ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._events = events
@@ -137,5 +139,5 @@ class _Sender:
                 return
 
 
-def _event(data: str) -> str:
-    return f"data: {data}\n\n"
+def _event(data: bytes) -> bytes:
+    return b"data: %b\n\n" % data

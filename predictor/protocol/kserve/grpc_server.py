@@ -10,6 +10,7 @@ large model exceeds.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from predictor.admission import AdmissionController, RequestPermit
 from predictor.errors import ConfigurationError, Overloaded, RequestError
 from predictor.metrics import REQUESTS
 from predictor.protocol.http.deadline import counted, requested_timeout
+from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.kserve import grpc_calls as calls
 from predictor.protocol.kserve import v2
 from predictor.protocol.kserve.grpc_calls import MessageReader
@@ -28,8 +30,16 @@ from predictor.protocol.kserve.grpc_health import Health
 from predictor.protocol.kserve.rest_status import EXTENSIONS
 from predictor.protocol.kserve.tensors import check_datatype
 from predictor.protocol.sdk import messages, timed
-from predictor.protocol.served import SERVER_NAME, Models, all_ready, find, require_ready
+from predictor.protocol.served import (
+    SERVER_NAME,
+    Models,
+    ServedModel,
+    all_ready,
+    find,
+    require_ready,
+)
 from predictor.sentences import quote
+from predictor.tasks.answers import Answer, json_size
 
 SERVICE = "inference.GRPCInferenceService"
 _STATUS_METHODS = (
@@ -206,7 +216,8 @@ class Inference:
         try:
             raw = await self._large.read(aiter(stream))
             permit.claim(len(raw))
-            return await self._infer(calls.parse(messages.ModelInferRequest, raw), context)
+            message = await off_loop(len(raw), lambda: calls.parse(messages.ModelInferRequest, raw))
+            return await self._infer(message, len(raw), context)
         finally:
             permit.release()
 
@@ -217,22 +228,17 @@ class Inference:
             REQUESTS.labels(next(iter(self._models.get_models()), ""), "grpc", "rejected").inc()
             raise
 
-    async def _infer(self, request: Any, context: Any) -> Any:
+    async def _infer(self, request: Any, size: int, context: Any) -> Any:
         model = find(self._models, request.model_name, request.model_version)
         with counted(model.name, "grpc"):
             await require_ready(model)
-            _check_transport(request)
-            payload = InferRequest.from_grpc(request)
             with timed("preprocess", model.name):
                 model.check_open()
-                call = v2.decode(payload, model.spec)
+                call = await off_loop(size, lambda: _decode(request, model))
             with timed("predict", model.name):
                 answers = await model.answer(call.request, _timeout(context))
             with timed("postprocess", model.name):
-                response = v2.encode(
-                    call, answers, model_name=model.name, model_version=model.version
-                )
-        return response.to_grpc()
+                return await off_loop(json_size(answers), lambda: _encode(call, answers, model))
 
     async def RepositoryModelLoad(self, _request: Any, context: Any) -> Any:  # noqa: N802
         """Refuse: a client without authentication must not load models."""
@@ -241,6 +247,16 @@ class Inference:
     async def RepositoryModelUnload(self, _request: Any, context: Any) -> Any:  # noqa: N802
         """Refuse: a client without authentication must not unload models."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_LOADING)
+
+
+def _decode(request: Any, model: ServedModel) -> v2.Call:
+    _check_transport(request)
+    return v2.decode(InferRequest.from_grpc(request), model.spec)
+
+
+def _encode(call: v2.Call, answers: Sequence[Answer], model: ServedModel) -> Any:
+    response = v2.encode(call, answers, model_name=model.name, model_version=model.version)
+    return response.to_grpc()
 
 
 def _timeout(context: Any) -> float | None:
