@@ -66,6 +66,7 @@ class AdmissionController:
         self.limits = limits
         self.requests = self.body_bytes = 0
         self.running = self.sequences = self.tokens = 0
+        self._is_draining = False
         self._turns = _Turns(clock, jitter)
 
     def admit(self, body_bytes: int) -> RequestPermit:
@@ -77,13 +78,17 @@ class AdmissionController:
         Raises:
             Overloaded: There are too many; it carries the seconds after which to retry.
         """
-        if self.requests >= self.limits.requests:
+        if self.requests >= self.limits.requests and not self._is_draining:
             raise self._overloaded(f"{self.requests} requests are running and waiting")
         self._check_bytes(body_bytes, others=self.requests)
         self._turns.work()
         self.requests += 1
         self.body_bytes += body_bytes
         return RequestPermit(self, body_bytes)
+
+    def drain(self) -> None:
+        """Admit any number of requests from now on. The model refuses them, so none waits."""
+        self._is_draining = True
 
     def enter(self, sequences: int, tokens: int) -> Permit:
         """Admit a decoded request at the second gate.

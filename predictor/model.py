@@ -118,6 +118,7 @@ class PredictorModel(Model):
     def drain(self) -> None:
         """Refuse new requests; those that run go on."""
         self._draining = True
+        self.admission.drain()
 
     def release(self) -> None:
         """End the engine process, which releases the offload volume."""

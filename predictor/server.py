@@ -37,8 +37,9 @@ logger = logging.getLogger(__name__)
 _POLL = 0.05
 
 _CODEC_THREADS = 2
-"""Threads that decode, tokenise and encode what is large. Each more makes the event loop wait longer
-for the interpreter's lock; with two, tokenising, which does not hold it, goes on beside decoding."""
+"""Threads that decode, tokenise and encode what is large. With each more, the event loop waits
+longer for the interpreter's lock. With two, tokenising, which does not hold it, goes on beside
+decoding."""
 
 
 class Server(ModelServer):

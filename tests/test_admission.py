@@ -39,6 +39,15 @@ def test_as_many_requests_as_allowed_are_admitted():
     admission.admit(1)
 
 
+def test_while_draining_requests_are_not_counted_and_their_bytes_are():
+    admission = controller()
+    admission.drain()
+    for _ in range(5):
+        admission.admit(20)
+    with pytest.raises(Overloaded):
+        admission.admit(1)
+
+
 def test_bytes_of_bodies_are_bounded_and_corrected_when_they_are_read():
     admission = controller()
     first = admission.admit(60)

@@ -127,7 +127,12 @@ class Recorder:
     def __init__(self) -> None:
         self.params: list[SamplingParams] = []
 
-    def submit(self, prompt: Any, sampling: SamplingParams, listener: SequenceCallback) -> int:
+    def new_request(self) -> int:
+        return 0
+
+    def submit(
+        self, prompt: Any, sampling: SamplingParams, listener: SequenceCallback, *, request: int
+    ) -> int:
         self.params.append(sampling)
         listener.on_token(Token(7))
         listener.on_finish("length")
@@ -208,7 +213,12 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 class Parrot:
     """Stands in for the engine: says ` foo bar bar...` until it is stopped."""
 
-    def submit(self, prompt: Any, sampling: SamplingParams, listener: SequenceCallback) -> int:
+    def new_request(self) -> int:
+        return 0
+
+    def submit(
+        self, prompt: Any, sampling: SamplingParams, listener: SequenceCallback, *, request: int
+    ) -> int:
         stops = (listener.on_token(Token(3 if n else 2)) for n in range(sampling.max_new_tokens))
         listener.on_finish("stop_sequence" if any(stops) else "length")
         return 0
