@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import NoReturn
 
 from predictor import constraints, logs, pod, startup
@@ -20,10 +21,14 @@ from predictor.engine.process.channel import Channel
 from predictor.engine.process.host import EngineHost, Outbox
 from predictor.engine.process.messages import Broken, Failed, Loading, Placed, Ready, Start, Stop
 from predictor.errors import EngineBroken, LoadFailed, PredictorError
+from predictor.heartbeat import Heartbeat
 from predictor.metric_updates import MetricRecorder
 from predictor.placement.report import table
 from predictor.settings import Settings
 from predictor.weights.progress import Progress
+
+_SECONDS_BETWEEN_BEATS = 1.0
+"""Seconds between two reports of the engine's health. A report takes microseconds."""
 
 logger = logging.getLogger("predictor.engine_main")  # `__name__` is that of the main module
 
@@ -68,6 +73,8 @@ class _EngineProcess:
         self._host = EngineHost(started.engine, self._outbox)
         self._outbox.flush()
         self._channel.send(Ready(started.facts))
+        watch = threading.Thread(target=self._beat, args=(started.engine.heartbeat,), daemon=True)
+        watch.start()
         self._ended.wait()
         if not self._exit_code:
             started.weights.release()
@@ -96,6 +103,12 @@ class _EngineProcess:
             elif self._host is not None:
                 self._host.handle(message)
         os._exit(1)
+
+    def _beat(self, heartbeat: Heartbeat) -> None:
+        """Report the engine's health until the end."""
+        while True:
+            self._channel.send(heartbeat.health())
+            time.sleep(_SECONDS_BETWEEN_BEATS)
 
     def _break(self, error: EngineBroken) -> None:
         self._channel.send(Broken(error))

@@ -71,6 +71,11 @@ BATCH_ROWS = Histogram(
 STEP_SECONDS = Histogram(
     "predictor_step_seconds", "Time of one pass of the model.", (_MODEL,), buckets=_SHORT
 )
+STALLED = Gauge(
+    "predictor_engine_stalled",
+    "1 while a forward pass or a read of a block takes far too long, else 0.",
+    (_MODEL,),
+)
 KV_USED = Gauge("predictor_kv_tokens_used", "Tokens in the KV cache.", (_MODEL,))
 KV_LIMIT = Gauge("predictor_kv_tokens_limit", "Tokens that the KV cache holds.", (_MODEL,))
 PREEMPTIONS = Counter(

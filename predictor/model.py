@@ -13,7 +13,6 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
 from predictor.admission import AdmissionController, Permit
@@ -21,12 +20,13 @@ from predictor.engine.process.client import EncoderClient, GenerationClient
 from predictor.engine.process.messages import Placed
 from predictor.engine_process import EngineProcess
 from predictor.errors import DeadlineExceeded, EngineBroken, NotReady
+from predictor.heartbeat import Health, Timeouts
 from predictor.metrics import show_placement
 from predictor.placement.report import as_json
 from predictor.pod.memory import read_own_anonymous
 from predictor.private.transformers import tokenizer_class
 from predictor.protocol.http.deadline import requested_timeout  # first: imports kserve safely
-from predictor.protocol.kserve.decoded_call import DecodedCall, decode_call
+from predictor.protocol.kserve.decoded_call import AnsweredCall, DecodedCall, decode_call
 from predictor.protocol.response_style import style_of
 from predictor.protocol.served import Limits
 from predictor.settings import Settings
@@ -41,14 +41,6 @@ from kserve import InferRequest, InferResponse, Model  # isort: skip
 Headers = Mapping[str, str] | None
 
 
-@dataclass(frozen=True, slots=True)
-class AnsweredCall:
-    """A decoded payload and its answers, in order."""
-
-    call: DecodedCall
-    answers: tuple[Answer, ...]
-
-
 class PredictorModel(Model):
     """One model, placed over the memory that the pod owns.
 
@@ -57,6 +49,7 @@ class PredictorModel(Model):
         style: How V1 and V2 requests are read that leave something open.
         spec: Inputs, parameters and outputs of the task; those of generation until it is loaded.
         admission: Counts what is in flight; the protocols' first gate asks it too.
+        client: The engine; None until it is loaded.
     """
 
     def __init__(
@@ -81,6 +74,7 @@ class PredictorModel(Model):
         self._engine = engine
         self._progress: dict[str, object] = {"phase": "starting"}
         self._task: Task | None = None
+        self.client: GenerationClient | EncoderClient | None = None
         self._properties: dict[str, str] = {}
         self._draining = False
         self.admission = AdmissionController(settings.admission_limits())
@@ -96,9 +90,10 @@ class PredictorModel(Model):
         self._engine = engine = self._engine or EngineProcess()
         facts = engine.load(settings, on_progress=self._on_progress, on_placed=self._on_placed)
         kind = EncoderClient if facts.defaults is None else GenerationClient
+        self.client = engine.client(kind, self._break)
         task = open_task(
             facts,
-            engine.client(kind, self._break),
+            self.client,
             defaults=EncoderDefaults.of(settings),
             trust_remote_code=settings.trust_remote_code,
         )
@@ -130,9 +125,14 @@ class PredictorModel(Model):
         """Requests that were accepted and are not answered yet."""
         return self.admission.running
 
+    def health(self) -> Health:
+        """Return whether the engine goes on."""
+        timeouts = Timeouts(self._settings.stall_timeout, self._settings.hang_timeout)
+        return Health() if self.client is None else self.client.health(timeouts)
+
     async def healthy(self) -> bool:
         """Return whether a request would be answered now."""
-        return self.ready and not self._draining
+        return self.ready and not self._draining and self.health().state == "ok"
 
     def progress(self) -> dict[str, object]:
         """Return the progress of loading; empty once it is done."""
@@ -274,6 +274,8 @@ class PredictorModel(Model):
         task = self._task
         if task is None or not self.ready or self._draining:
             raise NotReady(f"Model {self.name!r} is not ready.")
+        if self.health().state != "ok":
+            raise NotReady(f"Model {self.name!r} is stalled: a forward pass takes far too long.")
         return task
 
     def _limit(self, request: TaskRequest, timeout: float | None) -> float:

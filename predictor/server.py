@@ -3,7 +3,7 @@
 The SDK opens its ports after `load()`, binds every address, lets uvicorn close the socket at the
 first SIGTERM and stops the model before its requests are done (see `ModelServer.stop`). Here the
 ports open at once, readiness turns true after loading and false at SIGTERM, and running requests
-may finish.
+may finish. Whatever hangs, the process ends when the grace period is over.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from predictor import logs
 from predictor.engine_process import EngineProcess
 from predictor.errors import ConfigurationError, EngineBroken
+from predictor.metrics import STALLED
 from predictor.model import PredictorModel
 from predictor.protocol import sdk
 from predictor.protocol.app import install
@@ -29,6 +31,7 @@ from predictor.protocol.http.guarded_protocol import guarded_protocol
 from predictor.protocol.kserve.grpc_server import BoundServer, GrpcBounds, make_server
 from predictor.settings import Settings
 from predictor.tasks.generation_spec import GenerationSpec
+from predictor.watchdog import POLL_SECONDS, Watchdog
 
 from kserve import ModelServer  # isort: skip
 
@@ -40,6 +43,9 @@ _CODEC_THREADS = 2
 """Threads that decode, tokenise and encode what is large. With each more, the event loop waits
 longer for the interpreter's lock. With two, tokenising, which does not hold it, goes on beside
 decoding."""
+
+_LAST_SECONDS = 1.0
+"""Seconds for the rest of an orderly end, once no request runs or the grace period is over."""
 
 
 class Server(ModelServer):
@@ -87,9 +93,12 @@ class Server(ModelServer):
         protocol = guarded_protocol(_connection_limits(self._settings))
         http = sdk.rest_server(self, grace_period=1, http_protocol=protocol)
         closing = asyncio.Event()
-        serving = [asyncio.create_task(http.serve(sockets=[listener]))]
+        serving = [asyncio.create_task(http.serve(sockets=[listener]), name="HTTP")]
         if self.enable_grpc:
-            serving.append(asyncio.create_task(self._bind_grpc().serve(closing, grace=1.0)))
+            grpc = self._bind_grpc().serve(closing, grace=1.0)
+            serving.append(asyncio.create_task(grpc, name="gRPC"))
+        for server in serving:
+            server.add_done_callback(self._on_server_end)
         while not http.started:
             await asyncio.sleep(_POLL)
         self._handle_signals()
@@ -97,15 +106,18 @@ class Server(ModelServer):
         logger.info("REST on http://%s", address)
         try:
             await self._load(address)
+            watching = asyncio.create_task(self._watch())
             await self._stopping.wait()
+            watching.cancel()
             await self._drain()
             if self._broken is not None:
                 raise self._broken
             self._model.release()
         finally:
+            self._stopping.set()
             http.should_exit = True
             closing.set()
-            await asyncio.gather(*serving)
+            await asyncio.gather(*serving, return_exceptions=True)
 
     def _bind_grpc(self) -> BoundServer:
         settings = self._settings
@@ -136,13 +148,38 @@ class Server(ModelServer):
             _exit(128 + number)
         logger.info("Signal %d: draining, %d requests are running", number, self._model.running)
         self._model.drain()
+        _end_within(self._settings.grace_period + _LAST_SECONDS, 0)
         self._stopping.set()
 
     def _on_broken(self, error: EngineBroken) -> None:
         """Stop the server after waiting requests have failed; called in another thread."""
         self._broken = error
+        _end_within(self._settings.grace_period + _LAST_SECONDS, error.exit_code)
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._stopping.set)
+
+    def _on_server_end(self, server: asyncio.Task[None]) -> None:
+        """End the process with a server that ends before the process does."""
+        if self._stopping.is_set():
+            return
+        cause = None if server.cancelled() else server.exception()
+        logger.critical("The %s server has ended", server.get_name(), exc_info=cause)
+        if not self._loaded:
+            _exit(EngineBroken.exit_code)
+        self._model.drain()
+        self._on_broken(EngineBroken(f"The {server.get_name()} server has ended by itself."))
+
+    async def _watch(self) -> None:
+        """Follow the engine's health."""
+        show = STALLED.labels(self._model.name).set
+        watchdog = Watchdog(self._model.health, show=show, on_dead=self._on_dead)
+        while True:
+            watchdog.poll()
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _on_dead(self, error: EngineBroken) -> None:
+        if self._model.client is not None:
+            self._model.client.abandon(error)
 
     async def _load(self, address: str) -> None:
         began = time.monotonic()
@@ -206,6 +243,21 @@ def _exit(code: int) -> None:
     """End the process now, without waiting for the thread of a running forward pass."""
     logging.shutdown()
     os._exit(code)
+
+
+def _end_within(seconds: float, code: int) -> None:
+    """End the process after so many seconds, unless it has ended until then.
+
+    A volume that hangs may hold up anything: the release of its files, a thread that is waited for.
+    """
+
+    def end() -> None:
+        os.write(2, b"predictor: Something hangs, so the process ends without its last steps.\n")
+        os._exit(code)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _listen(host: str, port: int) -> socket.socket:

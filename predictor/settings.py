@@ -146,6 +146,17 @@ class Settings(LimitSettings):
     """Seconds for running requests to finish after SIGTERM. The default is below the 30 s after
     which Kubernetes kills a pod by default."""
 
+    stall_timeout: float = Field(20.0, gt=0, allow_inf_nan=False)
+    """Seconds without an end of a forward pass, or of a read of a streamed block, after which the
+    model is not ready. It is ready again when the work goes on. If measured passes or reads are
+    slow, the bound is ten times what they take. With the default, a busy node or a short failure of
+    a network volume goes by unnoticed."""
+
+    hang_timeout: float = Field(300.0, gt=0, allow_inf_nan=False)
+    """Seconds after which the process ends with exit code 1 instead, or thirty times what measured
+    passes or reads take. A thread that hangs in a driver or a file system cannot be stopped. The
+    default outlasts the failover of most network volumes."""
+
     max_body_size: Bytes = 1024**2
     """Most bytes of one request, REST or gRPC. One MiB holds more than 100,000 tokens. Far larger
     requests take so long to decode that health checks wait."""

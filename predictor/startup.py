@@ -25,6 +25,7 @@ from predictor.engine.encoding.warmup import open_encoder_engine
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.warmup import open_engine
 from predictor.errors import EngineBroken
+from predictor.heartbeat import Heartbeat, Timeouts
 from predictor.metrics import EngineMetrics, Labelled, WeightMetrics, labelled
 from predictor.placement.plan import Placement
 from predictor.placement.planner import plan
@@ -205,7 +206,12 @@ def _open(
     metrics: WeightMetrics,
     hooks: EngineHooks,
 ) -> tuple[Engine | EncoderEngine, ModelFacts]:
+    streaming = loaded.streaming
     common: dict[str, Any] = {
+        "heartbeat": Heartbeat(
+            Timeouts(settings.stall_timeout, settings.hang_timeout),
+            None if streaming is None else streaming.loader.read_activity,
+        ),
         "threads": prepared.threads,
         "metrics": EngineMetrics(settings.model_name, metrics, child=hooks.child),
         "warmup_cache": loaded.warmup_cache,

@@ -9,6 +9,8 @@ A request that makes a forward pass fail fails alone: the forward pass is run ag
 the row at fault stands by itself. If no row succeeds, the policy probes the model with one harmless
 token. If the probe fails too, the model is broken, because a device that failed an assertion does
 not recover within the process. Then all requests end with `EngineBroken`, and so does the thread.
+
+The thread notes in its `Heartbeat` what it does, so that another thread sees if it hangs.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from predictor.errors import EngineBroken, GenerationFailed
+from predictor.heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,10 @@ class Policy(Protocol[RequestIn, Row]):
         """Yield the forward passes of the next step; the last one is over when the step ends."""
         ...
 
+    def count_tokens(self, rows: Sequence[Row]) -> int:
+        """Return the tokens that a forward pass over these rows computes, padding included."""
+        ...
+
     def compute(self, rows: Sequence[Row]) -> Any:
         """Run a forward pass and return its results, or let the model's error pass."""
         ...
@@ -84,6 +91,9 @@ class ModelThread(Generic[Request, Row]):
     """Runs the forward passes of one policy until it is stopped or the model is broken.
 
     An engine is a subclass with a policy and a `submit` of its own.
+
+    Attributes:
+        heartbeat: What the thread does, and whether that takes too long.
     """
 
     def __init__(
@@ -91,6 +101,7 @@ class ModelThread(Generic[Request, Row]):
         policy: Policy[Request, Row],
         *,
         name: str,
+        heartbeat: Heartbeat | None = None,
         on_broken: Callable[[EngineBroken], None] | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> None:
@@ -99,10 +110,12 @@ class ModelThread(Generic[Request, Row]):
         Args:
             policy: Decides what is computed.
             name: The thread's name.
+            heartbeat: Takes notes of what the thread does; None makes one.
             on_broken: Called in the model thread, last of all, if the model is broken for good.
             after_step: Called in the model thread after each step, and before it waits.
         """
         self._policy = policy
+        self.heartbeat = heartbeat or Heartbeat()
         self._on_broken = on_broken
         self._after_step = after_step or _do_nothing
         self._keys = itertools.count()
@@ -164,8 +177,10 @@ class ModelThread(Generic[Request, Row]):
                 if not self._stopping:
                     self._step()
                     self._after_step()
+                self.heartbeat.passes.rest()
         # Here is the border between the model and the process: any other error ends the engine.
         except Exception as error:
+            self.heartbeat.passes.rest()
             self._break(error)
 
     def _take_in(self) -> None:
@@ -181,6 +196,7 @@ class ModelThread(Generic[Request, Row]):
             action()
 
     def _step(self) -> None:
+        self.heartbeat.passes.begin(0)
         for rows in self._policy.batches():
             failed = self._run(rows)
             if len(failed) == len(rows):
@@ -192,6 +208,7 @@ class ModelThread(Generic[Request, Row]):
         """Run a forward pass, in halves if it fails; return the rows that fail alone."""
         began = time.monotonic()
         try:
+            self.heartbeat.begin_pass(self._policy.count_tokens(rows))
             results = self._policy.compute(rows)
         except EngineBroken:
             raise
@@ -206,6 +223,8 @@ class ModelThread(Generic[Request, Row]):
             error.__traceback__ = error.__context__ = error.__cause__ = None
             middle = len(rows) // 2
             return [*self._run(rows[:middle]), *self._run(rows[middle:])]
+        self.heartbeat.passes.end()
+        self.heartbeat.passes.begin(0)
         self._policy.deliver(rows, results, time.monotonic() - began)
         return []
 

@@ -10,12 +10,14 @@ import torch
 
 from predictor.engine.timing import ForwardPass, time_forward_passes
 from predictor.errors import LoadFailed, reason_of
+from predictor.heartbeat import Heartbeat
 from predictor.weights.store.warmup_cache import WarmupCache
 
 logger = logging.getLogger(__name__)
 
-_KEY = "pass_tokens"
-"""The key of the break-even tokens in the file that keeps the results of a start."""
+_TOKENS, _SECONDS = "pass_tokens", "pass_microseconds"
+"""Keys in the file that keeps the results of a start: the break-even tokens, and the duration of a
+forward pass of one token."""
 
 
 def set_up_torch(threads: int | None) -> None:
@@ -51,24 +53,38 @@ def first_token() -> Iterator[None]:
 
 
 def measure_breakeven_tokens(
-    run: ForwardPass, chunk: int, *, timed: int, warmup_cache: WarmupCache
+    run: ForwardPass,
+    chunk: int,
+    *,
+    timed: int,
+    warmup_cache: WarmupCache,
+    heartbeat: Heartbeat | None = None,
 ) -> int:
     """Return how many tokens take as long to compute as one forward pass over the weights.
 
-    Also set the number of threads, see `time_forward_passes`.
+    Also set the number of threads, see `time_forward_passes`, and what the heartbeat expects.
 
     Args:
         run: Runs a forward pass.
         chunk: The bound of the result.
         timed: Tokens of a typical forward pass. Its time decides how many threads are used.
         warmup_cache: The results of an earlier start; those of this one are added.
+        heartbeat: Learns what a forward pass costs.
     """
-    tokens, threads = warmup_cache.get(_KEY), warmup_cache.get("threads")
-    if tokens is not None and threads is not None and warmup_cache.get("chunk") == chunk:
+    kept = [warmup_cache.get(name) for name in (_TOKENS, _SECONDS, "threads")]
+    tokens, microseconds, threads = kept
+    is_complete = None not in kept and warmup_cache.get("chunk") == chunk
+    if is_complete and tokens is not None and microseconds is not None and threads is not None:
         _limit_threads(threads)
+        seconds = microseconds / 1e6
     else:
-        tokens = time_forward_passes(run, timed).breakeven_tokens(chunk)
-        warmup_cache.keep(**{_KEY: tokens, "threads": torch.get_num_threads(), "chunk": chunk})
+        times = time_forward_passes(run, timed)
+        tokens, seconds = times.breakeven_tokens(chunk), times.one
+        costs = {_TOKENS: tokens, _SECONDS: round(seconds * 1e6)}
+        warmup_cache.keep(**costs, threads=torch.get_num_threads(), chunk=chunk)
+    if heartbeat is not None:
+        heartbeat.breakeven_tokens = tokens
+        heartbeat.passes.expect(seconds)
     return tokens
 
 

@@ -121,6 +121,7 @@ async def require_ready(model: ServedModel) -> None:
         NotReady: It cannot.
     """
     if not await model.healthy():
+        model.check_open()  # knows the reason
         raise NotReady(f"Model {quote(model.name)} is not ready.")
 
 

@@ -57,6 +57,9 @@ class Fake:
         yield list(self.running)
         self.log.append(("step over", None))
 
+    def count_tokens(self, rows: Sequence[int]) -> int:
+        return len(rows)
+
     def compute(self, rows: Sequence[int]) -> list[str]:
         self.alive.append(sum(reference() is not None for reference in self.held))
         words = [self.running[key] for key in rows]
@@ -290,3 +293,15 @@ def test_stop_ends_a_thread_that_waits() -> None:
     thread: ModelThread[str, int] = ModelThread(Fake(), name="test")
     thread.stop()
     assert thread.join(20)
+
+
+# Hanging
+
+
+def test_a_thread_that_is_idle_or_broken_has_nothing_under_way() -> None:
+    policy = Fake()
+    thread = run(policy, "a", "b")
+    assert thread.heartbeat.passes.progress == ""
+    policy.is_broken = True
+    thread = run(policy, "a", "b")
+    assert thread.heartbeat.passes.progress == ""

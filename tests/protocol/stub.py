@@ -77,7 +77,7 @@ class EchoModel(kserve.Model):
 
     def check_open(self) -> None:
         if not self.ready:
-            raise NotReady("The stub is not ready.")
+            raise NotReady(f"Model {self.name!r} is not ready.")
 
     async def answer(self, request: Any, timeout: float | None) -> tuple[Any, ...]:
         if self.task is not None:

@@ -141,6 +141,7 @@ def serve(
     environ: dict[str, str] | None = None,
     cold: bool = False,
     gated: bool = False,
+    faults: Sequence[tuple[str, str, str]] = (),
 ) -> Iterator[Served]:
     """Starts a server and ends it.
 
@@ -153,6 +154,7 @@ def serve(
             when they are imported.
         cold: Whether it is ``python -m predictor`` instead of a fork.
         gated: Whether the passes of the model, a BLOOM, go through a gate, which is open.
+        faults: Module, function and argument of calls in the process before it serves.
     """
     argv = [
         *("serve", "--host=127.0.0.1", "--http_port=0", "--grpc_port=0"),
@@ -160,7 +162,7 @@ def serve(
         *flags,
     ]
     cold = cold or bool(prefix) or environ is not None
-    assert not (cold and gated)
+    assert not (cold and (gated or faults))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as opened:
         log, barrier = Path(folder) / "log", Path(folder) / "gate"
         entered = opened.enter_context(Gate(barrier)) if gated else None
@@ -174,7 +176,8 @@ def serve(
                     env={**os.environ, **(environ or {})},
                 )
             else:
-                before = [(gate.__name__, gate.install.__name__, str(barrier))] if gated else []
+                gates = [(gate.__name__, gate.install.__name__, str(barrier))] if gated else []
+                before = [*gates, *faults]
                 process = Forked(argv, stderr=stderr, before=before)
         try:
             yield Served(process, log, name, entered)

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.conftest import Checkpoints
+from tests.server import fragile as fragile_server
 from tests.server.process import Served, serve
 from tests.serving import blocks_on_disk
 from tests.volumes import cut_store_short
@@ -82,6 +83,19 @@ def test_a_model_that_is_broken_ends_the_process_after_saying_so(fragile: Served
         assert running.result().status_code in (200, 503)
         assert fragile.process.wait(30) == 1
     assert "The model's engine has failed" in fragile.log.strip().splitlines()[-1]
+
+
+def test_an_http_server_that_ends_by_itself_ends_the_process(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    end = tmp_path / "end"
+    fault = (fragile_server.__name__, fragile_server.install.__name__, str(end))
+    with serve(checkpoints("bloom"), "--max_model_len=64", faults=[fault]) as server:
+        server.await_ready()
+        end.touch()
+        assert server.process.wait(30) == 1
+        assert "RuntimeError: of the HTTP server" in server.log
+        assert "The HTTP server has ended by itself." in server.log.strip().splitlines()[-1]
 
 
 def test_a_store_that_cannot_be_read_any_more_ends_the_process_and_the_next_writes_it_anew(

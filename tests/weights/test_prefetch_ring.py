@@ -136,3 +136,19 @@ def test_a_ring_of_one_block_holds_it_in_every_slot() -> None:
     with opened([0]) as (ring, _):
         for _ in range(5):
             use(ring, 0)
+
+
+def test_a_fetch_that_takes_long_is_logged_once_for_each_wait(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = Source([])
+    source.gate.clear()
+    ring = PrefetchRing(
+        range(3), [Slot()], source.fetch, progress=lambda: "Reading h.0", seconds_to_log=0.01
+    )
+    opening = threading.Timer(0.3, source.gate.set)
+    opening.start()
+    ring.acquire(0)
+    ring.close()
+    opening.join()
+    assert [record.message for record in caplog.records] == ["Reading h.0"]

@@ -18,6 +18,7 @@ from predictor.engine.encoding.inputs import EncoderCallback, EncoderInput
 from predictor.engine.encoding.runner import EncoderRunner
 from predictor.engine.model_thread import ModelThread
 from predictor.errors import EngineBroken, GenerationFailed
+from predictor.heartbeat import Heartbeat
 from predictor.metrics import EngineMetrics
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class EncoderEngine(ModelThread[_Text, int]):
         *,
         metrics: EngineMetrics,
         harmless: EncoderInput,
+        heartbeat: Heartbeat | None = None,
         on_broken: Callable[[EngineBroken], None] | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> None:
@@ -55,12 +57,15 @@ class EncoderEngine(ModelThread[_Text, int]):
             limits: The limits of a forward pass.
             metrics: Takes counts and times.
             harmless: A text on which no working model of this kind fails.
+            heartbeat: Takes notes of what the thread does; None makes one.
             on_broken: Called in the model thread, last of all, if the model is broken for good.
             after_step: Called in the model thread after each step.
         """
         self.runner = runner
         policy = DynamicBatching(runner, limits, metrics=metrics, harmless=harmless)
-        super().__init__(policy, name="encoder", on_broken=on_broken, after_step=after_step)
+        super().__init__(
+            policy, name="encoder", heartbeat=heartbeat, on_broken=on_broken, after_step=after_step
+        )
 
     def submit(
         self,
@@ -134,6 +139,11 @@ class DynamicBatching:
         self._count()
         yield batch
         self._count()
+
+    def count_tokens(self, rows: Sequence[int]) -> int:
+        """Return the tokens that a forward pass over these texts computes, padding included."""
+        longest = max(len(self._running[key].text.ids) for key in rows)
+        return self._limits.rows_of(len(rows)) * self._limits.columns(longest)
 
     def compute(self, rows: Sequence[int]) -> Sequence[Any]:
         """Return the result of each text."""

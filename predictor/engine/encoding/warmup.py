@@ -21,6 +21,7 @@ from predictor.engine.warmup import (
     set_up_torch,
 )
 from predictor.errors import EngineBroken
+from predictor.heartbeat import Heartbeat
 from predictor.metrics import EngineMetrics
 from predictor.placement.plan import Placement
 from predictor.weights.store.warmup_cache import WarmupCache
@@ -38,6 +39,7 @@ def open_encoder_engine(
     threads: int | None,
     metrics: EngineMetrics,
     warmup_cache: WarmupCache,
+    heartbeat: Heartbeat | None = None,
     on_broken: Callable[[EngineBroken], None] | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> EncoderEngine:
@@ -51,6 +53,7 @@ def open_encoder_engine(
         threads: Most threads to compute with; None leaves that to torch.
         metrics: Takes counts and times.
         warmup_cache: The results of an earlier start; those of this one are added.
+        heartbeat: Takes notes of what the model thread does.
         on_broken: Called in the model thread, last of all, if the model is broken for good.
         after_step: Called in the model thread after each step.
 
@@ -62,22 +65,36 @@ def open_encoder_engine(
     limits = replace(limits, bucket_shapes=device.type == "cpu")
     runner = EncoderRunner(model, device=device, limits=limits, postprocess=postprocess)
     end = _end_of_text(model)
-    with first_token():
-        breakeven_tokens = measure_breakeven_tokens(
-            lambda count: runner.run([EncoderInput((0,) * (count - 1) + (end,))]),
-            limits.tokens,
-            timed=min(_TIMED_TOKENS, placement.max_model_len),
-            warmup_cache=warmup_cache,
-        )
+    timed = min(_TIMED_TOKENS, placement.max_model_len)
+    breakeven_tokens = _measure(runner, end, limits.tokens, timed, warmup_cache, heartbeat)
     log_breakeven_tokens(breakeven_tokens)
     return EncoderEngine(
         runner,
         replace(limits, breakeven_tokens=breakeven_tokens),
         metrics=metrics,
         harmless=EncoderInput((end,)),
+        heartbeat=heartbeat,
         on_broken=on_broken,
         after_step=after_step,
     )
+
+
+def _measure(
+    runner: EncoderRunner,
+    end: int,
+    most: int,
+    timed: int,
+    warmup_cache: WarmupCache,
+    heartbeat: Heartbeat | None,
+) -> int:
+    with first_token():
+        return measure_breakeven_tokens(
+            lambda count: runner.run([EncoderInput((0,) * (count - 1) + (end,))]),
+            most,
+            timed=timed,
+            warmup_cache=warmup_cache,
+            heartbeat=heartbeat,
+        )
 
 
 def _end_of_text(model: PreTrainedModel) -> int:

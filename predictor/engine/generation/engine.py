@@ -25,6 +25,7 @@ from predictor.engine.generation.sampling_params import (
 from predictor.engine.generation.scheduler import Scheduler
 from predictor.engine.model_thread import ModelThread, request_failed
 from predictor.errors import EngineBroken, GenerationFailed, PredictorError
+from predictor.heartbeat import Heartbeat
 from predictor.metrics import EngineMetrics
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Engine(ModelThread[_Sequence, Chunk]):
         *,
         eos_token_ids: frozenset[int],
         metrics: EngineMetrics,
+        heartbeat: Heartbeat | None = None,
         on_broken: Callable[[EngineBroken], None] | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> None:
@@ -71,12 +73,15 @@ class Engine(ModelThread[_Sequence, Chunk]):
             limits: The limits of the KV cache and of a forward pass.
             eos_token_ids: Tokens that end a sequence.
             metrics: Takes counts and times.
+            heartbeat: Takes notes of what the thread does; None makes one.
             on_broken: Called in the model thread, last of all, if the model is broken for good.
             after_step: Called in the model thread after each step.
         """
         self.runner, self.limits = runner, limits
         policy = ContinuousBatching(runner, limits, eos_token_ids=eos_token_ids, metrics=metrics)
-        super().__init__(policy, name="engine", on_broken=on_broken, after_step=after_step)
+        super().__init__(
+            policy, name="engine", heartbeat=heartbeat, on_broken=on_broken, after_step=after_step
+        )
 
     def submit(
         self,
@@ -119,6 +124,7 @@ class ContinuousBatching:
         metrics: EngineMetrics,
     ) -> None:
         self._runner, self._eos_token_ids, self._metrics = runner, eos_token_ids, metrics
+        self._limits = limits
         self._scheduler = Scheduler(limits)
         self._batch_sampler = BatchSampler()
         self._sequences: dict[int, _Sequence] = {}
@@ -148,6 +154,10 @@ class ContinuousBatching:
             self._metrics.preemptions.inc()
         yield from step.batches
         self._count()
+
+    def count_tokens(self, rows: Sequence[Chunk]) -> int:
+        """Return the tokens that a forward pass over these rows computes, padding included."""
+        return self._limits.computed_tokens(len(rows), max(chunk.count for chunk in rows))
 
     def compute(self, rows: Sequence[Chunk]) -> list[Token | Exception | None]:
         """Return each row's next token, its error, or None if it has tokens left to compute."""

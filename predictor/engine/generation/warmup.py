@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from transformers import PreTrainedModel
@@ -30,6 +31,7 @@ from predictor.engine.warmup import (
     set_up_torch,
 )
 from predictor.errors import EngineBroken
+from predictor.heartbeat import Heartbeat
 from predictor.metrics import EngineMetrics
 from predictor.placement.plan import Placement
 from predictor.weights.store.warmup_cache import WarmupCache
@@ -38,6 +40,12 @@ logger = logging.getLogger(__name__)
 
 _TIMED_TOKENS = 32
 """Tokens of a typical forward pass: one of each running sequence, and some of prompts."""
+
+
+class _Hooks(TypedDict):
+    heartbeat: Heartbeat | None
+    on_broken: Callable[[EngineBroken], None] | None
+    after_step: Callable[[], None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,7 @@ def open_engine(
     threads: int | None,
     metrics: EngineMetrics,
     warmup_cache: WarmupCache,
+    heartbeat: Heartbeat | None = None,
     on_broken: Callable[[EngineBroken], None] | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> EngineHandle:
@@ -75,6 +84,7 @@ def open_engine(
         threads: Most threads to compute with; None leaves that to torch.
         metrics: Takes counts and times.
         warmup_cache: The results of an earlier start; those of this one are added.
+        heartbeat: Takes notes of what the model thread does.
         on_broken: Called in the model thread, last of all, if the model is broken for good.
         after_step: Called in the model thread after each step.
 
@@ -82,25 +92,20 @@ def open_engine(
         LoadFailed: The model cannot compute even one token.
     """
     set_up_torch(threads)
-    vocabulary = count_vocabulary(model)
     with first_token():
+        vocabulary = count_vocabulary(model)
         runner, reason = _open_runner(model, placement, warmup_cache)
         breakeven_tokens = measure_breakeven_tokens(
             lambda count: _run_tokens(runner, [index % vocabulary for index in range(count)]),
             prefill_chunk,
             timed=min(_TIMED_TOKENS, prefill_chunk, usable_tokens(placement.kv_tokens)),
             warmup_cache=warmup_cache,
+            heartbeat=heartbeat,
         )
     limits = _limits(placement, reason, max_sequences, prefill_chunk, breakeven_tokens)
+    hooks: _Hooks = {"heartbeat": heartbeat, "on_broken": on_broken, "after_step": after_step}
     eos = _eos_token_ids(model)
-    engine = Engine(
-        runner,
-        limits,
-        eos_token_ids=eos,
-        metrics=metrics,
-        on_broken=on_broken,
-        after_step=after_step,
-    )
+    engine = Engine(runner, limits, eos_token_ids=eos, metrics=metrics, **hooks)
     return EngineHandle(engine, vocabulary)
 
 

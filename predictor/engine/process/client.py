@@ -22,6 +22,7 @@ from predictor.engine.generation.sampling_params import (
 from predictor.engine.process.channel import Channel
 from predictor.engine.process.messages import Broken, Cancel, Encode, Generate, Results
 from predictor.errors import EngineBroken, GenerationFailed, PredictorError
+from predictor.heartbeat import Activity, Health, Timeouts
 from predictor.metric_updates import apply_updates
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,9 @@ class EngineClient(Generic[Callback]):
         self._keys = itertools.count()
         self._callbacks: dict[int, Callback] = {}
         self._broken: EngineBroken | None = None
+        self._health = Health()
+        self._silence = Activity("The engine process says nothing, which")
+        self._silence.begin(0)
         self._lock = threading.Lock()
         threading.Thread(target=self._receive, name="results", daemon=True).start()
 
@@ -63,6 +67,15 @@ class EngineClient(Generic[Callback]):
         """Forget a sequence or a text. Its callback is not called again, once it has returned."""
         if self._callbacks.pop(key, None) is not None:
             self._channel.send(Cancel(key))
+
+    def health(self, timeouts: Timeouts) -> Health:
+        """Return what the engine process last reported, or that it reports nothing."""
+        silence = self._silence.health(timeouts)
+        return self._health if silence.state == "ok" else silence
+
+    def abandon(self, error: EngineBroken) -> None:
+        """End all sequences with an error, because the engine hangs."""
+        self._break(error)
 
     def _submit(self, callback: Callback, message: Callable[[int], object]) -> int:
         key = next(self._keys)
@@ -76,7 +89,10 @@ class EngineClient(Generic[Callback]):
     def _receive(self) -> None:
         while True:
             message = self._channel.receive()
-            if isinstance(message, Results):
+            self._silence.begin(0)
+            if isinstance(message, Health):
+                self._health = message
+            elif isinstance(message, Results):
                 apply_updates(message.updates)
                 for key, item in message.items:
                     self._take(key, item)
@@ -113,6 +129,8 @@ class EngineClient(Generic[Callback]):
 
     def _break(self, error: EngineBroken) -> None:
         with self._lock:
+            if self._broken is not None:
+                return
             self._broken = error
             callbacks = list(self._callbacks.values())
             self._callbacks.clear()

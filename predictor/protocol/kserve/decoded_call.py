@@ -35,6 +35,14 @@ class DecodedCall:
     encode: Callable[[Sequence[Answer]], dict[str, object] | InferResponse]
 
 
+@dataclass(frozen=True, slots=True)
+class AnsweredCall:
+    """A decoded payload and its answers, in order."""
+
+    call: DecodedCall
+    answers: tuple[Answer, ...]
+
+
 def decode_call(
     payload: dict[str, object] | bytes | InferRequest,
     *,

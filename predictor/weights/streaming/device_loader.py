@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from predictor.heartbeat import Activity
 from predictor.metrics import WeightMetrics
 from predictor.placement.buffers import STREAM_BUFFERS, STREAM_PIECE, count_pieces
 from predictor.private.torch import parameter_slot
@@ -182,6 +183,11 @@ class DeviceBlockLoader:
     def buffers(self) -> tuple[AlignedBuffer, ...]:
         """Main memory that chunks from disk are read to."""
         return () if self.disk is None else self.disk.buffers
+
+    @property
+    def read_activity(self) -> Activity | None:
+        """The reads from disk under way; None without blocks on disk."""
+        return None if self.disk is None else self.disk.read_activity
 
     @property
     def device_bytes(self) -> int:

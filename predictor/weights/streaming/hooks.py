@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from predictor.heartbeat import Activity
 from predictor.metrics import WeightMetrics
 from predictor.placement.buffers import needs_bounce_buffers
 from predictor.private.accelerate import ModelHook, add_hook_to_module, send_to_device
@@ -35,6 +36,10 @@ class BlockLoader(Protocol):
     @property
     def device_bytes(self) -> int:
         """Bytes of an accelerator's memory that blocks are copied to."""
+
+    @property
+    def read_activity(self) -> Activity | None:
+        """The reads from disk under way; None if nothing is read."""
 
     def acquire(self, index: int) -> tuple[Sequence[nn.Parameter], float]:
         """Return a block's parameters, and the seconds that forward passes waited for blocks."""

@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from torch import nn
 
 from predictor.errors import WeightsUnreadable
+from predictor.heartbeat import Activity
 from predictor.metrics import WeightMetrics
 from predictor.placement.buffers import STREAM_BUFFERS
 from predictor.weights.direct_io import AlignedBuffer, BlockReader
 from predictor.weights.extents import BlockExtent, largest, parameters_in
 from predictor.weights.streaming.bounce_buffer import BounceBuffer
 from predictor.weights.streaming.prefetch_ring import PrefetchRing
+
+_SLOWEST = 10 * 1024**2
+"""Bytes per second of the slowest volume that is taken for a working one, before the first read."""
 
 
 class _Slot:
@@ -32,6 +36,7 @@ class HostBlockLoader:
 
     Attributes:
         blocks: The blocks, in execution order.
+        read_activity: The reads under way and their pace.
     """
 
     def __init__(
@@ -51,12 +56,18 @@ class HostBlockLoader:
             use_bounce_buffer: Whether to read through a `BounceBuffer`.
         """
         self.blocks = blocks
+        self.read_activity = Activity("Reading ", pace=1 / _SLOWEST)
         self._metrics = metrics
         size = largest(blocks)
         self._reader = BounceBuffer() if use_bounce_buffer else BlockReader()
         self._slots = [_Slot(size, blocks) for _ in range(slots)]
         self._in_use: _Slot | None = None
-        self._ring = PrefetchRing(range(len(blocks)), self._slots, self._fetch)
+        self._ring = PrefetchRing(
+            range(len(blocks)),
+            self._slots,
+            self._fetch,
+            progress=lambda: self.read_activity.progress,
+        )
 
     @property
     def buffers(self) -> tuple[AlignedBuffer, ...]:
@@ -98,5 +109,10 @@ class HostBlockLoader:
 
     def _fetch(self, index: int, slot: _Slot) -> None:
         block, began = self.blocks[index], time.perf_counter()
-        self._reader.read(block, slot.buffer)
+        self.read_activity.begin(block.size, f"{block.name} from {block.segments[0].file}")
+        try:
+            self._reader.read(block, slot.buffer)
+            self.read_activity.end()
+        finally:
+            self.read_activity.rest()
         self._metrics.count_read(block.source, block.size, time.perf_counter() - began)

@@ -4,10 +4,14 @@ The ring expects blocks in the order of the last forward pass: after each block 
 followed it before, and after the last block the first one of the next pass. If another block is
 requested, the ring fetches that block anew. This costs time, and never returns another block's
 weights. How a block gets into a slot is left to the caller.
+
+A fetch may hang with its disk. Then `acquire` waits on and says so in the log; what follows from it
+is decided in `predictor.heartbeat`.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -15,7 +19,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+logger = logging.getLogger(__name__)
+
 Slot = TypeVar("Slot")
+
+_SECONDS_TO_LOG = 10.0
+"""Seconds after which a call of `acquire` logs what it waits for. Slow volumes take less for a
+block of some GiB, and a hung one is named before anybody looks for it."""
 
 
 @dataclass(slots=True)
@@ -29,7 +39,13 @@ class PrefetchRing(Generic[Slot]):
     """Slots that a thread fills ahead of their use."""
 
     def __init__(
-        self, order: Sequence[int], slots: Sequence[Slot], fetch: Callable[[int, Slot], None]
+        self,
+        order: Sequence[int],
+        slots: Sequence[Slot],
+        fetch: Callable[[int, Slot], None],
+        *,
+        progress: Callable[[], str] = str,
+        seconds_to_log: float = _SECONDS_TO_LOG,
     ) -> None:
         """Start the thread, which begins to fetch at once.
 
@@ -37,8 +53,11 @@ class PrefetchRing(Generic[Slot]):
             order: Blocks in the expected order.
             slots: The slots. With two, one block is fetched while another is in use.
             fetch: Puts a block into a slot; called in the thread.
+            progress: Returns a sentence about the fetch under way for the log, or nothing.
+            seconds_to_log: Seconds of waiting after which it is logged.
         """
         self._fetch = fetch
+        self._progress, self._seconds_to_log = progress, seconds_to_log
         self._after = dict(zip(order, (*order[1:], order[0]), strict=True))
         self._next, self._last = order[0], order[-1]
         self._free = deque(slots)
@@ -62,10 +81,7 @@ class PrefetchRing(Generic[Slot]):
             self._last = block
             if self._upcoming() != block:
                 self._restart(block)
-            while not self._ready:
-                if self._closed:
-                    raise RuntimeError("the ring is closed")
-                self._changed.wait()
+            self._await_ready()
             fetched = self._ready.popleft()
             if fetched.error is not None:
                 self._free.append(fetched.slot)
@@ -86,6 +102,17 @@ class PrefetchRing(Generic[Slot]):
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+
+    def _await_ready(self) -> None:
+        """Wait for a fetched block; once, log a fetch that takes long."""
+        timeout: float | None = self._seconds_to_log
+        while not self._ready:
+            if self._closed:
+                raise RuntimeError("the ring is closed")
+            if not self._changed.wait(timeout):
+                timeout = None
+                if sentence := self._progress():
+                    logger.warning("%s", sentence)
 
     def _upcoming(self) -> int:
         """Return the block of the next slot."""
