@@ -31,7 +31,14 @@ _UNITS = {
     "connections": ("max_connections",),
     "headers": ("max_header_count",),
     "sequences": ("max_batch_size", "max_sequences_in_flight"),
-    "seconds": ("grace_period", "max_batch_delay", "request_timeout", "client_timeout"),
+    "seconds": (
+        "grace_period",
+        "max_batch_delay",
+        "request_timeout",
+        "client_timeout",
+        "stall_timeout",
+        "hang_timeout",
+    ),
     "bytes": (
         "max_memory",
         "memory_reserve",
