@@ -145,7 +145,7 @@ class EngineProcess:
         except subprocess.TimeoutExpired:
             return "The engine process closed its connection"
         if code == -signal.SIGKILL:
-            return "The engine process was killed (signal 9), probably for lack of memory,"
+            return "The engine process was killed (signal 9, as when memory runs out)"
         if code < 0:
             return f"The engine process was ended by signal {-code}"
         return f"The engine process ended with exit code {code}"
