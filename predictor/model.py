@@ -283,7 +283,7 @@ class PredictorModel(Model):
         return min(seconds for seconds in limits if seconds is not None)
 
     def _break(self, error: EngineBroken) -> None:
-        """Handle a broken engine, in the engine's thread."""
+        """Handle a broken engine, in another thread."""
         self.ready = False
         if self._on_broken is not None:
             self._on_broken(error)

@@ -1,7 +1,7 @@
 """The replies to a request for generation: from the engine's tokens to completions or pieces.
 
 A stop sequence is cut in `predictor.tasks.detokenizer`, which `predictor.tasks.reply` feeds in the
-engine's thread.
+thread that receives the engine's results.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Passes a reply from the engine's thread to the event loop that waits for it."""
+"""Passes a reply from the thread that receives it to the event loop that waits for it."""
 
 from __future__ import annotations
 
