@@ -102,6 +102,7 @@ class ModelThread(Generic[Request, Row]):
         *,
         name: str,
         heartbeat: Heartbeat | None = None,
+        after_pass: Callable[[int, float], None] | None = None,
         on_broken: Callable[[EngineBroken], None] | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> None:
@@ -111,12 +112,15 @@ class ModelThread(Generic[Request, Row]):
             policy: Decides what is computed.
             name: The thread's name.
             heartbeat: Takes notes of what the thread does; None makes one.
+            after_pass: Called in the model thread after each forward pass, with the tokens that it
+                computed and its seconds.
             on_broken: Called in the model thread, last of all, if the model is broken for good.
             after_step: Called in the model thread after each step, and before it waits.
         """
         self._policy = policy
         self.heartbeat = heartbeat or Heartbeat()
         self._on_broken = on_broken
+        self._after_pass = after_pass
         self._after_step = after_step or _do_nothing
         self._keys = itertools.count()
         self._mailbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -208,7 +212,8 @@ class ModelThread(Generic[Request, Row]):
         """Run a forward pass, in halves if it fails; return the rows that fail alone."""
         began = time.monotonic()
         try:
-            self.heartbeat.begin_pass(self._policy.count_tokens(rows))
+            tokens = self._policy.count_tokens(rows)
+            self.heartbeat.begin_pass(tokens)
             results = self._policy.compute(rows)
         except EngineBroken:
             raise
@@ -225,7 +230,10 @@ class ModelThread(Generic[Request, Row]):
             return [*self._run(rows[:middle]), *self._run(rows[middle:])]
         self.heartbeat.passes.end()
         self.heartbeat.passes.begin(0)
-        self._policy.deliver(rows, results, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self._policy.deliver(rows, results, seconds)
+        if self._after_pass is not None:
+            self._after_pass(tokens, seconds)
         return []
 
     def _break(self, error: Exception) -> None:

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 import torch
 
+from predictor.engine.thread_tuner import leave_one_factor
+
 ForwardPass = Callable[[int], object]
 """Runs a forward pass of so many tokens of one sequence, and waits for its end."""
 
 _SLOW = 0.3
 """Seconds from which a forward pass is timed once: noise matters little then, and time at start."""
 
-_NEGLIGIBLE = 1 / 3
-"""Most slowdown by one thread less, as a fraction of its cost if every thread counted."""
+_SMALL = 2**30
+"""Bytes of weights below which a slow forward pass tells of a busy node, not of a large model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +46,24 @@ class Times:
         return min(most, int(self.one / per_token))
 
 
-def time_forward_passes(run: ForwardPass, tokens: int) -> Times:
+def time_forward_passes(run: ForwardPass, tokens: int, *, weights: int = 0) -> Times:
     """Time forward passes, and leave a processor to the server if that slows the model little.
 
-    Threads that compute wait for each other. If the server's own work takes a processor from one of
-    them, all stand still. So a small model is slower with a thread on every processor.
+    The number of threads is a start: `thread_tuner` corrects it on real forward passes. So a large
+    model, for which a forward pass takes long, is not tried with fewer threads here.
 
     Args:
         run: Runs a forward pass.
         tokens: Tokens of the longer of the two forward passes that are timed.
+        weights: Bytes of the model's weights.
     """
     times = _times(run, tokens)
     threads = torch.get_num_threads()
-    if threads == 1 or times.one > _SLOW:
+    if threads == 1 or (weights > _SMALL and times.one > _SLOW):
         return times
     torch.set_num_threads(threads - 1)
     fewer = _times(run, tokens)
-    at_most = 1 + _NEGLIGIBLE / (threads - 1)
+    at_most = leave_one_factor(threads)
     if fewer.one <= at_most * times.one and fewer.many <= at_most * times.many:
         return fewer
     torch.set_num_threads(threads)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
+from predictor.engine.thread_tuner import ThreadTuner
 from predictor.engine.timing import ForwardPass, time_forward_passes
+from predictor.engine.tuned_threads import TunedThreads
 from predictor.errors import LoadFailed, reason_of
 from predictor.heartbeat import Heartbeat
+from predictor.placement.plan import Placement
 from predictor.weights.store.warmup_cache import WarmupCache
 
 logger = logging.getLogger(__name__)
@@ -20,8 +23,8 @@ _TOKENS, _SECONDS = "pass_tokens", "pass_microseconds"
 forward pass of one token."""
 
 
-def set_up_torch(threads: int | None) -> None:
-    """Set torch up for forward passes of ever new shapes.
+def set_up_torch(threads: int | None) -> int:
+    """Set torch up for forward passes of ever new shapes, and return the most threads to use.
 
     cuDNN's attention compiles a plan for each length that it meets. Every token of a sequence is a
     new length, so a forward pass of 22 layers took 100 ms with it instead of 40 (H200, torch 2.11).
@@ -33,6 +36,7 @@ def set_up_torch(threads: int | None) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     if threads is not None:
         _limit_threads(threads)
+    return torch.get_num_threads()
 
 
 @contextmanager
@@ -58,6 +62,7 @@ def measure_breakeven_tokens(
     *,
     timed: int,
     warmup_cache: WarmupCache,
+    weights: int = 0,
     heartbeat: Heartbeat | None = None,
 ) -> int:
     """Return how many tokens take as long to compute as one forward pass over the weights.
@@ -69,6 +74,7 @@ def measure_breakeven_tokens(
         chunk: The bound of the result.
         timed: Tokens of a typical forward pass. Its time decides how many threads are used.
         warmup_cache: The results of an earlier start; those of this one are added.
+        weights: Bytes of the model's weights.
         heartbeat: Learns what a forward pass costs.
     """
     kept = [warmup_cache.get(name) for name in (_TOKENS, _SECONDS, "threads")]
@@ -78,7 +84,7 @@ def measure_breakeven_tokens(
         _limit_threads(threads)
         seconds = microseconds / 1e6
     else:
-        times = time_forward_passes(run, timed)
+        times = time_forward_passes(run, timed, weights=weights)
         tokens, seconds = times.breakeven_tokens(chunk), times.one
         costs = {_TOKENS: tokens, _SECONDS: round(seconds * 1e6)}
         warmup_cache.keep(**costs, threads=torch.get_num_threads(), chunk=chunk)
@@ -86,6 +92,22 @@ def measure_breakeven_tokens(
         heartbeat.breakeven_tokens = tokens
         heartbeat.passes.expect(seconds)
     return tokens
+
+
+def tune_threads(
+    limit: int, placement: Placement, warmup_cache: WarmupCache
+) -> Callable[[int, float], None] | None:
+    """Return what corrects the number of threads after each forward pass; None if nothing does.
+
+    Args:
+        limit: Most threads.
+        placement: The placement of the model. A GPU computes with its own threads.
+        warmup_cache: Keeps the number for later starts.
+    """
+    if limit == 1 or placement.execution_device != "cpu":
+        return None
+    tuner = ThreadTuner(limit, torch.get_num_threads())
+    return TunedThreads(tuner, lambda threads: warmup_cache.keep(threads=threads)).after_pass
 
 
 def log_breakeven_tokens(tokens: int) -> None:

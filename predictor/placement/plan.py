@@ -103,6 +103,11 @@ class Placement:
         return max_attention_tokens(self.kv_tokens)
 
     @property
+    def weights(self) -> int:
+        """Bytes of the weights and computed buffers in all tiers."""
+        return sum(tier.weights for tier in self.tiers)
+
+    @property
     def offloaded(self) -> frozenset[str]:
         """Names of modules (or tensors) that are stored on another device than they execute on."""
         elsewhere = {"disk"} if self.execution_device == "cpu" else {"cpu", "disk"}

@@ -56,12 +56,21 @@ def test_one_thread_is_never_taken() -> None:
     assert torch.get_num_threads() == 1
 
 
-def test_a_slow_model_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_pass_of_a_large_model_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_SLOW", 0.01)
     runner = Runner(lambda tokens, _: 0.02)
-    time_forward_passes(runner.run, 32)
+    time_forward_passes(runner.run, 32, weights=2 * 2**30)
     assert runner.passes == 2
     assert torch.get_num_threads() == 4
+
+
+def test_a_slow_pass_of_a_small_model_is_tried_with_a_thread_fewer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(timing, "_SLOW", 0.01)
+    runner = Runner(lambda tokens, threads: 0.1 if threads == 4 else 0.02)
+    time_forward_passes(runner.run, 32, weights=6 * 2**20)
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ class EncoderEngine(ModelThread[_Text, int]):
         metrics: EngineMetrics,
         harmless: EncoderInput,
         heartbeat: Heartbeat | None = None,
+        after_pass: Callable[[int, float], None] | None = None,
         on_broken: Callable[[EngineBroken], None] | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> None:
@@ -58,13 +59,19 @@ class EncoderEngine(ModelThread[_Text, int]):
             metrics: Takes counts and times.
             harmless: A text on which no working model of this kind fails.
             heartbeat: Takes notes of what the thread does; None makes one.
+            after_pass: See `ModelThread`.
             on_broken: Called in the model thread, last of all, if the model is broken for good.
             after_step: Called in the model thread after each step.
         """
         self.runner = runner
         policy = DynamicBatching(runner, limits, metrics=metrics, harmless=harmless)
         super().__init__(
-            policy, name="encoder", heartbeat=heartbeat, on_broken=on_broken, after_step=after_step
+            policy,
+            name="encoder",
+            heartbeat=heartbeat,
+            after_pass=after_pass,
+            on_broken=on_broken,
+            after_step=after_step,
         )
 
     def submit(

@@ -19,6 +19,7 @@ from predictor.engine.warmup import (
     log_breakeven_tokens,
     measure_breakeven_tokens,
     set_up_torch,
+    tune_threads,
 )
 from predictor.errors import EngineBroken
 from predictor.heartbeat import Heartbeat
@@ -60,13 +61,12 @@ def open_encoder_engine(
     Raises:
         LoadFailed: The model cannot compute even one token.
     """
-    set_up_torch(threads)
+    limit = set_up_torch(threads)
     device = torch.device(placement.execution_device)
     limits = replace(limits, bucket_shapes=device.type == "cpu")
     runner = EncoderRunner(model, device=device, limits=limits, postprocess=postprocess)
     end = _end_of_text(model)
-    timed = min(_TIMED_TOKENS, placement.max_model_len)
-    breakeven_tokens = _measure(runner, end, limits.tokens, timed, warmup_cache, heartbeat)
+    breakeven_tokens = _measure(runner, end, limits.tokens, placement, warmup_cache, heartbeat)
     log_breakeven_tokens(breakeven_tokens)
     return EncoderEngine(
         runner,
@@ -74,6 +74,7 @@ def open_encoder_engine(
         metrics=metrics,
         harmless=EncoderInput((end,)),
         heartbeat=heartbeat,
+        after_pass=tune_threads(limit, placement, warmup_cache),
         on_broken=on_broken,
         after_step=after_step,
     )
@@ -83,7 +84,7 @@ def _measure(
     runner: EncoderRunner,
     end: int,
     most: int,
-    timed: int,
+    placement: Placement,
     warmup_cache: WarmupCache,
     heartbeat: Heartbeat | None,
 ) -> int:
@@ -91,8 +92,9 @@ def _measure(
         return measure_breakeven_tokens(
             lambda count: runner.run([EncoderInput((0,) * (count - 1) + (end,))]),
             most,
-            timed=timed,
+            timed=min(_TIMED_TOKENS, placement.max_model_len),
             warmup_cache=warmup_cache,
+            weights=placement.weights,
             heartbeat=heartbeat,
         )
 

@@ -63,6 +63,7 @@ class Engine(ModelThread[_Sequence, Chunk]):
         eos_token_ids: frozenset[int],
         metrics: EngineMetrics,
         heartbeat: Heartbeat | None = None,
+        after_pass: Callable[[int, float], None] | None = None,
         on_broken: Callable[[EngineBroken], None] | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> None:
@@ -74,13 +75,19 @@ class Engine(ModelThread[_Sequence, Chunk]):
             eos_token_ids: Tokens that end a sequence.
             metrics: Takes counts and times.
             heartbeat: Takes notes of what the thread does; None makes one.
+            after_pass: See `ModelThread`.
             on_broken: Called in the model thread, last of all, if the model is broken for good.
             after_step: Called in the model thread after each step.
         """
         self.runner, self.limits = runner, limits
         policy = ContinuousBatching(runner, limits, eos_token_ids=eos_token_ids, metrics=metrics)
         super().__init__(
-            policy, name="engine", heartbeat=heartbeat, on_broken=on_broken, after_step=after_step
+            policy,
+            name="engine",
+            heartbeat=heartbeat,
+            after_pass=after_pass,
+            on_broken=on_broken,
+            after_step=after_step,
         )
 
     def submit(

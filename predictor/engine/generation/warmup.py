@@ -29,6 +29,7 @@ from predictor.engine.warmup import (
     log_breakeven_tokens,
     measure_breakeven_tokens,
     set_up_torch,
+    tune_threads,
 )
 from predictor.errors import EngineBroken
 from predictor.heartbeat import Heartbeat
@@ -44,6 +45,7 @@ _TIMED_TOKENS = 32
 
 class _Hooks(TypedDict):
     heartbeat: Heartbeat | None
+    after_pass: Callable[[int, float], None] | None
     on_broken: Callable[[EngineBroken], None] | None
     after_step: Callable[[], None] | None
 
@@ -91,7 +93,7 @@ def open_engine(
     Raises:
         LoadFailed: The model cannot compute even one token.
     """
-    set_up_torch(threads)
+    limit = set_up_torch(threads)
     with first_token():
         vocabulary = count_vocabulary(model)
         runner, reason = _open_runner(model, placement, warmup_cache)
@@ -100,10 +102,14 @@ def open_engine(
             prefill_chunk,
             timed=min(_TIMED_TOKENS, prefill_chunk, usable_tokens(placement.kv_tokens)),
             warmup_cache=warmup_cache,
+            weights=placement.weights,
             heartbeat=heartbeat,
         )
     limits = _limits(placement, reason, max_sequences, prefill_chunk, breakeven_tokens)
-    hooks: _Hooks = {"heartbeat": heartbeat, "on_broken": on_broken, "after_step": after_step}
+    after_pass = tune_threads(limit, placement, warmup_cache)
+    hooks = _Hooks(
+        heartbeat=heartbeat, after_pass=after_pass, on_broken=on_broken, after_step=after_step
+    )
     eos = _eos_token_ids(model)
     engine = Engine(runner, limits, eos_token_ids=eos, metrics=metrics, **hooks)
     return EngineHandle(engine, vocabulary)
