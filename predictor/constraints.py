@@ -108,7 +108,7 @@ def placement_options(
         max_concurrency=settings.max_concurrency if checkpoint.task in GENERATING else 1,
         max_batch_size=max_batch_size,
         headroom=settings.memory_headroom,
-        reserve=settings.memory_reserve,
+        reserve=settings.planned_reserve(),
         disk=_disk(settings, checkpoint, footprint, resources),
     )
 

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from predictor.admission import AdmissionLimits
 from predictor.errors import ConfigurationError
-from predictor.settings_limits import LimitSettings
+from predictor.settings_limits import DECODED_BYTES, LimitSettings
 from predictor.settings_sources import (
     ALIASES,
     PREFIX,
@@ -93,7 +93,7 @@ class Settings(LimitSettings):
 
     memory_reserve: Bytes = 128 * 1024**2
     """Further bytes of main memory that are never planned, for requests and replies in flight and
-    for thread arenas."""
+    for thread arenas. A larger `max_bytes_in_flight` raises it to 32 times that."""
 
     pinned_memory_fraction: float = Field(1.0, ge=0, le=1)
     """The largest fraction of main memory that is page-locked, so that it is copied to a GPU at the
@@ -221,6 +221,11 @@ class Settings(LimitSettings):
             sequences=self.max_sequences_in_flight,
             tokens=self.max_tokens_in_flight,
         )
+
+    def planned_reserve(self) -> int:
+        """Return the bytes of main memory that are kept for what is in flight, at the worst."""
+        decoded = DECODED_BYTES * self.admission_limits().body_bytes
+        return max(self.memory_reserve, decoded)
 
     @classmethod
     def settings_customise_sources(

@@ -7,6 +7,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from predictor.settings_types import Bytes
 
+DECODED_BYTES = 32
+"""Bytes of main memory for each byte of a body, at the worst. An empty JSON object has two bytes
+and takes 64; a list of small numbers takes 4 for each byte, and a text at most 5."""
+
 
 class LimitSettings(BaseSettings):
     """Bounds of connections and of what arrives on them."""
@@ -27,8 +31,8 @@ class LimitSettings(BaseSettings):
 
     max_bytes_in_flight: Bytes = 4 * 1024**2
     """Most bytes of the bodies of all requests that run or wait, before one more is refused (429,
-    RESOURCE_EXHAUSTED). Decoded, a byte takes up to 32 bytes (an empty JSON object has two), so the
-    default keeps bodies within the default `memory_reserve`. A larger `max_body_size` raises it."""
+    RESOURCE_EXHAUSTED). Decoded, a byte takes up to 32 bytes (an empty JSON object has two), which
+    the plan reserves. A larger `max_body_size` raises it."""
 
     max_sequences_in_flight: int = Field(8192, ge=1)
     """Most prompts and texts of all requests that run or wait, before a request with more is
