@@ -1,6 +1,7 @@
 # The two commands of the README: `make serve` and `make test`. Each does all the set-up it needs.
 PYTHON ?= python3
 VENV ?= .venv
+LATEST ?= .venv-latest
 BIN := $(VENV)/bin
 PIN := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
@@ -20,14 +21,15 @@ BUILD_FLAGS ?=
 # servers and disks. And more flags of pytest's.
 WORKERS ?= 3
 PYTEST_FLAGS ?=
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
+TESTS := -m pytest --numprocesses $(WORKERS) --dist loadfile \
 	--no-loadscope-reorder --durations 10
+PYTEST := $(BIN)/python $(TESTS)
 
 # Else every process compiles torch and transformers again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-all test-image lint types contracts tests docs docs-build generate image \
-	benchmarks constraints clean
+.PHONY: serve test test-all test-image test-latest lint types contracts tests docs docs-build \
+	generate image benchmarks constraints clean
 
 serve: $(VENV)/serve.stamp
 	$(BIN)/predictor serve $(SERVE_FLAGS)
@@ -55,6 +57,16 @@ test-image: $(VENV)/test.stamp
 test-all: lint types contracts docs-build $(VENV)/test.stamp
 	$(PYTEST) --full-grid --ignore tests/image $(PYTEST_FLAGS)
 	$(MAKE) test-image
+
+# With the newest version of each dependency, in an environment of its own: neither the constraints nor
+# upper bounds hold for it.
+test-latest: $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LATEST)
+	$(BIN)/python -m tests.newest > $(LATEST)/newest.txt
+	$(BIN)/uv pip install --quiet --python $(LATEST)/bin/python --requirements $(LATEST)/newest.txt
+	$(BIN)/uv pip install --quiet --python $(LATEST)/bin/python --no-deps --editable .
+	$(BIN)/uv pip list --python $(LATEST)/bin/python
+	$(LATEST)/bin/python $(TESTS) --ignore tests/image $(PYTEST_FLAGS)
 
 # The documentation site. The variable turns off a notice about another program's next version.
 docs docs-build: export NO_MKDOCS_2_WARNING = 1
@@ -90,7 +102,7 @@ constraints: $(VENV)/test.stamp
 	mv constraints.new constraints.txt
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache \
+	rm -rf $(VENV) $(LATEST) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache \
 	  .hypothesis .schemathesis
 
 $(BIN)/uv:

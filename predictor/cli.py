@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import predictor
 from predictor import logs
 from predictor.errors import ConfigurationError, PredictorError
+from predictor.private import versions
 from predictor.settings import Settings, explicit_settings, names, read_settings
 from predictor.settings_sources import ALIASES, check_known
 
@@ -56,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PredictorError as error:
         _report_end(str(error))
         return error.exit_code
+    except ImportError as error:
+        _report_end(str(versions.lacking(error)))
+        return ConfigurationError.exit_code
     except Exception as error:
         logger.exception("The predictor ends because of an error that nobody expected")
         _report_end(

@@ -1,4 +1,4 @@
-"""The engine process: ``python -m predictor.engine_main FD``, with one end of a socket pair.
+"""The engine process, with one end of a socket pair.
 
 It plans and loads the model, runs the engine, and ends with the process at the other end. Why there
 are two processes is said in `predictor.engine.process`.
@@ -11,12 +11,11 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from typing import NoReturn
 
-from predictor import constraints, logs, pod, startup
+from predictor import constraints, pod, startup
 from predictor.engine.process.channel import Channel
 from predictor.engine.process.host import EngineHost, Outbox
 from predictor.engine.process.messages import Broken, Failed, Loading, Placed, Ready, Start, Stop
@@ -30,7 +29,7 @@ from predictor.weights.progress import Progress
 _SECONDS_BETWEEN_BEATS = 1.0
 """Seconds between two reports of the engine's health. A report takes microseconds."""
 
-logger = logging.getLogger("predictor.engine_main")  # `__name__` is that of the main module
+logger = logging.getLogger(__name__)
 
 
 def main(connection: socket.socket) -> NoReturn:
@@ -120,9 +119,3 @@ def _unexpected(error: Exception) -> LoadFailed:
     return LoadFailed(
         f"An error that nobody expected, {type(error).__name__}; the log has its trace."
     )
-
-
-if __name__ == "__main__":
-    logs.configure()
-    logs.quiet()
-    main(socket.socket(fileno=int(sys.argv[1])))

@@ -52,9 +52,9 @@ class Child(Protocol):
 
 
 def launch(connection: socket.socket) -> Child:
-    """Start ``predictor.engine_main`` with an end of a socket pair."""
+    """Start ``predictor.engine_start`` with an end of a socket pair."""
     fd = connection.fileno()
-    command = [sys.executable, "-m", "predictor.engine_main", str(fd)]
+    command = [sys.executable, "-m", "predictor.engine_start", str(fd)]
     return subprocess.Popen(command, pass_fds=[fd])  # noqa: S603 - no input in it
 
 

@@ -32,6 +32,7 @@ from predictor.placement.planner import plan
 from predictor.placement.units import Footprint
 from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
+from predictor.private.transformers import check_models
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.settings import Settings
 from predictor.tasks.model_facts import ModelFacts, encoder_facts, generation_facts
@@ -121,8 +122,10 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
 
     Raises:
         DoesNotFit: No placement fits.
-        ConfigurationError: A setting is invalid for this model or this pod.
+        ConfigurationError: A setting is invalid for this model or this pod, or a library lacks what
+            is used of it.
     """
+    check_models()
     dtype = serving_dtype(settings, checkpoint)
     task = checkpoint.task
     skeleton = build_on_meta(

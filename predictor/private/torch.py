@@ -11,6 +11,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from predictor.private.versions import Interface, Library, check, uncalled
+
+TORCH = Library("torch", "2.13", "2.14")
+
+INTERFACES = (
+    Interface("torch.utils._pytree", "tree_flatten", ("tree", "is_leaf")),
+    Interface("torch.utils._pytree", "tree_leaves", ("tree",)),
+    Interface("torch.utils._pytree", "tree_unflatten", ("leaves", "treespec")),
+    Interface(
+        "torch.utils._python_dispatch",
+        "TorchDispatchMode.__torch_dispatch__",
+        ("func", "types", "args", "kwargs"),
+    ),
+    *uncalled("torch.utils._pytree", "TreeSpec"),
+    *uncalled("torch.nn.functional", "grouped_mm"),
+    *uncalled("torch", "_grouped_mm"),
+    *uncalled("torch.nn", "_parameters", "_buffers", "_modules", of="Module"),
+)
+
+check(TORCH, *INTERFACES)
+
 import torch
 from torch import nn
 from torch.nn import functional

@@ -21,8 +21,62 @@ from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from predictor.private.versions import Interface, Library, check, uncalled
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+TRANSFORMERS = Library("transformers", "5.23", "5.24")
+
+TOKENIZERS = uncalled("transformers", "AutoTokenizer.from_pretrained")
+
+ENTITIES = (
+    Interface(
+        "transformers.pipelines.token_classification",
+        "TokenClassificationPipeline.gather_pre_entities",
+        (
+            "sentence",
+            "input_ids",
+            "scores",
+            "offset_mapping",
+            "special_tokens_mask",
+            "aggregation_strategy",
+        ),
+    ),
+    Interface(
+        "transformers.pipelines.token_classification",
+        "TokenClassificationPipeline.aggregate",
+        ("pre_entities", "aggregation_strategy"),
+    ),
+    *uncalled("transformers.pipelines.token_classification", "AggregationStrategy"),
+)
+
+MODELS = (
+    Interface("transformers.cache_utils", "get_layer_types_and_kwargs", ("config",)),
+    Interface("transformers.conversion_mapping", "get_model_conversion_mapping", ("model",)),
+    Interface(
+        "transformers.integrations.accelerate",
+        "accelerate_dispatch",
+        (
+            "model",
+            "hf_quantizer",
+            "device_map",
+            "offload_folder",
+            "offload_index",
+            "offload_buffers",
+        ),
+    ),
+    Interface("transformers.utils.logging", "set_tqdm_hook", ("hook",)),
+    *uncalled("transformers.core_model_loading", "WeightConverter"),
+    *uncalled("transformers.modeling_utils", "accelerate_dispatch"),
+    *uncalled(
+        "transformers.modeling_utils",
+        "_is_stateful",
+        "_no_split_modules",
+        "_skip_keys_device_placement",
+        of="PreTrainedModel",
+    ),
+)
 
 _WEIGHTS_BAR = "Loading weights"
 """The description of the progress bar around transformers' loop over the weights."""
@@ -35,9 +89,11 @@ def tokenizer_class() -> Any:
     ``_is_package_available``), and if so it imports that. If this process has imported transformers
     already, nothing is changed.
     """
-    if "transformers" not in sys.modules:
+    if "transformers" in sys.modules:
+        check(TRANSFORMERS, *TOKENIZERS)
+    else:
         with _hidden("torch"), _no_advice():
-            import transformers  # noqa: F401
+            check(TRANSFORMERS, *TOKENIZERS)
     from transformers import AutoTokenizer
 
     return AutoTokenizer
@@ -83,6 +139,7 @@ def token_aggregation(tokenizer: Any, labels: Sequence[str]) -> Callable[..., li
         tokenizer: The tokenizer.
         labels: The labels, in the order of the scores.
     """
+    check(TRANSFORMERS, *ENTITIES)
     from transformers.pipelines.token_classification import (
         AggregationStrategy,
         TokenClassificationPipeline,
@@ -101,6 +158,15 @@ def token_aggregation(tokenizer: Any, labels: Sequence[str]) -> Callable[..., li
         return entities
 
     return aggregate
+
+
+def check_models() -> None:
+    """Check what the process that has the model uses of transformers, before it plans.
+
+    Raises:
+        ConfigurationError: Some of it is missing, or takes other parameters.
+    """
+    check(TRANSFORMERS, *MODELS)
 
 
 def cache_layer_types(model: PreTrainedModel) -> tuple[str, ...]:
@@ -127,6 +193,7 @@ def class_names(table: str) -> Mapping[str, tuple[str, ...]]:
     Args:
         table: A table of `modeling_auto`, such as ``MODEL_FOR_CAUSAL_LM_MAPPING_NAMES``.
     """
+    check(TRANSFORMERS, *uncalled("transformers.models.auto.modeling_auto", table))
     from transformers.models.auto import modeling_auto
 
     mapping: Mapping[str, Any] = getattr(modeling_auto, table)

@@ -16,7 +16,7 @@ def _import_kserve_without_arguments() -> None:
     arguments = sys.argv
     sys.argv = arguments[:1] or ["predictor"]
     try:
-        import kserve  # noqa: F401
+        from predictor.protocol import sdk  # noqa: F401 - checks kserve before it is used
     finally:
         sys.argv = arguments
 

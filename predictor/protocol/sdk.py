@@ -1,14 +1,64 @@
 """The interfaces of the kserve SDK that it does not export; no other module here names them.
 
-Written against kserve 0.21. Each entry says where the SDK has it, so that an upgrade of the SDK is
-checked against this file alone. `Model`, `ModelServer`, `InferRequest` and the like are exported by
-`kserve` and imported from there.
+Written against kserve 0.21. `INTERFACES` says where the SDK has each, so that an upgrade of the SDK
+is checked against this file alone. `Model`, `ModelServer`, `InferRequest` and the like are exported
+by `kserve` and imported from there.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from typing import Any, Literal
+
+from predictor.private.versions import Interface, Library, check, uncalled
+
+KSERVE = Library("kserve", "0.21", "0.22")
+
+INTERFACES = (
+    Interface("kserve.metrics", "get_labels", ("model_name",)),
+    Interface("kserve.protocol.dataplane", "DataPlane", ("model_registry",)),
+    Interface("kserve.protocol.infer_type", "to_http_parameters", ("parameters",)),
+    Interface(
+        "kserve.protocol.model_repository_extension",
+        "ModelRepositoryExtension",
+        ("model_registry",),
+    ),
+    Interface(
+        "kserve.protocol.rest.server",
+        "RESTServer",
+        (
+            "app",
+            "data_plane",
+            "model_repository_extension",
+            "http_port",
+            "grace_period",
+            "timeout_keep_alive",
+            "ssl_certfile",
+            "ssl_keyfile",
+        ),
+    ),
+    Interface("kserve.protocol.rest.server", "RESTServer.create_application", ()),
+    Interface("kserve.protocol.rest.server", "RESTServer._add_middlewares", ("app",)),
+    Interface("kserve.protocol.rest.server", "RESTServer._register_endpoints", ("app",)),
+    Interface("kserve.protocol.rest.server", "RESTServer._add_exception_handlers", ("app",)),
+    *uncalled("kserve.protocol.rest.server", "_server", "config", of="RESTServer"),
+    *uncalled("kserve.metrics", "PRE_HIST_TIME", "PREDICT_HIST_TIME", "POST_HIST_TIME"),
+    *uncalled("kserve", "InferInput", "InferOutput", "InferRequest", "InferResponse"),
+    *uncalled("kserve", "Model", "ModelServer"),
+    *uncalled("kserve.model_server", "app"),
+    *uncalled("kserve.protocol.grpc.grpc_predict_v2_pb2", "ModelInferRequest"),
+    *uncalled("kserve.protocol.infer_type", "RequestedOutput", "InferInput._raw_data"),
+    *uncalled(
+        "kserve.errors",
+        "InvalidInput",
+        "ModelNotFound",
+        "ModelNotReady",
+        "ServerNotLive",
+        "ServerNotReady",
+    ),
+)
+
+check(KSERVE, *INTERFACES)
 
 from fastapi import FastAPI
 from kserve.errors import (

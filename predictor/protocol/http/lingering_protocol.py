@@ -17,6 +17,65 @@ from functools import partial
 from typing import Any
 
 from starlette.responses import Response
+
+from predictor.private.versions import Interface, Library, check, uncalled
+
+UVICORN = Library("uvicorn", "0.54", "0.55")
+
+_PROTOCOL = "uvicorn.protocols.http.httptools_impl"
+
+INTERFACES = (
+    Interface(_PROTOCOL, "HttpToolsProtocol.connection_made", ("transport",)),
+    Interface(_PROTOCOL, "HttpToolsProtocol.connection_lost", ("exc",)),
+    Interface(_PROTOCOL, "HttpToolsProtocol.on_url", ("url",)),
+    Interface(_PROTOCOL, "HttpToolsProtocol.on_header", ("name", "value")),
+    Interface(_PROTOCOL, "HttpToolsProtocol.on_body", ("body",)),
+    *uncalled(
+        _PROTOCOL,
+        "on_message_begin",
+        "on_headers_complete",
+        "on_message_complete",
+        "on_response_complete",
+        "pause_writing",
+        "resume_writing",
+        "shutdown",
+        "timeout_keep_alive_handler",
+        "_unset_keepalive_if_required",
+        "_unsupported_upgrade_warning",
+        of="HttpToolsProtocol",
+    ),
+    *uncalled(
+        _PROTOCOL,
+        "cycle",
+        "flow",
+        "headers",
+        "loop",
+        "parser",
+        "pipeline",
+        "scope",
+        "server_state",
+        "transport",
+        of="HttpToolsProtocol",
+    ),
+    *uncalled(
+        _PROTOCOL,
+        "disconnected",
+        "keep_alive",
+        "message_event",
+        "response_complete",
+        "response_started",
+        "transport",
+        of="RequestResponseCycle",
+    ),
+    *uncalled(_PROTOCOL, "STATUS_LINE"),
+    *uncalled("uvicorn.server", "default_headers", "total_requests", of="ServerState"),
+    *uncalled(
+        "uvicorn.protocols.http.flow_control", "read_paused", "resume_reading", of="FlowControl"
+    ),
+)
+
+check(UVICORN, *INTERFACES)
+
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from predictor.errors import PredictorError
