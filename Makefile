@@ -94,6 +94,7 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/offload.py
 	$(BIN)/python benchmarks/limits.py
 	$(BIN)/python benchmarks/queues.py
+	$(BIN)/python benchmarks/threads.py
 
 constraints: $(VENV)/test.stamp
 	{ echo "# Every version that the tests run with. Made by: make constraints"; \

@@ -197,6 +197,21 @@ def test_serving_compares_a_server_with_raw_generate(tmp_path_factory):
     assert {target["target"] for target in numbers["targets"]} == {">= 0.95", "< 2"}
 
 
+def test_threads_compares_a_disturbed_start_with_an_undisturbed_one(tmp_path_factory):
+    done, numbers = run("threads.py", tmp_path_factory, "--quick")
+    assert done.returncode == 0, done.stderr
+    result = numbers["parts"]["demo"]
+    assert result["ratio"] > 0
+    assert result["disturbed_threads"][0] >= 1
+    assert result["quiet_threads"][0] >= 1
+
+
+def test_threads_fails_if_a_disturbed_start_stays_slow():
+    failure_of = load("threads").failure_of
+    assert failure_of({"demo": {"ratio": 0.9}}) is None
+    assert failure_of({"demo": {"ratio": 0.89}, "llama": {"ratio": 1.0}}) == "Under 0.9: demo."
+
+
 def test_offload_compares_streaming_with_accelerates_maps(tmp_path_factory):
     with memory_cgroup(2**30):
         pass  # or skip

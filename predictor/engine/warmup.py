@@ -104,9 +104,11 @@ def tune_threads(
         placement: The placement of the model. A GPU computes with its own threads.
         warmup_cache: Keeps the number for later starts.
     """
+    threads = torch.get_num_threads()
+    logger.info("Forward passes begin with %d of %d threads", threads, limit)
     if limit == 1 or placement.execution_device != "cpu":
         return None
-    tuner = ThreadTuner(limit, torch.get_num_threads())
+    tuner = ThreadTuner(limit, threads)
     return TunedThreads(tuner, lambda threads: warmup_cache.keep(threads=threads)).after_pass
 
 

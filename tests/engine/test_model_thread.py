@@ -88,9 +88,9 @@ class Fake:
         self.log += [(word, str(error)) for word in (self.running | self.waiting).values()]
 
 
-def run(policy: Fake, *words: str, on_broken: Any = None) -> ModelThread[str, int]:
+def run(policy: Fake, *words: str, **hooks: Any) -> ModelThread[str, int]:
     """Submits words that come in at one step, and waits until the thread has stopped after it."""
-    thread: ModelThread[str, int] = ModelThread(policy, name="test", on_broken=on_broken)
+    thread: ModelThread[str, int] = ModelThread(policy, name="test", **hooks)
     go = threading.Event()
     thread.call(lambda: assert_(go.wait(20)))
     for word in words:
@@ -234,6 +234,17 @@ def test_a_request_that_arrives_while_the_engine_breaks_ends_too() -> None:
 
 
 # Waiting, cancelling, stopping
+
+
+def test_passes_that_succeed_are_reported_in_the_model_thread_with_their_tokens() -> None:
+    passes: list[tuple[int, str]] = []
+
+    def after_pass(tokens: int, seconds: float) -> None:
+        assert 0 <= seconds < 20
+        passes.append((tokens, threading.current_thread().name))
+
+    run(Fake("bad"), "a", "b", "bad", after_pass=after_pass)
+    assert passes == [(1, "test"), (1, "test")]
 
 
 def test_a_cancelled_request_is_not_computed() -> None:
