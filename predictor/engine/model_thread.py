@@ -87,6 +87,18 @@ class Policy(Protocol[RequestIn, Row]):
         ...
 
 
+class PassObserver(Protocol):
+    """Observes forward passes, in the model thread."""
+
+    def before_pass(self, tokens: int) -> None:
+        """Prepare for a forward pass that will compute so many tokens."""
+        ...
+
+    def after_pass(self, tokens: int, seconds: float) -> None:
+        """Note a forward pass that has succeeded, and its seconds."""
+        ...
+
+
 class ModelThread(Generic[Request, Row]):
     """Runs the forward passes of one policy until it is stopped or the model is broken.
 
@@ -102,7 +114,7 @@ class ModelThread(Generic[Request, Row]):
         *,
         name: str,
         heartbeat: Heartbeat | None = None,
-        after_pass: Callable[[int, float], None] | None = None,
+        observer: PassObserver | None = None,
         on_broken: Callable[[EngineBroken], None] | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> None:
@@ -112,15 +124,14 @@ class ModelThread(Generic[Request, Row]):
             policy: Decides what is computed.
             name: The thread's name.
             heartbeat: Takes notes of what the thread does; None makes one.
-            after_pass: Called in the model thread after each forward pass, with the tokens that it
-                computed and its seconds.
+            observer: Called in the model thread before and after each forward pass.
             on_broken: Called in the model thread, last of all, if the model is broken for good.
             after_step: Called in the model thread after each step, and before it waits.
         """
         self._policy = policy
         self.heartbeat = heartbeat or Heartbeat()
         self._on_broken = on_broken
-        self._after_pass = after_pass
+        self._observer = observer
         self._after_step = after_step or _do_nothing
         self._keys = itertools.count()
         self._mailbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -213,6 +224,8 @@ class ModelThread(Generic[Request, Row]):
         began = time.monotonic()
         try:
             tokens = self._policy.count_tokens(rows)
+            if self._observer is not None:
+                self._observer.before_pass(tokens)
             self.heartbeat.begin_pass(tokens)
             results = self._policy.compute(rows)
         except EngineBroken:
@@ -232,8 +245,8 @@ class ModelThread(Generic[Request, Row]):
         self.heartbeat.passes.begin(0)
         seconds = time.monotonic() - began
         self._policy.deliver(rows, results, seconds)
-        if self._after_pass is not None:
-            self._after_pass(tokens, seconds)
+        if self._observer is not None:
+            self._observer.after_pass(tokens, seconds)
         return []
 
     def _break(self, error: Exception) -> None:

@@ -52,6 +52,13 @@ _FREE, _SHARE = 2.0, 0.02
 _RESERVE = 1.0
 """Seconds of these that are kept for trials after forward passes have left their norm."""
 
+_MOST_COMPILED = 32
+"""Pairs of a shape and a number of threads that trials compile kernels for. In bfloat16 a pair
+takes 2 MiB and more for good, which no plan counts."""
+
+_MOST_OTHERS = 64
+"""Forward passes of a trial with the chosen number after which it ends without a result."""
+
 _MOST_SHAPES = 256
 """Shapes whose norm is learned at one time: a bound of memory that no model reaches."""
 
@@ -122,7 +129,6 @@ class ThreadTuner:
     """Chooses the number of threads of the next forward pass from those before.
 
     Attributes:
-        threads: The number for the next forward pass. It may be on trial.
         chosen: The best number so far.
     """
 
@@ -133,42 +139,56 @@ class ThreadTuner:
             limit: Most threads.
             threads: The number to begin with.
         """
-        self.threads = self.chosen = threads
+        self.chosen = threads
         self._limit = limit
         self._busy = self._lost = 0.0
         self._warm: set[Hashable] = set()
+        self._compiled: set[tuple[int, Hashable]] = set()
         self._costs: dict[int, float] = {}
         self._pause, self._next_round = _PAUSE, 0.0
         self._begin_round(reserve=0.0)
 
-    def record(self, shape: Hashable, seconds: float) -> int:
-        """Note a forward pass with `threads`, and return the number for the next one.
+    def threads_for(self, shape: Hashable) -> int:
+        """Return the number of threads for a forward pass of this shape; it may be on trial."""
+        if self._phase is not _Phase.TRY or self._norms.get(shape) is None:
+            return self.chosen
+        kernels = (self._candidate, shape)
+        if kernels not in self._compiled:
+            if len(self._compiled) >= _MOST_COMPILED:
+                return self.chosen
+            self._compiled.add(kernels)
+        return self._candidate
+
+    def record(self, shape: Hashable, seconds: float, threads: int) -> None:
+        """Note a forward pass.
 
         Args:
             shape: The kind of forward pass; those of one shape take about equally long.
             seconds: Seconds that it took.
+            threads: Its number of threads.
         """
         if self._limit == 1:
-            return self.threads
+            return
         self._busy += seconds
         norm = self._norms.get(shape)
-        if self.threads != self.chosen:
-            self._lost += max(0.0, seconds - (norm or seconds / 2))
+        if threads != self.chosen:
+            self._lost += max(0.0, seconds - (norm or 0.0))
         if self._is_cold(shape, seconds - (norm or 0.0)):
             self._warm.add(shape)
         elif norm is None:
-            self._learn(shape, seconds)
+            self._norms.learn(shape, seconds)
         elif self._phase is _Phase.LEARN:
             self._norm = norm
             self._next_candidate()
+        elif self._phase is _Phase.TRY and threads != self._candidate:
+            self._others += 1
         else:
             self._block.add(seconds / norm, norm)
             self._compare()
-        if self._phase is _Phase.TRY and self._left < 0:
+        if self._phase is _Phase.TRY and (self._left < 0 or self._others >= _MOST_OTHERS):
             self._lose()
         if self._phase is _Phase.WATCH and self._busy >= self._next_round:
             self._begin_round()
-        return self.threads
 
     @property
     def _left(self) -> float:
@@ -178,10 +198,6 @@ class ThreadTuner:
     def _is_cold(self, shape: Hashable, excess: float) -> bool:
         """Whether a forward pass may have taken longer because of new kernels."""
         return shape not in self._warm and (self._phase is _Phase.LEARN or excess < _COMPILATION)
-
-    def _learn(self, shape: Hashable, seconds: float) -> None:
-        if self.threads == self.chosen:
-            self._norms.learn(shape, seconds)
 
     def _compare(self) -> None:
         if self._phase is _Phase.TRY:
@@ -200,7 +216,7 @@ class ThreadTuner:
             self._lose()
         elif block.is_complete and self._wins(block.typical, 1.0):
             self._result = block.typical
-            self._enter(_Phase.CONFIRM, self.chosen)
+            self._enter(_Phase.CONFIRM)
         elif block.is_complete:
             self._lose()
 
@@ -210,7 +226,7 @@ class ThreadTuner:
             return
         self._wins_in_a_row += 1
         if self._wins_in_a_row < _WINS:
-            self._enter(_Phase.TRY, self._candidate)
+            self._enter(_Phase.TRY)
         else:
             self._choose(self._candidate)
 
@@ -242,7 +258,7 @@ class ThreadTuner:
         self._reserve, self._is_tried, self._scaling = reserve, False, 1.0
         self._candidates = [c for c in dict.fromkeys(around) if self._may_try(c) and c != but]
         self._norms = _Norms()
-        self._enter(_Phase.LEARN, n)
+        self._enter(_Phase.LEARN)
 
     def _may_try(self, threads: int) -> bool:
         return 1 <= threads <= self._limit and threads != self.chosen
@@ -266,15 +282,14 @@ class ThreadTuner:
             if self._left - self._reserve >= self._expected_cost(self._candidate):
                 self._is_tried, self._wins_in_a_row = True, 0
                 self._lost_before = self._lost
-                self._enter(_Phase.TRY, self._candidate)
+                self._enter(_Phase.TRY)
                 return
         self._next_round = self._busy + self._pause
         if self._is_tried:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-        self._enter(_Phase.WATCH, self.chosen)
+        self._enter(_Phase.WATCH)
 
-    def _enter(self, phase: _Phase, threads: int) -> None:
-        self._phase, self._block = phase, _Block()
-        if threads != self.threads:
+    def _enter(self, phase: _Phase) -> None:
+        self._phase, self._block, self._others = phase, _Block(), 0
+        if phase is not _Phase.WATCH:
             self._warm.clear()
-        self.threads = threads

@@ -35,22 +35,31 @@ class TunedThreads:
         """
         self.tuner = tuner
         self._keep = keep
-        self._kept = tuner.chosen
+        self._kept = self._threads = tuner.chosen
         self._next_write = 0.0
         self._writer: threading.Thread | None = None
 
+    def before_pass(self, tokens: int) -> None:
+        """Set the number for a forward pass. Call this in the model thread: OpenMP keeps it there.
+
+        Args:
+            tokens: The tokens that it will compute, padding included.
+        """
+        threads = self.tuner.threads_for(bucket_rows(tokens))
+        if threads != self._threads:
+            torch.set_num_threads(threads)
+            self._threads = threads
+
     def after_pass(self, tokens: int, seconds: float) -> None:
-        """Note a forward pass. Call this in the model thread: OpenMP's number is the thread's own.
+        """Note a forward pass that has succeeded.
 
         Args:
             tokens: The tokens that it computed, padding included.
             seconds: Seconds that it took.
         """
         tuner = self.tuner
-        before, chosen = tuner.threads, tuner.chosen
-        threads = tuner.record(bucket_rows(tokens), seconds)
-        if threads != before:
-            torch.set_num_threads(threads)
+        chosen = tuner.chosen
+        tuner.record(bucket_rows(tokens), seconds, self._threads)
         if tuner.chosen != chosen:
             logger.info("Forward passes use %d threads now; it was %d", tuner.chosen, chosen)
         if tuner.chosen != self._kept:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -96,7 +96,7 @@ def measure_breakeven_tokens(
 
 def tune_threads(
     limit: int, placement: Placement, warmup_cache: WarmupCache
-) -> Callable[[int, float], None] | None:
+) -> TunedThreads | None:
     """Return what corrects the number of threads after each forward pass; None if nothing does.
 
     Args:
@@ -109,7 +109,7 @@ def tune_threads(
     if limit == 1 or placement.execution_device != "cpu":
         return None
     tuner = ThreadTuner(limit, threads)
-    return TunedThreads(tuner, lambda threads: warmup_cache.keep(threads=threads)).after_pass
+    return TunedThreads(tuner, lambda threads: warmup_cache.keep(threads=threads))
 
 
 def log_breakeven_tokens(tokens: int) -> None:

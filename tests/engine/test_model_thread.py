@@ -237,14 +237,19 @@ def test_a_request_that_arrives_while_the_engine_breaks_ends_too() -> None:
 
 
 def test_passes_that_succeed_are_reported_in_the_model_thread_with_their_tokens() -> None:
-    passes: list[tuple[int, str]] = []
+    passes: list[tuple[str, int, str]] = []
 
-    def after_pass(tokens: int, seconds: float) -> None:
-        assert 0 <= seconds < 20
-        passes.append((tokens, threading.current_thread().name))
+    class Observer:
+        def before_pass(self, tokens: int) -> None:
+            passes.append(("before", tokens, threading.current_thread().name))
 
-    run(Fake("bad"), "a", "b", "bad", after_pass=after_pass)
-    assert passes == [(1, "test"), (1, "test")]
+        def after_pass(self, tokens: int, seconds: float) -> None:
+            assert 0 <= seconds < 20
+            passes.append(("after", tokens, threading.current_thread().name))
+
+    run(Fake("bad"), "a", "bad", observer=Observer())
+    before, after = ("before", 1, "test"), ("after", 1, "test")
+    assert passes == [("before", 2, "test"), before, after, before]
 
 
 def test_a_cancelled_request_is_not_computed() -> None:

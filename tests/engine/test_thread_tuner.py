@@ -30,11 +30,11 @@ class Load:
         end = self.seconds + seconds
         while self.seconds < end:
             shape = self.passes % shapes
-            before, chosen = self.tuner.threads, self.tuner.chosen
+            before, chosen = self.tuner.threads_for(shape), self.tuner.chosen
             factor = 1.5**shape * self.chance.lognormvariate(0, self.noise)
             taken = seconds_of(before) * factor
             self.lost += max(0.0, taken - seconds_of(chosen) * factor)
-            self.tuner.record(shape, taken)
+            self.tuner.record(shape, taken, before)
             self.seconds += taken
             self.passes += 1
             if self.tuner.chosen != chosen:
@@ -150,29 +150,49 @@ def test_passes_that_take_minutes_are_not_tried_at_once() -> None:
     load = Load(4, 4)
     load.run(lambda threads: 60.0, 600)
     assert load.lost == 0
-    assert load.tuner.threads == 4
+    assert load.tuner.threads_for(0) == 4
 
 
 def test_one_processor_has_nothing_to_choose() -> None:
     load = Load(1, 1)
     load.run(lambda threads: 0.01, 100)
     assert load.changes == []
-    assert load.tuner.threads == 1
+    assert load.tuner.threads_for(0) == 1
 
 
 def test_the_first_pass_with_another_number_is_not_compared() -> None:
     tuner, trials = ThreadTuner(2, 2), 0
     while tuner.chosen == 2 and trials < 1000:
-        before = tuner.threads
+        before = tuner.threads_for("decode")
         compiles = before == 1 and trials == 0
         trials += before == 1
-        tuner.record("decode", 1.0 if compiles else 0.02 * before)
+        tuner.record("decode", 1.0 if compiles else 0.02 * before, before)
     assert tuner.chosen == 1
 
 
 def test_ever_new_shapes_are_not_kept() -> None:
     tuner = ThreadTuner(2, 2)
     for shape in range(2000):
-        tuner.record(shape, 0.02)
-        tuner.record(shape, 0.02)
+        tuner.record(shape, 0.02, 2)
+        tuner.record(shape, 0.02, 2)
     assert len(tuner._norms._learning) <= 256
+
+
+def test_trials_compile_kernels_for_few_shapes_only() -> None:
+    tuner, tried = ThreadTuner(4, 4), set()
+    for index in range(200_000):
+        shape = index // 100 % 50
+        threads = tuner.threads_for(shape)
+        if threads != 4:
+            tried.add((threads, shape))
+        tuner.record(shape, 0.08 / threads, threads)
+    assert tuner.chosen == 4
+    assert len(tried) <= 32
+
+
+def test_shapes_without_a_norm_are_not_tried() -> None:
+    tuner = ThreadTuner(2, 2)
+    while tuner.threads_for("decode") == 2:
+        tuner.record("decode", 0.02, 2)
+    assert tuner.threads_for("decode") == 1
+    assert tuner.threads_for("prefill") == 2

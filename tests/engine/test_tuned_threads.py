@@ -26,8 +26,10 @@ def two_threads() -> Iterator[None]:
 def run_until(tuned: TunedThreads, threads: int) -> None:
     """Forward passes that are quickest with so many threads, until torch computes with so many."""
     for _ in range(1000):
+        tuned.before_pass(4)
         tuned.after_pass(4, 0.02 if torch.get_num_threads() == threads else 0.06)
         if tuned.tuner.chosen == threads:
+            tuned.before_pass(4)
             break
     assert torch.get_num_threads() == threads
 

@@ -16,7 +16,7 @@ from typing import Any
 from predictor.engine.encoding.batching import BatchLimits, TextQueue
 from predictor.engine.encoding.inputs import EncoderCallback, EncoderInput
 from predictor.engine.encoding.runner import EncoderRunner
-from predictor.engine.model_thread import ModelThread
+from predictor.engine.model_thread import ModelThread, PassObserver
 from predictor.errors import EngineBroken, GenerationFailed
 from predictor.heartbeat import Heartbeat
 from predictor.metrics import EngineMetrics
@@ -47,7 +47,7 @@ class EncoderEngine(ModelThread[_Text, int]):
         metrics: EngineMetrics,
         harmless: EncoderInput,
         heartbeat: Heartbeat | None = None,
-        after_pass: Callable[[int, float], None] | None = None,
+        observer: PassObserver | None = None,
         on_broken: Callable[[EngineBroken], None] | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> None:
@@ -59,7 +59,7 @@ class EncoderEngine(ModelThread[_Text, int]):
             metrics: Takes counts and times.
             harmless: A text on which no working model of this kind fails.
             heartbeat: Takes notes of what the thread does; None makes one.
-            after_pass: See `ModelThread`.
+            observer: See `ModelThread`.
             on_broken: Called in the model thread, last of all, if the model is broken for good.
             after_step: Called in the model thread after each step.
         """
@@ -69,7 +69,7 @@ class EncoderEngine(ModelThread[_Text, int]):
             policy,
             name="encoder",
             heartbeat=heartbeat,
-            after_pass=after_pass,
+            observer=observer,
             on_broken=on_broken,
             after_step=after_step,
         )

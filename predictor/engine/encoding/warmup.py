@@ -74,7 +74,7 @@ def open_encoder_engine(
         metrics=metrics,
         harmless=EncoderInput((end,)),
         heartbeat=heartbeat,
-        after_pass=tune_threads(limit, placement, warmup_cache),
+        observer=tune_threads(limit, placement, warmup_cache),
         on_broken=on_broken,
         after_step=after_step,
     )

@@ -23,7 +23,7 @@ from predictor.engine.generation.sampling_params import (
     Token,
 )
 from predictor.engine.generation.scheduler import Scheduler
-from predictor.engine.model_thread import ModelThread, request_failed
+from predictor.engine.model_thread import ModelThread, PassObserver, request_failed
 from predictor.errors import EngineBroken, GenerationFailed, PredictorError
 from predictor.heartbeat import Heartbeat
 from predictor.metrics import EngineMetrics
@@ -63,7 +63,7 @@ class Engine(ModelThread[_Sequence, Chunk]):
         eos_token_ids: frozenset[int],
         metrics: EngineMetrics,
         heartbeat: Heartbeat | None = None,
-        after_pass: Callable[[int, float], None] | None = None,
+        observer: PassObserver | None = None,
         on_broken: Callable[[EngineBroken], None] | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> None:
@@ -75,7 +75,7 @@ class Engine(ModelThread[_Sequence, Chunk]):
             eos_token_ids: Tokens that end a sequence.
             metrics: Takes counts and times.
             heartbeat: Takes notes of what the thread does; None makes one.
-            after_pass: See `ModelThread`.
+            observer: See `ModelThread`.
             on_broken: Called in the model thread, last of all, if the model is broken for good.
             after_step: Called in the model thread after each step.
         """
@@ -85,7 +85,7 @@ class Engine(ModelThread[_Sequence, Chunk]):
             policy,
             name="engine",
             heartbeat=heartbeat,
-            after_pass=after_pass,
+            observer=observer,
             on_broken=on_broken,
             after_step=after_step,
         )

@@ -24,6 +24,7 @@ from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_accounting import usable_tokens
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner, SerialRunner
+from predictor.engine.model_thread import PassObserver
 from predictor.engine.warmup import (
     first_token,
     log_breakeven_tokens,
@@ -45,7 +46,7 @@ _TIMED_TOKENS = 32
 
 class _Hooks(TypedDict):
     heartbeat: Heartbeat | None
-    after_pass: Callable[[int, float], None] | None
+    observer: PassObserver | None
     on_broken: Callable[[EngineBroken], None] | None
     after_step: Callable[[], None] | None
 
@@ -106,9 +107,9 @@ def open_engine(
             heartbeat=heartbeat,
         )
     limits = _limits(placement, reason, max_sequences, prefill_chunk, breakeven_tokens)
-    after_pass = tune_threads(limit, placement, warmup_cache)
+    observer = tune_threads(limit, placement, warmup_cache)
     hooks = _Hooks(
-        heartbeat=heartbeat, after_pass=after_pass, on_broken=on_broken, after_step=after_step
+        heartbeat=heartbeat, observer=observer, on_broken=on_broken, after_step=after_step
     )
     eos = _eos_token_ids(model)
     engine = Engine(runner, limits, eos_token_ids=eos, metrics=metrics, **hooks)
