@@ -273,6 +273,24 @@ def test_an_early_answer_waits_for_the_rest_of_a_small_body(guarded: Served) -> 
             assert all_of(connection) == b""  # the rest is late
 
 
+def test_a_refused_client_that_awaits_a_100_and_sends_no_body_is_closed(guarded: Served) -> None:
+    with connected(guarded) as connection:
+        connection.sendall(post("/nothing", 20, more="Expect: 100-continue\r\n"))
+        assert one_of(connection) == 404
+        connection.sendall(LIVE + b"\r\n")  # the next request, which is no body
+        assert all_of(connection) == b""
+
+
+def test_a_client_that_awaits_a_100_and_gets_it_keeps_its_connection(guarded: Served) -> None:
+    with connected(guarded) as connection:
+        connection.sendall(post(PREDICT, 20, more="Expect: 100-continue\r\n"))
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b'{"instances": ["a"]}')
+        assert one_of(connection) == 200
+        connection.sendall(LIVE + b"\r\n")
+        assert one_of(connection) == 200
+
+
 def test_clients_that_reset_before_their_answer_are_no_error(
     guarded: Served, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -47,6 +47,7 @@ INTERFACES = (
     *uncalled(
         _PROTOCOL,
         "cycle",
+        "expect_100_continue",
         "flow",
         "headers",
         "loop",
@@ -115,8 +116,9 @@ class LingeringProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._in_body = True
         self._keep_alive = self.cycle.keep_alive
-        if not self._has_small_body():
+        if self.expect_100_continue or not self._has_small_body():
             # If it is answered before all of it has arrived, it is its connection's last request.
+            # A client that awaits a 100 may send no body then, only its next request.
             self.cycle.keep_alive = False
         self.cycle.transport = _AnswerTransport(self.transport, self._linger)
 
