@@ -29,6 +29,9 @@ from predictor.weights.progress import Progress
 _SECONDS_BETWEEN_BEATS = 1.0
 """Seconds between two reports of the engine's health. A report takes microseconds."""
 
+_SECONDS_TO_SEND = 2.0
+"""Seconds for the last messages to be sent before the process ends."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,6 +42,7 @@ def main(connection: socket.socket) -> NoReturn:
     channel = Channel(connection)
     start = channel.receive()
     code = _EngineProcess(channel, start.settings).run() if isinstance(start, Start) else 1
+    channel.flush(_SECONDS_TO_SEND)
     logging.shutdown()
     os._exit(code)
 
@@ -96,12 +100,14 @@ class _EngineProcess:
 
     def _receive(self) -> None:
         """Handle the messages of the other process; end at once with it."""
-        while (message := self._channel.receive()) is not None:
-            if isinstance(message, Stop):
-                self._ended.set()
-            elif self._host is not None:
-                self._host.handle(message)
-        os._exit(1)
+        try:
+            while (message := self._channel.receive()) is not None:
+                if isinstance(message, Stop):
+                    self._ended.set()
+                elif self._host is not None:
+                    self._host.handle(message)
+        finally:  # whatever was raised: nobody would hear of another request
+            os._exit(1)
 
     def _beat(self, heartbeat: Heartbeat) -> None:
         """Report the engine's health until the end."""

@@ -54,7 +54,8 @@ class Child(Protocol):
 def launch(connection: socket.socket) -> Child:
     """Start ``predictor.engine_start`` with an end of a socket pair."""
     fd = connection.fileno()
-    command = [sys.executable, "-m", "predictor.engine_start", str(fd)]
+    # -P: modules are not looked for in the working directory, which may be a model's.
+    command = [sys.executable, "-P", "-m", "predictor.engine_start", str(fd)]
     return subprocess.Popen(command, pass_fds=[fd])  # noqa: S603 - no input in it
 
 

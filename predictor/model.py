@@ -86,7 +86,8 @@ class PredictorModel(Model):
             PredictorError: The model cannot be served here; the sentence gives the reason.
         """
         settings = self._settings
-        tokenizer_class()  # its import takes memory, which the plan must see
+        # Its import takes memory, which the plan must see.
+        tokenizer_class(with_torch=settings.trust_remote_code)
         self._engine = engine = self._engine or EngineProcess()
         facts = engine.load(settings, on_progress=self._on_progress, on_placed=self._on_placed)
         kind = EncoderClient if facts.defaults is None else GenerationClient

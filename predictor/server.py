@@ -112,7 +112,7 @@ class Server(ModelServer):
             await self._drain()
             if self._broken is not None:
                 raise self._broken
-            self._model.release()
+            await asyncio.to_thread(self._model.release)
         finally:
             self._stopping.set()
             http.should_exit = True
@@ -198,11 +198,12 @@ class Server(ModelServer):
             logger.warning("Stopping with %d requests unfinished", self._model.running)
             if self._broken is not None:
                 _exit(self._broken.exit_code)
-            self._model.release()
+            await asyncio.to_thread(self._model.release)
             _exit(0)
 
     async def _idle(self) -> None:
-        while self._model.running:
+        # Until the last answers are written: requests leave the first gate then.
+        while self._model.running or self._model.admission.requests:
             await asyncio.sleep(_POLL)
 
     def _examples(self, address: str) -> str:

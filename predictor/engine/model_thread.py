@@ -135,6 +135,7 @@ class ModelThread(Generic[Request, Row]):
         self._after_step = after_step or _do_nothing
         self._keys = itertools.count()
         self._mailbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._arrived: dict[int, Request] = {}
         self._stopping = False
         self._broken: EngineBroken | None = None
         self._lock = threading.Lock()
@@ -159,11 +160,13 @@ class ModelThread(Generic[Request, Row]):
         with self._lock:
             if self._broken is not None:
                 raise self._broken
-            self.call(lambda: self._policy.add(chosen, request))
+            self._arrived[chosen] = request
+            self.call(lambda: self._add(chosen))
         return chosen
 
     def cancel(self, key: int) -> None:
         """Forget a request after the current step. Its callback is not called again."""
+        self._arrived.pop(key, None)  # its memory need not wait for the end of the step
         self.call(lambda: self._policy.remove(key))
 
     def stop(self) -> None:
@@ -209,6 +212,11 @@ class ModelThread(Generic[Request, Row]):
             except queue.Empty:
                 return
             action()
+
+    def _add(self, key: int) -> None:
+        request = self._arrived.pop(key, None)
+        if request is not None:  # else it was cancelled
+            self._policy.add(key, request)
 
     def _step(self) -> None:
         self.heartbeat.passes.begin(0)

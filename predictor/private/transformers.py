@@ -82,14 +82,17 @@ _WEIGHTS_BAR = "Loading weights"
 """The description of the progress bar around transformers' loop over the weights."""
 
 
-def tokenizer_class() -> Any:
-    """Return ``transformers.AutoTokenizer``, without an import of torch.
+def tokenizer_class(*, with_torch: bool = False) -> Any:
+    """Return ``transformers.AutoTokenizer``, by default without an import of torch.
 
     While transformers is imported, it looks whether there is a torch (``import_utils.py``,
     ``_is_package_available``), and if so it imports that. If this process has imported transformers
     already, nothing is changed.
+
+    Args:
+        with_torch: Whether torch may be imported, as code that comes with a tokenizer may need.
     """
-    if "transformers" in sys.modules:
+    if with_torch or "transformers" in sys.modules:
         check(TRANSFORMERS, *TOKENIZERS)
     else:
         with _hidden("torch"), _no_advice():

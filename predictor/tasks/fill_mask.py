@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from predictor.engine.encoding.inputs import EncoderInput
+from predictor.engine.encoding.inputs import MAX_TOP_K, EncoderInput
 from predictor.errors import CheckpointError, RequestError
 from predictor.tasks.answers import Filling, Masks
 from predictor.tasks.encoder_task import Array, EncoderTaskSpec
@@ -17,9 +15,6 @@ from predictor.tasks.parameters import boolean, integer, parse_named
 from predictor.tasks.request import EncoderInstance
 from predictor.tasks.task import Field, Output
 from predictor.tasks.tokenization import Tokenizing
-
-_MAX_TOP_K = 100
-"""Tokens for one mask; those after it have a probability near zero."""
 
 
 class FillMask(EncoderTaskSpec):
@@ -52,7 +47,7 @@ class FillMask(EncoderTaskSpec):
     ) -> EncoderInstance:
         """Return a checked instance."""
         checks = {
-            "top_k": lambda name, value: integer(name, value, 1, _MAX_TOP_K),
+            "top_k": lambda name, value: integer(name, value, 1, MAX_TOP_K),
             "truncate": boolean,
         }
         defaults = {"top_k": 5, "truncate": False}
@@ -77,16 +72,17 @@ class FillMask(EncoderTaskSpec):
         results: Sequence[Array],
     ) -> Masks:
         """Return the best tokens for each mask."""
-        (text,), (probabilities,) = texts, results
-        best = np.argsort(-probabilities, axis=-1, kind="stable")[:, : instance.parameters["top_k"]]
-        scores_of = np.take_along_axis(probabilities, best, axis=-1)
+        (text,), ((scores_of, best),) = texts, results
+        most = instance.parameters["top_k"]
         return Masks(
             tuple(
                 tuple(
                     self._filling(text, position, int(token), float(score))
                     for token, score in zip(tokens, scores, strict=True)
                 )
-                for position, tokens, scores in zip(text.positions, best, scores_of, strict=True)
+                for position, tokens, scores in zip(
+                    text.positions, best[:, :most], scores_of[:, :most], strict=True
+                )
             )
         )
 

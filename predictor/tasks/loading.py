@@ -78,9 +78,9 @@ def open_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenize
         CheckpointError: There is no usable one.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = tokenizer_class().from_pretrained(
-            path, trust_remote_code=trust_remote_code, local_files_only=True
-        )
+        tokenizer: PreTrainedTokenizerBase = tokenizer_class(
+            with_torch=trust_remote_code
+        ).from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     # A tokenizer's files may be wrong in any way, and the libraries raise as many errors.
     except Exception as error:
         raise CheckpointError(

@@ -7,6 +7,7 @@ thread that receives the engine's results.
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,11 +82,14 @@ class PreparedGeneration:
         inbox: asyncio.Queue[Piece | PredictorError] = asyncio.Queue()
         keys: dict[int, int] = {}
         request = self._engine.new_request()
+        prompts: dict[int, array[int]] = {}
         try:
             for index, job in enumerate(self.jobs):
+                if id(job.ids) not in prompts:  # once for n replies, which share their tokens
+                    prompts[id(job.ids)] = self._engine_prompt(job.ids)
                 reply = self._reply(index, job, inbox, by_token=by_token)
                 keys[index] = self._engine.submit(
-                    self._engine_prompt(job), job.sampling, reply, request=request
+                    prompts[id(job.ids)], job.sampling, reply, request=request
                 )
             while keys:
                 item = await inbox.get()
@@ -113,10 +117,11 @@ class PreparedGeneration:
             take=inbox.put_nowait,
         )
 
-    def _engine_prompt(self, job: Job) -> tuple[int, ...]:
+    def _engine_prompt(self, ids: tuple[int, ...]) -> array[int]:
+        """Return a prompt as the engine takes it, with 4 bytes for each token."""
         if self._decoder_prefix is None:
-            return job.ids
-        return (*as_source(job.ids), *self._decoder_prefix)
+            return array("i", ids)
+        return array("i", (*as_source(ids), *self._decoder_prefix))
 
     def _full_text(self, job: Job) -> str:
         """Return the prompt's text if the reply begins with it, else an empty text."""

@@ -91,3 +91,16 @@ def test_errors_arrive_with_their_class_and_data(
     assert type(received) is type(error)
     assert str(received) == "a"
     assert vars(received) == vars(error)
+
+
+def test_flushing_waits_until_everything_is_sent(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    ours.send(LARGE)
+    received: list[object] = []
+    reader = threading.Thread(target=lambda: received.append(theirs.receive()))
+    ours.flush(0.01)  # gives up: nobody reads
+    reader.start()
+    ours.flush(20)
+    ours.close()
+    reader.join(20)
+    assert received == [LARGE]

@@ -137,6 +137,16 @@ def test_all_end_with_a_broken_engine_or_its_process(engine: Engine, says_so: bo
     engine.broken.put(error)  # for the end of the test
 
 
+def test_results_that_cannot_be_read_break_the_engine(engine: Engine) -> None:
+    heard = Heard()
+    engine.client.submit((1,), PARAMS, heard)
+    engine.channel.send(Results(((1, 2, 3),), ()))  # type: ignore[arg-type]
+    assert isinstance(heard.next(), EngineBroken)
+    error = engine.broken.get(timeout=20)
+    assert "cannot be received" in str(error)
+    engine.broken.put(error)  # for the end of the test
+
+
 def test_a_text_is_encoded_without_what_only_its_task_needs(encoder: Engine) -> None:
     heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
     text = EncoderInput((1, 2), (0, 1), (1,), about=object())

@@ -321,3 +321,24 @@ def test_a_thread_that_is_idle_or_broken_has_nothing_under_way() -> None:
     policy.is_broken = True
     thread = run(policy, "a", "b")
     assert thread.heartbeat.passes.progress == ""
+
+
+class Weighty:
+    """A request whose memory is looked at."""
+
+
+def test_a_request_that_is_cancelled_before_it_is_taken_in_is_freed_at_once() -> None:
+    policy: Any = Fake()
+    thread: Any = ModelThread(policy, name="test")
+    go = threading.Event()
+    thread.call(lambda: assert_(go.wait(20)))  # a long step
+    request = Weighty()
+    memory = weakref.ref(request)
+    key = thread.put(request)
+    del request
+    thread.cancel(key)
+    assert memory() is None
+    go.set()
+    thread.stop()
+    assert thread.join(20)
+    assert policy.waiting == {}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from predictor.engine.generation import batch_sampler
 from predictor.engine.generation.batch_sampler import BatchSampler
 from predictor.engine.generation.sampler import Sampler
 from predictor.engine.generation.sampling_params import SamplingParams, Token
@@ -331,3 +332,27 @@ def test_a_row_without_numbers_fails_alone_whatever_its_company_needs() -> None:
     for params in MANY:
         tokens = BATCH.sample([sampler(**params) for _ in rows], rows)
         assert [isinstance(token, Token) for token in tokens] == [True, False, True, True]
+
+
+def test_a_top_p_too_small_for_float32_keeps_the_most_probable() -> None:
+    logits = torch.linspace(0, 1, 1000)
+    for params in ({"top_p": 1e-50}, {"top_p": 1e-50, "top_k": 5}):
+        assert sample(sampler(temperature=1.0, **params), logits).id == 999
+
+
+def test_many_rows_are_sampled_in_slices_with_the_same_results(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0, "logprobs": 2},
+        {"temperature": 1.0, "seed": 5, "logprobs": 1},
+        {"temperature": 1.0, "top_k": 1},
+    ]
+
+    def together() -> list[Any]:
+        return BATCH.sample([sampler(**kinds[row % 3]) for row in range(12)], logits)
+
+    whole = together()
+    monkeypatch.setattr(batch_sampler, "_SLICE_ELEMENTS", 40)  # 5 rows, or 3 of those with choices
+    assert together() == whole

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+MAX_TOP_K = 100
+"""Most tokens that may replace one mask. Those after it have a probability near zero."""
+
 EncoderCallback = Callable[[Any], None]
 """Called in another thread with the result of a text, or with a `PredictorError` instead. The
 result is an array of numpy; its shape depends on the task, see `postprocess`."""

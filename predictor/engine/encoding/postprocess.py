@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from predictor.engine.encoding.inputs import EncoderInput
+from predictor.engine.encoding.inputs import MAX_TOP_K, EncoderInput
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -65,11 +65,16 @@ def _span_logits(output: Any, batch: EncoderBatch) -> Sequence[Array]:
 
 
 def _token_probabilities(output: Any, batch: EncoderBatch) -> Sequence[Array]:
-    """Return the probabilities at each row's positions, of shape (positions, vocabulary)."""
-    return [
-        _array(output.logits[row, list(text.positions)].float().softmax(dim=-1))
-        for row, text in enumerate(batch.texts)
-    ]
+    """Return each row's most probable tokens at its positions, of shape (2, positions, tokens).
+
+    First their probabilities, best first, then their ids, which float32 holds exactly.
+    """
+    results = []
+    for row, text in enumerate(batch.texts):
+        probabilities = output.logits[row, list(text.positions)].float().softmax(dim=-1)
+        best = probabilities.topk(min(MAX_TOP_K, probabilities.shape[-1]))
+        results.append(_array(torch.stack([best.values, best.indices.float()])))
+    return results
 
 
 def _vectors(output: Any, batch: EncoderBatch, pooling: str) -> Sequence[Array]:

@@ -17,6 +17,10 @@ from predictor.engine.generation.sampling_params import SamplingParams, Token
 _NOT_FINITE, _UNDECIDED = -1, -2
 """In place of a token: its logits are not finite; the tokens looked at hold too little mass."""
 
+_SLICE_ELEMENTS = 2**18
+"""Logits that are drawn from at one time, in whole rows. A draw takes up to 13 copies of them in
+float32: 13 MiB, or 13 copies of one row if that is more."""
+
 Result = Token | Exception | None
 """The next token of a row, its error, or None if no token is due."""
 
@@ -54,12 +58,17 @@ class BatchSampler:
             for row, sampler in enumerate(samplers)
             if sampler is not None and (sampler.has_penalties or sampler.params.temperature > 0)
         ]
-        if rows:
-            self._choose(rows, logits, choices)
+        most = max(1, _SLICE_ELEMENTS // logits.shape[-1])
+        for first in range(0, len(rows), most):
+            self._choose(rows[first : first + most], logits, choices)
         tokens = choices.tolist()
         due = zip(samplers, tokens, strict=True)
         results = [None if sampler is None else _result(token) for sampler, token in due]
-        _add_logprobs(samplers, logits, choices, results)
+        for first in range(0, len(samplers), most):
+            part = slice(first, first + most)
+            results[part] = _with_logprobs(
+                samplers[part], logits[part], choices[part], results[part]
+            )
         for sampler, token in zip(samplers, tokens, strict=True):
             if sampler is not None and token >= 0:
                 sampler.count(token)
@@ -130,7 +139,9 @@ class BatchSampler:
         cut, whole = (part.logsumexp(dim=-1, keepdim=True) for part in (values, scores))
         probabilities = torch.exp(values - torch.where(is_cut, cut, whole))
         before = probabilities.cumsum(dim=-1) - probabilities
-        picked = self._pick(probabilities * (before < top_p))
+        is_kept = before < top_p
+        is_kept[:, 0] = True  # a `top_p` too small for float32 is 0
+        picked = self._pick(probabilities * is_kept)
         chosen = ids.gather(1, picked.unsqueeze(1)).squeeze(1)
         if count == size:
             return chosen
@@ -178,13 +189,13 @@ def _result(token: int) -> Result:
     return ArithmeticError("the logits are not finite") if token < 0 else Token(token)
 
 
-def _add_logprobs(
+def _with_logprobs(
     samplers: Sequence[Sampler | None],
     logits: torch.Tensor,
     choices: torch.Tensor,
     results: list[Result],
-) -> None:
-    """Add log probabilities to the tokens of the rows that need them, with one transfer."""
+) -> list[Result]:
+    """Return the results with the log probabilities of the rows that need them."""
     rows = {
         row: min(sampler.params.logprobs, logits.shape[-1])
         for row, sampler in enumerate(samplers)
@@ -193,7 +204,7 @@ def _add_logprobs(
         and isinstance(results[row], Token)
     }
     if not rows:
-        return
+        return results
     index = torch.tensor(list(rows), device=logits.device)
     logprobs = torch.log_softmax(logits[index].float(), dim=-1)
     best = logprobs.topk(max(rows.values()))
@@ -205,3 +216,4 @@ def _add_logprobs(
         token = results[row]
         if isinstance(token, Token):
             results[row] = Token(token.id, logprob, tuple(pairs))
+    return results

@@ -57,6 +57,13 @@ class Channel:
         except (EOFError, pickle.UnpicklingError):
             return None
 
+    def flush(self, seconds: float) -> None:
+        """Wait until everything is sent, but for so long at most."""
+        with self._lock:
+            writer = self._writer
+        if writer is not None:
+            writer.join(seconds)
+
     def close(self) -> None:
         """Close the connection; the peer receives None."""
         with contextlib.suppress(OSError):

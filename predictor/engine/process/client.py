@@ -87,6 +87,14 @@ class EngineClient(Generic[Callback]):
         return key
 
     def _receive(self) -> None:
+        try:
+            self._receive_all()
+        # Else nobody would hear of any result.
+        except Exception:
+            logger.exception("The results of the engine process cannot be received")
+            self._break(EngineBroken("The results of the engine process cannot be received."))
+
+    def _receive_all(self) -> None:
         while True:
             message = self._channel.receive()
             self._silence.begin(0)

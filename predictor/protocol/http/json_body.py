@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -23,8 +22,10 @@ from predictor.tasks.request import MAX_INSTANCES
 _T = TypeVar("_T")
 
 _MOST_DIGITS = 64
-_LONG_NUMBER = re.compile(rb"\d{19}")
-"""Digits of an integer that orjson may return as a float."""
+_LONG_NUMBER = b"0" * 19
+"""As many digits as an integer has that orjson may return as a float."""
+
+_DIGITS_AS_ZEROS = bytes(ord("0") if chr(byte) in "123456789" else byte for byte in range(256))
 _KINDS: dict[type, str] = {
     bool: "a boolean",
     int: "an integer",
@@ -63,7 +64,7 @@ def parse_json(body: bytes) -> object:
     Raises:
         RequestError: The body is not such JSON.
     """
-    if not _LONG_NUMBER.search(body):
+    if _LONG_NUMBER not in body.translate(_DIGITS_AS_ZEROS):  # `re` takes far longer
         with contextlib.suppress(orjson.JSONDecodeError):  # the slower parser says what is wrong
             return orjson.loads(body)
     text = decode_text(body)
