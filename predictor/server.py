@@ -28,7 +28,8 @@ from predictor.protocol import sdk
 from predictor.protocol.app import install
 from predictor.protocol.http.connections import ConnectionLimits
 from predictor.protocol.http.guarded_protocol import guarded_protocol
-from predictor.protocol.kserve.grpc_server import BoundServer, GrpcBounds, make_server
+from predictor.protocol.kserve.grpc_bounds import GrpcBounds
+from predictor.protocol.kserve.grpc_server import BoundServer, make_server
 from predictor.settings import Settings
 from predictor.tasks.generation_spec import GenerationSpec
 from predictor.watchdog import POLL_SECONDS, Watchdog
@@ -131,6 +132,7 @@ class Server(ModelServer):
                 connections=settings.max_connections,
                 header_bytes=settings.max_header_size,
                 timeout=settings.client_timeout,
+                body_rate=settings.min_body_rate,
             ),
         )
         logger.info("gRPC on %s:%d", settings.host, bound.port)

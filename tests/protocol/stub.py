@@ -25,7 +25,8 @@ from predictor.protocol import sdk
 from predictor.protocol.app import install
 from predictor.protocol.http.connections import ConnectionLimits
 from predictor.protocol.http.guarded_protocol import guarded_protocol
-from predictor.protocol.kserve.grpc_server import GrpcBounds, make_server
+from predictor.protocol.kserve.grpc_bounds import GrpcBounds
+from predictor.protocol.kserve.grpc_server import make_server
 from predictor.protocol.response_style import OUR_STYLE
 from predictor.protocol.served import Limits
 from predictor.tasks.answers import Completion, Piece, ScoredToken, Stream
@@ -239,7 +240,9 @@ async def _serve(served: Served, web: uvicorn.Server, listener: socket.socket) -
         served.models,
         host="127.0.0.1",
         port=0,
-        bounds=GrpcBounds(served.admission, MAX_BODY_BYTES, timeout=served.grpc_timeout),
+        bounds=GrpcBounds(
+            served.admission, MAX_BODY_BYTES, timeout=served.grpc_timeout, body_rate=2**30
+        ),
     )
     served.grpc_port = bound.port
     stopping = asyncio.Event()

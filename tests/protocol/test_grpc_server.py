@@ -16,7 +16,8 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 from predictor.admission import AdmissionController
 from predictor.errors import ConfigurationError, GenerationFailed
 from predictor.protocol.http.errors import NEUTRAL
-from predictor.protocol.kserve.grpc_server import GrpcBounds, make_server
+from predictor.protocol.kserve.grpc_bounds import GrpcBounds
+from predictor.protocol.kserve.grpc_server import make_server
 from predictor.protocol.kserve.tensors import to_raw
 from tests.protocol.stub import DEFAULT_ADMISSION, MAX_BODY_BYTES, EchoModel, Served
 

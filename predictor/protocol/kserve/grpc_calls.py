@@ -1,4 +1,4 @@
-"""gRPC calls on their way in: admitted before their message is read, and parsed in our own words.
+"""gRPC calls on their way in: their messages are read within bounds, and parsed in our own words.
 
 A unary handler of gRPC is called when the message is in memory, and a message that is no protobuf
 is a traceback in the log. So every method is served as one that takes a stream of messages, of
@@ -16,7 +16,13 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from predictor.errors import RequestError, RequestTimeout
+from predictor.errors import (
+    BodyTooLarge,
+    Overloaded,
+    PredictorError,
+    RequestError,
+    RequestTimeout,
+)
 from predictor.protocol.http.errors import error_headers, grpc_error
 
 Calls = AsyncIterator[bytes]
@@ -25,37 +31,105 @@ Calls = AsyncIterator[bytes]
 Method = Callable[[Calls, Any], Awaitable[Any]]
 """A method of a service: takes the messages and gRPC's context, returns the response."""
 
+_MOST_UNREAD = 256
+"""Calls whose message has not arrived; an honest message comes right behind its call."""
+
+_TURN_SECONDS = 1.0
+"""Seconds of a turn after which a call whose message does not come gives way to one that waits."""
+
 
 class MessageReader:
-    """Reads messages, some at a time, each within some time."""
+    """Reads messages, each within some time of its call's begin.
 
-    def __init__(self, *, at_once: int, seconds: float) -> None:
+    A silent call must not keep others from being read. So one that has had its turn for some time
+    gives way to those that wait, and of too many unread calls the oldest is refused.
+    """
+
+    def __init__(
+        self,
+        *,
+        seconds: float,
+        at_once: int,
+        unread: int = _MOST_UNREAD,
+        most_bytes: int | None = None,
+    ) -> None:
         """Create it.
 
         Args:
+            seconds: Seconds for a message to arrive after its call.
             at_once: Most messages that are read at one time; others wait for their turn.
-            seconds: Seconds for a message to arrive, after its turn has come.
+            unread: Most calls that wait for their turn or are read.
+            most_bytes: Most bytes of a message; None if gRPC's own limit is enough.
         """
-        self._turns = asyncio.Semaphore(at_once)
         self._seconds = seconds
+        self._turns = asyncio.Semaphore(at_once)
+        self._most_unread = unread
+        self._most_bytes = most_bytes
+        self._unread: dict[asyncio.Timeout, None] = {}  # in the order in which they came
+        self._began: dict[asyncio.Timeout, float] = {}  # their turns, in order
 
     async def read(self, calls: Calls) -> bytes:
         """Return the one message of a unary call.
 
         Raises:
             RequestTimeout: It did not arrive in time.
+            Overloaded: It did not arrive before too many other calls came.
+            BodyTooLarge: It is too large.
             RequestError: There is none.
         """
-        async with self._turns:
+        if len(self._unread) >= self._most_unread:
+            self._cut_off(next(iter(self._unread)))
+        limit = asyncio.timeout(self._seconds)
+        try:
+            async with limit:
+                self._unread[limit] = None
+                raw = await self._in_turn(calls, limit)
+        except TimeoutError:
+            raise self._late(limit) from None
+        except StopAsyncIteration:
+            raise RequestError("The call has no message.") from None
+        finally:
+            self._unread.pop(limit, None)
+        if self._most_bytes is not None and len(raw) > self._most_bytes:
+            raise BodyTooLarge(f"The message is larger than the limit of {self._most_bytes} bytes.")
+        return raw
+
+    async def _in_turn(self, calls: Calls, limit: asyncio.Timeout) -> bytes:
+        await self._take_turn()
+        try:
+            self._began[limit] = asyncio.get_running_loop().time()
+            return await anext(calls)
+        finally:
+            self._began.pop(limit, None)
+            self._turns.release()
+
+    async def _take_turn(self) -> None:
+        while True:
             try:
-                async with asyncio.timeout(self._seconds):
-                    return await anext(calls)
+                async with asyncio.timeout(_TURN_SECONDS):
+                    await self._turns.acquire()
+                    return
             except TimeoutError:
-                raise RequestTimeout(
-                    f"The message did not arrive within {self._seconds:g} seconds."
-                ) from None
-            except StopAsyncIteration:
-                raise RequestError("The call has no message.") from None
+                self._end_turn()
+
+    def _end_turn(self) -> None:
+        """Cut the call off that is being read for the longest time, if that is long."""
+        oldest = next(iter(self._began), None)
+        now = asyncio.get_running_loop().time()
+        if oldest is not None and now - self._began[oldest] >= _TURN_SECONDS:
+            self._cut_off(oldest)
+
+    def _cut_off(self, oldest: asyncio.Timeout) -> None:
+        self._unread.pop(oldest, None)
+        self._began.pop(oldest, None)
+        if not oldest.expired():
+            oldest.reschedule(asyncio.get_running_loop().time())
+
+    def _late(self, limit: asyncio.Timeout) -> PredictorError:
+        if limit not in self._unread:
+            sentence = "The message did not arrive before those of other calls; try again later."
+            return Overloaded(sentence, retry_after=1)
+        return RequestTimeout(f"The message did not arrive within {self._seconds:g} seconds.")
 
 
 def parse(message_type: Any, raw: bytes) -> Any:
@@ -78,6 +152,8 @@ def answering(method: Method) -> Method:
     async def answer(calls: Calls, context: Any) -> Any:
         try:
             return await method(calls, context)
+        except grpc.aio.AbortError:  # it is answered
+            raise
         except Exception as error:
             code, sentence = grpc_error(error)
             headers = error_headers(error) or {}

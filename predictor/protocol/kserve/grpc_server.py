@@ -18,14 +18,14 @@ import grpc
 from kserve import InferRequest
 
 import predictor
-from predictor.admission import AdmissionController, RequestPermit
+from predictor.admission import RequestPermit
 from predictor.errors import ConfigurationError, Overloaded, RequestError
 from predictor.metrics import REQUESTS
 from predictor.protocol.http.deadline import counted, requested_timeout
 from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.kserve import grpc_calls as calls
 from predictor.protocol.kserve import v2
-from predictor.protocol.kserve.grpc_calls import MessageReader
+from predictor.protocol.kserve.grpc_bounds import GrpcBounds
 from predictor.protocol.kserve.grpc_health import Health
 from predictor.protocol.kserve.rest_status import EXTENSIONS
 from predictor.protocol.kserve.tensors import check_datatype
@@ -51,18 +51,6 @@ _STATUS_METHODS = (
     "RepositoryModelLoad",
     "RepositoryModelUnload",
 )
-
-_MOST_STREAMS = 256
-"""Calls of one connection at one time; a client's further ones wait in the client."""
-
-_WINDOW_BYTES = 64 * 1024
-"""Bytes of a call that are taken before its message is read."""
-
-_READ_AT_ONCE = 16
-"""Messages that are read at one time; each may have the largest size."""
-
-_IDLE_MS = 300_000
-"""Milliseconds after which a connection without calls is closed; clients connect again."""
 
 _LEAST_TIMEOUT = 1e-3
 _NO_LOADING = "Loading and unloading of models is not offered over gRPC."
@@ -94,48 +82,6 @@ class BoundServer:
         await self.server.stop(grace)
 
 
-@dataclass(frozen=True, slots=True)
-class GrpcBounds:
-    """The bounds of the gRPC server.
-
-    Attributes:
-        admission: Counts what is in flight, over all protocols.
-        message_bytes: Largest message either way; a larger one is ``RESOURCE_EXHAUSTED``.
-        connections: Most open connections.
-        header_bytes: Most bytes of a call's metadata.
-        timeout: Seconds for a message to arrive after its headers.
-    """
-
-    admission: AdmissionController
-    message_bytes: int
-    connections: int = 1024
-    header_bytes: int = 32 * 1024
-    timeout: float = 20.0
-
-    def options(self) -> list[tuple[str, int]]:
-        """Return the options of gRPC's server."""
-        return [
-            ("grpc.max_receive_message_length", self.message_bytes),
-            ("grpc.max_send_message_length", self.message_bytes),
-            ("grpc.max_metadata_size", self.header_bytes),
-            ("grpc.max_allowed_incoming_connections", self.connections),
-            ("grpc.max_concurrent_streams", _MOST_STREAMS),
-            ("grpc.max_connection_idle_ms", _IDLE_MS),
-            ("grpc.server_handshake_timeout_ms", round(1000 * self.timeout)),
-            # Windows grow with the bandwidth otherwise, and every unread call may fill one.
-            ("grpc.http2.bdp_probe", 0),
-            ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
-            # gRPC's default lets a second server share the port in silence.
-            ("grpc.so_reuseport", 0),
-        ]
-
-    def readers(self) -> tuple[MessageReader, MessageReader]:
-        """Return the readers of large messages and of small ones, which wait for no large one."""
-        together = self.admission.limits.body_bytes // self.message_bytes
-        large = MessageReader(at_once=max(_READ_AT_ONCE, together), seconds=self.timeout)
-        return large, MessageReader(at_once=_READ_AT_ONCE, seconds=self.timeout)
-
-
 def make_server(models: Models, *, host: str, port: int, bounds: GrpcBounds) -> BoundServer:
     """Return a bound server with the inference service. Must be called in its event loop.
 
@@ -149,10 +95,8 @@ def make_server(models: Models, *, host: str, port: int, bounds: GrpcBounds) -> 
         ConfigurationError: The port cannot be bound.
     """
     server = grpc.aio.server(options=bounds.options())
-    small = bounds.readers()[1]
-    server.add_generic_rpc_handlers(
-        (Inference(models, bounds).handler(), Health(models, small).handler())
-    )
+    health = Health(models, bounds.status_reader())
+    server.add_generic_rpc_handlers((Inference(models, bounds).handler(), health.handler()))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         return BoundServer(server, server.add_insecure_port(address))
@@ -167,7 +111,8 @@ class Inference:
         """Create the service."""
         self._models = models
         self._admission = bounds.admission
-        self._large, self._small = bounds.readers()
+        self._inference_reader = bounds.inference_reader()
+        self._status_reader = bounds.status_reader()
 
     def handler(self) -> Any:
         """Return gRPC's handler of all methods."""
@@ -177,7 +122,9 @@ class Inference:
 
     def _status_method(self, name: str) -> Any:
         message_type = getattr(messages, f"{name}Request")
-        return calls.unary(calls.with_message(getattr(self, name), message_type, self._small))
+        return calls.unary(
+            calls.with_message(getattr(self, name), message_type, self._status_reader)
+        )
 
     async def ServerLive(self, _request: Any, _context: Any) -> Any:  # noqa: N802
         """Return that the process answers."""
@@ -212,18 +159,18 @@ class Inference:
 
     async def ModelInfer(self, stream: calls.Calls, context: Any) -> Any:  # noqa: N802
         """Answer a request for inference, if it is admitted."""
-        permit = self._admit()
+        self._admit(0).release()  # of too many calls, no message is read
+        raw = await self._inference_reader.read(aiter(stream))
+        permit = self._admit(len(raw))
         try:
-            raw = await self._large.read(aiter(stream))
-            permit.claim(len(raw))
             message = await off_loop(len(raw), lambda: calls.parse(messages.ModelInferRequest, raw))
             return await self._infer(message, len(raw), context)
         finally:
             permit.release()
 
-    def _admit(self) -> RequestPermit:
+    def _admit(self, size: int) -> RequestPermit:
         try:
-            return self._admission.admit(0)
+            return self._admission.admit(size)
         except Overloaded:
             REQUESTS.labels(next(iter(self._models.get_models()), ""), "grpc", "rejected").inc()
             raise
