@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from predictor.engine.generation.sampling_params import SamplingParams, SequenceGenerator
 from predictor.errors import PromptTooLong, RequestError, reason_of
 from predictor.tasks.generation_spec import GenerationSpec
+from predictor.tasks.large_texts import one_at_a_time
 from predictor.tasks.model_facts import Defaults
 from predictor.tasks.prepared_generation import Job, PreparedGeneration
 from predictor.tasks.request import (
@@ -125,7 +126,8 @@ class TextGeneration:
     def _tokenized(self, text: str, limit: int | None, **options: bool) -> list[int]:
         if limit is None:
             self._lengths.check(self._longest, "A prompt", self._takes_at_most(), text)
-        ids: list[int] = self.tokenizer(text, **options).input_ids
+        with one_at_a_time(text):
+            ids: list[int] = self.tokenizer(text, **options).input_ids
         return ids
 
     def _chat_text(self, turns: Sequence[Message]) -> str:

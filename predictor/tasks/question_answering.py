@@ -19,6 +19,7 @@ from predictor.engine.encoding.inputs import EncoderInput
 from predictor.errors import PromptTooLong
 from predictor.tasks.answers import Span
 from predictor.tasks.encoder_task import Array, EncoderTaskSpec, softmax
+from predictor.tasks.large_texts import one_at_a_time
 from predictor.tasks.parameters import boolean, integer, parse_named
 from predictor.tasks.request import EncoderInstance
 from predictor.tasks.task import Field, Output
@@ -27,6 +28,11 @@ from predictor.tasks.tokenization import Tokenizing, as_text
 
 _HIDDEN = -10000.0
 """The logit of tokens that cannot be in an answer."""
+
+_MOST_WINDOWS = 256
+"""Most windows of one context. A question that leaves a window little room makes one of every few
+tokens of the context, and each is a sequence for the model. So many hold a context of some 100,000
+tokens beside a short question, where a model takes 512 at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +86,20 @@ class QuestionAnswering(EncoderTaskSpec):
 
     def tokenize(self, instance: EncoderInstance) -> tuple[EncoderInput, ...]:
         """Return the question with each window of the context."""
-        tokenizer, most = self._tokenizing.tokenizer, self._tokenizing.max_model_len
         question, context = instance.fields["question"], instance.fields["context"]
-        taken = len(tokenizer(question, "", verbose=False)["input_ids"])
-        room = most - taken
-        if room < 1:
-            raise PromptTooLong(
-                f"A question has {taken} tokens with those that belong to it; this model takes "
-                f"{most} (max_model_len), its context's among them.",
-                tokens=taken + 1,
-                limit=most,
+        room = self._room(question)
+        stride = min(instance.parameters["doc_stride"], room // 2)
+        self._check_windows(context, room, stride)
+        with one_at_a_time(question, context), self._tokenizing.truncating() as tokenizer:
+            windows = tokenizer(
+                question,
+                context,
+                truncation="only_second",
+                max_length=self._tokenizing.max_model_len,
+                stride=stride,
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
             )
-        windows = tokenizer(
-            question,
-            context,
-            truncation="only_second",
-            max_length=most,
-            stride=min(instance.parameters["doc_stride"], room // 2),
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
         names = [name for name in ("input_ids", "token_type_ids") if name in windows]
         return tuple(
             as_text(
@@ -108,6 +108,50 @@ class QuestionAnswering(EncoderTaskSpec):
             )
             for number, offsets in enumerate(windows["offset_mapping"])
         )
+
+    def _room(self, question: str) -> int:
+        """Return how many tokens of a context fit into a window with a question.
+
+        Raises:
+            PromptTooLong: None does.
+        """
+        most = self._tokenizing.max_model_len
+        takes = f"this model takes {most} (max_model_len), its context's among them."
+        self._tokenizing.lengths.check(most, "A question", takes, question)
+        taken = self._count(question) + self._tokenizing.tokenizer.num_special_tokens_to_add(
+            pair=True
+        )
+        if taken >= most:
+            raise PromptTooLong(
+                f"A question has {taken} tokens with those that belong to it; {takes}",
+                tokens=taken + 1,
+                limit=most,
+            )
+        return most - taken
+
+    def _check_windows(self, context: str, room: int, stride: int) -> None:
+        """Check that a context fits into `_MOST_WINDOWS`.
+
+        Raises:
+            PromptTooLong: It does not.
+        """
+        fit = room + (_MOST_WINDOWS - 1) * (room - stride)
+        rest = (
+            f"as many fit into the {_MOST_WINDOWS} windows in which a context is read, each with "
+            f"{room} beside this question, of which neighbours share {stride}."
+        )
+        self._tokenizing.lengths.check(fit, "A context", rest, context)
+        count = self._count(context)
+        if count > fit:
+            raise PromptTooLong(
+                f"A context has {count} tokens, more than {fit}; {rest}", tokens=count, limit=fit
+            )
+
+    def _count(self, text: str) -> int:
+        """Return the number of a text's tokens without special ones."""
+        with one_at_a_time(text):
+            encoding = self._tokenizing.tokenizer(text, add_special_tokens=False, verbose=False)
+        return len(encoding["input_ids"])
 
     def answer(
         self,

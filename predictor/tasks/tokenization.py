@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from predictor.engine.encoding.inputs import EncoderInput
 from predictor.errors import PromptTooLong, RequestError
+from predictor.tasks.large_texts import one_at_a_time
 from predictor.tasks.text_length import lengths_of
 
 if TYPE_CHECKING:
@@ -16,15 +20,17 @@ class Tokenizing:
     """A tokenizer and the limit of its model.
 
     Attributes:
-        tokenizer: The tokenizer.
+        tokenizer: The tokenizer; to cut texts, take one from `truncating`.
         max_model_len: Most tokens of a text, special ones among them.
+        lengths: The length of texts for the tokenizer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_model_len: int) -> None:
         """Create it."""
         self.tokenizer: Any = tokenizer
         self.max_model_len = max_model_len
-        self._lengths = lengths_of(tokenizer)
+        self.lengths = lengths_of(tokenizer)
+        self._copies: list[Any] = []
 
     def text(self, text: str, pair: str | None = None, *, truncate: bool = False) -> EncoderInput:
         """Return a text, or a pair of texts, as tokens.
@@ -51,11 +57,11 @@ class Tokenizing:
             truncate: Whether a text that is too long is cut.
             options: More arguments for the tokenizer.
         """
+        texts = (text,) if pair is None else (text, pair)
         if not truncate:
-            texts = (text,) if pair is None else (text, pair)
-            self._lengths.check(self.max_model_len, "A text", self._takes_at_most(), *texts)
-        cut = {"truncation": True, "max_length": self.max_model_len} if truncate else {}
-        encoding = self.tokenizer(text, pair, verbose=False, **cut, **options)
+            self.lengths.check(self.max_model_len, "A text", self._takes_at_most(), *texts)
+        with one_at_a_time(*texts):
+            encoding = self._encode(text, pair, truncate, options)
         count = len(encoding["input_ids"])
         if not count:
             raise RequestError("A text is empty, and this model has no token to begin with.")
@@ -66,6 +72,30 @@ class Tokenizing:
                 limit=self.max_model_len,
             )
         return encoding
+
+    @contextlib.contextmanager
+    def truncating(self) -> Iterator[Any]:
+        """Lend a tokenizer that no other thread uses meanwhile, for calls that cut texts.
+
+        A fast tokenizer keeps the last call's truncation, and threads that share one cut each
+        other's texts. Copies are made as they are needed, so there are no more than threads that
+        cut texts at one time.
+        """
+        try:
+            tokenizer = self._copies.pop()
+        except IndexError:
+            tokenizer = copy.deepcopy(self.tokenizer) if self.tokenizer.is_fast else self.tokenizer
+        try:
+            yield tokenizer
+        finally:
+            self._copies.append(tokenizer)
+
+    def _encode(self, text: str, pair: str | None, truncate: bool, options: dict[str, Any]) -> Any:
+        if not truncate:
+            return self.tokenizer(text, pair, verbose=False, **options)
+        most = self.max_model_len
+        with self.truncating() as tokenizer:
+            return tokenizer(text, pair, verbose=False, truncation=True, max_length=most, **options)
 
     def _takes_at_most(self) -> str:
         return (
