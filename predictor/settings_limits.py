@@ -32,7 +32,8 @@ class LimitSettings(BaseSettings):
     max_bytes_in_flight: Bytes = 4 * 1024**2
     """Most bytes of the bodies of all requests that run or wait, before one more is refused (429,
     RESOURCE_EXHAUSTED). Decoded, a byte takes up to 32 bytes (an empty JSON object has two), which
-    the plan reserves. A larger `max_body_size` raises it."""
+    the plan reserves. A larger `max_body_size` raises it. Besides, one text above 64 KiB at a time
+    is tokenised, which takes up to 260 bytes a byte if it may be cut."""
 
     max_sequences_in_flight: int = Field(8192, ge=1)
     """Most prompts and texts of all requests that run or wait, before a request with more is
