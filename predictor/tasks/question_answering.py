@@ -118,9 +118,8 @@ class QuestionAnswering(EncoderTaskSpec):
         most = self._tokenizing.max_model_len
         takes = f"this model takes {most} (max_model_len), its context's among them."
         self._tokenizing.lengths.check(most, "A question", takes, question)
-        taken = self._count(question) + self._tokenizing.tokenizer.num_special_tokens_to_add(
-            pair=True
-        )
+        special: int = self._tokenizing.tokenizer.num_special_tokens_to_add(pair=True)
+        taken = self._count(question) + special
         if taken >= most:
             raise PromptTooLong(
                 f"A question has {taken} tokens with those that belong to it; {takes}",
