@@ -7,13 +7,13 @@ says that there is no such model, is an error that no cache makes good.
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -36,6 +36,10 @@ Result = TypeVar("Result")
 
 _OUTAGES = (408, 425, 429)
 """Statuses below 500 that say that the hub cannot answer now."""
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a cache that takes no files. An OSError may also be of the network, or say that a
+download is incomplete."""
 
 
 def answered_within(seconds: float | None, call: Callable[[], Result]) -> Result:
@@ -75,8 +79,9 @@ def hub_errors(name: str) -> Iterator[None]:
         yield
     except PredictorError:
         raise
-    # An answer that is no hub's, such as a portal's page, is a ValueError or a TypeError.
-    except (HTTPError, OSError, ValueError, TypeError) as error:
+    # An answer that is no hub's, such as a portal's page, is a ValueError or a TypeError, and a
+    # failed download by hf_xet a RuntimeError.
+    except (HTTPError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise _translate(name, error) from None
 
 
@@ -91,7 +96,7 @@ def _translate(name: str, error: BaseException) -> PredictorError:
         return _translate_status(name, error)
     if isinstance(error, OfflineModeIsEnabled):
         return HubUnreachable("HF_HUB_OFFLINE is set")
-    if isinstance(error, OSError) and not isinstance(error, HTTPError | EntryNotFoundError):
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         return CheckpointError(f"{name} cannot be kept in {constants.HF_HOME}: {error.strerror}.")
     return HubUnreachable(reason_of(error, most=120).rstrip("."))
 

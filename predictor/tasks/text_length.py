@@ -97,14 +97,14 @@ def lengths_of(tokenizer: Any) -> TextLengths:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not _covers_all_bytes(backend.model, backend.get_vocab(False)):
         return _UNBOUND
-    composed = 1
-    for step in (*_steps(backend.normalizer), *_steps(backend.pre_tokenizer)):
-        composed = max(composed, _composed(step))
-        if not _composed(step):
-            return _UNBOUND
+    steps = (*_steps(backend.normalizer), *_steps(backend.pre_tokenizer))
+    composed = [1, *map(_composed, steps)]
+    makes_bytes = any(step["type"] == "ByteLevel" for step in steps)
+    if not (all(composed) and (makes_bytes or backend.model.byte_fallback)):
+        return _UNBOUND
     added = (token.content for token in backend.get_added_tokens_decoder().values())
     longest = max(map(len, (*backend.get_vocab(False), *added)))
-    return TextLengths(longest * composed, is_bound=True)
+    return TextLengths(longest * max(composed), is_bound=True)
 
 
 def _covers_all_bytes(model: Any, vocabulary: Mapping[str, int]) -> bool:

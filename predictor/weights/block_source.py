@@ -182,6 +182,7 @@ class BlockSourceResolver:
         store = folder.find(self.names, verify=self._offload.verify, progress=self._progress)
         self.store = store if store is not None and self._has_all_parameters(store) else None
         if self.store is not None:
+            folder.weights.keep_named()
             logger.info("Offload store %s: %d blocks", folder.file, len(self.store.blocks))
 
     def _has_all_parameters(self, store: Store) -> bool:

@@ -6,7 +6,10 @@ start in a process of its own, with variables alone, is in `tests.server.test_hu
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import re
 import socket
 import threading
 import time
@@ -233,6 +236,41 @@ def test_a_hub_that_denies_access_is_no_outage(
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(ConfigurationError):
         open_hub("meta-llama/model", None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("Consistency check failed: file should be of size 5 but has size 3"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        RuntimeError("Data processing error: CAS service error"),
+    ],
+)
+def test_a_download_that_fails_is_an_outage(
+    hub: type[Hub], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hub_module, "snapshot_download", fail)
+        with pytest.raises(HubUnreachable, match=re.escape(str(error)[:20])):
+            open_hub("me/model", None)
+    whole()
+    monkeypatch.setattr(hub_module, "snapshot_download", fail)
+    assert open_hub("me/model", None).revision == COMMIT
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_cache_that_takes_no_files_is_no_outage(
+    hub: type[Hub], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(hub_module, "snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=f"cannot be kept in .*{os.strerror(number)}"):
+        open_hub("me/model", None)
 
 
 def test_an_answer_of_something_else_is_an_outage(

@@ -58,6 +58,13 @@ def dropping() -> Any:
     return byte_level(normalizer=normalizers.StripAccents())
 
 
+def without_bytes() -> Any:
+    """A BPE that has every byte's character, and makes one token of any unknown characters."""
+    vocabulary = {token: number for number, token in enumerate(["<unk>", *BYTES])}
+    model = models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", fuse_unk=True)
+    return fast(Tokenizer(model))
+
+
 MASK = AddedToken("<mask>", lstrip=True, rstrip=True)
 BOUND: dict[str, Callable[[], Any]] = {
     "demo": lambda: AutoTokenizer.from_pretrained(DEMO),
@@ -93,7 +100,7 @@ def test_a_token_may_have_as_many_characters_as_the_longest() -> None:
     assert lengths_of(byte_level(normalizer=normalizers.NFC())).per_token == 4 * len("abab")
 
 
-@pytest.mark.parametrize("make", [word_piece, dropping])
+@pytest.mark.parametrize("make", [word_piece, dropping, without_bytes])
 def test_without_a_bound_only_texts_beyond_reason_are_refused(make: Callable[[], Any]) -> None:
     lengths = lengths_of(make())
     assert (lengths.per_token, lengths.is_bound) == (CHARACTERS_PER_TOKEN, False)

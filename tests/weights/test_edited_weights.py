@@ -24,7 +24,7 @@ import torch
 from predictor.checkpoint.safetensors_header import data_start, read_header
 from predictor.errors import LoadFailed, WeightsUnreadable
 from predictor.weights import loader
-from predictor.weights.store import digests
+from predictor.weights.store import digests, packing
 from predictor.weights.store import format as store_format
 from predictor.weights.store.digests import KnownDigests, blob_digest, hash_files
 from predictor.weights.store.sources import Sources, Stamp
@@ -130,6 +130,11 @@ class Model:
         """Return the tokens of the present weights."""
         flags = {key: value for key, value in self._flags.items() if key != "device_map"}
         return bring_up(self.folder, device_map="cpu", **flags).tokens(PROMPT, max_new_tokens=12)
+
+
+def wait_until_settled(folder: Path) -> None:
+    while not all(Stamp.of(file).is_settled(time.time_ns()) for file in folder.iterdir()):
+        time.sleep(0.01)
 
 
 def wait_until_hashed(up: Up) -> None:
@@ -241,6 +246,28 @@ def test_a_download_of_the_same_weights_is_hashed_once(
     assert next(model.offload.glob("*.store")).stat().st_ino == store
 
 
+def into_cache(folder: Path, blobs: Path) -> None:
+    """Make a folder's weights links to blobs, as in the hub's cache."""
+    blobs.mkdir()
+    for file in folder.glob("*.safetensors"):
+        blob = blobs / hashlib.sha256(file.read_bytes()).hexdigest()
+        file.rename(blob)
+        file.symlink_to(blob)
+
+
+def test_digests_by_the_names_of_blobs_are_kept_for_other_files(
+    model: Model, tmp_path: Path
+) -> None:
+    into_cache(model.folder, tmp_path / "blobs")
+    wait_until_settled(model.folder)
+    before, _ = model.start()
+    store = next(model.offload.glob("*.store")).stat().st_ino
+    download_again(model.folder)  # links become files
+    assert not any(file.is_symlink() for file in model.folder.iterdir())
+    assert model.start() == (before, {"store"})
+    assert next(model.offload.glob("*.store")).stat().st_ino == store
+
+
 def test_where_blocks_can_be_read_in_place_a_download_is_hashed_beside_serving(
     model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -323,6 +350,23 @@ def test_an_edit_while_a_start_reads_is_refused(
         patched.setattr(loader, "make_resident", edit_and_read)
         with pytest.raises(LoadFailed, match="was changed while it was read"):
             model.start()
+    assert model.start() == (model.right(), {"store"})
+
+
+def test_a_store_of_files_that_were_edited_meanwhile_is_not_kept(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = packing._write
+
+    def write_and_edit(*args: Any) -> None:
+        real(*args)
+        edit_quietly(model.folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(packing, "_write", write_and_edit)
+        with pytest.raises(LoadFailed, match="was changed while it was read"):
+            model.start()
+    assert {file.suffix for file in model.offload.glob("*.store*")} == {".lock"}
     assert model.start() == (model.right(), {"store"})
 
 

@@ -68,6 +68,7 @@ def write_store(
     Raises:
         VolumeFull: The store does not fit.
         OSError: The volume fails.
+        LoadFailed: A file of the weights was changed meanwhile.
     """
     abandoned = partial_file(folder.file)
     if abandoned.exists():  # its process was killed: this process holds the lock
@@ -89,6 +90,8 @@ def write_store(
             )
         logger.info("Writing the offload store %s, %s", folder.file, format_bytes(writer.size))
         _write(writer, blocks, others, index, progress)
+        folder.weights.check_unchanged()
+        writer.finish()
     except BaseException:
         writer.discard()
         raise
@@ -111,7 +114,6 @@ def _write(
             for name, block in others.items():
                 writer.copy(block, reader)
                 progress.done(name)
-        writer.finish()
     finally:
         progress.end()
 

@@ -120,6 +120,17 @@ class ServedWeights:
             progress.end()
         self.check_unchanged()
 
+    def keep_named(self) -> None:
+        """Keep digests that are known by the names of blobs, for starts that have other files.
+
+        Raises:
+            LoadFailed: A file has changed.
+        """
+        digests = self._own_digests()
+        if digests is None or self._kept.of(self._stamps) is not None:
+            return
+        self._keep(digests, time.time_ns())
+
     def hash_beside_serving(self) -> None:
         """Begin to hash all files in a thread, until `stop`."""
         if self.is_hashed or self._thread is not None:
@@ -181,6 +192,9 @@ class ServedWeights:
             "Hashed %d files of weights %s: %s in %.1f s, %s/s",
             *(len(files), when, format_bytes(size), seconds, format_bytes(int(size / seconds))),
         )
+        self._keep(digests, at)
+
+    def _keep(self, digests: Digests, at: int) -> None:
         settled = {n: d for n, d in digests.items() if self._stamps[n].is_settled(at)}
         self.check_unchanged()
         self._kept.keep(self._stamps, settled)
