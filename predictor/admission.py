@@ -80,7 +80,7 @@ class AdmissionController:
         """
         if self.requests >= self.limits.requests and not self._is_draining:
             raise self._overloaded(f"{self.requests} requests are running and waiting")
-        self._check_bytes(body_bytes, others=self.requests)
+        self._check_bytes(body_bytes, self.requests, self.body_bytes)
         self._turns.work()
         self.requests += 1
         self.body_bytes += body_bytes
@@ -119,10 +119,10 @@ class AdmissionController:
         """Count an answer, from which the turns of refused requests are estimated."""
         self._turns.count()
 
-    def _check_bytes(self, body_bytes: int, *, others: int) -> None:
-        if others and self.body_bytes + body_bytes > self.limits.body_bytes:
+    def _check_bytes(self, body_bytes: int, others: int, other_bytes: int) -> None:
+        if others and other_bytes + body_bytes > self.limits.body_bytes:
             raise self._overloaded(
-                f"The requests in flight have {self.body_bytes} bytes, and this one {body_bytes} "
+                f"The requests in flight have {other_bytes} bytes, and this one {body_bytes} "
                 f"of the {self.limits.body_bytes} that they may have together"
             )
 
@@ -169,13 +169,21 @@ class RequestPermit(Permit):
             self._admission.body_bytes += body_bytes - self._body_bytes
             self._body_bytes = body_bytes
 
+    def covers(self, body_bytes: int) -> bool:
+        """Return whether so many bytes need no further claim."""
+        return self._give_back is None or body_bytes <= self._body_bytes
+
     def claim(self, body_bytes: int) -> None:
-        """Take the bytes of a body whose size was not known before.
+        """Take at least so many bytes in all for a body whose size was not known before.
 
         Raises:
             Overloaded: There are too many.
         """
-        self._admission._check_bytes(body_bytes, others=self._admission.requests - 1)
+        if self.covers(body_bytes):
+            return
+        admission = self._admission
+        others = admission.body_bytes - self._body_bytes
+        admission._check_bytes(body_bytes, admission.requests - 1, others)
         self.resize(body_bytes)
 
     def _leave(self) -> None:
@@ -221,8 +229,9 @@ class _Turns:
         self._since = now
 
     def rest(self) -> None:
-        """Ignore the time until the next request: no request is running."""
+        """Ignore the time until the next request: none is running, and every place is free."""
         self._since = None
+        self._promised = -math.inf
 
     def next(self) -> int:
         """Return the whole seconds, at least 1, to the turn of a request that is refused now."""
@@ -232,5 +241,5 @@ class _Turns:
         interval = max(measured, (self._seconds + passed) / (self._answers + 1))
         longest = max(self._LONGEST, interval)
         self._promised = min(max(self._promised, now) + interval, now + longest)
-        seconds = (self._promised - now) * (1 + self._JITTER * self._jitter())
-        return max(1, math.ceil(min(seconds, longest)))
+        seconds = (self._promised - now) * (1 - self._JITTER * self._jitter())
+        return max(1, math.ceil(seconds))

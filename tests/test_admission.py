@@ -149,4 +149,38 @@ def test_turns_are_spread_by_chance():
     for _ in range(2):
         admission._turns._promised = 19.5
         retries = retry_after(admission)
-    assert retries > 21
+    assert retries < 18
+
+
+def test_turns_that_are_the_longest_are_spread_too():
+    jitter = iter([0.0] * 1000 + [0.0, 0.5, 1.0]).__next__
+    admission = AdmissionController(LIMITS, clock=Clock(), jitter=jitter)
+    admission.admit(1), admission.admit(1)
+    for _ in range(1000):
+        retry_after(admission)
+    assert [retry_after(admission) for _ in range(3)] == [60, 54, 48]
+
+
+def test_when_all_have_gone_no_turn_is_promised_any_more():
+    admission = controller()
+    permits = [admission.admit(1), admission.admit(1)]
+    for _ in range(100):
+        late = retry_after(admission)
+    assert late == 60
+    for permit in permits:
+        permit.release()
+    admission.admit(1), admission.admit(1)
+    assert retry_after(admission) == 1
+
+
+def test_a_body_claims_more_as_it_arrives():
+    admission = controller()
+    growing, _ = admission.admit(40), admission.admit(20)
+    growing.claim(80)
+    growing.claim(10)  # it has them
+    assert admission.body_bytes == 100
+    with pytest.raises(Overloaded, match="have 20 bytes, and this one 81 of the 100 that they may"):
+        growing.claim(81)
+    growing.release()
+    growing.claim(1000)
+    assert admission.body_bytes == 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import gc
+import http.client
 import json
 import os
 import random
@@ -97,23 +98,71 @@ def test_questions_without_a_body_are_always_answered(full: Served, client: http
         assert client.get(path).status_code == 200
 
 
-def test_bodies_of_unknown_length_count_as_the_longest_until_they_are_read(
+def test_bodies_of_unknown_length_claim_more_as_they_arrive(
     served: Served, client: httpx.Client
 ) -> None:
     with sending(served, post(None)) as connection:
         await_requests(served, 1)
-        assert served.admission.body_bytes == MAX_BODY_BYTES
+        assert served.admission.body_bytes == 64 * 1024
+        connection.sendall(b"%x\r\n" % 100_000 + b" " * 100_000 + b"\r\n")
+        await_bytes(served, 100_000 + 64 * 1024)
         assert client.post(PREDICT, content=BODY).status_code == 200
-        refused = client.post(PREDICT, content=BODY + b" " * 1000)
+        refused = client.post(PREDICT, content=BODY + b" " * 100_000)
         assert refused.status_code == 429
         served.model.held = True
         connection.sendall(b"14\r\n" + BODY + b"\r\n0\r\n\r\n")
-        while served.admission.body_bytes != len(BODY):
-            time.sleep(0.002)
+        await_bytes(served, 100_000 + len(BODY))
         served.model.held = False
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
     await_requests(served, 0)
     assert served.admission.body_bytes == 0
+
+
+def await_bytes(served: Served, count: int) -> None:
+    deadline = time.monotonic() + 20
+    while served.admission.body_bytes != count:
+        assert time.monotonic() < deadline, f"{served.admission.body_bytes} bytes are in flight"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("path", [PREDICT, "/test/typed", "/openai/v1/completions"])
+def test_a_body_of_unknown_length_that_grows_too_large_for_the_rest_is_refused(
+    served: Served, path: str
+) -> None:
+    with (
+        sending(served, post(MAX_BODY_BYTES - 80_000)),
+        sending(served, post(None, path)) as connection,
+    ):
+        await_requests(served, 2)
+        connection.sendall(b"%x\r\n" % 100_000 + b" " * 100_000 + b"\r\n")
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == 429
+        assert b"bytes, and this one" in answer.read()
+    await_requests(served, 0)
+    assert served.admission.body_bytes == 0
+
+
+@pytest.mark.parametrize("size", ["", "Transfer-Encoding: chunked\r\n"])
+def test_bodies_that_do_not_come_keep_no_others_out(
+    served: Served, client: httpx.Client, size: str
+) -> None:
+    silent = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\n{size}\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(sending(served, silent)) for _ in range(3)]
+        if size:
+            await_requests(served, 3)
+        else:
+            assert all(b" 400 " in connection.recv(65536) for connection in connections)
+        assert client.post(PREDICT, content=BODY + b" " * 50_000).status_code == 200
+
+
+def test_a_request_without_a_body_takes_no_bytes(served: Served) -> None:
+    with sending(served, post(MAX_BODY_BYTES)):
+        await_requests(served, 1)
+        bare = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        with sending(served, bare) as connection:
+            assert connection.recv(65536).startswith(b"HTTP/1.1 400")
 
 
 def test_refused_clients_are_told_different_times(full: Served, client: httpx.Client) -> None:

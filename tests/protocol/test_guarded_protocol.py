@@ -253,6 +253,30 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(guarded: Served) -> N
             send_for_ever(connection, request)
 
 
+def test_a_probe_is_answered_however_many_clients_do_not_read() -> None:
+    limits = ConnectionLimits(connections=4, timeout=300.0)
+    with serve(limits=limits) as served, contextlib.ExitStack() as stack:
+        served.model.answers = 4_000_000
+        for _ in range(limits.connections):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(30)
+            connection.connect(("127.0.0.1", served.http_port))
+            connection.sendall(post(PREDICT, 20) + b'{"instances": ["a"]}')
+            connection.recv(1)
+        deadline = time.monotonic() + 20
+        while not is_live(served):
+            assert time.monotonic() < deadline, "no probe is answered"
+            time.sleep(0.01)
+
+
+def is_live(served: Served) -> bool:
+    with contextlib.suppress(ConnectionError), connected(served) as probe:
+        probe.sendall(LIVE + b"\r\n")
+        return one_of(probe) == 200
+    return False
+
+
 def send_for_ever(connection: socket.socket, data: bytes) -> None:
     began = time.monotonic()
     while time.monotonic() - began < 20:

@@ -1,9 +1,9 @@
 """The bounds of HTTP connections, and which of them is closed when there are too many.
 
 Knows no socket. A connection that waits for its client (for the next request, for the rest of the
-headers, or for the client to close) can be closed at no loss of the server's work; the one that has
-waited longest goes first, as in nginx. So a flood of silent connections closes its own, and a probe
-that connects and asks at once is always answered.
+headers, for the client to read its answer, or to close) can be closed at no loss of the server's
+work; the one that has waited longest goes first, as in nginx. So a flood of silent connections
+closes its own, and a probe that connects and asks at once is always answered.
 """
 
 from __future__ import annotations

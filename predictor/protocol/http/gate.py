@@ -5,7 +5,8 @@ Requests without a body (health, metadata, metrics) always pass, however much is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from starlette.types import Scope
 
@@ -15,6 +16,9 @@ from predictor.metrics import REQUESTS
 from predictor.protocol.http.error_forms import api_of
 
 _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
+
+_AHEAD = 64 * 1024
+"""Bytes that a body of unknown length may have more than have arrived, until more are claimed."""
 
 
 class Gate:
@@ -49,14 +53,33 @@ class Gate:
             BodyTooLarge: The body is announced to be over the limit.
             Overloaded: Too much is in flight.
         """
-        announced = dict(scope["headers"]).get(b"content-length")  # the server checked its form
-        if announced is not None and int(announced) > self.max_body_bytes:
+        headers = dict(scope["headers"])
+        announced = int(headers.get(b"content-length", 0))  # the server checked its form
+        if announced > self.max_body_bytes:
             raise self.too_large()
         if scope["method"] in _WITHOUT_BODY:
             return None
-        body_bytes = self.max_body_bytes if announced is None else int(announced)
+        is_chunked = b"transfer-encoding" in headers
+        with self._counted(scope):
+            return self._admission.admit(self._claim(0) if is_chunked else announced)
+
+    def claim(self, permit: RequestPermit, received: int, scope: Scope) -> None:
+        """Claim more for a body of which some has arrived, before the rest does.
+
+        Raises:
+            Overloaded: Too much is in flight.
+        """
+        if not permit.covers(received):
+            with self._counted(scope):
+                permit.claim(self._claim(received))
+
+    def _claim(self, received: int) -> int:
+        return min(received + _AHEAD, self.max_body_bytes)
+
+    @contextmanager
+    def _counted(self, scope: Scope) -> Iterator[None]:
         try:
-            return self._admission.admit(body_bytes)
+            yield
         except Overloaded:
             REQUESTS.labels(self._model_name(), api_of(scope["path"]), "rejected").inc()
             raise

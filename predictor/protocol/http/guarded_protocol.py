@@ -95,12 +95,15 @@ class GuardedProtocol(LingeringProtocol):
     def pause_writing(self) -> None:
         """Give a client that has stopped reading some time: its answer is held in memory."""
         super().pause_writing()
+        self._others.wait(self, self.transport.abort)
         self._stalled = self.loop.call_later(self._limits.timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Note that the client reads on."""
         self._read_on()
         super().resume_writing()
+        if self.cycle is not None and not self.cycle.response_complete and not self._lingers:
+            self._others.work(self)
 
     def timeout_keep_alive_handler(self) -> None:
         """Close a connection that is not used, even if its client does not read."""
@@ -137,7 +140,8 @@ class GuardedProtocol(LingeringProtocol):
         """Begin the answer: the connection is not idle any more."""
         self._in_head = False
         self._raw_bytes = self._body_bytes = 0
-        self._others.work(self)
+        if self._stalled is None:
+            self._others.work(self)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

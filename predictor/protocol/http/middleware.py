@@ -8,6 +8,7 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from predictor.admission import RequestPermit
+from predictor.errors import Overloaded, PredictorError
 from predictor.protocol.http.error_forms import error_response
 from predictor.protocol.http.gate import Gate
 
@@ -33,7 +34,7 @@ class Border:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        call = _Call(receive, send, self._gate)
+        call = _Call(scope, receive, send, self._gate)
         try:
             call.permit = self._gate.admit(scope)
             await self._app(scope, call.receive, call.send)
@@ -49,18 +50,20 @@ class Border:
 class _Call:
     """One HTTP call: counts what is received, knows whether the answer has begun."""
 
-    def __init__(self, receive: Receive, send: Send, gate: Gate) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, gate: Gate) -> None:
+        self._scope = scope
         self._receive = receive
         self._send = send
         self._gate = gate
         self._received = 0
+        self._refusal: PredictorError | None = None
         self.has_started = False
         self.permit: RequestPermit | None = None
 
     def check_received(self) -> None:
-        """Check the bytes received so far, for a body without a ``Content-Length``."""
-        if self._is_too_large() and not self.has_started:
-            raise self._gate.too_large()
+        """Raise the refusal of a body that has turned out too large."""
+        if self._refusal is not None and not self.has_started:
+            raise self._refusal
 
     def release(self) -> None:
         """Let another request in."""
@@ -70,14 +73,15 @@ class _Call:
     async def receive(self) -> Message:
         message = await self._receive()
         self._received += len(message.get("body", b""))
+        self._claim()
         self.check_received()
         if self.permit is not None and not message.get("more_body", False):
             self.permit.resize(self._received)
         return message
 
     async def send(self, message: Message) -> None:
-        # Whatever a framework makes of our refusal on its way up (FastAPI: a 400), a 413 it is.
-        if self._is_too_large() and not self.has_started:
+        # Whatever a framework makes of our refusal on its way up (FastAPI: a 400), it is ours.
+        if self._refusal is not None and not self.has_started:
             return
         self.has_started = True
         if message["type"] != "http.response.body":
@@ -92,5 +96,12 @@ class _Call:
             self.release()  # before the client can know that it is answered, and ask again
         await self._send({**message, "body": body[last:]} if last else message)
 
-    def _is_too_large(self) -> bool:
-        return self._received > self._gate.max_body_bytes
+    def _claim(self) -> None:
+        """Check the bytes received so far, for a body without a ``Content-Length``."""
+        if self._received > self._gate.max_body_bytes:
+            self._refusal = self._gate.too_large()
+        elif self.permit is not None and self._refusal is None:
+            try:
+                self._gate.claim(self.permit, self._received, self._scope)
+            except Overloaded as error:
+                self._refusal = error
