@@ -95,6 +95,7 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/limits.py
 	$(BIN)/python benchmarks/queues.py
 	$(BIN)/python benchmarks/threads.py
+	$(BIN)/python benchmarks/abuse.py
 
 constraints: $(VENV)/test.stamp
 	{ echo "# Every version that the tests run with. Made by: make constraints"; \

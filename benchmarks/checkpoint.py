@@ -99,6 +99,48 @@ def _files(size: Size) -> Iterator[dict[str, tuple[int, ...]]]:
     }
 
 
+def make_bert(folder: Path, *, hidden: int, blocks: int, words: int = 100) -> None:
+    """Write a BERT without a head, for embeddings, with weights in float32."""
+    random, inner, most = np.random.default_rng(0), 2 * hidden, 64
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (words, hidden),
+        "embeddings.position_embeddings.weight": (most, hidden),
+        "embeddings.token_type_embeddings.weight": (2, hidden),
+        "embeddings.LayerNorm.weight": (hidden,),
+        "embeddings.LayerNorm.bias": (hidden,),
+    }
+    matrices = {
+        "attention.self.query": (hidden, hidden),
+        "attention.self.key": (hidden, hidden),
+        "attention.self.value": (hidden, hidden),
+        "attention.output.dense": (hidden, hidden),
+        "intermediate.dense": (inner, hidden),
+        "output.dense": (hidden, inner),
+    }
+    for index in range(blocks):
+        block = f"encoder.layer.{index}"
+        for name, shape in matrices.items():
+            shapes |= {f"{block}.{name}.weight": shape, f"{block}.{name}.bias": shape[:1]}
+        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+            shapes |= {f"{block}.{name}.weight": (hidden,), f"{block}.{name}.bias": (hidden,)}
+    tensors = {name: _tensor(random, shape, "float32") for name, shape in shapes.items()}
+    _write_safetensors(folder / "model.safetensors", tensors, "float32")
+    config = {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "vocab_size": words,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": hidden // 32,
+        "max_position_embeddings": most,
+        "pad_token_id": 0,
+        "dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    _write_tokenizer(folder, words)
+
+
 def _tensor(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Return random weights; bfloat16, which numpy lacks, as the upper halves of float32."""
     values = random.standard_normal(shape, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""A memory cgroup, of version 1 or 2, for each measured process."""
+"""Cgroups, of version 1 or 2: of memory for a measured process, of processors for its clients."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from pathlib import Path
 from measuring import CannotMeasure
 
 _MOUNTS = Path("/proc/self/mounts")
+_PERIOD_US = 20_000
+
+
+def command_in(folder: Path, argv: Sequence[str]) -> list[str]:
+    """Return the command line that runs a program in the group of a folder."""
+    return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(folder / "cgroup.procs"), *argv]
 
 
 class MemoryGroup:
@@ -26,8 +32,7 @@ class MemoryGroup:
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """Return the command line that runs a program in this group."""
-        procs = str(self.folder / "cgroup.procs")
-        return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', procs, *argv]
+        return command_in(self.folder, argv)
 
     def limit(self, limit: int) -> None:
         """Set the limit in bytes, and forbid swapping."""
@@ -64,8 +69,8 @@ def memory_group(limit: int, *, mounts: Path = _MOUNTS) -> Iterator[MemoryGroup]
     Raises:
         CannotMeasure: No group can be made here.
     """
-    root, version = _controller(mounts)
-    group = MemoryGroup(root / f"predictor-benchmark-{uuid.uuid4().hex[:8]}", version)
+    root, version = _controller("memory", mounts)
+    group = MemoryGroup(root / _new_name(), version)
     try:
         group.folder.mkdir()
     except OSError as error:
@@ -79,18 +84,51 @@ def memory_group(limit: int, *, mounts: Path = _MOUNTS) -> Iterator[MemoryGroup]
         _remove(group.folder)
 
 
-def _controller(mounts: Path) -> tuple[Path, int]:
-    """Return the memory controller's mount point and version."""
+@contextmanager
+def processor_group(share: float, *, mounts: Path = _MOUNTS) -> Iterator[Path]:
+    """Yield a new group whose processes get a share of one processor, and remove it.
+
+    Args:
+        share: Seconds of processor time in a second.
+        mounts: Lists cgroup mounts.
+
+    Raises:
+        CannotMeasure: No group can be made here.
+    """
+    root, version = _controller("cpu", mounts)
+    folder = root / _new_name()
+    quota = round(share * _PERIOD_US)
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise CannotMeasure(f"No cgroup can be made in {root} ({error.strerror}).") from None
+    try:
+        if version == 1:
+            (folder / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
+            (folder / "cpu.cfs_quota_us").write_text(str(quota))
+        else:
+            (folder / "cpu.max").write_text(f"{quota} {_PERIOD_US}")
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def _new_name() -> str:
+    return f"predictor-benchmark-{uuid.uuid4().hex[:8]}"
+
+
+def _controller(name: str, mounts: Path) -> tuple[Path, int]:
+    """Return a controller's mount point and version."""
     lines = [line.split() for line in mounts.read_text().splitlines()]
     for _, point, kind, options, *_ in lines:
-        if kind == "cgroup" and "memory" in options.split(","):
+        if kind == "cgroup" and name in options.split(","):
             return Path(point), 1
     for _, point, kind, *_ in lines:
         controllers = Path(point) / "cgroup.controllers"
-        if kind == "cgroup2" and "memory" in controllers.read_text().split():
-            (Path(point) / "cgroup.subtree_control").write_text("+memory")
+        if kind == "cgroup2" and name in controllers.read_text().split():
+            (Path(point) / "cgroup.subtree_control").write_text(f"+{name}")
             return Path(point), 2
-    raise CannotMeasure("No memory controller is mounted here; this benchmark needs cgroups.")
+    raise CannotMeasure(f"No {name} controller is mounted here; this benchmark needs cgroups.")
 
 
 def _remove(folder: Path) -> None:

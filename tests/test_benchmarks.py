@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -246,6 +247,83 @@ def test_queues_compares_what_is_decided_between_passes_with_its_targets(tmp_pat
     missed = [name for name, most in numbers["targets"].items() if numbers[name] > most]
     assert done.returncode == (1 if missed else 0), done.stderr  # times depend on the machine
     assert all(name in done.stderr for name in missed)
+
+
+@pytest.fixture(scope="module")
+def short_abuse(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The short form, in a memory cgroup where one can be made."""
+    return run("abuse.py", tmp_path_factory, "--quick", "--seconds=1")
+
+
+def test_abuse_sends_each_load_beside_a_probe_and_a_neighbour(short_abuse):
+    done, numbers = short_abuse
+    assert done.returncode == 0, done.stderr
+    for case in numbers["cases"]:
+        assert case["live"]["count"] > 0
+        assert case["left"] == {"requests": 0, "files": 0}
+        assert case.get("kills", 0) == 0
+    assert {target["what"] for target in numbers["targets"]} > {"live p99", "lone text's passes"}
+
+
+def test_abuse_counts_the_statuses_that_its_clients_see(short_abuse):
+    _, numbers = short_abuse
+    seen = {case["name"].partition(" ")[0]: set(case["counts"]) for case in numbers["cases"]}
+    assert seen["C3"] <= {"431", "none"}
+    assert seen["C14"] == {"404"}
+    assert seen["C15"] == {"INVALID_ARGUMENT"}
+    assert "429" in seen["C5"]
+
+
+def test_a_call_of_the_abusers_is_a_message_of_the_protocol(load_abusers):
+    messages = importlib.import_module("kserve.protocol.grpc.grpc_predict_v2_pb2")
+    call = messages.ModelInferRequest.FromString(load_abusers.infer_request(b"word " * 1000))
+    (tensor,) = call.inputs
+    assert (call.model_name, tensor.name, tensor.datatype) == ("m", "text", "BYTES")
+    assert list(tensor.shape) == [1]
+    assert list(tensor.contents.bytes_contents) == [b"word " * 1000]
+
+
+@pytest.fixture(scope="module")
+def load_abusers() -> Any:
+    return load("abusers")
+
+
+def result_of_abuse(**changed: Any) -> dict[str, Any]:
+    probe = {"p50": 0.001, "p99": 0.002, "failed": 0}
+    sound = {
+        "name": "C14 early refusals",
+        "counts": {"404": 3},
+        "left": {"requests": 0, "files": 0},
+        "live": probe,
+        "ready": probe,
+        "seconds": {},
+        "first_event": None,
+    }
+    return sound | changed
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"counts": {"404": 3, "ConnectionResetError": 1}}, "statuses .'ConnectionResetError'"),
+        ({"kills": 1}, "killed for memory"),
+        ({"left": {"requests": 2, "files": 0}}, "2 requests stay open"),
+        ({"ready": {"failed": 1}}, "1 probes of ready failed"),
+    ],
+)
+def test_abuse_fails_for_what_no_busy_machine_explains(changed, reason):
+    verdicts = load("verdicts")
+    assert verdicts.wrong(result_of_abuse()) == []
+    (sentence,) = verdicts.wrong(result_of_abuse(**changed))
+    assert re.search(reason, sentence)
+
+
+def test_abuse_compares_a_probe_and_a_neighbour_with_their_bounds():
+    verdicts = load("verdicts")
+    slow = {"p50": 0.01, "p99": 0.051}
+    result = result_of_abuse(ready=slow, neighbour=0.89)
+    reached = {one["what"]: one["reached"] for one in verdicts.targets(result)}
+    assert reached == {"live p99": True, "ready p99": False, "neighbour": False}
 
 
 def test_encoders_fails_if_the_model_is_not_installed(tmp_path_factory, monkeypatch):
