@@ -28,6 +28,7 @@ from predictor.protocol import sdk
 from predictor.protocol.app import install
 from predictor.protocol.http.connections import ConnectionLimits
 from predictor.protocol.http.guarded_protocol import guarded_protocol
+from predictor.protocol.http.off_loop import take_short_turns
 from predictor.protocol.kserve.grpc_bounds import GrpcBounds
 from predictor.protocol.kserve.grpc_server import BoundServer, make_server
 from predictor.settings import Settings
@@ -90,6 +91,7 @@ class Server(ModelServer):
 
     async def _run(self, listener: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
+        take_short_turns()
         self._loop.set_default_executor(ThreadPoolExecutor(_CODEC_THREADS, "codec"))
         protocol = guarded_protocol(_connection_limits(self._settings))
         http = sdk.rest_server(self, grace_period=1, http_protocol=protocol)

