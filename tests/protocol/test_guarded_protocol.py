@@ -233,6 +233,45 @@ def test_no_connection_becomes_a_websocket(guarded: Served) -> None:
         assert status(all_of(connection)) == 200
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("is_chunked", [True, False])
+def test_a_client_that_asks_for_an_upgrade_keeps_its_body(
+    guarded: Served, *, is_chunked: bool, at_once: bool
+) -> None:
+    """As the clients of Java, which ask for HTTP/2 in their first request."""
+    h2c = "Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AA\r\nUpgrade: h2c\r\n"
+    head, body = post(PREDICT, 20, more=h2c), b'{"instances": ["a"]}'
+    if is_chunked:
+        head = head.replace(b"Content-Length: 20", b"Transfer-Encoding: chunked")
+        body = b"14\r\n" + body + b"\r\n0\r\n\r\n"
+    with connected(guarded) as connection:
+        for data in [head + body + LIVE] if at_once else [head, body[:7], body[7:]]:
+            connection.sendall(data)
+            time.sleep(0.02)
+        answer = all_of(connection)
+    assert status(answer) == 200
+    assert b'"text":"A"' in answer.replace(b" ", b"")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_a_wrong_body_of_a_client_that_asks_for_an_upgrade_is_refused(
+    guarded: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = "Connection: upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n"
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\n{more}\r\n".encode()
+    for data in (head + b"nonsense\r\n", head.replace(b"chunked", b"gzip") + b"nonsense\r\n"):
+        with connected(guarded) as connection:
+            connection.sendall(data)
+            assert status(all_of(connection)) == 400
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_client_that_asks_for_an_upgrade_and_falls_silent_is_cut_off(guarded: Served) -> None:
+    with connected(guarded) as connection:
+        connection.sendall(post(PREDICT, 20, more="Connection: upgrade\r\nUpgrade: h2c\r\n"))
+        assert status(all_of(connection)) == 408
+
+
 def test_a_probe_is_answered_however_many_connections_are_open(guarded: Served) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(5 * LIMITS.connections):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import httptools
@@ -84,8 +85,8 @@ class GuardedProtocol(LingeringProtocol):
         self._raw_bytes += len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._answer_and_close()  # in HTTP/1.1, for no other protocol is offered
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             refusal, self._refusal = self._refusal, None
             self._refuse(refusal or RequestError("The request is not valid HTTP/1.1."))
@@ -149,6 +150,11 @@ class GuardedProtocol(LingeringProtocol):
         self._body_bytes += len(body)
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        """End the request, unless the parser leaves its body out, because of an upgrade."""
+        if not (self.parser.should_upgrade() and self._framing()):
+            super().on_message_complete()
+
     def on_response_complete(self) -> None:
         """Note that the connection waits for its client again."""
         super().on_response_complete()
@@ -157,6 +163,30 @@ class GuardedProtocol(LingeringProtocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """Log nothing: any client may ask for an upgrade."""
+
+    def _framing(self) -> list[bytes]:
+        """Return the headers that say how the body is framed; none if there is no body."""
+        names = (b"content-length", b"transfer-encoding")
+        return [b"%s: %s" % header for header in self.headers if header[0] in names]
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Answer in HTTP/1.1, for no other protocol is offered, and close.
+
+        The parser has stopped at the end of the headers. Another one takes the body.
+        """
+        if not self._in_body:
+            self._answer_and_close()
+            return
+        callbacks = SimpleNamespace(on_body=self.on_body, on_message_complete=self._end_body)
+        self.parser = httptools.HttpRequestParser(callbacks)
+        head = (b"POST / HTTP/1.1", b"connection: close", *self._framing(), b"", b"")
+        data = b"\r\n".join(head) + rest
+        self._raw_bytes -= len(data)
+        self.data_received(data)
+
+    def _end_body(self) -> None:
+        self.on_message_complete()
+        self._answer_and_close()
 
     # The bounds
 
