@@ -17,8 +17,9 @@ from predictor.engine.generation.batchability import (
     check_encoder_decoder_batch_invariance,
     run_two_tokens,
 )
-from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner, as_source
+from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
 from predictor.engine.generation.kv_cache import SequenceChunk
+from predictor.engine.generation.sampling_params import as_source
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.tasks.answers import Completion
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt

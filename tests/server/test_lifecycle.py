@@ -143,8 +143,8 @@ def test_a_generation_longer_than_the_grace_period_is_cut_off(checkpoints: Check
         server.terminate()
         assert server.process.wait(30) == 0
         assert "1 requests unfinished" in server.log
-        with pytest.raises(httpx.TransportError):
-            running.result()
+        with contextlib.suppress(httpx.TransportError):  # the process may end before it is sent
+            assert running.result().status_code == 503
 
 
 def test_a_second_sigterm_exits_at_once(checkpoints: Checkpoints) -> None:
