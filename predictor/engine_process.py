@@ -7,13 +7,17 @@ loads nothing before it gets the settings.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import site
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
+import predictor
 from predictor.engine.process.channel import Channel
 from predictor.engine.process.client import EncoderClient, GenerationClient
 from predictor.engine.process.messages import (
@@ -52,11 +56,22 @@ class Child(Protocol):
 
 
 def launch(connection: socket.socket) -> Child:
-    """Start ``predictor.engine_start`` with an end of a socket pair."""
+    """Start ``predictor.engine_start`` with an end of a socket pair.
+
+    It is this package's, also if that is not an installed one, such as one in a checkout.
+    """
     fd = connection.fileno()
     # -P: modules are not looked for in the working directory, which may be a model's.
     command = [sys.executable, "-P", "-m", "predictor.engine_start", str(fd)]
-    return subprocess.Popen(command, pass_fds=[fd])  # noqa: S603 - no input in it
+    return subprocess.Popen(command, pass_fds=[fd], env=_environment())  # noqa: S603 - no input
+
+
+def _environment() -> dict[str, str]:
+    folder = str(Path(predictor.__file__).parents[1])
+    if folder in site.getsitepackages():
+        return dict(os.environ)
+    folders = (os.environ.get("PYTHONPATH"), folder)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 class EngineProcess:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import predictor
 from tests.conftest import Checkpoints
 from tests.server.process import Served, serve
 
@@ -71,3 +75,26 @@ def test_the_engine_process_ends_with_the_one_that_answers(checkpoints: Checkpoi
         while is_alive(engine):
             assert time.monotonic() < deadline, "the engine process goes on"
             time.sleep(0.05)
+
+
+def test_the_engine_process_has_the_package_of_the_one_that_answers(tmp_path: Path) -> None:
+    """A checkout is not installed, and the working directory is not looked in."""
+    package = Path(predictor.__file__).parent
+    shutil.copytree(package, tmp_path / "predictor", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "predictor" / "engine_start.py").write_text("print(__file__)")
+    program = (
+        "import socket, predictor.engine_process as process\n"
+        "ours, theirs = socket.socketpair()\n"
+        "process.launch(theirs).wait(60)"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == str(tmp_path / "predictor" / "engine_start.py")
