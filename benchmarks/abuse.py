@@ -20,11 +20,11 @@ from typing import Any
 
 from attacks import CASES, Case, attack, half_a_processor
 from checkpoint import make_bert
-from groups import MemoryGroup, memory_group
+from groups import MemoryGroup, if_allowed, memory_group, sampled
 from measuring import ROOT, CannotMeasure, add_path_flags, finish, machine
 from served import serve
 from verdicts import missed, report, targets, unseen, wrong
-from witnesses import PATHS, Witnesses, sampled, witnesses
+from witnesses import PATHS, Witnesses, witnesses
 
 _LIMIT = 2 * 2**30
 _QUICK_SHARE = 0.3
@@ -92,8 +92,9 @@ class _Measurement:
         """Start the server and return the numbers of its cases."""
         results = []
         user = "neighbour" if model == "demo" else "lone"
+        limited = memory_group(_LIMIT, mounts=self._flags.mounts)
         with (
-            _memory(self._flags.mounts) as group,
+            if_allowed(limited, "The server's memory is not limited") as group,
             _not_killed(group),
             serve(_settings(model, self._work), group, self._work) as server,
             witnesses(user, server, self._work) as beside,
@@ -110,7 +111,7 @@ class _Measurement:
         if case.has_neighbour and not self._flags.quick:
             dropped = attack(case, {**order, **beside.ports["drop"]}, self._clients)
         files, passes = beside.open_files(), beside.passes()
-        with sampled(group):
+        with contextlib.nullcontext() if group is None else sampled(group):
             result = attack(case, {**order, **beside.ports["server"]}, self._clients)
         window = result["window"]
         result = {"name": case.name, **order, **result, "left": beside.await_settled(files)}
@@ -164,17 +165,6 @@ def _settings(model: str, work: Path) -> list[str]:
     folder.mkdir()
     make_bert(folder, hidden=int(model.removeprefix("bert ")), blocks=1)
     return [f"--model_dir={folder}", "--task=text_embedding", "--torchserve_api=true"]
-
-
-@contextlib.contextmanager
-def _memory(mounts: Path) -> Iterator[MemoryGroup | None]:
-    with contextlib.ExitStack() as stack:
-        group = None
-        try:
-            group = stack.enter_context(memory_group(_LIMIT, mounts=mounts))
-        except CannotMeasure as error:
-            print(f"The server's memory is not limited: {error}", file=sys.stderr)
-        yield group
 
 
 @contextlib.contextmanager

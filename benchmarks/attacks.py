@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groups import command_in, processor_group
+from groups import command_in, if_allowed, processor_group
 from measuring import ROOT, CannotMeasure, environment
 
 _SHARE = 0.5
@@ -113,16 +113,9 @@ CASES = (
 )
 
 
-@contextlib.contextmanager
-def half_a_processor(mounts: Path) -> Iterator[Path | None]:
-    """Yield the group for the clients; None if none can be made, and signals must do."""
-    with contextlib.ExitStack() as stack:
-        group = None
-        try:
-            group = stack.enter_context(processor_group(_SHARE, mounts=mounts))
-        except CannotMeasure as error:
-            print(f"Signals halve the clients' time: {error}", file=sys.stderr)
-        yield group
+def half_a_processor(mounts: Path) -> AbstractContextManager[Path | None]:
+    """Return the group for the clients; it is None if none can be made, and signals must do."""
+    return if_allowed(processor_group(_SHARE, mounts=mounts), "Signals halve the clients' time")
 
 
 def attack(case: Case, order: Mapping[str, float], group: Path | None) -> dict[str, Any]:

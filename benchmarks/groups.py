@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from measuring import CannotMeasure
 
 _MOUNTS = Path("/proc/self/mounts")
 _PERIOD_US = 20_000
+_SECONDS_BETWEEN_SAMPLES = 0.02
+
+_Group = TypeVar("_Group")
 
 
 def command_in(folder: Path, argv: Sequence[str]) -> list[str]:
@@ -111,6 +117,37 @@ def processor_group(share: float, *, mounts: Path = _MOUNTS) -> Iterator[Path]:
         yield folder
     finally:
         _remove(folder)
+
+
+@contextmanager
+def if_allowed(group: AbstractContextManager[_Group], otherwise: str) -> Iterator[_Group | None]:
+    """Yield a group, or None after printing a sentence and the reason if none can be made here."""
+    with ExitStack() as stack:
+        made = None
+        try:
+            made = stack.enter_context(group)
+        except CannotMeasure as error:
+            print(f"{otherwise}: {error}", file=sys.stderr)
+        yield made
+
+
+@contextmanager
+def sampled(group: MemoryGroup) -> Iterator[None]:
+    """Sample a group's memory within the block, and forget earlier samples."""
+    group.anonymous_peak = 0
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_SECONDS_BETWEEN_SAMPLES):
+            group.sample()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _new_name() -> str:

@@ -14,15 +14,13 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from checkpoint import Size, drop_from_cache, make
-from groups import MemoryGroup, memory_group
+from groups import memory_group, sampled
 from load import Server, measure_users
 from measuring import CannotMeasure, add_path_flags, finish, machine, mib, run, table
 from served import serve
@@ -96,24 +94,6 @@ def _case(folder: Path, case: Case, work: Path, mounts: Path) -> Case:
     if measured["outcome"] == "refused":
         measured["by_hand"] = _by_hand(folder, case["limit"], mounts)
     return measured
-
-
-@contextmanager
-def sampled(group: MemoryGroup) -> Iterator[None]:
-    """Sample a group's memory within the block."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.02):
-            group.sample()
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _under_load(server: Server, folder: Path, users: int) -> Case:

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groups import MemoryGroup
 from load import Server, quantile
 from measuring import ROOT, CannotMeasure, environment
 
@@ -198,25 +196,3 @@ def _first_line(lines: Path) -> str:
             return first
         time.sleep(0.05)
     raise CannotMeasure(f"The {lines.stem} beside the server did not start.")
-
-
-@contextlib.contextmanager
-def sampled(group: MemoryGroup | None) -> Iterator[None]:
-    """Sample a group's anonymous memory, from none, until the end."""
-    if group is None:
-        yield
-        return
-    ended, watched = threading.Event(), group
-    watched.anonymous_peak = 0
-
-    def sample() -> None:
-        while not ended.wait(_SAMPLE):
-            watched.sample()
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()

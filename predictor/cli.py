@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import predictor
 from predictor import logs
-from predictor.errors import ConfigurationError, PredictorError
+from predictor.errors import ConfigurationError, PredictorError, unexpected
 from predictor.private import versions
 from predictor.settings import Settings, explicit_settings, names, read_settings
 from predictor.settings_sources import ALIASES, check_known
@@ -62,9 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ConfigurationError.exit_code
     except Exception as error:
         logger.exception("The predictor ends because of an error that nobody expected")
-        _report_end(
-            f"An error that nobody expected, {type(error).__name__}; the log has its trace."
-        )
+        _report_end(unexpected(error))
         return PredictorError.exit_code
 
 

@@ -19,7 +19,7 @@ from predictor import constraints, pod, startup
 from predictor.engine.process.channel import Channel
 from predictor.engine.process.host import EngineHost, Outbox
 from predictor.engine.process.messages import Broken, Failed, Loading, Placed, Ready, Start, Stop
-from predictor.errors import EngineBroken, LoadFailed, PredictorError
+from predictor.errors import EngineBroken, LoadFailed, PredictorError, unexpected
 from predictor.heartbeat import Heartbeat
 from predictor.metric_updates import MetricRecorder
 from predictor.placement.report import table
@@ -69,7 +69,7 @@ class _EngineProcess:
         # Libraries raise errors of any type; the other process has one sentence for them.
         except Exception as error:
             logger.exception("The model cannot be loaded because of an error that nobody expected")
-            self._channel.send(Failed(_unexpected(error)))
+            self._channel.send(Failed(LoadFailed(unexpected(error))))
             return LoadFailed.exit_code
         gc.collect()
         gc.freeze()  # a collection of the millions of objects of libraries would stop every thread
@@ -119,9 +119,3 @@ class _EngineProcess:
         self._channel.send(Broken(error))
         self._exit_code = error.exit_code
         self._ended.set()
-
-
-def _unexpected(error: Exception) -> LoadFailed:
-    return LoadFailed(
-        f"An error that nobody expected, {type(error).__name__}; the log has its trace."
-    )

@@ -192,6 +192,11 @@ def reason_of(error: BaseException, *, most: int = 200) -> str:
     return shorten(line, most, ellipsis="")
 
 
+def unexpected(error: BaseException) -> str:
+    """Return the sentence for an error of no class of ours, whose trace has been logged."""
+    return f"An error that nobody expected, {type(error).__name__}; the log has its trace."
+
+
 def nearest(name: str, choices: Collection[str]) -> str:
     """Return the end of a sentence: ``did you mean 'x'?``, or all valid choices."""
     near = difflib.get_close_matches(shorten(name, MAX_NAME, ellipsis=""), choices, n=1)

@@ -21,7 +21,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack
 
 from predictor.errors import EngineBroken, GenerationFailed
 from predictor.heartbeat import Heartbeat
@@ -99,6 +99,22 @@ class PassObserver(Protocol):
         ...
 
 
+class ThreadOptions(TypedDict, total=False):
+    """What a model thread calls and notes, besides its policy.
+
+    Attributes:
+        heartbeat: Takes notes of what the thread does; None makes one.
+        observer: Called in the model thread before and after each forward pass.
+        on_broken: Called in the model thread, last of all, if the model is broken for good.
+        after_step: Called in the model thread after each step, and before it waits.
+    """
+
+    heartbeat: Heartbeat | None
+    observer: PassObserver | None
+    on_broken: Callable[[EngineBroken], None] | None
+    after_step: Callable[[], None] | None
+
+
 class ModelThread(Generic[Request, Row]):
     """Runs the forward passes of one policy until it is stopped or the model is broken.
 
@@ -109,30 +125,20 @@ class ModelThread(Generic[Request, Row]):
     """
 
     def __init__(
-        self,
-        policy: Policy[Request, Row],
-        *,
-        name: str,
-        heartbeat: Heartbeat | None = None,
-        observer: PassObserver | None = None,
-        on_broken: Callable[[EngineBroken], None] | None = None,
-        after_step: Callable[[], None] | None = None,
+        self, policy: Policy[Request, Row], *, name: str, **options: Unpack[ThreadOptions]
     ) -> None:
         """Start the thread.
 
         Args:
             policy: Decides what is computed.
             name: The thread's name.
-            heartbeat: Takes notes of what the thread does; None makes one.
-            observer: Called in the model thread before and after each forward pass.
-            on_broken: Called in the model thread, last of all, if the model is broken for good.
-            after_step: Called in the model thread after each step, and before it waits.
+            options: See `ThreadOptions`.
         """
         self._policy = policy
-        self.heartbeat = heartbeat or Heartbeat()
-        self._on_broken = on_broken
-        self._observer = observer
-        self._after_step = after_step or _do_nothing
+        self.heartbeat = options.get("heartbeat") or Heartbeat()
+        self._on_broken = options.get("on_broken")
+        self._observer = options.get("observer")
+        self._after_step = options.get("after_step") or _do_nothing
         self._keys = itertools.count()
         self._mailbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._arrived: dict[int, Request] = {}

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from predictor.engine.encoding.batching import BatchLimits, TextQueue
 from predictor.engine.encoding.inputs import EncoderCallback, EncoderInput
 from predictor.engine.encoding.runner import EncoderRunner
-from predictor.engine.model_thread import ModelThread, PassObserver
+from predictor.engine.model_thread import ModelThread, ThreadOptions
 from predictor.errors import EngineBroken, GenerationFailed
-from predictor.heartbeat import Heartbeat
 from predictor.metrics import EngineMetrics
 
 logger = logging.getLogger(__name__)
@@ -46,10 +45,7 @@ class EncoderEngine(ModelThread[_Text, int]):
         *,
         metrics: EngineMetrics,
         harmless: EncoderInput,
-        heartbeat: Heartbeat | None = None,
-        observer: PassObserver | None = None,
-        on_broken: Callable[[EngineBroken], None] | None = None,
-        after_step: Callable[[], None] | None = None,
+        **options: Unpack[ThreadOptions],
     ) -> None:
         """Start the model thread.
 
@@ -58,21 +54,11 @@ class EncoderEngine(ModelThread[_Text, int]):
             limits: The limits of a forward pass.
             metrics: Takes counts and times.
             harmless: A text on which no working model of this kind fails.
-            heartbeat: Takes notes of what the thread does; None makes one.
-            observer: See `ModelThread`.
-            on_broken: Called in the model thread, last of all, if the model is broken for good.
-            after_step: Called in the model thread after each step.
+            options: See `ThreadOptions`.
         """
         self.runner = runner
         policy = DynamicBatching(runner, limits, metrics=metrics, harmless=harmless)
-        super().__init__(
-            policy,
-            name="encoder",
-            heartbeat=heartbeat,
-            observer=observer,
-            on_broken=on_broken,
-            after_step=after_step,
-        )
+        super().__init__(policy, name="encoder", **options)
 
     def submit(
         self,

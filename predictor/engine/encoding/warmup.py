@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from transformers import PreTrainedModel
@@ -14,6 +13,7 @@ from predictor.engine.encoding.engine import EncoderEngine
 from predictor.engine.encoding.inputs import EncoderInput
 from predictor.engine.encoding.postprocess import Postprocess
 from predictor.engine.encoding.runner import EncoderRunner
+from predictor.engine.model_thread import ThreadOptions
 from predictor.engine.warmup import (
     first_token,
     log_breakeven_tokens,
@@ -21,7 +21,6 @@ from predictor.engine.warmup import (
     set_up_torch,
     tune_threads,
 )
-from predictor.errors import EngineBroken
 from predictor.heartbeat import Heartbeat
 from predictor.metrics import EngineMetrics
 from predictor.placement.plan import Placement
@@ -40,9 +39,7 @@ def open_encoder_engine(
     threads: int | None,
     metrics: EngineMetrics,
     warmup_cache: WarmupCache,
-    heartbeat: Heartbeat | None = None,
-    on_broken: Callable[[EngineBroken], None] | None = None,
-    after_step: Callable[[], None] | None = None,
+    **options: Unpack[ThreadOptions],
 ) -> EncoderEngine:
     """Return a running engine, after forward passes that test and time the model.
 
@@ -54,9 +51,7 @@ def open_encoder_engine(
         threads: Most threads to compute with; None leaves that to torch.
         metrics: Takes counts and times.
         warmup_cache: The results of an earlier start; those of this one are added.
-        heartbeat: Takes notes of what the model thread does.
-        on_broken: Called in the model thread, last of all, if the model is broken for good.
-        after_step: Called in the model thread after each step.
+        options: See `ThreadOptions`; the observer is made here.
 
     Raises:
         LoadFailed: The model cannot compute even one token.
@@ -66,17 +61,16 @@ def open_encoder_engine(
     limits = replace(limits, bucket_shapes=device.type == "cpu")
     runner = EncoderRunner(model, device=device, limits=limits, postprocess=postprocess)
     end = _end_of_text(model)
+    heartbeat = options.get("heartbeat")
     breakeven_tokens = _measure(runner, end, limits.tokens, placement, warmup_cache, heartbeat)
     log_breakeven_tokens(breakeven_tokens)
+    options["observer"] = tune_threads(limit, placement, warmup_cache)
     return EncoderEngine(
         runner,
         replace(limits, breakeven_tokens=breakeven_tokens),
         metrics=metrics,
         harmless=EncoderInput((end,)),
-        heartbeat=heartbeat,
-        observer=tune_threads(limit, placement, warmup_cache),
-        on_broken=on_broken,
-        after_step=after_step,
+        **options,
     )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Unpack
 
 from predictor.engine.generation.batch_sampler import BatchSampler
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
@@ -23,9 +24,8 @@ from predictor.engine.generation.sampling_params import (
     Token,
 )
 from predictor.engine.generation.scheduler import Scheduler
-from predictor.engine.model_thread import ModelThread, PassObserver, request_failed
+from predictor.engine.model_thread import ModelThread, ThreadOptions, request_failed
 from predictor.errors import EngineBroken, GenerationFailed, PredictorError
-from predictor.heartbeat import Heartbeat
 from predictor.metrics import EngineMetrics
 
 logger = logging.getLogger(__name__)
@@ -62,10 +62,7 @@ class Engine(ModelThread[_Sequence, Chunk]):
         *,
         eos_token_ids: frozenset[int],
         metrics: EngineMetrics,
-        heartbeat: Heartbeat | None = None,
-        observer: PassObserver | None = None,
-        on_broken: Callable[[EngineBroken], None] | None = None,
-        after_step: Callable[[], None] | None = None,
+        **options: Unpack[ThreadOptions],
     ) -> None:
         """Start the model thread.
 
@@ -74,21 +71,11 @@ class Engine(ModelThread[_Sequence, Chunk]):
             limits: The limits of the KV cache and of a forward pass.
             eos_token_ids: Tokens that end a sequence.
             metrics: Takes counts and times.
-            heartbeat: Takes notes of what the thread does; None makes one.
-            observer: See `ModelThread`.
-            on_broken: Called in the model thread, last of all, if the model is broken for good.
-            after_step: Called in the model thread after each step.
+            options: See `ThreadOptions`.
         """
         self.runner, self.limits = runner, limits
         policy = ContinuousBatching(runner, limits, eos_token_ids=eos_token_ids, metrics=metrics)
-        super().__init__(
-            policy,
-            name="engine",
-            heartbeat=heartbeat,
-            observer=observer,
-            on_broken=on_broken,
-            after_step=after_step,
-        )
+        super().__init__(policy, name="engine", **options)
 
     def submit(
         self,

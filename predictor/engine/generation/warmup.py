@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Unpack
 
 import torch
 from transformers import PreTrainedModel
@@ -24,7 +24,7 @@ from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_accounting import usable_tokens
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner, SerialRunner
-from predictor.engine.model_thread import PassObserver
+from predictor.engine.model_thread import ThreadOptions
 from predictor.engine.warmup import (
     first_token,
     log_breakeven_tokens,
@@ -32,8 +32,6 @@ from predictor.engine.warmup import (
     set_up_torch,
     tune_threads,
 )
-from predictor.errors import EngineBroken
-from predictor.heartbeat import Heartbeat
 from predictor.metrics import EngineMetrics
 from predictor.placement.plan import Placement
 from predictor.weights.store.warmup_cache import WarmupCache
@@ -42,13 +40,6 @@ logger = logging.getLogger(__name__)
 
 _TIMED_TOKENS = 32
 """Tokens of a typical forward pass: one of each running sequence, and some of prompts."""
-
-
-class _Hooks(TypedDict):
-    heartbeat: Heartbeat | None
-    observer: PassObserver | None
-    on_broken: Callable[[EngineBroken], None] | None
-    after_step: Callable[[], None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +64,7 @@ def open_engine(
     threads: int | None,
     metrics: EngineMetrics,
     warmup_cache: WarmupCache,
-    heartbeat: Heartbeat | None = None,
-    on_broken: Callable[[EngineBroken], None] | None = None,
-    after_step: Callable[[], None] | None = None,
+    **options: Unpack[ThreadOptions],
 ) -> EngineHandle:
     """Return a running engine, after forward passes that test and time the model where need be.
 
@@ -87,9 +76,7 @@ def open_engine(
         threads: Most threads to compute with; None leaves that to torch.
         metrics: Takes counts and times.
         warmup_cache: The results of an earlier start; those of this one are added.
-        heartbeat: Takes notes of what the model thread does.
-        on_broken: Called in the model thread, last of all, if the model is broken for good.
-        after_step: Called in the model thread after each step.
+        options: See `ThreadOptions`; the observer is made here.
 
     Raises:
         LoadFailed: The model cannot compute even one token.
@@ -104,15 +91,12 @@ def open_engine(
             timed=min(_TIMED_TOKENS, prefill_chunk, usable_tokens(placement.kv_tokens)),
             warmup_cache=warmup_cache,
             weights=placement.weights,
-            heartbeat=heartbeat,
+            heartbeat=options.get("heartbeat"),
         )
     limits = _limits(placement, reason, max_sequences, prefill_chunk, breakeven_tokens)
-    observer = tune_threads(limit, placement, warmup_cache)
-    hooks = _Hooks(
-        heartbeat=heartbeat, observer=observer, on_broken=on_broken, after_step=after_step
-    )
+    options["observer"] = tune_threads(limit, placement, warmup_cache)
     eos = _eos_token_ids(model)
-    engine = Engine(runner, limits, eos_token_ids=eos, metrics=metrics, **hooks)
+    engine = Engine(runner, limits, eos_token_ids=eos, metrics=metrics, **options)
     return EngineHandle(engine, vocabulary)
 
 

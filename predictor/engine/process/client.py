@@ -19,9 +19,10 @@ from predictor.engine.generation.sampling_params import (
     SequenceCallback,
     Token,
 )
+from predictor.engine.model_thread import request_failed
 from predictor.engine.process.channel import Channel
 from predictor.engine.process.messages import Broken, Cancel, Encode, Generate, Results
-from predictor.errors import EngineBroken, GenerationFailed, PredictorError
+from predictor.errors import EngineBroken, PredictorError
 from predictor.heartbeat import Activity, Health, Timeouts
 from predictor.metric_updates import apply_updates
 
@@ -74,8 +75,16 @@ class EngineClient(Generic[Callback]):
         return self._health if silence.state == "ok" else silence
 
     def abandon(self, error: EngineBroken) -> None:
-        """End all sequences with an error, because the engine hangs."""
-        self._break(error)
+        """End all sequences with an error: the engine is broken, hangs or has ended."""
+        with self._lock:
+            if self._broken is not None:
+                return
+            self._broken = error
+            callbacks = list(self._callbacks.values())
+            self._callbacks.clear()
+        for callback in callbacks:
+            self._end(callback, error)
+        self._on_broken(error)
 
     def _submit(self, callback: Callback, message: Callable[[int], object]) -> int:
         key = next(self._keys)
@@ -92,7 +101,7 @@ class EngineClient(Generic[Callback]):
         # Else nobody would hear of any result.
         except Exception:
             logger.exception("The results of the engine process cannot be received")
-            self._break(EngineBroken("The results of the engine process cannot be received."))
+            self.abandon(EngineBroken("The results of the engine process cannot be received."))
 
     def _receive_all(self) -> None:
         while True:
@@ -105,10 +114,10 @@ class EngineClient(Generic[Callback]):
                 for key, item in message.items:
                     self._take(key, item)
             elif isinstance(message, Broken):
-                self._break(message.error)
+                self.abandon(message.error)
                 return
             elif message is None:
-                self._break(self._ended())
+                self.abandon(self._ended())
                 return
 
     def _take(self, key: int, item: Any) -> None:
@@ -121,7 +130,7 @@ class EngineClient(Generic[Callback]):
         except Exception:
             logger.exception("A callback failed")
             is_over = True
-            self._fail(callback)
+            self._end(callback, request_failed())
         if is_over and self._callbacks.pop(key, None) is not None and not _is_end(item):
             self._channel.send(Cancel(key))
 
@@ -129,25 +138,11 @@ class EngineClient(Generic[Callback]):
         """Call a callback with a result; return whether that was the last."""
         raise NotImplementedError
 
-    def _fail(self, callback: Callback) -> None:
+    def _end(self, callback: Callback, error: PredictorError) -> None:
         try:
-            self._call(callback, _callback_failed())
+            self._call(callback, error)
         except Exception:
             logger.exception("A callback failed at its end")
-
-    def _break(self, error: EngineBroken) -> None:
-        with self._lock:
-            if self._broken is not None:
-                return
-            self._broken = error
-            callbacks = list(self._callbacks.values())
-            self._callbacks.clear()
-        for callback in callbacks:
-            try:
-                self._call(callback, error)
-            except Exception:
-                logger.exception("A callback failed at its end")
-        self._on_broken(error)
 
 
 class GenerationClient(EngineClient[SequenceCallback]):
@@ -203,7 +198,3 @@ class EncoderClient(EngineClient[EncoderCallback]):
 def _is_end(item: FinishReason | Any) -> bool:
     """Return whether the engine has forgotten a sequence after this result."""
     return not isinstance(item, (int, Token))
-
-
-def _callback_failed() -> PredictorError:
-    return GenerationFailed("The model failed on this request; the server's log has the cause.")
