@@ -276,7 +276,7 @@ class PredictorModel(Model):
         if task is None or not self.ready or self._draining:
             raise NotReady(f"Model {self.name!r} is not ready.")
         if self.health().state != "ok":
-            raise NotReady(f"Model {self.name!r} is stalled: a forward pass takes far too long.")
+            raise NotReady(f"Model {self.name!r} is stalled: its engine makes no progress.")
         return task
 
     def _limit(self, request: TaskRequest, timeout: float | None) -> float:
