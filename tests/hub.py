@@ -7,6 +7,7 @@ every repository has these files, and none wants a token but those of which the 
 import hashlib
 import json
 import re
+import select
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -68,8 +69,11 @@ class Hub(BaseHTTPRequestHandler):
     def _fail(self, status: int, body: bool) -> None:
         if status:
             self._send(status, b"{}", {}, body)
-        else:  # until the client hangs up
-            self.rfile.read(1)
+            return
+        self.close_connection = True
+        while self.fault is not None and not self.fault[1]:
+            if select.select([self.connection], [], [], 0.05)[0]:  # the client has hung up
+                return
 
     def _may_read(self, repository: str) -> bool:
         given = self.headers.get("authorization")
