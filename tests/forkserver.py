@@ -143,7 +143,7 @@ class _Server:
             child.report.close()
 
 
-class _ForkedEngine:
+class ForkedEngine:
     """An engine process that is a fork; the part of `subprocess.Popen` that is used."""
 
     def __init__(self, pid: int) -> None:
@@ -165,12 +165,12 @@ class _ForkedEngine:
             _kill(self.pid)
 
 
-def _fork_engine(connection: socket.socket) -> _ForkedEngine:
+def fork_engine(connection: socket.socket) -> ForkedEngine:
     """Start the engine process as a fork of the command, which has no other thread yet."""
     pid = os.fork()
     if pid == 0:
         _become_engine(connection)
-    return _ForkedEngine(pid)
+    return ForkedEngine(pid)
 
 
 def _become_engine(connection: socket.socket) -> NoReturn:
@@ -201,7 +201,7 @@ def _run(request: dict[str, Any], stdout: int, stderr: int) -> NoReturn:
     sys.argv = ["predictor", *request["argv"]]
     from predictor import engine_process
 
-    engine_process.launch = _fork_engine
+    engine_process.launch = fork_engine
     try:
         for module, function, *arguments in request["before"]:
             getattr(importlib.import_module(module), function)(*arguments)

@@ -1,7 +1,7 @@
 """Start real servers for the examples, each when it is first needed.
 
-All are forks of one process that has imported torch, transformers and kserve, so that a server is
-ready in about a second.
+All are forks of one process that has imported torch, transformers and kserve, and so are their
+engine processes: a server is ready in about a second.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.generator.models import make_model
+from tests.forkserver import fork_engine
 
 _SECONDS_TO_START = 300
 _FLAGS = {
@@ -24,7 +25,7 @@ _FLAGS = {
 }
 _PRELOADED = (
     "predictor.server",
-    "predictor.startup",
+    "predictor.engine_main",
     "torch",
     "transformers.models.bert.modeling_bert",
     "transformers.models.bloom.modeling_bloom",
@@ -36,8 +37,9 @@ def _serve(arguments: list[str], log: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT, 0o600)
     for stream in (1, 2):
         os.dup2(file, stream)
-    from predictor import cli
+    from predictor import cli, engine_process
 
+    engine_process.launch = fork_engine
     os._exit(cli.main(arguments))
 
 
