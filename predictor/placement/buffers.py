@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 STREAM_BUFFERS = 2
 """Buffers for whole blocks on the device that computes: one is filled while the block in the other
 computes. More would only help if reading is fast at times and slow at others, and each takes a
@@ -31,6 +34,59 @@ BOUNCE_BUFFERS = 2
 PAGE_SLACK = 64 * 1024
 """Bytes of a block's buffer beyond the block: reads begin and end at whole pages, and so do
 tensors."""
+
+
+EXPERT_STAGING = 32 * 1024**2
+"""Bytes of expert slots that are free at any time, on the device that computes. Experts that do
+not stay are read into these and computed there, in waves if they are more."""
+
+EXPERT_READERS = 4
+"""Experts that are read at one time."""
+
+EXPERT_BOUNCE_BUFFER = 4 * 1024**2
+"""Bytes of main memory that each reader of experts reads through."""
+
+_TENSOR_ALIGNMENT = 64
+"""Bytes at a multiple of which each tensor of an expert begins in its slot."""
+
+_PAGE = 4096
+
+
+def slot_offsets(slices: Iterable[int]) -> tuple[int, ...]:
+    """Return where each tensor of an expert begins in a slot, and the bytes of the slot last.
+
+    Args:
+        slices: Bytes of the expert in each of its tensors.
+    """
+    offsets, end = [], 0
+    for size in slices:
+        begin = _round_up(end, _TENSOR_ALIGNMENT)
+        offsets.append(begin)
+        end = begin + size
+    return (*offsets, _round_up(end, _PAGE))
+
+
+def slot_bytes(slices: Iterable[int]) -> int:
+    """Return the bytes of a slot that holds any one expert of a layer.
+
+    Args:
+        slices: Bytes of the expert in each of its tensors.
+    """
+    return slot_offsets(slices)[-1]
+
+
+def count_staging_slots(count: int, size: int) -> int:
+    """Return how many slots are for experts that do not stay.
+
+    Args:
+        count: The most experts of a layer.
+        size: Bytes of a slot.
+    """
+    return min(count, max(2, math.ceil(EXPERT_STAGING / size)))
+
+
+def _round_up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
 
 
 def count_pieces(largest: int) -> int:

@@ -1,10 +1,10 @@
 """How transformers lays out a cache, places and converts weights, names classes, reports progress.
 
 Read in transformers 5.23.0: ``cache_utils.py``, ``modeling_utils.py``,
-``integrations/accelerate.py``, ``models/auto/modeling_auto.py``, ``conversion_mapping.py``,
-``core_model_loading.py``, ``utils/import_utils.py``, ``utils/logging.py`` and
-``pipelines/token_classification.py``. Functions import these modules when they are
-called: `modeling_utils` takes seconds, and `plan` and the migration need only a few of them.
+``integrations/accelerate.py``, ``integrations/moe.py``, ``models/auto/modeling_auto.py``,
+``conversion_mapping.py``, ``core_model_loading.py``, ``utils/import_utils.py``,
+``utils/logging.py`` and ``pipelines/token_classification.py``. Functions import these modules when
+they are called: `modeling_utils` takes seconds, and `plan` and the migration need only a few.
 
 The process that answers requests uses tokenizers and has no use for torch, whose import takes
 190 MiB and seconds. `tokenizer_class` keeps transformers from importing it there.
@@ -68,6 +68,7 @@ MODELS = (
     ),
     Interface("transformers.utils.logging", "set_tqdm_hook", ("hook",)),
     *uncalled("transformers.core_model_loading", "WeightConverter"),
+    *uncalled("transformers.integrations.moe", "use_experts_implementation"),
     *uncalled("transformers.modeling_utils", "accelerate_dispatch"),
     *uncalled(
         "transformers.modeling_utils",
@@ -216,6 +217,16 @@ def converts_weights(model: PreTrainedModel) -> bool:
 
     mapping: list[Any] = get_model_conversion_mapping(model) or []
     return any(isinstance(entry, WeightConverter) for entry in mapping)
+
+
+def uses_experts_interface(module: Any) -> bool:
+    """Return whether a module is experts that any registered function may compute.
+
+    The class then has the decorator ``use_experts_implementation`` (``integrations/moe.py``), whose
+    `forward` asks an interface of functions. A subclass with a `forward` of its own asks none.
+    """
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and "experts_interface" in code.co_freevars
 
 
 def skipped_arguments(model: Any) -> Sequence[str] | None:
