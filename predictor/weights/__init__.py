@@ -10,6 +10,7 @@ A map of the room, from the top:
 - `resident`: copies the weights that stay in main memory into anonymous memory.
 - `audit`: compares the memory that loading took with the plan.
 - `store`: the offload store, a file with blocks as they are served.
+- `experts`: decides which experts of a mixture stay in memory.
 - `streaming`: fetches blocks ahead of their use, and gives them to the model.
 - `direct_io`: reads blocks past the page cache. `store` and `streaming` both read with it.
 - `extents`: the bytes of files that hold each block's tensors.
