@@ -5,8 +5,7 @@ The replies are the business of `predictor.tasks.prepared_generation`.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -81,10 +80,13 @@ class TextGeneration:
         """
         if not isinstance(request, GenerationRequest):
             raise TypeError(f"{self.spec.task} does not take a {type(request).__name__}")
-        encode = functools.cache(self._encode)  # once for n replies
         jobs = []
+        encoded: dict[tuple[int, int | None], tuple[int, ...]] = {}  # once for n replies
         for prompt in request.prompts:
-            ids = encode(prompt.text, prompt.parameters.prompt_limit)
+            text, limit = prompt.text, prompt.parameters.prompt_limit
+            if (id(text), limit) not in encoded:
+                encoded[id(text), limit] = self._encode(text, limit)
+            ids = encoded[id(text), limit]
             jobs.append(Job(prompt, ids, self._sampling(prompt.parameters, ids)))
         return PreparedGeneration(jobs, self.tokenizer, self.engine, self._decoder_prefix)
 
@@ -100,7 +102,7 @@ class TextGeneration:
                 tokens=len(ids) + 1,
                 limit=self._longest,
             )
-        if not all(0 <= token < self._vocabulary for token in ids):
+        if not 0 <= min(ids) <= max(ids) < self._vocabulary:
             raise RequestError(f"A token id is not between 0 and {self._vocabulary - 1}.")
         return tuple(ids)
 
@@ -115,13 +117,12 @@ class TextGeneration:
         """Most tokens of prompt and reply together."""
         return self._max_model_len - len(self._decoder_prefix or ())
 
-    def _ids(self, text: PromptText, limit: int | None) -> list[int]:
+    def _ids(self, text: PromptText, limit: int | None) -> MutableSequence[int]:
         if isinstance(text, str):
             return self._tokenized(text, limit)
-        turns = [item for item in text if isinstance(item, Message)]
-        if turns:
-            return self._tokenized(self._chat_text(turns), limit, add_special_tokens=False)
-        return [item for item in text if isinstance(item, int)]
+        if isinstance(text, tuple):
+            return self._tokenized(self._chat_text(text), limit, add_special_tokens=False)
+        return text
 
     def _tokenized(self, text: str, limit: int | None, **options: bool) -> list[int]:
         if limit is None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 MAX_INSTANCES = 256
 """Prompts or instances in one request; a larger job does better as several requests, between which
@@ -73,7 +74,7 @@ class Message:
     content: str
 
 
-PromptText = str | tuple[int, ...] | tuple[Message, ...]
+PromptText: TypeAlias = "str | array[int] | tuple[Message, ...]"
 """A text, token ids, or the turns of a conversation for the model's chat template."""
 
 
@@ -162,9 +163,9 @@ TaskRequest = GenerationRequest | EncoderRequest
 
 
 def _length(text: PromptText) -> int:
-    if isinstance(text, str) or not isinstance(next(iter(text), None), Message):
-        return len(text)
-    return sum(len(turn.content) for turn in text if isinstance(turn, Message))
+    if isinstance(text, tuple):
+        return sum(len(turn.content) for turn in text)
+    return len(text)
 
 
 def _tokenises_fast(lengths: Iterable[float]) -> bool:
@@ -172,6 +173,4 @@ def _tokenises_fast(lengths: Iterable[float]) -> bool:
 
 
 def _characters(prompt: Prompt) -> float:
-    if isinstance(prompt.text, str) or not any(isinstance(t, Message) for t in prompt.text):
-        return len(prompt.text)
-    return math.inf
+    return math.inf if isinstance(prompt.text, tuple) else len(prompt.text)

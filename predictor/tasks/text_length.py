@@ -12,7 +12,7 @@ White space is not counted, because a tokenizer may drop it or put it into any t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ _COMPOSED = 4
 """Characters of which Unicode's normal forms make one, at most (such as U+1FA7)."""
 
 _WHITE_SPACE = tuple(char for char in map(chr, range(0x3001)) if char.isspace())
+_PIECE = 16 * 1024
+"""Characters that are counted at one time. Few pieces tell that a long text is too long."""
+
 _BYTES = 256
 _KEEPING = {
     "ByteLevel": 1,
@@ -83,10 +86,17 @@ class TextLengths:
             texts: The texts.
         """
         room = tokens * self.per_token
-        count = sum(map(len, texts))
-        if count > room:
-            count -= sum(text.count(char) for text in texts for char in _WHITE_SPACE)
-        return count > room
+        if sum(map(len, texts)) <= room:
+            return False
+        for piece in _pieces(texts):
+            room -= len(piece) - sum(map(piece.count, _WHITE_SPACE))
+            if room < 0:
+                return True
+        return False
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    return (text[n : n + _PIECE] for text in texts for n in range(0, len(text), _PIECE))
 
 
 _UNBOUND = TextLengths(CHARACTERS_PER_TOKEN, is_bound=False)

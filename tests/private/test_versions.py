@@ -167,7 +167,7 @@ def test_the_bounds_are_those_of_the_package(name):
 @pytest.mark.parametrize(
     ("owner", "name", "interfaces"),
     [
-        (sdk.RESTServer, "create_application", (sdk.KSERVE, sdk.INTERFACES)),
+        (sdk.RESTServer, "_register_endpoints", (sdk.KSERVE, sdk.INTERFACES)),
         (lingering_protocol.HttpToolsProtocol, "on_body", DECLARED["uvicorn"]),
         (accelerate.ModelHook, "pre_forward", DECLARED["accelerate"]),
     ],

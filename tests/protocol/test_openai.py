@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,8 +104,9 @@ def test_a_prompt_is_completed(asking: Asking) -> None:
     [
         ("a", ["a"]),
         (["a", "b"], ["a", "b"]),
-        ([1, 2], [(1, 2)]),
-        ([[1, 2], [3]], [(1, 2), (3,)]),
+        ([1, 2], [array("i", [1, 2])]),
+        ([[1, 2], [3]], [array("i", [1, 2]), array("i", [3])]),
+        ([2**31 - 1, 2**31, -(2**80)], [array("i", [2**31 - 1, -1, -1])]),
     ],
 )
 def test_prompts_are_texts_or_token_ids(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def demo() -> Up:
     return bring_up(DEMO, device_map="cpu", max_model_len=256, prefill_chunk=64)
 
 
-def ask(task: TextGeneration, text: str | tuple[int, ...], **parameters: Any) -> Any:
+def ask(task: TextGeneration, text: str | array[int], **parameters: Any) -> Any:
     prompt = Prompt(text, GenerationParameters(**parameters))
     return run(task, prompt)[0]
 
@@ -230,7 +231,7 @@ def test_a_stop_that_begins_with_a_space_is_seen_as_the_first_token(
 ) -> None:
     tokenizer = word_tokenizer()
     task = TextGeneration(tokenizer, Parrot(), Defaults(), max_model_len=100, vocabulary=300)  # type: ignore[arg-type]
-    hello = (1,)
+    hello = array("i", [1])
     result = ask(task, hello, max_new_tokens=5, stop=(stop,))
     assert (result.text, result.completion_tokens, result.finish_reason) == (text, count, "stop")
 
@@ -249,6 +250,12 @@ def test_many_replies_to_one_prompt_share_its_tokens(demo: Up) -> None:
     prompt = Prompt("the same", GenerationParameters())
     jobs = demo.task.prepare(GenerationRequest((prompt,) * 50)).jobs
     assert len({id(job.ids) for job in jobs}) == 1
+
+
+@pytest.mark.parametrize("ids", [[2, -1], [2, 4096]])
+def test_token_ids_outside_of_the_vocabulary_are_refused(demo: Up, ids: list[int]) -> None:
+    with pytest.raises(RequestError, match="A token id is not between 0 and 2047"):
+        ask(demo.task, array("i", ids))
 
 
 def test_a_prompt_is_refused_by_its_length_before_it_is_tokenised(

@@ -14,6 +14,7 @@ calls that transformers 5 has (`encode_plus` is calling the tokenizer, `pad_to_m
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -149,7 +150,7 @@ def test_padding_that_is_the_end_token_is_no_part_of_the_prompt(checkpoints: Che
         torch.log_softmax(model(given).logits[0, -1].detach(), dim=-1)
         for given in (ids, torch.cat([padding, ids], dim=1))
     )
-    prompt = Prompt(tuple(ids[0].tolist()), GenerationParameters(max_new_tokens=1, logprobs=0))
+    prompt = Prompt(array("i", ids[0].tolist()), GenerationParameters(max_new_tokens=1, logprobs=0))
     prepared = bring_up(folder).task.prepare(GenerationRequest((prompt,)))
     (token,) = asyncio.run(prepared.complete())[0].tokens
     assert token.logprob == pytest.approx(float(alone[token.id]), abs=1e-3)

@@ -119,6 +119,16 @@ def test_the_sentence_says_what_it_knows() -> None:
             lengths_of(make()).check(8, "A prompt", "and so on.", text)
 
 
+def test_white_space_is_not_counted_in_any_part_of_a_text() -> None:
+    lengths = lengths_of(byte_level())
+    spaces = " \n\u2003" * 20_000
+    most = "a" * (5 * lengths.per_token)
+    assert not lengths.exceed(5, spaces + most + spaces)
+    assert not lengths.exceed(5, spaces, most)
+    assert lengths.exceed(5, spaces + most + spaces, "b")
+    assert lengths.exceed(5, spaces + most + spaces + "b")
+
+
 def test_a_text_to_be_cut_is_tokenised_however_long_it_is() -> None:
     tokenizing = Tokenizing(byte_level(), 8)
     with pytest.raises(PromptTooLong, match=r"^A text of 1000 characters has more than 8 tokens; "):

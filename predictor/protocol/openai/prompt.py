@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from typing import cast
 
@@ -11,6 +12,7 @@ from predictor.sentences import quote
 from predictor.tasks.request import Message, PromptText
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_LARGEST_ID = 2**31 - 1
 _MESSAGE_KEYS = ("role", "content")
 _MESSAGE_IGNORED = frozenset({"name", "annotations"})
 _MESSAGE_REFUSED = ("tool_calls", "tool_call_id", "function_call", "audio", "refusal")
@@ -55,10 +57,15 @@ def conversation(messages: object) -> tuple[Message, ...]:
     return tuple(_message(turn, f"messages[{number}]") for number, turn in enumerate(turns))
 
 
-def _token_ids(ids: list[object], where: str) -> tuple[int, ...]:
-    if set(map(type, ids)) <= {int}:  # hundreds of thousands are checked in milliseconds
-        return tuple(cast("list[int]", ids))
-    return tuple(require_type(token, int, f"{where}[{number}]") for number, token in enumerate(ids))
+def _token_ids(ids: list[object], where: str) -> array[int]:
+    if not set(map(type, ids)) <= {int}:  # hundreds of thousands are checked in milliseconds
+        for number, token in enumerate(ids):
+            require_type(token, int, f"{where}[{number}]")
+    tokens = cast("list[int]", ids)
+    try:
+        return array("i", tokens)
+    except OverflowError:  # such an id is in no vocabulary, as little as -1 is
+        return array("i", (token if 0 <= token <= _LARGEST_ID else -1 for token in tokens))
 
 
 def _message(turn: object, where: str) -> Message:
