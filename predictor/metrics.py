@@ -85,7 +85,8 @@ PREEMPTIONS = Counter(
 )
 PLACEMENT_BYTES = Gauge(
     "predictor_placement_bytes",
-    "Bytes planned, by tier (GPU index, cpu, disk) and kind (weights, kv, staging, activations).",
+    "Bytes planned, by tier (GPU index, cpu, disk) and kind (weights, kv, staging, "
+    "activations, experts).",
     (_MODEL, "tier", "kind"),
 )
 
@@ -285,6 +286,7 @@ def show_placement(model_name: str, placement: Placement) -> None:
             "kv": tier.kv,
             "staging": tier.staging,
             "activations": tier.activations,
+            "experts": tier.experts,
         }
         for kind, size in kinds.items():
             PLACEMENT_BYTES.labels(model_name, tier.name, kind).set(size)

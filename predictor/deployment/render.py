@@ -15,6 +15,7 @@ import yaml
 
 from predictor.deployment.sizing import Requirements
 from predictor.placement.plan import Placement
+from predictor.placement.report import describe_experts
 from predictor.quantity import as_quantity
 
 MODEL_URI_PLACEHOLDER = "pvc://CLAIM/PATH"
@@ -164,7 +165,8 @@ RENDERERS = {"helm-values": helm_values, "inferenceservice": inference_service}
 def summary(placement: Placement) -> list[str]:
     """Return a plan's summary and notes, a line each."""
     first = f"{placement.architecture} in {placement.dtype}, limited by {placement.limited_by}"
-    return [first, *placement.notes]
+    experts = [describe_experts(placement)] if placement.experts else []
+    return [first, *experts, *placement.notes]
 
 
 def to_yaml(comments: Sequence[str], documents: Sequence[Mapping[str, Any]]) -> str:

@@ -137,7 +137,7 @@ def _claim(
     """Return the volume's bytes: those planned with, or more if the written files need more."""
     disk, stated = placement.tier("disk"), 0
     written = float(download)
-    if disk.units and resources.volume is not None:
+    if disk.planned and resources.volume is not None:
         stated = resources.volume.available
         written += disk.planned / (1 - headroom)
     return claim_size(written, at_least=stated) if written else None

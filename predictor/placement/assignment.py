@@ -1,6 +1,4 @@
-"""Decide which units stay resident, and on which device: the only module that does.
-
-`decide` follows an explicit device map, or finds the best assignment for a strategy:
+"""Assign units to devices: the only module that decides which of them stay resident.
 
 1. `search` places the units in order: first those outside of blocks, smallest first, then the
    blocks. Each goes on a GPU, else in main memory, else on disk. So more memory on a tier never
@@ -15,61 +13,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from predictor.placement.demand import Demand
-from predictor.placement.device_map import explicit_assignment
 from predictor.placement.tiers import Assignment, Budgets, fill_tiers, fits, main_device
 from predictor.placement.units import PlacementUnit
 
 _STEPS = 50
 """Halvings in a search for a number of bytes: more than the bits of any memory size."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """An assignment that fits.
-
-    Attributes:
-        demand: The demand that it satisfies; its footprint says whether blocks are streamed whole.
-        assignment: The device of each unit.
-    """
-
-    demand: Demand
-    assignment: Assignment
-
-
-def decide(demand: Demand, budgets: Budgets, device_map: str | dict[str, str]) -> Decision | None:
-    """Return the assignment of a device map; None if nothing fits.
-
-    Blocks are streamed whole if their buffers fit and a GPU can still compute. Otherwise offloaded
-    blocks are streamed one leaf module at a time, which is slow, but takes less memory.
-
-    Raises:
-        ConfigurationError: The map names a device or a module that is not there.
-    """
-    whole = _decide(demand, budgets, device_map)
-    if not demand.footprint.by_block or (whole and _is_on_gpu(whole, budgets)):
-        return whole
-    by_leaf = _decide(demand.by_leaf(), budgets, device_map)
-    if whole is None or (by_leaf and _is_on_gpu(by_leaf, budgets)):
-        return by_leaf
-    return whole
-
-
-def _decide(demand: Demand, budgets: Budgets, device_map: str | dict[str, str]) -> Decision | None:
-    explicit = explicit_assignment(demand.footprint, device_map, budgets)
-    if explicit is not None:
-        return Decision(demand, explicit) if fits(demand, explicit, budgets) else None
-    assignment = search(demand, budgets, str(device_map))
-    if assignment is None:
-        return None
-    return Decision(demand, spread(demand, assignment, budgets))
-
-
-def _is_on_gpu(decision: Decision, budgets: Budgets) -> bool:
-    """Return whether a GPU computes, or there is none."""
-    return main_device(decision.assignment) in budgets.gpus or not budgets.gpus
 
 
 def search(demand: Demand, budgets: Budgets, strategy: str) -> Assignment | None:

@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from predictor.placement.buffers import (
     BOUNCE_BUFFER,
     BOUNCE_BUFFERS,
+    EXPERT_BOUNCE_BUFFER,
+    EXPERT_READERS,
     STREAM_BUFFERS,
     STREAM_PIECE,
     count_pieces,
+    count_staging_slots,
     needs_bounce_buffers,
 )
 from predictor.placement.units import Footprint, PlacementUnit
@@ -65,6 +68,22 @@ class Demand:
         """
         return replace(self, footprint=replace(self.footprint, by_block=False))
 
+    def by_expert(self) -> Demand | None:
+        """Return the same demand with experts apart from their blocks; None if there are none."""
+        footprint = self.footprint.with_experts_apart()
+        return None if footprint is None else replace(self, footprint=footprint)
+
+    @property
+    def expert_slot(self) -> int:
+        """Bytes of an expert slot, which any expert of any layer can be in; 0 without slots."""
+        return max((experts.size for experts in self.footprint.experts_apart), default=0)
+
+    @property
+    def expert_staging(self) -> int:
+        """Slots for experts that do not stay, which all layers share."""
+        most = max((experts.count for experts in self.footprint.experts_apart), default=0)
+        return count_staging_slots(most, self.expert_slot) if most else 0
+
     def resident_bytes(self, unit: PlacementUnit) -> int:
         """Return the bytes of a unit on the device where it both stays and executes."""
         return unit.weights + unit.buffers + self.kv_bytes(unit)
@@ -74,9 +93,10 @@ class Demand:
 
         Blocks are streamed whole, other units one leaf module at a time. Accelerate casts a leaf
         module on the GPU, which then also holds it in its stored dtype, up to twice as large.
+        Experts that do not stay take staging slots, however many of them a forward pass needs.
         """
         leaf = (3 if self.footprint.needs_cast else 1) * self._largest_leaf(units)
-        return STREAM_BUFFERS * self._largest_block(units) + leaf
+        return STREAM_BUFFERS * self._largest_block(units) + leaf + self._staging_slots
 
     def host_buffer_bytes(
         self,
@@ -91,16 +111,27 @@ class Demand:
             units: The units on disk. Units other than blocks take one leaf module at a time, and a
                 cast takes another.
             executes: Whether the processor executes them. Blocks are then read whole, large ones
-                through bounce buffers. On their way to a GPU they are read piece by piece.
+                through bounce buffers. On their way to a GPU they are read piece by piece. Experts
+                are read through bounce buffers of their own into staging slots in both cases.
             waiting: The units that wait in main memory for a GPU.
         """
         leaf = (2 if self.footprint.needs_cast else 1) * self._largest_leaf(units)
         largest = self._largest_block(units)
         if executes:
             bounce = BOUNCE_BUFFERS * BOUNCE_BUFFER if needs_bounce_buffers(largest) else 0
-            return STREAM_BUFFERS * largest + bounce + leaf
+            return STREAM_BUFFERS * largest + bounce + leaf + self._expert_reads
         pieces = count_pieces(largest) * min(largest, STREAM_PIECE)
-        return max(pieces, self._loading(units, waiting)) + leaf
+        return max(pieces, self._loading(units, waiting)) + leaf + self._expert_reads
+
+    @property
+    def _staging_slots(self) -> int:
+        return self.expert_staging * self.expert_slot
+
+    @property
+    def _expert_reads(self) -> int:
+        """Bytes of main memory through which experts are read from disk."""
+        bounce = EXPERT_READERS * EXPERT_BOUNCE_BUFFER if self.footprint.by_expert else 0
+        return self._staging_slots + bounce
 
     def _loading(self, units: Sequence[PlacementUnit], waiting: Sequence[PlacementUnit]) -> int:
         """Return the bytes of main memory that loading takes beyond the weights that wait there.

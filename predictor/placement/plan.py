@@ -22,6 +22,8 @@ class PlacementOptions:
         reserve: Further bytes of main memory that are never planned.
         disk: Bytes that the disk tier may take; None if blocks are read in place from the
             checkpoint and take no new space.
+        expert_slots: Whether the experts of a mixture that does not fit may be read one by one
+            into slots; else its blocks are streamed whole.
     """
 
     device_map: str | dict[str, str] = "auto"
@@ -31,6 +33,36 @@ class PlacementOptions:
     headroom: float = 0.05
     reserve: int = 0
     disk: int | None = None
+    expert_slots: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSlots:
+    """The experts of one layer that are read one by one, and the slots that some of them stay in.
+
+    A slot is memory that any expert of the layer can be in. All experts are on disk too.
+
+    Attributes:
+        module: The name of the experts' module.
+        count: The experts of the layer.
+        routed: The experts that a token uses.
+        size: Bytes of a slot, the same in all layers.
+        device_slots: Experts that stay on the device that executes.
+        host_slots: Experts that stay in main memory on their way to a GPU; 0 if the processor
+            executes.
+    """
+
+    module: str
+    count: int
+    routed: int
+    size: int
+    device_slots: int
+    host_slots: int
+
+    @property
+    def in_memory(self) -> int:
+        """Most experts that are in a slot of either kind at one time."""
+        return min(self.count, self.device_slots + self.host_slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +78,7 @@ class Tier:
         staging: The buffers through which offloaded parts are streamed.
         activations: One forward pass, without weights and KV.
         units: How many units are placed there.
+        experts: Slots of the experts that stay there, copies of those on disk.
     """
 
     name: str
@@ -56,11 +89,12 @@ class Tier:
     staging: int = 0
     activations: int = 0
     units: int = 0
+    experts: int = 0
 
     @property
     def planned(self) -> int:
         """Bytes that the plan takes."""
-        return self.weights + self.kv + self.staging + self.activations
+        return self.weights + self.kv + self.staging + self.activations + self.experts
 
     @property
     def reserve(self) -> int:
@@ -84,6 +118,11 @@ class Placement:
         limited_by: The resource that keeps more of the model from a faster tier, as a phrase.
         by_block: Whether offloaded blocks are streamed whole, through buffers that are planned.
         notes: Sentences for the log, such as bounds that were lowered to the pod's resources.
+        experts: The expert slots of each layer, in execution order; empty if the model has no
+            experts, or they stay in their blocks. The device map names the dense parts alone.
+        expert_staging: Slots on the executing device for experts that do not stay there.
+        host_expert_staging: Slots in main memory for experts on their way from disk to a GPU; 0 if
+            the processor executes.
     """
 
     architecture: str
@@ -96,6 +135,9 @@ class Placement:
     limited_by: str
     by_block: bool = False
     notes: tuple[str, ...] = ()
+    experts: tuple[ExpertSlots, ...] = ()
+    expert_staging: int = 0
+    host_expert_staging: int = 0
 
     @property
     def max_attention_tokens(self) -> int:

@@ -1,21 +1,22 @@
 """Plan the placement of a model: the entry of this floor.
 
-`plan` turns the pod's resources and the placement options into a budget for each tier. Which units
-stay resident within these budgets is decided in `assignment`. If nothing fits, `refusal` finds the
+`plan` turns the pod's resources and the placement options into a budget for each tier. What goes
+where within these budgets is decided in `decision`. If nothing fits, `refusal` finds the
 smallest changes that would make the model fit. If the number of sequences is not fixed, the KV
 cache is enlarged to the memory that is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from predictor.errors import ConfigurationError
-from predictor.placement.assignment import Decision, decide
+from predictor.placement.decision import Decision, decide
 from predictor.placement.demand import Demand
 from predictor.placement.device_map import explicit_assignment
-from predictor.placement.plan import Placement, PlacementOptions, Tier
+from predictor.placement.expert_slots import reserved_slots, share_slots
+from predictor.placement.plan import ExpertSlots, Placement, PlacementOptions, Tier
 from predictor.placement.refusal import does_not_fit
 from predictor.placement.tiers import Budgets, fill_tiers, fits, main_device
 from predictor.placement.units import Footprint
@@ -34,27 +35,36 @@ def plan(footprint: Footprint, resources: PodResources, options: PlacementOption
     owned = _owned(resources, options)
     budgets, notes = _budgets(owned, options)
     demand = Demand(footprint, options.max_concurrency or 1)
-    decision = decide(demand, budgets, options.device_map)
+    decision = decide(demand, budgets, options.device_map, expert_slots=options.expert_slots)
     if decision is None:
         explicit = explicit_assignment(footprint, options.device_map, budgets)
         uncapped, _ = _budgets(owned, replace(options, max_memory={}))
-        raise does_not_fit(demand.by_leaf(), budgets, uncapped, options, explicit)
+        raise does_not_fit(demand, budgets, uncapped, options, explicit)
     if options.max_concurrency is None:
         decision = _with_most_sequences(decision, budgets, options.max_batch_size)
-    filled = {
-        name: replace(tier, owned=owned[name])
-        for name, tier in fill_tiers(decision.demand, decision.assignment, budgets).items()
-    }
-    return _placement(decision, filled, notes)
+    experts = share_slots(decision.demand, decision.assignment, budgets)
+    tiers = fill_tiers(decision.demand, decision.assignment, budgets, experts)
+    filled = {name: replace(tier, owned=owned[name]) for name, tier in tiers.items()}
+    return _placement(decision, filled, experts, notes)
 
 
 def _with_most_sequences(decision: Decision, budgets: Budgets, most: int) -> Decision:
-    """Return the same assignment for as many sequences, up to `most`, as there is memory for."""
+    """Return the same assignment for as many sequences, up to `most`, as there is memory for.
+
+    If experts are read one by one, their slots get part of the memory, see `reserved_slots`.
+    """
+    reserved = reserved_slots(decision.demand, decision.assignment, budgets)
+
+    def is_possible(demand: Demand) -> bool:
+        slots = share_slots(demand, decision.assignment, budgets)
+        is_cached = sum(layer.device_slots for layer in slots) >= reserved
+        return is_cached and fits(demand, decision.assignment, budgets)
+
     low, high = decision.demand.concurrency, max(decision.demand.concurrency, most)
     while low < high:
         middle = (low + high + 1) // 2
         demand = replace(decision.demand, concurrency=middle)
-        if fits(demand, decision.assignment, budgets):
+        if is_possible(demand):
             low = middle
         else:
             high = middle - 1
@@ -104,8 +114,13 @@ def _check_devices(max_memory: Mapping[str, int], owned: Mapping[str, int | None
         )
 
 
-def _placement(decision: Decision, filled: Mapping[str, Tier], notes: tuple[str, ...]) -> Placement:
-    footprint = decision.demand.footprint
+def _placement(
+    decision: Decision,
+    filled: Mapping[str, Tier],
+    experts: tuple[ExpertSlots, ...],
+    notes: tuple[str, ...],
+) -> Placement:
+    footprint, staging = decision.demand.footprint, decision.demand.expert_staging
     main = main_device(decision.assignment)
     return Placement(
         architecture=footprint.architecture,
@@ -119,22 +134,61 @@ def _placement(decision: Decision, filled: Mapping[str, Tier], notes: tuple[str,
         execution_device=int(main) if main.isdigit() else main,
         max_model_len=footprint.max_model_len,
         kv_tokens=decision.demand.kv_tokens,
-        limited_by=_limit(filled, footprint, main),
+        limited_by=_limit(filled, footprint, main, experts),
         by_block=footprint.by_block,
-        notes=notes,
+        notes=(*notes, *_whole_mixtures(footprint, filled, main)),
+        experts=experts,
+        expert_staging=staging,
+        host_expert_staging=0 if main == "cpu" else staging,
     )
 
 
-def _limit(filled: Mapping[str, Tier], footprint: Footprint, main: str) -> str:
-    slowest = next((name for name in ("disk", "cpu") if filled[name].units), main)
+def _whole_mixtures(footprint: Footprint, filled: Mapping[str, Tier], main: str) -> tuple[str, ...]:
+    """Return a sentence about experts that are read with their blocks, if blocks are offloaded."""
+    is_offloaded = any(filled[name].units for name in ("cpu", "disk") if name != main)
+    if not footprint.whole_mixtures or not is_offloaded:
+        return ()
+    return (
+        f"The experts of {footprint.whole_mixtures} blocks cannot be read one by one (they do not "
+        "use transformers' experts interface, or are in a .bin checkpoint), so these blocks are "
+        "streamed whole, with all of their experts.",
+    )
+
+
+def _limit(
+    filled: Mapping[str, Tier], footprint: Footprint, main: str, experts: Sequence[ExpertSlots]
+) -> str:
+    offloaded = _offloaded(filled, footprint, main, experts)
+    slowest = next((name for name in ("disk", "cpu") if name in offloaded), main)
     if slowest == main:
         if main == "cpu" and next(iter(filled)) != "cpu":
             return "GPUs that hold no part: the processor executes the whole model"
         return "nothing: every weight is where it executes"
-    offloaded = filled[slowest].weights
-    share = 100 * offloaded / max(1, footprint.weights)
+    share = 100 * offloaded[slowest] / max(1, footprint.weights)
     scarce, where = ("main memory", "disk") if slowest == "disk" else ("GPU memory", "main memory")
-    return f"{scarce}: {format_bytes(offloaded)} ({share:.0f} %) are streamed from {where}"
+    size = format_bytes(offloaded[slowest])
+    return f"{scarce}: {size} ({share:.0f} %) are streamed from {where}"
+
+
+def _offloaded(
+    filled: Mapping[str, Tier], footprint: Footprint, main: str, experts: Sequence[ExpertSlots]
+) -> dict[str, int]:
+    """Return the bytes that are streamed from each tier other than the one that executes."""
+    offloaded = {
+        name: filled[name].weights
+        for name in ("cpu", "disk")
+        if name != main and filled[name].units
+    }
+    in_memory = on_device = 0
+    for layer, slots in zip(footprint.experts_apart, experts, strict=True):
+        in_memory += layer.weights * slots.in_memory // layer.count
+        on_device += layer.weights * slots.device_slots // layer.count
+    on_disk = filled["disk"].weights - in_memory
+    if experts and on_disk > 0:
+        offloaded["disk"] = on_disk
+    if main != "cpu" and in_memory > on_device:
+        offloaded["cpu"] = filled["cpu"].weights + in_memory - on_device
+    return offloaded
 
 
 def _title(name: str) -> str:

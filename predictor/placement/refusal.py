@@ -1,7 +1,7 @@
 """Explain why a model does not fit, with the smallest changes that would make it fit.
 
 Each remedy is found by planning again with more of one tier, a shorter context or fewer sequences,
-so it is true by construction. Whether a change is enough is decided in `assignment`.
+so it is true by construction. Whether a change is enough is decided in `decision`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from predictor.errors import DoesNotFit
-from predictor.placement.assignment import search
+from predictor.placement.decision import can_place
 from predictor.placement.demand import Demand
 from predictor.placement.plan import PlacementOptions
 from predictor.placement.tiers import Assignment, Budgets, fill_tiers, fits
@@ -53,8 +53,15 @@ class _Case:
     def feasible(self, *, budgets: Budgets | None = None, demand: Demand | None = None) -> bool:
         budgets, demand = budgets or self.budgets, demand or self.demand
         if self.explicit is not None:
-            return fits(demand, self.explicit, budgets)
-        return search(demand, budgets, str(self.options.device_map)) is not None
+            return fits(demand.by_leaf(), self.explicit, budgets)
+        strategy, expert_slots = str(self.options.device_map), self.options.expert_slots
+        return can_place(demand, budgets, strategy, expert_slots=expert_slots)
+
+    @property
+    def has_expert_slots(self) -> bool:
+        """Whether the experts could be read one by one."""
+        is_possible = self.explicit is None and self.options.expert_slots
+        return is_possible and self.demand.by_expert() is not None
 
     def budget(self, devices: tuple[str, ...]) -> int:
         return min(_bound(self.budgets, device) or 0 for device in devices)
@@ -91,8 +98,9 @@ def _error(case: _Case, shortfall: _Shortfall, remedies: tuple[str, ...]) -> Doe
     needed, usable = budget + shortfall.extra, max(0, budget)
     reserve = case.options.reserve if shortfall.tier == "cpu" else 0
     beside = f" beside a reserve of {format_bytes(reserve)}" if reserve else ""
+    experts = ", even if none of its experts stays in memory" if case.has_expert_slots else ""
     return DoesNotFit(
-        f"{footprint.architecture} in {footprint.dtype} does not fit: "
+        f"{footprint.architecture} in {footprint.dtype} does not fit{experts}: "
         f"{_TITLES[shortfall.tier]} lacks "
         f"{format_bytes(needed - usable)} (needs {format_bytes(needed)}, can use "
         f"{format_bytes(usable)}{beside}); it would fit with {' or '.join(remedies)}.",
@@ -105,7 +113,7 @@ def _error(case: _Case, shortfall: _Shortfall, remedies: tuple[str, ...]) -> Doe
 
 def _overfilled(case: _Case, explicit: Assignment) -> list[_Shortfall]:
     """Return the shortfall of each device that a stated assignment fills over its budget."""
-    filled = fill_tiers(case.demand, explicit, case.budgets).values()
+    filled = fill_tiers(case.demand.by_leaf(), explicit, case.budgets).values()
     return [
         _Shortfall((tier.name,), tier.planned - tier.budget)
         for tier in filled
@@ -131,7 +139,8 @@ def _smallest_extra(case: _Case, devices: tuple[str, ...]) -> int | None:
         return case.feasible(budgets=_more(case.budgets, devices, grains * _GRAIN))
 
     units = case.demand.footprint.units
-    all_in_one = fill_tiers(case.demand, ("cpu",) * len(units), Budgets({}, 0, None))["cpu"]
+    whole = case.demand.by_leaf()
+    all_in_one = fill_tiers(whole, ("cpu",) * len(units), Budgets({}, 0, None))["cpu"]
     high = (4 * all_in_one.planned + abs(case.budget(devices))) // _GRAIN + 1
     if not feasible(high):
         return None

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from predictor.placement.plan import Placement, Tier
+from predictor.placement.plan import ExpertSlots, Placement, Tier
 from predictor.quantity import format_bytes
+
+_EXPERTS = 6
+"""The index of the column that only a placement with expert slots has."""
 
 _COLUMNS = (
     "tier",
@@ -14,6 +20,7 @@ _COLUMNS = (
     "KV cache",
     "staging",
     "activ.",
+    "experts",
     "planned",
     "can use",
     "full",
@@ -23,7 +30,9 @@ _COLUMNS = (
 def table(placement: Placement) -> str:
     """Return the placement as a table: a line for each tier, and the limiting resource."""
     rows = [_COLUMNS, *(_row(tier) for tier in placement.tiers)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    if not placement.experts:
+        rows = [row[:_EXPERTS] + row[_EXPERTS + 1 :] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
     rule = "  ".join("-" * width for width in widths)
     return "\n".join(
@@ -33,6 +42,7 @@ def table(placement: Placement) -> str:
             rule,
             *lines[1:],
             f"executes offloaded parts on: {_title(str(placement.execution_device))}",
+            *([f"experts: {describe_experts(placement)}"] if placement.experts else []),
             f"{_cache(placement)}; longest sequence: {placement.max_model_len} tokens",
             f"limited by {placement.limited_by}",
             *(f"note: {note}" for note in placement.notes),
@@ -48,9 +58,39 @@ def _cache(placement: Placement) -> str:
 
 def _row(tier: Tier) -> tuple[str, ...]:
     full = f"{100 * tier.planned / tier.budget:.0f} %" if tier.budget else "-"
-    amounts = (tier.weights, tier.kv, tier.staging, tier.activations, tier.planned)
+    amounts = (
+        *(tier.weights, tier.kv, tier.staging, tier.activations),
+        *(tier.experts, tier.planned),
+    )
     usable = "in place" if tier.budget is None else format_bytes(tier.budget)
     return (_title(tier.name), str(tier.units), *map(format_bytes, amounts), usable, full)
+
+
+def describe_experts(placement: Placement) -> str:
+    """Return how many experts there are, how many are used, and how many stay in memory.
+
+    For example: 128 experts in each of 48 layers, 8 used; 31 of 128 stay in main memory.
+    """
+    layers = placement.experts
+    counts = Counter((layer.count, layer.routed) for layer in layers)
+    parts = [
+        f"{count} experts in each of {number} layers, {routed} used"
+        for (count, routed), number in counts.items()
+    ]
+    device = placement.execution_device
+    on_device = "in main memory" if device == "cpu" else f"on GPU {device}"
+    stay = f"{_range(layers, lambda layer: layer.device_slots)} stay {on_device}"
+    if device != "cpu":
+        stay += f", {_range(layers, lambda layer: layer.host_slots)} in main memory"
+    return f"{', '.join(parts)}; {stay}"
+
+
+def _range(layers: Sequence[ExpertSlots], slots: Callable[[ExpertSlots], int]) -> str:
+    """Return how many of a layer's experts have slots, as a range if the layers differ."""
+    numbers, counts = sorted({slots(layer) for layer in layers}), {x.count for x in layers}
+    total = f" of {counts.pop()}" if len(counts) == 1 else ""
+    joint = " or " if numbers[-1] - numbers[0] == 1 else " to "
+    return joint.join(dict.fromkeys([str(numbers[0]), str(numbers[-1])])) + total
 
 
 def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
@@ -74,6 +114,9 @@ def as_json(placement: Placement) -> dict[str, Any]:
         "by_block": placement.by_block,
         "notes": list(placement.notes),
         "tiers": [_tier_json(tier) for tier in placement.tiers],
+        "experts": [dataclasses.asdict(layer) for layer in placement.experts],
+        "expert_staging": placement.expert_staging,
+        "host_expert_staging": placement.host_expert_staging,
         "device_map": placement.device_map,
     }
 
@@ -88,6 +131,7 @@ def _tier_json(tier: Tier) -> dict[str, Any]:
         "kv": tier.kv,
         "staging": tier.staging,
         "activations": tier.activations,
+        "experts": tier.experts,
         "reserve": tier.reserve,
         "units": tier.units,
     }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from predictor.placement.demand import Demand
-from predictor.placement.plan import Tier
+from predictor.placement.plan import ExpertSlots, Tier
 
 Assignment = tuple[str, ...]
 """A device name for each unit, in the order of `Footprint.units`."""
@@ -36,12 +36,23 @@ def main_device(assignment: Assignment) -> str:
     return min(set(assignment) - {"cpu", "disk"}, key=int, default="cpu")
 
 
-def fill_tiers(demand: Demand, assignment: Assignment, budgets: Budgets) -> dict[str, Tier]:
+def fill_tiers(
+    demand: Demand,
+    assignment: Assignment,
+    budgets: Budgets,
+    experts: Sequence[ExpertSlots] = (),
+) -> dict[str, Tier]:
     """Return the tiers as an assignment fills them, by name; `owned` is left to the caller.
 
     If a GPU is in use, units in main memory and on disk are streamed to the first GPU in use
     (`accelerate.dispatch_model`'s main device), which holds their KV cache and computed buffers.
-    Otherwise the processor executes them.
+    Otherwise the processor executes them. Experts apart from their blocks are all on disk.
+
+    Args:
+        demand: The model and its load.
+        assignment: The device of each unit.
+        budgets: Bytes of each tier.
+        experts: The slots of the experts that stay in memory.
     """
     bounds = budgets.by_device()
     main = main_device(assignment)
@@ -54,6 +65,10 @@ def fill_tiers(demand: Demand, assignment: Assignment, budgets: Budgets) -> dict
         sums[runs_on].kv += demand.kv_bytes(unit)
         sums[runs_on].executes = True
     _add_staging(demand, assignment, sums, main)
+    sums["disk"].weights += sum(layer.weights for layer in demand.footprint.experts_apart)
+    for layer in experts:
+        sums[main].experts += layer.device_slots * layer.size
+        sums["cpu"].experts += layer.host_slots * layer.size
     return {
         name: Tier(
             name=name,
@@ -64,6 +79,7 @@ def fill_tiers(demand: Demand, assignment: Assignment, budgets: Budgets) -> dict
             staging=total.staging,
             activations=demand.activations if total.executes else 0,
             units=total.units,
+            experts=total.experts,
         )
         for name, total in sums.items()
     }
@@ -75,6 +91,7 @@ class _Sum:
     kv: int = 0
     staging: int = 0
     units: int = 0
+    experts: int = 0
     executes: bool = False
 
 

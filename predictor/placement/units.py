@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from predictor.placement.buffers import PAGE_SLACK
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """The experts of one block, which can be placed apart from its dense part.
+
+    Attributes:
+        module: The name of their module.
+        count: The number of experts.
+        routed: The number of experts that a token uses.
+        size: Bytes of a slot for one expert.
+        weights: Bytes of all experts, as the block holds them.
+    """
+
+    module: str
+    count: int
+    routed: int
+    size: int
+    weights: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,11 +33,13 @@ class PlacementUnit:
     Attributes:
         names: Its modules (or single parameters); several if they share tied weights.
         block: Its index among the blocks; None for embeddings, norms and head.
-        weights: Bytes of parameters, tied ones once, and of the buffers in the checkpoint.
+        weights: Bytes of parameters, tied ones once, and of the buffers in the checkpoint. If
+            experts are placed apart, bytes of the dense part alone.
         buffers: Bytes of computed buffers, which stay where the unit executes.
         largest_leaf: Bytes of its largest leaf module, the least that is streamed at one time.
         kv_per_token: Bytes of KV cache for one more token of one sequence.
         kv_fixed: Bytes of cache that a sequence takes at any length.
+        experts: Its experts, if it is a block of a mixture whose experts can be read one by one.
     """
 
     names: tuple[str, ...]
@@ -28,6 +49,7 @@ class PlacementUnit:
     largest_leaf: int
     kv_per_token: int = 0
     kv_fixed: int = 0
+    experts: Experts | None = None
 
     @property
     def is_block(self) -> bool:
@@ -38,6 +60,11 @@ class PlacementUnit:
     def stream_buffer(self) -> int:
         """Bytes of a buffer through which it is streamed whole."""
         return self.weights + PAGE_SLACK
+
+    def dense_part(self) -> PlacementUnit:
+        """Return the unit without the bytes of its experts."""
+        apart = 0 if self.experts is None else self.experts.weights
+        return replace(self, weights=self.weights - apart)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +89,8 @@ class Footprint:
             sequence.
         by_block: Whether the model calls each block once, as a module, so that blocks can be
             streamed whole.
+        by_expert: Whether experts are placed apart from their blocks, see `with_experts_apart`.
+        whole_mixtures: The number of blocks whose experts cannot be read one by one.
     """
 
     architecture: str
@@ -74,11 +103,30 @@ class Footprint:
     probed: bool
     activations_per_sequence: int = 0
     by_block: bool = False
+    by_expert: bool = False
+    whole_mixtures: int = 0
 
     @property
     def weights(self) -> int:
         """Bytes of all weights."""
-        return sum(unit.weights for unit in self.units)
+        apart = sum(experts.weights for experts in self.experts_apart)
+        return sum(unit.weights for unit in self.units) + apart
+
+    @property
+    def experts_apart(self) -> tuple[Experts, ...]:
+        """The experts that are placed apart from their blocks, in execution order."""
+        if not self.by_expert:
+            return ()
+        return tuple(unit.experts for unit in self.units if unit.experts is not None)
+
+    def with_experts_apart(self) -> Footprint | None:
+        """Return the footprint whose units are dense parts; None if there are no experts to read.
+
+        Blocks are then streamed whole, since experts that do not stay are read by one module.
+        """
+        if not self.by_block or not any(unit.experts for unit in self.units):
+            return None
+        return replace(self, units=tuple(unit.dense_part() for unit in self.units), by_expert=True)
 
     @property
     def kv_per_token(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from predictor.placement.demand import Demand
 from predictor.placement.tiers import Budgets
-from predictor.placement.units import Footprint, PlacementUnit
+from predictor.placement.units import Experts, Footprint, PlacementUnit
 from predictor.pod.resources import Accelerator, Memory, PodResources, Volume
 
 MIB = 1024**2
@@ -28,6 +28,9 @@ def footprint(
     max_model_len: int = 4,
     needs_cast: bool = False,
     needs_conversion: bool = False,
+    experts: int = 0,
+    expert: int = 4,
+    routed: int = 2,
 ) -> Footprint:
     """Return a model of a norm, embeddings, a head and equal blocks.
 
@@ -41,6 +44,8 @@ def footprint(
     head               8   0            8
     4 blocks          10   4            4    (kv for 4 tokens)
     ===========  =======  ==  ===========
+
+    With experts, each block has so many in addition, of `expert` MiB each.
     """
     parts = [("norm", norm), ("embeddings", embeddings), ("head", head)]
     others = tuple(PlacementUnit((name,), None, size * MIB, 0, size * MIB) for name, size in parts)
@@ -49,7 +54,15 @@ def footprint(
         dtype="float32",
         units=others
         + tuple(
-            PlacementUnit((f"blocks.{index}",), index, block * MIB, 0, leaf * MIB, kv * MIB)
+            PlacementUnit(
+                (f"blocks.{index}",),
+                index,
+                (block + experts * expert) * MIB,
+                0,
+                max(leaf, experts * expert) * MIB,
+                kv * MIB,
+                experts=_experts(index, experts, expert, routed) if experts else None,
+            )
             for index in range(blocks)
         ),
         max_model_len=max_model_len,
@@ -57,7 +70,12 @@ def footprint(
         needs_cast=needs_cast,
         needs_conversion=needs_conversion,
         probed=True,
+        by_block=experts > 0,
     )
+
+
+def _experts(block: int, count: int, size: int, routed: int) -> Experts:
+    return Experts(f"blocks.{block}.experts", count, routed, size * MIB, count * size * MIB)
 
 
 def pod(*gpus: int, memory: int = 0) -> PodResources:

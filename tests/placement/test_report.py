@@ -66,6 +66,7 @@ def test_json_is_in_bytes():
         "activations": 3 * MIB,
         "reserve": 3 * MIB,
         "units": 5,
+        "experts": 0,
     }
     assert report["execution_device"] == 0
     assert report["notes"] == list(PLACEMENT.notes)
