@@ -110,6 +110,7 @@ def placement_options(
         headroom=settings.memory_headroom,
         reserve=settings.planned_reserve(),
         disk=_disk(settings, checkpoint, footprint, resources),
+        expert_slots=settings.expert_slots == "auto",
     )
 
 

@@ -113,6 +113,11 @@ class Settings(LimitSettings):
     them if the checkpoint's dtype or layout is not the served one, or if its volume is slower.
     `always` refuses to start without the copy; `never` reads the checkpoint."""
 
+    expert_slots: Literal["auto", "never"] = "never"
+    """Whether the experts of a mixture that does not fit are read one by one, those that a token is
+    routed to alone. `auto` keeps as many in memory as there is room for, after the dense part of
+    every block. `never` streams blocks whole, with all of their experts."""
+
     verify_store: bool = False
     """Whether every block of the offload store is compared with its checksum at the start, which
     takes as long as reading the store. After a process that used it was killed, this is always

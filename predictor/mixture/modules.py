@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from predictor.placement.buffers import slot_bytes
+from predictor.placement.units import Experts
 from predictor.private.torch import own_parameters
 from predictor.private.transformers import uses_experts_interface
 
@@ -53,6 +54,11 @@ class ExpertsModule:
         """Bytes of all experts."""
         return self.count * sum(self.slices)
 
+    @property
+    def placed(self) -> Experts:
+        """The experts as placement counts them."""
+        return Experts(self.name, self.count, self.routed, self.slot_bytes, self.weights)
+
 
 def find_experts(model: nn.Module, blocks: Iterable[str]) -> dict[str, ExpertsModule]:
     """Return the experts by the name of their block.
@@ -69,13 +75,17 @@ def find_experts(model: nn.Module, blocks: Iterable[str]) -> dict[str, ExpertsMo
     return {block: experts[0] for block, experts in modules.items() if len(experts) == 1}
 
 
-def find_whole_mixtures(model: nn.Module, blocks: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of the blocks that have experts which cannot be read one by one."""
+def find_mixtures(model: nn.Module, blocks: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the blocks that have experts, whether or not `find_experts` finds them.
+
+    Args:
+        model: The model, on any device.
+        blocks: The names of its blocks.
+    """
     return tuple(
         block
         for block in blocks
-        if len(_experts_of(model, block)) != 1
-        and any(getattr(module, _COUNT, 0) > 1 for module in model.get_submodule(block).modules())
+        if any(getattr(module, _COUNT, 0) > 1 for module in model.get_submodule(block).modules())
     )
 
 

@@ -20,7 +20,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from predictor.checkpoint.task_detection import factory_of, title_of
 from predictor.dtypes import name_of
 from predictor.errors import ConfigurationError, reason_of
-from predictor.placement.units import Footprint, PlacementUnit
+from predictor.mixture.modules import find_experts, find_mixtures
+from predictor.placement.units import Experts, Footprint, PlacementUnit
 from predictor.private.torch import own_buffers, own_parameters
 from predictor.private.transformers import converts_weights
 from predictor.profiling.block_dedup import BlockDeduplicator
@@ -83,17 +84,18 @@ def measure_footprint(
         max_batch_size: Most sequences of a forward pass.
         is_encoder: Whether the model has an encoder task and generates nothing.
         stored_dtype: The dtype that the checkpoint is stored in; None if that is unknown.
-        stored_kind: ``"safetensors"`` or ``"pickle"``.
+        stored_kind: ``"safetensors"`` or ``"pickle"``, of which no expert can be read by itself.
     """
     blocks = find_blocks(model)
     probed, by_block = _choose_probe(model, is_encoder=is_encoder)(
         model, blocks, max_model_len=max_model_len, chunk=prefill_chunk, rows=max_batch_size
     )
     dtype = name_of(model.dtype)
+    units = _units(model, blocks, probed, with_experts=stored_kind != "pickle")
     return Footprint(
         architecture=type(model).__name__,
         dtype=dtype,
-        units=_units(model, blocks, probed),
+        units=units,
         max_model_len=max_model_len,
         activations=probed.activations,
         activations_per_sequence=probed.activations_per_token * max_model_len,
@@ -101,6 +103,7 @@ def measure_footprint(
         needs_conversion=stored_kind == "pickle" or converts_weights(model),
         probed=probed.measured,
         by_block=by_block,
+        whole_mixtures=len(find_mixtures(model, blocks)) - sum(bool(x.experts) for x in units),
     )
 
 
@@ -180,12 +183,15 @@ def _counting_calls(model: PreTrainedModel, blocks: Sequence[str]) -> Iterator[d
 
 
 def _units(
-    model: PreTrainedModel, blocks: tuple[str, ...], probed: Probe
+    model: PreTrainedModel, blocks: tuple[str, ...], probed: Probe, *, with_experts: bool
 ) -> tuple[PlacementUnit, ...]:
     order = {name: index for index, name in enumerate(blocks)}
     stored = frozenset(model.state_dict())
+    modules = find_experts(model, blocks) if with_experts else {}
+    experts = {block: module.placed for block, module in modules.items()}
     parts = [
-        _measure(model, name, order.get(name), probed, stored) for name in _cut(model, "", order)
+        _measure(model, name, order.get(name), probed, stored, experts.get(name))
+        for name in _cut(model, "", order)
     ]
     units = _merge_tied(parts)
     return tuple(sorted(units, key=lambda u: (u.block is not None, u.block or 0, u.weights)))
@@ -213,7 +219,12 @@ class _Part:
 
 
 def _measure(
-    model: PreTrainedModel, name: str, block: int | None, probed: Probe, stored: frozenset[str]
+    model: PreTrainedModel,
+    name: str,
+    block: int | None,
+    probed: Probe,
+    stored: frozenset[str],
+    experts: Experts | None,
 ) -> _Part:
     parameters, buffers = _tensors(model, name)
     unit = PlacementUnit(
@@ -225,6 +236,7 @@ def _measure(
         largest_leaf=_largest_leaf(model, name),
         kv_per_token=probed.kv_per_token[block] if block is not None else 0,
         kv_fixed=probed.kv_fixed[block] if block is not None else 0,
+        experts=experts,
     )
     return _Part(unit, {id(tensor): tensor.nbytes for tensor in parameters.values()})
 

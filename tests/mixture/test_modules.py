@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from predictor.mixture.modules import ExpertsModule, find_experts, find_whole_mixtures
+from predictor.mixture.modules import ExpertsModule, find_experts, find_mixtures
 from predictor.placement.buffers import count_staging_slots, slot_bytes, slot_offsets
 from predictor.profiling.blocks import find_blocks
 from predictor.profiling.footprint import build_on_meta
@@ -50,7 +50,7 @@ def test_every_family_has_its_experts_found_and_as_many_routed_as_its_router_cho
     assert {module.name: module.routed for module in experts.values()} == called
     other = {"hunyuan_v1_moe": {1, 2, 3, 4}, "phimoe": {2}}
     assert set(called.values()) == other.get(name, {ROUTED})
-    assert find_whole_mixtures(model, blocks) == ()
+    assert find_mixtures(model, blocks) == tuple(experts)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -102,7 +102,7 @@ def test_mixtures_beside_the_interface_are_recognised_and_have_no_slots(name, ot
     blocks = find_blocks(model)
 
     assert find_experts(model, blocks) == {}
-    assert find_whole_mixtures(model, blocks) == blocks
+    assert find_mixtures(model, blocks) == blocks
 
 
 def test_a_dense_model_has_no_experts():
@@ -111,7 +111,7 @@ def test_a_dense_model_has_no_experts():
     blocks = find_blocks(model)
 
     assert find_experts(model, blocks) == {}
-    assert find_whole_mixtures(model, blocks) == ()
+    assert find_mixtures(model, blocks) == ()
 
 
 def test_a_class_with_a_forward_of_its_own_does_not_ask_the_interface():
@@ -121,7 +121,7 @@ def test_a_class_with_a_forward_of_its_own_does_not_ask_the_interface():
     experts.__class__ = type("OwnExperts", (type(experts),), own)
 
     assert list(find_experts(model, find_blocks(model))) == ["model.layers.0"]
-    assert find_whole_mixtures(model, find_blocks(model)) == ("model.layers.1",)
+    assert find_mixtures(model, find_blocks(model)) == find_blocks(model)
 
 
 def test_tensors_begin_at_64_bytes_and_slots_are_whole_pages():

@@ -3,15 +3,16 @@
 import pytest
 import torch
 from accelerate.utils import check_device_map
-from transformers import AutoModelForCausalLM, BertConfig, BloomConfig, Zamba2Config
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BloomConfig, Zamba2Config
 
 from predictor.errors import ConfigurationError
 from predictor.placement.plan import PlacementOptions
 from predictor.placement.planner import plan
-from predictor.placement.units import PlacementUnit
+from predictor.placement.units import Experts, PlacementUnit
 from predictor.profiling.blocks import find_blocks
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from tests.checkpoints import CONFIGS
+from tests.mixture.families import FAMILIES, family_config
 from tests.placement.models import ARCHITECTURES, measured, real_model
 from tests.placement.small import pod
 
@@ -42,6 +43,25 @@ TIED_BLOCKS = Zamba2Config(
     use_mem_rope=True,
 )
 """Some of its blocks share an attention block."""
+
+
+_MIXTURE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "vocab_size": 264}
+WHOLE_MIXTURES = {
+    "llama4": AutoConfig.for_model(
+        "llama4_text",
+        **_MIXTURE,
+        intermediate_size_mlp=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_local_experts=4,
+        interleave_moe_layer_step=1,
+    ),
+    "jetmoe": AutoConfig.for_model(
+        "jetmoe", **_MIXTURE, num_local_experts=4, num_key_value_heads=2, kv_channels=16
+    ),
+}
+"""Mixtures that do not go through transformers' experts interface."""
 
 
 def stored_bytes(model):
@@ -211,3 +231,51 @@ def test_a_model_on_meta_has_no_weights_in_memory():
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert not model.training
+
+
+# Experts
+
+
+def test_the_experts_of_a_block_are_counted_apart_from_its_dense_part():
+    # bfloat16; four experts of 2 x 96 x 64 and 64 x 96 numbers, 36,864 B each, which are 9 pages
+    # attention: 64 x (64 + 32 + 32 + 64) numbers; two norms of 64; a router of 4 x 64
+    model = build_on_meta(CONFIGS["mixtral"], "bfloat16")
+    footprint = measure_footprint(model, max_model_len=8, prefill_chunk=8)
+
+    block = next(unit for unit in footprint.units if unit.block == 1)
+    assert block.experts == Experts("model.layers.1.mlp.experts", 4, 2, 36_864, 4 * 36_864)
+    assert block.dense_part().weights == 2 * (64 * 192 + 2 * 64 + 4 * 64)
+    assert block.weights == block.dense_part().weights + 4 * 36_864
+    apart = footprint.with_experts_apart()
+    assert len(apart.experts_apart) == 4
+    assert apart.weights == footprint.weights
+    assert footprint.whole_mixtures == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [("mixtral", "pickle"), ("llama4", "safetensors"), ("jetmoe", "safetensors")],
+)
+def test_experts_that_cannot_be_read_one_by_one_are_part_of_their_blocks(config, kind):
+    model = build_on_meta((CONFIGS | WHOLE_MIXTURES)[config], "float32")
+    footprint = measure_footprint(model, max_model_len=8, prefill_chunk=8, stored_kind=kind)
+
+    assert {unit.experts for unit in footprint.units} == {None}
+    assert footprint.whole_mixtures == 4
+    assert footprint.with_experts_apart() is None
+
+
+def test_a_dense_model_has_no_mixtures():
+    assert measured("llama").whole_mixtures == 0
+    assert measured("llama").with_experts_apart() is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_placed_with_its_experts_apart(family):
+    footprint = measured(family_config(family), dtype="bfloat16")
+    apart = footprint.with_experts_apart()
+
+    assert footprint.by_block
+    assert footprint.probed
+    assert apart.weights == footprint.weights
+    assert all(unit.weights > 0 for unit in apart.units if unit.is_block)
