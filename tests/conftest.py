@@ -95,15 +95,35 @@ def full_grid(pytestconfig: pytest.Config) -> bool:
     return bool(pytestconfig.getoption("--full-grid"))
 
 
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
-    """Gives the folder of a checkpoint, made at its first use: ``checkpoints("bloom", ...)``.
+class _Folders:
+    """Folders that are written once, by the process that first asks for them."""
 
-    The processes that run the tests have them in common.
-    """
+    def __init__(self, root: Path) -> None:
+        root.mkdir(exist_ok=True)
+        self._root = root
+
+    def get(self, name: str, write: Callable[[Path], object]) -> Path:
+        folder = self._root / name
+        with open(f"{folder}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                made = self._root / f"{name}.made"
+                write(made)
+                made.rename(folder)
+        return folder
+
+
+@pytest.fixture(scope="session")
+def shared_folders(tmp_path_factory: pytest.TempPathFactory) -> _Folders:
+    """Folders that the processes which run the tests have in common."""
     own = tmp_path_factory.getbasetemp()
-    root = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "checkpoints"
-    root.mkdir(exist_ok=True)
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    return _Folders(root / "checkpoints")
+
+
+@pytest.fixture(scope="session")
+def checkpoints(shared_folders: _Folders) -> Checkpoints:
+    """Gives the folder of a checkpoint, made at its first use: ``checkpoints("bloom", ...)``."""
 
     def make(
         architecture: str,
@@ -117,14 +137,35 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
         from tests.checkpoints import make_checkpoint
 
         dtype = dtype or torch.float32
-        kind = f"{str(dtype).removeprefix('torch.')}-{'shards' if shards else 'single'}"
-        folder = root / f"{architecture}-{kind}{'-pickle' if pickle else ''}"
-        with open(f"{folder}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.exists():
-                made = folder.with_suffix(".made")
-                make_checkpoint(made, architecture, dtype=dtype, shards=shards, pickle=pickle)
-                made.rename(folder)
-        return folder
+        kind = f"{_title(dtype)}-{'shards' if shards else 'single'}"
+        return shared_folders.get(
+            f"{architecture}-{kind}{'-pickle' if pickle else ''}",
+            lambda folder: make_checkpoint(
+                folder, architecture, dtype=dtype, shards=shards, pickle=pickle
+            ),
+        )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def mixtures(shared_folders: _Folders) -> Checkpoints:
+    """Gives the same of a family of mixtures: ``mixtures("qwen3_moe", fused=True)``."""
+
+    def make(name: str, *, dtype: torch.dtype | None = None, fused: bool = False) -> Path:
+        import torch
+
+        from tests.mixture.families import make_family
+
+        dtype = dtype or torch.float32
+        kind = f"{_title(dtype)}-{'fused' if fused else 'published'}"
+        return shared_folders.get(
+            f"mixture-{name.replace(', ', '-').replace(' ', '-')}-{kind}",
+            lambda folder: make_family(folder, name, dtype=dtype, fused=fused),
+        )
+
+    return make
+
+
+def _title(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
