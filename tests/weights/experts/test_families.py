@@ -151,9 +151,11 @@ def test_experts_lie_in_several_files_as_they_are_published_or_all_of_a_block_in
     files = {fused: weight_map(mixtures(name, fused=fused)) for fused in (False, True)}
     last = {
         fused: {
-            key: file for key, file in found.items() if "layers.3." in key and ".experts." in key
+            key: file
+            for key, file in of_tensors.items()
+            if "layers.3." in key and ".experts." in key
         }
-        for fused, found in files.items()
+        for fused, of_tensors in files.items()
     }
     assert len(set(last[True].values()) | set(files[True].values())) > 1
     if name == "gpt_oss":  # published with all experts of a block in one tensor
