@@ -13,7 +13,7 @@ health at any time: a note is one assignment of an immutable value, and nothing 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -131,6 +131,28 @@ class Activity:
         return f"{self._noun}{piece.name} has taken {taken:.0f} s{usual}"
 
 
+class ReadActivities:
+    """The reads of several threads, taken as one."""
+
+    def __init__(self, activities: Sequence[Activity | ReadActivities]) -> None:
+        """Keep the activities.
+
+        Args:
+            activities: The reads of each thread.
+        """
+        self._activities = activities
+
+    @property
+    def progress(self) -> str:
+        """A sentence about one of the running reads; empty without one."""
+        return next(filter(None, (one.progress for one in self._activities)), "")
+
+    def health(self, timeouts: Timeouts) -> Health:
+        """Return the worst state of the reads."""
+        states = [one.health(timeouts) for one in self._activities]
+        return max(states, key=lambda health: _ORDER.index(health.state), default=Health())
+
+
 class Heartbeat:
     """The health of an engine and of the reader of its streamed blocks.
 
@@ -142,7 +164,7 @@ class Heartbeat:
     def __init__(
         self,
         timeouts: Timeouts | None = None,
-        read_activity: Activity | None = None,
+        read_activity: Activity | ReadActivities | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -8,7 +8,6 @@ work decide when something is counted.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +15,8 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
+from predictor.pace import Pace
 from predictor.placement.plan import Placement
-from predictor.quantity import format_bytes
-
-logger = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_LINES = 60.0
 
 _MODEL = "model_name"
 
@@ -111,6 +106,19 @@ WEIGHT_STALLS = Counter(
     "Time that passes waited for blocks; the rest of predictor_step_seconds they computed.",
     (_MODEL,),
 )
+EXPERT_HITS = Counter(
+    "predictor_expert_hits",
+    "Experts that a layer of a forward pass used and that were in memory.",
+    (_MODEL,),
+)
+EXPERT_MISSES = Counter(
+    "predictor_expert_misses",
+    "Experts that a layer of a forward pass used and that were read from disk.",
+    (_MODEL,),
+)
+EXPERT_SLOTS = Gauge(
+    "predictor_expert_slots", "Experts that stay in memory between forward passes.", (_MODEL,)
+)
 STORE_HITS = Counter(
     "predictor_offload_store_hits", "Starts that found the offload store they needed.", (_MODEL,)
 )
@@ -138,6 +146,9 @@ class WeightMetrics:
         read_seconds: Seconds that these reads took.
         bytes_copied: Bytes copied to an accelerator so far.
         stall_seconds: Seconds that forward passes waited for blocks.
+        expert_hits: Experts that layers used and that were in memory.
+        expert_misses: Experts that layers used and that were read.
+        expert_slots: Experts that stay in memory.
     """
 
     def __init__(self, model_name: str, *, child: Labelled = labelled) -> None:
@@ -151,16 +162,32 @@ class WeightMetrics:
         self.store_builds = child(STORE_BUILDS, model_name)
         self.bytes_read = self.bytes_copied = 0
         self.read_seconds = self.stall_seconds = 0.0
+        self.expert_hits = self.expert_misses = 0
         self._model, self._child = model_name, child
         self._stalls = child(WEIGHT_STALLS, model_name)
         self._copied = child(WEIGHT_COPIED, model_name)
+        self._hits = child(EXPERT_HITS, model_name)
+        self._misses = child(EXPERT_MISSES, model_name)
+        self.expert_slots = child(EXPERT_SLOTS, model_name)
 
     def count_read(self, source: str, count: int, seconds: float) -> None:
-        """Count a block that was read; called by one thread."""
+        """Count bytes that were read, and the seconds in which they were; called by one thread."""
         self.bytes_read += count
         self.read_seconds += seconds
         self._child(WEIGHT_BYTES, self._model, source).inc(count)
         self._child(WEIGHT_SECONDS, self._model, source).inc(seconds)
+
+    def count_experts(self, hits: int, misses: int) -> None:
+        """Count the experts that one layer of a forward pass used; called by one thread.
+
+        Args:
+            hits: Those that were in memory.
+            misses: Those that were read.
+        """
+        self.expert_hits += hits
+        self.expert_misses += misses
+        self._hits.inc(hits)
+        self._misses.inc(misses)
 
     def count_copied(self, count: int) -> None:
         """Count bytes that were copied to an accelerator; called by one thread."""
@@ -171,65 +198,6 @@ class WeightMetrics:
         """Count the seconds that a forward pass waited for a block."""
         self.stall_seconds += seconds
         self._stalls.inc(seconds)
-
-
-class Pace:
-    """Logs the throughput once a minute; called by one thread."""
-
-    def __init__(
-        self,
-        weights: WeightMetrics | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Begin the first minute.
-
-        Args:
-            weights: The metrics of streaming; None if nothing is streamed.
-            clock: Returns the time in seconds.
-        """
-        self._weights = weights
-        self._clock = clock
-        self._start()
-
-    def count_step(self, seconds: float, tokens: int) -> None:
-        """Count a forward pass, and log the minute if it is over.
-
-        Args:
-            seconds: The duration of the forward pass.
-            tokens: The tokens that it generated.
-        """
-        self._busy += seconds
-        self._tokens += tokens
-        if self._clock() - self._began >= _SECONDS_BETWEEN_LINES:
-            logger.info("%s", self._sentence())
-            self._start()
-
-    def _start(self) -> None:
-        self._began = self._clock()
-        self._busy, self._tokens = 0.0, 0
-        self._before = self._weight_counts()
-
-    def _weight_counts(self) -> tuple[int, int, float, float]:
-        counts = self._weights
-        if counts is None:
-            return (0, 0, 0.0, 0.0)
-        return (counts.bytes_read, counts.bytes_copied, counts.read_seconds, counts.stall_seconds)
-
-    def _sentence(self) -> str:
-        seconds = self._clock() - self._began
-        text = (
-            f"{self._tokens / seconds:.1f} tokens/s in the last {seconds:.0f} s, "
-            f"{100 * self._busy / seconds:.0f} % of them in passes"
-        )
-        size, copied, read_seconds, stalls = (
-            now - then for now, then in zip(self._weight_counts(), self._before, strict=True)
-        )
-        if size or copied:
-            text += f"; {100 * stalls / max(self._busy, 1e-9):.0f} % of these waiting for blocks"
-        if size:
-            text += f", which were read at {format_bytes(int(size / max(read_seconds, 1e-9)))}/s"
-        return text
 
 
 class EngineMetrics:

@@ -39,7 +39,8 @@ from predictor.tasks.model_facts import ModelFacts, encoder_facts, generation_fa
 from predictor.tasks.sentence_layout import read_layout
 from predictor.weights import audit
 from predictor.weights.block_source import OffloadConfig
-from predictor.weights.loader import Loaded, load
+from predictor.weights.loaded import Loaded
+from predictor.weights.loader import load
 from predictor.weights.progress import Progress
 
 
@@ -209,11 +210,10 @@ def _open(
     metrics: WeightMetrics,
     hooks: EngineHooks,
 ) -> tuple[Engine | EncoderEngine, ModelFacts]:
-    streaming = loaded.streaming
     common: dict[str, Any] = {
         "heartbeat": Heartbeat(
             Timeouts(settings.stall_timeout, settings.hang_timeout),
-            None if streaming is None else streaming.loader.read_activity,
+            loaded.read_activity,
         ),
         "threads": prepared.threads,
         "metrics": EngineMetrics(settings.model_name, metrics, child=hooks.child),

@@ -16,7 +16,7 @@ from predictor.pod.resources import Memory, PodResources, Volume
 from predictor.settings import Settings, read_settings
 from predictor.startup import Prepared, Started
 from predictor.tasks.loading import EncoderDefaults, open_task
-from predictor.weights.loader import Loaded
+from predictor.weights.loaded import Loaded
 from predictor.weights.progress import Progress
 
 GIB = 1024**3

@@ -15,8 +15,8 @@ from torch import nn
 
 from predictor.placement.buffers import slot_bytes
 from predictor.placement.units import Experts
+from predictor.private.experts import uses_experts_interface
 from predictor.private.torch import own_parameters
-from predictor.private.transformers import uses_experts_interface
 
 _ROUTED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 """The entries of configs that state how many experts a token uses."""

@@ -67,7 +67,20 @@ MODELS = (
         ),
     ),
     Interface("transformers.utils.logging", "set_tqdm_hook", ("hook",)),
-    *uncalled("transformers.core_model_loading", "WeightConverter"),
+    Interface(
+        "transformers.core_model_loading",
+        "rename_source_key",
+        (
+            "source_key",
+            "weight_renamings",
+            "weight_converters",
+            "base_model_prefix",
+            "meta_state_dict",
+        ),
+    ),
+    Interface("transformers.core_model_loading", "dot_natural_key", ("s",)),
+    *uncalled("transformers.core_model_loading", "WeightConverter", "WeightRenaming"),
+    *uncalled("transformers.integrations.moe", "ALL_EXPERTS_FUNCTIONS"),
     *uncalled("transformers.integrations.moe", "use_experts_implementation"),
     *uncalled("transformers.modeling_utils", "accelerate_dispatch"),
     *uncalled(
@@ -205,28 +218,6 @@ def class_names(table: str) -> Mapping[str, tuple[str, ...]]:
         model_type: (names,) if isinstance(names, str) else tuple(names)
         for model_type, names in mapping.items()
     }
-
-
-def converts_weights(model: PreTrainedModel) -> bool:
-    """Return whether transformers changes stored tensors while it loads this model.
-
-    It does for most mixtures of experts, whose experts it fuses.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter
-
-    mapping: list[Any] = get_model_conversion_mapping(model) or []
-    return any(isinstance(entry, WeightConverter) for entry in mapping)
-
-
-def uses_experts_interface(module: Any) -> bool:
-    """Return whether a module is experts that any registered function may compute.
-
-    The class then has the decorator ``use_experts_implementation`` (``integrations/moe.py``), whose
-    `forward` asks an interface of functions. A subclass with a `forward` of its own asks none.
-    """
-    code = getattr(type(module).forward, "__code__", None)
-    return code is not None and "experts_interface" in code.co_freevars
 
 
 def skipped_arguments(model: Any) -> Sequence[str] | None:

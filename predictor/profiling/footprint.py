@@ -20,10 +20,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from predictor.checkpoint.task_detection import factory_of, title_of
 from predictor.dtypes import name_of
 from predictor.errors import ConfigurationError, reason_of
+from predictor.mixture.forward import compute_here
 from predictor.mixture.modules import find_experts, find_mixtures
 from predictor.placement.units import Experts, Footprint, PlacementUnit
+from predictor.private.experts import converts_weights
 from predictor.private.torch import own_buffers, own_parameters
-from predictor.private.transformers import converts_weights
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.blocks import find_blocks, is_encoder_decoder
 from predictor.profiling.decoder_probe import Probe, probe
@@ -62,6 +63,7 @@ def build_on_meta(
             f"A {config.model_type!r} model cannot be built as a {title_of(task)}: "
             f"{reason_of(error)}"
         ) from error
+    compute_here(model)
     return model.eval()  # type: ignore[no-any-return]
 
 

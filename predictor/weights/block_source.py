@@ -1,5 +1,7 @@
 """Decides from where streamed blocks are read: the offload store, or the checkpoint in place.
 
+Experts that are read one by one are in the same store; see `expert_source` for the other ways.
+
 1. If there is a store with the blocks, it is used.
 2. Otherwise the first process writes a store (`store.packing`), if one is wanted and pays.
 3. A process that cannot wait for the writer, or whose volume is full, reads the checkpoint in
@@ -12,16 +14,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 from safetensors import SafetensorError
 
 from predictor.errors import ConfigurationError, reason_of
 from predictor.metrics import WeightMetrics
 from predictor.weights.converted import ConvertedCheckpoint, conversions, remove_abandoned
+from predictor.weights.direct_io import open_block_reader
+from predictor.weights.experts.extents import ExpertExtent, as_block, in_store
+from predictor.weights.experts.reader import read_expert
 from predictor.weights.extents import (
     BlockExtent,
     BlockParameters,
@@ -62,11 +69,37 @@ class OffloadConfig:
         return self.needs_conversion or self.needs_cast
 
 
-class BlockSourceResolver:
-    """The source of the streamed blocks of one start.
+@dataclass(frozen=True, slots=True)
+class Extents:
+    """Everything that is read from disk for forward passes.
 
     Attributes:
-        names: The blocks, in execution order.
+        blocks: The streamed blocks, in execution order; none if Accelerate streams them.
+        experts: The experts that are read one by one, by name.
+    """
+
+    blocks: tuple[BlockExtent, ...] = ()
+    experts: Mapping[str, ExpertExtent] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes that a forward pass reads at most."""
+        experts = (part.length for expert in self.experts.values() for part in expert.ranges)
+        return sum(block.size for block in self.blocks) + sum(experts)
+
+    @property
+    def source(self) -> str | None:
+        """The origin of the first bytes: ``"store"`` or ``"checkpoint"``; None without any."""
+        sources = [block.source for block in self.blocks[:1]]
+        sources += [expert.source for expert in self.experts.values()]
+        return next(iter(sources), None)
+
+
+class BlockSourceResolver:
+    """The source of the streamed blocks, and of experts, of one start.
+
+    Attributes:
+        names: The blocks, in execution order, without the experts.
         store: The store that holds them; None while there is none.
         converted: The folder that loading wrote weights to; None if it wrote none.
     """
@@ -78,6 +111,7 @@ class BlockSourceResolver:
         blocks: BlockParameters,
         progress: Progress,
         metrics: WeightMetrics,
+        experts: BlockParameters = MappingProxyType({}),
     ) -> None:
         """Read nothing yet.
 
@@ -87,13 +121,15 @@ class BlockSourceResolver:
             blocks: The blocks to stream, in execution order.
             progress: Counts blocks that are checked and written.
             metrics: Counts stores that were found and written.
+            experts: The tensors of each expert that is read by itself.
         """
         self.store: Store | None = None
         self.converted: ConvertedCheckpoint | None = None
         self._offload = offload
         self._folder = folder
         self.names = tuple(blocks)
-        self._blocks = blocks
+        self._experts = experts
+        self._blocks = {**blocks, **experts}
         self._progress = progress
         self._metrics = metrics
         self._may_write = False
@@ -103,7 +139,7 @@ class BlockSourceResolver:
     def opened(self) -> Iterator[None]:
         """Look for a store, and hold the write lock while this start may write one."""
         with contextlib.ExitStack() as stack:
-            if self._folder is not None and self.names:
+            if self._folder is not None and self._blocks:
                 self._hash_if_needed(self._folder)
                 self._find(self._folder)
                 if self.store is None and self._lock(self._folder, stack):
@@ -116,29 +152,42 @@ class BlockSourceResolver:
             yield
 
     def resolve(
-        self, blocks: BlockParameters, index: CheckpointIndex, *, spent: int = 0
-    ) -> tuple[BlockExtent, ...] | None:
-        """Return the extents of the blocks, after writing a store if one is wanted.
+        self,
+        blocks: BlockParameters,
+        index: CheckpointIndex,
+        experts: Mapping[str, ExpertExtent] = MappingProxyType({}),
+        *,
+        spent: int = 0,
+    ) -> Extents:
+        """Return the extents, after writing a store if one is wanted.
 
         Args:
             blocks: The blocks, as the loaded model has them.
             index: The location of each parameter on disk.
+            experts: The experts, where they can be read without a store.
             spent: Bytes of the offload volume that loading has taken already.
 
         Returns:
-            The extents, or None if there is no store and the checkpoint cannot be read in place.
+            The extents, without blocks if there is no store and the checkpoint cannot be read in
+            place.
 
         Raises:
             ConfigurationError: The settings require a store, and it cannot be written.
         """
-        if self.store is None:
+        if self.store is None and self._blocks:
             in_place = find_in_checkpoint(blocks, index)
             if self._may_write and not self._is_unsure and self._folder is not None:
                 free = self._offload.free - spent
-                self._write(self._folder, blocks, index, free, in_place)
+                self._write(self._folder, blocks, index, experts, free, in_place)
             if self.store is None:
-                return in_place
-        return tuple(self.store.blocks[name] for name in self.names)
+                return Extents(in_place or (), experts)
+        if self.store is None:
+            return Extents()
+        stored = self.store.blocks
+        return Extents(
+            tuple(stored[name] for name in self.names),
+            {name: in_store(stored[name]) for name in self._experts},
+        )
 
     @property
     def warmup_cache_file(self) -> Path | None:
@@ -179,7 +228,7 @@ class BlockSourceResolver:
     def _find(self, folder: StoreFolder) -> None:
         if self._is_unsure:
             return
-        store = folder.find(self.names, verify=self._offload.verify, progress=self._progress)
+        store = folder.find(self._blocks, verify=self._offload.verify, progress=self._progress)
         self.store = store if store is not None and self._has_all_parameters(store) else None
         if self.store is not None:
             folder.weights.keep_named()
@@ -212,15 +261,21 @@ class BlockSourceResolver:
         folder: StoreFolder,
         blocks: BlockParameters,
         index: CheckpointIndex,
+        experts: Mapping[str, ExpertExtent],
         free: int,
         in_place: Sequence[BlockExtent] | None,
     ) -> None:
         """Write the store if it is wanted, or pays."""
         is_wanted = self._offload.store == "always" or self._offload.needs_store or in_place is None
         try:
-            if not is_wanted and not is_faster(folder.file, in_place or ()):
-                return
-            write_store(folder, blocks, index, free=free, progress=self._progress)
+            if not is_wanted:
+                read = chain(in_place or (), map(as_block, experts.values()))
+                if not is_faster(folder.file, tuple(read)):
+                    return
+            with open_block_reader() as reader:
+                fills = {name: partial(read_expert, reader, e) for name, e in experts.items()}
+                parameters = {**blocks, **self._experts}
+                write_store(folder, parameters, index, fills, free=free, progress=self._progress)
         except VolumeFull as error:
             self._do_without_store(folder, str(error))
         except (OSError, SafetensorError) as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,12 +124,21 @@ def pages(count: int) -> int:
     return -(-count // PAGE) * PAGE
 
 
-def parameters_of_blocks(model: nn.Module, names: Sequence[str]) -> BlockParameters:
-    """Return the parameters of blocks of a model."""
+def parameters_of_blocks(
+    model: nn.Module, names: Sequence[str], *, without: Collection[str] = ()
+) -> BlockParameters:
+    """Return the parameters of blocks of a model.
+
+    Args:
+        model: The model.
+        names: The blocks.
+        without: Names of parameters to leave out.
+    """
     return {
         name: {
             f"{name}.{key}": parameter
             for key, parameter in model.get_submodule(name).named_parameters(remove_duplicate=False)
+            if f"{name}.{key}" not in without
         }
         for name in names
     }
@@ -147,10 +156,10 @@ def find_in_checkpoint(
     Returns:
         The extents, or None if a block is not stored as it is served.
     """
-    tensors_of = functools.cache(_tensors_of)  # one file holds many blocks
+    tensors_of = functools.cache(stored_tensors)  # one file holds many blocks
     extents = []
     for name, parameters in blocks.items():
-        stored: dict[str, _StoredTensor] = {}
+        stored: dict[str, StoredTensor] = {}
         for key, parameter in parameters.items():
             entry = index.get(key, {})
             if "safetensors_file" not in entry:
@@ -164,8 +173,16 @@ def find_in_checkpoint(
 
 
 @dataclass(frozen=True, slots=True)
-class _StoredTensor:
-    """A tensor in a file."""
+class StoredTensor:
+    """A tensor in a file.
+
+    Attributes:
+        file: The file.
+        begin: Offset of its first byte in the file.
+        end: Offset behind its last byte.
+        dtype: The dtype of its elements.
+        shape: Its shape.
+    """
 
     file: Path
     begin: int
@@ -179,10 +196,11 @@ class _StoredTensor:
         return is_alike and self.begin % self.dtype.itemsize == 0
 
 
-def _tensors_of(file: Path) -> dict[str, _StoredTensor]:
+def stored_tensors(file: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a safetensors file by name, those of unknown dtypes excluded."""
     start = data_start(file)
     return {
-        name: _StoredTensor(
+        name: StoredTensor(
             file,
             start + entry["data_offsets"][0],
             start + entry["data_offsets"][1],
@@ -194,7 +212,7 @@ def _tensors_of(file: Path) -> dict[str, _StoredTensor]:
     }
 
 
-def _lay_out(name: str, stored: Mapping[str, _StoredTensor]) -> BlockExtent:
+def _lay_out(name: str, stored: Mapping[str, StoredTensor]) -> BlockExtent:
     """Merge neighbours in a file into segments, and give each segment its place in the buffer."""
     segments: list[FileSegment] = []
     tensors: list[TensorView] = []
@@ -211,7 +229,7 @@ def _lay_out(name: str, stored: Mapping[str, _StoredTensor]) -> BlockExtent:
     return BlockExtent(name, tuple(segments), tuple(tensors), "checkpoint")
 
 
-def _runs(stored: Mapping[str, _StoredTensor]) -> Iterator[list[str]]:
+def _runs(stored: Mapping[str, StoredTensor]) -> Iterator[list[str]]:
     """Yield the names of tensors that lie one behind the other."""
     run: list[str] = []
     for key, tensor in sorted(stored.items(), key=lambda item: (item[1].file, item[1].begin)):

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -19,19 +19,23 @@ from transformers import PreTrainedModel
 from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.errors import LoadFailed, reason_of
 from predictor.metrics import WeightMetrics
+from predictor.mixture.forward import compute_here
 from predictor.placement.plan import Placement
 from predictor.pod.usage import count_usage
+from predictor.private.experts import converts_weights
 from predictor.profiling.blocks import find_blocks
 from predictor.quantity import format_bytes
-from predictor.weights.block_source import BlockSourceResolver, OffloadConfig
+from predictor.weights.block_source import BlockSourceResolver, Extents, OffloadConfig
 from predictor.weights.converted import (
     ConvertedCheckpoint,
     folder_name,
     model_identity,
     open_conversion_folder,
 )
+from predictor.weights.expert_source import OffloadedExperts
 from predictor.weights.extents import BlockExtent, parameters_of_blocks
 from predictor.weights.from_pretrained import DeferredDispatch, from_pretrained
+from predictor.weights.loaded import Loaded
 from predictor.weights.progress import Progress
 from predictor.weights.resident import make_resident
 from predictor.weights.store.folder import StoreFolder
@@ -42,43 +46,6 @@ from predictor.weights.streaming.device_loader import HostBlock
 from predictor.weights.streaming.hooks import Streaming, stream_blocks
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model, with every part where the placement puts it.
-
-    Attributes:
-        model: The model, in evaluation mode. Exactly one forward pass may run at a time: neither
-            our hooks nor Accelerate's are thread-safe.
-        streaming: The streamed blocks; None if no block is streamed, or Accelerate streams them.
-        resolver: The source of the streamed blocks.
-        warmup_cache: Measurements of earlier starts, kept on the offload volume.
-    """
-
-    model: PreTrainedModel
-    streaming: Streaming | None
-    resolver: BlockSourceResolver
-    warmup_cache: WarmupCache
-
-    @property
-    def buffer_bytes(self) -> int:
-        """Bytes of main memory that its blocks are streamed through."""
-        buffers = () if self.streaming is None else self.streaming.loader.buffers
-        return sum(buffer.tensor.nbytes for buffer in buffers)
-
-    @property
-    def device_bytes(self) -> int:
-        """Bytes of the executing accelerator's memory that its blocks are copied to."""
-        return 0 if self.streaming is None else self.streaming.loader.device_bytes
-
-    def serve(self) -> None:
-        """Mark the offload volume as used. Call it when requests are answered."""
-        self.resolver.serve()
-
-    def release(self) -> None:
-        """End the use of the offload volume, as in a clean stop."""
-        self.resolver.release()
 
 
 def load(
@@ -113,6 +80,7 @@ def load(
     loading = _Loading(
         *(checkpoint, placement, offload, skeleton, blocks, trust_remote_code),
         *(progress, metrics, ServedWeights.of(checkpoint, offload.folder)),
+        OffloadedExperts(placement, skeleton, checkpoint),
     )
     streamed = _streamed_blocks(placement, skeleton, blocks)
     on_disk = [name for name in streamed if placement.device_map[name] == "disk"]
@@ -122,15 +90,18 @@ def load(
         with resolver.opened():
             model, dispatch, extents = loading.place(resolver)
         # If Accelerate streams, it needs the memory that was planned for blocks.
-        in_memory = [] if on_disk and not extents else [n for n in streamed if n not in on_disk]
+        in_memory = _without(streamed, streamed if on_disk and not extents.blocks else on_disk)
         copied, host_blocks = make_resident(model, progress, blocks=blocks, host_blocks=in_memory)
         loading.weights.check_unchanged()
-        streaming = loading.stream(
-            model, dispatch, extents, host_blocks, pinned_fraction=pinned_fraction
-        )
+        streaming = loading.stream(model, dispatch, extents.blocks, host_blocks, pinned_fraction)
+        experts = loading.experts.open(model, extents.experts, metrics)
         logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
         undone.pop_all()
-    return Loaded(model, streaming, resolver, loading.warmup_cache(resolver, extents))
+    return Loaded(model, streaming, experts, resolver, loading.warmup_cache(resolver, extents))
+
+
+def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    return [name for name in names if name not in others]
 
 
 @contextlib.contextmanager
@@ -157,26 +128,31 @@ class _Loading:
     progress: Progress
     metrics: WeightMetrics
     weights: ServedWeights
+    experts: OffloadedExperts
 
     def resolver(self, on_disk: Sequence[str]) -> BlockSourceResolver:
-        """Return the resolver of these blocks' source."""
-        folder = self._store_folder() if on_disk else None
-        parameters = parameters_of_blocks(self.skeleton, on_disk)
-        return BlockSourceResolver(self.offload, folder, parameters, self.progress, self.metrics)
+        """Return the resolver of the source of these blocks, and of the experts."""
+        experts = self.experts
+        folder = self._store_folder() if on_disk or experts.modules else None
+        parameters = parameters_of_blocks(self.skeleton, on_disk, without=experts.names)
+        return BlockSourceResolver(
+            *(self._offload(), folder, parameters, self.progress, self.metrics, experts.parameters)
+        )
 
     def place(
         self, resolver: BlockSourceResolver
-    ) -> tuple[PreTrainedModel, DeferredDispatch, tuple[BlockExtent, ...]]:
-        """Load the model, and return it with the extents of the blocks that we stream from disk.
+    ) -> tuple[PreTrainedModel, DeferredDispatch, Extents]:
+        """Load the model, and return it with the extents of what we read from disk to serve.
 
         Parts on disk are on the meta device in the model.
         """
-        streamed = resolver.names
-        in_store = streamed if resolver.store else ()
+        in_store = resolver.names if resolver.store else ()
         device_map = _device_map(self.placement, self.skeleton, in_store)
+        device_map |= self.experts.device_map(in_store=resolver.store is not None)
         sizes = {name: tensor.nbytes for name, tensor in self.skeleton.named_parameters()}
         self.progress.begin("placing weights", sizes, self.blocks)
-        with _conversion(self.checkpoint, self.placement, self.offload, device_map) as converted:
+        offload = self._offload()
+        with _conversion(self.checkpoint, self.placement, offload, device_map) as converted:
             folder = None if converted is None else converted.path
             before = 0 if folder is None else count_usage(folder).used
             resolver.converted = converted
@@ -188,13 +164,16 @@ class _Loading:
                 trust_remote_code=self.trust_remote_code,
                 progress=self.progress,
             )
-        extents: tuple[BlockExtent, ...] = ()
-        if streamed:
-            parameters = parameters_of_blocks(model, streamed)
-            spent = 0 if folder is None else count_usage(folder).used - before
-            extents = resolver.resolve(parameters, dispatch.index, spent=spent) or ()
-            if converted is not None and resolver.store is not None:
-                converted.remove(chain.from_iterable(parameters.values()))
+        if self.experts.modules or self.placement.execution_device == "cpu":
+            compute_here(model)  # a GPU with all experts has faster ways of its own
+        parameters = parameters_of_blocks(model, resolver.names, without=self.experts.names)
+        experts = self.experts.in_checkpoint
+        if experts is None:
+            experts = self.experts.find_converted(model, dispatch.index)
+        spent = 0 if folder is None else count_usage(folder).used - before
+        extents = resolver.resolve(parameters, dispatch.index, experts, spent=spent)
+        if converted is not None and resolver.store is not None:
+            converted.remove((*chain.from_iterable(parameters.values()), *self.experts.names))
         return model, dispatch, extents
 
     def stream(
@@ -203,7 +182,6 @@ class _Loading:
         dispatch: DeferredDispatch,
         on_disk: Sequence[BlockExtent],
         host_blocks: Mapping[str, HostBlock],
-        *,
         pinned_fraction: float,
     ) -> Streaming | None:
         """Stream these blocks, and have Accelerate stream all other offloaded parts."""
@@ -219,17 +197,22 @@ class _Loading:
             metrics=self.metrics,
         )
 
-    def warmup_cache(
-        self, resolver: BlockSourceResolver, extents: Sequence[BlockExtent]
-    ) -> WarmupCache:
+    def warmup_cache(self, resolver: BlockSourceResolver, extents: Extents) -> WarmupCache:
         """Return the warm-up cache, which keeps nothing if Accelerate streams."""
         return WarmupCache(
-            resolver.warmup_cache_file if extents else None,
+            resolver.warmup_cache_file if extents.source else None,
             self.weights,
-            streamed=sum(block.size for block in extents),
-            source=[block.source for block in extents[:1]],
+            streamed=extents.size,
+            source=[extents.source] if extents.source else [],
             device=self.placement.execution_device,
         )
+
+    def _offload(self) -> OffloadConfig:
+        """Return the offload configuration; experts that are read in place need no conversion."""
+        if self.experts.in_checkpoint is None:
+            return self.offload
+        converts = converts_weights(self.skeleton, but=self.experts.names)
+        return replace(self.offload, needs_conversion=converts)
 
     def _store_folder(self) -> StoreFolder | None:
         if self.offload.folder is None or self.offload.store == "never":

@@ -1,4 +1,8 @@
-"""Experts that are read one by one: which of them stay in memory.
+"""Experts that are read one by one: which of them stay in memory, and how the others get there.
 
+- `cache`: the slots of all layers, the source of the experts that a forward pass uses.
 - `slot_policy`: decides which experts of a layer keep their slots.
+- `read_ahead`: decides which forward passes read the next layer's experts ahead.
+- `reader`: several threads that read experts into slots.
+- `extents`: where each expert is on disk, and how it lies in a slot.
 """

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import safe_open
@@ -45,10 +46,15 @@ class VolumeFull(Exception):
     """The volume is too full for a store; the message ends a sentence about the volume."""
 
 
+Fill = Callable[[torch.Tensor], None]
+"""Reads a block into a buffer of uint8, as it is stored."""
+
+
 def write_store(
     folder: StoreFolder,
     blocks: BlockParameters,
     index: CheckpointIndex,
+    fills: Mapping[str, Fill] = MappingProxyType({}),
     *,
     free: int,
     progress: Progress,
@@ -62,6 +68,7 @@ def write_store(
         folder: The folder of the store.
         blocks: The blocks.
         index: The location of each parameter on disk.
+        fills: For blocks whose parameters are not in the index, what reads them.
         free: Bytes that may be written.
         progress: Counts each block.
 
@@ -70,10 +77,7 @@ def write_store(
         OSError: The volume fails.
         LoadFailed: A file of the weights was changed meanwhile.
     """
-    abandoned = partial_file(folder.file)
-    if abandoned.exists():  # its process was killed: this process holds the lock
-        free += abandoned.stat().st_size
-        abandoned.unlink()
+    free += _remove_abandoned(partial_file(folder.file))
     others = _other_blocks(folder, blocks)
     sources = folder.weights.sources
     writer = StoreWriter(folder.file, folder.identity, {**blocks, **_shapes(others)}, sources)
@@ -89,7 +93,7 @@ def write_store(
                 f"{format_bytes(free)} are free"
             )
         logger.info("Writing the offload store %s, %s", folder.file, format_bytes(writer.size))
-        _write(writer, blocks, others, index, progress)
+        _write(writer, blocks, others, index, fills, progress)
         folder.weights.check_unchanged()
         writer.finish()
     except BaseException:
@@ -97,18 +101,31 @@ def write_store(
         raise
 
 
+def _remove_abandoned(partial: Path) -> int:
+    """Remove what a killed process has written, and return its bytes. This one holds the lock."""
+    if not partial.exists():
+        return 0
+    size = partial.stat().st_size
+    partial.unlink()
+    return size
+
+
 def _write(
     writer: StoreWriter,
     blocks: BlockParameters,
     others: Mapping[str, BlockExtent],
     index: CheckpointIndex,
+    fills: Mapping[str, Fill],
     progress: Progress,
 ) -> None:
     sizes = _sizes(blocks) | {name: block.size for name, block in others.items()}
     progress.begin("writing the offload store", sizes)
     try:
         for name, parameters in blocks.items():
-            writer.write(name, dict(_stored(parameters, index)))
+            if name in fills:
+                writer.fill(name, fills[name])
+            else:
+                writer.write(name, dict(_stored(parameters, index)))
             progress.done(name)
         with open_block_reader() as reader:
             for name, block in others.items():

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,21 @@ class StoreWriter:
         self._buffer.tensor[: entry["length"]] = 0
         for tensor in entry["tensors"]:
             view_of(self._buffer.tensor, tensor_of(tensor)).copy_(tensors[tensor["name"]])
+        self._write_extent(entry)
+
+    def fill(self, name: str, read: Callable[[torch.Tensor], None]) -> None:
+        """Write a block whose bytes are read as they are stored.
+
+        Args:
+            name: The block's name.
+            read: Reads the block into a buffer of uint8, with each tensor where `TensorView` says.
+
+        Raises:
+            OSError: The block cannot be read or written.
+        """
+        entry = self._entries[name]
+        self._buffer.tensor[: entry["length"]] = 0
+        read(self._buffer.tensor)
         self._write_extent(entry)
 
     def copy(self, block: BlockExtent, reader: BlockReader) -> None:

@@ -1,0 +1,208 @@
+"""The one function between a router and its experts, whatever the family and wherever the weights.
+
+transformers calls it for every mixture that goes through its experts interface
+(``integrations/moe.py``), once it is registered and a config names it. It computes one expert after
+the other, in the order in which their weights arrive. Each expert's rows are computed by
+themselves, and the results are added in the order of the router's choice. So the result does not
+depend on where the weights were.
+
+Weights come from the module itself, or from the `ExpertSource` that is attached to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from predictor.private.experts import (
+    register_experts_function,
+    select_experts_function,
+    uses_experts_interface,
+)
+
+_NAME = "predictor"
+"""The name in configs of the function that this module registers."""
+
+_SOURCE = "expert_source"
+
+ExpertWeights = Mapping[str, torch.Tensor]
+"""One expert's tensors, by the names of the module's parameters; without the leading dimension."""
+
+
+class ExpertSource(Protocol):
+    """The weights of one layer's experts, for one forward pass at a time."""
+
+    def fetch(self, counts: Sequence[int]) -> Iterator[tuple[int, ExpertWeights]]:
+        """Yield each expert that has rows, and its weights, which last until the next one.
+
+        Args:
+            counts: For each expert the number of rows that the router gives to it.
+
+        Raises:
+            WeightsUnreadable: An expert's weights cannot be read.
+        """
+
+
+def attach_source(module: nn.Module, source: ExpertSource) -> None:
+    """Have an experts module compute with the weights of a source instead of its own."""
+    setattr(module, _SOURCE, source)
+
+
+def compute_here(model: nn.Module) -> None:
+    """Have this module compute the experts of a model; a model without any is left alone."""
+    modules = [module for module in model.modules() if uses_experts_interface(module)]
+    if modules:
+        register_experts_function(_NAME, compute_experts)
+    for module in modules:
+        select_experts_function(module, _NAME)
+
+
+def compute_experts(
+    module: Any,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
+    """Return the weighted sum of the chosen experts' outputs, of shape (tokens, hidden).
+
+    Args:
+        module: The experts module. Its flags say how its weights are laid out.
+        hidden_states: The router's input, of shape (tokens, hidden).
+        top_k_index: The chosen experts, of shape (tokens, chosen).
+        top_k_weights: Their weights, of the same shape.
+    """
+    tokens, chosen = top_k_index.shape
+    if hidden_states.device.type == "meta":
+        return _compute_on_meta(module, hidden_states, top_k_weights)
+    routing = _Routing.of(top_k_index, _count(module))
+    outputs: torch.Tensor | None = None
+    with closing(_fetch(module, routing.counts)) as experts:
+        for expert, weights in experts:
+            output = _compute_expert(module, weights, routing.rows_of(hidden_states, expert))
+            if outputs is None:
+                outputs = output.new_empty(tokens * chosen, output.shape[-1])
+            routing.put(outputs, expert, output)
+    if outputs is None:
+        return torch.zeros_like(hidden_states)
+    return _weighted_sum(outputs.view(tokens, chosen, -1), top_k_weights).to(hidden_states.dtype)
+
+
+def _compute_on_meta(
+    module: Any, hidden_states: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """Allocate as much as the largest forward pass does: one whose tokens all use one expert."""
+    tokens, chosen = top_k_weights.shape
+    weights = {name: tensor[0] for name, tensor in expert_tensors(module).items()}
+    output = _compute_expert(module, weights, hidden_states.clone())
+    outputs = output.new_empty(tokens, chosen, output.shape[-1])
+    del output
+    return _weighted_sum(outputs, top_k_weights).to(hidden_states.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Routing:
+    """The rows of each expert.
+
+    Attributes:
+        counts: For each expert its number of rows.
+        starts: For each expert the place of its first row in `pairs`.
+        pairs: Indices of (token, choice) pairs, sorted by expert.
+        chosen: Experts that a token uses.
+        is_single: Whether there is one token, so that every expert takes the same row.
+    """
+
+    counts: list[int]
+    starts: list[int]
+    pairs: torch.Tensor
+    chosen: int
+    is_single: bool
+
+    @classmethod
+    def of(cls, top_k_index: torch.Tensor, experts: int) -> _Routing:
+        """Read back the router's choice, once for a layer."""
+        tokens, chosen = top_k_index.shape
+        flat = top_k_index.reshape(-1)
+        pairs = torch.argsort(flat, stable=True)
+        counts: list[int] = torch.bincount(flat, minlength=experts).tolist()
+        starts, at = [], 0
+        for count in counts:
+            starts.append(at)
+            at += count
+        return cls(counts, starts, pairs, chosen, tokens == 1)
+
+    def rows_of(self, hidden_states: torch.Tensor, expert: int) -> torch.Tensor:
+        """Return the rows of one expert, of shape (rows, hidden)."""
+        if self.is_single:
+            return hidden_states
+        return hidden_states.index_select(0, self._pairs_of(expert) // self.chosen)
+
+    def put(self, outputs: torch.Tensor, expert: int, output: torch.Tensor) -> None:
+        """Put the output of one expert to the places of its pairs."""
+        outputs.index_copy_(0, self._pairs_of(expert), output)
+
+    def _pairs_of(self, expert: int) -> torch.Tensor:
+        return self.pairs.narrow(0, self.starts[expert], self.counts[expert])
+
+
+def _fetch(module: Any, counts: Sequence[int]) -> Any:
+    source: ExpertSource | None = getattr(module, _SOURCE, None)
+    return _resident(module, counts) if source is None else source.fetch(counts)
+
+
+def _resident(module: Any, counts: Sequence[int]) -> Iterator[tuple[int, ExpertWeights]]:
+    own = expert_tensors(module)
+    for expert, count in enumerate(counts):
+        if count:
+            yield expert, {name: tensor[expert] for name, tensor in own.items()}
+
+
+def expert_tensors(module: Any) -> dict[str, torch.Tensor]:
+    """Return the parameters of an experts module that have an entry for each expert, by name."""
+    return {name: module.get_parameter(name) for name in _parameter_names(module)}
+
+
+def _parameter_names(module: Any) -> tuple[str, ...]:
+    first = "gate_up_proj" if module.has_gate else "up_proj"
+    names = (first, "down_proj")
+    return (*names, *(f"{name}_bias" for name in names)) if module.has_bias else names
+
+
+def _count(module: Any) -> int:
+    first, *_ = _parameter_names(module)
+    count: int = module.get_parameter(first).shape[0]
+    return count
+
+
+def _compute_expert(module: Any, weights: ExpertWeights, rows: torch.Tensor) -> torch.Tensor:
+    first, down, *_ = _parameter_names(module)
+    inner = _linear(module, weights, first, rows)
+    inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+    output = _linear(module, weights, down, inner)
+    return module.post_expert_norm(output) if module.has_post_expert_norm else output
+
+
+def _linear(module: Any, weights: ExpertWeights, name: str, rows: torch.Tensor) -> torch.Tensor:
+    weight = weights[name].T if module.is_transposed else weights[name]
+    return functional.linear(rows, weight, weights.get(f"{name}_bias"))
+
+
+def _weighted_sum(outputs: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the choices, in float32 if the outputs have less.
+
+    Args:
+        outputs: Of shape (tokens, chosen, hidden).
+        top_k_weights: Of shape (tokens, chosen).
+    """
+    total = outputs.new_zeros(
+        (outputs.shape[0], outputs.shape[2]),
+        dtype=torch.promote_types(outputs.dtype, torch.float32),
+    )
+    for choice in range(outputs.shape[1]):
+        total += outputs[:, choice] * top_k_weights[:, choice, None]
+    return total

@@ -1,0 +1,257 @@
+"""The experts that are in memory: slots for those that stay, and for those that are on their way.
+
+All slots have one size and lie one behind the other, so that any expert of any layer can be in any
+of them. Each layer keeps as many experts as its quota says; which ones, its `SlotPolicy` decides. A
+few more slots are free between two forward passes: experts that are not kept are read into them. If
+an expert stays after all, it keeps its slot, and the slot of another expert becomes free. So
+nothing is copied, and a pass that uses every expert of a layer takes no more memory.
+
+While the experts in memory compute, the others are read. A large pass, which uses most experts, has
+those of the next layer read ahead as well; whether that pays is measured, see `ReadAhead`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from predictor.metrics import WeightMetrics
+from predictor.mixture.forward import ExpertWeights
+from predictor.weights.direct_io import AlignedBuffer
+from predictor.weights.experts.extents import ExpertExtent, SlotLayout
+from predictor.weights.experts.read_ahead import ReadAhead
+from predictor.weights.experts.reader import ExpertRead, ExpertReader
+from predictor.weights.experts.slot_policy import SlotPolicy
+from predictor.weights.extents import view_of
+
+
+@dataclass(frozen=True, slots=True)
+class LayerExperts:
+    """The experts of one layer on disk.
+
+    Attributes:
+        name: The name of the experts module.
+        layout: The tensors of an expert in a slot.
+        extents: The experts, by their number.
+        quota: Experts that stay.
+    """
+
+    name: str
+    layout: SlotLayout
+    extents: tuple[ExpertExtent, ...]
+    quota: int
+
+
+class ExpertCache:
+    """The slots of all layers; one forward pass at a time.
+
+    Attributes:
+        layers: The layers, in execution order. Each is the source of its module's experts.
+        reader: Reads experts.
+        read_ahead: Decides whether passes read ahead.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerExperts],
+        staging: int,
+        reader: ExpertReader,
+        metrics: WeightMetrics,
+    ) -> None:
+        """Allocate the slots, and read nothing yet.
+
+        Args:
+            layers: The layers, in execution order.
+            staging: Slots that are free between two passes.
+            reader: Reads experts; `close` closes it.
+            metrics: Counts hits, misses and waits.
+        """
+        self.reader = reader
+        self.read_ahead = ReadAhead(clock=time.perf_counter)
+        self._metrics = metrics
+        size = max(layer.layout.size for layer in layers)
+        count = staging + sum(layer.quota for layer in layers)
+        self._memory = AlignedBuffer(count * size)
+        slots = [self._memory.tensor[at : at + size] for at in range(0, count * size, size)]
+        views: dict[SlotLayout, list[ExpertWeights]] = {}
+        for layer in layers:
+            if layer.layout not in views:
+                views[layer.layout] = [_views(slot, layer.layout) for slot in slots]
+        self.slots: tuple[torch.Tensor, ...] = tuple(slots)
+        self.free = deque(range(count))
+        self.layers = tuple(
+            CachedLayer(self, index, layer, views[layer.layout])
+            for index, layer in enumerate(layers)
+        )
+
+    @property
+    def buffers(self) -> tuple[AlignedBuffer, ...]:
+        """Main memory that experts take: the slots, and the bounce buffers of the reader."""
+        return (self._memory, *self.reader.buffers)
+
+    def begin_layer(self, index: int, rows: int) -> None:
+        """Note that a forward pass comes to a layer with so many rows."""
+        if index == 0:
+            self.read_ahead.begin_pass(rows)
+
+    def end_layer(self, index: int, hits: int, misses: int) -> None:
+        """Note that a forward pass has computed a layer's experts."""
+        self._metrics.count_experts(hits, misses)
+        if index == len(self.layers) - 1:
+            self.read_ahead.end_pass()
+
+    def wait(self, requests: Collection[ExpertRead]) -> ExpertRead:
+        """Return one of these reads that is done, and count the time that it took.
+
+        Raises:
+            WeightsUnreadable: Its expert cannot be read.
+        """
+        began = time.perf_counter()
+        try:
+            return self.reader.wait(requests)
+        finally:
+            self._metrics.count_stall(time.perf_counter() - began)
+
+    def read_next(self, index: int) -> None:
+        """Read experts of the layer after this one ahead, if that pays, into all free slots."""
+        if self.read_ahead.is_on and index + 1 < len(self.layers):
+            self.layers[index + 1].read_ahead()
+
+    def reclaim(self, index: int) -> None:
+        """Free the slots of experts that were read ahead for other layers than this one."""
+        for layer in self.layers:
+            if layer.index != index:
+                layer.drop_ahead(())
+
+    def close(self) -> None:
+        """End reading. The model cannot run any more."""
+        self.reader.close()
+
+
+class CachedLayer:
+    """The experts of one layer: an `ExpertSource`.
+
+    Attributes:
+        index: The layer's number among those with experts.
+        name: The name of the experts module.
+        policy: Decides which experts stay.
+    """
+
+    def __init__(
+        self,
+        cache: ExpertCache,
+        index: int,
+        experts: LayerExperts,
+        views: Sequence[ExpertWeights],
+    ) -> None:
+        """Begin with no expert in memory.
+
+        Args:
+            cache: The slots.
+            index: The layer's number among those with experts.
+            experts: The experts on disk.
+            views: For each slot the tensors of an expert in it.
+        """
+        self.index, self.name = index, experts.name
+        self.policy = SlotPolicy(len(experts.extents), experts.quota)
+        self._cache, self._reader = cache, cache.reader
+        self._extents, self._views = experts.extents, views
+        self._slots: dict[int, int] = {}
+        self._ahead: dict[int, ExpertRead] = {}
+
+    def fetch(self, counts: Sequence[int]) -> Iterator[tuple[int, ExpertWeights]]:
+        """Yield each expert that has rows, those in memory first; see `ExpertSource`.
+
+        Raises:
+            WeightsUnreadable: An expert cannot be read.
+        """
+        cache = self._cache
+        cache.begin_layer(self.index, sum(counts))
+        touched = [expert for expert, count in enumerate(counts) if count]
+        self.drop_ahead(touched)
+        step = self.policy.step(touched)
+        leaving = set(step.evicted)
+        for expert in leaving.difference(touched):
+            cache.free.append(self._slots.pop(expert))
+        requests = {self._ahead.pop(e): e for e in step.misses if e in self._ahead}
+        for read in requests:
+            self._reader.hasten(read)
+        begun = set(requests.values())
+        waiting = deque(expert for expert in step.misses if expert not in begun)
+        staying = set(step.admitted)
+        try:
+            self._begin(waiting, requests)
+            for expert in step.hits:
+                yield expert, self._views[self._slots[expert]]
+                if expert in leaving:
+                    cache.free.append(self._slots.pop(expert))
+                    self._begin(waiting, requests)
+            self._begin(waiting, requests)
+            while requests:
+                read = cache.wait(requests)
+                expert = requests.pop(read)
+                try:
+                    yield expert, self._views[read.slot]
+                finally:
+                    self._settle(expert, read.slot, stays=expert in staying)
+                self._begin(waiting, requests)
+            cache.end_layer(self.index, len(step.hits), len(step.misses))
+        finally:
+            self._clean_up(requests, leaving, staying)
+
+    def read_ahead(self) -> None:
+        """Begin to read experts that are not in memory into all free slots, in order."""
+        free = self._cache.free
+        for expert, extent in enumerate(self._extents):
+            if not free:
+                return
+            if expert not in self._slots and expert not in self._ahead:
+                self._ahead[expert] = self._read(extent, ahead=True)
+
+    def drop_ahead(self, needed: Sequence[int]) -> None:
+        """Free the slots of experts that were read ahead, but for those that are needed."""
+        dropped = [self._ahead.pop(expert) for expert in self._ahead.keys() - set(needed)]
+        if dropped:
+            self._reader.abandon(dropped)
+            self._cache.free.extend(read.slot for read in dropped)
+
+    def _begin(self, waiting: deque[int], requests: dict[ExpertRead, int]) -> None:
+        """Begin to read experts, as many as there are free slots."""
+        cache = self._cache
+        if waiting and not (cache.free or requests):
+            cache.reclaim(self.index)
+        while waiting and cache.free:
+            expert = waiting.popleft()
+            requests[self._read(self._extents[expert])] = expert
+        if not waiting:
+            cache.read_next(self.index)
+
+    def _read(self, extent: ExpertExtent, *, ahead: bool = False) -> ExpertRead:
+        slot = self._cache.free.popleft()
+        return self._reader.read(extent, slot, self._cache.slots[slot], ahead=ahead)
+
+    def _settle(self, expert: int, slot: int, *, stays: bool) -> None:
+        if stays:
+            self._slots[expert] = slot
+        else:
+            self._cache.free.append(slot)
+
+    def _clean_up(
+        self, requests: dict[ExpertRead, int], leaving: set[int], staying: set[int]
+    ) -> None:
+        """Leave slots and policy in agreement, also after a pass that failed."""
+        if requests:
+            self._reader.abandon(requests)
+            self._cache.free.extend(read.slot for read in requests)
+        for expert in leaving & self._slots.keys():
+            self._cache.free.append(self._slots.pop(expert))
+        for expert in staying - self._slots.keys():
+            self.policy.forget(expert)
+
+
+def _views(slot: torch.Tensor, layout: SlotLayout) -> ExpertWeights:
+    return {tensor.name: view_of(slot, tensor) for tensor in layout.tensors}

@@ -1,0 +1,273 @@
+"""Reads experts from disk into slots: several reads at a time, past the page cache.
+
+Each thread requests pieces into a bounce buffer of its own, and copies them on into the slot, since
+the bytes of a checkpoint begin anywhere in a page. An expert is read by as many threads as it has
+pieces. Experts that a forward pass waits for go before those that are read ahead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from predictor.errors import WeightsUnreadable
+from predictor.heartbeat import Activity, ReadActivities
+from predictor.metrics import WeightMetrics
+from predictor.placement.buffers import EXPERT_BOUNCE_BUFFER, EXPERT_READERS
+from predictor.weights.direct_io import AlignedBuffer, BlockReader, too_short
+from predictor.weights.experts.extents import ExpertExtent, FileRange
+from predictor.weights.extents import PAGE, FileSegment, pages
+
+_SLOWEST = 10 * 1024**2
+"""Bytes per second of the slowest volume that is taken for a working one, before the first read."""
+
+_SECONDS_TO_LOOK = 1.0
+"""Seconds between two looks of a waiting thread at whether the reader was closed."""
+
+_SERIAL = 32768
+"""Most elements that torch casts in the calling thread alone (``aten/src/ATen/TensorIterator.h``,
+``GRAIN_SIZE``). More threads would slow down those that compute."""
+
+
+@dataclass(slots=True, eq=False)
+class ExpertRead:
+    """An expert on its way into a slot.
+
+    Attributes:
+        extent: The expert.
+        slot: The number of the slot, for its owner.
+        left: Pieces that are not read yet.
+        error: The first error; None without one.
+    """
+
+    extent: ExpertExtent
+    slot: int
+    left: int = 0
+    error: OSError | None = field(default=None)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is read for it any more."""
+        return self.left == 0
+
+
+class _Piece(NamedTuple):
+    read: ExpertRead
+    part: FileRange
+    offset: int
+    length: int
+    into: torch.Tensor
+
+
+class ExpertReader:
+    """Threads that read experts.
+
+    Attributes:
+        activity: The requests under way and their pace.
+        buffers: The memory of the bounce buffers.
+    """
+
+    def __init__(
+        self,
+        metrics: WeightMetrics,
+        *,
+        threads: int = EXPERT_READERS,
+        piece_bytes: int = EXPERT_BOUNCE_BUFFER,
+    ) -> None:
+        """Start the threads.
+
+        Args:
+            metrics: Counts bytes and seconds of requests.
+            threads: Most requests at one time.
+            piece_bytes: Bytes of a bounce buffer, a multiple of a page.
+        """
+        self._metrics = metrics
+        self._piece_bytes = piece_bytes - PAGE  # a piece may begin within a page
+        self._urgent: deque[_Piece] = deque()
+        self._ahead: deque[_Piece] = deque()
+        lock = threading.Lock()
+        self._changed, self._finished = threading.Condition(lock), threading.Condition(lock)
+        self._closed = False
+        self._busy, self._busy_since, self._bytes = 0, 0.0, 0
+        activities = [Activity("Reading ", pace=1 / _SLOWEST) for _ in range(threads)]
+        self.activity = ReadActivities(activities)
+        self.buffers = tuple(AlignedBuffer(piece_bytes) for _ in range(threads))
+        self._threads = [
+            threading.Thread(target=self._run, args=(buffer, activity), name="experts", daemon=True)
+            for buffer, activity in zip(self.buffers, activities, strict=True)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def read(
+        self, extent: ExpertExtent, slot: int, into: torch.Tensor, *, ahead: bool = False
+    ) -> ExpertRead:
+        """Begin to read an expert.
+
+        Args:
+            extent: The expert.
+            slot: The number of the slot.
+            into: The memory of the slot, of uint8.
+            ahead: Whether no forward pass waits for it yet.
+        """
+        read = ExpertRead(extent, slot)
+        pieces = list(_pieces(read, into, self._piece_bytes))
+        read.left = len(pieces)
+        with self._changed:
+            (self._ahead if ahead else self._urgent).extend(pieces)
+            self._changed.notify(len(pieces))
+        return read
+
+    def hasten(self, read: ExpertRead) -> None:
+        """Note that a forward pass waits for an expert that is read ahead."""
+        if read.is_done:
+            return
+        with self._changed:
+            self._urgent.extend(piece for piece in self._ahead if piece.read is read)
+            self._ahead = deque(piece for piece in self._ahead if piece.read is not read)
+
+    def wait(self, requests: Collection[ExpertRead]) -> ExpertRead:
+        """Return one of these reads that is done, the first in order of those that are.
+
+        Raises:
+            WeightsUnreadable: Its expert cannot be read.
+        """
+        while True:
+            done = next((read for read in requests if read.is_done), None)
+            if done is None:
+                with self._finished:
+                    if not any(read.is_done for read in requests):
+                        self._finished.wait(_SECONDS_TO_LOOK)
+                    if self._closed:
+                        raise RuntimeError("the reader is closed")
+                continue
+            if done.error is not None:
+                raise _unreadable(done.extent, done.error) from done.error
+            return done
+
+    def abandon(self, requests: Collection[ExpertRead]) -> None:
+        """Read no more of these experts, and return when nothing is written to their slots."""
+        with self._finished:
+            for queue in (self._urgent, self._ahead):
+                kept = []
+                for piece in queue:
+                    if piece.read in requests:
+                        piece.read.left -= 1
+                    else:
+                        kept.append(piece)
+                queue.clear()
+                queue.extend(kept)
+            while not (self._closed or all(read.is_done for read in requests)):
+                self._finished.wait(_SECONDS_TO_LOOK)
+
+    def close(self) -> None:
+        """End the threads after their current reads."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._finished.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, buffer: AlignedBuffer, activity: Activity) -> None:
+        reader = BlockReader()
+        try:
+            while (piece := self._next()) is not None:
+                error = _try(reader, piece, buffer, activity)
+                self._finish(piece, error)
+        finally:
+            reader.close()
+
+    def _next(self) -> _Piece | None:
+        with self._changed:
+            while not (self._closed or self._urgent or self._ahead):
+                self._changed.wait()
+            if self._closed:
+                return None
+            if not self._busy:
+                self._busy_since = time.perf_counter()
+            self._busy += 1
+            return (self._urgent or self._ahead).popleft()
+
+    def _finish(self, piece: _Piece, error: OSError | None) -> None:
+        with self._changed:
+            read = piece.read
+            read.left -= 1
+            read.error = read.error or error
+            self._busy -= 1
+            self._bytes += 0 if error else piece.length
+            if not self._busy:
+                seconds = time.perf_counter() - self._busy_since
+                self._metrics.count_read(read.extent.source, self._bytes, seconds)
+                self._bytes = 0
+            if read.left == 0:
+                self._finished.notify_all()
+
+
+def read_expert(reader: BlockReader, extent: ExpertExtent, into: torch.Tensor) -> None:
+    """Read an expert in the calling thread.
+
+    Args:
+        reader: Reads the files.
+        extent: The expert.
+        into: The memory of a slot, of uint8.
+
+    Raises:
+        OSError: The expert cannot be read.
+    """
+    buffer = AlignedBuffer(EXPERT_BOUNCE_BUFFER)
+    for piece in _pieces(ExpertRead(extent, 0), into, EXPERT_BOUNCE_BUFFER - PAGE):
+        _read(reader, piece, buffer)
+
+
+def _pieces(read: ExpertRead, into: torch.Tensor, most: int) -> Iterator[_Piece]:
+    for part in read.extent.ranges:
+        for offset in range(0, part.length, most):
+            length = min(most, part.length - offset)
+            at = part.at + offset // part.stored.itemsize * part.served.itemsize
+            end = at + length // part.stored.itemsize * part.served.itemsize
+            yield _Piece(read, part, offset, length, into[at:end])
+
+
+def _try(
+    reader: BlockReader, piece: _Piece, buffer: AlignedBuffer, activity: Activity
+) -> OSError | None:
+    activity.begin(piece.length, f"{piece.read.extent.name} from {piece.part.file}")
+    try:
+        _read(reader, piece, buffer)
+        activity.end()
+    except OSError as error:
+        return error
+    finally:
+        activity.rest()
+    return None
+
+
+def _read(reader: BlockReader, piece: _Piece, buffer: AlignedBuffer) -> None:
+    part, begin = piece.part, piece.part.begin + piece.offset
+    _, _, size, _ = part.file_identity
+    if begin + piece.length > size:
+        raise too_short(part.file)
+    start = begin // PAGE * PAGE
+    skip = begin - start
+    length = pages(skip + piece.length)
+    reader.read_segment(FileSegment(part.file, start, length, 0, part.file_identity), buffer)
+    source = buffer.tensor[skip : skip + piece.length]
+    if part.stored == part.served:
+        ctypes.memmove(piece.into.data_ptr(), source.data_ptr(), piece.length)
+    else:
+        into, source = piece.into.view(part.served), source.view(part.stored)
+        for begin in range(0, len(source), _SERIAL):
+            into[begin : begin + _SERIAL].copy_(source[begin : begin + _SERIAL])
+
+
+def _unreadable(extent: ExpertExtent, error: OSError) -> WeightsUnreadable:
+    file = error.filename or extent.ranges[0].file
+    return WeightsUnreadable(f"{extent.name} cannot be read from {file}: {error.strerror}.")

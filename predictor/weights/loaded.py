@@ -1,0 +1,61 @@
+"""A loaded model: what it holds while it serves, and the end of that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from predictor.heartbeat import ReadActivities
+from predictor.weights.block_source import BlockSourceResolver
+from predictor.weights.experts.cache import ExpertCache
+from predictor.weights.store.warmup_cache import WarmupCache
+from predictor.weights.streaming.hooks import Streaming
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model, with every part where the placement puts it.
+
+    Attributes:
+        model: The model, in evaluation mode. Exactly one forward pass may run at a time: neither
+            our hooks nor Accelerate's are thread-safe.
+        streaming: The streamed blocks; None if no block is streamed, or Accelerate streams them.
+        experts: The experts that are read one by one; None if none are.
+        resolver: The source of the streamed blocks.
+        warmup_cache: Measurements of earlier starts, kept on the offload volume.
+    """
+
+    model: PreTrainedModel
+    streaming: Streaming | None
+    experts: ExpertCache | None
+    resolver: BlockSourceResolver
+    warmup_cache: WarmupCache
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of main memory that its blocks are streamed through, and that its experts take."""
+        blocks = () if self.streaming is None else self.streaming.loader.buffers
+        experts = () if self.experts is None else self.experts.buffers
+        return sum(buffer.tensor.nbytes for buffer in (*blocks, *experts))
+
+    @property
+    def read_activity(self) -> ReadActivities | None:
+        """The reads from disk under way; None if nothing is read while serving."""
+        blocks = None if self.streaming is None else self.streaming.loader.read_activity
+        experts = None if self.experts is None else self.experts.reader.activity
+        activities = [activity for activity in (blocks, experts) if activity is not None]
+        return ReadActivities(activities) if activities else None
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of the executing accelerator's memory that its blocks are copied to."""
+        return 0 if self.streaming is None else self.streaming.loader.device_bytes
+
+    def serve(self) -> None:
+        """Mark the offload volume as used. Call it when requests are answered."""
+        self.resolver.serve()
+
+    def release(self) -> None:
+        """End the use of the offload volume, as in a clean stop."""
+        self.resolver.release()

@@ -1,0 +1,210 @@
+"""Whatever is in the slots, a forward pass gets the weights of the experts that it uses."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from predictor.errors import WeightsUnreadable
+from predictor.metrics import WeightMetrics
+from predictor.weights.experts.cache import ExpertCache, LayerExperts
+from predictor.weights.experts.extents import ExpertExtent, FileRange, SlotLayout
+from predictor.weights.experts.read_ahead import ReadAhead
+from predictor.weights.experts.reader import ExpertReader
+from predictor.weights.extents import TensorView, identify_file
+
+EXPERTS, LAYERS, STAGING = 8, 3, 2
+SHAPES = {"gate_up_proj": (6, 5), "down_proj": (5, 3)}
+SIZE = sum(4 * a * b for a, b in SHAPES.values())  # 180 bytes: no range begins at a page
+OFFSET = 100
+
+
+class Stored:
+    """Layers of experts in a file, each expert in one range of bytes that begins anywhere."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "experts"
+        torch.manual_seed(0)
+        self.values = torch.randn(LAYERS, EXPERTS, SIZE // 4)
+        self.content = os.urandom(OFFSET) + self.values.numpy().tobytes()
+        self.file.write_bytes(self.content)
+
+    def layers(self, quota: int, stored: torch.dtype = torch.float32) -> list[LayerExperts]:
+        views, at = [], 0
+        for name, shape in SHAPES.items():
+            views.append(TensorView(name, torch.float32, shape, at))
+            at += views[-1].nbytes
+        layout = SlotLayout(tuple(views), 4096)
+        identity = identify_file(self.file.stat())
+
+        def extent(layer: int, expert: int) -> ExpertExtent:
+            begin = OFFSET + (layer * EXPERTS + expert) * SIZE
+            part = FileRange(self.file, begin, SIZE, 0, stored, torch.float32, identity)
+            return ExpertExtent(f"layer{layer}.{expert}", (part,), "checkpoint")
+
+        return [
+            LayerExperts(
+                f"layer{layer}", layout, tuple(extent(layer, e) for e in range(EXPERTS)), quota
+            )
+            for layer in range(LAYERS)
+        ]
+
+    def expected(self, layer: int, expert: int) -> torch.Tensor:
+        return self.values[layer, expert]
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Stored:
+    return Stored(tmp_path)
+
+
+@pytest.fixture(params=[0, 1, 3, 8])
+def cache(request: pytest.FixtureRequest, stored: Stored) -> Iterator[ExpertCache]:
+    metrics = WeightMetrics("cache-test")
+    reader = ExpertReader(metrics, threads=3, piece_bytes=8192)
+    with closing(ExpertCache(stored.layers(request.param), STAGING, reader, metrics)) as opened:
+        yield opened
+
+
+def counts(touched: Sequence[int]) -> list[int]:
+    return [int(expert in touched) for expert in range(EXPERTS)]
+
+
+def check_pass(
+    cache: ExpertCache, stored: Stored, touched: Sequence[Sequence[int]], *, fail_at: int = -1
+) -> None:
+    """Run a pass that uses these experts of each layer; let it fail after so many experts."""
+    for index, layer in enumerate(cache.layers):
+        seen = set()
+        with closing(layer.fetch(counts(touched[index]))) as experts:
+            for expert, weights in experts:
+                value = torch.cat([tensor.reshape(-1) for tensor in weights.values()])
+                assert torch.equal(value, stored.expected(index, expert))
+                seen.add(expert)
+                if len(seen) == fail_at:
+                    return
+        assert seen == set(touched[index])
+
+
+def settled(cache: ExpertCache) -> bool:
+    """Whether every slot is either free or holds an expert that stays or was read ahead."""
+    held = [slot for layer in cache.layers for slot in layer._slots.values()]
+    ahead = [read.slot for layer in cache.layers for read in layer._ahead.values()]
+    return sorted([*held, *ahead, *cache.free]) == list(range(len(cache.slots))) and all(
+        set(layer._slots) == set(layer.policy.cached) for layer in cache.layers
+    )
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_each_pass_gets_the_weights_of_its_experts_whatever_is_in_the_slots(
+    cache: ExpertCache, stored: Stored, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    monkeypatch.setattr(ReadAhead, "begin_pass", lambda self, _: setattr(self, "is_on", ahead))
+    generator = random.Random(0)
+    for _ in range(60):
+        most = generator.choice([1, 2, 4, EXPERTS])
+        touched = [
+            generator.sample(range(EXPERTS), generator.randint(1, most)) for _ in range(LAYERS)
+        ]
+        fail_at = generator.choice([-1, -1, -1, 1, 2])
+        check_pass(cache, stored, touched, fail_at=fail_at)
+        assert settled(cache)
+    assert len(cache.free) + sum(len(layer._ahead) for layer in cache.layers) >= STAGING
+
+
+def test_an_expert_that_stays_is_not_read_again(stored: Stored) -> None:
+    metrics = WeightMetrics("stays-test")
+    with closing(ExpertCache(stored.layers(2), STAGING, ExpertReader(metrics), metrics)) as cache:
+        for _ in range(5):
+            check_pass(cache, stored, [[1, 4]] * LAYERS)
+    assert (metrics.expert_misses, metrics.expert_hits) == (2 * LAYERS, 8 * LAYERS)
+
+
+def test_a_read_that_fails_is_named_and_the_next_pass_reads_again(stored: Stored) -> None:
+    metrics = WeightMetrics("fails-test")
+    reader = ExpertReader(metrics)
+    with closing(ExpertCache(stored.layers(3), STAGING, reader, metrics)) as cache:
+        check_pass(cache, stored, [[0, 1, 2]] * LAYERS)
+        os.truncate(stored.file, OFFSET + SIZE)
+        with pytest.raises(WeightsUnreadable, match=r"layer0\.7 cannot be read from"):
+            list(cache.layers[0].fetch(counts([0, 7])))
+        assert settled(cache)
+    assert 7 not in cache.layers[0].policy.cached
+
+
+def test_stored_values_of_another_dtype_are_cast_while_they_are_read(tmp_path: Path) -> None:
+    stored = Stored(tmp_path)
+    values = stored.values.to(torch.bfloat16)
+    stored.file.write_bytes(bytes(OFFSET) + values.view(torch.int16).numpy().tobytes())
+    identity = identify_file(stored.file.stat())
+    layers = stored.layers(1)
+    layer = layers[0]
+    half = tuple(
+        ExpertExtent(
+            extent.name,
+            tuple(
+                FileRange(
+                    *(part.file, OFFSET + (part.begin - OFFSET) // 2, SIZE // 2, 0),
+                    *(torch.bfloat16, torch.float32, identity),
+                )
+                for part in extent.ranges
+            ),
+            "checkpoint",
+        )
+        for extent in layer.extents
+    )
+    metrics = WeightMetrics("cast-test")
+    one = [LayerExperts(layer.name, layer.layout, half, 1)]
+    with closing(ExpertCache(one, STAGING, ExpertReader(metrics), metrics)) as cache:
+        for expert, weights in cache.layers[0].fetch(counts(range(EXPERTS))):
+            value = torch.cat([tensor.reshape(-1) for tensor in weights.values()])
+            assert torch.equal(value, values[0, expert].float())
+
+
+class Times:
+    """Seconds of passes, which a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run_passes(seconds: dict[bool, float], passes: int) -> list[bool]:
+    """The ways of so many passes, which take so long without and with reading ahead."""
+    clock: Any = Times()
+    chooser, ways = ReadAhead(clock=clock), []
+    for _ in range(passes):
+        chooser.begin_pass(4)
+        ways.append(chooser.is_on)
+        clock.now += seconds[chooser.is_on]
+        chooser.end_pass()
+    return ways
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_the_faster_way_is_taken_and_the_slower_one_tried_from_time_to_time(faster: bool) -> None:
+    ways = run_passes({faster: 1.0, not faster: 1.2}, passes=2000)
+    assert 1 <= ways[6:].count(not faster) <= 20
+
+
+def test_a_way_that_becomes_faster_is_found() -> None:
+    clock: Any = Times()
+    chooser = ReadAhead(clock=clock)
+    seconds = {False: 1.0, True: 2.0}
+    for number in range(4000):
+        if number == 1000:
+            seconds = {False: 1.0, True: 0.5}
+        chooser.begin_pass(4)
+        way = chooser.is_on
+        clock.now += seconds[way]
+        chooser.end_pass()
+    assert way
