@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from prometheus_client import REGISTRY
 from predictor import startup
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.sampling_params import SamplingParams, Token
+from predictor.placement.plan import Placement
 from predictor.pod.resources import Memory, PodResources, Volume
 from predictor.settings import Settings, read_settings
 from predictor.startup import Prepared, Started
@@ -97,6 +99,7 @@ def bring_up(
     free: int = 10 * GIB,
     left: int | None = None,
     pod: PodResources | None = None,
+    change_placement: Callable[[Prepared], Placement] | None = None,
     **flags: Any,
 ) -> Up:
     """Returns a served model.
@@ -107,6 +110,7 @@ def bring_up(
         free: What may be written on the offload volume.
         left: What is left of that when a store is written; None for all.
         pod: What the pod owns, instead of these.
+        change_placement: Returns another placement than the plan's.
         flags: Settings.
     """
     settings = read_settings(
@@ -119,6 +123,8 @@ def bring_up(
     )
     if left is not None:
         prepared = replace(prepared, offload=replace(prepared.offload, free=left))
+    if change_placement is not None:
+        prepared = replace(prepared, placement=change_placement(prepared))
     progress = Progress()
     started = startup.bring_up(settings, prepared, progress)
     return Up(task_of(started, settings), prepared, progress, started.weights)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from predictor.engine.generation.sampling_params import SamplingParams
+from predictor.mixture.modules import find_experts
+from predictor.placement.plan import ExpertSlots, Placement
+from predictor.profiling.blocks import find_blocks
+from predictor.startup import Prepared
 from tests.engine.test_engine import Held
 from tests.serving import Collected, Up, bring_up
 
 NEW_TOKENS = 8
+STAGING = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +43,19 @@ OFFLOADED = [Way(slots, source) for slots in (1, 2, 3, 16) for source in ("check
 WAYS = [*OFFLOADED, RESIDENT]
 
 
-def placement_with_slots(slots: int | None) -> dict[str, Any]:
-    """Return the settings of a plan with so many experts of each layer in memory."""
-    # Until experts are placed, blocks are read whole.
-    return {"device_map": "cpu" if slots is None else "disk"}
+def placement_with_slots(prepared: Prepared, slots: int) -> Placement:
+    """Return the plan of a model that is in memory, but for all but so many experts of each layer.
+
+    Few staging slots make passes that use many experts read them in waves.
+    """
+    skeleton = prepared.skeleton
+    layers = find_experts(skeleton, find_blocks(skeleton)).values()
+    size = max(layer.slot_bytes for layer in layers)
+    experts = tuple(
+        ExpertSlots(layer.name, layer.count, layer.routed, size, min(slots, layer.count), 0)
+        for layer in layers
+    )
+    return replace(prepared.placement, experts=experts, expert_staging=STAGING)
 
 
 @contextlib.contextmanager
@@ -54,24 +68,34 @@ def served(folder: Path, way: Way, offload: Path, **flags: Any) -> Iterator[Up]:
         offload: The offload folder.
         flags: Further settings.
     """
-    store = "always" if way.source == "store" else "never"
+    slots, store = way.slots, "always" if way.source == "store" else "never"
     up = bring_up(
         folder,
         offload_folder=str(offload),
         offload_store=store,
         max_concurrency=16,
-        **placement_with_slots(way.slots),
+        device_map="cpu",
+        change_placement=(
+            None if slots is None else lambda prepared: placement_with_slots(prepared, slots)
+        ),
         **flags,
     )
     try:
-        assert up.sources == ({way.source} if way.source else set())
+        assert sources_of_experts(up) == ({way.source} if way.source else set())
         yield up
     finally:
         up.task.engine.stop()
         assert up.task.engine.join(30)
         up.weights.release()
-        if up.weights.streaming is not None:
-            up.weights.streaming.close()
+        if up.weights.experts is not None:
+            up.weights.experts.close()
+
+
+def sources_of_experts(up: Up) -> set[str]:
+    """Where experts are read from."""
+    cache: Any = up.weights.experts
+    layers = () if cache is None else cache.layers
+    return {extent.source for layer in layers for extent in layer.extents}
 
 
 def tokens_together(up: Up, prompts: Sequence[list[int]]) -> list[list[int]]:
