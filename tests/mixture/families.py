@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from predictor.private.transformers import uses_experts_interface
+from predictor.private.experts import uses_experts_interface
 from tests.checkpoints import byte_tokenizer
 
 EXPERTS, ROUTED = 8, 3

@@ -81,7 +81,7 @@ def served(folder: Path, way: Way, offload: Path, **flags: Any) -> Iterator[Up]:
         **flags,
     )
     try:
-        assert sources_of_experts(up) == ({way.source} if way.source else set())
+        assert source_of_experts(up) == way.source
         yield up
     finally:
         up.task.engine.stop()
@@ -91,11 +91,12 @@ def served(folder: Path, way: Way, offload: Path, **flags: Any) -> Iterator[Up]:
             up.weights.experts.close()
 
 
-def sources_of_experts(up: Up) -> set[str]:
-    """Where experts are read from."""
-    cache: Any = up.weights.experts
-    layers = () if cache is None else cache.layers
-    return {extent.source for layer in layers for extent in layer.extents}
+def source_of_experts(up: Up) -> str | None:
+    """Where experts are read from; None if they are in their blocks."""
+    if up.weights.experts is None:
+        return None
+    resolver = up.weights.resolver
+    return "checkpoint" if resolver.store is None else "store"
 
 
 def tokens_together(up: Up, prompts: Sequence[list[int]]) -> list[list[int]]:

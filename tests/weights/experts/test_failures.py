@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from predictor.errors import EngineBroken, WeightsUnreadable
-from predictor.private.transformers import uses_experts_interface
+from predictor.private.experts import uses_experts_interface
 from tests.conftest import Checkpoints
 from tests.serving import Up
 from tests.weights.experts.serving import Way, served

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from predictor.private.transformers import uses_experts_interface
+from predictor.private.experts import uses_experts_interface
 from tests.checkpoints import VOCABULARY
 from tests.conftest import Checkpoints
 from tests.mixture.families import EXPERTS, FAMILIES, FURTHER_FAMILIES, HAS_ALL, HAS_NONE, VARIANTS
