@@ -113,7 +113,7 @@ class Settings(LimitSettings):
     them if the checkpoint's dtype or layout is not the served one, or if its volume is slower.
     `always` refuses to start without the copy; `never` reads the checkpoint."""
 
-    expert_slots: Literal["auto", "never"] = "never"
+    expert_slots: Literal["auto", "never"] = "auto"
     """Whether the experts of a mixture that does not fit are read one by one, those that a token is
     routed to alone. `auto` keeps as many in memory as there is room for, after the dense part of
     every block. `never` streams blocks whole, with all of their experts."""
