@@ -108,8 +108,8 @@ WEIGHT_STALLS = Counter(
 )
 EXPERT_HITS = Counter(
     "predictor_expert_hits",
-    "Experts that a layer of a forward pass used and that were in memory.",
-    (_MODEL,),
+    "Experts that a layer of a forward pass used and that were in memory, by tier: GPU index, cpu.",
+    (_MODEL, "tier"),
 )
 EXPERT_MISSES = Counter(
     "predictor_expert_misses",
@@ -166,7 +166,6 @@ class WeightMetrics:
         self._model, self._child = model_name, child
         self._stalls = child(WEIGHT_STALLS, model_name)
         self._copied = child(WEIGHT_COPIED, model_name)
-        self._hits = child(EXPERT_HITS, model_name)
         self._misses = child(EXPERT_MISSES, model_name)
         self.expert_slots = child(EXPERT_SLOTS, model_name)
 
@@ -177,16 +176,17 @@ class WeightMetrics:
         self._child(WEIGHT_BYTES, self._model, source).inc(count)
         self._child(WEIGHT_SECONDS, self._model, source).inc(seconds)
 
-    def count_experts(self, hits: int, misses: int) -> None:
+    def count_experts(self, tier: str, hits: int, misses: int) -> None:
         """Count the experts that one layer of a forward pass used; called by one thread.
 
         Args:
-            hits: Those that were in memory.
-            misses: Those that were read.
+            tier: A GPU's index, or ``"cpu"``.
+            hits: Those that were there.
+            misses: Those that were read from disk.
         """
         self.expert_hits += hits
         self.expert_misses += misses
-        self._hits.inc(hits)
+        self._child(EXPERT_HITS, self._model, tier).inc(hits)
         self._misses.inc(misses)
 
     def count_copied(self, count: int) -> None:

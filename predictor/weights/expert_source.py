@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from predictor.checkpoint.checkpoint import Checkpoint
@@ -21,6 +22,7 @@ from predictor.mixture.forward import attach_source
 from predictor.placement.plan import Placement
 from predictor.private.experts import StoredParameter, stored_parameters
 from predictor.weights.experts.cache import ExpertCache, LayerExperts
+from predictor.weights.experts.device_cache import DeviceExpertCache
 from predictor.weights.experts.extents import (
     ExpertExtent,
     SlotLayout,
@@ -31,6 +33,7 @@ from predictor.weights.experts.extents import (
 )
 from predictor.weights.experts.reader import ExpertReader
 from predictor.weights.extents import BlockParameters, CheckpointIndex
+from predictor.weights.streaming.copy_stream import CopyStream, page_lock_within
 
 ExpertExtents = Mapping[str, ExpertExtent]
 """The extents of experts by their name."""
@@ -95,31 +98,59 @@ class OffloadedExperts:
         return dict.fromkeys(self.modules, "disk" if needs_conversion else "meta")
 
     def open(
-        self, model: PreTrainedModel, extents: ExpertExtents, metrics: WeightMetrics
-    ) -> ExpertCache | None:
+        self,
+        model: PreTrainedModel,
+        extents: ExpertExtents,
+        metrics: WeightMetrics,
+        *,
+        page_locked_bytes: int,
+    ) -> ExpertCache | DeviceExpertCache | None:
         """Attach a cache to a model's experts modules; None if no experts are offloaded.
 
         Args:
             model: The loaded model.
             extents: The experts.
-            metrics: Counts reads, hits and misses.
+            metrics: Counts reads, copies, hits and misses.
+            page_locked_bytes: Most bytes of main memory to page-lock.
+
+        Raises:
+            LoadFailed: The driver refuses to page-lock memory.
         """
         if not self.modules:
             return None
-        layers = [
+        placement, device = self._placement, torch.device(self._placement.execution_device)
+        layers = self._layers(model, extents, executes=device.type == "cpu")
+        reader = ExpertReader(metrics)
+        cache: ExpertCache | DeviceExpertCache
+        if device.type == "cpu":
+            cache = ExpertCache(layers, placement.expert_staging, reader, metrics)
+        else:
+            host = ExpertCache(layers, placement.host_expert_staging, reader, metrics)
+            if device.type == "cuda":
+                page_lock_within(page_locked_bytes, host.buffers[:1])
+            stream = CopyStream(device)
+            cache = DeviceExpertCache(
+                layers, placement.expert_staging, host, stream, device, metrics
+            )
+        metrics.expert_slots.set(sum(layer.quota + layer.device_quota for layer in layers))
+        for layer in cache.layers:
+            attach_source(model.get_submodule(layer.name), layer)
+        return cache
+
+    def _layers(
+        self, model: PreTrainedModel, extents: ExpertExtents, *, executes: bool
+    ) -> list[LayerExperts]:
+        """Return the layers; the slots in main memory are the executing device's if it executes."""
+        return [
             LayerExperts(
                 slots.module,
                 SlotLayout.of(model.get_submodule(slots.module)),
                 tuple(extents[expert_name(slots.module, e)] for e in range(slots.count)),
-                quota=slots.device_slots,
+                quota=slots.device_slots if executes else slots.host_slots,
+                device_quota=0 if executes else slots.device_slots,
             )
             for slots in self._placement.experts
         ]
-        staging = self._placement.expert_staging
-        cache = ExpertCache(layers, staging, ExpertReader(metrics), metrics)
-        for layer in cache.layers:
-            attach_source(model.get_submodule(layer.name), layer)
-        return cache
 
     def _find(self, stored: StoredExperts) -> ExpertExtents | None:
         extents: dict[str, ExpertExtent] = {}

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from predictor.heartbeat import ReadActivities
 from predictor.weights.block_source import BlockSourceResolver
 from predictor.weights.experts.cache import ExpertCache
+from predictor.weights.experts.device_cache import DeviceExpertCache
 from predictor.weights.store.warmup_cache import WarmupCache
 from predictor.weights.streaming.hooks import Streaming
 
@@ -28,7 +29,7 @@ class Loaded:
 
     model: PreTrainedModel
     streaming: Streaming | None
-    experts: ExpertCache | None
+    experts: ExpertCache | DeviceExpertCache | None
     resolver: BlockSourceResolver
     warmup_cache: WarmupCache
 
@@ -49,8 +50,9 @@ class Loaded:
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of the executing accelerator's memory that its blocks are copied to."""
-        return 0 if self.streaming is None else self.streaming.loader.device_bytes
+        """Bytes of the executing accelerator's memory that blocks and experts are copied to."""
+        blocks = 0 if self.streaming is None else self.streaming.loader.device_bytes
+        return blocks + (0 if self.experts is None else self.experts.device_bytes)
 
     def serve(self) -> None:
         """Mark the offload volume as used. Call it when requests are answered."""

@@ -33,6 +33,8 @@ from predictor.weights.converted import (
     open_conversion_folder,
 )
 from predictor.weights.expert_source import OffloadedExperts
+from predictor.weights.experts.cache import ExpertCache
+from predictor.weights.experts.device_cache import DeviceExpertCache
 from predictor.weights.extents import BlockExtent, parameters_of_blocks
 from predictor.weights.from_pretrained import DeferredDispatch, from_pretrained
 from predictor.weights.loaded import Loaded
@@ -80,7 +82,7 @@ def load(
     loading = _Loading(
         *(checkpoint, placement, offload, skeleton, blocks, trust_remote_code),
         *(progress, metrics, ServedWeights.of(checkpoint, offload.folder)),
-        OffloadedExperts(placement, skeleton, checkpoint),
+        *(OffloadedExperts(placement, skeleton, checkpoint), pinned_fraction),
     )
     streamed = _streamed_blocks(placement, skeleton, blocks)
     on_disk = [name for name in streamed if placement.device_map[name] == "disk"]
@@ -93,8 +95,8 @@ def load(
         in_memory = _without(streamed, streamed if on_disk and not extents.blocks else on_disk)
         copied, host_blocks = make_resident(model, progress, blocks=blocks, host_blocks=in_memory)
         loading.weights.check_unchanged()
-        streaming = loading.stream(model, dispatch, extents.blocks, host_blocks, pinned_fraction)
-        experts = loading.experts.open(model, extents.experts, metrics)
+        streaming = loading.stream(model, dispatch, extents.blocks, host_blocks)
+        experts = loading.open_experts(model, extents, host_blocks)
         logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
         undone.pop_all()
     return Loaded(model, streaming, experts, resolver, loading.warmup_cache(resolver, extents))
@@ -129,6 +131,12 @@ class _Loading:
     metrics: WeightMetrics
     weights: ServedWeights
     experts: OffloadedExperts
+    pinned_fraction: float
+
+    @property
+    def page_locked_bytes(self) -> int:
+        """Most bytes of main memory that may be page-locked."""
+        return int(self.pinned_fraction * (self.placement.tier("cpu").owned or 0))
 
     def resolver(self, on_disk: Sequence[str]) -> BlockSourceResolver:
         """Return the resolver of the source of these blocks, and of the experts."""
@@ -182,7 +190,6 @@ class _Loading:
         dispatch: DeferredDispatch,
         on_disk: Sequence[BlockExtent],
         host_blocks: Mapping[str, HostBlock],
-        pinned_fraction: float,
     ) -> Streaming | None:
         """Stream these blocks, and have Accelerate stream all other offloaded parts."""
         streamed = (*(block.name for block in on_disk), *host_blocks)
@@ -193,9 +200,17 @@ class _Loading:
             on_disk,
             host_blocks,
             torch.device(self.placement.execution_device),
-            page_locked_bytes=int(pinned_fraction * (self.placement.tier("cpu").owned or 0)),
+            page_locked_bytes=self.page_locked_bytes,
             metrics=self.metrics,
         )
+
+    def open_experts(
+        self, model: PreTrainedModel, extents: Extents, host_blocks: Mapping[str, HostBlock]
+    ) -> ExpertCache | DeviceExpertCache | None:
+        """Open the experts; blocks that wait in main memory are page-locked before them."""
+        taken = sum(block.size for block in host_blocks.values())
+        left = max(0, self.page_locked_bytes - taken)
+        return self.experts.open(model, extents.experts, self.metrics, page_locked_bytes=left)
 
     def warmup_cache(self, resolver: BlockSourceResolver, extents: Extents) -> WarmupCache:
         """Return the warm-up cache, which keeps nothing if Accelerate streams."""

@@ -1,6 +1,7 @@
 """Experts that are read one by one: which of them stay in memory, and how the others get there.
 
 - `cache`: the slots of all layers, the source of the experts that a forward pass uses.
+- `device_cache`: the same on an accelerator, in front of the slots in main memory.
 - `slot_policy`: decides which experts of a layer keep their slots.
 - `read_ahead`: decides which forward passes read the next layer's experts ahead.
 - `reader`: several threads that read experts into slots.

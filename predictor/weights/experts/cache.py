@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -37,13 +38,15 @@ class LayerExperts:
         name: The name of the experts module.
         layout: The tensors of an expert in a slot.
         extents: The experts, by their number.
-        quota: Experts that stay.
+        quota: Experts that stay in main memory.
+        device_quota: Experts that stay on an accelerator; 0 if the processor computes.
     """
 
     name: str
     layout: SlotLayout
     extents: tuple[ExpertExtent, ...]
     quota: int
+    device_quota: int = 0
 
 
 class ExpertCache:
@@ -80,13 +83,18 @@ class ExpertCache:
         views: dict[SlotLayout, list[ExpertWeights]] = {}
         for layer in layers:
             if layer.layout not in views:
-                views[layer.layout] = [_views(slot, layer.layout) for slot in slots]
+                views[layer.layout] = [views_of(slot, layer.layout) for slot in slots]
         self.slots: tuple[torch.Tensor, ...] = tuple(slots)
         self.free = deque(range(count))
         self.layers = tuple(
             CachedLayer(self, index, layer, views[layer.layout])
             for index, layer in enumerate(layers)
         )
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of an accelerator's memory: 0, since experts stay in main memory."""
+        return 0
 
     @property
     def buffers(self) -> tuple[AlignedBuffer, ...]:
@@ -100,7 +108,7 @@ class ExpertCache:
 
     def end_layer(self, index: int, hits: int, misses: int) -> None:
         """Note that a forward pass has computed a layer's experts."""
-        self._metrics.count_experts(hits, misses)
+        self._metrics.count_experts("cpu", hits, misses)
         if index == len(self.layers) - 1:
             self.read_ahead.end_pass()
 
@@ -169,6 +177,16 @@ class CachedLayer:
         Raises:
             WeightsUnreadable: An expert cannot be read.
         """
+        with closing(self.fetch_slots(counts)) as experts:
+            for expert, slot in experts:
+                yield expert, self._views[slot]
+
+    def fetch_slots(self, counts: Sequence[int]) -> Generator[tuple[int, int]]:
+        """Yield each expert that has rows, and its slot, which it keeps until the next one.
+
+        Raises:
+            WeightsUnreadable: An expert cannot be read.
+        """
         cache = self._cache
         cache.begin_layer(self.index, sum(counts))
         touched = [expert for expert, count in enumerate(counts) if count]
@@ -186,7 +204,7 @@ class CachedLayer:
         try:
             self._begin(waiting, requests)
             for expert in step.hits:
-                yield expert, self._views[self._slots[expert]]
+                yield expert, self._slots[expert]
                 if expert in leaving:
                     cache.free.append(self._slots.pop(expert))
                     self._begin(waiting, requests)
@@ -195,7 +213,7 @@ class CachedLayer:
                 read = cache.wait(requests)
                 expert = requests.pop(read)
                 try:
-                    yield expert, self._views[read.slot]
+                    yield expert, read.slot
                 finally:
                     self._settle(expert, read.slot, stays=expert in staying)
                 self._begin(waiting, requests)
@@ -253,5 +271,6 @@ class CachedLayer:
             self.policy.forget(expert)
 
 
-def _views(slot: torch.Tensor, layout: SlotLayout) -> ExpertWeights:
+def views_of(slot: torch.Tensor, layout: SlotLayout) -> ExpertWeights:
+    """Return the tensors of an expert in a slot of uint8."""
     return {tensor.name: view_of(slot, tensor) for tensor in layout.tensors}

@@ -59,8 +59,12 @@ CopyParameter = Callable[[str, torch.Tensor, torch.Tensor], None]
 
 
 def move_to_buffer(model: nn.Module, name: str, copy: CopyParameter) -> HostBlock:
-    """Move a block's parameters into one buffer, and put the model's own on the meta device."""
-    parameters = dict(model.get_submodule(name).named_parameters(prefix=name))
+    """Move a block's parameters into one buffer, and put the model's own on the meta device.
+
+    Experts that are read one by one are there already, and stay away.
+    """
+    named = model.get_submodule(name).named_parameters(prefix=name)
+    parameters = {key: parameter for key, parameter in named if not parameter.is_meta}
     tensors = _lay_out(TensorView(key, p.dtype, tuple(p.shape), 0) for key, p in parameters.items())
     buffer = AlignedBuffer(_end(tensors))
     for tensor, (key, parameter) in zip(tensors, parameters.items(), strict=True):
