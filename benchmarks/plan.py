@@ -1,6 +1,7 @@
 """Time and memory of `predictor plan` for the largest models.
 
-Plans BLOOM-176B and Llama-3-70B from their config.json alone. Every round starts two fresh
+Plans BLOOM-176B, Llama-3-70B and the large mixtures of experts from their config.json alone,
+unquantised, with experts read one by one where they can be. Every round starts two fresh
 processes for each model: the command as users type it, and one that times its imports and its
 planning separately. The ratio between them is the result; seconds depend on the machine and its
 load. A wrong plan fails the benchmark: weights or KV cache that differ from the shapes', a tier
@@ -84,6 +85,7 @@ def _round(folder: Path, name: str, python: str) -> dict[str, Any]:
     size = ["--gpus", str(stated.gpus), "--memory", stated.memory, "--disk", stated.disk]
     command = [python, "-m", "predictor", "plan", str(path.parent), *size, "--output", "json"]
     command += ["--max_concurrency", "1"]  # the expected KV cache is for one sequence
+    command += ["--expert_slots", "auto"]
     whole = run(command)
     check(name, stated, _json(whole, f"predictor plan for {name}"))
     split = run([python, str(Path(__file__).resolve()), "--in-child", str(path.parent)])
@@ -126,7 +128,8 @@ def time_parts(path: Path) -> dict[str, Any]:
     from predictor.settings import read_settings
 
     ours = clock.lap()
-    settings = read_settings({"model_dir": path, "max_concurrency": 1})
+    flags = {"model_dir": path, "max_concurrency": 1, "expert_slots": "auto"}
+    settings = read_settings(flags)
     plans = []
     for stated in RESOURCES:
         plan = _plan(settings, stated)
