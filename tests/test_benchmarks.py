@@ -85,13 +85,23 @@ def test_a_command_that_cannot_plan_fails_the_benchmark(tmp_path_factory):
     assert numbers["failure"] in done.stderr
 
 
-@pytest.mark.parametrize("name", ["BLOOM-176B", "Llama-3-70B"])
-def test_the_expected_sizes_are_the_published_ones(plan_module, name):
-    parameters = {"BLOOM-176B": 176_247_271_424, "Llama-3-70B": 70_553_706_496}
-    kv_per_token = {"BLOOM-176B": 4_014_080, "Llama-3-70B": 327_680}
+@pytest.mark.parametrize(
+    ("name", "parameters", "kv_per_token"),
+    [
+        ("BLOOM-176B", 176_247_271_424, 4_014_080),
+        ("Llama-3-70B", 70_553_706_496, 327_680),
+        ("Mixtral-8x22B", 140_630_071_296, 229_376),
+        ("Qwen3-235B-A22B", 235_093_634_560, 192_512),
+        ("DeepSeek-V3", 671_026_404_352, 70_272),
+        ("gpt-oss-120b", 116_829_156_672, 73_728),
+        ("GLM-4.5", 352_797_814_784, 376_832),  # without the layer that predicts a second token
+        ("Llama-4-Maverick", 400_711_848_960, 196_590),
+    ],
+)
+def test_the_expected_sizes_are_the_published_ones(plan_module, name, parameters, kv_per_token):
     shape = plan_module.SHAPES[name]
-    assert shape.weights == 2 * parameters[name]
-    assert shape.kv == kv_per_token[name] * {"BLOOM-176B": 2048, "Llama-3-70B": 8192}[name]
+    assert shape.weights == 2 * parameters
+    assert shape.kv // (2048 if name == "BLOOM-176B" else 8192) == kv_per_token
 
 
 def sound(plan: Any) -> dict[str, Any]:

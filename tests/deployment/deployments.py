@@ -56,7 +56,12 @@ def requirements_of(
     flags = {"model_dir": "/models/bloom-176b", **(flags or {})}
     environ = environ or {}
     settings = read_settings(flags, environ=environ)
-    placement = placed(pod, model, headroom=settings.memory_headroom)
+    placement = placed(
+        pod,
+        model,
+        headroom=settings.memory_headroom,
+        expert_slots=settings.expert_slots == "auto",
+    )
     explicit = explicit_settings(settings, flags, environ)
     others = {"stored_dtype": None, "gpu_resource": "nvidia.com/gpu", "processors": None, **others}
     return size_deployment(placement, pod, settings, explicit, **others)

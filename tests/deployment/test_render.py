@@ -15,6 +15,7 @@ from tests.deployment.deployments import (
     requirements_of,
     resources,
 )
+from tests.placement.small import footprint
 
 
 def test_the_values_of_a_partly_offloaded_model():
@@ -176,6 +177,15 @@ def test_the_yaml_has_the_plans_notes_and_explains_the_placeholder():
         "model:",
     ]
     assert [yaml.safe_load(text)] == helm_values(requirements_of(OFFLOADED))
+
+
+def test_the_yaml_says_how_many_experts_stay():
+    placement = placed(resources(memory=200), footprint(experts=8), headroom=0, expert_slots=True)
+
+    assert summary(placement) == [
+        "Small in float32, limited by main memory: 52.00 MiB (29 %) are streamed from disk",
+        "8 experts in each of 4 layers, 2 used; 4 or 5 of 8 stay in main memory",
+    ]
 
 
 def test_the_yaml_of_several_documents_is_read_as_they_were():

@@ -33,6 +33,16 @@ def test_the_claim_of_a_model_on_the_hub_holds_the_download(stored, claim):
     assert requirements.claim == claim * GIB
 
 
+def test_experts_are_on_the_volume_where_every_dense_part_stays_in_memory():
+    flags = {"expert_slots": "auto"}
+    mixture = requirements_of(
+        resources(memory=200, disk=GIB), model=footprint(experts=8), flags=flags
+    )
+
+    assert mixture.claim == GIB
+    assert mixture.settings == flags
+
+
 def test_settings_that_the_chart_sets_itself_are_left_out():
     flags = {
         "model_name": "bloom",
