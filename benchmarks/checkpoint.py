@@ -12,7 +12,8 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 _STORED = {"float32": "F32", "bfloat16": "BF16"}
 _READ = 16 * 2**20
+_PIECE = 4 * 2**20
+"""Bytes of a direct read, a multiple of every device's blocks."""
+
 _SCALE = 0.05
 """Standard deviation of the weights: large enough that the tokens vary."""
 
@@ -65,13 +69,13 @@ def make(folder: Path, size: Size) -> int:
     for index, shapes in enumerate(_files(size)):
         file = f"model-{index + 1:05d}-of-{size.blocks + 1:05d}.safetensors"
         tensors = {name: _tensor(random, shape, size.dtype) for name, shape in shapes.items()}
-        _write_safetensors(folder / file, tensors, size.dtype)
+        write_safetensors(folder / file, tensors, size.dtype)
         weight_map |= dict.fromkeys(shapes, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
     index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index_json))
     (folder / "config.json").write_text(json.dumps(_config(size)))
-    _write_tokenizer(folder, size.vocabulary)
+    write_tokenizer(folder, size.vocabulary)
     return total
 
 
@@ -124,7 +128,7 @@ def make_bert(folder: Path, *, hidden: int, blocks: int, words: int = 100) -> No
         for name in ("attention.output.LayerNorm", "output.LayerNorm"):
             shapes |= {f"{block}.{name}.weight": (hidden,), f"{block}.{name}.bias": (hidden,)}
     tensors = {name: _tensor(random, shape, "float32") for name, shape in shapes.items()}
-    _write_safetensors(folder / "model.safetensors", tensors, "float32")
+    write_safetensors(folder / "model.safetensors", tensors, "float32")
     config = {
         "architectures": ["BertModel"],
         "model_type": "bert",
@@ -138,7 +142,7 @@ def make_bert(folder: Path, *, hidden: int, blocks: int, words: int = 100) -> No
         "dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(config))
-    _write_tokenizer(folder, words)
+    write_tokenizer(folder, words)
 
 
 def _tensor(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -147,11 +151,16 @@ def _tensor(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> 
     values *= _SCALE
     if len(shape) == 1:
         values[...] = 1  # a norm's
-    return (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else values
+    return bfloat16(values) if dtype == "bfloat16" else values
 
 
-def _write_safetensors(file: Path, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
-    """Write the format by hand: its length, a JSON header padded to 8 bytes, the tensors."""
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    """Return float32 numbers as bfloat16, which numpy knows only as integers of 16 bits."""
+    return (values.astype(np.float32, copy=False).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
+    """Write the format by hand, without a copy: its length, a JSON header padded to 8 bytes, the tensors."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -166,7 +175,7 @@ def _write_safetensors(file: Path, tensors: Mapping[str, np.ndarray], dtype: str
     with file.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors.values():
-            stream.write(tensor.data)
+            stream.write(np.ascontiguousarray(tensor).data)
 
 
 def _config(size: Size) -> dict[str, object]:
@@ -189,7 +198,8 @@ def _config(size: Size) -> dict[str, object]:
     }
 
 
-def _write_tokenizer(folder: Path, vocabulary: int) -> None:
+def write_tokenizer(folder: Path, vocabulary: int) -> None:
+    """Write a tokenizer with a token for each of the words w1, w2, ..."""
     words = {"<unk>": 0} | {f"w{index}": index for index in range(1, vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -240,3 +250,40 @@ def read_speed(folder: Path) -> float:
             while count := stream.readinto(buffer):
                 total += count
     return total / (time.perf_counter() - began)
+
+
+def direct_read_speed(folder: Path, *, readers: int, most: int = 2**30) -> float:
+    """Return the bytes per second of direct reads by several threads, the device's own bandwidth.
+
+    Args:
+        folder: The checkpoint.
+        readers: Threads, each of which reads every so manieth piece.
+        most: Bytes to read.
+
+    Raises:
+        CannotMeasure: The file system takes no direct reads.
+    """
+    pieces = [
+        (file, at)
+        for file in sorted(folder.glob("*.safetensors"))
+        for at in range(0, file.stat().st_size - _PIECE, _PIECE)
+    ][: most // _PIECE]
+    if not pieces:
+        raise CannotMeasure("The checkpoint is too small to time reads.")
+    began = time.perf_counter()
+    with ThreadPoolExecutor(readers) as pool:
+        try:
+            list(pool.map(_read_directly, [pieces[index::readers] for index in range(readers)]))
+        except OSError as error:
+            raise CannotMeasure(f"Direct reads fail ({error.strerror}).") from None
+    return len(pieces) * _PIECE / (time.perf_counter() - began)
+
+
+def _read_directly(pieces: Sequence[tuple[Path, int]]) -> None:
+    with mmap.mmap(-1, _PIECE) as buffer:
+        for file, at in pieces:
+            descriptor = os.open(file, os.O_RDONLY | os.O_DIRECT)
+            try:
+                os.preadv(descriptor, [buffer], at)
+            finally:
+                os.close(descriptor)
