@@ -92,6 +92,7 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/offload.py
+	$(BIN)/python benchmarks/experts.py
 	$(BIN)/python benchmarks/limits.py
 	$(BIN)/python benchmarks/queues.py
 	$(BIN)/python benchmarks/threads.py

@@ -160,7 +160,7 @@ def bfloat16(values: np.ndarray) -> np.ndarray:
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
-    """Write the format by hand, without a copy: its length, a JSON header padded to 8 bytes, the tensors."""
+    """Write the format by hand: its length, a JSON header padded to 8 bytes, the tensors."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -208,13 +208,13 @@ def write_tokenizer(folder: Path, vocabulary: int) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def drop_from_cache(folder: Path) -> None:
+def drop_from_cache(folder: Path, pattern: str = "*.safetensors") -> None:
     """Drop a checkpoint's pages from the page cache, and check that they are gone.
 
     Raises:
         CannotMeasure: They stay, as on a file system in memory.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob(pattern))
     for file in files:
         with file.open("rb") as stream:
             os.fsync(stream.fileno())  # dirty pages cannot be dropped

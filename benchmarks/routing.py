@@ -1,8 +1,8 @@
 """Measure which experts a made mixture chooses, as its own process, and simulate caches of them.
 
 Prints one JSON object. The first layers run with transformers, without a memory limit, over the
-tokens that users would generate. Published figures to compare with: an LRU cache with slots for 9 to 16 %
-of DeepSeek-V4-Flash's experts hits 69 to 75 %, with 12 % of Qwen3.8-Flash-Next's 67 %.
+tokens that users would generate. Published figures to compare with: an LRU cache with slots for 9
+to 16 % of DeepSeek-V4-Flash's experts hits 69 to 75 %, with 12 % of Qwen3.8-Flash-Next's 67 %.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import argparse
 import json
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from predictor.weights.experts.slot_policy import SlotPolicy
 
 Choices = list[list[int]]
 """The experts of each token at one layer."""
@@ -21,13 +24,14 @@ _LAYERS, _TOKENS, _USERS, _SHARES = 4, 96, (1, 4, 8, 16, 32), (0.16, 0.25)
 
 
 def main() -> None:
-    """Measure a model's routing and print it."""
+    """Measure the routing of models and print it, by the name of their folders."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("checkpoint", type=Path)
-    flags = parser.parse_args()
-    config = json.loads((flags.checkpoint / "config.json").read_text())
-    experts = int(config["num_experts"])
-    print("\n" + json.dumps(measure(_choices(flags.checkpoint, config), experts)))
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    measured = {}
+    for folder in parser.parse_args().checkpoints:
+        config = json.loads((folder / "config.json").read_text())
+        measured[folder.name] = measure(_choices(folder, config), int(config["num_experts"]))
+    print("\n" + json.dumps(measured))
 
 
 def _choices(checkpoint: Path, config: dict[str, Any]) -> list[list[Choices]]:
@@ -50,7 +54,13 @@ def _choices(checkpoint: Path, config: dict[str, Any]) -> list[list[Choices]]:
     return [layer.view(len(starts), _TOKENS, -1).tolist() for layer in chosen]
 
 
-def measure(layers: Sequence[Sequence[Choices]], experts: int) -> dict[str, Any]:
+def measure(
+    layers: Sequence[Sequence[Choices]],
+    experts: int,
+    *,
+    users: Sequence[int] = _USERS,
+    shares: Sequence[float] = _SHARES,
+) -> dict[str, Any]:
     """Return the layers' mean overlap, skew and hit rates, and what several users share.
 
     Returns:
@@ -58,21 +68,21 @@ def measure(layers: Sequence[Sequence[Choices]], experts: int) -> dict[str, Any]
         uses that goes to the most used quarter of a layer's experts. `caches`: hit rates of LRU and
         of the predictor's policy, by the share of experts that stay. `union`: experts of a pass.
     """
-    firsts = [users[0] for users in layers]
     return {
-        "overlap": _mean([_overlap(choices) for choices in firsts]),
-        "skew": _mean([_skew([one for user in users for one in user], experts) for users in layers]),
-        "caches": [_cache(layers, experts, share) for share in _SHARES],
+        "overlap": _mean([_overlap(layer[0]) for layer in layers]),
+        "skew": _mean(
+            [_skew([one for user in layer for one in user], experts) for layer in layers]
+        ),
+        "caches": [_cache(layers, experts, share, users) for share in shares],
         "union": {
-            count: _mean([_mean([len(one) for one in _union(users, count)]) for users in layers])
-            for count in _USERS
+            count: _mean([_mean([len(one) for one in _union(layer, count)]) for layer in layers])
+            for count in users
         },
     }
 
 
 def _overlap(choices: Choices) -> float:
-    pairs = zip(choices, choices[1:], strict=False)
-    return _mean([len(set(before) & set(after)) / len(after) for before, after in pairs])
+    return _mean([len({*one} & {*two}) / len(two) for one, two in pairwise(choices)])
 
 
 def _skew(choices: Choices, experts: int) -> float:
@@ -80,21 +90,24 @@ def _skew(choices: Choices, experts: int) -> float:
     return sum(count for _, count in uses.most_common(experts // 4)) / uses.total()
 
 
-def _cache(layers: Sequence[Sequence[Choices]], experts: int, share: float) -> dict[str, Any]:
-    from predictor.weights.experts.slot_policy import SlotPolicy
-
+def _cache(
+    layers: Sequence[Sequence[Choices]], experts: int, share: float, users: Sequence[int]
+) -> dict[str, Any]:
+    """Return the hit rates of caches of a share of the experts, by the number of users."""
     slots = round(share * experts)
-    hit_rates: dict[str, Any] = {"share": share, "slots": slots, "lru": {}, "policy": {}}
-    for count in _USERS:
-        passes = [_union(users, count) for users in layers]
+    rates: dict[str, Any] = {"share": share, "slots": slots, "lru": {}, "policy": {}}
+    for count in users:
+        passes = [_union(layer, count) for layer in layers]
         used = sum(len(touched) for layer in passes for touched in layer)
-        lru = sum(_lru_hits(layer, slots) for layer in passes)
-        hits = 0
-        for layer in passes:
-            policy = SlotPolicy(experts, slots)
-            hits += sum(len(policy.step(touched).hits) for touched in layer)
-        hit_rates["lru"][count], hit_rates["policy"][count] = lru / used, hits / used
-    return hit_rates
+        rates["lru"][count] = sum(_lru_hits(layer, slots) for layer in passes) / used
+        policy_hits = sum(_policy_hits(layer, experts, slots) for layer in passes)
+        rates["policy"][count] = policy_hits / used
+    return rates
+
+
+def _policy_hits(passes: Choices, experts: int, slots: int) -> int:
+    policy = SlotPolicy(experts, slots)
+    return sum(len(policy.step(touched).hits) for touched in passes)
 
 
 def _union(users: Sequence[Choices], count: int) -> Choices:

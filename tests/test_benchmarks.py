@@ -371,6 +371,101 @@ def test_serving_leaves_the_offloaded_part_out_without_cgroups(tmp_path_factory)
     assert numbers["failure"].startswith("offloaded: No memory controller is mounted here")
 
 
+def test_experts_compares_whole_blocks_with_a_peer_over_a_made_routing(tmp_path_factory):
+    who = ("--contestants", "whole", "accelerate", "--uniform_users")
+    done, numbers = run("experts.py", tmp_path_factory, "--quick", *who)
+    assert done.returncode == 0, done.stderr
+    for name in ("whole", "accelerate"):
+        result = numbers["runs"]["skewed"][name]
+        assert set(result["levels"]) == {"1", "2"}
+        assert all(level["tokens_per_second"] > 0 for level in result["levels"].values())
+        assert result["prefill"]["tokens"] == 64
+    whole = numbers["runs"]["skewed"]["whole"]["levels"]["1"]
+    assert whole["read_bytes"] > whole["tokens"] * numbers["weights"] / 4
+    assert numbers["bytes_per_second"] > 0
+    skewed, uniform = (numbers["routings"][name] for name in ("skewed", "uniform"))
+    assert skewed["overlap"] > 0.4 > 0.2 > uniform["overlap"]
+    assert skewed["skew"] > 0.4 > uniform["skew"]
+    assert skewed["caches"][1]["policy"]["1"] > 0.6
+
+
+def test_experts_asks_for_what_a_peer_needs(tmp_path_factory):
+    flags = ("--quick", "--contestants", "llama.cpp")
+    done, numbers = run("experts.py", tmp_path_factory, *flags)
+    assert done.returncode == 1
+    assert "needs --peer_python" in numbers["failure"]
+
+
+def level_of_experts(**changed: Any) -> dict[str, Any]:
+    sound = {
+        "seconds": 2.0,
+        "tokens": 16,
+        "tokens_per_second": 8.0,
+        "read_bytes": 900,
+        "compute_seconds": 0.5,
+        "hits": 5,
+        "misses": 9,
+    }
+    return sound | changed
+
+
+def result_of_experts(**changed: Any) -> dict[str, Any]:
+    """Return a result with experts of 100 bytes on a device of 500 bytes a second."""
+    level = level_of_experts(**changed)
+    mine = {"survived": True, "levels": {1: level}, "prefill": level}
+    slow = level_of_experts(tokens_per_second=1.0)
+    whole = {"survived": True, "levels": {1: slow}, "prefill": slow}
+    runs = {"skewed": {"experts": mine, "whole": whole}, "uniform": {}}
+    return {"limit": 1, "expert": 100, "bytes_per_second": 500, "runs": runs}
+
+
+def test_experts_compares_speeds_bytes_and_the_limit_with_targets():
+    report = load("expert_report")
+    measured = {one["what"]: one["measured"] for one in report.targets(result_of_experts())}
+    assert measured == {
+        "x whole blocks, 1 user(s)": 8.0,
+        "x whole blocks, prefill": 8.0,
+        "of the limit, 1 user(s)": 0.9,
+        "x missing experts' bytes, 1 user(s)": 1.0,
+    }
+    assert all(one["reached"] for one in report.targets(result_of_experts()))
+    too_much = report.targets(result_of_experts(read_bytes=1000))
+    assert [one["what"] for one in too_much if not one["reached"]] == [
+        "x missing experts' bytes, 1 user(s)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"hits": 0, "misses": 0}, "No expert was counted with 1 user"),
+        ({"misses": 0}, "Every expert stayed in memory"),
+        ({"seconds": 1.0}, "took 1.80 of the limit"),
+    ],
+)
+def test_experts_fails_if_its_numbers_prove_nothing(changed, reason):
+    failure_of = load("expert_report").failure_of
+    assert failure_of(result_of_experts()) is None
+    assert reason in failure_of(result_of_experts(**changed))
+
+
+def test_experts_fails_without_a_survivor_to_compare_with():
+    result = result_of_experts()
+    del result["runs"]["skewed"]["whole"]
+    assert load("expert_report").failure_of(result) == "There is nothing to compare with."
+
+
+def test_a_routing_is_measured_by_overlap_skew_and_simulated_caches():
+    # One layer, two users, eight experts: one user alternates, the other stays.
+    layer = [[[0, 1], [1, 2]] * 8, [[6, 7]] * 16]
+    measured = load("routing").measure([layer], experts=8, users=(1, 2), shares=(0.25,))
+    assert measured["overlap"] == 0.5
+    assert measured["skew"] == 32 / 64  # of the two most used experts, 6 and 7 or 1
+    assert measured["union"] == {1: 2.0, 2: 4.0}
+    (cache,) = measured["caches"]
+    assert (cache["slots"], cache["lru"][1]) == (2, 15 / 32)
+
+
 @pytest.fixture(scope="module")
 def load_module() -> Any:
     return load("load")
