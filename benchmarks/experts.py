@@ -249,7 +249,10 @@ def _level(name: str, server: Server, prompts: Sequence[Prompt], tokens: int) ->
         raise CannotMeasure(f"Not every reply has {tokens} tokens.")
     # Of a long prompt its own tokens count, of a short one those of the reply.
     count = prompts[0].tokens if tokens == 1 else tokens * len(prompts)
-    return _costs(name, read_counters(server).since(before), seconds, count)
+    costs = _costs(name, read_counters(server).since(before), seconds, count)
+    speed = costs["tokens_per_second"]
+    print(f"  {len(prompts)} prompt(s): {speed:.2f} tokens/s", file=sys.stderr, flush=True)
+    return costs
 
 
 def _costs(name: str, counters: Counters, seconds: float, tokens: int) -> dict[str, Any]:
