@@ -15,7 +15,7 @@ HITS, MISSES = "predictor_expert_hits_total", "predictor_expert_misses_total"
 PASSES, PASS_SECONDS = "predictor_step_seconds_count", "predictor_step_seconds_sum"
 STALLS = "predictor_weights_stall_seconds_total"
 
-_SECONDS_TO_ARRIVE = 0.5
+_TRIES, _SECONDS_TO_ARRIVE = 20, 0.3
 """The engine process sends its metrics to the one that answers, a little later."""
 
 
@@ -25,7 +25,7 @@ class Counters:
 
     Attributes:
         read_bytes: Bytes that its processes had read from disk, from the kernel.
-        metrics: Its metrics, each summed over its labels.
+        metrics: Its metrics, each summed over its labels; 0 if it has none of that name.
     """
 
     read_bytes: int
@@ -33,29 +33,37 @@ class Counters:
 
     def since(self, before: Counters) -> Counters:
         """Return what was added after an earlier reading."""
-        added = {name: value - before.metrics.get(name, 0) for name, value in self.metrics.items()}
+        added = {name: value - before.metrics[name] for name, value in self.metrics.items()}
         return Counters(self.read_bytes - before.read_bytes, added)
 
     def __getitem__(self, name: str) -> float:
-        """Return a metric.
-
-        Raises:
-            CannotMeasure: The server does not have it.
-        """
-        if name not in self.metrics:
-            raise CannotMeasure(f"The server has no metric {name}.")
+        """Return a metric."""
         return self.metrics[name]
 
 
 def read_counters(server: Server) -> Counters:
-    """Read the counters of a server between two loads."""
-    time.sleep(_SECONDS_TO_ARRIVE)
+    """Read the counters of a server between two loads, when they no longer change.
+
+    Raises:
+        CannotMeasure: They keep changing.
+    """
+    counters = _read(server)
+    for _ in range(_TRIES):
+        time.sleep(_SECONDS_TO_ARRIVE)
+        before, counters = counters, _read(server)
+        if counters == before:
+            return counters
+    raise CannotMeasure("The counters of an idle server keep changing.")
+
+
+def _read(server: Server) -> Counters:
     url = f"http://{server.host}:{server.port}/metrics"
     with urllib.request.urlopen(url, timeout=60) as response:
         text = response.read().decode()
-    metrics: dict[str, float] = {}
+    metrics = dict.fromkeys((HITS, MISSES, PASSES, PASS_SECONDS, STALLS), 0.0)
     for name, value in re.findall(r"^(predictor_\w+)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
-        metrics[name] = metrics.get(name, 0) + float(value)
+        if name in metrics:
+            metrics[name] += float(value)
     return Counters(sum(map(_read_bytes, _family(server.pid))), metrics)
 
 

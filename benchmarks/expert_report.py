@@ -65,8 +65,8 @@ def _excess(level: Run, expert: int) -> float | None:
 
 def of_limit(level: Run, bytes_per_second: float) -> float:
     """Return the longer of computing and reading as a fraction of the time."""
-    reading = level["read_bytes"] / bytes_per_second
-    share: float = max(reading, level["compute_seconds"]) / level["seconds"]
+    read_seconds = level["read_bytes"] / bytes_per_second
+    share: float = max(read_seconds, level["compute_seconds"]) / level["seconds"]
     return share
 
 

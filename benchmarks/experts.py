@@ -42,8 +42,8 @@ from mixtures import SKEWED, UNIFORM, MixtureSize, make_mixture, make_variant
 from served import serve
 
 CONTESTANTS = ("experts", "whole", "accelerate", "llama.cpp")
-EXPERT_FLAGS = {"experts": ("--expert_slots=auto",), "whole": ("--expert_slots=never",)}
-"""Flags of the predictor. A predictor without the setting streams whole blocks."""
+EXPERT_FLAGS = {"experts": "--expert_slots=auto", "whole": "--expert_slots=never"}
+"""The predictor's flag for each of its two contestants."""
 
 TINY = MixtureSize(hidden=256, layers=8, experts=32, inner=128, vocabulary=512, head=32)
 _TINY_BUDGET = json.dumps({"cpu": "36MiB"})
@@ -198,19 +198,12 @@ def _speeds(folder: Path) -> list[float]:
 def _settings(
     name: str, folder: Path, offload: Path, flags: argparse.Namespace, users: Sequence[int]
 ) -> list[str]:
-    from predictor.settings import Settings
-
     length = flags.prompt + 2 * _MARGIN
     concurrency = -(-max(users) * (flags.tokens + _MARGIN) // length)
     settings = [f"--model_dir={folder}", f"--offload_folder={offload}"]
     settings += [f"--max_model_len={length}", f"--max_concurrency={concurrency}"]
-    if flags.quick:
-        settings.append(f"--max_memory={_TINY_BUDGET}")
-    if "expert_slots" in Settings.model_fields:
-        return [*settings, *EXPERT_FLAGS[name]]
-    if name == "experts":
-        raise CannotMeasure("This predictor has no setting expert_slots.")
-    return settings
+    settings += ["--max_batch_size=64", "--max_requests=128", EXPERT_FLAGS[name]]
+    return [*settings, f"--max_memory={_TINY_BUDGET}"] if flags.quick else settings
 
 
 def _prompts(users: int, size: MixtureSize) -> list[Prompt]:

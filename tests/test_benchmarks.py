@@ -371,17 +371,22 @@ def test_serving_leaves_the_offloaded_part_out_without_cgroups(tmp_path_factory)
     assert numbers["failure"].startswith("offloaded: No memory controller is mounted here")
 
 
-def test_experts_compares_whole_blocks_with_a_peer_over_a_made_routing(tmp_path_factory):
-    who = ("--contestants", "whole", "accelerate", "--uniform_users")
+def test_experts_compares_experts_with_whole_blocks_and_a_peer_over_a_made_routing(
+    tmp_path_factory,
+):
+    who = ("--contestants", "experts", "whole", "accelerate", "--uniform_users")
     done, numbers = run("experts.py", tmp_path_factory, "--quick", *who)
     assert done.returncode == 0, done.stderr
-    for name in ("whole", "accelerate"):
+    for name in ("experts", "whole", "accelerate"):
         result = numbers["runs"]["skewed"][name]
         assert set(result["levels"]) == {"1", "2"}
         assert all(level["tokens_per_second"] > 0 for level in result["levels"].values())
         assert result["prefill"]["tokens"] == 64
     whole = numbers["runs"]["skewed"]["whole"]["levels"]["1"]
     assert whole["read_bytes"] > whole["tokens"] * numbers["weights"] / 4
+    experts = numbers["runs"]["skewed"]["experts"]["levels"]["1"]
+    assert experts["hits"] > 0 < experts["misses"]
+    assert 0 < experts["read_bytes"] < whole["read_bytes"]
     assert numbers["bytes_per_second"] > 0
     skewed, uniform = (numbers["routings"][name] for name in ("skewed", "uniform"))
     assert skewed["overlap"] > 0.4 > 0.2 > uniform["overlap"]
