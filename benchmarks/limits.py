@@ -23,14 +23,17 @@ from checkpoint import Size, drop_from_cache, make
 from groups import memory_group, sampled
 from load import Server, measure_users
 from measuring import CannotMeasure, add_path_flags, finish, machine, mib, run, table
+from mixtures import SKEWED, MixtureSize, make_mixture
 from served import serve
 from serving import Prompts
 
-SHAPES = {
+SHAPES: dict[str, Size | MixtureSize] = {
     "16 blocks of 21 MB": Size(1024, 16, 2048, "bfloat16"),
     "16 blocks of 42 MB": Size(1024, 16, 2048, "float32"),
     "6 blocks of 84 MB": Size(2048, 6, 2048, "bfloat16"),
     "48 blocks of 5 MB": Size(512, 48, 2048, "bfloat16"),
+    "6 blocks of 32 experts of 2.4 MB": MixtureSize(1024, 6, 32, 4, inner=384),
+    "8 blocks of 128 experts of 0.4 MB": MixtureSize(512, 8, 128, 8, inner=128),
 }
 LIMITS = (0.55, 0.65, 0.8, 1.0, 1.3)
 USERS = (1, 8)
@@ -50,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--shapes", type=int, default=len(SHAPES), help="number of shapes")
+    add("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), metavar="SHAPE")
     add("--limits", type=float, nargs="+", default=list(LIMITS), help="GiB")
     add("--users", type=int, nargs="+", default=list(USERS), help="at one time")
     add_path_flags(parser)
@@ -61,10 +64,10 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Return all numbers, after printing them."""
     before, cases = machine(), []
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="limits-") as work:
-        for name, size in itertools.islice(SHAPES.items(), flags.shapes):
+        for name in flags.shapes:
             folder = Path(work) / name.replace(" ", "-")
             folder.mkdir()
-            make(folder, size)
+            _make(folder, SHAPES[name])
             for limit, users in itertools.product(flags.limits, flags.users):
                 case: Case = {"model": name, "limit": int(limit * 2**30), "users": users}
                 cases.append(case | _case(folder, case, Path(work), flags.mounts))
@@ -72,6 +75,13 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     result = {"cases": cases, "machine": [before, machine()]}
     print(_report(cases))
     return result | {"failure": _failure(cases)}
+
+
+def _make(folder: Path, size: Size | MixtureSize) -> None:
+    if isinstance(size, MixtureSize):
+        make_mixture(folder, size, SKEWED)
+    else:
+        make(folder, size)
 
 
 def _case(folder: Path, case: Case, work: Path, mounts: Path) -> Case:

@@ -354,13 +354,15 @@ def test_the_gpu_benchmark_fails_without_a_gpu(tmp_path_factory, monkeypatch):
 def test_limits_checks_each_server_against_its_plan(tmp_path_factory):
     with memory_cgroup(2**30):
         pass  # or skip
-    flags = ("--shapes=1", "--limits", "0.8", "--users", "2")
+    shapes = ("16 blocks of 21 MB", "6 blocks of 32 experts of 2.4 MB")
+    flags = ("--shapes", *shapes, "--limits", "0.8", "--users", "2")
     done, numbers = run("limits.py", tmp_path_factory, *flags)
     assert done.returncode == 0, done.stderr
-    (case,) = numbers["cases"]
-    assert case["outcome"] == "served"
-    assert case["on_disk"] > 0
-    assert 0 < case["planned"] < case["limit"]
+    assert len(numbers["cases"]) == len(shapes)
+    for case in numbers["cases"]:
+        assert case["outcome"] == "served"
+        assert case["on_disk"] > 0
+        assert 0 < case["planned"] < case["limit"]
 
 
 def test_serving_leaves_the_offloaded_part_out_without_cgroups(tmp_path_factory):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from predictor.weights.experts.read_ahead import ReadAhead
 from tests.conftest import Checkpoints
 from tests.serving import Up
 from tests.weights.experts.serving import OFFLOADED, RESIDENT, Way, served
@@ -28,6 +29,11 @@ def logits_of(up: Up) -> list[torch.Tensor]:
     return [up.model(torch.tensor(rows), use_cache=False).logits for rows in PASSES]
 
 
+def read_ahead(monkeypatch: pytest.MonkeyPatch, *, ahead: bool) -> None:
+    """Have all passes read the next layer's experts ahead, or none, instead of the faster way."""
+    monkeypatch.setattr(ReadAhead, "begin_pass", lambda self, _: setattr(self, "is_on", ahead))
+
+
 @pytest.mark.parametrize(
     ("name", "ways"),
     [
@@ -37,7 +43,11 @@ def logits_of(up: Up) -> list[torch.Tensor]:
     ids=lambda value: value if isinstance(value, str) else "-or-".join(map(str, value)),
 )
 def test_logits_are_bit_identical_in_all_ways(
-    mixtures: Checkpoints, tmp_path: Path, name: str, ways: list[Way]
+    mixtures: Checkpoints,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    ways: list[Way],
 ) -> None:
     folder = mixtures(name)
     with served(folder, RESIDENT, tmp_path) as up:
@@ -45,8 +55,10 @@ def test_logits_are_bit_identical_in_all_ways(
     assert torch.equal(wanted[0], wanted[-1])
     for way in ways:
         with served(folder, way, tmp_path) as up:
-            for logits, resident in zip(logits_of(up), wanted, strict=True):
-                assert torch.equal(logits, resident), way
+            for ahead in (False, True):
+                read_ahead(monkeypatch, ahead=ahead)
+                for logits, resident in zip(logits_of(up), wanted, strict=True):
+                    assert torch.equal(logits, resident), f"{way}, ahead: {ahead}"
 
 
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
