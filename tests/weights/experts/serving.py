@@ -96,7 +96,9 @@ def source_of_experts(up: Up) -> str | None:
     if up.weights.experts is None:
         return None
     resolver = up.weights.resolver
-    return "checkpoint" if resolver.store is None else "store"
+    if resolver.store is not None:
+        return "store"
+    return "checkpoint" if resolver.converted is None else "converted checkpoint"
 
 
 def tokens_together(up: Up, prompts: Sequence[list[int]]) -> list[list[int]]:
