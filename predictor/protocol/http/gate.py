@@ -15,7 +15,8 @@ from predictor.errors import BodyTooLarge, Overloaded
 from predictor.metrics import REQUESTS
 from predictor.protocol.http.error_forms import api_of
 
-_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
+WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
+"""Methods of requests that always pass."""
 
 _AHEAD = 64 * 1024
 """Bytes that a body of unknown length may have more than have arrived, until more are claimed."""
@@ -57,7 +58,7 @@ class Gate:
         announced = int(headers.get(b"content-length", 0))  # the server checked its form
         if announced > self.max_body_bytes:
             raise self.too_large()
-        if scope["method"] in _WITHOUT_BODY:
+        if scope["method"] in WITHOUT_BODY:
             return None
         is_chunked = b"transfer-encoding" in headers
         with self._counted(scope):

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httptools
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from predictor.errors import (
     HeadersTooLarge,
@@ -22,7 +23,9 @@ from predictor.errors import (
     UriTooLong,
 )
 from predictor.protocol.http.connections import ConnectionLimits, Connections
+from predictor.protocol.http.gate import WITHOUT_BODY
 from predictor.protocol.http.lingering_protocol import LingeringProtocol
+from predictor.protocol.http.turns import Turns
 
 _READ_BYTES = 64 * 1024
 """Bytes of one read (asyncio's default is four times as many). What a thousand connections send in
@@ -37,19 +40,29 @@ _FRAMING = 8
 
 def guarded_protocol(limits: ConnectionLimits) -> Any:
     """Return the factory of protocols for ``uvicorn.Config.http``; all share the limits."""
-    return partial(GuardedProtocol, limits=limits, connections=Connections(limits.connections))
+    connections, turns = Connections(limits.connections), Turns()
+    return partial(GuardedProtocol, limits=limits, connections=connections, turns=turns)
 
 
 class GuardedProtocol(LingeringProtocol):
     """One connection within its bounds."""
 
+    app: ASGIApp  # uvicorn runs it for each request
+
     def __init__(
-        self, *args: Any, limits: ConnectionLimits, connections: Connections, **options: Any
+        self,
+        *args: Any,
+        limits: ConnectionLimits,
+        connections: Connections,
+        turns: Turns,
+        **options: Any,
     ) -> None:
         """Create the protocol of a connection that is not made yet; uvicorn calls this."""
         super().__init__(*args, **options)
         self._limits = limits
         self._others = connections
+        self._turns = turns
+        self._app, self.app = self.app, self._begin
         self._refusal: PredictorError | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._in_head = False
@@ -160,6 +173,13 @@ class GuardedProtocol(LingeringProtocol):
         super().on_response_complete()
         if self.cycle.response_complete:
             self._others.wait(self, self.transport.abort)
+
+    async def _begin(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request in its turn, unless its client has hung up meanwhile."""
+        if scope["method"] not in WITHOUT_BODY:
+            await self._turns.take()
+        if not (self.cycle.scope is scope and self.cycle.disconnected):
+            await self._app(scope, receive, send)
 
     def _unsupported_upgrade_warning(self) -> None:
         """Log nothing: any client may ask for an upgrade."""

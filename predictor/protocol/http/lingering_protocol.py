@@ -46,6 +46,7 @@ INTERFACES = (
     ),
     *uncalled(
         _PROTOCOL,
+        "app",
         "cycle",
         "expect_100_continue",
         "flow",
@@ -65,6 +66,7 @@ INTERFACES = (
         "message_event",
         "response_complete",
         "response_started",
+        "scope",
         "transport",
         of="RequestResponseCycle",
     ),
