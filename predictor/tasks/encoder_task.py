@@ -11,11 +11,12 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from predictor.engine.encoding.inputs import EncoderCallback, EncoderInput, TextEncoder
+from predictor.engine.encoding.inputs import EncoderInput, TextEncoder
 from predictor.errors import GenerationFailed, PredictorError, RequestError
 from predictor.tasks.answers import Answer, Piece
 from predictor.tasks.parameters import timeout
@@ -83,6 +84,10 @@ class EncoderTaskSpec(ABC):
             RequestError: A text is too long, or lacks what the task needs.
         """
 
+    def tokenize_all(self, instances: Sequence[EncoderInstance]) -> list[tuple[EncoderInput, ...]]:
+        """Return the token sequences of each instance; raises the errors of `tokenize`."""
+        return [self.tokenize(instance) for instance in instances]
+
     @abstractmethod
     def answer(
         self,
@@ -120,7 +125,8 @@ class EncoderTask:
         """Return the request as tokens; see `predictor.tasks.task.Task.prepare`."""
         if not isinstance(request, EncoderRequest):
             raise TypeError(f"{self.spec.task} does not take a {type(request).__name__}")
-        jobs = [_Job(instance, self.spec.tokenize(instance)) for instance in request.instances]
+        texts = self.spec.tokenize_all(request.instances)
+        jobs = [_Job(*job) for job in zip(request.instances, texts, strict=True)]
         return PreparedEncoderRequest(self.spec, self._engine, jobs)
 
 
@@ -166,31 +172,48 @@ class PreparedEncoderRequest:
 
     async def _run(self, texts: Sequence[EncoderInput]) -> list[Array]:
         """Return the result for each token sequence."""
-        loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
-
-        def listener(index: int) -> EncoderCallback:
-            def listen(outcome: Any) -> None:
-                loop.call_soon_threadsafe(inbox.put_nowait, (index, outcome))
-
-            return listen
-
-        keys: dict[int, int] = {}
+        outcomes = _Outcomes(len(texts), asyncio.get_running_loop())
+        listeners = [partial(outcomes.take, index) for index in range(len(texts))]
         request = self._engine.new_request()
-        results: dict[int, Array] = {}
+        keys = self._engine.submit_all(texts, listeners, request=request)
         try:
-            for index, text in enumerate(texts):
-                keys[index] = self._engine.submit(text, listener(index), request=request)
-            while keys:
-                index, outcome = await inbox.get()
-                del keys[index]
-                if isinstance(outcome, PredictorError):
-                    raise outcome
-                results[index] = outcome
+            return await outcomes.results
         finally:
-            for key in keys.values():
-                self._engine.cancel(key)
-        return [results[index] for index in range(len(texts))]
+            for index in outcomes.missing():
+                self._engine.cancel(keys[index])
+
+
+class _Outcomes:
+    """The outcomes of token sequences, which come in another thread.
+
+    Attributes:
+        results: The result of each sequence, once all have one; or the first error.
+    """
+
+    def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._count, self._loop = count, loop
+        self._arrays: dict[int, Array] = {}
+        self.results: asyncio.Future[list[Array]] = loop.create_future()
+
+    def take(self, index: int, outcome: Any) -> None:
+        """Take an outcome; the event loop is woken by the last one, or by an error."""
+        self._arrays[index] = outcome
+        if isinstance(outcome, PredictorError):
+            self._loop.call_soon_threadsafe(self._end, outcome)
+        elif len(self._arrays) == self._count:
+            self._loop.call_soon_threadsafe(self._end, None)
+
+    def missing(self) -> list[int]:
+        """Return the sequences that have no outcome yet."""
+        return [index for index in range(self._count) if index not in self._arrays]
+
+    def _end(self, error: PredictorError | None) -> None:
+        if self.results.done():
+            return
+        if error is not None:
+            self.results.set_exception(error)
+        else:
+            self.results.set_result([self._arrays[index] for index in range(self._count)])
 
 
 def softmax(logits: Array) -> Array:

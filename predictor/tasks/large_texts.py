@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 LARGE = 64 * 1024
 """Characters beyond which a text is large. A tokenizer takes up to 260 bytes a character until it
@@ -25,3 +25,17 @@ def one_at_a_time(*texts: str) -> Iterator[None]:
         return
     with _one:
         yield
+
+
+def batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Yield texts in order, as many at a time as are not large together, or one that is."""
+    batch: list[str] = []
+    length = 0
+    for text in texts:
+        if batch and length + len(text) > LARGE:
+            yield batch
+            batch, length = [], 0
+        batch.append(text)
+        length += len(text)
+    if batch:
+        yield batch

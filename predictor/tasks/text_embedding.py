@@ -74,11 +74,21 @@ class TextEmbedding(EncoderTaskSpec):
         tokens = instance.parameters[TOKENS]
         if tokens is not None:
             return (EncoderInput(tokens),)
+        text = self._text(instance)
+        return (self._tokenizing.text(text, truncate=instance.parameters["truncate"]),)
+
+    def tokenize_all(self, instances: Sequence[EncoderInstance]) -> list[tuple[EncoderInput, ...]]:
+        """Return the one text of each instance."""
+        parameters = (instance.parameters for instance in instances)
+        if any(each["truncate"] or each[TOKENS] is not None for each in parameters):
+            return super().tokenize_all(instances)
+        texts = self._tokenizing.texts([self._text(instance) for instance in instances])
+        return [(text,) for text in texts]
+
+    def _text(self, instance: EncoderInstance) -> str:
         prompt = self._layout.prompts.get(instance.parameters["prompt_name"], "")
         text = prompt + instance.fields["text"]
-        if self._layout.lower:
-            text = text.lower()
-        return (self._tokenizing.text(text, truncate=instance.parameters["truncate"]),)
+        return text.lower() if self._layout.lower else text
 
     def answer(
         self,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from predictor.engine.encoding.inputs import EncoderInput
 from predictor.errors import PromptTooLong, RequestError
-from predictor.tasks.large_texts import one_at_a_time
+from predictor.tasks.large_texts import batches, one_at_a_time
 from predictor.tasks.text_length import lengths_of
 
 if TYPE_CHECKING:
@@ -46,6 +46,20 @@ class Tokenizing:
         """
         return as_text(self.encode(text, pair, truncate=truncate))
 
+    def texts(self, texts: Sequence[str]) -> list[EncoderInput]:
+        """Return texts as tokens, several in a call; raises the errors of `text`."""
+        for text in texts:
+            self.lengths.check(self.max_model_len, "A text", self._takes_at_most(), text)
+        inputs: list[EncoderInput] = []
+        for batch in batches(texts):
+            with one_at_a_time(*batch):
+                encoding = self.tokenizer(batch, verbose=False)
+            for index in range(len(batch)):
+                one = {name: rows[index] for name, rows in encoding.items()}
+                self._check_count(len(one["input_ids"]))
+                inputs.append(as_text(one))
+        return inputs
+
     def encode(
         self, text: str, pair: str | None = None, *, truncate: bool = False, **options: Any
     ) -> Any:
@@ -62,7 +76,10 @@ class Tokenizing:
             self.lengths.check(self.max_model_len, "A text", self._takes_at_most(), *texts)
         with one_at_a_time(*texts):
             encoding = self._encode(text, pair, truncate, options)
-        count = len(encoding["input_ids"])
+        self._check_count(len(encoding["input_ids"]))
+        return encoding
+
+    def _check_count(self, count: int) -> None:
         if not count:
             raise RequestError("A text is empty, and this model has no token to begin with.")
         if count > self.max_model_len:
@@ -71,7 +88,6 @@ class Tokenizing:
                 tokens=count,
                 limit=self.max_model_len,
             )
-        return encoding
 
     @contextlib.contextmanager
     def truncating(self) -> Iterator[Any]:

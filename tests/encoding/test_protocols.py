@@ -139,9 +139,10 @@ class Constant:
     def new_request(self) -> int:
         return 0
 
-    def submit(self, text: Any, listener: Any, *, request: int) -> int:
-        listener(self._result)
-        return 0
+    def submit_all(self, texts: Any, listeners: Any, *, request: int) -> list[int]:
+        for listener in listeners:
+            listener(self._result)
+        return [0] * len(texts)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -147,10 +147,11 @@ def test_results_that_cannot_be_read_break_the_engine(engine: Engine) -> None:
     engine.broken.put(error)  # for the end of the test
 
 
-def test_a_text_is_encoded_without_what_only_its_task_needs(encoder: Engine) -> None:
+def test_texts_are_encoded_together_without_what_only_their_task_needs(encoder: Engine) -> None:
     heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    text = EncoderInput((1, 2), (0, 1), (1,), about=object())
-    key = encoder.client.submit(text, heard.put, request=4)
-    assert encoder.channel.receive() == Encode(key, 4, (1, 2), (0, 1), (1,))
-    encoder.send((key, np.array([1.5], dtype=np.float32)))
+    texts = [EncoderInput((1, 2), (0, 1), (1,), about=object()), EncoderInput((3,))]
+    keys = encoder.client.submit_all(texts, [heard.put, heard.put], request=4)
+    rows = [(keys[0], (1, 2), (0, 1), (1,)), (keys[1], (3,), None, ())]
+    assert encoder.channel.receive() == Encode(4, rows)
+    encoder.send((keys[0], np.array([1.5], dtype=np.float32)))
     assert heard.get(timeout=20).tolist() == [1.5]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from predictor.errors import PromptTooLong
-from predictor.tasks.large_texts import LARGE, one_at_a_time
+from predictor.tasks.large_texts import LARGE, batches, one_at_a_time
 from predictor.tasks.question_answering import QuestionAnswering
 from predictor.tasks.tokenization import Tokenizing
 from tests.encoding.checkpoints import reading_tokenizer
@@ -115,3 +115,21 @@ def test_one_large_text_is_tokenised_at_a_time() -> None:
     for thread in threads:
         thread.join(60)
     assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("texts", [["one"], ["", "two words", "a" * 40], ["x" * 70_000, "z"]])
+def test_texts_are_tokenised_together_as_they_are_one_by_one(texts: list[str]) -> None:
+    shared = tokenizing(100_000)
+    assert shared.texts(texts) == [shared.text(text) for text in texts]
+
+
+def test_texts_that_are_too_long_are_refused_among_others() -> None:
+    for text in ("a " * 20, "a" * 10_000):
+        with pytest.raises(PromptTooLong, match="A text "):
+            tokenizing(8).texts(["short", text])
+
+
+def test_large_texts_are_tokenised_alone() -> None:
+    texts = ["a" * 10, "b" * LARGE, "c" * (LARGE - 1), "d", "e"]
+    assert [len(batch) for batch in batches(texts)] == [1, 1, 2, 1]
+    assert [text for batch in batches(texts) for text in batch] == texts

@@ -81,6 +81,17 @@ class EncoderEngine(ModelThread[_Text, int]):
         """
         return self.put(_Text(text, callback, request, time.monotonic()), key)
 
+    def submit_all(
+        self,
+        texts: Sequence[EncoderInput],
+        callbacks: Sequence[EncoderCallback],
+        *,
+        request: int | None = None,
+    ) -> list[int]:
+        """Hand in the texts of a request; see `submit`."""
+        together = zip(texts, callbacks, strict=True)
+        return [self.submit(text, callback, request=request) for text, callback in together]
+
 
 class DynamicBatching:
     """The policy of the model thread for encoder tasks. Its rows are keys."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,10 +40,14 @@ class TextEncoder(Protocol):
         """Return a number for a client's request, under which all that it submits is known."""
         ...
 
-    def submit(
-        self, text: EncoderInput, callback: EncoderCallback, *, request: int | None = None
-    ) -> int:
-        """Hand in a text of a request and return its key; do not wait.
+    def submit_all(
+        self,
+        texts: Sequence[EncoderInput],
+        callbacks: Sequence[EncoderCallback],
+        *,
+        request: int | None = None,
+    ) -> list[int]:
+        """Hand in the texts of a request and return their keys; do not wait.
 
         Raises:
             EngineBroken: The engine has ended.

@@ -86,14 +86,14 @@ class EngineClient(Generic[Callback]):
             self._end(callback, error)
         self._on_broken(error)
 
-    def _submit(self, callback: Callback, message: Callable[[int], object]) -> int:
-        key = next(self._keys)
+    def _register(self, callbacks: Sequence[Callback]) -> list[int]:
+        """Return a key for each callback, which is called with what is submitted under the key."""
+        keys = list(itertools.islice(self._keys, len(callbacks)))
         with self._lock:
             if self._broken is not None:
                 raise self._broken
-            self._callbacks[key] = callback
-        self._channel.send(message(key))
-        return key
+            self._callbacks.update(zip(keys, callbacks, strict=True))
+        return keys
 
     def _receive(self) -> None:
         try:
@@ -161,7 +161,9 @@ class GenerationClient(EngineClient[SequenceCallback]):
         Raises:
             EngineBroken: The engine has ended.
         """
-        return self._submit(callback, lambda key: Generate(key, request, prompt, params))
+        (key,) = self._register([callback])
+        self._channel.send(Generate(key, request, prompt, params))
+        return key
 
     def _call(self, callback: SequenceCallback, item: Any) -> bool:
         if isinstance(item, int):
@@ -178,17 +180,23 @@ class GenerationClient(EngineClient[SequenceCallback]):
 class EncoderClient(EngineClient[EncoderCallback]):
     """A `TextEncoder`."""
 
-    def submit(
-        self, text: EncoderInput, callback: EncoderCallback, *, request: int | None = None
-    ) -> int:
-        """Hand in a text of a request and return its key; do not wait.
+    def submit_all(
+        self,
+        texts: Sequence[EncoderInput],
+        callbacks: Sequence[EncoderCallback],
+        *,
+        request: int | None = None,
+    ) -> list[int]:
+        """Hand in the texts of a request, in one message, and return their keys; do not wait.
 
         Raises:
             EngineBroken: The engine has ended.
         """
-        return self._submit(
-            callback, lambda key: Encode(key, request, text.ids, text.types, text.positions)
-        )
+        keys = self._register(callbacks)
+        keyed = zip(keys, texts, strict=True)
+        rows = [(key, text.ids, text.types, text.positions) for key, text in keyed]
+        self._channel.send(Encode(request, rows))
+        return keys
 
     def _call(self, callback: EncoderCallback, item: Any) -> bool:
         callback(item)

@@ -83,9 +83,9 @@ class EngineHost:
                     key=message.key,
                 )
             elif isinstance(message, Encode) and isinstance(self._engine, EncoderEngine):
-                text = EncoderInput(message.ids, message.types, message.positions)
-                encoded = self._encoded(message.key)
-                self._engine.submit(text, encoded, request=message.request, key=message.key)
+                for key, ids, types, positions in message.texts:
+                    text, encoded = EncoderInput(ids, types, positions), self._encoded(key)
+                    self._engine.submit(text, encoded, request=message.request, key=key)
         except EngineBroken:
             return
 

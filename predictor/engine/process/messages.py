@@ -37,13 +37,15 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """Encode a text; see `EncoderEngine.submit`."""
+    """Encode the texts of a request; see `EncoderEngine.submit`.
 
-    key: int
+    Attributes:
+        request: The request.
+        texts: For each text its key, token ids, token types and positions.
+    """
+
     request: int | None
-    ids: tuple[int, ...]
-    types: tuple[int, ...] | None
-    positions: tuple[int, ...]
+    texts: Sequence[tuple[int, tuple[int, ...], tuple[int, ...] | None, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
