@@ -78,13 +78,17 @@ class AdmissionController:
         Raises:
             Overloaded: There are too many; it carries the seconds after which to retry.
         """
-        if self.requests >= self.limits.requests and not self._is_draining:
-            raise self._overloaded(f"{self.requests} requests are running and waiting")
-        self._check_bytes(body_bytes, self.requests, self.body_bytes)
+        self.check(body_bytes)
         self._turns.work()
         self.requests += 1
         self.body_bytes += body_bytes
         return RequestPermit(self, body_bytes)
+
+    def check(self, body_bytes: int) -> None:
+        """Return if a request would be admitted at the first gate; raises the errors of `admit`."""
+        if self.requests >= self.limits.requests and not self._is_draining:
+            raise self._overloaded(f"{self.requests} requests are running and waiting")
+        self._check_bytes(body_bytes, self.requests, self.body_bytes)
 
     def drain(self) -> None:
         """Admit any number of requests from now on. The model refuses them, so none waits."""
@@ -115,10 +119,6 @@ class AdmissionController:
         self._count(1, sequences, tokens)
         return Permit(lambda: self._count(-1, -sequences, -tokens))
 
-    def answered(self) -> None:
-        """Count an answer, from which the turns of refused requests are estimated."""
-        self._turns.count()
-
     def _check_bytes(self, body_bytes: int, others: int, other_bytes: int) -> None:
         if others and other_bytes + body_bytes > self.limits.body_bytes:
             raise self._overloaded(
@@ -137,7 +137,8 @@ class AdmissionController:
             self._turns.rest()
 
     def _overloaded(self, reason: str) -> Overloaded:
-        return Overloaded(f"{reason}; try again later.", retry_after=self._turns.next())
+        in_flight = max(1, self.requests, self.running)
+        return Overloaded(f"{reason}; try again later.", retry_after=self._turns.next(in_flight))
 
 
 class Permit:
@@ -189,31 +190,36 @@ class RequestPermit(Permit):
     def _leave(self) -> None:
         self._admission.requests -= 1
         self._admission.body_bytes -= self._body_bytes
+        self._admission._turns.count()
         self._admission._rest()
 
 
 class _Turns:
     """Estimates when the turn of a refused request comes.
 
-    Requests are answered at some rate. The first that is refused gets the next place, the second
-    the one after that, and so on: so they come back as fast as places become free.
+    Requests leave at some rate, answered or not. The first that is refused gets the next place, the
+    second the one after that, and so on: so they come back as fast as places become free. But many
+    never come back. So nobody is told more than the time in which all that is in flight has left
+    twice.
     """
 
     _MEMORY = 30.0
-    """Seconds after which the weight of an answer has fallen to a third: some passes of a batch,
-    whose requests may all be answered at once."""
+    """Seconds after which the weight of a request that left has fallen to a third: some passes of a
+    batch, whose requests may all be answered at once."""
 
     _LONGEST = 60.0
     """Seconds that nobody is told to exceed, unless a single place takes longer. Clients, such as
     OpenAI's, do not follow a longer time."""
+
+    _ROUNDS = 2
 
     _JITTER = 0.2
 
     def __init__(self, clock: Clock, jitter: Callable[[], float]) -> None:
         self._clock = clock
         self._jitter = jitter
-        self._answers = self._seconds = 1.0  # one answer in a second, until there is a measurement
-        self._since: float | None = None  # when the last request was answered, or work began
+        self._left = self._seconds = 1.0  # one request in a second, until there is a measurement
+        self._since: float | None = None  # when the last request left, or work began
         self._promised = -math.inf
 
     def work(self) -> None:
@@ -224,7 +230,7 @@ class _Turns:
         now = self._clock()
         passed = now - (now if self._since is None else self._since)
         weight = math.exp(-passed / self._MEMORY)
-        self._answers = self._answers * weight + 1
+        self._left = self._left * weight + 1
         self._seconds = self._seconds * weight + passed
         self._since = now
 
@@ -233,13 +239,17 @@ class _Turns:
         self._since = None
         self._promised = -math.inf
 
-    def next(self) -> int:
-        """Return the whole seconds, at least 1, to the turn of a request that is refused now."""
+    def next(self, in_flight: int) -> int:
+        """Return the whole seconds, at least 1, to the turn of a request that is refused now.
+
+        Args:
+            in_flight: Requests that are in flight, at least 1.
+        """
         now = self._clock()
         passed = now - (now if self._since is None else self._since)
-        measured = self._seconds / self._answers
-        interval = max(measured, (self._seconds + passed) / (self._answers + 1))
-        longest = max(self._LONGEST, interval)
+        measured = self._seconds / self._left
+        interval = max(measured, (self._seconds + passed) / (self._left + 1))
+        longest = max(min(self._LONGEST, self._ROUNDS * in_flight * interval), interval)
         self._promised = min(max(self._promised, now) + interval, now + longest)
         seconds = (self._promised - now) * (1 - self._JITTER * self._jitter())
         return max(1, math.ceil(seconds))

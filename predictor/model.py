@@ -188,7 +188,6 @@ class PredictorModel(Model):
             raise _too_late(limit) from None
         finally:
             permit.release()
-        self.admission.answered()
         return answers
 
     async def stream(self, request: TaskRequest, timeout: float | None) -> Stream:
@@ -224,7 +223,7 @@ class PredictorModel(Model):
                         piece = await anext(pieces)
                     yield piece
         except StopAsyncIteration:
-            self.admission.answered()
+            return
         except TimeoutError:
             raise _too_late(limit) from None
         finally:

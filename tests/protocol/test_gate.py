@@ -165,11 +165,11 @@ def test_a_request_without_a_body_takes_no_bytes(served: Served) -> None:
             assert connection.recv(65536).startswith(b"HTTP/1.1 400")
 
 
-def test_refused_clients_are_told_different_times(full: Served, client: httpx.Client) -> None:
+def test_refused_clients_are_told_when_to_come_back(full: Served, client: httpx.Client) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: client.post(PREDICT, content=BODY), range(40)))
     assert {answer.status_code for answer in answers} == {429}
-    assert len({answer.headers["retry-after"] for answer in answers}) > 5
+    assert all(1 <= int(answer.headers["retry-after"]) <= 60 for answer in answers)
 
 
 def test_the_next_request_is_admitted_as_soon_as_the_answer_is_there(

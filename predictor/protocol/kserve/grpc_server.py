@@ -10,7 +10,8 @@ large model exceeds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,6 @@ import grpc
 from kserve import InferRequest
 
 import predictor
-from predictor.admission import RequestPermit
 from predictor.errors import ConfigurationError, Overloaded, RequestError
 from predictor.metrics import REQUESTS
 from predictor.protocol.http.deadline import counted, requested_timeout
@@ -159,18 +159,21 @@ class Inference:
 
     async def ModelInfer(self, stream: calls.Calls, context: Any) -> Any:  # noqa: N802
         """Answer a request for inference, if it is admitted."""
-        self._admit(0).release()  # of too many calls, no message is read
+        with self._counted():  # of too many calls, no message is read
+            self._admission.check(0)
         raw = await self._inference_reader.read(aiter(stream))
-        permit = self._admit(len(raw))
+        with self._counted():
+            permit = self._admission.admit(len(raw))
         try:
             message = await off_loop(len(raw), lambda: calls.parse(messages.ModelInferRequest, raw))
             return await self._infer(message, len(raw), context)
         finally:
             permit.release()
 
-    def _admit(self, size: int) -> RequestPermit:
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
         try:
-            return self._admission.admit(size)
+            yield
         except Overloaded:
             REQUESTS.labels(next(iter(self._models.get_models()), ""), "grpc", "rejected").inc()
             raise
