@@ -197,9 +197,12 @@ def _serve(flags: dict[str, Any]) -> int:
 
     engine = EngineProcess()  # first, since it imports torch meanwhile
     try:
+        from predictor.protocol.http.codec import CodecProcess
         from predictor.server import Server
 
-        Server(settings, engine).run()
+        codec = CodecProcess()  # a fork: before any thread, and after the imports that it shares
+        codec.start()
+        Server(settings, engine, codec).run()
     finally:
         engine.kill()
     return 0

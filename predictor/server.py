@@ -26,6 +26,7 @@ from predictor.metrics import STALLED
 from predictor.model import PredictorModel
 from predictor.protocol import sdk
 from predictor.protocol.app import install
+from predictor.protocol.http.codec import CodecProcess
 from predictor.protocol.http.connections import ConnectionLimits
 from predictor.protocol.http.guarded_protocol import guarded_protocol
 from predictor.protocol.http.off_loop import take_short_turns
@@ -53,7 +54,12 @@ _LAST_SECONDS = 1.0
 class Server(ModelServer):
     """Serves one model over REST and gRPC until a signal stops it."""
 
-    def __init__(self, settings: Settings, engine: EngineProcess | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: EngineProcess | None = None,
+        codec: CodecProcess | None = None,
+    ) -> None:
         super().__init__(
             http_port=settings.http_port,
             grpc_port=settings.grpc_port,
@@ -77,6 +83,7 @@ class Server(ModelServer):
             max_body_bytes=settings.max_body_size,
             load_unload=settings.enable_load_unload,
             torchserve=settings.torchserve_api,
+            codec=codec,
         )
 
     def run(self) -> None:

@@ -25,6 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from predictor.admission import AdmissionController
+from predictor.protocol.http.codec import Codec, CodecThreads
 from predictor.protocol.http.error_forms import error_response
 from predictor.protocol.http.gate import Gate
 from predictor.protocol.http.middleware import Border
@@ -51,6 +52,7 @@ def install(
     max_body_bytes: int,
     load_unload: bool = False,
     torchserve: bool = False,
+    codec: Codec | None = None,
 ) -> None:
     """Put routes, middleware and handlers on `app`. Must run before ``ModelServer.start``.
 
@@ -62,12 +64,13 @@ def install(
         load_unload: Whether the SDK's routes that load and unload models stay reachable. They have
             no authentication, so the default is no.
         torchserve: Whether TorchServe's routes are served.
+        codec: Decodes the bodies of requests; None for threads.
     """
-    status = StatusEndpoints(models)
+    status, codec = StatusEndpoints(models), codec or CodecThreads()
     app.router.routes.extend(_status_routes(status))
-    app.router.routes.extend(_inference_routes(InferenceEndpoints(models)))
-    app.router.routes.extend(_generate_routes(GenerateEndpoints(models)))
-    app.router.routes.extend(_openai_routes(OpenAIEndpoints(models)))
+    app.router.routes.extend(_inference_routes(InferenceEndpoints(models, codec)))
+    app.router.routes.extend(_generate_routes(GenerateEndpoints(models, codec)))
+    app.router.routes.extend(_openai_routes(OpenAIEndpoints(models, codec)))
     app.router.routes.extend(_embedding_routes(EmbeddingsRerankEndpoints(models)))
     if torchserve:
         app.router.routes.extend(_torchserve_routes(TorchServeEndpoints(models)))

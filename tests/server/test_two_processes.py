@@ -21,7 +21,7 @@ FLAGS = ("--max_model_len=64", "--prefill_chunk=16")
 def engine_of(server: Served) -> int:
     """The engine process, which is the only child."""
     pid = server.process.pid
-    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    child, *_ = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return int(child)
 
 

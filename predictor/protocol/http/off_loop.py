@@ -13,7 +13,7 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
-_SMALL = 16 * 1024
+SMALL = 16 * 1024
 """Bytes of JSON, about, that are decoded or encoded in less time than a thread's turn takes."""
 
 _SECONDS_OF_A_TURN = 0.0005
@@ -35,6 +35,6 @@ async def off_loop(size: int, function: Callable[[], _T]) -> _T:
         size: Bytes, about, that the function decodes or encodes.
         function: Called once.
     """
-    if size <= _SMALL:
+    if size <= SMALL:
         return function()
     return await asyncio.to_thread(function)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from predictor.errors import RequestError
+from predictor.protocol.http.codec import Codec, CodecThreads
 from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
 from predictor.protocol.http.json_body import (
     JSONAnswer,
@@ -22,7 +23,6 @@ from predictor.protocol.http.json_body import (
     parse_document,
     require_type,
 )
-from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.http.requests import read_body, resolve_model
 from predictor.protocol.http.sse import event_stream
 from predictor.protocol.served import Models, ServedModel, require_generating
@@ -49,16 +49,23 @@ _DEFAULT_TEMPERATURE, _DEFAULT_TOKENS = 1.0, 20
 
 @dataclass(frozen=True, slots=True)
 class GenerateEndpoints:
-    """The endpoints and the models that answer."""
+    """The endpoints and the models that answer.
+
+    Attributes:
+        models: The models that are served.
+        codec: Decodes the bodies of requests.
+    """
 
     models: Models
+    codec: Codec = field(default_factory=CodecThreads)
 
     async def generate(self, request: Request) -> Response:
         """``POST /v2/models/{model}/generate``: the whole reply."""
         model = resolve_model(self.models, request)
         with counted(model.name, "generate"):
             await require_generating(model)
-            typed = await _decode(await read_body(request))
+            body = await read_body(request)
+            typed = await self.codec.run(len(body), decode_body, body)
             call = model.answer(typed, requested_timeout(request.headers))
             (completion,) = of_type(await while_connected(request, call), Completion)
         return JSONAnswer(_about(completion.text, model) | _details(completion))
@@ -69,13 +76,15 @@ class GenerateEndpoints:
         with ExitStack() as count:
             count.enter_context(counted(model.name, "generate"))
             await require_generating(model)
-            typed = await _decode(await read_body(request))
+            body = await read_body(request)
+            typed = await self.codec.run(len(body), decode_body, body)
             stream = await model.stream(typed, requested_timeout(request.headers))
             return event_stream(count.pop_all(), stream, Events(model).encode)
 
 
-async def _decode(body: bytes) -> GenerationRequest:
-    return await off_loop(len(body), lambda: decode(parse_document(body)))
+def decode_body(body: bytes) -> GenerationRequest:
+    """Return the request of a body; raises the errors of `decode`."""
+    return decode(parse_document(body))
 
 
 def decode(document: Mapping[str, object]) -> GenerationRequest:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kserve import InferRequest
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from predictor.protocol.http.codec import Codec, CodecThreads
 from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
-from predictor.protocol.http.json_body import JSONAnswer, parse_document
+from predictor.protocol.http.json_body import JSONAnswer
 from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.http.requests import read_body, resolve_model
 from predictor.protocol.http.sse import event_stream
@@ -30,14 +31,21 @@ from predictor.protocol.kserve.rest_codec import (
 from predictor.protocol.sdk import timed
 from predictor.protocol.served import Models, ServedModel, require_generating, require_ready
 from predictor.tasks.answers import Answer, json_size
+from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.request import TaskRequest
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceEndpoints:
-    """The endpoints and the models that answer."""
+    """The endpoints and the models that answer.
+
+    Attributes:
+        models: The models that are served.
+        codec: Decodes the bodies of requests for generation.
+    """
 
     models: Models
+    codec: Codec = field(default_factory=CodecThreads)
 
     async def predict(self, request: Request) -> Response:
         """``POST /v1/models/{model}:predict``: the body is JSON, whatever its content type is."""
@@ -49,7 +57,7 @@ class InferenceEndpoints:
             body = await read_body(request)
             with timed("preprocess", model.name):
                 model.check_open()
-                typed = await _decode(body, model)
+                typed = await self._decode(body, model)
             with timed("predict", model.name):
                 call = model.answer(typed, requested_timeout(request.headers))
                 answers = await while_connected(request, call)
@@ -64,9 +72,14 @@ class InferenceEndpoints:
         with ExitStack() as count:
             count.enter_context(counted(model.name, "v1"))
             await require_generating(model)
-            typed = await _decode(await read_body(request), model)
+            typed = await self._decode(await read_body(request), model)
             stream = await model.stream(typed, requested_timeout(request.headers))
             return event_stream(count.pop_all(), stream, v1_answers.events)
+
+    async def _decode(self, body: bytes, model: ServedModel) -> TaskRequest:
+        # The specifications of other tasks hold a tokenizer, which is too much to send.
+        codec = self.codec if isinstance(model.spec, GenerationSpec) else CodecThreads()
+        return await codec.run(len(body), v1.decode_body, body, model.spec)
 
     async def infer(self, request: Request) -> Response:
         """``POST /v2/models/{model}/infer``: JSON, or JSON and binary data."""
@@ -93,10 +106,6 @@ class InferenceEndpoints:
         """``POST /v1/models/{model}:explain``: there is no explainer."""
         resolve_model(self.models, request)
         raise HTTPException(501, "This model does not explain; it predicts.")
-
-
-async def _decode(body: bytes, model: ServedModel) -> TaskRequest:
-    return await off_loop(len(body), lambda: v1.decode(parse_document(body), model.spec))
 
 
 def _decode_infer(

@@ -11,7 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from predictor.errors import RequestError
-from predictor.protocol.http.json_body import check_count, check_keys, kind, require_type
+from predictor.protocol.http.json_body import (
+    check_count,
+    check_keys,
+    kind,
+    parse_document,
+    require_type,
+)
 from predictor.protocol.kserve.v1_answers import prediction, text_or_prediction
 from predictor.tasks.answers import Answer
 from predictor.tasks.generation_spec import GenerationSpec
@@ -47,6 +53,11 @@ def decode(document: Mapping[str, object], spec: TaskSpec) -> TaskRequest:
             for number, instance in enumerate(instances)
         ),
     )
+
+
+def decode_body(body: bytes, spec: TaskSpec) -> TaskRequest:
+    """Return the request of a V1 body; raises the errors of `decode`."""
+    return decode(parse_document(body), spec)
 
 
 def decode_instance(instance: object, place: str, spec: TaskSpec) -> RawInstance:

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from predictor.errors import RequestError
+from predictor.protocol.http.codec import Codec, CodecThreads
 from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
 from predictor.protocol.http.error_forms import openai_error
-from predictor.protocol.http.json_body import JSONAnswer, parse_document
+from predictor.protocol.http.json_body import JSONAnswer
 from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.http.requests import read_body, resolve_model
 from predictor.protocol.http.sse import event_stream
-from predictor.protocol.openai.request import Call, decode_chat, decode_completion, model_name
+from predictor.protocol.openai.request import Call, decode_body, decode_chat, decode_completion
 from predictor.protocol.openai.response import (
     ChatFormat,
     Chunks,
@@ -40,10 +42,12 @@ class OpenAIEndpoints:
 
     Attributes:
         models: The models that are served.
+        codec: Decodes the bodies of requests.
         created: Unix time that the models' objects have.
     """
 
     models: Models
+    codec: Codec = field(default_factory=CodecThreads)
     created: int = field(default_factory=lambda: int(time.time()))
 
     async def list_models(self, _request: Request) -> JSONAnswer:
@@ -73,10 +77,11 @@ class OpenAIEndpoints:
             # The body names the model, and may be no JSON at all; there is one model here.
             count.enter_context(counted(next(iter(self.models.get_models()), ""), "openai"))
             body = await read_body(request)
-            document = await off_loop(len(body), lambda: parse_document(body))
-            model = find(self.models, model_name(document))
+            name, call = await self.codec.run(len(body), decode_body, body, decode)
+            model = find(self.models, name)
             await require_generating(model)
-            call = await off_loop(len(body), lambda: decode(document))
+            if isinstance(call, RequestError):
+                raise call
             timeout = requested_timeout(request.headers)
             envelope = Envelope.new(form, model.name)
             if call.stream:

@@ -7,11 +7,17 @@ value ``null`` is absent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from predictor.errors import RequestError
-from predictor.protocol.http.json_body import check_count, check_keys, optional, require_type
+from predictor.protocol.http.json_body import (
+    check_count,
+    check_keys,
+    optional,
+    parse_document,
+    require_type,
+)
 from predictor.protocol.openai.prompt import conversation, prompt_texts
 from predictor.tasks.parameters import ALL_NAMES, parse_parameters
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt, PromptText
@@ -110,6 +116,26 @@ def model_name(document: Mapping[str, object]) -> str:
     if document.get("model") is None:
         raise RequestError("The body has no 'model'.")
     return require_type(document["model"], str, "model")
+
+
+def decode_body(
+    body: bytes, decode: Callable[[Mapping[str, object]], Call]
+) -> tuple[str, Call | RequestError]:
+    """Return the name of the model in a body, and the request or what is wrong with it.
+
+    Args:
+        body: The body.
+        decode: `decode_completion` or `decode_chat`.
+
+    Raises:
+        RequestError: The body is no JSON object, or names no model.
+    """
+    document = parse_document(body)
+    name = model_name(document)
+    try:
+        return name, decode(document)
+    except RequestError as error:
+        return name, error
 
 
 def decode_completion(document: Mapping[str, object]) -> Call:
