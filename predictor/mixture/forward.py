@@ -114,7 +114,8 @@ class _Routing:
         starts: For each expert the place of its first row in `pairs`.
         pairs: Indices of (token, choice) pairs, sorted by expert.
         chosen: Experts that a token uses.
-        is_single: Whether there is one token, so that every expert takes the same row.
+        is_single: Whether every expert takes the one row of one token. A router that looks experts
+            up by token may choose one twice.
     """
 
     counts: list[int]
@@ -134,7 +135,7 @@ class _Routing:
         for count in counts:
             starts.append(at)
             at += count
-        return cls(counts, starts, pairs, chosen, tokens == 1)
+        return cls(counts, starts, pairs, chosen, tokens == 1 and max(counts) == 1)
 
     def rows_of(self, hidden_states: torch.Tensor, expert: int) -> torch.Tensor:
         """Return the rows of one expert, of shape (rows, hidden)."""
