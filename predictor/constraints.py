@@ -9,6 +9,7 @@ from predictor.checkpoint.task_detection import GENERATING
 from predictor.dtypes import name_of
 from predictor.engine.generation.batchability import unbatchable_reason
 from predictor.errors import ConfigurationError
+from predictor.placement.device_map import STRATEGIES
 from predictor.placement.plan import PlacementOptions
 from predictor.placement.units import Footprint
 from predictor.pod.resources import PodResources
@@ -127,6 +128,14 @@ def offload_of(settings: Settings, footprint: Footprint, resources: PodResources
     )
 
 
+def _needs_space(settings: Settings, footprint: Footprint) -> bool:
+    """Return whether the weights must be written again before they can be streamed."""
+    is_by_expert = settings.expert_slots == "auto" and any(x.experts for x in footprint.units)
+    if is_by_expert and settings.device_map in STRATEGIES:
+        return footprint.needs_conversion and not footprint.experts_in_place
+    return footprint.needs_conversion
+
+
 def _disk(
     settings: Settings, checkpoint: Checkpoint, footprint: Footprint, resources: PodResources
 ) -> int | None:
@@ -134,7 +143,7 @@ def _disk(
     volume = resources.volume
     if volume is not None and volume.stated:
         return volume.available
-    if not footprint.needs_conversion and settings.offload_store != "always":
+    if not _needs_space(settings, footprint) and settings.offload_store != "always":
         return None
     if volume is None or not volume.writable or settings.offload_folder is None:
         return 0

@@ -85,6 +85,7 @@ class Footprint:
             (pickles, and models whose stored tensors are not the served ones).
         probed: Whether KV and activations were measured on the meta device; else they come from
             formulas.
+        experts_in_place: Whether nothing has to be written again if experts are read one by one.
         activations_per_sequence: Additional bytes for a batch with the tokens of one more such
             sequence.
         by_block: Whether the model calls each block once, as a module, so that blocks can be
@@ -105,6 +106,7 @@ class Footprint:
     by_block: bool = False
     by_expert: bool = False
     whole_mixtures: int = 0
+    experts_in_place: bool = False
 
     @property
     def weights(self) -> int:
@@ -126,7 +128,12 @@ class Footprint:
         """
         if not self.by_block or not any(unit.experts for unit in self.units):
             return None
-        return replace(self, units=tuple(unit.dense_part() for unit in self.units), by_expert=True)
+        return replace(
+            self,
+            units=tuple(unit.dense_part() for unit in self.units),
+            needs_conversion=self.needs_conversion and not self.experts_in_place,
+            by_expert=True,
+        )
 
     @property
     def kv_per_token(self) -> int:

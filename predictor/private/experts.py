@@ -49,23 +49,29 @@ def select_experts_function(module: Any, name: str) -> None:
 def converts_weights(model: PreTrainedModel, but: Collection[str] = ()) -> bool:
     """Return whether transformers changes stored tensors while it loads this model.
 
-    It does for most mixtures of experts, whose experts it fuses.
+    It does for most mixtures of experts, whose experts it merges.
 
     Args:
         model: The model.
-        but: Names of parameters whose conversion does not count.
+        but: Names of parameters whose merge does not count.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter
 
     mapping: list[Any] = get_model_conversion_mapping(model) or []
-    targets = (
-        target.replace("\\", "")
-        for entry in mapping
-        if isinstance(entry, WeightConverter)
-        for target in entry.target_patterns
-    )
-    return any(not any(target in name for name in but) for target in targets)
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    return any(not (_merges(one) and _is_for(one, but)) for one in converters)
+
+
+def _is_for(converter: Any, names: Collection[str]) -> bool:
+    (target,) = converter.target_patterns
+    return any(target.replace("\\", "") in name for name in names)
+
+
+def _merges(converter: Any) -> bool:
+    """Return whether a converter makes one parameter of whole stored tensors."""
+    steps = [(type(step).__name__, getattr(step, "dim", None)) for step in converter.operations]
+    return len(converter.target_patterns) == 1 and steps in ([_MERGE], [_MERGE, _CONCATENATE])
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +139,5 @@ def _parts(
     converter = converters.get(str(patterns[0]))
     if converter is None or set(patterns) != set(converter.source_patterns):
         return
-    steps = [(type(step).__name__, getattr(step, "dim", None)) for step in converter.operations]
-    one_target = len(converter.target_patterns) == 1
-    if one_target and steps in ([_MERGE], [_MERGE, _CONCATENATE]):
+    if _merges(converter):
         yield tuple(tuple(sources[pattern]) for pattern in converter.source_patterns), True

@@ -103,9 +103,18 @@ def measure_footprint(
         activations_per_sequence=probed.activations_per_token * max_model_len,
         needs_cast=stored_dtype not in (None, dtype),
         needs_conversion=stored_kind == "pickle" or converts_weights(model),
+        experts_in_place=not converts_weights(model, but=_names_of_experts(model, blocks)),
         probed=probed.measured,
         by_block=by_block,
         whole_mixtures=len(find_mixtures(model, blocks)) - sum(bool(x.experts) for x in units),
+    )
+
+
+def _names_of_experts(model: PreTrainedModel, blocks: Sequence[str]) -> frozenset[str]:
+    return frozenset(
+        f"{experts.name}.{key}"
+        for experts in find_experts(model, blocks).values()
+        for key in experts.parameters
     )
 
 
