@@ -11,7 +11,7 @@ import ctypes
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,8 +22,7 @@ from predictor.heartbeat import Activity, ReadActivities
 from predictor.metrics import WeightMetrics
 from predictor.placement.buffers import EXPERT_BOUNCE_BUFFER, EXPERT_READERS
 from predictor.weights.direct_io import AlignedBuffer, BlockReader, too_short
-from predictor.weights.experts.extents import ExpertExtent, FileRange
-from predictor.weights.extents import PAGE, FileSegment, pages
+from predictor.weights.experts.extents import Chunk, ExpertExtent, FileRange, chunks_of
 
 _SLOWEST = 10 * 1024**2
 """Bytes per second of the slowest volume that is taken for a working one, before the first read."""
@@ -60,9 +59,7 @@ class ExpertRead:
 
 class _Piece(NamedTuple):
     read: ExpertRead
-    part: FileRange
-    offset: int
-    length: int
+    chunk: Chunk
     into: torch.Tensor
 
 
@@ -89,7 +86,8 @@ class ExpertReader:
             piece_bytes: Bytes of a bounce buffer, a multiple of a page.
         """
         self._metrics = metrics
-        self._piece_bytes = piece_bytes - PAGE  # a piece may begin within a page
+        self._piece_bytes = piece_bytes
+        self._chunks: dict[str, list[Chunk]] = {}
         self._urgent: deque[_Piece] = deque()
         self._ahead: deque[_Piece] = deque()
         lock = threading.Lock()
@@ -118,7 +116,10 @@ class ExpertReader:
             ahead: Whether no forward pass waits for it yet.
         """
         read = ExpertRead(extent, slot)
-        pieces = list(_pieces(read, into, self._piece_bytes))
+        chunks = self._chunks.get(extent.name)
+        if chunks is None:
+            chunks = self._chunks[extent.name] = chunks_of(extent, self._piece_bytes)
+        pieces = [_Piece(read, chunk, into) for chunk in chunks]
         read.left = len(pieces)
         with self._changed:
             (self._ahead if ahead else self._urgent).extend(pieces)
@@ -202,7 +203,7 @@ class ExpertReader:
             read.left -= 1
             read.error = read.error or error
             self._busy -= 1
-            self._bytes += 0 if error else piece.length
+            self._bytes += 0 if error else piece.chunk.segment.length
             if not self._busy:
                 seconds = time.perf_counter() - self._busy_since
                 self._metrics.count_read(read.extent.source, self._bytes, seconds)
@@ -223,25 +224,17 @@ def read_expert(reader: BlockReader, extent: ExpertExtent, into: torch.Tensor) -
         OSError: The expert cannot be read.
     """
     buffer = AlignedBuffer(EXPERT_BOUNCE_BUFFER)
-    for piece in _pieces(ExpertRead(extent, 0), into, EXPERT_BOUNCE_BUFFER - PAGE):
-        _read(reader, piece, buffer)
-
-
-def _pieces(read: ExpertRead, into: torch.Tensor, most: int) -> Iterator[_Piece]:
-    for part in read.extent.ranges:
-        for offset in range(0, part.length, most):
-            length = min(most, part.length - offset)
-            at = part.at + offset // part.stored.itemsize * part.served.itemsize
-            end = at + length // part.stored.itemsize * part.served.itemsize
-            yield _Piece(read, part, offset, length, into[at:end])
+    for chunk in chunks_of(extent, EXPERT_BOUNCE_BUFFER):
+        _read(reader, chunk, into, buffer)
 
 
 def _try(
     reader: BlockReader, piece: _Piece, buffer: AlignedBuffer, activity: Activity
 ) -> OSError | None:
-    activity.begin(piece.length, f"{piece.read.extent.name} from {piece.part.file}")
+    segment = piece.chunk.segment
+    activity.begin(segment.length, f"{piece.read.extent.name} from {segment.file}")
     try:
-        _read(reader, piece, buffer)
+        _read(reader, piece.chunk, piece.into, buffer)
         activity.end()
     except OSError as error:
         return error
@@ -250,22 +243,26 @@ def _try(
     return None
 
 
-def _read(reader: BlockReader, piece: _Piece, buffer: AlignedBuffer) -> None:
-    part, begin = piece.part, piece.part.begin + piece.offset
-    _, _, size, _ = part.file_identity
-    if begin + piece.length > size:
-        raise too_short(part.file)
-    start = begin // PAGE * PAGE
-    skip = begin - start
-    length = pages(skip + piece.length)
-    reader.read_segment(FileSegment(part.file, start, length, 0, part.file_identity), buffer)
-    source = buffer.tensor[skip : skip + piece.length]
-    if part.stored == part.served:
-        ctypes.memmove(piece.into.data_ptr(), source.data_ptr(), piece.length)
-    else:
-        into, source = piece.into.view(part.served), source.view(part.stored)
-        for begin in range(0, len(source), _SERIAL):
-            into[begin : begin + _SERIAL].copy_(source[begin : begin + _SERIAL])
+def _read(reader: BlockReader, chunk: Chunk, into: torch.Tensor, buffer: AlignedBuffer) -> None:
+    _, last = chunk.parts[-1]
+    _, _, size, _ = last.file_identity
+    if last.begin + last.length > size:
+        raise too_short(last.file)
+    reader.read_segment(chunk.segment, buffer)
+    source, target = buffer.tensor.data_ptr(), into.data_ptr()
+    for skip, part in chunk.parts:
+        if part.stored == part.served:
+            ctypes.memmove(target + part.at, source + skip, part.length)
+        else:
+            _cast(buffer.tensor[skip : skip + part.length], into, part)
+
+
+def _cast(source: torch.Tensor, into: torch.Tensor, part: FileRange) -> None:
+    stored = source.view(part.stored)
+    end = part.at + len(stored) * part.served.itemsize
+    served = into[part.at : end].view(part.served)
+    for begin in range(0, len(stored), _SERIAL):
+        served[begin : begin + _SERIAL].copy_(stored[begin : begin + _SERIAL])
 
 
 def _unreadable(extent: ExpertExtent, error: OSError) -> WeightsUnreadable:
