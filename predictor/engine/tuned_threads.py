@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from predictor.engine.shape_buckets import bucket_rows
 from predictor.engine.thread_tuner import ThreadTuner
+from predictor.shape_buckets import bucket_rows
 
 logger = logging.getLogger(__name__)
 

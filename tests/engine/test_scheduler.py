@@ -11,7 +11,7 @@ from predictor.engine.fair_queue import MAX_OVERTAKES
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
 from predictor.engine.generation.kv_accounting import KVLedger
 from predictor.engine.generation.scheduler import LOOKAHEAD, MAX_SET_ASIDE, Scheduler, Step
-from predictor.engine.shape_buckets import bucket_context, bucket_new_tokens
+from predictor.shape_buckets import bucket_context, bucket_new_tokens
 
 
 def scheduler(

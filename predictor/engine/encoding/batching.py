@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from predictor.engine.fair_queue import Entry, FairQueue
-from predictor.engine.shape_buckets import bucket_new_tokens, bucket_rows
+from predictor.shape_buckets import bucket_new_tokens, bucket_rows
 
 _ByLength = tuple[int, tuple[int, int], Entry]
 """A text in order of tokens, then of its place among those of all requests."""

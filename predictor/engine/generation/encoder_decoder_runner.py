@@ -21,8 +21,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.lockstep_batch import LockstepBatch
-from predictor.engine.shape_buckets import bucket_new_tokens
 from predictor.profiling.encoder_decoder_probe import MOST_PADDING
+from predictor.shape_buckets import bucket_new_tokens
 
 _NO_SOURCE = (0,)
 """The source of a forward pass that has none, which only tests and times the model."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from predictor.engine.shape_buckets import bucket_context, bucket_new_tokens
+from predictor.shape_buckets import bucket_context, bucket_new_tokens
 
 
 @dataclass(frozen=True, slots=True)

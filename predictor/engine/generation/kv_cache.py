@@ -25,7 +25,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin  # public: `transformers` exports it, untyped
 
 from predictor.engine.generation.kv_accounting import PADDING_PAGES, usable_tokens
-from predictor.engine.shape_buckets import bucket_context, bucket_new_tokens
+from predictor.shape_buckets import bucket_context, bucket_new_tokens
 
 
 @dataclass(frozen=True, slots=True)

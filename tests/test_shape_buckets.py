@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from predictor.engine.shape_buckets import bucket_context, bucket_new_tokens
+from predictor.shape_buckets import bucket_context, bucket_new_tokens
 
 
 def test_rounding_never_loses_a_column_and_pads_few() -> None:
