@@ -75,6 +75,15 @@ def find_experts(model: nn.Module, blocks: Iterable[str]) -> dict[str, ExpertsMo
     return {block: experts[0] for block, experts in modules.items() if len(experts) == 1}
 
 
+def names_of_experts(model: nn.Module, blocks: Iterable[str]) -> frozenset[str]:
+    """Return the names of the model's parameters that hold experts which can be read one by one."""
+    return frozenset(
+        f"{experts.name}.{key}"
+        for experts in find_experts(model, blocks).values()
+        for key in experts.parameters
+    )
+
+
 def find_mixtures(model: nn.Module, blocks: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the blocks that have experts, whether or not `find_experts` finds them.
 

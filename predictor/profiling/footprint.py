@@ -21,7 +21,7 @@ from predictor.checkpoint.task_detection import factory_of, title_of
 from predictor.dtypes import name_of
 from predictor.errors import ConfigurationError, reason_of
 from predictor.mixture.forward import compute_here
-from predictor.mixture.modules import find_experts, find_mixtures
+from predictor.mixture.modules import find_experts, find_mixtures, names_of_experts
 from predictor.placement.units import Experts, Footprint, PlacementUnit
 from predictor.private.experts import converts_weights
 from predictor.private.torch import own_buffers, own_parameters
@@ -103,18 +103,10 @@ def measure_footprint(
         activations_per_sequence=probed.activations_per_token * max_model_len,
         needs_cast=stored_dtype not in (None, dtype),
         needs_conversion=stored_kind == "pickle" or converts_weights(model),
-        experts_in_place=not converts_weights(model, but=_names_of_experts(model, blocks)),
+        experts_in_place=not converts_weights(model, but=names_of_experts(model, blocks)),
         probed=probed.measured,
         by_block=by_block,
         whole_mixtures=len(find_mixtures(model, blocks)) - sum(bool(x.experts) for x in units),
-    )
-
-
-def _names_of_experts(model: PreTrainedModel, blocks: Sequence[str]) -> frozenset[str]:
-    return frozenset(
-        f"{experts.name}.{key}"
-        for experts in find_experts(model, blocks).values()
-        for key in experts.parameters
     )
 
 
