@@ -19,7 +19,7 @@ FLAGS = ("--max_model_len=64", "--prefill_chunk=16")
 
 
 def engine_of(server: Served) -> int:
-    """The engine process, which is the only child."""
+    """The engine process, which is the first child."""
     pid = server.process.pid
     child, *_ = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return int(child)
