@@ -9,7 +9,6 @@ from predictor.checkpoint.task_detection import GENERATING
 from predictor.dtypes import name_of
 from predictor.engine.generation.batchability import unbatchable_reason
 from predictor.errors import ConfigurationError
-from predictor.placement.device_map import STRATEGIES
 from predictor.placement.plan import PlacementOptions
 from predictor.placement.units import Footprint
 from predictor.pod.resources import PodResources
@@ -111,6 +110,7 @@ def placement_options(
         headroom=settings.memory_headroom,
         reserve=settings.planned_reserve(),
         disk=_disk(settings, checkpoint, footprint, resources),
+        in_place=settings.offload_store != "always" and not _is_stated(resources),
         expert_slots=settings.expert_slots == "auto",
     )
 
@@ -128,12 +128,8 @@ def offload_of(settings: Settings, footprint: Footprint, resources: PodResources
     )
 
 
-def _needs_space(settings: Settings, footprint: Footprint) -> bool:
-    """Return whether the weights must be written again before they can be streamed."""
-    is_by_expert = settings.expert_slots == "auto" and any(x.experts for x in footprint.units)
-    if is_by_expert and settings.device_map in STRATEGIES:
-        return footprint.needs_conversion and not footprint.experts_in_place
-    return footprint.needs_conversion
+def _is_stated(resources: PodResources) -> bool:
+    return resources.volume is not None and resources.volume.stated
 
 
 def _disk(
@@ -143,7 +139,7 @@ def _disk(
     volume = resources.volume
     if volume is not None and volume.stated:
         return volume.available
-    if not _needs_space(settings, footprint) and settings.offload_store != "always":
+    if not footprint.needs_conversion and settings.offload_store != "always":
         return None
     if volume is None or not volume.writable or settings.offload_folder is None:
         return 0

@@ -144,7 +144,7 @@ def _spill(
     demand: Demand, budgets: Budgets, units: Sequence[PlacementUnit], *, executes: bool
 ) -> Assignment:
     """Place as many of these units as fit in main memory, the first ones, and the rest on disk."""
-    fixed = demand.activations if executes else 0
+    fixed = demand.activations + demand.kernels if executes else 0
     fixed += sum(unit.buffers + demand.kv_bytes(unit) for unit in units) if executes else 0
     weights = sum(unit.weights for unit in units)
     for count in range(len(units), -1, -1):

@@ -153,4 +153,4 @@ def _fill_further_gpus(demand: Demand, budgets: Budgets) -> Assignment:
 
 
 def _without_further_gpus(budgets: Budgets) -> Budgets:
-    return Budgets(dict(itertools.islice(budgets.gpus.items(), 1)), budgets.cpu, budgets.disk)
+    return replace(budgets, gpus=dict(itertools.islice(budgets.gpus.items(), 1)))

@@ -14,6 +14,7 @@ from predictor.placement.buffers import (
     BOUNCE_BUFFER,
     BOUNCE_BUFFERS,
     EXPERT_BOUNCE_BUFFER,
+    EXPERT_KERNELS,
     EXPERT_READERS,
     STREAM_BUFFERS,
     STREAM_PIECE,
@@ -60,6 +61,13 @@ class Demand:
         """Bytes of one forward pass at full load, without weights and KV."""
         more = (self.concurrency - 1) * self.footprint.activations_per_sequence
         return self.footprint.activations + more
+
+    @property
+    def kernels(self) -> int:
+        """Bytes of the kernels that are compiled for experts if the processor executes them."""
+        is_half = self.footprint.dtype in ("bfloat16", "float16")
+        has_experts = any(unit.experts for unit in self.footprint.units)
+        return EXPERT_KERNELS if is_half and has_experts else 0
 
     def by_leaf(self) -> Demand:
         """Return the same demand, with offloaded blocks streamed one leaf module at a time.

@@ -22,6 +22,7 @@ class PlacementOptions:
         reserve: Further bytes of main memory that are never planned.
         disk: Bytes that the disk tier may take; None if blocks are read in place from the
             checkpoint and take no new space.
+        in_place: Whether parts that need no conversion take no new space, whatever `disk` is.
         expert_slots: Whether the experts of a mixture that does not fit may be read one by one
             into slots; else its blocks are streamed whole.
     """
@@ -33,6 +34,7 @@ class PlacementOptions:
     headroom: float = 0.05
     reserve: int = 0
     disk: int | None = None
+    in_place: bool = False
     expert_slots: bool = False
 
 

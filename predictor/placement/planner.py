@@ -44,7 +44,10 @@ def plan(footprint: Footprint, resources: PodResources, options: PlacementOption
         decision = _with_most_sequences(decision, budgets, options.max_batch_size)
     experts = share_slots(decision.demand, decision.assignment, budgets)
     tiers = fill_tiers(decision.demand, decision.assignment, budgets, experts)
-    filled = {name: replace(tier, owned=owned[name]) for name, tier in tiers.items()}
+    filled = {
+        name: replace(tier, owned=None if tier.budget is None else owned[name])
+        for name, tier in tiers.items()
+    }
     return _placement(decision, filled, experts, notes)
 
 
@@ -95,7 +98,8 @@ def _budgets(
         bounds = [bound for bound in (usable, cap) if bound is not None]
         budgets[name] = min(bounds) if bounds else None
     gpus = {name: size or 0 for name, size in budgets.items() if name not in ("cpu", "disk")}
-    return Budgets(gpus, budgets["cpu"] or 0, budgets["disk"]), tuple(notes)
+    cpu, disk = budgets["cpu"] or 0, budgets["disk"]
+    return Budgets(gpus, cpu, disk, options.in_place), tuple(notes)
 
 
 def _check_devices(max_memory: Mapping[str, int], owned: Mapping[str, int | None]) -> None:

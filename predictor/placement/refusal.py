@@ -208,4 +208,5 @@ def _bound(budgets: Budgets, device: str) -> int | None:
 def _more(budgets: Budgets, devices: tuple[str, ...], extra: int) -> Budgets:
     bounds = {device: (_bound(budgets, device) or 0) + extra for device in devices}
     gpus = {name: bounds.get(name, size) for name, size in budgets.gpus.items()}
-    return Budgets(gpus, bounds.get("cpu", budgets.cpu), bounds.get("disk", budgets.disk))
+    cpu, disk = bounds.get("cpu", budgets.cpu), bounds.get("disk", budgets.disk)
+    return replace(budgets, gpus=gpus, cpu=cpu, disk=disk)

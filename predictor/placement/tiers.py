@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from predictor.placement.demand import Demand
 from predictor.placement.plan import ExpertSlots, Tier
+from predictor.placement.units import Footprint
 
 Assignment = tuple[str, ...]
 """A device name for each unit, in the order of `Footprint.units`."""
@@ -20,15 +21,24 @@ class Budgets:
         gpus: By name, in order; empty without any.
         cpu: Main memory.
         disk: The disk tier; None if it is not bounded.
+        in_place: Whether the disk tier is not bounded either for a footprint that needs no
+            conversion, since its parts are read from the checkpoint in place.
     """
 
     gpus: Mapping[str, int]
     cpu: int
     disk: int | None
+    in_place: bool = False
 
-    def by_device(self) -> dict[str, int | None]:
-        """Return the budgets by device name: GPUs in order, then ``"cpu"`` and ``"disk"``."""
-        return {**self.gpus, "cpu": self.cpu, "disk": self.disk}
+    def by_device(self, footprint: Footprint | None = None) -> dict[str, int | None]:
+        """Return the budgets by device name: GPUs in order, then ``"cpu"`` and ``"disk"``.
+
+        Args:
+            footprint: The footprint to be placed; None if it may need a conversion.
+        """
+        converts = footprint is None or footprint.needs_conversion
+        disk = self.disk if converts or not self.in_place else None
+        return {**self.gpus, "cpu": self.cpu, "disk": disk}
 
 
 def main_device(assignment: Assignment) -> str:
@@ -54,7 +64,7 @@ def fill_tiers(
         budgets: Bytes of each tier.
         experts: The slots of the experts that stay in memory.
     """
-    bounds = budgets.by_device()
+    bounds = budgets.by_device(demand.footprint)
     main = main_device(assignment)
     sums = {name: _Sum() for name in bounds}
     for unit, device in zip(demand.footprint.units, assignment, strict=True):
@@ -77,12 +87,16 @@ def fill_tiers(
             weights=total.weights,
             kv=total.kv,
             staging=total.staging,
-            activations=demand.activations if total.executes else 0,
+            activations=_activations(demand, name) if total.executes else 0,
             units=total.units,
             experts=total.experts,
         )
         for name, total in sums.items()
     }
+
+
+def _activations(demand: Demand, device: str) -> int:
+    return demand.activations + (demand.kernels if device == "cpu" else 0)
 
 
 @dataclass(slots=True)
