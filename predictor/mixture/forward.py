@@ -39,11 +39,14 @@ ExpertWeights = Mapping[str, torch.Tensor]
 class ExpertSource(Protocol):
     """The weights of one layer's experts, for one forward pass at a time."""
 
-    def fetch(self, counts: Sequence[int]) -> Iterator[tuple[int, ExpertWeights]]:
+    def fetch(
+        self, counts: Sequence[int], hidden_states: torch.Tensor
+    ) -> Iterator[tuple[int, ExpertWeights]]:
         """Yield each expert that has rows, and its weights, which last until the next one.
 
         Args:
             counts: For each expert the number of rows that the router gives to it.
+            hidden_states: The router's input, of shape (tokens, hidden).
 
         Raises:
             WeightsUnreadable: An expert's weights cannot be read.
@@ -83,7 +86,7 @@ def compute_experts(
         return _compute_on_meta(module, hidden_states, top_k_weights)
     routing = _Routing.of(top_k_index, _count(module))
     outputs: torch.Tensor | None = None
-    with closing(_fetch(module, routing.counts)) as experts:
+    with closing(_fetch(module, routing.counts, hidden_states)) as experts:
         for expert, weights in experts:
             output = _compute_expert(module, weights, routing.rows_of(hidden_states, expert))
             if outputs is None:
@@ -168,9 +171,11 @@ def _bucket(hidden_states: torch.Tensor, rows: int) -> int:
     return bucket_rows(rows) if compiles else rows
 
 
-def _fetch(module: Any, counts: Sequence[int]) -> Any:
+def _fetch(module: Any, counts: Sequence[int], hidden_states: torch.Tensor) -> Any:
     source: ExpertSource | None = getattr(module, _SOURCE, None)
-    return _resident(module, counts) if source is None else source.fetch(counts)
+    if source is None:
+        return _resident(module, counts)
+    return source.fetch(counts, hidden_states)
 
 
 def _resident(module: Any, counts: Sequence[int]) -> Iterator[tuple[int, ExpertWeights]]:

@@ -19,6 +19,7 @@ from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.checkpoint.safetensors_header import read_header
 from predictor.metrics import WeightMetrics
 from predictor.mixture.forward import attach_source
+from predictor.mixture.router import router_of
 from predictor.placement.plan import Placement
 from predictor.private.experts import StoredParameter, stored_parameters
 from predictor.weights.experts.cache import ExpertCache, LayerExperts
@@ -148,6 +149,7 @@ class OffloadedExperts:
                 tuple(extents[expert_name(slots.module, e)] for e in range(slots.count)),
                 quota=slots.device_slots if executes else slots.host_slots,
                 device_quota=0 if executes else slots.device_slots,
+                guess=router_of(model, slots.module, slots.count, slots.routed),
             )
             for slots in self._placement.experts
         ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -22,9 +22,10 @@ import torch
 
 from predictor.metrics import WeightMetrics
 from predictor.mixture.forward import ExpertWeights
+from predictor.mixture.router import Guess
 from predictor.weights.direct_io import AlignedBuffer
 from predictor.weights.experts.extents import ExpertExtent, SlotLayout
-from predictor.weights.experts.read_ahead import ReadAhead
+from predictor.weights.experts.read_ahead import ReadAhead, Way
 from predictor.weights.experts.reader import ExpertRead, ExpertReader
 from predictor.weights.experts.slot_policy import SlotPolicy
 from predictor.weights.extents import view_of
@@ -40,6 +41,7 @@ class LayerExperts:
         extents: The experts, by their number.
         quota: Experts that stay in main memory.
         device_quota: Experts that stay on an accelerator; 0 if the processor computes.
+        guess: Guesses the experts of a forward pass; None if there is no guess.
     """
 
     name: str
@@ -47,6 +49,7 @@ class LayerExperts:
     extents: tuple[ExpertExtent, ...]
     quota: int
     device_quota: int = 0
+    guess: Guess | None = None
 
 
 class ExpertCache:
@@ -74,8 +77,10 @@ class ExpertCache:
             metrics: Counts hits, misses and waits.
         """
         self.reader = reader
-        self.read_ahead = ReadAhead(clock=time.perf_counter)
+        ways = Way if any(layer.guess for layer in layers) else (Way.NONE, Way.ALL)
+        self.read_ahead = ReadAhead(tuple(ways), clock=time.perf_counter)
         self._metrics = metrics
+        self._next: Sequence[int] = ()
         size = max(layer.layout.size for layer in layers)
         count = staging + sum(layer.quota for layer in layers)
         self._memory = AlignedBuffer(count * size)
@@ -101,10 +106,13 @@ class ExpertCache:
         """Main memory that experts take: the slots, and the bounce buffers of the reader."""
         return (self._memory, *self.reader.buffers)
 
-    def begin_layer(self, index: int, rows: int) -> None:
+    def begin_layer(self, index: int, rows: int, hidden_states: torch.Tensor | None) -> None:
         """Note that a forward pass comes to a layer with so many rows."""
         if index == 0:
             self.read_ahead.begin_pass(rows)
+        self._next = ()
+        if index + 1 < len(self.layers):
+            self._next = self.layers[index + 1].absent(self.read_ahead.way, hidden_states)
 
     def end_layer(self, index: int, hits: int, misses: int) -> None:
         """Note that a forward pass has computed a layer's experts."""
@@ -125,9 +133,9 @@ class ExpertCache:
             self._metrics.count_stall(time.perf_counter() - began)
 
     def read_next(self, index: int) -> None:
-        """Read experts of the layer after this one ahead, if that pays, into all free slots."""
-        if self.read_ahead.is_on and index + 1 < len(self.layers):
-            self.layers[index + 1].read_ahead()
+        """Read experts of the layer after this one ahead, if that pays, into free slots."""
+        if self._next:
+            self.layers[index + 1].read_ahead(self._next)
 
     def reclaim(self, index: int) -> None:
         """Free the slots of experts that were read ahead for other layers than this one."""
@@ -167,28 +175,36 @@ class CachedLayer:
         self.index, self.name = index, experts.name
         self.policy = SlotPolicy(len(experts.extents), experts.quota)
         self._cache, self._reader = cache, cache.reader
-        self._extents, self._views = experts.extents, views
+        self._extents, self._views, self._guess = experts.extents, views, experts.guess
         self._slots: dict[int, int] = {}
         self._ahead: dict[int, ExpertRead] = {}
 
-    def fetch(self, counts: Sequence[int]) -> Iterator[tuple[int, ExpertWeights]]:
+    def fetch(
+        self, counts: Sequence[int], hidden_states: torch.Tensor | None = None
+    ) -> Iterator[tuple[int, ExpertWeights]]:
         """Yield each expert that has rows, those in memory first; see `ExpertSource`.
 
         Raises:
             WeightsUnreadable: An expert cannot be read.
         """
-        with closing(self.fetch_slots(counts)) as experts:
+        with closing(self.fetch_slots(counts, hidden_states)) as experts:
             for expert, slot in experts:
                 yield expert, self._views[slot]
 
-    def fetch_slots(self, counts: Sequence[int]) -> Generator[tuple[int, int]]:
+    def fetch_slots(
+        self, counts: Sequence[int], hidden_states: torch.Tensor | None = None
+    ) -> Generator[tuple[int, int]]:
         """Yield each expert that has rows, and its slot, which it keeps until the next one.
+
+        Args:
+            counts: For each expert its number of rows.
+            hidden_states: The router's input, to guess by; None to guess nothing.
 
         Raises:
             WeightsUnreadable: An expert cannot be read.
         """
         cache = self._cache
-        cache.begin_layer(self.index, sum(counts))
+        cache.begin_layer(self.index, sum(counts), hidden_states)
         touched = [expert for expert, count in enumerate(counts) if count]
         self.drop_ahead(touched)
         step = self.policy.step(touched)
@@ -221,14 +237,21 @@ class CachedLayer:
         finally:
             self._clean_up(requests, leaving, staying)
 
-    def read_ahead(self) -> None:
-        """Begin to read experts that are not in memory into all free slots, in order."""
-        free = self._cache.free
-        for expert, extent in enumerate(self._extents):
-            if not free:
+    def absent(self, way: Way, hidden_states: torch.Tensor | None) -> Sequence[int]:
+        """Return the experts to read ahead, given the hidden states of the layer before."""
+        if way is Way.ALL:
+            return range(len(self._extents))
+        if way is Way.GUESSED and self._guess is not None and hidden_states is not None:
+            return self._guess(hidden_states)
+        return ()
+
+    def read_ahead(self, experts: Iterable[int]) -> None:
+        """Begin to read those of these experts that are not in memory into free slots."""
+        for expert in experts:
+            if not self._cache.free:
                 return
             if expert not in self._slots and expert not in self._ahead:
-                self._ahead[expert] = self._read(extent, ahead=True)
+                self._ahead[expert] = self._read(self._extents[expert], ahead=True)
 
     def drop_ahead(self, needed: Sequence[int]) -> None:
         """Free the slots of experts that were read ahead, but for those that are needed."""

@@ -106,7 +106,9 @@ class _DeviceLayer:
         self._views = [views_of(slot, experts.layout) for slot in cache.slots]
         self._slots: dict[int, int] = {}
 
-    def fetch(self, counts: Sequence[int]) -> Iterator[tuple[int, ExpertWeights]]:
+    def fetch(
+        self, counts: Sequence[int], hidden_states: torch.Tensor | None = None
+    ) -> Iterator[tuple[int, ExpertWeights]]:
         """Yield each expert that has rows, those on the accelerator first; see `ExpertSource`.
 
         Raises:
@@ -121,20 +123,22 @@ class _DeviceLayer:
                 yield expert, self._views[self._slots[expert]]
             self._free(leaving & self._slots.keys())
             self._cache.metrics.count_experts(self._cache.tier, len(step.hits), 0)
-            yield from self._arrivals(step, counts)
+            yield from self._arrivals(step, counts, hidden_states)
         finally:
             self._free(leaving & self._slots.keys())
             for expert in set(step.admitted) - self._slots.keys():
                 self.policy.forget(expert)
 
-    def _arrivals(self, step: Step, counts: Sequence[int]) -> Iterator[tuple[int, ExpertWeights]]:
+    def _arrivals(
+        self, step: Step, counts: Sequence[int], hidden_states: torch.Tensor | None
+    ) -> Iterator[tuple[int, ExpertWeights]]:
         """Yield the other experts as they arrive, each while the next one is copied."""
         staying, missing = set(step.admitted), [0] * len(counts)
         for expert in step.misses:
             missing[expert] = counts[expert]
         pending: deque[_Copy] = deque()
         try:
-            with closing(self._source.fetch_slots(missing)) as experts:
+            with closing(self._source.fetch_slots(missing, hidden_states)) as experts:
                 for expert, host_slot in experts:
                     pending.append(self._copy(expert, host_slot))
                     if len(pending) > 1:

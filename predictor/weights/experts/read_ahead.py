@@ -1,22 +1,33 @@
-"""Whether a forward pass reads the next layer's experts ahead: what took less time here before.
+"""What a forward pass reads ahead of a layer: what took the least time here before.
 
-A pass with many rows uses most experts of a layer, so that hardly any is read ahead in vain, and
+A pass with many rows uses most experts of a layer, so that hardly any of them is read in vain, and
 the disk is at work while attention computes. A pass with few rows uses few, and reading others
-delays those that it needs. Where one begins to pay depends on the router, the disk and the
-processor. So both ways are timed, whole passes at a time, for each magnitude of rows, and the
-slower one is tried again from time to time.
+delays those that it needs; the next layer's router may tell which they will be. Where one way
+begins to pay depends on the router, the disk and the processor. So all ways are timed, whole passes
+at a time, for each magnitude of rows, and the slower ones are tried again from time to time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
+
+
+class Way(Enum):
+    """The experts of the next layer that are read ahead, of those that are not in memory."""
+
+    NONE = auto()
+    ALL = auto()
+    GUESSED = auto()
+    """Those that the next layer's router chooses for this layer's hidden states."""
+
 
 _TRIALS = 3
 """Passes that are timed in each way before one is chosen."""
 
 _FIRST_INTERVAL, _LONGEST_INTERVAL = 32, 2048
-"""Passes from one trial of the slower way to the next: the interval doubles while the choice holds,
+"""Passes from one trial of a slower way to the next: the interval doubles while the choice holds,
 so that trials take well below a hundredth of the time."""
 
 _WEIGHT = 0.2
@@ -28,41 +39,50 @@ class _Magnitude:
     """What was measured for passes with about as many rows.
 
     Attributes:
-        seconds: For each way (without and with reading ahead) the recent mean time of a row.
+        seconds: For each way the recent mean time of a row.
         passes: For each way the number of passes.
-        next_trial: Passes until the slower way is tried.
+        others: The slower ways, the one that is tried next first.
+        next_trial: Passes until it is tried.
         interval: Passes between the last trial and the next one.
     """
 
-    seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    passes: list[int] = field(default_factory=lambda: [0, 0])
+    seconds: dict[Way, float]
+    passes: dict[Way, int]
+    others: list[Way] = field(default_factory=list)
     next_trial: int = _FIRST_INTERVAL
     interval: int = _FIRST_INTERVAL
 
-    @property
-    def best(self) -> int:
-        """The way that takes less time."""
-        return int(self.seconds[1] < self.seconds[0])
+    @classmethod
+    def of(cls, ways: Sequence[Way]) -> _Magnitude:
+        return cls(dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0))
 
-    def choose(self) -> int:
+    @property
+    def best(self) -> Way:
+        """The way that takes the least time."""
+        return min(self.seconds, key=self.seconds.__getitem__)
+
+    def choose(self) -> Way:
         """Return the way of the next pass."""
-        for way in (0, 1):
-            if self.passes[way] < _TRIALS:
+        for way, count in self.passes.items():
+            if count < _TRIALS:
                 return way
         self.next_trial -= 1
-        if self.next_trial > 0:
+        if self.next_trial > 0 or len(self.seconds) == 1:
             return self.best
         self.interval = min(2 * self.interval, _LONGEST_INTERVAL)
         self.next_trial = self.interval
-        return 1 - self.best
+        self.others = [way for way in self.others if way is not self.best] or [
+            way for way in self.seconds if way is not self.best
+        ]
+        return self.others.pop(0)
 
-    def count(self, way: int, seconds: float) -> None:
+    def count(self, way: Way, seconds: float) -> None:
         """Count a pass. A trial counts alone: if it was lucky, the next passes correct it."""
         mean, before = self.seconds[way], self.best
-        is_trial = self.passes[way] < _TRIALS or way != before
+        is_trial = self.passes[way] < _TRIALS or way is not before
         self.seconds[way] = seconds if is_trial else mean + _WEIGHT * (seconds - mean)
         self.passes[way] += 1
-        if self.best != before:
+        if self.best is not before:
             self.next_trial = self.interval = _FIRST_INTERVAL
 
 
@@ -70,29 +90,31 @@ class ReadAhead:
     """Chooses for each pass, and learns from it.
 
     Attributes:
-        is_on: Whether the present pass reads ahead.
+        way: The way of the present pass.
     """
 
-    def __init__(self, *, clock: Callable[[], float]) -> None:
+    def __init__(self, ways: Sequence[Way], *, clock: Callable[[], float]) -> None:
         """Begin without a measurement.
 
         Args:
+            ways: The ways to choose from.
             clock: Returns the time in seconds.
         """
-        self.is_on = False
+        self.way = Way.NONE
+        self._ways = ways
         self._clock = clock
         self._magnitudes: dict[int, _Magnitude] = {}
         self._rows, self._began = 0, 0.0
 
     def begin_pass(self, rows: int) -> None:
         """Choose for a pass with so many rows."""
-        magnitude = self._magnitudes.setdefault(rows.bit_length(), _Magnitude())
-        self.is_on = bool(magnitude.choose())
+        magnitude = self._magnitudes.setdefault(rows.bit_length(), _Magnitude.of(self._ways))
+        self.way = magnitude.choose()
         self._rows, self._began = rows, self._clock()
 
     def end_pass(self) -> None:
         """Count the pass."""
         if self._rows:
             seconds = (self._clock() - self._began) / self._rows
-            self._magnitudes[self._rows.bit_length()].count(int(self.is_on), seconds)
+            self._magnitudes[self._rows.bit_length()].count(self.way, seconds)
         self._rows = 0

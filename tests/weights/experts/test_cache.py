@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from predictor.errors import WeightsUnreadable
 from predictor.metrics import WeightMetrics
 from predictor.weights.experts.cache import ExpertCache, LayerExperts
 from predictor.weights.experts.extents import ExpertExtent, FileRange, SlotLayout
-from predictor.weights.experts.read_ahead import ReadAhead
+from predictor.weights.experts.read_ahead import ReadAhead, Way
 from predictor.weights.experts.reader import ExpertReader
 from predictor.weights.extents import TensorView, identify_file
 
@@ -102,11 +103,11 @@ def settled(cache: ExpertCache) -> bool:
     )
 
 
-@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("ahead", list(Way))
 def test_each_pass_gets_the_weights_of_its_experts_whatever_is_in_the_slots(
-    cache: ExpertCache, stored: Stored, monkeypatch: pytest.MonkeyPatch, ahead: bool
+    cache: ExpertCache, stored: Stored, monkeypatch: pytest.MonkeyPatch, ahead: Way
 ) -> None:
-    monkeypatch.setattr(ReadAhead, "begin_pass", lambda self, _: setattr(self, "is_on", ahead))
+    monkeypatch.setattr(ReadAhead, "begin_pass", lambda self, _: setattr(self, "way", ahead))
     generator = random.Random(0)
     for _ in range(60):
         most = generator.choice([1, 2, 4, EXPERTS])
@@ -178,33 +179,47 @@ class Times:
         return self.now
 
 
-def run_passes(seconds: dict[bool, float], passes: int) -> list[bool]:
-    """The ways of so many passes, which take so long without and with reading ahead."""
+WAYS = (Way.NONE, Way.ALL, Way.GUESSED)
+
+
+def run_passes(seconds: Callable[[int], dict[Way, float]], passes: int) -> list[Way]:
+    """The ways of so many passes, whose times in each way are given for each pass."""
     clock: Any = Times()
-    chooser, ways = ReadAhead(clock=clock), []
-    for _ in range(passes):
+    chooser, ways = ReadAhead(WAYS, clock=clock), []
+    for number in range(passes):
         chooser.begin_pass(4)
-        ways.append(chooser.is_on)
-        clock.now += seconds[chooser.is_on]
+        ways.append(chooser.way)
+        clock.now += seconds(number)[chooser.way]
         chooser.end_pass()
     return ways
 
 
-@pytest.mark.parametrize("faster", [False, True])
-def test_the_faster_way_is_taken_and_the_slower_one_tried_from_time_to_time(faster: bool) -> None:
-    ways = run_passes({faster: 1.0, not faster: 1.2}, passes=2000)
-    assert 1 <= ways[6:].count(not faster) <= 20
+@pytest.mark.parametrize("fastest", WAYS)
+def test_the_fastest_way_is_taken_and_the_others_tried_from_time_to_time(fastest: Way) -> None:
+    ways = run_passes(lambda _: dict.fromkeys(WAYS, 1.2) | {fastest: 1.0}, passes=4000)
+    for other in set(WAYS) - {fastest}:
+        assert 1 <= ways[9:].count(other) <= 20
 
 
-def test_a_way_that_becomes_faster_is_found() -> None:
-    clock: Any = Times()
-    chooser = ReadAhead(clock=clock)
-    seconds = {False: 1.0, True: 2.0}
-    for number in range(4000):
-        if number == 1000:
-            seconds = {False: 1.0, True: 0.5}
-        chooser.begin_pass(4)
-        way = chooser.is_on
-        clock.now += seconds[way]
-        chooser.end_pass()
-    assert way
+def test_a_way_that_becomes_the_fastest_is_found() -> None:
+    before = {Way.NONE: 1.0, Way.ALL: 2.0, Way.GUESSED: 1.5}
+    after = before | {Way.ALL: 0.5}
+    ways = run_passes(lambda number: after if number > 1000 else before, passes=6000)
+    assert ways[-1] is Way.ALL
+
+
+def test_experts_that_are_guessed_are_read_before_their_layer_begins(stored: Stored) -> None:
+    metrics = WeightMetrics("guess-test")
+    layers = [replace(one, guess=lambda _: [2, 5]) for one in stored.layers(0)]
+    with closing(ExpertCache(layers, STAGING, ExpertReader(metrics), metrics)) as cache:
+        cache.read_ahead = ReadAhead((Way.GUESSED,), clock=Times())
+        list(cache.layers[0].fetch(counts([]), torch.zeros(1, 4)))
+        assert set(cache.layers[1]._ahead) == {2, 5}
+        check_layer(cache, stored, 1, [2, 3])
+    assert metrics.expert_misses == 2
+
+
+def check_layer(cache: ExpertCache, stored: Stored, index: int, touched: Sequence[int]) -> None:
+    for expert, weights in cache.layers[index].fetch(counts(touched)):
+        value = torch.cat([tensor.reshape(-1) for tensor in weights.values()])
+        assert torch.equal(value, stored.expected(index, expert))

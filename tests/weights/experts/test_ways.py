@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from predictor.weights.experts.read_ahead import ReadAhead
+from predictor.weights.experts.read_ahead import Way as Ahead
 from tests.conftest import Checkpoints
 from tests.serving import Up
 from tests.weights.experts.serving import OFFLOADED, RESIDENT, Way, served
@@ -29,9 +30,9 @@ def logits_of(up: Up) -> list[torch.Tensor]:
     return [up.model(torch.tensor(rows), use_cache=False).logits for rows in PASSES]
 
 
-def read_ahead(monkeypatch: pytest.MonkeyPatch, *, ahead: bool) -> None:
-    """Have all passes read the next layer's experts ahead, or none, instead of the faster way."""
-    monkeypatch.setattr(ReadAhead, "begin_pass", lambda self, _: setattr(self, "is_on", ahead))
+def read_ahead(monkeypatch: pytest.MonkeyPatch, ahead: Ahead) -> None:
+    """Have all passes read ahead in this way, instead of the fastest."""
+    monkeypatch.setattr(ReadAhead, "begin_pass", lambda self, _: setattr(self, "way", ahead))
 
 
 @pytest.mark.parametrize(
@@ -55,8 +56,8 @@ def test_logits_are_bit_identical_in_all_ways(
     assert torch.equal(wanted[0], wanted[-1])
     for way in ways:
         with served(folder, way, tmp_path) as up:
-            for ahead in (False, True):
-                read_ahead(monkeypatch, ahead=ahead)
+            for ahead in Ahead:
+                read_ahead(monkeypatch, ahead)
                 for logits, resident in zip(logits_of(up), wanted, strict=True):
                     assert torch.equal(logits, resident), f"{way}, ahead: {ahead}"
 
