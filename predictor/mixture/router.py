@@ -30,13 +30,14 @@ def router_of(model: nn.Module, experts: str, count: int, routed: int) -> Guess 
     for name, parameter in model.named_parameters():
         is_beside = name.startswith(within) and not name.startswith(f"{experts}.")
         if is_beside and parameter.dim() == 2 and len(parameter) == count and not parameter.is_meta:
-            return _guess_by(parameter, routed)
+            bias = getattr(model.get_submodule(name.rpartition(".")[0]), "bias", None)
+            return _guess_by(parameter, bias if isinstance(bias, torch.Tensor) else None, routed)
     return None
 
 
-def _guess_by(weight: nn.Parameter, routed: int) -> Guess:
+def _guess_by(weight: torch.Tensor, bias: torch.Tensor | None, routed: int) -> Guess:
     def guess(hidden_states: torch.Tensor) -> list[int]:
-        logits = functional.linear(hidden_states.to(weight.dtype), weight)
+        logits = functional.linear(hidden_states.to(weight.dtype), weight, bias)
         return sorted(set(logits.topk(routed, dim=-1).indices.flatten().tolist()))
 
     return guess
