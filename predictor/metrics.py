@@ -166,6 +166,7 @@ class WeightMetrics:
         self._model, self._child = model_name, child
         self._stalls = child(WEIGHT_STALLS, model_name)
         self._copied = child(WEIGHT_COPIED, model_name)
+        self._hits = {"cpu": child(EXPERT_HITS, model_name, "cpu")}
         self._misses = child(EXPERT_MISSES, model_name)
         self.expert_slots = child(EXPERT_SLOTS, model_name)
 
@@ -186,7 +187,9 @@ class WeightMetrics:
         """
         self.expert_hits += hits
         self.expert_misses += misses
-        self._child(EXPERT_HITS, self._model, tier).inc(hits)
+        if tier not in self._hits:
+            self._hits[tier] = self._child(EXPERT_HITS, self._model, tier)
+        self._hits[tier].inc(hits)
         self._misses.inc(misses)
 
     def count_copied(self, count: int) -> None:
