@@ -255,11 +255,12 @@ def _costs(name: str, counters: Counters, seconds: float, tokens: int) -> dict[s
         "tokens_per_second": tokens / seconds,
         "passes": counters[PASSES],
         "read_bytes": counters.read_bytes,
-        "compute_seconds": counters[PASS_SECONDS] - counters[STALLS],
     }
     if not counters.read_bytes:
         raise CannotMeasure(f"{name} read nothing: give a smaller --limit.")
-    if not counters[STALLS]:
+    if counters[STALLS]:
+        costs["compute_seconds"] = counters[PASS_SECONDS] - counters[STALLS]
+    elif name == "experts":  # where blocks do not fit, Accelerate streams and counts no waits
         raise CannotMeasure(f"{name} waited for no weights, so that computing is not known.")
     if name == "experts":
         costs |= {"hits": counters[HITS], "misses": counters[MISSES]}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -39,6 +40,8 @@ def main(connection: socket.socket) -> NoReturn:
     """Serve the process at the other end of a connection until it says so, or ends."""
     for number in (signal.SIGTERM, signal.SIGINT):  # the other process decides
         signal.signal(number, signal.SIG_IGN)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # every reader opens every shard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     channel = Channel(connection)
     start = channel.receive()
     code = _EngineProcess(channel, start.settings).run() if isinstance(start, Start) else 1

@@ -8,6 +8,7 @@ work decide when something is counted.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -164,6 +165,7 @@ class WeightMetrics:
         self.read_seconds = self.stall_seconds = 0.0
         self.expert_hits = self.expert_misses = 0
         self._model, self._child = model_name, child
+        self._lock = threading.Lock()
         self._stalls = child(WEIGHT_STALLS, model_name)
         self._copied = child(WEIGHT_COPIED, model_name)
         self._hits = {"cpu": child(EXPERT_HITS, model_name, "cpu")}
@@ -171,9 +173,10 @@ class WeightMetrics:
         self.expert_slots = child(EXPERT_SLOTS, model_name)
 
     def count_read(self, source: str, count: int, seconds: float) -> None:
-        """Count bytes that were read, and the seconds in which they were; called by one thread."""
-        self.bytes_read += count
-        self.read_seconds += seconds
+        """Count bytes that were read, and the seconds in which they were; any thread may."""
+        with self._lock:
+            self.bytes_read += count
+            self.read_seconds += seconds
         self._child(WEIGHT_BYTES, self._model, source).inc(count)
         self._child(WEIGHT_SECONDS, self._model, source).inc(seconds)
 

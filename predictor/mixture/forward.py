@@ -104,9 +104,10 @@ def _compute_on_meta(
     tokens, chosen = top_k_weights.shape
     weights = {name: tensor[0] for name, tensor in expert_tensors(module).items()}
     rows = hidden_states.new_empty(bucket_rows(tokens), hidden_states.shape[1])
+    before = hidden_states.new_empty(len(rows), input_width(module))  # the expert before
+    outputs = hidden_states.new_empty(tokens, chosen, input_width(module))
     output = _compute_expert(module, weights, rows)
-    outputs = output.new_empty(tokens, chosen, output.shape[-1])
-    del output
+    del before, output
     return _weighted_sum(outputs, top_k_weights).to(hidden_states.dtype)
 
 
@@ -133,13 +134,14 @@ class _Routing:
     def of(cls, top_k_index: torch.Tensor, experts: int) -> _Routing:
         """Read back the router's choice, once for a layer."""
         tokens, chosen = top_k_index.shape
-        flat = top_k_index.reshape(-1)
+        flat = top_k_index.reshape(-1).cpu()  # the one wait for an accelerator
         pairs = torch.argsort(flat, stable=True)
         counts: list[int] = torch.bincount(flat, minlength=experts).tolist()
         starts, at = [], 0
         for count in counts:
             starts.append(at)
             at += count
+        pairs = pairs.to(top_k_index.device, non_blocking=True)
         return cls(counts, starts, pairs, chosen, tokens == 1 and max(counts) == 1)
 
     def rows_of(self, hidden_states: torch.Tensor, expert: int) -> torch.Tensor:
@@ -188,6 +190,13 @@ def _resident(module: Any, counts: Sequence[int]) -> Iterator[tuple[int, ExpertW
 def expert_tensors(module: Any) -> dict[str, torch.Tensor]:
     """Return the parameters of an experts module that have an entry for each expert, by name."""
     return {name: module.get_parameter(name) for name in _parameter_names(module)}
+
+
+def input_width(module: Any) -> int:
+    """Return the width of the hidden states that an experts module takes."""
+    first, *_ = expert_tensors(module).values()
+    width: int = first.shape[1 if module.is_transposed else 2]
+    return width
 
 
 def _parameter_names(module: Any) -> tuple[str, ...]:

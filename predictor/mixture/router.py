@@ -17,21 +17,25 @@ Guess = Callable[[torch.Tensor], list[int]]
 """Returns the experts that hidden states of shape (tokens, hidden) will use; some may be wrong."""
 
 
-def router_of(model: nn.Module, experts: str, count: int, routed: int) -> Guess | None:
+def router_of(model: nn.Module, experts: str, count: int, routed: int, width: int) -> Guess | None:
     """Return a guess by the router beside an experts module; None without a router.
+
+    Where experts compute in a narrower space than the router, their input is not the router's.
 
     Args:
         model: The model.
         experts: The name of the experts module.
         count: Its number of experts.
         routed: Experts that a token uses.
+        width: Width of the experts' input.
     """
     within = f"{experts.rpartition('.')[0]}."
     for name, parameter in model.named_parameters():
         is_beside = name.startswith(within) and not name.startswith(f"{experts}.")
-        if is_beside and parameter.dim() == 2 and len(parameter) == count and not parameter.is_meta:
+        if is_beside and parameter.shape == (count, width) and not parameter.is_meta:
             bias = getattr(model.get_submodule(name.rpartition(".")[0]), "bias", None)
-            return _guess_by(parameter, bias if isinstance(bias, torch.Tensor) else None, routed)
+            bias = bias.to(parameter.dtype) if isinstance(bias, torch.Tensor) else None
+            return _guess_by(parameter, bias, routed)
     return None
 
 

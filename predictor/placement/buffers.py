@@ -51,8 +51,8 @@ EXPERT_KERNELS = 56 * 1024**2
 of 0.65 to 0.82 MiB (measured) for each number of rows, of which 18 buckets have up to 512, for both
 matrix products of an expert, and for two numbers of threads."""
 
-_TENSOR_ALIGNMENT = 64
-"""Bytes at a multiple of which each tensor of an expert begins in its slot."""
+TENSOR_ALIGNMENT = 64
+"""Bytes at a multiple of which each tensor begins in a slot or a store: a cache line."""
 
 _PAGE = 4096
 
@@ -65,7 +65,7 @@ def slot_offsets(slices: Iterable[int]) -> tuple[int, ...]:
     """
     offsets, end = [], 0
     for size in slices:
-        begin = _round_up(end, _TENSOR_ALIGNMENT)
+        begin = _round_up(end, TENSOR_ALIGNMENT)
         offsets.append(begin)
         end = begin + size
     return (*offsets, _round_up(end, _PAGE))

@@ -14,8 +14,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -27,7 +27,7 @@ from predictor.errors import ConfigurationError, reason_of
 from predictor.metrics import WeightMetrics
 from predictor.weights.converted import ConvertedCheckpoint, conversions, remove_abandoned
 from predictor.weights.direct_io import open_block_reader
-from predictor.weights.experts.extents import ExpertExtent, as_block, in_store
+from predictor.weights.experts.extents import ExpertExtent, Extents, in_store
 from predictor.weights.experts.reader import read_expert
 from predictor.weights.extents import (
     BlockExtent,
@@ -69,32 +69,6 @@ class OffloadConfig:
         return self.needs_conversion or self.needs_cast
 
 
-@dataclass(frozen=True, slots=True)
-class Extents:
-    """Everything that is read from disk for forward passes.
-
-    Attributes:
-        blocks: The streamed blocks, in execution order; none if Accelerate streams them.
-        experts: The experts that are read one by one, by name.
-    """
-
-    blocks: tuple[BlockExtent, ...] = ()
-    experts: Mapping[str, ExpertExtent] = field(default_factory=dict)
-
-    @property
-    def size(self) -> int:
-        """Bytes that a forward pass reads at most."""
-        experts = (part.length for expert in self.experts.values() for part in expert.ranges)
-        return sum(block.size for block in self.blocks) + sum(experts)
-
-    @property
-    def source(self) -> str | None:
-        """The origin of the first bytes: ``"store"`` or ``"checkpoint"``; None without any."""
-        sources = [block.source for block in self.blocks[:1]]
-        sources += [expert.source for expert in self.experts.values()]
-        return next(iter(sources), None)
-
-
 class BlockSourceResolver:
     """The source of the streamed blocks, and of experts, of one start.
 
@@ -112,6 +86,7 @@ class BlockSourceResolver:
         progress: Progress,
         metrics: WeightMetrics,
         experts: BlockParameters = MappingProxyType({}),
+        expert_names: Collection[str] = (),
     ) -> None:
         """Read nothing yet.
 
@@ -122,14 +97,15 @@ class BlockSourceResolver:
             progress: Counts blocks that are checked and written.
             metrics: Counts stores that were found and written.
             experts: The tensors of each expert that is read by itself.
+            expert_names: The names of the model's parameters that hold these experts.
         """
         self.store: Store | None = None
         self.converted: ConvertedCheckpoint | None = None
         self._offload = offload
         self._folder = folder
         self.names = tuple(blocks)
-        self._experts = experts
-        self._blocks = {**blocks, **experts}
+        self._experts, self._expert_names = experts, expert_names
+        self._blocks: BlockParameters = {**blocks, **experts}
         self._progress = progress
         self._metrics = metrics
         self._may_write = False
@@ -148,7 +124,8 @@ class BlockSourceResolver:
                     stack.close()  # other processes need not wait for the rest of this start
                     self._metrics.store_hits.inc()
                     paths = conversions(self._folder.folder, self._folder.identity.name)
-                    remove_abandoned(paths, chain.from_iterable(self._blocks.values()))
+                    names = chain.from_iterable(self._blocks.values())
+                    remove_abandoned(paths, chain(names, self._expert_names))
             yield
 
     def resolve(
@@ -174,6 +151,18 @@ class BlockSourceResolver:
         Raises:
             ConfigurationError: The settings require a store, and it cannot be written.
         """
+        try:
+            return self._resolve(blocks, index, experts, spent)
+        finally:
+            self._blocks, self._experts = {}, {}  # some objects for each expert
+
+    def _resolve(
+        self,
+        blocks: BlockParameters,
+        index: CheckpointIndex,
+        experts: Mapping[str, ExpertExtent],
+        spent: int,
+    ) -> Extents:
         if self.store is None and self._blocks:
             in_place = find_in_checkpoint(blocks, index)
             if self._may_write and not self._is_unsure and self._folder is not None:
@@ -268,10 +257,8 @@ class BlockSourceResolver:
         """Write the store if it is wanted, or pays."""
         is_wanted = self._offload.store == "always" or self._offload.needs_store or in_place is None
         try:
-            if not is_wanted:
-                read = chain(in_place or (), map(as_block, experts.values()))
-                if not is_faster(folder.file, tuple(read)):
-                    return
+            if not is_wanted and not (in_place and is_faster(folder.file, in_place)):
+                return
             with open_block_reader() as reader:
                 fills = {name: partial(read_expert, reader, e) for name, e in experts.items()}
                 parameters = {**blocks, **self._experts}

@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.checkpoint.safetensors_header import read_header
 from predictor.metrics import WeightMetrics
-from predictor.mixture.forward import attach_source
+from predictor.mixture.forward import attach_source, input_width
 from predictor.mixture.router import router_of
 from predictor.placement.plan import Placement
 from predictor.private.experts import StoredParameter, stored_parameters
-from predictor.weights.experts.cache import ExpertCache, LayerExperts
+from predictor.weights.experts.cache import ExpertCache
 from predictor.weights.experts.device_cache import DeviceExpertCache
 from predictor.weights.experts.extents import (
     ExpertExtent,
@@ -33,6 +33,7 @@ from predictor.weights.experts.extents import (
     parameters_of_experts,
 )
 from predictor.weights.experts.reader import ExpertReader
+from predictor.weights.experts.slots import LayerExperts
 from predictor.weights.extents import BlockParameters, CheckpointIndex
 from predictor.weights.streaming.copy_stream import CopyStream, page_lock_within
 
@@ -96,7 +97,7 @@ class OffloadedExperts:
             in_store: Whether a store holds the experts.
         """
         needs_conversion = not in_store and self.in_checkpoint is None
-        return dict.fromkeys(self.modules, "disk" if needs_conversion else "meta")
+        return dict.fromkeys(self.names, "disk" if needs_conversion else "meta")
 
     def open(
         self,
@@ -128,7 +129,7 @@ class OffloadedExperts:
         else:
             host = ExpertCache(layers, placement.host_expert_staging, reader, metrics)
             if device.type == "cuda":
-                page_lock_within(page_locked_bytes, host.buffers[:1])
+                page_lock_within(page_locked_bytes, host.slot_buffers)
             stream = CopyStream(device)
             cache = DeviceExpertCache(
                 layers, placement.expert_staging, host, stream, device, metrics
@@ -149,7 +150,13 @@ class OffloadedExperts:
                 tuple(extents[expert_name(slots.module, e)] for e in range(slots.count)),
                 quota=slots.device_slots if executes else slots.host_slots,
                 device_quota=0 if executes else slots.device_slots,
-                guess=router_of(model, slots.module, slots.count, slots.routed),
+                guess=router_of(
+                    model,
+                    slots.module,
+                    slots.count,
+                    slots.routed,
+                    input_width(model.get_submodule(slots.module)),
+                ),
             )
             for slots in self._placement.experts
         ]

@@ -7,10 +7,11 @@ parts that Accelerate streams. Which parts these are is decided in `loader`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from predictor.checkpoint.task_detection import factory_of
 from predictor.errors import CheckpointError, LoadFailed, reason_of
 from predictor.placement.plan import Placement
 from predictor.private.accelerate import remove_hook_from_submodules
+from predictor.private.torch import own_parameters
 from predictor.private.transformers import (
     accelerate_dispatch,
     dispatch_replaced,
@@ -59,6 +61,8 @@ class DeferredDispatch:
     def attach(self, placement: Placement, streamed: Sequence[str]) -> None:
         """Attach Accelerate's hooks to all parts that execute away from where they are stored.
 
+        Experts that are read one by one are on the meta device, and no business of Accelerate.
+
         Args:
             placement: The plan.
             streamed: Blocks that we stream. They get no hooks of Accelerate.
@@ -72,9 +76,24 @@ class DeferredDispatch:
             # A map may name tensors that lie in no module of their own, such as a bias of logits.
             warnings.filterwarnings("ignore", "The following device_map keys do not match")
             device_map = dict(placement.device_map)
-            accelerate_dispatch(model, quantizer, device_map, folder, index, offload_buffers)
-        for name in streamed:
+            with _without_parameters(model, [slots.module for slots in placement.experts]):
+                accelerate_dispatch(model, quantizer, device_map, folder, index, offload_buffers)
+        for name in (*streamed, *(slots.module for slots in placement.experts)):
             remove_hook_from_submodules(model.get_submodule(name))
+
+
+@contextlib.contextmanager
+def _without_parameters(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[None]:
+    """Take the own parameters of modules away within this context."""
+    held = [own_parameters(model.get_submodule(name)) for name in modules]
+    copies = [dict(parameters) for parameters in held]
+    for parameters in held:
+        parameters.clear()
+    try:
+        yield
+    finally:
+        for parameters, copy in zip(held, copies, strict=True):
+            parameters.update(copy)
 
 
 def from_pretrained(

@@ -25,7 +25,7 @@ from predictor.pod.usage import count_usage
 from predictor.private.experts import converts_weights
 from predictor.profiling.blocks import find_blocks
 from predictor.quantity import format_bytes
-from predictor.weights.block_source import BlockSourceResolver, Extents, OffloadConfig
+from predictor.weights.block_source import BlockSourceResolver, OffloadConfig
 from predictor.weights.converted import (
     ConvertedCheckpoint,
     folder_name,
@@ -35,6 +35,7 @@ from predictor.weights.converted import (
 from predictor.weights.expert_source import OffloadedExperts
 from predictor.weights.experts.cache import ExpertCache
 from predictor.weights.experts.device_cache import DeviceExpertCache
+from predictor.weights.experts.extents import Extents
 from predictor.weights.extents import BlockExtent, parameters_of_blocks
 from predictor.weights.from_pretrained import DeferredDispatch, from_pretrained
 from predictor.weights.loaded import Loaded
@@ -144,7 +145,8 @@ class _Loading:
         folder = self._store_folder() if on_disk or experts.modules else None
         parameters = parameters_of_blocks(self.skeleton, on_disk, without=experts.names)
         return BlockSourceResolver(
-            *(self._offload(), folder, parameters, self.progress, self.metrics, experts.parameters)
+            *(self._offload(), folder, parameters, self.progress, self.metrics),
+            *(experts.parameters, experts.names),
         )
 
     def place(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from predictor.mixture.forward import input_width
 from predictor.mixture.modules import find_experts
 from predictor.mixture.router import router_of
 from predictor.profiling.blocks import find_blocks
@@ -19,7 +20,8 @@ def test_a_guess_from_the_routers_own_input_is_mostly_right(
     model = AutoModelForCausalLM.from_pretrained(mixtures(name), dtype=torch.float32).eval()
     blocks = find_blocks(model)
     experts = list(find_experts(model, blocks).values())[-1]
-    guess = router_of(model, experts.name, experts.count, experts.routed)
+    width = input_width(model.get_submodule(experts.name))
+    guess = router_of(model, experts.name, experts.count, experts.routed, width)
     assert guess is not None
     right = total = 0
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -36,7 +38,9 @@ def test_a_guess_from_the_routers_own_input_is_mostly_right(
     assert right / total >= (0.5 if name == "deepseek_v3" else 1.0)
 
 
-def test_a_router_that_is_not_in_memory_guesses_nothing(mixtures: Checkpoints) -> None:
+def test_a_router_of_another_width_or_not_in_memory_guesses_nothing(mixtures: Checkpoints) -> None:
     model = AutoModelForCausalLM.from_pretrained(mixtures("mixtral"))
     experts = next(iter(find_experts(model, find_blocks(model)).values()))
-    assert router_of(model.to("meta"), experts.name, experts.count, experts.routed) is None
+    width = input_width(model.get_submodule(experts.name))
+    assert router_of(model, experts.name, experts.count, experts.routed, width + 1) is None
+    assert router_of(model.to("meta"), experts.name, experts.count, experts.routed, width) is None

@@ -113,8 +113,14 @@ class CodecProcess:
             self._calls.pop(key, None)
 
     def _receive(self) -> None:
-        while (outcome := self._channel.receive()) is not None:
-            self._end(outcome)  # type: ignore[arg-type]
+        try:
+            while (outcome := self._channel.receive()) is not None:
+                self._end(outcome)  # type: ignore[arg-type]
+        finally:  # an answer that cannot be read ends the process, too
+            self._close()
+
+    def _close(self) -> None:
+        self._channel.close()
         with self._lock:
             self._has_ended = True
         logger.error("The process that decodes has ended; threads decode from now on")

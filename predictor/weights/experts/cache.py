@@ -14,42 +14,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 
 import torch
 
 from predictor.metrics import WeightMetrics
 from predictor.mixture.forward import ExpertWeights
-from predictor.mixture.router import Guess
 from predictor.weights.direct_io import AlignedBuffer
-from predictor.weights.experts.extents import ExpertExtent, SlotLayout
+from predictor.weights.experts.extents import ExpertExtent
 from predictor.weights.experts.read_ahead import ReadAhead, Way
 from predictor.weights.experts.reader import ExpertRead, ExpertReader
 from predictor.weights.experts.slot_policy import SlotPolicy
-from predictor.weights.extents import view_of
-
-
-@dataclass(frozen=True, slots=True)
-class LayerExperts:
-    """The experts of one layer on disk.
-
-    Attributes:
-        name: The name of the experts module.
-        layout: The tensors of an expert in a slot.
-        extents: The experts, by their number.
-        quota: Experts that stay in main memory.
-        device_quota: Experts that stay on an accelerator; 0 if the processor computes.
-        guess: Guesses the experts of a forward pass; None if there is no guess.
-    """
-
-    name: str
-    layout: SlotLayout
-    extents: tuple[ExpertExtent, ...]
-    quota: int
-    device_quota: int = 0
-    guess: Guess | None = None
+from predictor.weights.experts.slots import LayerExperts, allocate, slots_in, views_by_layout
 
 
 class ExpertCache:
@@ -58,6 +35,9 @@ class ExpertCache:
     Attributes:
         layers: The layers, in execution order. Each is the source of its module's experts.
         reader: Reads experts.
+        slot_buffers: The memory of the slots.
+        slots: The memory of each slot, of uint8.
+        free: Slots that hold no expert that stays.
         read_ahead: Decides whether passes read ahead.
     """
 
@@ -83,13 +63,10 @@ class ExpertCache:
         self._next: Sequence[int] = ()
         size = max(layer.layout.size for layer in layers)
         count = staging + sum(layer.quota for layer in layers)
-        self._memory = AlignedBuffer(count * size)
-        slots = [self._memory.tensor[at : at + size] for at in range(0, count * size, size)]
-        views: dict[SlotLayout, list[ExpertWeights]] = {}
-        for layer in layers:
-            if layer.layout not in views:
-                views[layer.layout] = [views_of(slot, layer.layout) for slot in slots]
+        self.slot_buffers = allocate(count, size)
+        slots = [slot for buffer in self.slot_buffers for slot in slots_in(buffer, size)]
         self.slots: tuple[torch.Tensor, ...] = tuple(slots)
+        views = views_by_layout(slots, layers)
         self.free = deque(range(count))
         self.layers = tuple(
             CachedLayer(self, index, layer, views[layer.layout])
@@ -104,7 +81,7 @@ class ExpertCache:
     @property
     def buffers(self) -> tuple[AlignedBuffer, ...]:
         """Main memory that experts take: the slots, and the bounce buffers of the reader."""
-        return (self._memory, *self.reader.buffers)
+        return (*self.slot_buffers, *self.reader.buffers)
 
     def begin_layer(self, index: int, rows: int, hidden_states: torch.Tensor | None) -> None:
         """Note that a forward pass comes to a layer with so many rows."""
@@ -155,6 +132,7 @@ class CachedLayer:
         index: The layer's number among those with experts.
         name: The name of the experts module.
         policy: Decides which experts stay.
+        elsewhere: Experts that are on an accelerator, and not read ahead.
     """
 
     def __init__(
@@ -177,6 +155,7 @@ class CachedLayer:
         self._cache, self._reader = cache, cache.reader
         self._extents, self._views, self._guess = experts.extents, views, experts.guess
         self._slots: dict[int, int] = {}
+        self.elsewhere: Container[int] = ()
         self._ahead: dict[int, ExpertRead] = {}
 
     def fetch(
@@ -192,19 +171,24 @@ class CachedLayer:
                 yield expert, self._views[slot]
 
     def fetch_slots(
-        self, counts: Sequence[int], hidden_states: torch.Tensor | None = None
+        self,
+        counts: Sequence[int],
+        hidden_states: torch.Tensor | None = None,
+        *,
+        rows: int | None = None,
     ) -> Generator[tuple[int, int]]:
         """Yield each expert that has rows, and its slot, which it keeps until the next one.
 
         Args:
             counts: For each expert its number of rows.
             hidden_states: The router's input, to guess by; None to guess nothing.
+            rows: The rows of all experts, if some are elsewhere; None for the sum of `counts`.
 
         Raises:
             WeightsUnreadable: An expert cannot be read.
         """
         cache = self._cache
-        cache.begin_layer(self.index, sum(counts), hidden_states)
+        cache.begin_layer(self.index, sum(counts) if rows is None else rows, hidden_states)
         touched = [expert for expert, count in enumerate(counts) if count]
         self.drop_ahead(touched)
         step = self.policy.step(touched)
@@ -250,7 +234,7 @@ class CachedLayer:
         for expert in experts:
             if not self._cache.free:
                 return
-            if expert not in self._slots and expert not in self._ahead:
+            if not (expert in self._slots or expert in self._ahead or expert in self.elsewhere):
                 self._ahead[expert] = self._read(self._extents[expert], ahead=True)
 
     def drop_ahead(self, needed: Sequence[int]) -> None:
@@ -292,8 +276,3 @@ class CachedLayer:
             self._cache.free.append(self._slots.pop(expert))
         for expert in staying - self._slots.keys():
             self.policy.forget(expert)
-
-
-def views_of(slot: torch.Tensor, layout: SlotLayout) -> ExpertWeights:
-    """Return the tensors of an expert in a slot of uint8."""
-    return {tensor.name: view_of(slot, tensor) for tensor in layout.tensors}

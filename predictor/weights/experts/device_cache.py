@@ -18,9 +18,10 @@ import torch
 from predictor.metrics import WeightMetrics
 from predictor.mixture.forward import ExpertWeights
 from predictor.weights.direct_io import AlignedBuffer
-from predictor.weights.experts.cache import CachedLayer, ExpertCache, LayerExperts, views_of
+from predictor.weights.experts.cache import CachedLayer, ExpertCache
 from predictor.weights.experts.reader import ExpertReader
 from predictor.weights.experts.slot_policy import SlotPolicy, Step
+from predictor.weights.experts.slots import LayerExperts, views_by_layout
 from predictor.weights.streaming.copy_stream import CopyStream, Event
 
 
@@ -62,8 +63,9 @@ class DeviceExpertCache:
         memory = torch.empty(self.device_bytes, dtype=torch.uint8, device=device)
         self.slots = tuple(memory[at : at + size] for at in range(0, count * size, size))
         self.free = deque(range(count))
+        views = views_by_layout(self.slots, layers)
         self.layers = tuple(
-            _DeviceLayer(self, layer, source, host.slots)
+            _DeviceLayer(self, layer, source, host.slots, views[layer.layout])
             for layer, source in zip(layers, host.layers, strict=True)
         )
 
@@ -99,12 +101,14 @@ class _DeviceLayer:
         experts: LayerExperts,
         source: CachedLayer,
         host_slots: Sequence[torch.Tensor],
+        views: Sequence[ExpertWeights],
     ) -> None:
         self.name = experts.name
         self.policy = SlotPolicy(len(experts.extents), experts.device_quota)
         self._cache, self._source, self._host_slots = cache, source, host_slots
-        self._views = [views_of(slot, experts.layout) for slot in cache.slots]
+        self._views = views
         self._slots: dict[int, int] = {}
+        source.elsewhere = self._slots
 
     def fetch(
         self, counts: Sequence[int], hidden_states: torch.Tensor | None = None
@@ -138,7 +142,9 @@ class _DeviceLayer:
             missing[expert] = counts[expert]
         pending: deque[_Copy] = deque()
         try:
-            with closing(self._source.fetch_slots(missing, hidden_states)) as experts:
+            with closing(
+                self._source.fetch_slots(missing, hidden_states, rows=sum(counts))
+            ) as experts:
                 for expert, host_slot in experts:
                     pending.append(self._copy(expert, host_slot))
                     if len(pending) > 1:

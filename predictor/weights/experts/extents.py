@@ -9,7 +9,7 @@ than it is served in, and is cast as it is read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -20,19 +20,13 @@ from predictor.mixture.forward import expert_tensors
 from predictor.placement.buffers import slot_offsets
 from predictor.private.experts import StoredParameter
 from predictor.weights.extents import (
-    PAGE,
     BlockExtent,
     FileIdentity,
-    FileSegment,
     StoredTensor,
     TensorView,
     identify_file,
-    pages,
     stored_tensors,
 )
-
-_SMALL_GAP = 64
-"""Bytes between two ranges of one chunk: less is padding between tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,59 +68,29 @@ class ExpertExtent:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Bytes that are read at one time, and the parts of a slot that they go to.
+class Extents:
+    """Everything that is read from disk for forward passes.
 
     Attributes:
-        segment: Whole pages of a file.
-        parts: For each part its offset among these bytes, and the range that it is of: the
-            `FileRange` with its own begin, length and place in the slot.
+        blocks: The streamed blocks, in execution order; none if Accelerate streams them.
+        experts: The experts that are read one by one, by name.
     """
 
-    segment: FileSegment
-    parts: tuple[tuple[int, FileRange], ...]
+    blocks: tuple[BlockExtent, ...] = ()
+    experts: Mapping[str, ExpertExtent] = field(default_factory=dict)
 
+    @property
+    def size(self) -> int:
+        """Bytes that a forward pass reads at most."""
+        experts = (part.length for expert in self.experts.values() for part in expert.ranges)
+        return sum(block.size for block in self.blocks) + sum(experts)
 
-def chunks_of(extent: ExpertExtent, most: int) -> list[Chunk]:
-    """Return an expert in chunks; ranges that lie one behind the other in a file share them.
-
-    Args:
-        extent: The expert.
-        most: Most bytes of a chunk, a multiple of a page.
-    """
-    chunks: list[list[FileRange]] = []
-    for whole in sorted(extent.ranges, key=lambda part: (part.file, part.begin)):
-        for part in _split(whole, most - PAGE):  # a chunk may begin within a page
-            last = chunks[-1] if chunks else None
-            if last and _continues(last[-1], part) and _bytes(last) + part.length <= most - PAGE:
-                last.append(part)
-            else:
-                chunks.append([part])
-    return [_chunk(parts) for parts in chunks]
-
-
-def _split(part: FileRange, most: int) -> Iterator[FileRange]:
-    for offset in range(0, part.length, most):
-        at = part.at + offset // part.stored.itemsize * part.served.itemsize
-        length = min(most, part.length - offset)
-        yield replace(part, begin=part.begin + offset, length=length, at=at)
-
-
-def _continues(before: FileRange, part: FileRange) -> bool:
-    gap = part.begin - before.begin - before.length
-    return part.file == before.file and 0 <= gap < _SMALL_GAP
-
-
-def _bytes(parts: Sequence[FileRange]) -> int:
-    return parts[-1].begin + parts[-1].length - parts[0].begin
-
-
-def _chunk(parts: Sequence[FileRange]) -> Chunk:
-    first = parts[0]
-    start = first.begin // PAGE * PAGE
-    length = pages(first.begin - start + _bytes(parts))
-    segment = FileSegment(first.file, start, length, 0, first.file_identity)
-    return Chunk(segment, tuple((part.begin - start, part) for part in parts))
+    @property
+    def source(self) -> str | None:
+        """The origin of the first bytes: ``"store"`` or ``"checkpoint"``; None without any."""
+        sources = [block.source for block in self.blocks[:1]]
+        sources += [expert.source for expert in self.experts.values()]
+        return next(iter(sources), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,17 +219,6 @@ def in_store(block: BlockExtent) -> ExpertExtent:
         for segment in block.segments
     )
     return ExpertExtent(block.name, tuple(ranges), block.source)
-
-
-def as_block(expert: ExpertExtent) -> BlockExtent:
-    """Return a block of an expert's bytes, as they are in the files, to measure its reads."""
-    segments, at = [], 0
-    for part in expert.ranges:
-        start = part.begin // PAGE * PAGE
-        length = pages(part.begin + part.length - start)
-        segments.append(FileSegment(part.file, start, length, at, part.file_identity))
-        at += length
-    return BlockExtent(expert.name, tuple(segments), (), expert.source)
 
 
 def _count(tensors: Mapping[str, torch.Tensor]) -> int:

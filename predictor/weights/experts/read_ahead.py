@@ -33,6 +33,9 @@ so that trials take well below a hundredth of the time."""
 _WEIGHT = 0.2
 """The weight of the latest pass in the mean time of a way."""
 
+_FAILED = 60.0
+"""Seconds of a row that a failed pass counts as."""
+
 
 @dataclass(slots=True)
 class _Magnitude:
@@ -107,7 +110,9 @@ class ReadAhead:
         self._rows, self._began = 0, 0.0
 
     def begin_pass(self, rows: int) -> None:
-        """Choose for a pass with so many rows."""
+        """Choose for a pass with so many rows. A pass that failed counts as slow."""
+        if self._rows:
+            self._count(_FAILED)
         magnitude = self._magnitudes.setdefault(rows.bit_length(), _Magnitude.of(self._ways))
         self.way = magnitude.choose()
         self._rows, self._began = rows, self._clock()
@@ -115,6 +120,8 @@ class ReadAhead:
     def end_pass(self) -> None:
         """Count the pass."""
         if self._rows:
-            seconds = (self._clock() - self._began) / self._rows
-            self._magnitudes[self._rows.bit_length()].count(self.way, seconds)
+            self._count((self._clock() - self._began) / self._rows)
+
+    def _count(self, seconds: float) -> None:
+        self._magnitudes[self._rows.bit_length()].count(self.way, seconds)
         self._rows = 0

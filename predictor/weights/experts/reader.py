@@ -22,7 +22,8 @@ from predictor.heartbeat import Activity, ReadActivities
 from predictor.metrics import WeightMetrics
 from predictor.placement.buffers import EXPERT_BOUNCE_BUFFER, EXPERT_READERS
 from predictor.weights.direct_io import AlignedBuffer, BlockReader, too_short
-from predictor.weights.experts.extents import Chunk, ExpertExtent, FileRange, chunks_of
+from predictor.weights.experts.chunks import Chunk, chunks_of
+from predictor.weights.experts.extents import ExpertExtent, FileRange
 
 _SLOWEST = 10 * 1024**2
 """Bytes per second of the slowest volume that is taken for a working one, before the first read."""
@@ -33,6 +34,9 @@ _SECONDS_TO_LOOK = 1.0
 _SERIAL = 32768
 """Most elements that torch casts in the calling thread alone (``aten/src/ATen/TensorIterator.h``,
 ``GRAIN_SIZE``). More threads would slow down those that compute."""
+
+_MOST_CHUNKED = 2048
+"""Experts whose chunks are kept: those of 600 GB would take as many bytes as a few experts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +53,7 @@ class ExpertRead:
     extent: ExpertExtent
     slot: int
     left: int = 0
-    error: OSError | None = field(default=None)
+    error: Exception | None = field(default=None)
 
     @property
     def is_done(self) -> bool:
@@ -118,6 +122,8 @@ class ExpertReader:
         read = ExpertRead(extent, slot)
         chunks = self._chunks.get(extent.name)
         if chunks is None:
+            if len(self._chunks) >= _MOST_CHUNKED:
+                self._chunks.clear()
             chunks = self._chunks[extent.name] = chunks_of(extent, self._piece_bytes)
         pieces = [_Piece(read, chunk, into) for chunk in chunks]
         read.left = len(pieces)
@@ -149,8 +155,10 @@ class ExpertReader:
                     if self._closed:
                         raise RuntimeError("the reader is closed")
                 continue
-            if done.error is not None:
+            if isinstance(done.error, OSError):
                 raise _unreadable(done.extent, done.error) from done.error
+            if done.error is not None:
+                raise done.error
             return done
 
     def abandon(self, requests: Collection[ExpertRead]) -> None:
@@ -197,7 +205,7 @@ class ExpertReader:
             self._busy += 1
             return (self._urgent or self._ahead).popleft()
 
-    def _finish(self, piece: _Piece, error: OSError | None) -> None:
+    def _finish(self, piece: _Piece, error: Exception | None) -> None:
         with self._changed:
             read = piece.read
             read.left -= 1
@@ -230,13 +238,14 @@ def read_expert(reader: BlockReader, extent: ExpertExtent, into: torch.Tensor) -
 
 def _try(
     reader: BlockReader, piece: _Piece, buffer: AlignedBuffer, activity: Activity
-) -> OSError | None:
+) -> Exception | None:
     segment = piece.chunk.segment
     activity.begin(segment.length, f"{piece.read.extent.name} from {segment.file}")
     try:
         _read(reader, piece.chunk, piece.into, buffer)
         activity.end()
-    except OSError as error:
+    # `wait` raises any error in the thread that needs the expert.
+    except Exception as error:
         return error
     finally:
         activity.rest()

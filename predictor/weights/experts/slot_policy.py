@@ -82,12 +82,6 @@ class SlotPolicy:
         """Take back an admission, because the expert could not be read."""
         self._cached.discard(expert)
 
-    def rank(self) -> list[int]:
-        """Return the experts that are not cached, most frequently used first."""
-        heat, cached = self._frequency.heat, self._cached
-        absent = [expert for expert in range(self._experts) if expert not in cached]
-        return sorted(absent, key=lambda expert: -heat[expert])
-
     def _simulate(self, touched: Sequence[int]) -> Collection[int]:
         """Step both rules, and return the experts that the better one keeps."""
         recency, frequency, lead = self._recency, self._frequency, self._recency_lead

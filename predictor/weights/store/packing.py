@@ -139,7 +139,11 @@ def _other_blocks(folder: StoreFolder, blocks: BlockParameters) -> dict[str, Blo
     """Return the served weights' blocks in the present store besides these, after a check."""
     try:
         store = read_store(folder.file)
-        others = {name: block for name, block in store.blocks.items() if name not in blocks}
+        others = {
+            name: block
+            for name, block in store.blocks.items()
+            if name not in blocks and not _overlaps(name, blocks)
+        }
         is_current = store.identity == folder.identity and folder.weights.are_in(store.sources)
         if not (is_current and others):
             return {}
@@ -147,6 +151,15 @@ def _other_blocks(folder: StoreFolder, blocks: BlockParameters) -> dict[str, Blo
     except (StoreCorrupt, OSError):
         return {}
     return others
+
+
+def _overlaps(name: str, blocks: BlockParameters) -> bool:
+    """Return whether a block holds one of these, or is a part of one: an expert of a block."""
+    parts = name.split(".")
+    outer = (".".join(parts[:count]) for count in range(1, len(parts)))
+    return any(other in blocks for other in outer) or any(
+        other.startswith(f"{name}.") for other in blocks
+    )
 
 
 def _shapes(blocks: Mapping[str, BlockExtent]) -> dict[str, dict[str, torch.Tensor]]:

@@ -17,15 +17,12 @@ from typing import Any
 import torch
 
 from predictor.dtypes import name_of
-from predictor.placement.buffers import STREAM_PIECE
+from predictor.placement.buffers import STREAM_PIECE, TENSOR_ALIGNMENT
 from predictor.weights.direct_io import NOT_DIRECT, AlignedBuffer, BlockReader, open_direct
 from predictor.weights.extents import PAGE, BlockExtent, BlockParameters, pages, view_of
 from predictor.weights.store.atomic import PARTIAL
 from predictor.weights.store.format import FORMAT, MAGIC, START, Identity, tensor_of
 from predictor.weights.store.sources import NO_SOURCES, Sources
-
-_ALIGNED = 64
-"""Alignment in bytes of tensors within a block: a processor's cache line."""
 
 _SLACK = 32
 """Most digits by which the start and checksum of a block lengthen the header, once written."""
@@ -164,7 +161,7 @@ def _entries(blocks: BlockParameters) -> dict[str, dict[str, Any]]:
         for parameter, tensor in parameters.items():
             dtype = name_of(tensor.dtype)
             tensors.append({"name": parameter, "dtype": dtype, "shape": [*tensor.shape], "at": at})
-            at += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
+            at += -(-tensor.nbytes // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
         length = pages(at)
         entries[name] = {
             "name": name,

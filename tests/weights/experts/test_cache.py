@@ -15,10 +15,11 @@ import torch
 
 from predictor.errors import WeightsUnreadable
 from predictor.metrics import WeightMetrics
-from predictor.weights.experts.cache import ExpertCache, LayerExperts
+from predictor.weights.experts.cache import ExpertCache
 from predictor.weights.experts.extents import ExpertExtent, FileRange, SlotLayout
 from predictor.weights.experts.read_ahead import ReadAhead, Way
 from predictor.weights.experts.reader import ExpertReader
+from predictor.weights.experts.slots import LayerExperts
 from predictor.weights.extents import TensorView, identify_file
 
 EXPERTS, LAYERS, STAGING = 8, 3, 2
@@ -223,3 +224,15 @@ def check_layer(cache: ExpertCache, stored: Stored, index: int, touched: Sequenc
     for expert, weights in cache.layers[index].fetch(counts(touched)):
         value = torch.cat([tensor.reshape(-1) for tensor in weights.values()])
         assert torch.equal(value, stored.expected(index, expert))
+
+
+def test_a_way_whose_passes_fail_is_left() -> None:
+    clock: Any = Times()
+    chooser, ways = ReadAhead(WAYS, clock=clock), []
+    for _ in range(40):
+        chooser.begin_pass(4)
+        ways.append(chooser.way)
+        clock.now += 1.0
+        if chooser.way is not Way.GUESSED:
+            chooser.end_pass()
+    assert ways[9:].count(Way.GUESSED) <= 1

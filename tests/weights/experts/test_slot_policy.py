@@ -96,14 +96,6 @@ def test_forgetting_an_expert_that_is_not_cached_does_nothing() -> None:
     assert set(policy.cached) == {1}
 
 
-def test_experts_that_are_not_cached_are_ranked_by_their_uses() -> None:
-    policy = SlotPolicy(5, 1)
-    for touched in ([3], [3], [4], [2], [4], [4], [0]):
-        policy.step(touched)
-    cached = set(policy.cached)
-    assert policy.rank() == [expert for expert in (4, 3, 0, 2, 1) if expert not in cached]
-
-
 @given(
     quota=st.integers(0, 9),
     routing=st.lists(st.lists(st.integers(0, 7), min_size=1, unique=True), max_size=60),
@@ -131,7 +123,6 @@ def test_weights_that_outgrow_their_bits_are_scaled_down() -> None:
     policy = SlotPolicy(EXPERTS, 8)
     for touched in cyclic(EXPERTS, ROUTED, 3 * 1450):  # 32 bits of growth take 1,420 passes
         policy.step(touched)
-    assert policy.rank()
     hits = [len(policy.step(touched).hits) for touched in cyclic(EXPERTS, ROUTED, 16)]
     assert sum(hits) == 8
 

@@ -1,0 +1,63 @@
+"""Experts in slots beside dense parts on disk, which we stream, or Accelerate's hooks do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from predictor.placement.plan import Placement
+from predictor.profiling.blocks import find_blocks
+from predictor.startup import Prepared
+from tests.conftest import Checkpoints
+from tests.serving import bring_up
+from tests.weights.experts.serving import NEW_TOKENS, placement_with_slots
+from tests.weights.experts.test_families import PROMPTS, Reference
+
+
+def every_second_on_disk(prepared: Prepared) -> Placement:
+    placement = placement_with_slots(prepared, 2)
+    blocks = find_blocks(prepared.skeleton)[::2]
+    return replace(placement, device_map={**placement.device_map, **dict.fromkeys(blocks, "disk")})
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize(
+    ("stored", "flags", "streams"),
+    [
+        (torch.float32, {"offload_store": "never"}, True),
+        (torch.float32, {"offload_store": "always"}, True),
+        (torch.bfloat16, {"offload_store": "always"}, True),
+        # The dense parts have to be cast, and there is no store: Accelerate streams them.
+        (torch.bfloat16, {"offload_store": "never"}, False),
+    ],
+    ids=["in-place", "store", "cast-in-store", "cast-by-accelerate"],
+)
+def test_tokens_are_those_of_transformers(
+    mixtures: Checkpoints,
+    tmp_path: Path,
+    name: str,
+    stored: torch.dtype,
+    flags: dict[str, Any],
+    streams: bool,
+) -> None:
+    folder = mixtures(name, dtype=stored)
+    up = bring_up(
+        folder,
+        dtype="float32",
+        device_map="cpu",
+        offload_folder=str(tmp_path),
+        change_placement=every_second_on_disk,
+        **flags,
+    )
+    assert up.weights.experts is not None
+    assert bool(up.weights.streaming) == streams
+    wanted = Reference(folder, torch.float32).tokens(PROMPTS[:2])
+    assert [up.tokens(prompt, max_new_tokens=NEW_TOKENS) for prompt in PROMPTS[:2]] == wanted
+    up.task.engine.stop()
+    assert up.task.engine.join(30)
+    up.weights.release()
+    up.weights.experts.close()
