@@ -6,22 +6,27 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from predictor.placement.plan import Placement
 from predictor.pod import read_resources
 from predictor.pod.accelerators import read_accelerators
 from predictor.pod.resources import PodResources
+from predictor.startup import Prepared
 from predictor.weights.direct_io import AlignedBuffer
+from predictor.weights.experts.device_cache import DeviceExpertCache
 from predictor.weights.streaming.copy_stream import CopyStream, page_lock
 from predictor.weights.streaming.device_loader import DeviceBlockLoader, HostBlock
 from tests.conftest import Checkpoints
 from tests.encoding.checkpoints import make_encoder
 from tests.encoding.test_encoder_tasks import ask
 from tests.serving import Up, bring_up
+from tests.weights.experts.serving import STAGING, placement_with_slots
 from tests.weights.test_hooks import IDS
 from tests.weights.test_loader import reference
 
@@ -80,6 +85,26 @@ def test_a_model_over_gpu_memory_and_disk_gives_the_tokens_of_the_cpu(
         folder, pod=read_resources(tmp_path), device_map=device_map, offload_folder=str(tmp_path)
     )
     assert set(up.prepared.placement.device_map.values()) == {0, "cpu", "disk"}
+    assert tokens(up) == reference(folder, PROMPT)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss"])
+@pytest.mark.parametrize(("on_gpu", "in_memory"), [(0, 0), (1, 2), (3, 3), (16, 0)])
+def test_experts_in_three_tiers_give_the_tokens_of_the_cpu(
+    mixtures: Checkpoints, pod: PodResources, name: str, on_gpu: int, in_memory: int
+) -> None:
+    def with_slots(prepared: Prepared) -> Placement:
+        placement = placement_with_slots(prepared, on_gpu)
+        experts = tuple(
+            replace(layer, host_slots=min(in_memory, layer.count)) for layer in placement.experts
+        )
+        return replace(placement, experts=experts, host_expert_staging=STAGING)
+
+    folder = mixtures(name)
+    up = bring_up(folder, pod=pod, device_map="cuda:0", change_placement=with_slots)
+    assert isinstance(up.weights.experts, DeviceExpertCache)
+    assert "Memcpy HtoD (Pinned -> Device)" in copies_to_the_gpu(up)
+    assert tokens(up) == reference(folder, PROMPT)
     assert tokens(up) == reference(folder, PROMPT)
 
 
