@@ -46,7 +46,7 @@ EXPERT_FLAGS = {"experts": "--expert_slots=auto", "whole": "--expert_slots=never
 """The predictor's flag for each of its two contestants."""
 
 TINY = MixtureSize(hidden=256, layers=8, experts=32, inner=128, vocabulary=512, head=32)
-_TINY_BUDGET = json.dumps({"cpu": "36MiB"})
+_TINY_BUDGET = json.dumps({"cpu": "80MiB"})
 _READERS = 4
 _MARGIN = 32
 """Positions of each user's KV cache besides its tokens."""

@@ -180,7 +180,7 @@ def test_the_yaml_has_the_plans_notes_and_explains_the_placeholder():
 
 
 def test_the_yaml_says_how_many_experts_stay():
-    placement = placed(resources(memory=200), footprint(experts=8), headroom=0, expert_slots=True)
+    placement = placed(resources(memory=188), footprint(experts=8), headroom=0, expert_slots=True)
 
     assert summary(placement) == [
         "Small in float32, limited by main memory: 52.00 MiB (29 %) are streamed from disk",
