@@ -354,8 +354,8 @@ def test_the_gpu_benchmark_fails_without_a_gpu(tmp_path_factory, monkeypatch):
 def test_limits_checks_each_server_against_its_plan(tmp_path_factory):
     with memory_cgroup(2**30):
         pass  # or skip
-    shapes = ("16 blocks of 21 MB",)
-    flags = ("--shapes", *shapes, "--limits", "0.8", "--users", "2")
+    shapes = ("16 blocks of 21 MB", "8 blocks of 128 experts of 0.4 MB")
+    flags = ("--shapes", *shapes, "--limits", "0.85", "--users", "2")
     done, numbers = run("limits.py", tmp_path_factory, *flags)
     assert done.returncode == 0, done.stderr
     assert len(numbers["cases"]) == len(shapes)
