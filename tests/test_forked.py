@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,9 @@ def test_a_signal_ends_it_and_is_its_exit_code(
     assert asleep.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
         asleep.wait(0.01)
+    until = time.monotonic() + 10  # the process makes its group after it was forked
+    while os.getpgid(asleep.pid) != asleep.pid and time.monotonic() < until:
+        time.sleep(0.01)
     assert os.getpgid(asleep.pid) == asleep.pid != os.getpgid(0)
     asleep.send_signal(number)
     assert asleep.wait(10) == asleep.poll() == asleep.returncode == -number

@@ -147,7 +147,9 @@ def test_clients_that_hang_up_at_any_moment_leave_nothing(
     served.model.held = False
     await_requests(served, 0)
     assert served.admission.body_bytes == 0
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    # The library itself may log an answer to a client that has just hung up.
+    ours = [record for record in caplog.records if record.name != "grpc._cython.cygrpc"]
+    assert not [record for record in ours if record.levelno >= logging.WARNING]
 
 
 def alone(address: str) -> Any:
