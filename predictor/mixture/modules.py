@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
+from predictor.mixture.forward import expert_tensors
 from predictor.placement.buffers import slot_bytes
 from predictor.placement.units import Experts
 from predictor.private.experts import uses_experts_interface
-from predictor.private.torch import own_parameters
 
 _ROUTED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 """The entries of configs that state how many experts a token uses."""
@@ -75,12 +75,10 @@ def find_experts(model: nn.Module, blocks: Iterable[str]) -> dict[str, ExpertsMo
     return {block: experts[0] for block, experts in modules.items() if len(experts) == 1}
 
 
-def names_of_experts(model: nn.Module, blocks: Iterable[str]) -> frozenset[str]:
-    """Return the names of the model's parameters that hold experts which can be read one by one."""
+def names_of_experts(model: nn.Module, modules: Iterable[str]) -> frozenset[str]:
+    """Return the names of the model's parameters that hold the experts of these modules."""
     return frozenset(
-        f"{experts.name}.{key}"
-        for experts in find_experts(model, blocks).values()
-        for key in experts.parameters
+        f"{name}.{key}" for name in modules for key in expert_tensors(model.get_submodule(name))
     )
 
 
@@ -107,11 +105,8 @@ def _experts_of(model: nn.Module, block: str) -> list[ExpertsModule]:
 
 def _describe(model: nn.Module, name: str, module: nn.Module) -> ExpertsModule:
     count: int = getattr(module, _COUNT)
-    held = {
-        key: parameter
-        for key, parameter in own_parameters(module).items()
-        if parameter is not None and parameter.dim() > 0 and parameter.shape[0] == count
-    }
+    names = expert_tensors(module).keys()
+    held = {key: tensor for key, tensor in module.named_parameters(recurse=False) if key in names}
     return ExpertsModule(
         name=name,
         count=count,

@@ -93,6 +93,7 @@ def measure_footprint(
         model, blocks, max_model_len=max_model_len, chunk=prefill_chunk, rows=max_batch_size
     )
     dtype = name_of(model.dtype)
+    experts = names_of_experts(model, (e.name for e in find_experts(model, blocks).values()))
     units = _units(model, blocks, probed, with_experts=stored_kind != "pickle")
     return Footprint(
         architecture=type(model).__name__,
@@ -103,7 +104,7 @@ def measure_footprint(
         activations_per_sequence=probed.activations_per_token * max_model_len,
         needs_cast=stored_dtype not in (None, dtype),
         needs_conversion=stored_kind == "pickle" or converts_weights(model),
-        experts_in_place=not converts_weights(model, but=names_of_experts(model, blocks)),
+        experts_in_place=not converts_weights(model, but=experts),
         probed=probed.measured,
         by_block=by_block,
         whole_mixtures=len(find_mixtures(model, blocks)) - sum(bool(x.experts) for x in units),

@@ -19,6 +19,7 @@ from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.checkpoint.safetensors_header import read_header
 from predictor.metrics import WeightMetrics
 from predictor.mixture.forward import attach_source, input_width
+from predictor.mixture.modules import names_of_experts
 from predictor.mixture.router import router_of
 from predictor.placement.plan import Placement
 from predictor.private.experts import StoredParameter, stored_parameters
@@ -29,7 +30,6 @@ from predictor.weights.experts.extents import (
     SlotLayout,
     StoredExperts,
     expert_name,
-    names_of_experts,
     parameters_of_experts,
 )
 from predictor.weights.experts.reader import ExpertReader

@@ -60,7 +60,8 @@ class ExpertCache:
         ways = Way if any(layer.guess for layer in layers) else (Way.NONE, Way.ALL)
         self.read_ahead = ReadAhead(tuple(ways), clock=time.perf_counter)
         self._metrics = metrics
-        self._next: Sequence[int] = ()
+        self._next: Sequence[int] | None = None
+        self._hidden_states: torch.Tensor | None = None
         size = max(layer.layout.size for layer in layers)
         count = staging + sum(layer.quota for layer in layers)
         self.slot_buffers = allocate(count, size)
@@ -87,9 +88,7 @@ class ExpertCache:
         """Note that a forward pass comes to a layer with so many rows."""
         if index == 0:
             self.read_ahead.begin_pass(rows)
-        self._next = ()
-        if index + 1 < len(self.layers):
-            self._next = self.layers[index + 1].absent(self.read_ahead.way, hidden_states)
+        self._hidden_states, self._next = hidden_states, None
 
     def end_layer(self, index: int, hits: int, misses: int) -> None:
         """Note that a forward pass has computed a layer's experts."""
@@ -111,8 +110,12 @@ class ExpertCache:
 
     def read_next(self, index: int) -> None:
         """Read experts of the layer after this one ahead, if that pays, into free slots."""
-        if self._next:
-            self.layers[index + 1].read_ahead(self._next)
+        if index + 1 == len(self.layers):
+            return
+        following = self.layers[index + 1]
+        if self._next is None:  # guessed only when the reads of this layer have begun
+            self._next = following.absent(self.read_ahead.way, self._hidden_states)
+        following.read_ahead(self._next)
 
     def reclaim(self, index: int) -> None:
         """Free the slots of experts that were read ahead for other layers than this one."""

@@ -122,15 +122,6 @@ def expert_name(module_name: str, expert: int) -> str:
     return f"{module_name}.{expert}"
 
 
-def names_of_experts(model: nn.Module, module_names: Iterable[str]) -> frozenset[str]:
-    """Return the names of the model's parameters that hold experts."""
-    return frozenset(
-        f"{name}.{key}"
-        for name in module_names
-        for key in expert_tensors(model.get_submodule(name))
-    )
-
-
 def parameters_of_experts(
     model: nn.Module, module_names: Iterable[str]
 ) -> dict[str, dict[str, torch.Tensor]]:
