@@ -32,11 +32,14 @@ def docker(*words: str) -> str:
 def make_image(tag: str, flags: str = "", **variables: str) -> None:
     """Build the image by ``make image``, with the host's network and what it knows of registries.
 
+    The image that had this name, several GB, goes unless it has another one.
+
     Args:
         tag: The image's name.
         flags: Further ones of ``docker build``.
         variables: Further ones of the Makefile.
     """
+    before = _image(tag)
     named = {"DOCKER": DOCKER, "IMAGE": tag, "BUILD_FLAGS": f"--network=host {flags}", **variables}
     done = subprocess.run(
         ["make", "image", *(f"{name}={value}" for name, value in named.items())],
@@ -47,6 +50,14 @@ def make_image(tag: str, flags: str = "", **variables: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:]
+    if before and _image(before, "{{len .RepoTags}}") == "0":
+        subprocess.run([DOCKER, "image", "rm", before], capture_output=True, check=False)
+
+
+def _image(name: str, field: str = "{{.Id}}") -> str:
+    """A field of an image, or nothing where there is no such image."""
+    command = [DOCKER, "image", "inspect", "--format", field, name]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def run_of_the_readme(holding: str, instead: Mapping[str, str]) -> list[str]:
