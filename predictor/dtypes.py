@@ -50,6 +50,12 @@ _TABLE = (
     DType("int16", 2, "I16"),
     DType("int8", 1, "I8"),
     DType("uint8", 1, "U8"),
+    DType("uint16", 2, "U16"),
+    DType("uint32", 4, "U32"),
+    DType("uint64", 8, "U64"),
+    DType("float8_e4m3fn", 1, "F8_E4M3"),
+    DType("float8_e5m2", 1, "F8_E5M2"),
+    DType("float8_e8m0fnu", 1, "F8_E8M0"),
     DType("bool", 1, "BOOL"),
 )
 

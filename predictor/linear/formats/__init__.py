@@ -1,0 +1,1 @@
+"""The formats in which the weights of linear layers are published, and how each is unpacked."""
