@@ -107,7 +107,7 @@ class Fp8:
         """Return rows of the matrix; see `WeightFormat`."""
         weight = packed["weight"]
         rows, factor = to_float32(weight[begin:end])
-        scale = as_float32(next(packed[role] for role in SCALES if role in packed)) * factor
+        scale = as_float32(packed[one_role(packed, SCALES)]) * factor
         if scale.numel() == 1:
             rows.mul_(scale.reshape(()))
         elif scale.shape in ((len(weight),), (len(weight), 1)):

@@ -48,7 +48,7 @@ def expect(
     return spec
 
 
-def one_role(stored: Mapping[str, TensorSpec], roles: Collection[str]) -> str:
+def one_role(stored: Mapping[str, object], roles: Collection[str]) -> str:
     """Return the role of several alternatives that is stored.
 
     Raises:
