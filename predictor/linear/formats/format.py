@@ -74,6 +74,9 @@ class WeightFormat(Protocol):
     ) -> torch.Tensor:
         """Return rows of the matrix, of shape (end - begin, in).
 
+        Their memory is transposed if the format stores inputs first, because turning it would cost
+        a pass over them, and matrix products do without.
+
         Products with scales are computed in float32 and rounded once, so float32 gives the values
         that the format defines.
 

@@ -16,7 +16,7 @@ from predictor.errors import CheckpointError
 from predictor.linear.formats.format import TensorSpec
 from predictor.linear.formats.fp8 import ACTIVATION_SCALES
 from predictor.linear.formats.packed_bits import E2M1, unpack_nibbles
-from predictor.linear.formats.scales import as_float32
+from predictor.linear.formats.scales import as_float32, multiply_by_groups
 from predictor.linear.formats.stored_tensors import Shape, expect, one_role, refuse_others
 
 GROUP = 32
@@ -80,7 +80,7 @@ class Mxfp4:
         codes = packed[one_role(packed, _PACKED)][begin:end].view(torch.uint8)
         scale = as_float32(packed[one_role(packed, _SCALES)][begin:end])
         rows = unpack_nibbles(codes.flatten(1), E2M1)
-        rows.view(*scale.shape, GROUP).mul_(scale[:, :, None])
+        multiply_by_groups(rows, scale)
         return rows.to(dtype)
 
 

@@ -16,6 +16,7 @@ from predictor.errors import CheckpointError
 from predictor.linear.formats.format import TensorSpec
 from predictor.linear.formats.fp8 import ACTIVATION_SCALES
 from predictor.linear.formats.packed_bits import E2M1, unpack_nibbles
+from predictor.linear.formats.scales import multiply_by_groups
 from predictor.linear.formats.stored_tensors import FLOATS, expect, one_role, refuse_others
 
 GROUP = 16
@@ -84,7 +85,7 @@ class Nvfp4:
         else:
             scale *= packed[_FACTOR].to(torch.float32)
         rows = unpack_nibbles(codes, E2M1)
-        rows.view(*scale.shape, GROUP).mul_(scale[:, :, None])
+        multiply_by_groups(rows, scale)
         return rows.to(dtype)
 
 

@@ -1,4 +1,6 @@
-"""How weights of four bits are unpacked: a table lookup gives both weights of a byte at once.
+"""How weights of four and eight bits are unpacked to float32.
+
+Of four bits, a table lookup gives both weights of a byte at once.
 
 A lookup of eight bytes per index is what torch does fastest on a processor: five times as fast as
 shifting and masking, which passes over the memory for each step.
@@ -36,6 +38,27 @@ def unpack_nibbles(
     rows, width = packed.shape
     table = _table(values, high_first, packed.device)
     return look_up(table, packed).view(rows, 2 * width)
+
+
+def unpack_words(words: torch.Tensor, bits: int, *, signed: bool) -> torch.Tensor:
+    """Return the float32 values of integers that are packed in 32-bit words, lowest bits first.
+
+    Args:
+        words: The words, of shape (rows, words), in int32.
+        bits: 4 or 8.
+        signed: Half of the range was added to the integers when they were packed.
+
+    Returns:
+        The integers, of shape (rows, words * 32 / bits), contiguous.
+    """
+    if words.stride(-1) != 1:
+        words = words.clone(memory_format=torch.contiguous_format)
+    packed = words.view(torch.uint8)
+    if bits == 4:
+        return unpack_nibbles(packed, SIGNED_INT4 if signed else INT4)
+    if signed:
+        return packed.bitwise_xor(0x80).view(torch.int8).to(torch.float32)
+    return packed.to(torch.float32)
 
 
 def look_up(table: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:

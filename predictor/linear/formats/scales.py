@@ -29,8 +29,7 @@ def multiply_by_blocks(
     count, columns = rows.shape
     height, width = block
     if height == 1 and columns % width == 0:
-        grouped = rows.view(count, columns // width, width)
-        grouped.mul_(scale[begin : begin + count, :, None])
+        multiply_by_groups(rows, scale[begin : begin + count])
         return
     first = begin // height
     touched = scale[first : (begin + count - 1) // height + 1]
@@ -42,3 +41,22 @@ def multiply_by_blocks(
     for index in range(whole, len(touched)):
         top = (first + index) * height - begin
         rows[max(0, top) : top + height].mul_(wide[index])
+
+
+def multiply_by_groups(
+    rows: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None
+) -> None:
+    """Subtract the zero points of rows of a matrix and multiply them by their scales, in place.
+
+    Args:
+        rows: Rows of the matrix, of shape (rows, in), in float32.
+        scale: The scales of these rows in float32, of shape (rows, groups); one row holds for all.
+            A group has so many inputs that all have a scale.
+        zero: The zero points, of the same shape, in float32.
+    """
+    count, columns = rows.shape
+    groups = scale.shape[1]
+    grouped = rows.view(count, groups, columns // groups)
+    if zero is not None:
+        grouped.sub_(zero[:, :, None])
+    grouped.mul_(scale[:, :, None])

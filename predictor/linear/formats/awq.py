@@ -1,0 +1,97 @@
+"""AWQ, version ``gemm``: integers of four bits in words of 32 bits along the outputs.
+
+A word of ``qweight`` has the weights of one input for eight outputs, which are stored in the order
+0, 2, 4, 6, 1, 3, 5, 7, lowest bits first. ``qzeros`` is the same with one row per group of inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from predictor.errors import CheckpointError
+from predictor.linear.formats.format import TensorSpec
+from predictor.linear.formats.packed_bits import unpack_words
+from predictor.linear.formats.stored_tensors import FLOATS, expect, refuse_others
+
+_TOGETHER = 8
+"""The outputs of a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Awq:
+    """AWQ weights.
+
+    Attributes:
+        group: The inputs that share a scale; 0 for all inputs of an output.
+        symmetric: There are no zero points: all are the middle of the range.
+    """
+
+    group: int = 128
+    symmetric: bool = False
+
+    @property
+    def title(self) -> str:
+        """The format as users see it."""
+        return f"awq int4 ({f'groups of {self.group}' if self.group else 'per channel'})"
+
+    @property
+    def ignored(self) -> frozenset[str]:
+        """Zero points that are all the same."""
+        return frozenset({"qzeros"}) if self.symmetric else frozenset()
+
+    def tensors(self, out_features: int, in_features: int) -> dict[str, TensorSpec]:
+        """Return the tensors that hold a matrix."""
+        size = self.group or in_features
+        if in_features % size:
+            raise CheckpointError(f"has {in_features} inputs, which is not a multiple of {size}")
+        if out_features % _TOGETHER:
+            raise CheckpointError(
+                f"has {out_features} outputs, which is not a multiple of {_TOGETHER}"
+            )
+        groups, words = in_features // size, out_features // _TOGETHER
+        specs = {
+            "qweight": TensorSpec(torch.int32, (in_features, words)),
+            "qzeros": TensorSpec(torch.int32, (groups, words)),
+            "scales": TensorSpec(torch.float16, (groups, out_features)),
+        }
+        return {role: spec for role, spec in specs.items() if role not in self.ignored}
+
+    def accept(
+        self, stored: Mapping[str, TensorSpec], out_features: int, in_features: int
+    ) -> dict[str, TensorSpec]:
+        """Return which of the stored tensors are served; see `WeightFormat`."""
+        served = {}
+        for role, spec in self.tensors(out_features, in_features).items():
+            dtypes = FLOATS if role == "scales" else (spec.dtype,)
+            served[role] = expect(stored, role, dtypes, [spec.shape])
+        refuse_others(stored, served, self.ignored)
+        return served
+
+    def unpack(
+        self, packed: Mapping[str, torch.Tensor], begin: int, end: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Return rows of the matrix, transposed in memory as they are stored."""
+        words = slice(begin // _TOGETHER, end // _TOGETHER)
+        columns = _unpack(packed["qweight"][:, words], signed=self.symmetric)
+        scale = packed["scales"][:, begin:end].to(torch.float32)
+        grouped = columns.view(len(scale), -1, end - begin)
+        if not self.symmetric:
+            grouped.sub_(_unpack(packed["qzeros"][:, words], signed=False)[:, None, :])
+        grouped.mul_(scale[:, None, :])
+        return columns.to(dtype).t()
+
+
+def _unpack(words: torch.Tensor, *, signed: bool) -> torch.Tensor:
+    """Return the integers in the order of the outputs, of shape (rows, outputs), in float32."""
+    even, odd = _spread(words), _spread(words >> 16)
+    return unpack_words(even | odd << 4, 4, signed=signed)
+
+
+def _spread(words: torch.Tensor) -> torch.Tensor:
+    """Return the lower four numbers of words with a gap of four bits above each."""
+    words = words & 0xFFFF
+    words = (words | words << 8) & 0x00FF00FF
+    return (words | words << 4) & 0x0F0F0F0F
