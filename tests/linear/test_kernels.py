@@ -1,0 +1,125 @@
+"""How linear layers are computed: every way gives the same result, within documented bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.nn import functional
+
+from predictor.linear.formats.format import ROWS
+from predictor.linear.formats.fp8 import Fp8
+from predictor.linear.kernels import UNPACKED, Compute, Kernel, allocate_most, kernels_for
+from predictor.linear.weight import LinearWeight
+from predictor.profiling.meta_device import LiveBytes
+
+HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+"""The dtypes of half precision, and the rounding of a value."""
+
+OUT, IN = 2 * ROWS + 40, 96
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    weight: LinearWeight
+    bias: torch.Tensor
+    matrix: torch.Tensor
+    """The matrix in float32."""
+
+
+def _plain(dtype: torch.dtype) -> _Layer:
+    matrix = (torch.randn(OUT, IN) / IN**0.5).to(dtype)
+    return _Layer(LinearWeight.plain(matrix), torch.randn(OUT).to(dtype), matrix.float())
+
+
+def _packed(dtype: torch.dtype) -> _Layer:
+    weights = Fp8(block=(128, 128))
+    scale = torch.rand(-(-OUT // 128), 1) / IN**0.5
+    tensors = {"weight": torch.randn(OUT, IN).to(weights.dtype), "weight_scale_inv": scale}
+    weight = LinearWeight(tensors, OUT, IN, weights)
+    return _Layer(weight, torch.randn(OUT).to(dtype), weight.rows(0, OUT, torch.float32))
+
+
+def _kernels(layer: _Layer, dtype: torch.dtype) -> list[Kernel]:
+    """Those of a processor, and those of an accelerator, which run on a processor too."""
+    others = [UNPACKED] if layer.weight.format else []
+    return [*kernels_for(layer.weight.format, dtype, "cpu"), *others]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("make", [_plain, _packed])
+@pytest.mark.parametrize("rows", [0, 1, 3, 70])
+def test_every_kernel_gives_the_same_result_in_float32(
+    make: Callable[[torch.dtype], _Layer], rows: int
+) -> None:
+    layer = make(torch.float32)
+    x = torch.randn(rows, IN)
+    expected = functional.linear(x, layer.matrix, layer.bias)
+    for kernel in _kernels(layer, torch.float32):
+        torch.testing.assert_close(
+            kernel.compute(x, layer.weight, layer.bias), expected, rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("make", [_plain, _packed])
+@pytest.mark.parametrize("dtype", list(HALF))
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_kernels_differ_by_the_rounding_of_half_precision(
+    make: Callable[[torch.dtype], _Layer], dtype: torch.dtype, rows: int
+) -> None:
+    layer = make(dtype)
+    x = torch.randn(rows, IN).to(dtype)
+    expected = functional.linear(x.float(), layer.matrix, layer.bias.float())
+    for kernel in _kernels(layer, dtype):
+        result = kernel.compute(x, layer.weight, layer.bias)
+        assert result.dtype == dtype
+        bound = HALF[dtype] * (1 + expected.abs().max().item())
+        torch.testing.assert_close(result.float(), expected, rtol=0, atol=bound)
+
+
+def test_a_layer_may_have_no_bias() -> None:
+    layer = _packed(torch.float32)
+    x = torch.randn(2, IN)
+    for kernel in _kernels(layer, torch.float32):
+        result = kernel.compute(x, layer.weight, None)
+        torch.testing.assert_close(result, x @ layer.matrix.T, rtol=1e-5, atol=1e-5)
+
+
+def test_a_view_of_a_transposed_matrix_is_computed() -> None:
+    matrix = torch.randn(IN, OUT, dtype=torch.bfloat16).T
+    x = torch.randn(2, IN, dtype=torch.bfloat16)
+    expected = functional.linear(x.float(), matrix.float())
+    for kernel in kernels_for(None, torch.bfloat16, "cpu"):
+        result = kernel.compute(x, LinearWeight.plain(matrix), None)
+        bound = HALF[torch.bfloat16] * expected.abs().max().item()
+        torch.testing.assert_close(result.float(), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("make", [_plain, _packed])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_on_meta_a_layer_allocates_as_much_as_its_hungriest_kernel(
+    make: Callable[[torch.dtype], _Layer], dtype: torch.dtype
+) -> None:
+    layer = make(dtype)
+    x = torch.randn(70, IN).to(dtype)
+    kernels = kernels_for(layer.weight.format, dtype, "cpu")
+    peaks = [_peak(kernel.compute, x, layer.weight, layer.bias) for kernel in kernels]
+    tensors = {role: tensor.to("meta") for role, tensor in layer.weight.tensors.items()}
+    on_meta = LinearWeight(tensors, OUT, IN, layer.weight.format)
+    result = allocate_most(x.to("meta"), on_meta, layer.bias.to("meta"))
+    assert (result.shape, result.dtype) == ((70, OUT), dtype)
+    assert _peak(allocate_most, x.to("meta"), on_meta, layer.bias.to("meta")) >= max(peaks)
+
+
+def _peak(compute: Compute, x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor) -> int:
+    inputs = (x, bias, *weight.tensors.values())
+    with LiveBytes(excluded={tensor.untyped_storage() for tensor in inputs}) as live:
+        compute(x, weight, bias)
+    peak: int = live.peak
+    return peak
