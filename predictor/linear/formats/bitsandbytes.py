@@ -123,8 +123,8 @@ class BitsAndBytes4:
 
     def _read_state(self, packed: Mapping[str, torch.Tensor]) -> _State:
         text = packed[self._state]
-        known = self.in_features and _NESTED_ABSMAX not in packed
-        if known or text.device.type == "meta":
+        is_complete = self.in_features and _NESTED_ABSMAX not in packed
+        if is_complete or text.device.type == "meta":
             return _State(self.in_features, 0.0)
         try:
             values = json.loads(bytes(text.tolist()))
