@@ -162,6 +162,11 @@ class DeadlineExceeded(PredictorError):
     http_status = 504
     grpc_code = "DEADLINE_EXCEEDED"
 
+    @classmethod
+    def after(cls, seconds: float) -> DeadlineExceeded:
+        """Return the error of a request that took longer than this."""
+        return cls(f"The request was not answered within {seconds:g} seconds.")
+
 
 class EngineBroken(PredictorError):
     """The engine has failed permanently; the process ends and is restarted."""

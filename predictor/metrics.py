@@ -120,6 +120,11 @@ EXPERT_MISSES = Counter(
 EXPERT_SLOTS = Gauge(
     "predictor_expert_slots", "Experts that stay in memory between forward passes.", (_MODEL,)
 )
+EXPERT_HOTTEST = Gauge(
+    "predictor_expert_hottest_ratio",
+    "Share of a layer's tokens that the most used tenth of its experts got since the start.",
+    (_MODEL, "layer"),
+)
 STORE_HITS = Counter(
     "predictor_offload_store_hits", "Starts that found the offload store they needed.", (_MODEL,)
 )
@@ -204,6 +209,23 @@ class WeightMetrics:
         """Count the seconds that a forward pass waited for a block."""
         self.stall_seconds += seconds
         self._stalls.inc(seconds)
+
+
+class HeatMetrics:
+    """The metrics of how unevenly one model's experts are used."""
+
+    def __init__(self, model_name: str, *, child: Labelled = labelled) -> None:
+        """Label the metrics with the model's name.
+
+        Args:
+            model_name: The name that the model is served under.
+            child: Returns the children of metrics.
+        """
+        self._model, self._child = model_name, child
+
+    def show(self, layer: str, hottest_share: float) -> None:
+        """Show the share of the hottest experts of a layer."""
+        self._child(EXPERT_HOTTEST, self._model, layer).set(hottest_share)
 
 
 class EngineMetrics:

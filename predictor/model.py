@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -22,6 +22,7 @@ from predictor.engine_process import EngineProcess
 from predictor.errors import DeadlineExceeded, EngineBroken, NotReady
 from predictor.heartbeat import Health, Timeouts
 from predictor.metrics import show_placement
+from predictor.mixture.heat import LayerHeat
 from predictor.placement.report import as_json
 from predictor.pod.memory import read_own_anonymous
 from predictor.private.transformers import tokenizer_class
@@ -139,6 +140,10 @@ class PredictorModel(Model):
         """Return the progress of loading; empty once it is done."""
         return {} if self.ready else self._progress
 
+    def expert_heat(self) -> Sequence[LayerHeat]:
+        """Return the heat of each layer's experts, as it was some two seconds ago."""
+        return () if self.client is None else self.client.expert_heat
+
     def limits(self) -> Limits:
         """Return the model's capacity and its use now."""
         settings = self._settings
@@ -185,7 +190,7 @@ class PredictorModel(Model):
                 prepared = await _prepare(task, request)
                 answers = await prepared.complete()
         except TimeoutError:
-            raise _too_late(limit) from None
+            raise DeadlineExceeded.after(limit) from None
         finally:
             permit.release()
         return answers
@@ -206,7 +211,7 @@ class PredictorModel(Model):
             pieces = prepared.stream()
         except TimeoutError:
             permit.release()
-            raise _too_late(limit) from None
+            raise DeadlineExceeded.after(limit) from None
         except BaseException:
             permit.release()
             raise
@@ -225,7 +230,7 @@ class PredictorModel(Model):
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise _too_late(limit) from None
+            raise DeadlineExceeded.after(limit) from None
         finally:
             permit.release()
 
@@ -293,7 +298,3 @@ async def _prepare(task: Task, request: TaskRequest) -> PreparedRequest:
     if request.is_short:
         return task.prepare(request)
     return await asyncio.to_thread(task.prepare, request)
-
-
-def _too_late(limit: float) -> DeadlineExceeded:
-    return DeadlineExceeded(f"The request was not answered within {limit:g} seconds.")

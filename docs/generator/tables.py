@@ -140,7 +140,8 @@ def _metrics_rows() -> Iterator[Sequence[str]]:
         family = next(iter(metric.describe()))
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = ", ".join(f"`{label}`" for label in metric._labelnames if label != "model_name")
-        unit = next((unit for unit in ("seconds", "bytes", "tokens") if unit in name), "count")
+        units = {"seconds": "seconds", "bytes": "bytes", "tokens": "tokens", "ratio": "fraction"}
+        unit = next((unit for word, unit in units.items() if word in name), "count")
         yield f"`{name}`", family.type, unit, labels, family.documentation
 
 

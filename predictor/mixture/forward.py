@@ -23,6 +23,7 @@ from torch.nn import functional
 from predictor.private.experts import (
     register_experts_function,
     select_experts_function,
+    selected_experts_function,
     uses_experts_interface,
 )
 from predictor.shape_buckets import bucket_rows
@@ -31,6 +32,9 @@ _NAME = "predictor"
 """The name in configs of the function that this module registers."""
 
 _SOURCE = "expert_source"
+
+_TOKENS = "tokens_of_experts"
+"""The attribute of an experts module that counts the tokens of each of its experts, if any does."""
 
 ExpertWeights = Mapping[str, torch.Tensor]
 """One expert's tensors, by the names of the module's parameters; without the leading dimension."""
@@ -67,6 +71,22 @@ def compute_here(model: nn.Module) -> None:
         select_experts_function(module, _NAME)
 
 
+def count_tokens(model: nn.Module) -> dict[str, list[int]]:
+    """Have this module count the tokens of each expert that it computes from now on.
+
+    Returns:
+        The counts, which grow with each forward pass, by the names of the experts modules.
+    """
+    tokens = {
+        name: [0] * _count(module)
+        for name, module in model.named_modules()
+        if uses_experts_interface(module) and selected_experts_function(module) == _NAME
+    }
+    for name, counts in tokens.items():
+        setattr(model.get_submodule(name), _TOKENS, counts)
+    return tokens
+
+
 def compute_experts(
     module: Any,
     hidden_states: torch.Tensor,
@@ -85,9 +105,12 @@ def compute_experts(
     if hidden_states.device.type == "meta":
         return _compute_on_meta(module, hidden_states, top_k_weights)
     routing = _Routing.of(top_k_index, _count(module))
+    tokens_of: list[int] | None = getattr(module, _TOKENS, None)
     outputs: torch.Tensor | None = None
     with closing(_fetch(module, routing.counts, hidden_states)) as experts:
         for expert, weights in experts:
+            if tokens_of is not None:
+                tokens_of[expert] += routing.counts[expert]
             output = _compute_expert(module, weights, routing.rows_of(hidden_states, expert))
             if outputs is None:
                 outputs = output.new_empty(tokens * chosen, output.shape[-1])

@@ -46,6 +46,12 @@ def select_experts_function(module: Any, name: str) -> None:
     module.config._experts_implementation = name
 
 
+def selected_experts_function(module: Any) -> str | None:
+    """Return the name of the function that computes an experts module; None for its own code."""
+    name: str | None = module.config._experts_implementation
+    return name
+
+
 def converts_weights(model: PreTrainedModel, but: Collection[str] = ()) -> bool:
     """Return whether transformers changes stored tensors while it loads this model.
 

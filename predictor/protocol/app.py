@@ -100,6 +100,7 @@ def _status_routes(status: StatusEndpoints) -> Iterator[Route]:
     for path in (_MODEL, _VERSION):
         yield _get(path, status.model)
         yield _get(f"{path}/ready", status.model_ready)
+        yield _get(f"{path}/experts", status.experts)
     yield _post("/v2/repository/index", status.index)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from predictor.errors import NotReady, RequestError, UnknownModel, UnknownVersion
+from predictor.mixture.heat import LayerHeat
 from predictor.protocol.response_style import ResponseStyle
 from predictor.sentences import quote
 from predictor.tasks.answers import Answer, Stream
@@ -62,6 +63,10 @@ class ServedModel(Protocol):
 
     def metadata(self) -> dict[str, Any]:
         """Return ``platform``, a string, and ``properties``, a dict of JSON values."""
+        ...
+
+    def expert_heat(self) -> Sequence[LayerHeat]:
+        """Return the heat of each layer's experts; empty without experts, and while it loads."""
         ...
 
     def limits(self) -> Limits:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from predictor.heartbeat import ReadActivities
+from predictor.mixture.forward import count_tokens
+from predictor.mixture.heat import ExpertHeat
 from predictor.weights.block_source import BlockSourceResolver
 from predictor.weights.experts.cache import ExpertCache
 from predictor.weights.experts.device_cache import DeviceExpertCache
@@ -53,6 +55,11 @@ class Loaded:
         """Bytes of the executing accelerator's memory that blocks and experts are copied to."""
         blocks = 0 if self.streaming is None else self.streaming.loader.device_bytes
         return blocks + (0 if self.experts is None else self.experts.device_bytes)
+
+    def count_heat(self) -> ExpertHeat:
+        """Return the heat of the experts, which grows from now on; of no layer without experts."""
+        slotted = () if self.experts is None else self.experts.layers
+        return ExpertHeat(count_tokens(self.model), slotted)
 
     def serve(self) -> None:
         """Mark the offload volume as used. Call it when requests are answered."""

@@ -26,6 +26,7 @@ def served(running: Served) -> Iterator[Served]:
     running.model.ready = True
     running.model.failure = None
     running.model.loading = {}
+    running.model.heat = ()
     running.model.held = False
     running.model.requests.clear()
 

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from fastapi import FastAPI
 
 from predictor.admission import AdmissionController, AdmissionLimits
 from predictor.errors import NotReady
+from predictor.mixture.heat import LayerHeat
 from predictor.protocol import sdk
 from predictor.protocol.app import install
 from predictor.protocol.http.connections import ConnectionLimits
@@ -52,6 +53,7 @@ class EchoModel(kserve.Model):
         self.late_failure: Exception | None = None
         self.timeouts: list[float | None] = []
         self.loading: dict[str, object] = {}
+        self.heat: Sequence[LayerHeat] = ()
         self.requests: list[GenerationRequest] = []
         self.held = False
         self.answers = 1
@@ -67,6 +69,9 @@ class EchoModel(kserve.Model):
     def metadata(self) -> dict[str, Any]:
         placement = {"gpu": 0, "cpu": 2, "disk": 1}
         return {"platform": "stub", "properties": {"placement": placement, "dtype": "none"}}
+
+    def expert_heat(self) -> Sequence[LayerHeat]:
+        return self.heat
 
     def load(self) -> bool:
         raise AssertionError("no request may load a model")

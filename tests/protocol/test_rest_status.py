@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from predictor.mixture.heat import LayerHeat
 from tests.protocol.stub import Served, serve
 from tests.protocol.wire import BODY, INFER, PREDICT, refusal
 
@@ -46,6 +47,29 @@ def test_a_models_metadata_tell_its_placement_as_a_string(client: httpx.Client, 
     assert document["platform"] == "stub"
     assert document["properties"]["dtype"] == "none"
     assert json.loads(document["properties"]["placement"]) == {"gpu": 0, "cpu": 2, "disk": 1}
+
+
+@pytest.mark.parametrize("path", ["/v2/models/echo", "/v2/models/echo/versions/1"])
+def test_the_experts_of_each_layer_are_shown_with_their_use(
+    served: Served, client: httpx.Client, path: str
+) -> None:
+    served.model.heat = [LayerHeat("layers.0", (3, 0, 5), {"0": (2,), "cpu": (0, 2)})]
+    assert client.get(f"{path}/experts").json()["layers"] == [
+        {
+            "name": "layers.0",
+            "hottest_share": 0.625,
+            "tokens": [3, 0, 5],
+            "in_slots": {"0": [2], "cpu": [0, 2]},
+        }
+    ]
+
+
+def test_a_model_without_experts_shows_no_layers(client: httpx.Client) -> None:
+    assert client.get("/v2/models/echo/experts").json() == {"name": "echo", "layers": []}
+
+
+def test_experts_of_an_unknown_model_are_not_found(client: httpx.Client) -> None:
+    assert client.get("/v2/models/other/experts").status_code == 404
 
 
 def test_kserves_other_routes_stay(client: httpx.Client) -> None:

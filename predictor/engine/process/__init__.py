@@ -8,4 +8,5 @@ do not slow the model down, and the model does not delay a health check.
 - `channel`: a socket that carries them.
 - `client`: the engine as the tasks see it, in the process that answers requests.
 - `host`: the engine's side of the channel.
+- `heat_report`: how often experts are used, for the other process to show.
 """

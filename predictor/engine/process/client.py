@@ -21,10 +21,18 @@ from predictor.engine.generation.sampling_params import (
 )
 from predictor.engine.model_thread import request_failed
 from predictor.engine.process.channel import Channel
-from predictor.engine.process.messages import Broken, Cancel, Encode, Generate, Results
+from predictor.engine.process.messages import (
+    Broken,
+    Cancel,
+    Encode,
+    ExpertsUsed,
+    Generate,
+    Results,
+)
 from predictor.errors import EngineBroken, PredictorError
 from predictor.heartbeat import Activity, Health, Timeouts
 from predictor.metric_updates import apply_updates
+from predictor.mixture.heat import LayerHeat
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +40,11 @@ Callback = TypeVar("Callback")
 
 
 class EngineClient(Generic[Callback]):
-    """Submits to the engine process and calls the callbacks."""
+    """Submits to the engine process and calls the callbacks.
+
+    Attributes:
+        expert_heat: The heat of each layer's experts, as last reported.
+    """
 
     def __init__(
         self,
@@ -48,6 +60,7 @@ class EngineClient(Generic[Callback]):
             on_broken: Called, last of all, if the engine is broken or its process has ended.
             ended: Returns the error of a process that has ended.
         """
+        self.expert_heat: tuple[LayerHeat, ...] = ()
         self._channel = channel
         self._on_broken = on_broken
         self._ended = ended
@@ -113,6 +126,9 @@ class EngineClient(Generic[Callback]):
                 apply_updates(message.updates)
                 for key, item in message.items:
                     self._take(key, item)
+            elif isinstance(message, ExpertsUsed):
+                apply_updates(message.updates)
+                self.expert_heat = message.layers
             elif isinstance(message, Broken):
                 self.abandon(message.error)
                 return

@@ -9,6 +9,7 @@ from typing import Any
 from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.errors import EngineBroken, PredictorError
 from predictor.metric_updates import Update
+from predictor.mixture.heat import LayerHeat
 from predictor.placement.plan import Placement
 
 # To the engine process
@@ -116,6 +117,19 @@ class Results:
     """
 
     items: Sequence[tuple[int, Any]]
+    updates: Sequence[Update]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsUsed:
+    """The use of experts has changed.
+
+    Attributes:
+        layers: The heat of each layer, in execution order.
+        updates: Changes of metrics.
+    """
+
+    layers: tuple[LayerHeat, ...]
     updates: Sequence[Update]
 
 

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 import predictor
 from predictor.errors import UnknownModel
+from predictor.mixture.heat import LayerHeat
 from predictor.protocol.http.json_body import JSONAnswer, optional, parse_document
 from predictor.protocol.http.requests import resolve_model
 from predictor.protocol.kserve.v2 import signature
@@ -77,6 +78,12 @@ class StatusEndpoints:
             }
         )
 
+    async def experts(self, request: Request) -> JSONAnswer:
+        """``GET /v2/models/{model}/experts``: how often each expert of each layer is used."""
+        model = resolve_model(self.models, request)
+        layers = [_layer(layer) for layer in model.expert_heat()]
+        return JSONAnswer({"name": request.path_params["model"], "layers": layers})
+
     async def index(self, request: Request) -> JSONAnswer:
         """``POST /v2/repository/index``: every model and its state; only ready ones on request."""
         body = await request.body()
@@ -88,6 +95,15 @@ class StatusEndpoints:
     async def no_loading(self, _request: Request) -> JSONAnswer:
         """``POST`` of the repository's load and unload, if they are turned off."""
         raise UnknownModel("Loading and unloading of models is turned off on this server.")
+
+
+def _layer(heat: LayerHeat) -> dict[str, object]:
+    return {
+        "name": heat.name,
+        "hottest_share": heat.hottest_share,
+        "tokens": heat.tokens,
+        "in_slots": heat.in_slots,
+    }
 
 
 async def _row(name: str, model: ServedModel) -> dict[str, str]:

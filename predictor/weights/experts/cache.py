@@ -161,6 +161,11 @@ class CachedLayer:
         self.elsewhere: Container[int] = ()
         self._ahead: dict[int, ExpertRead] = {}
 
+    @property
+    def in_slots(self) -> dict[str, tuple[int, ...]]:
+        """The experts in slots, by tier."""
+        return {"cpu": tuple(sorted(self._slots))}
+
     def fetch(
         self, counts: Sequence[int], hidden_states: torch.Tensor | None = None
     ) -> Iterator[tuple[int, ExpertWeights]]:

@@ -110,6 +110,11 @@ class _DeviceLayer:
         self._slots: dict[int, int] = {}
         source.elsewhere = self._slots
 
+    @property
+    def in_slots(self) -> dict[str, tuple[int, ...]]:
+        """The experts in slots, by tier."""
+        return {self._cache.tier: tuple(sorted(self._slots)), **self._source.in_slots}
+
     def fetch(
         self, counts: Sequence[int], hidden_states: torch.Tensor | None = None
     ) -> Iterator[tuple[int, ExpertWeights]]:
