@@ -3,7 +3,8 @@
 All of them agree in float32 to 1e-5. In half precision each product is summed in float32 and
 rounded once to the serving dtype, so they differ by its last digit: by 2^-8 of a value in
 bfloat16, 2^-11 in float16, beside what the order of a float32 sum changes. `native blocks` rounds
-packed weights to the serving dtype before the product, as all others do with activations alone.
+packed weights to the serving dtype before the product. Those that add a bias to a rounded product
+round twice.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from predictor.linear.formats import int4, int8
 from predictor.linear.formats.format import ROWS, WeightFormat
+from predictor.linear.formats.int4 import Int4, panel_here
+from predictor.linear.formats.int8 import Int8
 from predictor.linear.weight import PLAIN, LinearWeight
 
 Compute = Callable[[torch.Tensor, LinearWeight, torch.Tensor | None], torch.Tensor]
@@ -39,21 +43,48 @@ class Kernel:
     compute: Compute
 
 
-def kernels_for(
-    weight_format: WeightFormat | None, dtype: torch.dtype, device: str
-) -> tuple[Kernel, ...]:
-    """Return the kernels of a kind of layers, the one that needs no timing to be good first.
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """What decides how fast a kernel is, beside the rows.
 
-    Args:
-        weight_format: How the weights are packed; None for plain ones.
+    Attributes:
+        format: How the weights are packed; None for plain ones.
         dtype: The dtype of the inputs.
         device: The type of the device that computes.
+        out_features: Outputs of a layer.
+        in_features: Inputs of a layer.
     """
-    if device != "cpu":
-        return (NATIVE,) if weight_format is None else (UNPACKED,)
-    if weight_format is None:
-        return (NATIVE, FLOAT32_BLOCKS) if dtype.itemsize == 2 else (NATIVE,)
-    return (FLOAT32_BLOCKS, NATIVE_BLOCKS) if dtype.itemsize == 2 else (FLOAT32_BLOCKS,)
+
+    format: WeightFormat | None
+    dtype: torch.dtype
+    device: str
+    out_features: int
+    in_features: int
+
+
+def kernels_for(kind: LayerKind) -> tuple[Kernel, ...]:
+    """Return the kernels of a kind of layers, the one that needs no timing to be good first."""
+    if kind.device != "cpu":
+        return (NATIVE,) if kind.format is None else (UNPACKED,)
+    is_half = kind.dtype.itemsize == 2
+    if kind.format is None:
+        return (NATIVE, TRANSPOSED, FLOAT32_BLOCKS) if is_half else (NATIVE,)
+    blocks = (FLOAT32_BLOCKS, NATIVE_BLOCKS) if is_half else (FLOAT32_BLOCKS,)
+    return (*blocks, *_packed_kernels(kind))
+
+
+def _packed_kernels(kind: LayerKind) -> tuple[Kernel, ...]:
+    """Return the kernels that compute with the weights as they are.
+
+    torch's for int8 crashes in half precision on other numbers of inputs than multiples of 16. That
+    for int4 takes many times as long in float32. Both want scales in the dtype of the inputs, and
+    float16 has not the range of ours.
+    """
+    if isinstance(kind.format, Int8) and kind.dtype in (torch.bfloat16, torch.float32):
+        return (PACKED_INT8,) if kind.in_features % 16 == 0 else ()
+    if isinstance(kind.format, Int4) and kind.dtype == torch.bfloat16:
+        return (PACKED_INT4, PACKED_INT4_BY_4) if kind.format.panel == panel_here() else ()
+    return ()
 
 
 def allocate_most(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None) -> torch.Tensor:
@@ -71,6 +102,46 @@ def allocate_most(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | No
 
 def _native(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None) -> torch.Tensor:
     return functional.linear(x, weight.tensors[PLAIN], bias)
+
+
+def _transposed(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    matrix = weight.tensors[PLAIN]
+    if len(x) == 1:
+        product = torch.mv(matrix, x[0]) if bias is None else torch.addmv(bias, matrix, x[0])
+        return product[None]
+    columns = x.T
+    if bias is None:
+        return torch.mm(matrix, columns).T.contiguous()
+    return torch.addmm(bias[:, None], matrix, columns).T.contiguous()
+
+
+def _packed_int8(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    tensors = weight.tensors
+    scale = tensors[int8.SCALE].to(x.dtype)
+    product = torch.ops.aten._weight_int8pack_mm(x.contiguous(), tensors[int8.WEIGHT], scale)
+    return _plus(product, bias)
+
+
+def _packed_int4(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    return _plus(_product_int4(x.contiguous(), weight), bias)
+
+
+def _packed_int4_by_4(
+    x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None
+) -> torch.Tensor:
+    products = [_product_int4(rows, weight) for rows in x.contiguous().split(4)]
+    return _plus(torch.cat(products) if len(products) > 1 else products[0], bias)
+
+
+def _product_int4(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
+    packed, scales = weight.tensors[int4.WEIGHT], weight.tensors[int4.SCALES]
+    group = weight.in_features // len(scales)
+    product: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, group, scales)
+    return product
+
+
+def _plus(product: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return product if bias is None else product.add_(bias)
 
 
 def _float32_blocks(
@@ -126,8 +197,22 @@ FLOAT32_BLOCKS = Kernel("float32 blocks", _float32_blocks)
 without units for half precision computes in float32 anyway, and torch's kernels for half precision
 convert the weights anew for every few rows."""
 
+TRANSPOSED = Kernel("transposed", _transposed)
+"""The same product as ``(W x^T)^T``. On a processor with units for half precision it reads the
+weights faster when there are few rows."""
+
 NATIVE_BLOCKS = Kernel("native blocks", _native_blocks)
 """The same in the serving dtype: for processors with units for it."""
 
 UNPACKED = Kernel("unpacked", _unpacked)
 """Unpacked to the serving dtype, on an accelerator."""
+
+PACKED_INT8 = Kernel("packed int8", _packed_int8)
+"""torch's, on the weights as they are stored."""
+
+PACKED_INT4 = Kernel("packed int4", _packed_int4)
+"""torch's, on the weights as they are stored."""
+
+PACKED_INT4_BY_4 = Kernel("packed int4 by 4 rows", _packed_int4_by_4)
+"""The same for 4 rows at a time: torch unpacks the weights once for so many, and has to keep fewer
+sums in registers."""

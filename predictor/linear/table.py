@@ -9,35 +9,14 @@ serving dtype otherwise (see `kernels`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
-from predictor.linear.formats.format import WeightFormat
-from predictor.linear.kernels import Compute, Kernel, allocate_most, kernels_for
+from predictor.linear.kernels import Compute, Kernel, LayerKind, allocate_most, kernels_for
 from predictor.linear.weight import LinearWeight
 
 BUCKETS = 12
 """Buckets of rows: 1, 2, 3 to 4, 5 to 8, and so on; the last one has no end."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerKind:
-    """What decides how fast a kernel is, beside the rows.
-
-    Attributes:
-        format: How the weights are packed; None for plain ones.
-        dtype: The dtype of the inputs.
-        device: The type of the device that computes.
-        out_features: Outputs of a layer.
-        in_features: Inputs of a layer.
-    """
-
-    format: WeightFormat | None
-    dtype: torch.dtype
-    device: str
-    out_features: int
-    in_features: int
 
 
 def bucket_of(rows: int) -> int:
@@ -59,7 +38,7 @@ class LayerKernels:
     def __init__(self, kind: LayerKind) -> None:
         """Begin with the kernel that needs no timing to be good."""
         self.kind = kind
-        self.candidates = kernels_for(kind.format, kind.dtype, kind.device)
+        self.candidates = kernels_for(kind)
         self.chosen: list[Kernel] = [self.candidates[0]] * BUCKETS
         self._computes: list[Compute] = [kernel.compute for kernel in self.chosen]
 
@@ -113,3 +92,7 @@ class LinearKernels:
             weight.format, x.dtype, x.device.type, weight.out_features, weight.in_features
         )
         return self.of(kind).linear(x, weight, bias)
+
+
+KERNELS = LinearKernels()
+"""The kernels of the model that this process serves."""

@@ -11,14 +11,25 @@ from torch.nn import functional
 
 from predictor.linear.formats.format import ROWS
 from predictor.linear.formats.fp8 import Fp8
-from predictor.linear.kernels import UNPACKED, Compute, Kernel, allocate_most, kernels_for
+from predictor.linear.formats.int4 import Int4
+from predictor.linear.formats.int8 import Int8
+from predictor.linear.kernels import (
+    PACKED_INT4,
+    PACKED_INT8,
+    UNPACKED,
+    Compute,
+    Kernel,
+    LayerKind,
+    allocate_most,
+    kernels_for,
+)
 from predictor.linear.weight import LinearWeight
 from predictor.profiling.meta_device import LiveBytes
 
 HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 """The dtypes of half precision, and the rounding of a value."""
 
-OUT, IN = 2 * ROWS + 40, 96
+OUT, IN = 2 * ROWS + 48, 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +53,28 @@ def _packed(dtype: torch.dtype) -> _Layer:
     return _Layer(weight, torch.randn(OUT).to(dtype), weight.rows(0, OUT, torch.float32))
 
 
+def _int8(dtype: torch.dtype) -> _Layer:
+    return _quantised(Int8(), dtype)
+
+
+def _int4(dtype: torch.dtype) -> _Layer:
+    return _quantised(Int4.here(), dtype)
+
+
+def _quantised(weights: Int8 | Int4, dtype: torch.dtype) -> _Layer:
+    tensors = weights.quantise(torch.randn(OUT, IN) / IN**0.5)
+    weight = LinearWeight(tensors, OUT, IN, weights)
+    return _Layer(weight, torch.randn(OUT).to(dtype), weight.rows(0, OUT, torch.float32))
+
+
 def _kernels(layer: _Layer, dtype: torch.dtype) -> list[Kernel]:
     """Those of a processor, and those of an accelerator, which run on a processor too."""
     others = [UNPACKED] if layer.weight.format else []
-    return [*kernels_for(layer.weight.format, dtype, "cpu"), *others]
+    return [*kernels_for(_kind(layer, dtype)), *others]
+
+
+def _kind(layer: _Layer, dtype: torch.dtype) -> LayerKind:
+    return LayerKind(layer.weight.format, dtype, "cpu", OUT, IN)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +82,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("make", [_plain, _packed])
+@pytest.mark.parametrize("make", [_plain, _packed, _int8, _int4])
 @pytest.mark.parametrize("rows", [0, 1, 3, 70])
 def test_every_kernel_gives_the_same_result_in_float32(
     make: Callable[[torch.dtype], _Layer], rows: int
@@ -67,7 +96,7 @@ def test_every_kernel_gives_the_same_result_in_float32(
         )
 
 
-@pytest.mark.parametrize("make", [_plain, _packed])
+@pytest.mark.parametrize("make", [_plain, _packed, _int8, _int4])
 @pytest.mark.parametrize("dtype", list(HALF))
 @pytest.mark.parametrize("rows", [1, 3, 70])
 def test_kernels_differ_by_the_rounding_of_half_precision(
@@ -95,26 +124,35 @@ def test_a_view_of_a_transposed_matrix_is_computed() -> None:
     matrix = torch.randn(IN, OUT, dtype=torch.bfloat16).T
     x = torch.randn(2, IN, dtype=torch.bfloat16)
     expected = functional.linear(x.float(), matrix.float())
-    for kernel in kernels_for(None, torch.bfloat16, "cpu"):
+    for kernel in kernels_for(LayerKind(None, torch.bfloat16, "cpu", OUT, IN)):
         result = kernel.compute(x, LinearWeight.plain(matrix), None)
         bound = HALF[torch.bfloat16] * expected.abs().max().item()
         torch.testing.assert_close(result.float(), expected, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("make", [_plain, _packed])
+@pytest.mark.parametrize("make", [_plain, _packed, _int8, _int4])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 def test_on_meta_a_layer_allocates_as_much_as_its_hungriest_kernel(
     make: Callable[[torch.dtype], _Layer], dtype: torch.dtype
 ) -> None:
     layer = make(dtype)
     x = torch.randn(70, IN).to(dtype)
-    kernels = kernels_for(layer.weight.format, dtype, "cpu")
+    kernels = kernels_for(_kind(layer, dtype))
     peaks = [_peak(kernel.compute, x, layer.weight, layer.bias) for kernel in kernels]
     tensors = {role: tensor.to("meta") for role, tensor in layer.weight.tensors.items()}
     on_meta = LinearWeight(tensors, OUT, IN, layer.weight.format)
     result = allocate_most(x.to("meta"), on_meta, layer.bias.to("meta"))
     assert (result.shape, result.dtype) == ((70, OUT), dtype)
     assert _peak(allocate_most, x.to("meta"), on_meta, layer.bias.to("meta")) >= max(peaks)
+
+
+def test_kernels_that_cannot_compute_a_kind_are_not_offered() -> None:
+    other_panel = Int4(panel=96 - Int4.here().panel)
+    assert PACKED_INT4 in kernels_for(LayerKind(Int4.here(), torch.bfloat16, "cpu", 64, 64))
+    assert PACKED_INT4 not in kernels_for(LayerKind(other_panel, torch.bfloat16, "cpu", 64, 64))
+    assert PACKED_INT8 in kernels_for(LayerKind(Int8(), torch.bfloat16, "cpu", 5, 48))
+    assert PACKED_INT8 not in kernels_for(LayerKind(Int8(), torch.bfloat16, "cpu", 64, 40))
+    assert kernels_for(LayerKind(Int8(), torch.bfloat16, "cuda", 64, 64)) == (UNPACKED,)
 
 
 def _peak(compute: Compute, x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor) -> int:
