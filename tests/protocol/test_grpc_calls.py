@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import threading
@@ -17,6 +19,8 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 
 from predictor.admission import AdmissionLimits
+from predictor.errors import RequestError
+from predictor.protocol.kserve.grpc_calls import answering
 from tests.protocol.stub import MAX_BODY_BYTES, Served, serve
 from tests.protocol.test_grpc_server import asking
 
@@ -237,3 +241,32 @@ def test_watches_are_bounded_and_end_with_their_clients(served: Served) -> None:
             for updates in watches:
                 updates.cancel()
         time.sleep(1)
+
+
+def test_of_many_calls_a_few_are_refused_in_one_iteration_of_the_event_loop() -> None:
+    refused: list[str] = []
+
+    class Context:
+        """Counts what is refused; gRPC's own context needs a call."""
+
+        def set_trailing_metadata(self, _pairs: Any) -> None:
+            pass
+
+        async def abort(self, _code: Any, sentence: str) -> None:
+            refused.append(sentence)
+
+    async def refuse(_calls: Any, _context: Any) -> None:
+        raise RequestError("No.")
+
+    async def run() -> list[int]:
+        method = answering(refuse)
+        calls = [asyncio.ensure_future(method(None, Context())) for _ in range(9)]
+        counts = [0]
+        while not all(call.done() for call in calls):
+            await asyncio.sleep(0)
+            counts.append(len(refused))
+        return counts
+
+    counts = asyncio.run(run())
+    assert counts[-1] == 9
+    assert max(after - before for before, after in itertools.pairwise(counts)) <= 2

@@ -24,6 +24,7 @@ from predictor.errors import (
     RequestTimeout,
 )
 from predictor.protocol.http.errors import error_headers, grpc_error
+from predictor.protocol.http.turns import Turns
 
 Calls = AsyncIterator[bytes]
 """The messages of one call as they come."""
@@ -33,6 +34,11 @@ Method = Callable[[Calls, Any], Awaitable[Any]]
 
 _MOST_UNREAD = 256
 """Calls whose message has not arrived; an honest message comes right behind its call."""
+
+_STEPS_AT_ONCE = 2
+"""Messages whose read begins, or calls that are refused, in one iteration of the event loop. gRPC
+works for about a millisecond on the former and a third on the latter, with the interpreter's lock
+held, so that of a hundred calls in one iteration a health check would wait for all."""
 
 _TURN_SECONDS = 1.0
 """Seconds of a turn after which a call whose message does not come gives way to one that waits."""
@@ -63,6 +69,7 @@ class MessageReader:
         """
         self._seconds = seconds
         self._turns = asyncio.Semaphore(at_once)
+        self._steps = Turns(_STEPS_AT_ONCE)
         self._most_unread = unread
         self._most_bytes = most_bytes
         self._unread: dict[asyncio.Timeout, None] = {}  # in the order in which they came
@@ -97,6 +104,7 @@ class MessageReader:
     async def _in_turn(self, calls: Calls, limit: asyncio.Timeout) -> bytes:
         await self._take_turn()
         try:
+            await self._steps.take()
             self._began[limit] = asyncio.get_running_loop().time()
             return await anext(calls)
         finally:
@@ -147,6 +155,7 @@ def parse(message_type: Any, raw: bytes) -> Any:
 
 def answering(method: Method) -> Method:
     """Return a method that answers exceptions with their status, sentence and headers."""
+    steps = Turns(_STEPS_AT_ONCE)
 
     @functools.wraps(method)
     async def answer(calls: Calls, context: Any) -> Any:
@@ -158,6 +167,7 @@ def answering(method: Method) -> Method:
             code, sentence = grpc_error(error)
             headers = error_headers(error) or {}
             context.set_trailing_metadata(tuple((name.lower(), v) for name, v in headers.items()))
+        await steps.take()
         return await context.abort(code, sentence)  # raises
 
     return answer
