@@ -70,6 +70,7 @@ class Server(ModelServer):
         )
         logs.quiet()
         self._settings = settings
+        self._codec = codec
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._broken: EngineBroken | None = None
@@ -143,6 +144,7 @@ class Server(ModelServer):
                 timeout=settings.client_timeout,
                 body_rate=settings.min_body_rate,
             ),
+            codec=self._codec,
         )
         logger.info("gRPC on %s:%d", settings.host, bound.port)
         return bound

@@ -64,14 +64,14 @@ def install(
         load_unload: Whether the SDK's routes that load and unload models stay reachable. They have
             no authentication, so the default is no.
         torchserve: Whether TorchServe's routes are served.
-        codec: Decodes the bodies of requests; None for threads.
+        codec: Decodes and encodes large bodies; None for threads.
     """
     status, codec = StatusEndpoints(models), codec or CodecThreads()
     app.router.routes.extend(_status_routes(status))
     app.router.routes.extend(_inference_routes(InferenceEndpoints(models, codec)))
     app.router.routes.extend(_generate_routes(GenerateEndpoints(models, codec)))
     app.router.routes.extend(_openai_routes(OpenAIEndpoints(models, codec)))
-    app.router.routes.extend(_embedding_routes(EmbeddingsRerankEndpoints(models)))
+    app.router.routes.extend(_embedding_routes(EmbeddingsRerankEndpoints(models, codec)))
     if torchserve:
         app.router.routes.extend(_torchserve_routes(TorchServeEndpoints(models)))
     if not load_unload:

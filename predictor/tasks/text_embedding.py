@@ -7,6 +7,7 @@ prompts is put before the text), ``truncate``.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,7 +101,8 @@ class TextEmbedding(EncoderTaskSpec):
         vector = results[0][: instance.parameters["dimensions"]]
         if instance.parameters["normalize"]:
             vector = vector / max(float(np.linalg.norm(vector)), _LEAST_NORM)
-        return Vector(vector.tolist(), len(texts[0].ids))
+        values = vector.astype(np.float32, copy=False).tobytes()
+        return Vector(array("f", values), len(texts[0].ids))
 
     def _check_size(self, name: str, value: Any) -> int:
         size = integer(name, value, 1, self._size)

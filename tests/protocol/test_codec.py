@@ -7,9 +7,13 @@ import os
 import subprocess
 import sys
 import textwrap
+from array import array
 from pathlib import Path
 
 import pytest
+
+from predictor.protocol.http.codec import CodecThreads, codec_of
+from predictor.tasks.answers import Completion, Vector
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,3 +106,47 @@ def test_it_ends_with_the_process_that_it_decodes_for() -> None:
             return
         asyncio.run(asyncio.sleep(0.05))
     pytest.fail("it runs on")
+
+
+VECTORS = """
+    from array import array
+    from predictor.protocol.kserve import grpc_server, rest_codec, rest_inference, v1, v2
+    from predictor.protocol.openai import embeddings_rerank as lists
+    from predictor.tasks.answers import Vector
+    vectors = tuple(Vector(array("f", [number, 0.1]), 3) for number in range(3))
+    form = v2.ResponseForm({"embedding": "FP32"}, "id", (3,), (), raw=False)
+    name = {"model_name": "m", "model_version": "1"}
+"""
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        "lists._embed_body, vectors",
+        "lists._embeddings_body, vectors, True, 'm'",
+        "partial(v1.encode_body, text_only=False), vectors",
+        "partial(grpc_server._encode, **name), vectors, form",
+        "partial(rest_inference._encode_infer, **name), vectors, form, "
+        "rest_codec.BinaryOutputs(True, {})",
+    ],
+)
+def test_vectors_are_encoded_in_the_process_as_they_are_here(encode: str) -> None:
+    assert run(
+        "from functools import partial\n"
+        + textwrap.dedent(VECTORS)
+        + textwrap.dedent(f"""
+            async def main():
+                function, *arguments = {encode}
+                # Only the process has this function's results; what fails there is done here.
+                result = await codec._call(function, arguments)
+                print(result == function(*arguments))
+            asyncio.run(main())
+        """)
+    ) == ["True"]
+
+
+def test_answers_of_many_objects_stay_in_this_process() -> None:
+    vector = Vector(array("f", [0.5]), 1)
+    process = CodecThreads()
+    assert codec_of([vector], process) is process
+    assert codec_of([Completion("a", "eos_token", 1, 2)], process) is not process

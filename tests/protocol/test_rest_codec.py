@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 
 from predictor.errors import RequestError
 from predictor.protocol.kserve.decoded_call import decode_call
-from predictor.protocol.kserve.rest_codec import LENGTH_HEADER, Encoded, encode_infer_response
+from predictor.protocol.kserve.rest_codec import (
+    LENGTH_HEADER,
+    BinaryOutputs,
+    Encoded,
+    encode_infer_response,
+)
 from predictor.tasks.answers import Completion
 from tests.protocol.transports import parsed
 
@@ -126,7 +131,8 @@ def test_binary_and_json_tensors_may_be_mixed() -> None:
 def encoded(**keys: Any) -> Encoded:
     request = parsed({"id": "i", "inputs": [_TEXT], **keys})
     exchange = decode_call(request, model_name="m", model_version="1")
-    return encode_infer_response(exchange.encode([Completion("é", "eos_token", 1, 2)]), request)
+    response = exchange.encode([Completion("é", "eos_token", 1, 2)])
+    return encode_infer_response(response, BinaryOutputs.of(request))
 
 
 def test_a_response_is_json_without_null() -> None:
@@ -205,4 +211,5 @@ def test_any_body_is_a_request_or_refused(document: Any, tail: bytes) -> None:
         request = parsed(json.dumps(document).encode(), tail)
         exchange = decode_call(request, model_name="m", model_version="1")
         completions = [Completion("", "eos_token", 0, 0) for _ in exchange.request.prompts]
-        json.loads(encode_infer_response(exchange.encode(completions), request).body)
+        response = exchange.encode(completions)
+        json.loads(encode_infer_response(response, BinaryOutputs.of(request)).body)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from array import array
+
 from predictor.protocol.kserve import v1
 from predictor.protocol.kserve.v1_answers import by_label, prediction
 from predictor.tasks.answers import (
@@ -43,7 +45,7 @@ def test_one_mask_is_a_list_and_several_are_a_list_of_lists() -> None:
 
 
 def test_vectors_and_scores() -> None:
-    assert prediction(Vector([0.5, 1.0], 3)) == [0.5, 1.0]
+    assert prediction(Vector(array("f", [0.5, 1.0]), 3)) == [0.5, 1.0]
     assert prediction(Score(0.5)) == {"score": 0.5}
 
 

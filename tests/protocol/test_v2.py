@@ -140,6 +140,11 @@ def test_as_many_stops_as_prompts_are_stops_for_every_prompt() -> None:
             "Input 'top_k' has 3 elements instead of 1 or 2.",
         ),
         (
+            [_TEXT, Tensor("top_k", "INT32", ["no"] * 3)],
+            {},
+            "Input 'top_k' has 3 elements instead of 1 or 2.",  # none of which is looked at
+        ),
+        (
             [_TEXT, Tensor("top_k", "INT32", [1])],
             {"top_k": 1},
             "top_k is given twice, as a parameter and as an input.",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from array import array
+
 import pytest
 
 from predictor.protocol.kserve.v2_answers import Column, columns
@@ -52,11 +54,11 @@ def test_masks_of_all_texts_are_rows_of_their_best_tokens() -> None:
 
 def test_spans_vectors_and_scores_have_a_row_for_each_instance() -> None:
     assert columns([Span("Ada", 0.5, 0, 3)], (1,))["end"] == Column((1,), [3])
-    vectors = columns([Vector([0.5, 1.0], 3), Vector([2.0, 4.0], 3)], (2,))
+    vectors = columns([Vector(array("f", [0.5, 1.0]), 3), Vector(array("f", [2.0, 4.0]), 3)], (2,))
     assert vectors == {"embedding": Column((2, 2), [0.5, 1.0, 2.0, 4.0])}
     assert columns([Score(0.5), Score(0.25)], (2,)) == {"score": Column((2,), [0.5, 0.25])}
 
 
 def test_answers_of_two_types_are_a_mistake() -> None:
     with pytest.raises(TypeError, match="Score among answers that are Vector"):
-        columns([Vector([1.0], 1), Score(0.5)], (2,))
+        columns([Vector(array("f", [1.0]), 1), Score(0.5)], (2,))

@@ -39,7 +39,7 @@ def parsed(document: Any, tail: bytes = b"", header: str | None = None) -> Infer
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     if tail and header is None:
         header = str(len(body))
-    return parse_infer_request(body + tail, header_length=header, model_name="m", model_version="1")
+    return parse_infer_request(body + tail, header_length=header)
 
 
 def as_json(tensors: list[Tensor], parameters: dict[str, Any]) -> InferRequest:

@@ -1,12 +1,12 @@
-"""Decodes large bodies in a process of its own, whose work delays no one else's.
+"""Decodes and encodes large bodies in a process of its own, whose work delays no one else's.
 
 To parse a list of a million token ids holds the interpreter's lock for tens of milliseconds at one
 go, whatever the switch interval, and for all of it the event loop stands still. The process is a
 fork of the one that answers requests, with which it shares most of its memory, and has a lower
 priority than what computes for others.
 
-What is decoded comes back pickled. So only functions whose results have few objects gain by it,
-such as one that makes an array of the token ids.
+Arguments and results travel pickled. So only functions gain by it that take and return few objects,
+such as one that makes an array of the token ids, or JSON of the arrays of vectors.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from predictor.engine.process.channel import Channel
 from predictor.errors import PredictorError
 from predictor.protocol.http.off_loop import SMALL, off_loop
+from predictor.tasks.answers import Answer, Vector
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +45,13 @@ next arrives."""
 
 
 class Codec(Protocol):
-    """Decodes bodies off the event loop."""
+    """Decodes and encodes bodies off the event loop."""
 
     async def run(self, size: int, function: Callable[..., _T], *arguments: Any) -> _T:
         """Return the result of a function, which is called elsewhere if it has much to do.
 
         Args:
-            size: Bytes, about, that it decodes.
+            size: Bytes, about, that it decodes or encodes.
             function: A function of a module, so that it can be pickled.
             arguments: Its arguments.
         """
@@ -58,15 +59,20 @@ class Codec(Protocol):
 
 
 class CodecThreads:
-    """Decodes in the threads of this process."""
+    """Decodes and encodes in the threads of this process."""
 
     async def run(self, size: int, function: Callable[..., _T], *arguments: Any) -> _T:
         """Return the result of a function; see `Codec`."""
         return await off_loop(size, partial(function, *arguments))
 
 
+def codec_of(answers: Sequence[Answer], codec: Codec) -> Codec:
+    """Return what encodes answers: `codec` for vectors, threads for answers of many objects."""
+    return codec if isinstance(answers[0], Vector) else CodecThreads()
+
+
 class CodecProcess:
-    """Decodes in a process, and in threads after that has ended."""
+    """Decodes and encodes in a process, and in threads after that has ended."""
 
     def __init__(self) -> None:
         """Fork the process. No thread may run yet: the fork has none of them."""
@@ -123,7 +129,7 @@ class CodecProcess:
         self._channel.close()
         with self._lock:
             self._has_ended = True
-        logger.error("The process that decodes has ended; threads decode from now on")
+        logger.error("The process for large bodies has ended; threads take its place")
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
         for key in list(self._calls):

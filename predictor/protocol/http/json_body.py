@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import orjson
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from predictor.errors import RequestError, nearest
 from predictor.sentences import quote
@@ -42,7 +42,18 @@ class JSONAnswer(JSONResponse):
 
     def render(self, content: Any) -> bytes:
         """Return the body."""
-        return orjson.dumps(content)
+        return dump_json(content)
+
+
+class JSONBody(Response):
+    """A JSON response whose body is already written."""
+
+    media_type = "application/json"
+
+
+def dump_json(content: object) -> bytes:
+    """Return JSON values as the body of a response."""
+    return orjson.dumps(content)
 
 
 def parse_document(body: bytes) -> dict[str, object]:

@@ -67,7 +67,9 @@ def decode_call(
     spec = spec or GenerationSpec(style.defaults)
     if isinstance(payload, InferRequest):
         call = v2.decode(payload, spec)
-        encode_v2 = partial(v2.encode, call, model_name=model_name, model_version=model_version)
+        encode_v2 = partial(
+            v2.encode, call.form, model_name=model_name, model_version=model_version
+        )
         return DecodedCall(call.request, encode_v2)
     document = parse_document(payload) if isinstance(payload, bytes) else payload
     encode_v1 = partial(v1.encode, text_only=style.text_only)

@@ -195,6 +195,6 @@ def serialized(message: Any) -> bytes:
     return data
 
 
-def unary(method: Method) -> Any:
-    """Return gRPC's handler of a method with one response."""
-    return grpc.stream_unary_rpc_method_handler(method, response_serializer=serialized)
+def unary(method: Method, serializer: Callable[[Any], bytes] | None = serialized) -> Any:
+    """Return gRPC's handler of a method with one response; without a serializer, it is bytes."""
+    return grpc.stream_unary_rpc_method_handler(method, response_serializer=serializer)

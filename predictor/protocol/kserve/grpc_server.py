@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -21,6 +22,7 @@ from kserve import InferRequest
 import predictor
 from predictor.errors import ConfigurationError, Overloaded, RequestError
 from predictor.metrics import REQUESTS
+from predictor.protocol.http.codec import Codec, CodecThreads, codec_of
 from predictor.protocol.http.deadline import counted, requested_timeout
 from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.kserve import grpc_calls as calls
@@ -82,7 +84,9 @@ class BoundServer:
         await self.server.stop(grace)
 
 
-def make_server(models: Models, *, host: str, port: int, bounds: GrpcBounds) -> BoundServer:
+def make_server(
+    models: Models, *, host: str, port: int, bounds: GrpcBounds, codec: Codec | None = None
+) -> BoundServer:
     """Return a bound server with the inference service. Must be called in its event loop.
 
     Args:
@@ -90,13 +94,15 @@ def make_server(models: Models, *, host: str, port: int, bounds: GrpcBounds) -> 
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         bounds: The bounds of connections, calls and messages.
+        codec: Encodes vectors; None for threads.
 
     Raises:
         ConfigurationError: The port cannot be bound.
     """
     server = grpc.aio.server(options=bounds.options())
     health = Health(models, bounds.status_reader())
-    server.add_generic_rpc_handlers((Inference(models, bounds).handler(), health.handler()))
+    inference = Inference(models, bounds, codec or CodecThreads())
+    server.add_generic_rpc_handlers((inference.handler(), health.handler()))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         return BoundServer(server, server.add_insecure_port(address))
@@ -107,8 +113,9 @@ def make_server(models: Models, *, host: str, port: int, bounds: GrpcBounds) -> 
 class Inference:
     """The service ``inference.GRPCInferenceService``; methods are named by the protocol."""
 
-    def __init__(self, models: Models, bounds: GrpcBounds) -> None:
+    def __init__(self, models: Models, bounds: GrpcBounds, codec: Codec) -> None:
         """Create the service."""
+        self._codec = codec
         self._models = models
         self._admission = bounds.admission
         self._inference_reader = bounds.inference_reader()
@@ -117,7 +124,7 @@ class Inference:
     def handler(self) -> Any:
         """Return gRPC's handler of all methods."""
         handlers = {name: self._status_method(name) for name in _STATUS_METHODS}
-        handlers["ModelInfer"] = calls.unary(calls.answering(self.ModelInfer))
+        handlers["ModelInfer"] = calls.unary(calls.answering(self.ModelInfer), serializer=None)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _status_method(self, name: str) -> Any:
@@ -158,7 +165,7 @@ class Inference:
         )
 
     async def ModelInfer(self, stream: calls.Calls, context: Any) -> Any:  # noqa: N802
-        """Answer a request for inference, if it is admitted."""
+        """Answer a request for inference, if it is admitted, with a response as bytes."""
         with self._counted():  # of too many calls, no message is read
             self._admission.check(0)
         raw = await self._inference_reader.read(aiter(stream))
@@ -188,7 +195,9 @@ class Inference:
             with timed("predict", model.name):
                 answers = await model.answer(call.request, _timeout(context))
             with timed("postprocess", model.name):
-                return await off_loop(json_size(answers), lambda: _encode(call, answers, model))
+                codec, size = codec_of(answers, self._codec), json_size(answers)
+                encode = partial(_encode, model_name=model.name, model_version=model.version)
+                return await codec.run(size, encode, answers, call.form)
 
     async def RepositoryModelLoad(self, _request: Any, context: Any) -> Any:  # noqa: N802
         """Refuse: a client without authentication must not load models."""
@@ -204,9 +213,11 @@ def _decode(request: Any, model: ServedModel) -> v2.Call:
     return v2.decode(InferRequest.from_grpc(request), model.spec)
 
 
-def _encode(call: v2.Call, answers: Sequence[Answer], model: ServedModel) -> Any:
-    response = v2.encode(call, answers, model_name=model.name, model_version=model.version)
-    return response.to_grpc()
+def _encode(
+    answers: Sequence[Answer], form: v2.ResponseForm, *, model_name: str, model_version: str
+) -> bytes:
+    response = v2.encode(form, answers, model_name=model_name, model_version=model_version)
+    return calls.serialized(response.to_grpc())
 
 
 def _timeout(context: Any) -> float | None:

@@ -9,7 +9,7 @@ ignored, as its schema allows (the SDK's own client sends ``model_name``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -25,6 +25,37 @@ LENGTH_HEADER = "Inference-Header-Content-Length"
 
 
 @dataclass(frozen=True, slots=True)
+class BinaryOutputs:
+    """The outputs that a request wants as binary data.
+
+    Attributes:
+        usual: Whether those are binary that are not in `own`.
+        own: Whether an output is binary, by name.
+    """
+
+    usual: bool
+    own: Mapping[str, bool]
+
+    @classmethod
+    def of(cls, request: InferRequest) -> BinaryOutputs:
+        """Return what a request says of them.
+
+        An output is binary if its own ``binary_data`` is true, or, if it has none, if the request's
+        ``binary_data_output`` is. (The SDK ignores the latter once outputs are named.)
+        """
+        own = {
+            output.name: output.parameters["binary_data"]
+            for output in request.request_outputs or ()
+            if "binary_data" in output.parameters
+        }
+        return cls(bool((request.parameters or {}).get("binary_data_output", False)), own)
+
+    def has(self, name: str) -> bool:
+        """Return whether an output is binary."""
+        return self.own.get(name, self.usual)
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """A response's body and the headers that describe its form."""
 
@@ -32,16 +63,12 @@ class Encoded:
     headers: dict[str, str]
 
 
-def parse_infer_request(
-    body: bytes, *, header_length: str | None, model_name: str, model_version: str
-) -> InferRequest:
-    """Return the request in an HTTP body.
+def parse_infer_request(body: bytes, *, header_length: str | None) -> InferRequest:
+    """Return the request in an HTTP body, without the model's name, which is in the path.
 
     Args:
         body: The whole body.
         header_length: Value of the header ``Inference-Header-Content-Length``, if it was sent.
-        model_name: Name of the model.
-        model_version: Version of the model.
 
     Raises:
         RequestError: The body is not a V2 inference request.
@@ -55,8 +82,7 @@ def parse_infer_request(
         for number, item in enumerate(require_type(document["inputs"], list, "inputs"))
     ]
     return InferRequest(
-        model_name=model_name,
-        model_version=model_version,
+        model_name="",
         request_id=optional(document, "id", str, "id"),
         infer_inputs=tensors,
         raw_inputs=_raw_inputs(tensors, body[end:], is_announced=header_length is not None),
@@ -65,18 +91,13 @@ def parse_infer_request(
     )
 
 
-def encode_infer_response(response: InferResponse, request: InferRequest) -> Encoded:
-    """Return the response in the form that its request chose.
-
-    An output is binary if its own ``binary_data`` is true, or, if it has none, if the request's
-    ``binary_data_output`` is. (The SDK ignores the latter once outputs are named.)
-    """
-    is_binary = _binary_outputs(request)
+def encode_infer_response(response: InferResponse, binary: BinaryOutputs) -> Encoded:
+    """Return the response in the form that its request chose."""
     outputs: list[dict[str, object]] = []
     raws: list[bytes] = []
     for output in response.outputs:
         form: dict[str, object] = {"data": output.data}
-        if is_binary(output.name):
+        if binary.has(output.name):
             raws.append(to_raw(output.data, output.datatype))
             form = {"parameters": {"binary_data_size": len(raws[-1])}}
         about = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
@@ -92,16 +113,6 @@ def encode_infer_response(response: InferResponse, request: InferRequest) -> Enc
         return Encoded(header, {"Content-Type": "application/json"})
     headers = {"Content-Type": "application/octet-stream", LENGTH_HEADER: str(len(header))}
     return Encoded(b"".join((header, *raws)), headers)
-
-
-def _binary_outputs(request: InferRequest) -> Callable[[str], bool]:
-    usual = bool((request.parameters or {}).get("binary_data_output", False))
-    own: dict[str, bool] = {
-        output.name: output.parameters["binary_data"]
-        for output in request.request_outputs or ()
-        if "binary_data" in output.parameters
-    }
-    return lambda name: own.get(name, usual)
 
 
 def _json_length(header: str, length: int) -> int:

@@ -9,21 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
-from kserve import InferRequest
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from predictor.protocol.http.codec import Codec, CodecThreads
+from predictor.protocol.http.codec import Codec, CodecThreads, codec_of
 from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
-from predictor.protocol.http.json_body import JSONAnswer
-from predictor.protocol.http.off_loop import off_loop
+from predictor.protocol.http.json_body import JSONBody
 from predictor.protocol.http.requests import read_body, resolve_model
 from predictor.protocol.http.sse import event_stream
 from predictor.protocol.kserve import v1, v1_answers, v2
 from predictor.protocol.kserve.rest_codec import (
     LENGTH_HEADER,
+    BinaryOutputs,
     Encoded,
     encode_infer_response,
     parse_infer_request,
@@ -33,6 +33,7 @@ from predictor.protocol.served import Models, ServedModel, require_generating, r
 from predictor.tasks.answers import Answer, json_size
 from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.request import TaskRequest
+from predictor.tasks.task import TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class InferenceEndpoints:
 
     Attributes:
         models: The models that are served.
-        codec: Decodes the bodies of requests for generation.
+        codec: Decodes the bodies of requests for generation, and encodes vectors.
     """
 
     models: Models
@@ -62,10 +63,9 @@ class InferenceEndpoints:
                 call = model.answer(typed, requested_timeout(request.headers))
                 answers = await while_connected(request, call)
             with timed("postprocess", model.name):
-                return await off_loop(
-                    json_size(answers),
-                    lambda: JSONAnswer(v1.encode(answers, text_only=model.style.text_only)),
-                )
+                codec, text_only = codec_of(answers, self.codec), model.style.text_only
+                encode = partial(v1.encode_body, text_only=text_only)
+                return JSONBody(await codec.run(json_size(answers), encode, answers))
 
     async def _predict_stream(self, request: Request, model: ServedModel) -> Response:
         """Answer a client that accepts events: one for each piece of a reply."""
@@ -77,9 +77,11 @@ class InferenceEndpoints:
             return event_stream(count.pop_all(), stream, v1_answers.events)
 
     async def _decode(self, body: bytes, model: ServedModel) -> TaskRequest:
+        return await self._decoder(model).run(len(body), v1.decode_body, body, model.spec)
+
+    def _decoder(self, model: ServedModel) -> Codec:
         # The specifications of other tasks hold a tokenizer, which is too much to send.
-        codec = self.codec if isinstance(model.spec, GenerationSpec) else CodecThreads()
-        return await codec.run(len(body), v1.decode_body, body, model.spec)
+        return self.codec if isinstance(model.spec, GenerationSpec) else CodecThreads()
 
     async def infer(self, request: Request) -> Response:
         """``POST /v2/models/{model}/infer``: JSON, or JSON and binary data."""
@@ -90,16 +92,15 @@ class InferenceEndpoints:
             header_length = request.headers.get(LENGTH_HEADER)
             with timed("preprocess", model.name):
                 model.check_open()
-                payload, call = await off_loop(
-                    len(body), lambda: _decode_infer(body, header_length, model)
-                )
+                decode = partial(_decode_infer, header_length=header_length)
+                call, binary = await self._decoder(model).run(len(body), decode, body, model.spec)
             with timed("predict", model.name):
                 work = model.answer(call.request, requested_timeout(request.headers))
                 answers = await while_connected(request, work)
             with timed("postprocess", model.name):
-                encoded = await off_loop(
-                    json_size(answers), lambda: _encode_infer(payload, call, answers, model)
-                )
+                encode = partial(_encode_infer, model_name=model.name, model_version=model.version)
+                codec, size = codec_of(answers, self.codec), json_size(answers)
+                encoded = await codec.run(size, encode, answers, call.form, binary)
         return Response(encoded.body, headers=encoded.headers)
 
     async def explain(self, request: Request) -> Response:
@@ -109,16 +110,19 @@ class InferenceEndpoints:
 
 
 def _decode_infer(
-    body: bytes, header_length: str | None, model: ServedModel
-) -> tuple[InferRequest, v2.Call]:
-    payload = parse_infer_request(
-        body, header_length=header_length, model_name=model.name, model_version=model.version
-    )
-    return payload, v2.decode(payload, model.spec)
+    body: bytes, spec: TaskSpec, *, header_length: str | None
+) -> tuple[v2.Call, BinaryOutputs]:
+    payload = parse_infer_request(body, header_length=header_length)
+    return v2.decode(payload, spec), BinaryOutputs.of(payload)
 
 
 def _encode_infer(
-    payload: InferRequest, call: v2.Call, answers: Sequence[Answer], model: ServedModel
+    answers: Sequence[Answer],
+    form: v2.ResponseForm,
+    binary: BinaryOutputs,
+    *,
+    model_name: str,
+    model_version: str,
 ) -> Encoded:
-    response = v2.encode(call, answers, model_name=model.name, model_version=model.version)
-    return encode_infer_response(response, payload)
+    response = v2.encode(form, answers, model_name=model_name, model_version=model_version)
+    return encode_infer_response(response, binary)

@@ -14,6 +14,7 @@ from predictor.errors import RequestError
 from predictor.protocol.http.json_body import (
     check_count,
     check_keys,
+    dump_json,
     kind,
     parse_document,
     require_type,
@@ -98,6 +99,11 @@ def encode(answers: Sequence[Answer], *, text_only: bool = False) -> dict[str, o
     """
     render = text_or_prediction if text_only else prediction
     return {"predictions": [render(answer) for answer in answers]}
+
+
+def encode_body(answers: Sequence[Answer], *, text_only: bool) -> bytes:
+    """Return the body of the V1 response; see `encode`."""
+    return dump_json(encode(answers, text_only=text_only))
 
 
 def _check_one_prompt(instance: Mapping[str, object], keys: Iterable[str], place: str) -> None:

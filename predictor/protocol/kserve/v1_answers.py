@@ -56,7 +56,7 @@ def prediction(answer: Answer) -> object:
         case Masks():
             return _masks(answer)
         case Vector():
-            return answer.values
+            return answer.values.tolist()
         case _:
             assert_never(answer)
 

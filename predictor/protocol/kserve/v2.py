@@ -8,7 +8,7 @@ in `v2_parameters`, the output tensors of an answer in `v2_answers`.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,24 +26,30 @@ from predictor.tasks.task import RawInstance, TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A decoded V2 request and everything that its response depends on.
+class ResponseForm:
+    """Everything that a response depends on besides the answers.
 
     Attributes:
-        request: The typed request.
-        spec: The model's task.
+        datatypes: The data types of the task's outputs, by name.
         id: The request's id, or a new one if it had none.
         shape: Shape of the tensor of the task's first field.
         outputs: Names of the requested outputs, in order; empty for all.
         raw: Whether the outputs go into gRPC's ``raw_output_contents``.
     """
 
-    request: TaskRequest
-    spec: TaskSpec
+    datatypes: Mapping[str, str]
     id: str
     shape: tuple[int, ...]
     outputs: tuple[str, ...]
     raw: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A decoded V2 request: the typed request and the form of its response."""
+
+    request: TaskRequest
+    form: ResponseForm
 
 
 def signature(spec: TaskSpec) -> dict[str, list[dict[str, object]]]:
@@ -82,43 +88,42 @@ def decode(request: InferRequest, spec: TaskSpec) -> Call:
     )
     shared = parameters.shared | _added_by(outputs, spec)
     instances = (RawInstance(inputs.row(n), parameters.row(n)) for n in range(inputs.count))
-    return Call(
-        request=spec.request(shared, instances),
-        spec=spec,
+    form = ResponseForm(
+        datatypes={output.name: output.datatype for output in spec.outputs},
         id=request.id or str(uuid.uuid4()),
         shape=inputs.shape,
         outputs=outputs,
         raw=request.from_grpc and request.use_binary_outputs,
     )
+    return Call(spec.request(shared, instances), form)
 
 
 def encode(
-    call: Call, answers: Sequence[Answer], *, model_name: str, model_version: str
+    form: ResponseForm, answers: Sequence[Answer], *, model_name: str, model_version: str
 ) -> InferResponse:
     """Return the response, with the outputs that were requested.
 
     Args:
-        call: The decoded request.
+        form: The response's form.
         answers: The answers, in the order of the instances.
         model_name: Name for the response.
         model_version: Version for the response.
     """
-    by_name = columns(answers, call.shape)
-    datatypes = {output.name: output.datatype for output in call.spec.outputs}
+    by_name = columns(answers, form.shape)
     return InferResponse(
-        response_id=call.id,
+        response_id=form.id,
         model_name=model_name,
         model_version=model_version,
         infer_outputs=[
             InferOutput(
                 name=name,
                 shape=list(by_name[name].shape),
-                datatype=datatypes[name],
+                datatype=form.datatypes[name],
                 data=list(by_name[name].data),
             )
-            for name in call.outputs or by_name
+            for name in form.outputs or by_name
         ],
-        use_binary_outputs=call.raw,
+        use_binary_outputs=form.raw,
     )
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from predictor.errors import RequestError
-from predictor.protocol.kserve.tensors import Element, elements
+from predictor.protocol.kserve.tensors import Element, elements, size_of
+from predictor.sentences import quote
 
 PROTOCOL_PARAMETERS = frozenset(
     {"binary_data", "binary_data_output", "binary_data_size", "content_type"}
@@ -75,14 +76,22 @@ def decode_parameters(
     for tensor in tensors:
         if tensor.name in shared:
             raise RequestError(f"{tensor.name} is given twice, as a parameter and as an input.")
-        _place(tensor.name, elements(tensor), count, shared, columns)
+        _check_size(tensor, count)
+        _place(tensor.name, elements(tensor), shared, columns)
     return V2Parameters(shared, columns)
+
+
+def _check_size(tensor: Any, count: int) -> None:
+    """Check the size of a tensor by its shape, before any of its elements is looked at."""
+    size = size_of(tensor.shape, f"Input {quote(tensor.name)}")
+    if size not in (1, count) and tensor.name != "stop":
+        counts = "1" if count == 1 else f"1 or {count}"
+        raise RequestError(f"Input '{tensor.name}' has {size} elements instead of {counts}.")
 
 
 def _place(
     name: str,
     values: list[Element],
-    count: int,
     shared: dict[str, object],
     columns: dict[str, list[object]],
 ) -> None:
@@ -90,11 +99,8 @@ def _place(
         shared[name] = values
     elif len(values) == 1:
         shared[name] = _fraction(name, values[0])
-    elif len(values) == count:
-        columns[name] = [_fraction(name, value) for value in values]
     else:
-        counts = "1" if count == 1 else f"1 or {count}"
-        raise RequestError(f"Input '{name}' has {len(values)} elements instead of {counts}.")
+        columns[name] = [_fraction(name, value) for value in values]
 
 
 def _scalar(name: str, value: object) -> object:

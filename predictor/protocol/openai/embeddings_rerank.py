@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import base64
 import struct
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from predictor.errors import RequestError
+from predictor.protocol.http.codec import Codec, CodecThreads
 from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
 from predictor.protocol.http.json_body import (
     JSONAnswer,
+    JSONBody,
     check_count,
     check_keys,
+    dump_json,
     optional,
     parse_document,
     require_type,
@@ -47,9 +51,15 @@ _PREDICT = ("inputs", "raw_scores", "truncate", "truncation_direction")
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingsRerankEndpoints:
-    """The endpoints and the models that answer."""
+    """The endpoints and the models that answer.
+
+    Attributes:
+        models: The models that are served.
+        codec: Encodes vectors.
+    """
 
     models: Models
+    codec: Codec = field(default_factory=CodecThreads)
 
     async def embeddings(self, request: Request) -> Response:
         """``POST /openai/v1/embeddings``: a vector for each text or list of tokens."""
@@ -67,8 +77,9 @@ class EmbeddingsRerankEndpoints:
                 size, lambda: spec.request(shared, [_embedded(item) for item in _inputs(given)])
             )
             vectors = of_type(await _answers(request, model, typed), Vector)
-            return await off_loop(
-                json_size(vectors), lambda: JSONAnswer(_embeddings(vectors, form, model.name))
+            size = json_size(vectors)
+            return JSONBody(
+                await self.codec.run(size, _embeddings_body, vectors, form == "base64", model.name)
             )
 
     async def rerank(self, request: Request) -> Response:
@@ -91,7 +102,8 @@ class EmbeddingsRerankEndpoints:
             | ({"document": {"text": texts[index]}} if with_text else {})
             for index, score in _best_first(answers)[:top]
         ]
-        return JSONAnswer({"object": "list", "model": model.name, "results": results})
+        answer = {"object": "list", "model": model.name, "results": results}
+        return JSONBody(await off_loop(size if with_text else 0, lambda: dump_json(answer)))
 
     async def embed(self, request: Request) -> Response:
         """``POST /embed``: TEI's vectors, a list for each text."""
@@ -104,9 +116,7 @@ class EmbeddingsRerankEndpoints:
             shared = {name: document.get(name) for name in names}
             typed = await off_loop(size, lambda: spec.request(shared, _tei_texts(document)))
             vectors = of_type(await _answers(request, model, typed), Vector)
-            return await off_loop(
-                json_size(vectors), lambda: JSONAnswer([vector.values for vector in vectors])
-            )
+            return JSONBody(await self.codec.run(json_size(vectors), _embed_body, vectors))
 
     async def tei_rerank(self, request: Request) -> Response:
         """``POST /rerank``: TEI's ranking, best first."""
@@ -121,12 +131,11 @@ class EmbeddingsRerankEndpoints:
             typed = await off_loop(size, lambda: spec.request(shared, _pairs(query, texts)))
             answers = await _answers(request, model, typed)
         with_text = optional(document, "return_text", bool, "return_text")
-        return JSONAnswer(
-            [
-                {"index": index, "score": score} | ({"text": texts[index]} if with_text else {})
-                for index, score in _best_first(answers)
-            ]
-        )
+        ranking = [
+            {"index": index, "score": score} | ({"text": texts[index]} if with_text else {})
+            for index, score in _best_first(answers)
+        ]
+        return JSONBody(await off_loop(size if with_text else 0, lambda: dump_json(ranking)))
 
     async def predict(self, request: Request) -> Response:
         """``POST /predict``: TEI's classification, all labels of a text, best first."""
@@ -160,14 +169,19 @@ async def _document(request: Request) -> tuple[dict[str, object], int]:
     return await off_loop(len(body), lambda: parse_document(body)), len(body)
 
 
-def _embeddings(vectors: Sequence[Vector], form: object, model: str) -> dict[str, object]:
+def _embeddings_body(vectors: Sequence[Vector], is_base64: bool, model: str) -> bytes:
+    as_json = _base64 if is_base64 else array.tolist
     data = [
-        {"object": "embedding", "index": index, "embedding": _as(form, vector.values)}
+        {"object": "embedding", "index": index, "embedding": as_json(vector.values)}
         for index, vector in enumerate(vectors)
     ]
     tokens = sum(vector.tokens for vector in vectors)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"object": "list", "data": data, "model": model, "usage": usage}
+    return dump_json({"object": "list", "data": data, "model": model, "usage": usage})
+
+
+def _embed_body(vectors: Sequence[Vector]) -> bytes:
+    return dump_json([vector.values.tolist() for vector in vectors])
 
 
 async def _answers(request: Request, model: ServedModel, typed: TaskRequest) -> tuple[Answer, ...]:
@@ -236,8 +250,6 @@ def _by_score(answer: Classes, *, raw: bool) -> list[dict[str, object]]:
     return [{"score": score, "label": label} for label, score in ordered]
 
 
-def _as(form: object, vector: Sequence[float]) -> object:
-    """Return a vector as a list, or as base64 of little-endian float32 for OpenAI's client."""
-    if form == "float":
-        return vector
+def _base64(vector: array[float]) -> str:
+    """Return a vector as base64 of little-endian float32, for OpenAI's client."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
