@@ -129,7 +129,7 @@ def _packed_int4(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | Non
 def _packed_int4_by_4(
     x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    products = [_product_int4(rows, weight) for rows in x.contiguous().split(4)]
+    products = [_product_int4(rows, weight) for rows in torch.split(x.contiguous(), 4)]
     return _plus(torch.cat(products) if len(products) > 1 else products[0], bias)
 
 
