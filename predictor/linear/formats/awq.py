@@ -26,11 +26,9 @@ class Awq:
 
     Attributes:
         group: The inputs that share a scale; 0 for all inputs of an output.
-        symmetric: There are no zero points: all are the middle of the range.
     """
 
     group: int = 128
-    symmetric: bool = False
 
     @property
     def title(self) -> str:
@@ -39,8 +37,8 @@ class Awq:
 
     @property
     def ignored(self) -> frozenset[str]:
-        """Zero points that are all the same."""
-        return frozenset({"qzeros"}) if self.symmetric else frozenset()
+        """Nothing: all that is stored is needed."""
+        return frozenset()
 
     def tensors(self, out_features: int, in_features: int) -> dict[str, TensorSpec]:
         """Return the tensors that hold a matrix."""
@@ -52,12 +50,11 @@ class Awq:
                 f"has {out_features} outputs, which is not a multiple of {_TOGETHER}"
             )
         groups, words = in_features // size, out_features // _TOGETHER
-        specs = {
+        return {
             "qweight": TensorSpec(torch.int32, (in_features, words)),
             "qzeros": TensorSpec(torch.int32, (groups, words)),
             "scales": TensorSpec(torch.float16, (groups, out_features)),
         }
-        return {role: spec for role, spec in specs.items() if role not in self.ignored}
 
     def accept(
         self, stored: Mapping[str, TensorSpec], out_features: int, in_features: int
@@ -75,19 +72,18 @@ class Awq:
     ) -> torch.Tensor:
         """Return rows of the matrix, transposed in memory as they are stored."""
         words = slice(begin // _TOGETHER, end // _TOGETHER)
-        columns = _unpack(packed["qweight"][:, words], signed=self.symmetric)
+        columns = _unpack(packed["qweight"][:, words])
         scale = packed["scales"][:, begin:end].to(torch.float32)
         grouped = columns.view(len(scale), -1, end - begin)
-        if not self.symmetric:
-            grouped.sub_(_unpack(packed["qzeros"][:, words], signed=False)[:, None, :])
+        grouped.sub_(_unpack(packed["qzeros"][:, words])[:, None, :])
         grouped.mul_(scale[:, None, :])
         return columns.to(dtype).t()
 
 
-def _unpack(words: torch.Tensor, *, signed: bool) -> torch.Tensor:
+def _unpack(words: torch.Tensor) -> torch.Tensor:
     """Return the integers in the order of the outputs, of shape (rows, outputs), in float32."""
     even, odd = _spread(words), _spread(words >> 16)
-    return unpack_words(even | odd << 4, 4, signed=signed)
+    return unpack_words(even | odd << 4, 4, signed=False)
 
 
 def _spread(words: torch.Tensor) -> torch.Tensor:

@@ -113,7 +113,7 @@ class Fp8:
         elif scale.shape in ((len(weight),), (len(weight), 1)):
             rows.mul_(scale.reshape(-1, 1)[begin:end])
         else:
-            multiply_by_blocks(rows, scale, begin, self.block)
+            multiply_by_blocks(rows, scale.view(len(scale), -1), begin, self.block)
         return rows.to(dtype)
 
     def _grid(self, out_features: int, in_features: int) -> Shape:
@@ -123,8 +123,11 @@ class Fp8:
         return ceil_div(out_features, height), ceil_div(in_features, width)
 
     def _grids(self, out_features: int, in_features: int) -> list[Shape]:
+        grid = self._grid(out_features, in_features)
         coarse: list[Shape] = [(out_features, 1), (out_features,), (), (1,), (1, 1)]
-        return [self._grid(out_features, in_features), *coarse]
+        if len(grid) == 2:
+            coarse.append((grid[0], 1, grid[1], 1))  # ModelOpt
+        return [grid, *coarse]
 
 
 def to_float32(weight: torch.Tensor) -> tuple[torch.Tensor, float]:

@@ -28,8 +28,6 @@ def packed_awq(
     size = weights.group or in_features
     quantised = torch.randint(0, 16, (in_features, out_features))
     zeros = torch.randint(0, 16, (in_features // size, out_features))
-    if weights.symmetric:
-        zeros = torch.full_like(zeros, 8)
     scales = (torch.rand(zeros.shape) + 0.1).half()
     shift = quantised - zeros.repeat_interleave(size, 0)
     matrix = shift.float() * scales.float().repeat_interleave(size, 0)
@@ -44,14 +42,11 @@ def packed_awq(
 @settings(deadline=None, max_examples=40)
 @given(
     group=st.sampled_from([0, 32, 128]),
-    symmetric=st.booleans(),
     words=st.integers(1, 80),
     groups=st.integers(1, 4),
 )
-def test_weights_are_those_of_the_definition(
-    group: int, symmetric: bool, words: int, groups: int
-) -> None:
-    weights = Awq(group, symmetric)
+def test_weights_are_those_of_the_definition(group: int, words: int, groups: int) -> None:
+    weights = Awq(group)
     packed, expected = packed_awq(weights, words * 8, groups * (group or 24))
     check_format(weights, packed, expected)
 

@@ -76,6 +76,13 @@ def test_a_block_grid_as_wide_as_the_outputs_is_not_taken_for_scales_per_output(
     check_format(Fp8(), {"weight": weight, "weight_scale_inv": scale}, expected)
 
 
+def test_modelopt_gives_its_grid_two_dimensions_more() -> None:
+    weight = random_weight((300, 256))
+    scale = torch.rand(3, 2)
+    tensors = {"weight": weight, "weight_scale": scale.view(3, 1, 2, 1)}
+    check_format(Fp8(), tensors, block_scaled(weight, scale, (128, 128)))
+
+
 def test_bytes_as_scales_are_powers_of_two() -> None:
     weight = random_weight((40, 64))
     exponents = torch.randint(117, 137, (40, 2), dtype=torch.uint8)
