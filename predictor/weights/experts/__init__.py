@@ -3,6 +3,7 @@
 - `cache`: the slots of all layers, the source of the experts that a forward pass uses.
 - `device_cache`: the same on an accelerator, in front of the slots in main memory.
 - `slots`: the memory of slots, and the tensors of an expert in each.
+- `layer_slots`: which slots the experts of a layer have, whatever the memory is.
 - `slot_policy`: decides which experts of a layer keep their slots.
 - `read_ahead`: decides which forward passes read the next layer's experts ahead.
 - `reader`: several threads that read experts into slots.

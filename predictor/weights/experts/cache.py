@@ -23,9 +23,9 @@ from predictor.metrics import WeightMetrics
 from predictor.mixture.forward import ExpertWeights
 from predictor.weights.direct_io import AlignedBuffer
 from predictor.weights.experts.extents import ExpertExtent
+from predictor.weights.experts.layer_slots import LayerSlots
 from predictor.weights.experts.read_ahead import ReadAhead, Way
 from predictor.weights.experts.reader import ExpertRead, ExpertReader
-from predictor.weights.experts.slot_policy import SlotPolicy
 from predictor.weights.experts.slots import LayerExperts, allocate, slots_in, views_by_layout
 
 
@@ -134,7 +134,7 @@ class CachedLayer:
     Attributes:
         index: The layer's number among those with experts.
         name: The name of the experts module.
-        policy: Decides which experts stay.
+        slots: The slots of its experts.
         elsewhere: Experts that are on an accelerator, and not read ahead.
     """
 
@@ -154,17 +154,16 @@ class CachedLayer:
             views: For each slot the tensors of an expert in it.
         """
         self.index, self.name = index, experts.name
-        self.policy = SlotPolicy(len(experts.extents), experts.quota)
+        self.slots = LayerSlots(len(experts.extents), experts.quota, cache.free)
         self._cache, self._reader = cache, cache.reader
         self._extents, self._views, self._guess = experts.extents, views, experts.guess
-        self._slots: dict[int, int] = {}
         self.elsewhere: Container[int] = ()
         self._ahead: dict[int, ExpertRead] = {}
 
     @property
     def in_slots(self) -> dict[str, tuple[int, ...]]:
         """The experts in slots, by tier."""
-        return {"cpu": tuple(sorted(self._slots))}
+        return {"cpu": self.slots.experts}
 
     def fetch(
         self, counts: Sequence[int], hidden_states: torch.Tensor | None = None
@@ -195,26 +194,20 @@ class CachedLayer:
         Raises:
             WeightsUnreadable: An expert cannot be read.
         """
-        cache = self._cache
+        cache, slots = self._cache, self.slots
         cache.begin_layer(self.index, sum(counts) if rows is None else rows, hidden_states)
-        touched = [expert for expert, count in enumerate(counts) if count]
-        self.drop_ahead(touched)
-        step = self.policy.step(touched)
-        leaving = set(step.evicted)
-        for expert in leaving.difference(touched):
-            cache.free.append(self._slots.pop(expert))
+        step = slots.begin(counts)
+        self.drop_ahead(step.misses)
         requests = {self._ahead.pop(e): e for e in step.misses if e in self._ahead}
         for read in requests:
             self._reader.hasten(read)
         begun = set(requests.values())
         waiting = deque(expert for expert in step.misses if expert not in begun)
-        staying = set(step.admitted)
         try:
             self._begin(waiting, requests)
             for expert in step.hits:
-                yield expert, self._slots[expert]
-                if expert in leaving:
-                    cache.free.append(self._slots.pop(expert))
+                yield expert, slots.held[expert]
+                if slots.leave(expert):
                     self._begin(waiting, requests)
             self._begin(waiting, requests)
             while requests:
@@ -223,11 +216,12 @@ class CachedLayer:
                 try:
                     yield expert, read.slot
                 finally:
-                    self._settle(expert, read.slot, stays=expert in staying)
+                    slots.settle(expert, read.slot)
                 self._begin(waiting, requests)
             cache.end_layer(self.index, len(step.hits), len(step.misses))
         finally:
-            self._clean_up(requests, leaving, staying)
+            self._release(requests)
+            slots.end()
 
     def absent(self, way: Way, hidden_states: torch.Tensor | None) -> Sequence[int]:
         """Return the experts to read ahead, given the hidden states of the layer before."""
@@ -242,15 +236,13 @@ class CachedLayer:
         for expert in experts:
             if not self._cache.free:
                 return
-            if not (expert in self._slots or expert in self._ahead or expert in self.elsewhere):
+            if not (expert in self.slots.held or expert in self._ahead or expert in self.elsewhere):
                 self._ahead[expert] = self._read(self._extents[expert], ahead=True)
 
     def drop_ahead(self, needed: Sequence[int]) -> None:
         """Free the slots of experts that were read ahead, but for those that are needed."""
         dropped = [self._ahead.pop(expert) for expert in self._ahead.keys() - set(needed)]
-        if dropped:
-            self._reader.abandon(dropped)
-            self._cache.free.extend(read.slot for read in dropped)
+        self._release(dropped)
 
     def _begin(self, waiting: deque[int], requests: dict[ExpertRead, int]) -> None:
         """Begin to read experts, as many as there are free slots."""
@@ -267,20 +259,8 @@ class CachedLayer:
         slot = self._cache.free.popleft()
         return self._reader.read(extent, slot, self._cache.slots[slot], ahead=ahead)
 
-    def _settle(self, expert: int, slot: int, *, stays: bool) -> None:
-        if stays:
-            self._slots[expert] = slot
-        else:
-            self._cache.free.append(slot)
-
-    def _clean_up(
-        self, requests: dict[ExpertRead, int], leaving: set[int], staying: set[int]
-    ) -> None:
-        """Leave slots and policy in agreement, also after a pass that failed."""
+    def _release(self, requests: Collection[ExpertRead]) -> None:
+        """End reads that nobody waits for, and free their slots."""
         if requests:
             self._reader.abandon(requests)
             self._cache.free.extend(read.slot for read in requests)
-        for expert in leaving & self._slots.keys():
-            self._cache.free.append(self._slots.pop(expert))
-        for expert in staying - self._slots.keys():
-            self.policy.forget(expert)

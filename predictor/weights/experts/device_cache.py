@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -19,8 +19,9 @@ from predictor.metrics import WeightMetrics
 from predictor.mixture.forward import ExpertWeights
 from predictor.weights.direct_io import AlignedBuffer
 from predictor.weights.experts.cache import CachedLayer, ExpertCache
+from predictor.weights.experts.layer_slots import LayerSlots
 from predictor.weights.experts.reader import ExpertReader
-from predictor.weights.experts.slot_policy import SlotPolicy, Step
+from predictor.weights.experts.slot_policy import Step
 from predictor.weights.experts.slots import LayerExperts, views_by_layout
 from predictor.weights.streaming.copy_stream import CopyStream, Event
 
@@ -104,16 +105,15 @@ class _DeviceLayer:
         views: Sequence[ExpertWeights],
     ) -> None:
         self.name = experts.name
-        self.policy = SlotPolicy(len(experts.extents), experts.device_quota)
+        self.slots = LayerSlots(len(experts.extents), experts.device_quota, cache.free)
         self._cache, self._source, self._host_slots = cache, source, host_slots
         self._views = views
-        self._slots: dict[int, int] = {}
-        source.elsewhere = self._slots
+        source.elsewhere = self.slots.held
 
     @property
     def in_slots(self) -> dict[str, tuple[int, ...]]:
         """The experts in slots, by tier."""
-        return {self._cache.tier: tuple(sorted(self._slots)), **self._source.in_slots}
+        return {self._cache.tier: self.slots.experts, **self._source.in_slots}
 
     def fetch(
         self, counts: Sequence[int], hidden_states: torch.Tensor | None = None
@@ -123,26 +123,22 @@ class _DeviceLayer:
         Raises:
             WeightsUnreadable: An expert cannot be read.
         """
-        touched = [expert for expert, count in enumerate(counts) if count]
-        step = self.policy.step(touched)
-        leaving = set(step.evicted)
+        slots = self.slots
+        step = slots.begin(counts)
         try:
-            self._free(leaving.difference(touched))
             for expert in step.hits:
-                yield expert, self._views[self._slots[expert]]
-            self._free(leaving & self._slots.keys())
+                yield expert, self._views[slots.held[expert]]
+                slots.leave(expert)  # a copy into the slot waits for what is computed until then
             self._cache.metrics.count_experts(self._cache.tier, len(step.hits), 0)
             yield from self._arrivals(step, counts, hidden_states)
         finally:
-            self._free(leaving & self._slots.keys())
-            for expert in set(step.admitted) - self._slots.keys():
-                self.policy.forget(expert)
+            slots.end()
 
     def _arrivals(
         self, step: Step, counts: Sequence[int], hidden_states: torch.Tensor | None
     ) -> Iterator[tuple[int, ExpertWeights]]:
         """Yield the other experts as they arrive, each while the next one is copied."""
-        staying, missing = set(step.admitted), [0] * len(counts)
+        missing = [0] * len(counts)
         for expert in step.misses:
             missing[expert] = counts[expert]
         pending: deque[_Copy] = deque()
@@ -153,14 +149,18 @@ class _DeviceLayer:
                 for expert, host_slot in experts:
                     pending.append(self._copy(expert, host_slot))
                     if len(pending) > 1:
-                        yield pending[0].expert, self._views[pending[0].slot]
-                        self._settle(pending.popleft(), staying)
+                        yield from self._compute_first(pending)
                     self._await(pending[-1])
             if pending:
-                yield pending[0].expert, self._views[pending[0].slot]
-                self._settle(pending.popleft(), staying)
+                yield from self._compute_first(pending)
         finally:
             self._cache.free.extend(copy.slot for copy in pending)
+
+    def _compute_first(self, pending: deque[_Copy]) -> Iterator[tuple[int, ExpertWeights]]:
+        """Yield the expert that has arrived first, and settle its slot."""
+        yield pending[0].expert, self._views[pending[0].slot]
+        copy = pending.popleft()
+        self.slots.settle(copy.expert, copy.slot)
 
     def _copy(self, expert: int, host_slot: int) -> _Copy:
         """Begin to copy an expert into a free slot, once what uses that slot has computed."""
@@ -177,13 +177,3 @@ class _DeviceLayer:
         cache.stream.synchronize(copy.end)
         cache.metrics.count_stall(time.perf_counter() - began)
         cache.metrics.count_copied(len(cache.slots[copy.slot]))
-
-    def _free(self, experts: Iterable[int]) -> None:
-        """Free the slots of experts. A copy into them waits for what is computed until then."""
-        self._cache.free.extend(self._slots.pop(expert) for expert in tuple(experts))
-
-    def _settle(self, copy: _Copy, staying: set[int]) -> None:
-        if copy.expert in staying:
-            self._slots[copy.expert] = copy.slot
-        else:
-            self._cache.free.append(copy.slot)

@@ -97,10 +97,10 @@ def check_pass(
 
 def settled(cache: ExpertCache) -> bool:
     """Whether every slot is either free or holds an expert that stays or was read ahead."""
-    held = [slot for layer in cache.layers for slot in layer._slots.values()]
+    held = [slot for layer in cache.layers for slot in layer.slots.held.values()]
     ahead = [read.slot for layer in cache.layers for read in layer._ahead.values()]
     return sorted([*held, *ahead, *cache.free]) == list(range(len(cache.slots))) and all(
-        set(layer._slots) == set(layer.policy.cached) for layer in cache.layers
+        set(layer.slots.held) == set(layer.slots.policy.cached) for layer in cache.layers
     )
 
 
@@ -138,7 +138,7 @@ def test_a_read_that_fails_is_named_and_the_next_pass_reads_again(stored: Stored
         with pytest.raises(WeightsUnreadable, match=r"layer0\.7 cannot be read from"):
             list(cache.layers[0].fetch(counts([0, 7])))
         assert settled(cache)
-    assert 7 not in cache.layers[0].policy.cached
+    assert 7 not in cache.layers[0].slots.policy.cached
 
 
 def test_stored_values_of_another_dtype_are_cast_while_they_are_read(tmp_path: Path) -> None:

@@ -62,9 +62,9 @@ def cache(request: pytest.FixtureRequest, stored: Stored) -> Iterator[DeviceExpe
 
 
 def settled(cache: DeviceExpertCache) -> bool:
-    held = [slot for layer in cache.layers for slot in layer._slots.values()]
+    held = [slot for layer in cache.layers for slot in layer.slots.held.values()]
     return sorted([*held, *cache.free]) == list(range(len(cache.slots))) and all(
-        set(layer._slots) == set(layer.policy.cached) for layer in cache.layers
+        set(layer.slots.held) == set(layer.slots.policy.cached) for layer in cache.layers
     )
 
 
