@@ -20,6 +20,7 @@ from predictor.linear.published.config import Config
 from predictor.linear.published.float_weights import fbgemm_fp8, fp8, mxfp4, mxfp8
 from predictor.linear.published.integer_weights import auto_round, awq, gptq
 from predictor.linear.published.modelopt import modelopt
+from predictor.linear.published.quark import quark
 from predictor.linear.scheme import Rule, Scheme
 
 _METHODS: Mapping[str, Callable[[Config], Scheme]] = {
@@ -33,6 +34,7 @@ _METHODS: Mapping[str, Callable[[Config], Scheme]] = {
     "auto-round": auto_round,
     "bitsandbytes": bitsandbytes,
     "modelopt": modelopt,
+    "quark": quark,
 }
 """The methods that can be served."""
 

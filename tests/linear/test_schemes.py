@@ -51,6 +51,8 @@ FP8_WEIGHTS = {"num_bits": 8, "type": "float", "symmetric": True}
 INT8_WEIGHTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
 MICRO = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "group"}
 DOUBLY = {"quant_method": "bitsandbytes", "bnb_4bit_use_double_quant": True}
+MX_OF_QUARK = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}
+FP8_OF_QUARK = {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}
 
 PUBLISHED: dict[str, tuple[dict[str, Any], WeightFormat]] = {
     "DeepSeek-V3": (
@@ -126,6 +128,14 @@ PUBLISHED: dict[str, tuple[dict[str, Any], WeightFormat]] = {
         BitsAndBytes4("nf4"),
     ),
     "bnb-8bit": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, BitsAndBytes8()),
+    "Quark": (
+        {"quant_method": "quark", "global_quant_config": {"weight": MX_OF_QUARK}},
+        Mxfp4("weight", "weight_scale"),
+    ),
+    "FP8 of Quark": (
+        {"quant_method": "quark", "global_quant_config": {"weight": FP8_OF_QUARK}},
+        Fp8((0, 0), scale="weight_scale"),
+    ),
     "ModelOpt's own file": (
         {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}},
         Fp8((0, 0), scale="weight_scale"),
@@ -233,6 +243,22 @@ def test_modelopts_mixed_precision_names_the_format_of_each_layer() -> None:
     assert scheme.format_of(HEAD) is None
 
 
+def test_quark_names_layers_and_patterns_of_layers() -> None:
+    scheme = recognise(
+        {
+            "quant_method": "quark",
+            "global_quant_config": {"weight": MX_OF_QUARK},
+            "layer_quant_config": {"*self_attn*": {"weight": FP8_OF_QUARK}},
+            "exclude": ["lm_head", "re:.*experts.*"],
+        },
+        "config.json",
+    )
+    assert scheme.format_of(LAYER) == Mxfp4("weight", "weight_scale")
+    assert scheme.format_of(ATTENTION) == Fp8((0, 0), scale="weight_scale")
+    assert scheme.format_of(HEAD) is None
+    assert scheme.format_of(EXPERT) is None
+
+
 def test_deepseek_v4_has_routed_experts_in_mxfp4() -> None:
     scheme = recognise({"quant_method": "fp8", "expert_dtype": "fp4"}, "config.json")
     assert scheme.format_of(EXPERT) == Mxfp4("weight", "scale")
@@ -296,6 +322,14 @@ GPTQ = PUBLISHED["GPTQ"][0]
         (
             compressed(W4A16, "pack-quantized", transform_config={"config_groups": {"a": 1}}),
             "transform_config transforms activations",
+        ),
+        (
+            {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "int4"}}},
+            "weight: qscheme is missing",
+        ),
+        (
+            {"quant_method": "quark", "algo_config": [{"name": "rotation"}]},
+            "algo_config rotates activations, which cannot be served",
         ),
         (compressed({}, "int-quantized"), "group_0: only activations are quantised"),
         (

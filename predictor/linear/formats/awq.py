@@ -82,12 +82,17 @@ class Awq:
 
 def _unpack(words: torch.Tensor) -> torch.Tensor:
     """Return the integers in the order of the outputs, of shape (rows, outputs), in float32."""
-    even, odd = _spread(words), _spread(words >> 16)
-    return unpack_words(even | odd << 4, 4, signed=False)
+    ordered = _spread(words >> 16)
+    ordered <<= 4
+    ordered |= _spread(words.clone())
+    return unpack_words(ordered, 4, signed=False)
 
 
 def _spread(words: torch.Tensor) -> torch.Tensor:
-    """Return the lower four numbers of words with a gap of four bits above each."""
-    words = words & 0xFFFF
-    words = (words | words << 8) & 0x00FF00FF
-    return (words | words << 4) & 0x0F0F0F0F
+    """Put gaps of four bits between the lower four numbers of words, in place, and return them."""
+    words &= 0xFFFF
+    words |= words << 8
+    words &= 0x00FF00FF
+    words |= words << 4
+    words &= 0x0F0F0F0F
+    return words

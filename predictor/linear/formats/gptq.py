@@ -80,7 +80,7 @@ class Gptq:
         self, packed: Mapping[str, torch.Tensor], begin: int, end: int, dtype: torch.dtype
     ) -> torch.Tensor:
         """Return rows of the matrix; see `WeightFormat`."""
-        words = packed["qweight"][:, begin:end].t()
+        words = packed["qweight"][:, begin:end].contiguous().t()  # is turned fast if contiguous
         rows = unpack_words(words, self.bits, signed=self.symmetric)
         scale = packed["scales"][:, begin:end].t().to(torch.float32)
         zero = None if self.symmetric else self._unpack_zeros(packed["qzeros"], begin, end)
