@@ -217,7 +217,7 @@ def test_the_target_that_names_a_layer_best_decides() -> None:
     assert scheme.format_of(LAYER) == PackedIntegers(4, 128)
     assert scheme.format_of("model.layers.2.self_attn.q_proj") == Integers()
     assert scheme.format_of(ATTENTION) == PackedIntegers(8, whole=True)
-    assert scheme.title == "int8 (per tensor), int8 (per channel), int4 (groups of 128)"
+    assert scheme.title == "int4 (groups of 128), int8 (per channel), int8 (per tensor)"
 
 
 def test_gptqmodels_dynamic_rules_change_layers_and_leave_some_out() -> None:
@@ -330,6 +330,11 @@ GPTQ = PUBLISHED["GPTQ"][0]
         (
             {"quant_method": "quark", "algo_config": [{"name": "rotation"}]},
             "algo_config rotates activations, which cannot be served",
+        ),
+        (compressed(W4A16, "pack-quantized", config_groups={}), "config_groups names no layers"),
+        (
+            compressed(W4A16, "int-quantized", config_groups={"a": {"weights": W4A16}}),
+            "config_groups, a: targets names no layers",
         ),
         (compressed({}, "int-quantized"), "group_0: only activations are quantised"),
         (

@@ -5,7 +5,9 @@ Activations stay in the dtype that the model is served in, so what is said of th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from operator import itemgetter
 
 import torch
 
@@ -45,29 +47,25 @@ def compressed_tensors(config: Config) -> Scheme:
     _refuse_sparse(config)
     left_out = Rule(as_compressed_tensors(config.names("ignore"), config.where), None)
     groups = config.mapping("config_groups")
-    targets = [
-        (target, _rule(target, group, config))
-        for group in map(groups.mapping, groups.values)
-        for target in group.names("targets")
-    ]
-    rules = [rule for _, rule in sorted(targets, key=lambda entry: _generality(entry[0]))]
+    entries = [entry for name in groups.values for entry in _entries(groups.mapping(name), config)]
+    rules = [rule for _, rule in sorted(entries, key=itemgetter(0))]
     if not rules and "kv_cache_scheme" not in config:
         raise config.error("config_groups", "names no layers")
     return Scheme((left_out, *rules))
 
 
-def _rule(target: str, group: Config, config: Config) -> Rule:
+def _entries(group: Config, config: Config) -> Iterator[tuple[int, Rule]]:
+    """Yield the rules of a group and their places: names come first, then expressions, then all."""
     weights = _format(group, config)
-    if target == _LINEAR:
-        return Rule(every_layer, weights)
-    return Rule(as_compressed_tensors([target], group.where), weights)
-
-
-def _generality(target: str) -> int:
-    """Return the place of a target in the order of the library: names, expressions, classes."""
-    if target == _LINEAR:
-        return 2
-    return 1 if is_regex(target) else 0
+    targets = group.names("targets")
+    if not targets:
+        raise group.error("targets", "names no layers")
+    names = [target for target in targets if target != _LINEAR]
+    regexes = [target for target in names if is_regex(target)]
+    yield 0, Rule(frozenset(names).__contains__, weights)
+    yield 1, Rule(as_compressed_tensors(regexes, group.where), weights)
+    if _LINEAR in targets:
+        yield 2, Rule(every_layer, weights)
 
 
 def _refuse_sparse(config: Config) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import translate
+from itertools import accumulate
 
 from predictor.errors import CheckpointError
 
@@ -28,7 +29,7 @@ def as_transformers(patterns: Sequence[str], where: str) -> Matcher:
         CheckpointError: One is not a regular expression.
     """
     boundary = r"(?:(?<=\.)|(?=\.|$))"
-    starts = _any_of((f"(?:{pattern}){boundary}" for pattern in patterns), where)
+    starts = _alternatives([f"(?:{pattern}){boundary}" for pattern in patterns], where)
     ends = tuple(patterns)
     return lambda name: name.endswith(ends) or starts(name)
 
@@ -51,14 +52,22 @@ def as_modelopt(patterns: Sequence[str], where: str) -> Matcher:
     Raises:
         CheckpointError: One cannot be understood.
     """
-    wildcards = _any_of((translate(pattern) for pattern in patterns), where)
-    parts = [f".{pattern}." for pattern in patterns]
-    return lambda name: wildcards(name) or any(part in f".{name}." for part in parts)
+    part = "|".join(map(re.escape, patterns))
+    whole_modules = rf"(?:.*\.)?(?:{part})(?:\.|$)"
+    return _alternatives([*map(translate, patterns), whole_modules] if patterns else [], where)
 
 
 def as_parts(patterns: Sequence[str]) -> Matcher:
     """Return what matches names that a pattern is a part of, as AutoAWQ does."""
     return lambda name: any(pattern in name for pattern in patterns)
+
+
+def in_modules(names: Iterable[str]) -> Matcher:
+    """Return what matches layers with these names, and all layers of modules with these names."""
+    modules = frozenset(names)
+    return lambda name: any(
+        prefix in modules for prefix in accumulate(name.split("."), "{}.{}".format)
+    )
 
 
 def begins_with(regex: str, where: str) -> Matcher:
@@ -73,6 +82,14 @@ def begins_with(regex: str, where: str) -> Matcher:
 def is_regex(pattern: str) -> bool:
     """Return whether compressed-tensors takes a name for a regular expression."""
     return pattern.startswith(_REGEX)
+
+
+def _alternatives(regexes: Sequence[str], where: str) -> Matcher:
+    """Return what matches one of many expressions, as one expression, which is faster."""
+    for regex in regexes:
+        _compile(regex, where)
+    whole = _compile("|".join(regexes), where)
+    return lambda name: bool(regexes) and whole.match(name) is not None
 
 
 def _any_of(regexes: Iterable[str], where: str) -> Matcher:

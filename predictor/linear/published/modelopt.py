@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 
 from predictor.linear.formats.format import WeightFormat
 from predictor.linear.formats.fp8 import Fp8
 from predictor.linear.formats.nvfp4 import Nvfp4
 from predictor.linear.published.config import Config
-from predictor.linear.published.layer_names import as_modelopt, begins_with
+from predictor.linear.published.layer_names import as_modelopt, in_modules
 from predictor.linear.scheme import Rule, Scheme
 
 _NVFP4 = Nvfp4("weight", "weight_scale_2")
@@ -41,10 +39,10 @@ def modelopt(config: Config) -> Scheme:
     if config.text("quant_algo") != _MIXED:
         return Scheme.uniform(_format(config), left_out)
     layers = config.mapping("quantized_layers")
-    rules = (
-        Rule(begins_with(rf"{re.escape(name)}(\.|$)", layers.where), _format(layers.mapping(name)))
-        for name in layers.values
-    )
+    names: dict[WeightFormat, list[str]] = {}
+    for name in layers.values:
+        names.setdefault(_format(layers.mapping(name)), []).append(name)
+    rules = (Rule(in_modules(names[weights]), weights) for weights in names)
     return Scheme((Rule(left_out, None), *rules))
 
 

@@ -9,6 +9,7 @@ from predictor.linear.published.layer_names import (
     as_modelopt,
     as_parts,
     as_transformers,
+    in_modules,
 )
 
 UP = "model.layers.1.mlp.up_proj"
@@ -61,12 +62,17 @@ def test_autoawq_takes_any_part() -> None:
     assert matched(as_parts(["yers.1.", "head"])) == [UP, "lm_head"]
 
 
+def test_layers_are_in_modules_with_all_modules_above_them() -> None:
+    assert matched(in_modules(["model.layers.1", "lm_head"])) == [UP, "lm_head"]
+
+
 def test_no_pattern_matches_nothing() -> None:
     for matches in (
         as_transformers([], ""),
         as_compressed_tensors([], ""),
         as_modelopt([], ""),
         as_parts([]),
+        in_modules([]),
     ):
         assert matched(matches) == []
 
