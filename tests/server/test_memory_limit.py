@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -14,9 +17,10 @@ import pytest
 from tests import forked
 from tests.cgroups import memory_cgroup
 from tests.checkpoints import big_checkpoint
-from tests.server.process import serve
+from tests.server.process import Served, serve
 
 GIB = 1024**3
+DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,46 @@ def test_a_model_bigger_than_the_memory_limit_is_served_and_not_killed(big_model
         assert 0 <= tiers["cpu"]["owned"] - planned["cpu"]["owned"] < 98 * 1024**2
         assert 0 <= planned["disk"]["units"] - tiers["disk"]["units"] <= 2
         assert server.process.poll() is None
+
+
+@pytest.mark.root
+def test_in_the_least_memory_that_fits_nothing_is_killed_at_full_load() -> None:
+    flags = ("--max_model_len=512", "--max_batch_size=4", "--dtype=float32")
+    limit = _least(DEMO, *flags)
+    with (
+        memory_cgroup(limit) as group,
+        serve(DEMO, *flags, prefix=group.command([])) as server,
+        ThreadPoolExecutor(24) as clients,
+    ):
+        server.await_ready()
+        # The longest sequences in the largest batch and behind it, and as many of the worst bodies.
+        orders = [(480, 32), (500_000, 1)] * 12
+        calls = [clients.submit(_completion, server, *order) for order in orders]
+        statuses = {call.result() for call in calls}
+        assert 200 in statuses
+        assert statuses <= {200, 400, 429}
+        assert group.oom_kills() == 0
+        assert "threads take its place" not in server.log
+        assert server.process.poll() is None
+
+
+def _completion(server: Served, prompt: int, new: int) -> int:
+    """Ask for tokens after a prompt of token ids; return the status."""
+    body = {"model": server.name, "prompt": [5] * prompt, "max_tokens": new, "temperature": 0}
+    return httpx.post(f"{server.url}/openai/v1/completions", json=body, timeout=240).status_code
+
+
+def _least(model: Path, *flags: str) -> int:
+    """Return the least memory limit that `predictor plan` accepts, in bytes."""
+    below = 600
+    refused = forked.run(["plan", str(model), f"--memory={below}MiB", *flags])
+    lacking = re.search(r"would fit with ([\d.]+) MiB more main memory", refused.stderr)
+    assert lacking is not None, refused.stderr
+    limit = below + math.ceil(float(lacking[1]))
+    for mebibytes, is_enough in ((limit, True), (limit - 2, False)):
+        done = forked.run(["plan", str(model), f"--memory={mebibytes}MiB", *flags])
+        assert (done.returncode == 0) is is_enough
+    return limit * 1024**2
 
 
 def _planned(model: Path, limit: int) -> dict[str, dict[str, int]]:
