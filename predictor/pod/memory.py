@@ -20,9 +20,9 @@ PROC = Path("/proc")
 
 PROCESSES = 576 * 1024**2
 """Bytes of main memory that the serving processes themselves hold when they plan: Python twice,
-torch, transformers twice and kserve. 539 MiB were measured without a GPU, of which the process that
-answers requests had 113, and another 23 MiB for its fork that decodes (`CodecProcess`); the memory
-of CUDA was not measured."""
+torch, transformers twice and kserve. 565 MiB of anonymous memory were measured in a control group
+without a GPU, of which the fork for large bodies (`CodecProcess`) had 23 MiB; the memory of CUDA
+was not measured."""
 
 
 def read_memory(*, cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC) -> Memory:
