@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,7 +52,20 @@ class EncoderTaskSpec(ABC):
         shared = dict(parameters)
         limit = shared.pop(_TIMEOUT, None)
         seconds = None if limit is None else timeout(_TIMEOUT, limit)
-        return EncoderRequest(tuple(self._instance(each, shared) for each in instances), seconds)
+        return EncoderRequest(tuple(self._instances(instances, shared)), seconds)
+
+    def _instances(
+        self, instances: Iterable[RawInstance], shared: Mapping[str, object]
+    ) -> Iterator[EncoderInstance]:
+        """Yield the checked instances; the parameters that they share are checked once."""
+        checked: Mapping[str, Any] | None = None
+        for raw in instances:
+            if raw.parameters:
+                yield self._instance(raw, shared)
+                continue
+            if checked is None:
+                checked = self._instance(raw, shared).parameters
+            yield EncoderInstance(raw.fields, checked)
 
     def _instance(self, raw: RawInstance, shared: Mapping[str, object]) -> EncoderInstance:
         try:
@@ -66,7 +79,7 @@ class EncoderTaskSpec(ABC):
     def decode(
         self, fields: Mapping[str, str], parameters: Mapping[str, object]
     ) -> EncoderInstance:
-        """Return a checked instance.
+        """Return a checked instance: its parameters do not depend on its texts.
 
         Args:
             fields: Texts by the names of `fields`; the required ones are there.

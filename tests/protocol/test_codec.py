@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -150,3 +151,8 @@ def test_answers_of_many_objects_stay_in_this_process() -> None:
     process = CodecThreads()
     assert codec_of([vector], process) is process
     assert codec_of([Completion("a", "eos_token", 1, 2)], process) is not process
+
+
+def test_a_vector_is_pickled_without_loss() -> None:
+    vector = Vector(array("f", [0.1, 2.0]), 3)
+    assert pickle.loads(pickle.dumps(vector)) == vector

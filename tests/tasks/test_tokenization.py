@@ -12,6 +12,7 @@ import pytest
 from predictor.errors import PromptTooLong
 from predictor.tasks.large_texts import LARGE, batches, one_at_a_time
 from predictor.tasks.question_answering import QuestionAnswering
+from predictor.tasks.task import RawInstance
 from predictor.tasks.tokenization import Tokenizing
 from tests.encoding.checkpoints import reading_tokenizer
 
@@ -133,3 +134,21 @@ def test_large_texts_are_tokenised_alone() -> None:
     texts = ["a" * 10, "b" * LARGE, "c" * (LARGE - 1), "d", "e"]
     assert [len(batch) for batch in batches(texts)] == [1, 1, 2, 1]
     assert [text for batch in batches(texts) for text in batch] == texts
+
+
+def test_parameters_that_instances_share_are_checked_once() -> None:
+    checks: list[object] = []
+
+    class Counting(QuestionAnswering):
+        def decode(self, fields: Any, parameters: Any) -> Any:
+            checks.append(parameters)
+            return super().decode(fields, parameters)
+
+    texts = {"question": "who?", "context": "a"}
+    given = [{}, {}, {"max_answer_len": 7}, {}]
+    spec = Counting(tokenizing())
+    request = spec.request({}, [RawInstance(texts, own) for own in given])
+    assert len(checks) == 2
+    lengths = [each.parameters["max_answer_len"] for each in request.instances]
+    assert lengths[2] == 7
+    assert len({*lengths[:2], lengths[3]}) == 1
