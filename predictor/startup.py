@@ -26,6 +26,7 @@ from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.warmup import open_engine
 from predictor.errors import EngineBroken
 from predictor.heartbeat import Heartbeat, Timeouts
+from predictor.linear.layers import PackedLayers
 from predictor.metrics import EngineMetrics, Labelled, WeightMetrics, labelled
 from predictor.placement.plan import Placement
 from predictor.placement.planner import plan
@@ -34,6 +35,7 @@ from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
 from predictor.private.transformers import check_models
 from predictor.profiling.footprint import build_on_meta, measure_footprint
+from predictor.quantization.packing import pack
 from predictor.settings import Settings
 from predictor.tasks.model_facts import ModelFacts, encoder_facts, generation_facts
 from predictor.tasks.sentence_layout import read_layout
@@ -51,6 +53,7 @@ class Prepared:
     Attributes:
         checkpoint: The files of the model.
         skeleton: The model on the meta device.
+        packed: Its layers that stay packed.
         footprint: The memory that it needs.
         placement: The device of each of its parts.
         threads: Threads to compute with; None leaves the number to torch.
@@ -60,6 +63,7 @@ class Prepared:
 
     checkpoint: Checkpoint
     skeleton: Any
+    packed: PackedLayers
     footprint: Footprint
     placement: Placement
     threads: int | None
@@ -132,6 +136,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     skeleton = build_on_meta(
         checkpoint.config, dtype, task, trust_remote_code=settings.trust_remote_code
     )
+    packed = pack(skeleton, checkpoint)
     length = max_model_len(settings, checkpoint, skeleton)
     chunk, rows = largest_batch(settings, task, skeleton, length)
     footprint = measure_footprint(
@@ -142,13 +147,16 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         is_encoder=task not in GENERATING,
         stored_dtype=checkpoint.dtype,
         stored_kind=checkpoint.kind,
+        quantization=packed.title,
     )
     options = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
+    placement = plan(footprint, resources, options)
     return Prepared(
         checkpoint,
         skeleton,
+        packed,
         footprint,
-        plan(footprint, resources, options),
+        replace(placement, notes=placement.notes + packed.notes),
         resources.processors,
         chunk,
         offload_of(settings, footprint, resources),
@@ -171,7 +179,7 @@ def bring_up(
         HubUnreachable: The weights are on the hub, which cannot be reached.
         LoadFailed: A read failed.
     """
-    prepared = replace(prepared, checkpoint=fetch_weights(prepared.checkpoint))
+    prepared = _fetched(prepared, trust_remote_code=settings.trust_remote_code)
     gpus = audit.wake_gpus(prepared.placement)
     before = read_own_anonymous()
     metrics = WeightMetrics(settings.model_name, child=hooks.child)
@@ -182,6 +190,7 @@ def bring_up(
         trust_remote_code=settings.trust_remote_code,
         progress=progress,
         skeleton=prepared.skeleton,
+        packed=prepared.packed,
         metrics=metrics,
         pinned_fraction=settings.pinned_memory_fraction,
     )
@@ -201,6 +210,21 @@ def bring_up(
         raise
     loaded.serve()
     return Started(engine, facts, loaded)
+
+
+def _fetched(prepared: Prepared, *, trust_remote_code: bool) -> Prepared:
+    """Fetch the weights; the headers of their files say how layers really are packed."""
+    checkpoint = fetch_weights(prepared.checkpoint)
+    if checkpoint is prepared.checkpoint:
+        return prepared
+    skeleton = build_on_meta(
+        checkpoint.config,
+        prepared.footprint.dtype,
+        checkpoint.task,
+        trust_remote_code=trust_remote_code,
+    )
+    packed = pack(skeleton, checkpoint)
+    return replace(prepared, checkpoint=checkpoint, skeleton=skeleton, packed=packed)
 
 
 def _open(

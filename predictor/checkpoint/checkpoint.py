@@ -15,6 +15,7 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedConfig
 
 from predictor.checkpoint.hub import Repository, Snapshot, missing_files
+from predictor.checkpoint.quantization import Quantization, take_quantization
 from predictor.checkpoint.safetensors_header import StoredWeights, read_stored
 from predictor.checkpoint.task_detection import find_task
 from predictor.dtypes import name_of
@@ -40,6 +41,7 @@ class Checkpoint:
         model_id: The model's id on the hub; None for a local directory.
         revision: The commit on the hub; None for a local directory.
         ref: The branch or tag on the hub that was resolved to the commit; None without one.
+        quantization: How the weights are quantised; None if the checkpoint does not say so.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Checkpoint:
     model_id: str | None = None
     revision: str | None = None
     ref: str | None = None
+    quantization: Quantization | None = None
 
     @property
     def dtype(self) -> str | None:
@@ -85,27 +88,29 @@ def open_directory(
         raise CheckpointError(f"There is no model directory {path}.")
     config = read_config(path, trust_remote_code=trust_remote_code)
     task = find_task(config, path, task)
+    quantization = take_quantization(config, path)
     stored = read_stored(path)
     if stored is None and not needs_weights:
-        return Checkpoint(path, config, "safetensors", None, task)
+        return Checkpoint(path, config, "safetensors", None, task, quantization=quantization)
     if stored is None:
+        _refuse_gguf(each.name for each in path.iterdir())
         raise CheckpointError(
             f"{path} holds no weights: neither model.safetensors nor pytorch_model.bin, "
             "nor an index of one."
         )
     _check_kind(stored.kind, str(path), allow_pickle)
-    return Checkpoint(path, config, stored.kind, stored, task)
+    return Checkpoint(path, config, stored.kind, stored, task, quantization=quantization)
 
 
 def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Return the config of a model directory, or of a bare ``config.json``.
 
     Raises:
-        CheckpointError: The config is missing, cannot be read, needs code that is not trusted, or
-            describes a quantised model.
+        CheckpointError: The config is missing, cannot be read, or needs code that is not trusted.
     """
     file = path if path.is_file() else path / "config.json"
     if not file.is_file():
+        _refuse_gguf(each.name for each in path.iterdir())
         raise CheckpointError(f"There is no config.json in {path}.")
     try:
         config = AutoConfig.from_pretrained(
@@ -119,10 +124,6 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
                 "run it with --trust_remote_code if you trust its author."
             ) from None
         raise CheckpointError(f"{file} cannot be used: {reason_of(error)}") from None
-    if getattr(config, "quantization_config", None):
-        raise CheckpointError(
-            f"{file} describes a quantised model; only unquantised checkpoints can be served."
-        )
     return config  # type: ignore[no-any-return]
 
 
@@ -175,12 +176,14 @@ def open_hub(
     snapshot = repository.open(patterns, lambda cached: _lacking(cached, patterns))
     kind = _kind(snapshot.names)
     if kind is None:
+        _refuse_gguf(snapshot.names)
         raise CheckpointError(f"{model_id} holds no safetensors and no pytorch_model.bin.")
     _check_kind(kind, model_id, allow_pickle)
     config = read_config(snapshot.path, trust_remote_code=trust_remote_code)
     task = find_task(config, snapshot.path, task)
     return Checkpoint(
-        snapshot.path, config, kind, None, task, model_id, snapshot.commit, repository.ref
+        *(snapshot.path, config, kind, None, task, model_id, snapshot.commit, repository.ref),
+        take_quantization(config, snapshot.path),
     )
 
 
@@ -223,6 +226,16 @@ def _missing_weights(path: Path, kind: str) -> str | None:
 def _kind(names: Iterable[str]) -> str | None:
     listed = list(names)
     return next((kind for kind, glob in _WEIGHTS.items() if fnmatch.filter(listed, glob)), None)
+
+
+def _refuse_gguf(names: Iterable[str]) -> None:
+    """Refuse files of llama.cpp by their name, if there are any."""
+    files = sorted(name for name in names if name.endswith(".gguf"))
+    if files:
+        raise CheckpointError(
+            f"{files[0]} is a GGUF file, which cannot be served; serve the safetensors files of "
+            "the same model, which may be quantised too."
+        )
 
 
 def _check_kind(kind: str, where: str, allow_pickle: bool) -> None:

@@ -20,6 +20,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from predictor.linear.table import KERNELS
+from predictor.mixture.parameters import (
+    count_experts,
+    expert_tensors,
+    first_name,
+    input_width,
+    packed_parts,
+)
 from predictor.private.experts import (
     register_experts_function,
     select_experts_function,
@@ -78,7 +86,7 @@ def count_tokens(model: nn.Module) -> dict[str, list[int]]:
         The counts, which grow with each forward pass, by the names of the experts modules.
     """
     tokens = {
-        name: [0] * _count(module)
+        name: [0] * count_experts(module)
         for name, module in model.named_modules()
         if uses_experts_interface(module) and selected_experts_function(module) == _NAME
     }
@@ -104,7 +112,7 @@ def compute_experts(
     tokens, chosen = top_k_index.shape
     if hidden_states.device.type == "meta":
         return _compute_on_meta(module, hidden_states, top_k_weights)
-    routing = _Routing.of(top_k_index, _count(module))
+    routing = _Routing.of(top_k_index, count_experts(module))
     tokens_of: list[int] | None = getattr(module, _TOKENS, None)
     outputs: torch.Tensor | None = None
     with closing(_fetch(module, routing.counts, hidden_states)) as experts:
@@ -210,41 +218,22 @@ def _resident(module: Any, counts: Sequence[int]) -> Iterator[tuple[int, ExpertW
             yield expert, {name: tensor[expert] for name, tensor in own.items()}
 
 
-def expert_tensors(module: Any) -> dict[str, torch.Tensor]:
-    """Return the parameters of an experts module that have an entry for each expert, by name."""
-    return {name: module.get_parameter(name) for name in _parameter_names(module)}
-
-
-def input_width(module: Any) -> int:
-    """Return the width of the hidden states that an experts module takes."""
-    first, *_ = expert_tensors(module).values()
-    width: int = first.shape[1 if module.is_transposed else 2]
-    return width
-
-
-def _parameter_names(module: Any) -> tuple[str, ...]:
-    first = "gate_up_proj" if module.has_gate else "up_proj"
-    names = (first, "down_proj")
-    return (*names, *(f"{name}_bias" for name in names)) if module.has_bias else names
-
-
-def _count(module: Any) -> int:
-    first, *_ = _parameter_names(module)
-    count: int = module.get_parameter(first).shape[0]
-    return count
-
-
 def _compute_expert(module: Any, weights: ExpertWeights, rows: torch.Tensor) -> torch.Tensor:
-    first, down, *_ = _parameter_names(module)
-    inner = _linear(module, weights, first, rows)
+    inner = _linear(module, weights, first_name(module), rows)
     inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
-    output = _linear(module, weights, down, inner)
+    output = _linear(module, weights, "down_proj", inner)
     return module.post_expert_norm(output) if module.has_post_expert_norm else output
 
 
 def _linear(module: Any, weights: ExpertWeights, name: str, rows: torch.Tensor) -> torch.Tensor:
+    bias = weights.get(f"{name}_bias")
+    parts = packed_parts(module, name)
+    if parts:
+        products = [KERNELS.linear(rows, part.weight_in(weights), None) for part in parts]
+        outputs = products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+        return outputs if bias is None else outputs.add_(bias)
     weight = weights[name].T if module.is_transposed else weights[name]
-    return functional.linear(rows, weight, weights.get(f"{name}_bias"))
+    return functional.linear(rows, weight, bias)
 
 
 def _weighted_sum(outputs: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from predictor.mixture.forward import expert_tensors
+from predictor.mixture.parameters import expert_tensors
 from predictor.placement.buffers import slot_bytes
 from predictor.placement.units import Experts
 from predictor.private.experts import uses_experts_interface

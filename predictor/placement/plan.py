@@ -110,7 +110,7 @@ class Placement:
 
     Attributes:
         architecture: The model class.
-        dtype: The serving dtype.
+        dtype: The serving dtype, in which all layers are computed.
         device_map: From module (or tensor) names to GPU indices, ``"cpu"`` or ``"disk"``, as
             Accelerate takes it.
         tiers: GPUs in order, then main memory, then disk.
@@ -125,6 +125,7 @@ class Placement:
         expert_staging: Slots on the executing device for experts that do not stay there.
         host_expert_staging: Slots in main memory for experts on their way from disk to a GPU; 0 if
             the processor executes.
+        quantization: The formats in which layers are packed; empty if none is.
     """
 
     architecture: str
@@ -140,6 +141,7 @@ class Placement:
     experts: tuple[ExpertSlots, ...] = ()
     expert_staging: int = 0
     host_expert_staging: int = 0
+    quantization: str = ""
 
     @property
     def max_attention_tokens(self) -> int:

@@ -129,6 +129,7 @@ def _placement(
     return Placement(
         architecture=footprint.architecture,
         dtype=footprint.dtype,
+        quantization=footprint.quantization,
         device_map={
             name: int(device) if device.isdigit() else device
             for unit, device in zip(footprint.units, decision.assignment, strict=True)

@@ -15,6 +15,7 @@ from predictor.placement.decision import can_place
 from predictor.placement.demand import Demand
 from predictor.placement.plan import PlacementOptions
 from predictor.placement.tiers import Assignment, Budgets, fill_tiers, fits
+from predictor.placement.units import describe_dtype
 from predictor.quantity import format_bytes
 
 _GRAIN = 1024**2
@@ -98,9 +99,10 @@ def _error(case: _Case, shortfall: _Shortfall, remedies: tuple[str, ...]) -> Doe
     needed, usable = budget + shortfall.extra, max(0, budget)
     reserve = case.options.reserve if shortfall.tier == "cpu" else 0
     beside = f" beside a reserve of {format_bytes(reserve)}" if reserve else ""
+    served_as = describe_dtype(footprint.dtype, footprint.quantization)
     experts = ", even if none of its experts stays in memory" if case.has_expert_slots else ""
     return DoesNotFit(
-        f"{footprint.architecture} in {footprint.dtype} does not fit{experts}: "
+        f"{footprint.architecture} in {served_as} does not fit{experts}: "
         f"{_TITLES[shortfall.tier]} lacks "
         f"{format_bytes(needed - usable)} (needs {format_bytes(needed)}, can use "
         f"{format_bytes(usable)}{beside}); it would fit with {' or '.join(remedies)}.",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from predictor.placement.plan import ExpertSlots, Placement, Tier
+from predictor.placement.units import describe_dtype
 from predictor.quantity import format_bytes
 
 _EXPERTS = 6
@@ -37,7 +38,8 @@ def table(placement: Placement) -> str:
     rule = "  ".join("-" * width for width in widths)
     return "\n".join(
         [
-            f"Placement of {placement.architecture} in {placement.dtype}",
+            f"Placement of {placement.architecture} in "
+            f"{describe_dtype(placement.dtype, placement.quantization)}",
             lines[0],
             rule,
             *lines[1:],
@@ -107,6 +109,7 @@ def as_json(placement: Placement) -> dict[str, Any]:
     return {
         "architecture": placement.architecture,
         "dtype": placement.dtype,
+        "quantization": placement.quantization or None,
         "max_model_len": placement.max_model_len,
         "kv_tokens": placement.kv_tokens,
         "execution_device": placement.execution_device,

@@ -28,7 +28,7 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class PlacementUnit:
-    """A part of the model that is placed as one; sizes are bytes in the serving dtype.
+    """A part of the model that is placed as one; sizes are bytes as it is served, packed or not.
 
     Attributes:
         names: Its modules (or single parameters); several if they share tied weights.
@@ -85,6 +85,7 @@ class Footprint:
             (pickles, and models whose stored tensors are not the served ones).
         probed: Whether KV and activations were measured on the meta device; else they come from
             formulas.
+        quantization: The formats in which layers are packed; empty if none is.
         experts_in_place: Whether nothing has to be written again if experts are read one by one.
         activations_per_sequence: Additional bytes for a batch with the tokens of one more such
             sequence.
@@ -107,6 +108,7 @@ class Footprint:
     by_expert: bool = False
     whole_mixtures: int = 0
     experts_in_place: bool = False
+    quantization: str = ""
 
     @property
     def weights(self) -> int:
@@ -139,3 +141,13 @@ class Footprint:
     def kv_per_token(self) -> int:
         """Bytes of KV cache for one token over all blocks."""
         return sum(unit.kv_per_token for unit in self.units)
+
+
+def describe_dtype(dtype: str, quantization: str) -> str:
+    """Return how a model is served, for example: fp8 (block 128x128), computed in bfloat16.
+
+    Args:
+        dtype: The serving dtype.
+        quantization: The formats in which layers are packed; empty if none is.
+    """
+    return f"{quantization}, computed in {dtype}" if quantization else dtype

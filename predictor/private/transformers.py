@@ -81,6 +81,15 @@ MODELS = (
     Interface("transformers.core_model_loading", "dot_natural_key", ("s",)),
     *uncalled("transformers.core_model_loading", "WeightConverter", "WeightRenaming"),
     *uncalled("transformers.integrations.moe", "ALL_EXPERTS_FUNCTIONS"),
+    *uncalled("transformers.quantizers.auto", "register_quantization_config", "register_quantizer"),
+    *uncalled(
+        "transformers.quantizers.base",
+        "_process_model_before_weight_loading",
+        "_process_model_after_weight_loading",
+        "update_weight_conversions",
+        "remove_quantization_config",
+        of="HfQuantizer",
+    ),
     *uncalled("transformers.integrations.moe", "use_experts_implementation"),
     *uncalled("transformers.modeling_utils", "accelerate_dispatch"),
     *uncalled(

@@ -15,6 +15,7 @@ effect of a single block would be simpler, but wrong for blocks that keep or sha
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -246,6 +247,9 @@ def _comparable(value: Any) -> Hashable:
         return type(value), tuple((key, _comparable(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return type(value), tuple(map(_comparable, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = (field.name for field in dataclasses.fields(value))
+        return type(value), tuple(_comparable(getattr(value, name)) for name in names)
     if isinstance(value, functools.partial):
         return _comparable([value.func, value.args, value.keywords])
     if isinstance(value, (set, frozenset)):

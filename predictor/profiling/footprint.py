@@ -8,13 +8,10 @@ activations. `placement` decides where the units go.
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from predictor.checkpoint.task_detection import factory_of, title_of
@@ -22,14 +19,14 @@ from predictor.dtypes import name_of
 from predictor.errors import ConfigurationError, reason_of
 from predictor.mixture.forward import compute_here
 from predictor.mixture.modules import find_experts, find_mixtures, names_of_experts
-from predictor.placement.units import Experts, Footprint, PlacementUnit
-from predictor.private.experts import converts_weights
-from predictor.private.torch import own_buffers, own_parameters
+from predictor.placement.units import Footprint
+from predictor.private.conversions import converts_weights
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.blocks import find_blocks, is_encoder_decoder
 from predictor.profiling.decoder_probe import Probe, probe
 from predictor.profiling.encoder_decoder_probe import probe_encoder_decoder
 from predictor.profiling.encoder_probe import probe_encoder
+from predictor.profiling.unit_sizes import measure_units
 
 
 def build_on_meta(
@@ -76,6 +73,7 @@ def measure_footprint(
     is_encoder: bool = False,
     stored_dtype: str | None = None,
     stored_kind: str = "safetensors",
+    quantization: str = "",
 ) -> Footprint:
     """Return the footprint of a model.
 
@@ -87,6 +85,7 @@ def measure_footprint(
         is_encoder: Whether the model has an encoder task and generates nothing.
         stored_dtype: The dtype that the checkpoint is stored in; None if that is unknown.
         stored_kind: ``"safetensors"`` or ``"pickle"``, of which no expert can be read by itself.
+        quantization: The formats in which layers are packed, as users see them; empty if none is.
     """
     blocks = find_blocks(model)
     probed, by_block = _choose_probe(model, is_encoder=is_encoder)(
@@ -94,10 +93,11 @@ def measure_footprint(
     )
     dtype = name_of(model.dtype)
     experts = names_of_experts(model, (e.name for e in find_experts(model, blocks).values()))
-    units = _units(model, blocks, probed, with_experts=stored_kind != "pickle")
+    units = measure_units(model, blocks, probed, with_experts=stored_kind != "pickle")
     return Footprint(
         architecture=type(model).__name__,
         dtype=dtype,
+        quantization=quantization,
         units=units,
         max_model_len=max_model_len,
         activations=probed.activations,
@@ -184,117 +184,3 @@ def _counting_calls(model: PreTrainedModel, blocks: Sequence[str]) -> Iterator[d
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _units(
-    model: PreTrainedModel, blocks: tuple[str, ...], probed: Probe, *, with_experts: bool
-) -> tuple[PlacementUnit, ...]:
-    order = {name: index for index, name in enumerate(blocks)}
-    stored = frozenset(model.state_dict())
-    modules = find_experts(model, blocks) if with_experts else {}
-    experts = {block: module.placed for block, module in modules.items()}
-    parts = [
-        _measure(model, name, order.get(name), probed, stored, experts.get(name))
-        for name in _cut(model, "", order)
-    ]
-    units = _merge_tied(parts)
-    return tuple(sorted(units, key=lambda u: (u.block is not None, u.block or 0, u.weights)))
-
-
-def _cut(model: nn.Module, name: str, blocks: dict[str, int]) -> Iterator[str]:
-    """Yield the names of the blocks, the largest modules without blocks, and single tensors."""
-    if name in blocks or not any(block.startswith(f"{name}." if name else "") for block in blocks):
-        yield name
-        return
-    module = model.get_submodule(name)
-    prefix = f"{name}." if name else ""
-    single = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    yield from (prefix + key for key, _ in single)
-    for child, _ in module.named_children():
-        yield from _cut(model, prefix + child, blocks)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A unit, and the bytes of its parameters by their identity, which tied weights share."""
-
-    unit: PlacementUnit
-    parameters: dict[int, int]
-
-
-def _measure(
-    model: PreTrainedModel,
-    name: str,
-    block: int | None,
-    probed: Probe,
-    stored: frozenset[str],
-    experts: Experts | None,
-) -> _Part:
-    parameters, buffers = _tensors(model, name)
-    unit = PlacementUnit(
-        names=(name,),
-        block=block,
-        weights=_bytes(parameters.values())
-        + _bytes(tensor for key, tensor in buffers.items() if key in stored),
-        buffers=_bytes(tensor for key, tensor in buffers.items() if key not in stored),
-        largest_leaf=_largest_leaf(model, name),
-        kv_per_token=probed.kv_per_token[block] if block is not None else 0,
-        kv_fixed=probed.kv_fixed[block] if block is not None else 0,
-        experts=experts,
-    )
-    return _Part(unit, {id(tensor): tensor.nbytes for tensor in parameters.values()})
-
-
-def _tensors(
-    model: nn.Module, name: str
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    owner, _, key = name.rpartition(".")
-    holder = model.get_submodule(owner)
-    if key in own_parameters(holder):
-        return {name: model.get_parameter(name)}, {}
-    if key in own_buffers(holder):
-        return {}, {name: model.get_buffer(name)}
-    module, prefix = model.get_submodule(name), f"{name}." if name else ""
-    return (
-        {prefix + key: tensor for key, tensor in module.named_parameters()},
-        {prefix + key: tensor for key, tensor in module.named_buffers()},
-    )
-
-
-def _merge_tied(parts: list[_Part]) -> list[PlacementUnit]:
-    """Join parts that share parameters, and count the shared ones once."""
-    merged: list[_Part] = []
-    for part in parts:
-        twins = [other for other in merged if other.parameters.keys() & part.parameters.keys()]
-        merged = [other for other in merged if other not in twins]
-        merged.append(functools.reduce(_join, [*twins, part]))
-    return [part.unit for part in merged]
-
-
-def _join(first: _Part, second: _Part) -> _Part:
-    a, b = first.unit, second.unit
-    blocks = [block for block in (a.block, b.block) if block is not None]
-    shared = sum(size for key, size in second.parameters.items() if key in first.parameters)
-    unit = PlacementUnit(
-        names=a.names + b.names,
-        block=min(blocks) if len(blocks) == 2 else None,
-        weights=a.weights + b.weights - shared,
-        buffers=a.buffers + b.buffers,
-        largest_leaf=max(a.largest_leaf, b.largest_leaf),
-        kv_per_token=a.kv_per_token + b.kv_per_token,
-        kv_fixed=a.kv_fixed + b.kv_fixed,
-    )
-    return _Part(unit, first.parameters | second.parameters)
-
-
-def _largest_leaf(model: nn.Module, name: str) -> int:
-    parameters, _ = _tensors(model, name)
-    by_leaf: dict[str, int] = {}
-    for key, tensor in parameters.items():
-        leaf = key.rpartition(".")[0]
-        by_leaf[leaf] = by_leaf.get(leaf, 0) + tensor.nbytes
-    return max(by_leaf.values(), default=0)
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)

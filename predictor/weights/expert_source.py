@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.checkpoint.safetensors_header import read_header
 from predictor.metrics import WeightMetrics
-from predictor.mixture.forward import attach_source, input_width
+from predictor.mixture.forward import attach_source
 from predictor.mixture.modules import names_of_experts
+from predictor.mixture.parameters import input_width
 from predictor.mixture.router import router_of
 from predictor.placement.plan import Placement
-from predictor.private.experts import StoredParameter, stored_parameters
+from predictor.private.conversions import StoredParameter, stored_parameters
 from predictor.weights.experts.cache import ExpertCache
 from predictor.weights.experts.device_cache import DeviceExpertCache
 from predictor.weights.experts.extents import (

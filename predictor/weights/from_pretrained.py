@@ -21,14 +21,17 @@ from transformers import PreTrainedModel
 from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.checkpoint.task_detection import factory_of
 from predictor.errors import CheckpointError, LoadFailed, reason_of
+from predictor.linear.layers import NOTHING_PACKED, PackedLayers
 from predictor.placement.plan import Placement
 from predictor.private.accelerate import remove_hook_from_submodules
+from predictor.private.quantizers import quantization_config
 from predictor.private.torch import own_parameters
 from predictor.private.transformers import (
     accelerate_dispatch,
     dispatch_replaced,
     weights_reported,
 )
+from predictor.quantization.replacement import pack_layers
 from predictor.weights.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -102,6 +105,7 @@ def from_pretrained(
     device_map: Mapping[str, int | str],
     folder: Path | None,
     *,
+    packed: PackedLayers,
     trust_remote_code: bool,
     progress: Progress,
 ) -> tuple[PreTrainedModel, DeferredDispatch]:
@@ -112,6 +116,7 @@ def from_pretrained(
         placement: The plan.
         device_map: The device of each part; parts on ``"meta"`` are not loaded.
         folder: The folder for parts on disk that have to be converted.
+        packed: The layers that stay packed.
         trust_remote_code: Whether code that comes with the model may run.
         progress: Counts every tensor.
 
@@ -123,7 +128,9 @@ def from_pretrained(
     try:
         with weights_reported(progress.done), dispatch_replaced(dispatch):
             model = _load(
-                checkpoint, placement, device_map, folder, trust_remote_code=trust_remote_code
+                *(checkpoint, placement, device_map, folder),
+                packed=packed,
+                trust_remote_code=trust_remote_code,
             )
     finally:
         progress.end()
@@ -136,6 +143,7 @@ def _load(
     device_map: Mapping[str, int | str],
     folder: Path | None,
     *,
+    packed: PackedLayers,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
     try:
@@ -150,6 +158,7 @@ def _load(
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
+            **_quantization(packed),
         )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -169,6 +178,12 @@ def _load(
             f"{missing[0]} among them."
         )
     return model.eval()  # type: ignore[no-any-return]
+
+
+def _quantization(packed: PackedLayers) -> dict[str, Any]:
+    if packed == NOTHING_PACKED:
+        return {}
+    return {"quantization_config": quantization_config(lambda model: pack_layers(model, packed))}
 
 
 def _missing_weights(info: Mapping[str, Any], task: str) -> list[str]:

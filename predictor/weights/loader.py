@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -18,11 +17,12 @@ from transformers import PreTrainedModel
 
 from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.errors import LoadFailed, reason_of
+from predictor.linear.layers import PackedLayers
 from predictor.metrics import WeightMetrics
 from predictor.mixture.forward import compute_here
 from predictor.placement.plan import Placement
 from predictor.pod.usage import count_usage
-from predictor.private.experts import converts_weights
+from predictor.private.conversions import converts_weights
 from predictor.profiling.blocks import find_blocks
 from predictor.quantity import format_bytes
 from predictor.weights.block_source import BlockSourceResolver, OffloadConfig
@@ -39,6 +39,11 @@ from predictor.weights.experts.extents import Extents
 from predictor.weights.extents import BlockExtent, parameters_of_blocks
 from predictor.weights.from_pretrained import DeferredDispatch, from_pretrained
 from predictor.weights.loaded import Loaded
+from predictor.weights.offloaded_parts import (
+    device_map,
+    log_accelerates_part,
+    streamed_blocks,
+)
 from predictor.weights.progress import Progress
 from predictor.weights.resident import make_resident
 from predictor.weights.store.folder import StoreFolder
@@ -59,6 +64,7 @@ def load(
     trust_remote_code: bool,
     progress: Progress,
     skeleton: PreTrainedModel,
+    packed: PackedLayers,
     metrics: WeightMetrics,
     pinned_fraction: float,
 ) -> Loaded:
@@ -71,6 +77,7 @@ def load(
         trust_remote_code: Whether code that comes with the model may run.
         progress: Counts tensors and blocks.
         skeleton: The model on the meta device, for names and sizes.
+        packed: Its layers that stay packed.
         metrics: The metrics of streaming.
         pinned_fraction: The fraction of main memory that may be page-locked.
 
@@ -79,21 +86,19 @@ def load(
         ConfigurationError: The offload folder is needed and cannot be used.
         LoadFailed: Reading failed for another reason.
     """
-    blocks = find_blocks(skeleton)
+    blocks, weights = find_blocks(skeleton), ServedWeights.of(checkpoint, offload.folder)
     loading = _Loading(
-        *(checkpoint, placement, offload, skeleton, blocks, trust_remote_code),
-        *(progress, metrics, ServedWeights.of(checkpoint, offload.folder)),
-        *(OffloadedExperts(placement, skeleton, checkpoint), pinned_fraction),
+        *(checkpoint, placement, offload, skeleton, packed, blocks, trust_remote_code),
+        *(progress, metrics, weights, OffloadedExperts(placement, skeleton, checkpoint)),
+        pinned_fraction,
     )
-    streamed = _streamed_blocks(placement, skeleton, blocks)
-    on_disk = [name for name in streamed if placement.device_map[name] == "disk"]
+    on_disk = [name for name in loading.streamed if placement.device_map[name] == "disk"]
     resolver = loading.resolver(on_disk)
     with contextlib.ExitStack() as undone, _translated_errors():
         undone.callback(resolver.release)
         with resolver.opened():
             model, dispatch, extents = loading.place(resolver)
-        # If Accelerate streams, it needs the memory that was planned for blocks.
-        in_memory = _without(streamed, streamed if on_disk and not extents.blocks else on_disk)
+        in_memory = loading.streamed_from_memory(on_disk, extents)
         copied, host_blocks = make_resident(model, progress, blocks=blocks, host_blocks=in_memory)
         loading.weights.check_unchanged()
         streaming = loading.stream(model, dispatch, extents.blocks, host_blocks)
@@ -101,10 +106,6 @@ def load(
         logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
         undone.pop_all()
     return Loaded(model, streaming, experts, resolver, loading.warmup_cache(resolver, extents))
-
-
-def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    return [name for name in names if name not in others]
 
 
 @contextlib.contextmanager
@@ -126,6 +127,7 @@ class _Loading:
     placement: Placement
     offload: OffloadConfig
     skeleton: PreTrainedModel
+    packed: PackedLayers
     blocks: tuple[str, ...]
     trust_remote_code: bool
     progress: Progress
@@ -138,6 +140,20 @@ class _Loading:
     def page_locked_bytes(self) -> int:
         """Most bytes of main memory that may be page-locked."""
         return int(self.pinned_fraction * (self.placement.tier("cpu").owned or 0))
+
+    @property
+    def streamed(self) -> tuple[str, ...]:
+        """The blocks that we stream."""
+        return streamed_blocks(self.placement, self.skeleton, self.blocks)
+
+    def streamed_from_memory(self, on_disk: Sequence[str], extents: Extents) -> list[str]:
+        """Return the blocks that we stream from main memory to an accelerator.
+
+        If Accelerate streams blocks on disk, it needs the memory that was planned for these.
+        """
+        if on_disk and not extents.blocks:
+            return []
+        return [name for name in self.streamed if name not in on_disk]
 
     def resolver(self, on_disk: Sequence[str]) -> BlockSourceResolver:
         """Return the resolver of the source of these blocks, and of the experts."""
@@ -157,20 +173,21 @@ class _Loading:
         Parts on disk are on the meta device in the model.
         """
         in_store = resolver.names if resolver.store else ()
-        device_map = _device_map(self.placement, self.skeleton, in_store)
-        device_map |= self.experts.device_map(in_store=resolver.store is not None)
+        devices = device_map(self.placement, self.skeleton, in_store)
+        devices |= self.experts.device_map(in_store=resolver.store is not None)
         sizes = {name: tensor.nbytes for name, tensor in self.skeleton.named_parameters()}
         self.progress.begin("placing weights", sizes, self.blocks)
         offload = self._offload()
-        with _conversion(self.checkpoint, self.placement, offload, device_map) as converted:
+        with _conversion(self.checkpoint, self.placement, offload, devices) as converted:
             folder = None if converted is None else converted.path
             before = 0 if folder is None else count_usage(folder).used
             resolver.converted = converted
             model, dispatch = from_pretrained(
                 self.checkpoint,
                 self.placement,
-                device_map,
+                devices,
                 folder,
+                packed=self.packed,
                 trust_remote_code=self.trust_remote_code,
                 progress=self.progress,
             )
@@ -196,7 +213,7 @@ class _Loading:
         """Stream these blocks, and have Accelerate stream all other offloaded parts."""
         streamed = (*(block.name for block in on_disk), *host_blocks)
         dispatch.attach(self.placement, streamed)
-        _log_accelerates_part(self.placement, streamed, self.blocks)
+        log_accelerates_part(self.placement, streamed, self.blocks)
         return stream_blocks(
             model,
             on_disk,
@@ -250,47 +267,3 @@ def _conversion(
     if offload.needs_conversion and "disk" in device_map.values():
         return open_conversion_folder(offload.folder, checkpoint, placement.dtype)
     return contextlib.nullcontext()
-
-
-def _streamed_blocks(
-    placement: Placement, skeleton: PreTrainedModel, blocks: Sequence[str]
-) -> tuple[str, ...]:
-    """Return the blocks that we stream: offloaded whole, and without a weight that is tied."""
-    if not placement.by_block:
-        return ()
-    owners = Counter(id(p) for _, p in skeleton.named_parameters(remove_duplicate=False))
-    offloaded = placement.offloaded
-    return tuple(
-        name
-        for name in blocks
-        if name in offloaded
-        and all(owners[id(p)] == 1 for p in skeleton.get_submodule(name).parameters())
-    )
-
-
-def _device_map(
-    placement: Placement, skeleton: PreTrainedModel, in_store: Sequence[str]
-) -> dict[str, int | str]:
-    """Return the placement's map, in which blocks of a store are on the meta device.
-
-    Their buffers are computed, and are on the device where the block executes.
-    """
-    buffers = {
-        f"{name}.{key}": placement.execution_device
-        for name in in_store
-        for key, _ in skeleton.get_submodule(name).named_buffers()
-    }
-    return placement.device_map | dict.fromkeys(in_store, "meta") | buffers
-
-
-def _log_accelerates_part(
-    placement: Placement, streamed: Sequence[str], blocks: Sequence[str]
-) -> None:
-    by_accelerate = placement.offloaded - set(streamed)
-    if by_accelerate and not by_accelerate & set(blocks):
-        logger.info("Offloaded parts outside of blocks are streamed by Accelerate's hooks")
-    elif by_accelerate:
-        reason = "the checkpoint is not stored as it is served, and there is no offload store"
-        if not placement.by_block:
-            reason = "there is no memory for whole blocks, or the model does not call them so"
-        logger.warning("Blocks are streamed by Accelerate's hooks, which is slow: %s", reason)

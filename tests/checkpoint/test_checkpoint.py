@@ -59,10 +59,7 @@ def test_safetensors_are_taken_where_both_kinds_lie(
         ('{"model_type": "llama", "hidden_size": "abc"}', "hidden_size"),
         ('{"model_type": "llama", "x": ' + "[" * 100_000 + "}", "config.json"),
         ('{"model_type": "x", "auto_map": {"AutoConfig": "c.C"}}', "trust_remote_code"),
-        (
-            '{"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}',
-            "quantised",
-        ),
+        ('{"model_type": "llama", "quantization_config": "gptq"}', "config.json"),
     ],
 )
 def test_a_config_that_cannot_be_served_is_one_sentence(
@@ -78,6 +75,15 @@ def test_a_config_that_cannot_be_served_is_one_sentence(
 def test_a_directory_without_weights_says_what_was_looked_for(tmp_path: Path) -> None:
     CONFIGS["llama"].save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        open_directory(tmp_path)
+
+
+@pytest.mark.parametrize("has_config", [False, True])
+def test_a_gguf_file_is_refused_by_name(tmp_path: Path, has_config: bool) -> None:
+    (tmp_path / "llama-Q4_K_M.gguf").write_bytes(b"GGUF")
+    if has_config:
+        CONFIGS["llama"].save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"llama-Q4_K_M\.gguf is a GGUF file.*safetensors"):
         open_directory(tmp_path)
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from predictor.mixture.forward import input_width
 from predictor.mixture.modules import find_experts
+from predictor.mixture.parameters import input_width
 from predictor.mixture.router import router_of
 from predictor.profiling.blocks import find_blocks
 from tests.conftest import Checkpoints

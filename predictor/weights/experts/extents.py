@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from predictor.mixture.forward import expert_tensors
+from predictor.mixture.parameters import expert_tensors
 from predictor.placement.buffers import slot_offsets
-from predictor.private.experts import StoredParameter
+from predictor.private.conversions import StoredParameter
 from predictor.weights.extents import (
     BlockExtent,
     FileIdentity,

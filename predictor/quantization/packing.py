@@ -1,0 +1,52 @@
+"""Packs the model of a checkpoint, if it is quantised: the entry of this room."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from predictor.checkpoint.checkpoint import Checkpoint
+from predictor.errors import CheckpointError
+from predictor.linear.layers import NOTHING_PACKED, PackedLayers
+from predictor.linear.schemes import infer, recognise
+from predictor.quantization.discovery import find_by_rules, find_packed
+from predictor.quantization.replacement import pack_layers
+from predictor.quantization.stored import StoredSpecs, is_plain, read_specs
+
+
+def pack(skeleton: PreTrainedModel, checkpoint: Checkpoint) -> PackedLayers:
+    """Pack the layers of a model that are packed in its checkpoint, and return these.
+
+    Args:
+        skeleton: The model, unpacked, on the meta device.
+        checkpoint: The checkpoint, whose files need not be there yet.
+
+    Raises:
+        CheckpointError: The checkpoint is quantised in a way that is not served.
+    """
+    layers = _find(skeleton, checkpoint)
+    if layers is not NOTHING_PACKED:
+        pack_layers(skeleton, layers)
+    return layers
+
+
+def _find(skeleton: PreTrainedModel, checkpoint: Checkpoint) -> PackedLayers:
+    quantization, stored = checkpoint.quantization, _read(checkpoint)
+    if quantization is not None:
+        scheme = recognise(quantization.values, str(quantization.file))
+        return find_packed(skeleton, scheme, stored) if stored else find_by_rules(skeleton, scheme)
+    if all(is_plain(spec) for spec in stored.values()):
+        return NOTHING_PACKED
+    return find_packed(skeleton, infer(stored), stored)
+
+
+def _read(checkpoint: Checkpoint) -> StoredSpecs:
+    if checkpoint.stored is None:
+        return {}
+    if checkpoint.kind != "safetensors":
+        if checkpoint.quantization is not None:
+            raise CheckpointError(
+                f"{checkpoint.path} is quantised and holds .bin files; only safetensors files can "
+                "be served packed."
+            )
+        return {}
+    return read_specs(checkpoint.stored)

@@ -1,0 +1,50 @@
+"""Puts packed layers into a model: in the plan's, and in that which `from_pretrained` fills."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from predictor.linear.layers import PackedLayers, PackedMatrix
+from predictor.linear.module import PackedLinear
+from predictor.mixture.parameters import pack_experts
+from predictor.private.conversions import PackedNames, mark_initialized, set_packed_names
+
+
+def pack_layers(model: PreTrainedModel, layers: PackedLayers) -> None:
+    """Replace layers of a model by packed ones, whose parameters are on the meta device.
+
+    Args:
+        model: The model, unpacked, on the meta device.
+        layers: The packed layers.
+    """
+    for name, matrix in layers.linears.items():
+        linear = model.get_submodule(name)
+        bias = linear.bias if isinstance(linear.bias, nn.Parameter) else None
+        packed = PackedLinear(matrix, bias)
+        mark_initialized(packed)
+        model.set_submodule(name, packed.train(linear.training))
+    for name, experts in layers.experts.items():
+        pack_experts(model.get_submodule(name), experts)
+        mark_initialized(model.get_submodule(name))
+    merged = {
+        f"{name}.{key}": tuple(map(_stored_names, parts))
+        for name, experts in layers.experts.items()
+        for key, parts in experts.parts.items()
+    }
+    set_packed_names(model, PackedNames(merged, _renamed(layers)))
+
+
+def _stored_names(matrix: PackedMatrix) -> Mapping[str, str]:
+    return {role.replace(".", "_"): name for role, name in matrix.names.items()}
+
+
+def _renamed(layers: PackedLayers) -> Mapping[str, str]:
+    """Return the roles that cannot be names of parameters, and the names that they have instead."""
+    matrices = [*layers.linears.values()]
+    for experts in layers.experts.values():
+        matrices.extend(experts.matrices)
+    roles = {role for matrix in matrices for role in matrix.specs if "." in role}
+    return {role: role.replace(".", "_") for role in sorted(roles)}
