@@ -8,12 +8,17 @@ serving dtype otherwise (see `kernels`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import torch
 
 from predictor.linear.kernels import Compute, Kernel, LayerKind, allocate_most, kernels_for
+from predictor.linear.trial import Trial
 from predictor.linear.weight import LinearWeight
+
+Lookup = Callable[[str], int | None]
+"""Returns a number by its name; None if there is none."""
 
 BUCKETS = 12
 """Buckets of rows: 1, 2, 3 to 4, 5 to 8, and so on; the last one has no end."""
@@ -31,21 +36,35 @@ class LayerKernels:
         kind: The kind.
         candidates: The kernels that can compute it.
         chosen: The chosen kernel of each bucket.
+        trial: The trial under way.
     """
 
-    __slots__ = ("_computes", "candidates", "chosen", "kind")
+    __slots__ = ("_computes", "candidates", "chosen", "kind", "trial")
 
     def __init__(self, kind: LayerKind) -> None:
         """Begin with the kernel that needs no timing to be good."""
         self.kind = kind
         self.candidates = kernels_for(kind)
         self.chosen: list[Kernel] = [self.candidates[0]] * BUCKETS
+        self.trial: Trial | None = None
         self._computes: list[Compute] = [kernel.compute for kernel in self.chosen]
 
     def choose(self, bucket: int, kernel: Kernel) -> None:
         """Use a kernel from now on."""
         self.chosen[bucket] = kernel
         self._computes[bucket] = kernel.compute
+
+    def begin_trial(self, bucket: int) -> None:
+        """Time the candidates in all calls with such rows."""
+        if len(self.candidates) > 1:
+            self._computes[bucket] = self.trial = Trial(self.candidates)
+
+    def end_trial(self, bucket: int) -> bool:
+        """Choose the winner; return False if there was no call, which changes no choice."""
+        best = None if self.trial is None else self.trial.best
+        self.trial = None
+        self.choose(bucket, best or self.chosen[bucket])
+        return best is not None
 
     def linear(
         self, x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None
@@ -58,11 +77,10 @@ class LayerKernels:
             bias: The bias, of shape (out,), or None.
         """
         rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        count = rows.shape[0]
         if x.is_meta:
             result = allocate_most(rows, weight, bias)
         else:
-            result = self._computes[bucket_of(count)](rows, weight, bias)
+            result = self._computes[bucket_of(len(rows))](rows, weight, bias)
         return result if rows is x else result.view(*x.shape[:-1], result.shape[-1])
 
 
@@ -72,6 +90,8 @@ class LinearKernels:
     def __init__(self) -> None:
         """Begin without any kind of layers."""
         self._by_kind: dict[LayerKind, LayerKernels] = {}
+        self._lookup: Lookup = _nothing
+        self._on_trial: int | None = None
 
     def __iter__(self) -> Iterator[LayerKernels]:
         """Return the kernels of all kinds so far."""
@@ -82,6 +102,9 @@ class LinearKernels:
         kernels = self._by_kind.get(kind)
         if kernels is None:
             kernels = self._by_kind[kind] = LayerKernels(kind)
+            _restore(kernels, self._lookup)
+            if self._on_trial is not None:
+                kernels.begin_trial(self._on_trial)
         return kernels
 
     def linear(
@@ -92,6 +115,68 @@ class LinearKernels:
             weight.format, x.dtype, x.device.type, weight.out_features, weight.in_features
         )
         return self.of(kind).linear(x, weight, bias)
+
+    def begin_trials(self, bucket: int) -> None:
+        """Time the kernels of all layers in forward passes with such rows."""
+        self._on_trial = bucket
+        for kernels in self:
+            kernels.begin_trial(bucket)
+
+    @property
+    def has_open_trials(self) -> bool:
+        """Whether a kind of layers that was called needs more calls."""
+        trials = [kernels.trial for kernels in self if kernels.trial is not None]
+        return any(trial.best is not None and not trial.is_complete for trial in trials)
+
+    def end_trials(self) -> None:
+        """Choose the winners.
+
+        Kinds that had no call, as the head of a model in long passes, go with most of the others.
+        """
+        bucket, self._on_trial = self._on_trial, None
+        if bucket is None:
+            return
+        timed = [kernels for kernels in self if kernels.end_trial(bucket)]
+        for kernels in self:
+            like = [one.chosen[bucket] for one in timed if one.candidates == kernels.candidates]
+            if like and kernels not in timed:
+                kernels.choose(bucket, Counter(like).most_common(1)[0][0])
+
+    def restore(self, lookup: Lookup) -> None:
+        """Choose what was chosen before, for the kinds so far and for those to come.
+
+        Args:
+            lookup: Returns a number by its name, as `numbers` names them; None if it has none.
+        """
+        self._lookup = lookup
+        for kernels in self:
+            _restore(kernels, lookup)
+
+    def numbers(self) -> dict[str, int]:
+        """Return all choices as numbers, by name."""
+        return {
+            _name(kernels.kind, bucket): kernels.candidates.index(kernel)
+            for kernels in self
+            if len(kernels.candidates) > 1
+            for bucket, kernel in enumerate(kernels.chosen)
+        }
+
+
+def _restore(kernels: LayerKernels, lookup: Lookup) -> None:
+    for bucket in range(BUCKETS):
+        number = lookup(_name(kernels.kind, bucket))
+        if number is not None and 0 <= number < len(kernels.candidates):
+            kernels.choose(bucket, kernels.candidates[number])
+
+
+def _name(kind: LayerKind, bucket: int) -> str:
+    title = "plain" if kind.format is None else kind.format.title
+    shape = f"{kind.out_features}x{kind.in_features}"
+    return f"linear {title} {kind.dtype} {kind.device} {shape} {1 << bucket}"
+
+
+def _nothing(_name: str) -> None:
+    return None
 
 
 KERNELS = LinearKernels()

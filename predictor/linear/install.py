@@ -1,0 +1,48 @@
+"""Have the linear layers of a model ask the table of kernels."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+
+from predictor.linear.kernels import LayerKind
+from predictor.linear.table import KERNELS, LayerKernels
+from predictor.linear.weight import LinearWeight
+
+
+class TimedLinear(nn.Linear):
+    """A linear layer that is computed by the kernel that was the quickest.
+
+    Attributes:
+        kernels: The kernels of its kind.
+    """
+
+    kernels: LayerKernels
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        """Return the outputs, of shape (..., out)."""
+        return self.kernels.linear(input, LinearWeight.plain(self.weight), self.bias)
+
+
+def install(model: nn.Module) -> None:
+    """Have linear layers with a choice of kernels on a processor use it.
+
+    The class of the layers is changed and nothing else: their parameters, and the hooks that bring
+    them, stay. Call this before hooks are attached that replace `forward`.
+
+    Args:
+        model: A model that computes on a processor, or one on the meta device.
+    """
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            _install(module)
+
+
+def _install(layer: nn.Linear) -> None:
+    kind = LayerKind(None, layer.weight.dtype, "cpu", layer.out_features, layer.in_features)
+    kernels = KERNELS.of(kind)
+    if len(kernels.candidates) > 1:
+        layer.__class__ = TimedLinear
+        cast(TimedLinear, layer).kernels = kernels
