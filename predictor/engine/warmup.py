@@ -13,6 +13,8 @@ from predictor.engine.timing import ForwardPass, time_forward_passes
 from predictor.engine.tuned_threads import TunedThreads
 from predictor.errors import LoadFailed, reason_of
 from predictor.heartbeat import Heartbeat
+from predictor.linear.choice import choose_kernels, log_kernels
+from predictor.linear.table import KERNELS
 from predictor.placement.plan import Placement
 from predictor.weights.store.warmup_cache import WarmupCache
 
@@ -21,6 +23,9 @@ logger = logging.getLogger(__name__)
 _TOKENS, _SECONDS = "pass_tokens", "pass_microseconds"
 """Keys in the file that keeps the results of a start: the break-even tokens, and the duration of a
 forward pass of one token."""
+
+_KERNELS = "linear_kernels"
+"""Key in the same file: present if the kernels of linear layers were chosen."""
 
 
 def set_up_torch(threads: int | None) -> int:
@@ -54,6 +59,26 @@ def first_token() -> Iterator[None]:
         raise LoadFailed(
             f"The model was loaded but fails on its first token: {reason_of(error)}"
         ) from error
+
+
+def choose_linear_kernels(
+    run: ForwardPass, most: int, device: int | str, warmup_cache: WarmupCache
+) -> None:
+    """Choose how linear layers are computed, or take the choice of an earlier start.
+
+    Args:
+        run: Runs a forward pass of so many tokens.
+        most: Most tokens of a forward pass here.
+        device: The device that executes. A GPU has one kernel for each kind of layers.
+        warmup_cache: The results of an earlier start; those of this one are added.
+    """
+    if device != "cpu":
+        return
+    if warmup_cache.get(_KERNELS) is not None:
+        KERNELS.restore(warmup_cache.get)
+    elif choose_kernels(KERNELS, run, most):
+        warmup_cache.keep(**{_KERNELS: 1}, **KERNELS.numbers())
+    log_kernels(KERNELS)
 
 
 def measure_breakeven_tokens(

@@ -18,8 +18,7 @@ _TIMED_ROWS = (1, 8, 128, 32, 4, 16, 64, 2)
 prompt. Beyond 128 rows the order of kernels does not change."""
 
 _SECONDS = 5.0
-"""Seconds after which no other forward pass begins. A model of which a forward pass takes longer is
-streamed from a disk, and waits for that whatever its kernels."""
+"""Seconds after which no other forward pass begins for this alone."""
 
 _PASSES = 4
 """Most forward passes for the same rows. One is enough for a model of a dozen layers."""
@@ -33,6 +32,9 @@ def choose_kernels(
 ) -> bool:
     """Time the kernels of a model and choose the best; return whether there was a choice.
 
+    If forward passes take long, as those of a large model from a disk do, only one is run. The
+    other numbers of rows are timed in the forward passes that come first.
+
     Args:
         kernels: The model's kernels.
         run: Runs a forward pass of so many tokens, and waits for its end.
@@ -44,7 +46,10 @@ def choose_kernels(
     end = clock() + _SECONDS
     timed: list[int] = []
     for rows in _TIMED_ROWS:
-        if rows <= most and (not timed or clock() < end):
+        if rows <= most and timed and clock() >= end:
+            _leave_on_trial(kernels, timed)
+            return True
+        if rows <= most:
             _try_rows(kernels, run, rows)
             timed.append(bucket_of(rows))
     _choose_others(kernels, sorted(timed))
@@ -68,10 +73,15 @@ def _try_rows(kernels: LinearKernels, run: Callable[[int], object], rows: int) -
     try:
         for _ in range(_PASSES):
             run(rows)
-            if not kernels.has_open_trials:
+            if not kernels.has_open_trials(bucket_of(rows)):
                 break
     finally:
-        kernels.end_trials()
+        kernels.end_trials(bucket_of(rows))
+
+
+def _leave_on_trial(kernels: LinearKernels, timed: list[int]) -> None:
+    for bucket in set(range(BUCKETS)) - set(timed):
+        kernels.begin_trials(bucket)
 
 
 def _choose_others(kernels: LinearKernels, timed: list[int]) -> None:
@@ -107,7 +117,7 @@ def _rows(begin: int, end: int) -> str:
     first, last = (1 << begin >> 1) + 1 if begin else 1, 1 << end >> 1
     if end == BUCKETS:
         return f"{first} rows and more"
-    return f"{first} to {last} rows" if last > first else f"{first} rows"
+    return f"{first} to {last} rows" if last > first else "1 row"
 
 
 def _most_common(kernels: Iterator[Kernel]) -> Kernel:

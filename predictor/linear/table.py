@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -36,35 +37,35 @@ class LayerKernels:
         kind: The kind.
         candidates: The kernels that can compute it.
         chosen: The chosen kernel of each bucket.
-        trial: The trial under way.
+        trials: The trials under way, by bucket.
     """
 
-    __slots__ = ("_computes", "candidates", "chosen", "kind", "trial")
+    __slots__ = ("_computes", "candidates", "chosen", "kind", "trials")
 
     def __init__(self, kind: LayerKind) -> None:
         """Begin with the kernel that needs no timing to be good."""
         self.kind = kind
         self.candidates = kernels_for(kind)
         self.chosen: list[Kernel] = [self.candidates[0]] * BUCKETS
-        self.trial: Trial | None = None
+        self.trials: dict[int, Trial] = {}
         self._computes: list[Compute] = [kernel.compute for kernel in self.chosen]
 
     def choose(self, bucket: int, kernel: Kernel) -> None:
-        """Use a kernel from now on."""
+        """Use a kernel from now on, and end a trial."""
+        self.trials.pop(bucket, None)
         self.chosen[bucket] = kernel
         self._computes[bucket] = kernel.compute
 
     def begin_trial(self, bucket: int) -> None:
-        """Time the candidates in all calls with such rows."""
+        """Time the candidates in calls with such rows, until there is a winner."""
         if len(self.candidates) > 1:
-            self._computes[bucket] = self.trial = Trial(self.candidates)
+            trial = Trial(self.candidates, partial(self.choose, bucket))
+            self._computes[bucket] = self.trials[bucket] = trial
 
-    def end_trial(self, bucket: int) -> bool:
-        """Choose the winner; return False if there was no call, which changes no choice."""
-        best = None if self.trial is None else self.trial.best
-        self.trial = None
-        self.choose(bucket, best or self.chosen[bucket])
-        return best is not None
+    def end_trial(self, bucket: int) -> None:
+        """Choose the best so far; without a call the choice stays."""
+        if bucket in self.trials:
+            self.choose(bucket, self.trials[bucket].best or self.chosen[bucket])
 
     def linear(
         self, x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None
@@ -90,8 +91,8 @@ class LinearKernels:
     def __init__(self) -> None:
         """Begin without any kind of layers."""
         self._by_kind: dict[LayerKind, LayerKernels] = {}
-        self._lookup: Lookup = _nothing
-        self._on_trial: int | None = None
+        self._lookup: Lookup | None = None
+        self._on_trial: set[int] = set()
 
     def __iter__(self) -> Iterator[LayerKernels]:
         """Return the kernels of all kinds so far."""
@@ -102,9 +103,10 @@ class LinearKernels:
         kernels = self._by_kind.get(kind)
         if kernels is None:
             kernels = self._by_kind[kind] = LayerKernels(kind)
-            _restore(kernels, self._lookup)
-            if self._on_trial is not None:
-                kernels.begin_trial(self._on_trial)
+            if self._lookup is not None:
+                _restore(kernels, self._lookup)
+            for bucket in self._on_trial:
+                kernels.begin_trial(bucket)
         return kernels
 
     def linear(
@@ -117,33 +119,35 @@ class LinearKernels:
         return self.of(kind).linear(x, weight, bias)
 
     def begin_trials(self, bucket: int) -> None:
-        """Time the kernels of all layers in forward passes with such rows."""
-        self._on_trial = bucket
+        """Time the kernels of all layers in forward passes with such rows, each until it wins."""
+        self._on_trial.add(bucket)
         for kernels in self:
             kernels.begin_trial(bucket)
 
-    @property
-    def has_open_trials(self) -> bool:
-        """Whether a kind of layers that was called needs more calls."""
-        trials = [kernels.trial for kernels in self if kernels.trial is not None]
-        return any(trial.best is not None and not trial.is_complete for trial in trials)
+    def has_open_trials(self, bucket: int) -> bool:
+        """Return whether layers of a kind that was called need more calls."""
+        trials = (kernels.trials.get(bucket) for kernels in self)
+        return any(trial is not None and trial.best is not None for trial in trials)
 
-    def end_trials(self) -> None:
+    def end_trials(self, bucket: int) -> None:
         """Choose the winners.
 
         Kinds that had no call, as the head of a model in long passes, go with most of the others.
         """
-        bucket, self._on_trial = self._on_trial, None
-        if bucket is None:
-            return
-        timed = [kernels for kernels in self if kernels.end_trial(bucket)]
+        self._on_trial.discard(bucket)
+        uncalled = [one for one in self if bucket in one.trials and not one.trials[bucket].best]
+        timed = [one for one in self if one not in uncalled]
         for kernels in self:
+            kernels.end_trial(bucket)
+        for kernels in uncalled:
             like = [one.chosen[bucket] for one in timed if one.candidates == kernels.candidates]
-            if like and kernels not in timed:
+            if like:
                 kernels.choose(bucket, Counter(like).most_common(1)[0][0])
 
     def restore(self, lookup: Lookup) -> None:
-        """Choose what was chosen before, for the kinds so far and for those to come.
+        """Choose what was chosen before, and time the rest when it is called.
+
+        This holds for the kinds so far and for those to come.
 
         Args:
             lookup: Returns a number by its name, as `numbers` names them; None if it has none.
@@ -153,12 +157,13 @@ class LinearKernels:
             _restore(kernels, lookup)
 
     def numbers(self) -> dict[str, int]:
-        """Return all choices as numbers, by name."""
+        """Return the choices, but not the trials under way, as numbers by name."""
         return {
             _name(kernels.kind, bucket): kernels.candidates.index(kernel)
             for kernels in self
             if len(kernels.candidates) > 1
             for bucket, kernel in enumerate(kernels.chosen)
+            if bucket not in kernels.trials
         }
 
 
@@ -167,16 +172,14 @@ def _restore(kernels: LayerKernels, lookup: Lookup) -> None:
         number = lookup(_name(kernels.kind, bucket))
         if number is not None and 0 <= number < len(kernels.candidates):
             kernels.choose(bucket, kernels.candidates[number])
+        else:
+            kernels.begin_trial(bucket)
 
 
 def _name(kind: LayerKind, bucket: int) -> str:
     title = "plain" if kind.format is None else kind.format.title
     shape = f"{kind.out_features}x{kind.in_features}"
     return f"linear {title} {kind.dtype} {kind.device} {shape} {1 << bucket}"
-
-
-def _nothing(_name: str) -> None:
-    return None
 
 
 KERNELS = LinearKernels()

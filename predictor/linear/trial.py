@@ -37,14 +37,19 @@ class Trial:
     """
 
     def __init__(
-        self, candidates: tuple[Kernel, ...], clock: Callable[[], float] = time.perf_counter
+        self,
+        candidates: tuple[Kernel, ...],
+        on_complete: Callable[[Kernel], None],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Begin without a time.
 
         Args:
             candidates: The kernels; ties go to the first.
+            on_complete: Called with the winner after the last call that is needed.
             clock: Returns the time in seconds.
         """
+        self._on_complete = on_complete
         self.seconds: dict[Kernel, list[float]] = {kernel: [] for kernel in candidates}
         self._clock = clock
 
@@ -56,10 +61,12 @@ class Trial:
         began = self._clock()
         result = kernel.compute(x, weight, bias)
         self.seconds[kernel].append(self._clock() - began)
+        if self._is_complete and self.best is not None:
+            self._on_complete(self.best)
         return result
 
     @property
-    def is_complete(self) -> bool:
+    def _is_complete(self) -> bool:
         """Whether every candidate has had its calls, or has none to hope for."""
         return all(len(self.seconds[kernel]) >= _CALLS for kernel in self._hopeful)
 

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from predictor.linear.table import KERNELS
+from predictor.linear.weight import LinearWeight
 from predictor.mixture.parameters import (
     count_experts,
     expert_tensors,
@@ -233,7 +233,7 @@ def _linear(module: Any, weights: ExpertWeights, name: str, rows: torch.Tensor) 
         outputs = products[0] if len(products) == 1 else torch.cat(products, dim=-1)
         return outputs if bias is None else outputs.add_(bias)
     weight = weights[name].T if module.is_transposed else weights[name]
-    return functional.linear(rows, weight, bias)
+    return KERNELS.linear(rows, LinearWeight.plain(weight), bias)
 
 
 def _weighted_sum(outputs: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:

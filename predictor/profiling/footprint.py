@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from predictor.checkpoint.task_detection import factory_of, title_of
 from predictor.dtypes import name_of
 from predictor.errors import ConfigurationError, reason_of
+from predictor.linear.install import install
 from predictor.mixture.forward import compute_here
 from predictor.mixture.modules import find_experts, find_mixtures, names_of_experts
 from predictor.placement.units import Footprint
@@ -61,6 +62,7 @@ def build_on_meta(
             f"{reason_of(error)}"
         ) from error
     compute_here(model)
+    install(model)
     return model.eval()  # type: ignore[no-any-return]
 
 

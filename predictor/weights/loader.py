@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.errors import LoadFailed, reason_of
+from predictor.linear.install import install
 from predictor.linear.layers import PackedLayers
 from predictor.metrics import WeightMetrics
 from predictor.mixture.forward import compute_here
@@ -193,6 +194,8 @@ class _Loading:
             )
         if self.experts.modules or self.placement.execution_device == "cpu":
             compute_here(model)  # a GPU with all experts has faster ways of its own
+        if self.placement.execution_device == "cpu":
+            install(model)
         parameters = parameters_of_blocks(model, resolver.names, without=self.experts.names)
         experts = self.experts.in_checkpoint
         if experts is None:

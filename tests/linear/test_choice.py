@@ -46,7 +46,7 @@ def test_every_number_of_rows_is_timed_once_in_a_model_of_many_layers() -> None:
     assert choose_kernels(model.kernels, model.run, 1000)
     assert sorted(set(model.passes)) == [1, 2, 4, 8, 16, 32, 64, 128]
     assert model.passes.count(8) == 1
-    assert all(kernels.trial is None for kernels in model.kernels)
+    assert not any(kernels.trials for kernels in model.kernels)
 
 
 def test_no_forward_pass_is_larger_than_planned() -> None:
@@ -58,8 +58,19 @@ def test_no_forward_pass_is_larger_than_planned() -> None:
 def test_a_slow_model_is_timed_for_one_row_alone() -> None:
     model = _Model(LinearKernels())
     times = iter(range(0, 1000, 60))
-    choose_kernels(model.kernels, model.run, 1000, lambda: float(next(times)))
+    assert choose_kernels(model.kernels, model.run, 1000, lambda: float(next(times)))
     assert set(model.passes) == {1}
+
+
+def test_the_first_forward_passes_of_a_slow_model_are_timed_instead() -> None:
+    model = _Model(LinearKernels(), layers=15)
+    times = iter(range(0, 1000, 60))
+    choose_kernels(model.kernels, model.run, 1000, lambda: float(next(times)))
+    body = model.kernels.of(BODY)
+    assert sorted(body.trials) == list(range(1, BUCKETS))
+    model.run(20)
+    assert bucket_of(20) not in body.trials
+    assert bucket_of(40) in body.trials
 
 
 def test_layers_without_a_choice_cost_no_forward_pass() -> None:
@@ -74,9 +85,8 @@ def test_layers_that_had_no_call_go_with_the_others() -> None:
     kernels = LinearKernels()
     body, head = kernels.of(BODY), kernels.of(HEAD)
     kernels.begin_trials(3)
-    assert body.trial is not None
-    body.trial.seconds |= {NATIVE: [2.0], TRANSPOSED: [3.0], FLOAT32_BLOCKS: [1.0]}
-    kernels.end_trials()
+    body.trials[3].seconds |= {NATIVE: [2.0], TRANSPOSED: [3.0], FLOAT32_BLOCKS: [1.0]}
+    kernels.end_trials(3)
     assert body.chosen[3] == head.chosen[3] == FLOAT32_BLOCKS
     assert body.chosen[2] == head.chosen[2] == NATIVE
 
@@ -98,7 +108,7 @@ def test_a_failed_forward_pass_ends_the_trials() -> None:
 
     with pytest.raises(RuntimeError, match="out of order"):
         choose_kernels(kernels, run, 8)
-    assert kernels.of(BODY).trial is None
+    assert not kernels.of(BODY).trials
 
 
 def test_choices_are_kept_for_layers_that_are_not_known_yet() -> None:
@@ -107,14 +117,23 @@ def test_choices_are_kept_for_layers_that_are_not_known_yet() -> None:
     later = LinearKernels()
     later.restore(kernels.numbers().get)
     assert later.of(BODY).chosen[2:5] == [NATIVE, TRANSPOSED, NATIVE]
-    assert later.of(HEAD).chosen == [NATIVE] * BUCKETS
+    assert not later.of(BODY).trials
     earlier = LinearKernels()
     earlier.of(BODY)
     earlier.restore(kernels.numbers().get)
     assert earlier.of(BODY).chosen == later.of(BODY).chosen
 
 
-def test_a_number_of_another_version_is_ignored() -> None:
+def test_what_was_not_chosen_before_is_timed_in_the_first_forward_passes() -> None:
+    kernels = LinearKernels()
+    kernels.of(BODY).begin_trial(4)
+    later = LinearKernels()
+    later.restore(kernels.numbers().get)
+    assert list(later.of(BODY).trials) == [4]
+    assert sorted(later.of(HEAD).trials) == list(range(BUCKETS))
+
+
+def test_a_number_that_no_kernel_has_is_not_used() -> None:
     kernels = LinearKernels()
     kernels.restore(lambda _name: 99)
     assert kernels.of(BODY).chosen == [NATIVE] * BUCKETS
@@ -130,6 +149,6 @@ def test_the_log_tells_the_choice_in_one_line(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.INFO):
         log_kernels(kernels)
     assert [record.getMessage() for record in caplog.records] == [
-        "Linear layers (bfloat16) are computed by: native for 1 rows, transposed for 2 to 8 rows, "
+        "Linear layers (bfloat16) are computed by: native for 1 row, transposed for 2 to 8 rows, "
         "float32 blocks for 9 rows and more"
     ]

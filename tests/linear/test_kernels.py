@@ -40,31 +40,31 @@ class _Layer:
     """The matrix in float32."""
 
 
-def _plain(dtype: torch.dtype) -> _Layer:
-    matrix = (torch.randn(OUT, IN) / IN**0.5).to(dtype)
-    return _Layer(LinearWeight.plain(matrix), torch.randn(OUT).to(dtype), matrix.float())
+def _plain(dtype: torch.dtype, out: int = OUT) -> _Layer:
+    matrix = (torch.randn(out, IN) / IN**0.5).to(dtype)
+    return _Layer(LinearWeight.plain(matrix), torch.randn(out).to(dtype), matrix.float())
 
 
-def _packed(dtype: torch.dtype) -> _Layer:
+def _packed(dtype: torch.dtype, out: int = OUT) -> _Layer:
     weights = Fp8(block=(128, 128))
-    scale = torch.rand(-(-OUT // 128), 1) / IN**0.5
-    tensors = {"weight": torch.randn(OUT, IN).to(weights.dtype), "weight_scale_inv": scale}
-    weight = LinearWeight(tensors, OUT, IN, weights)
-    return _Layer(weight, torch.randn(OUT).to(dtype), weight.rows(0, OUT, torch.float32))
+    scale = torch.rand(-(-out // 128), 1) / IN**0.5
+    tensors = {"weight": torch.randn(out, IN).to(weights.dtype), "weight_scale_inv": scale}
+    weight = LinearWeight(tensors, out, IN, weights)
+    return _Layer(weight, torch.randn(out).to(dtype), weight.rows(0, out, torch.float32))
 
 
-def _int8(dtype: torch.dtype) -> _Layer:
-    return _quantised(Int8(), dtype)
+def _int8(dtype: torch.dtype, out: int = OUT) -> _Layer:
+    return _quantised(Int8(), dtype, out)
 
 
-def _int4(dtype: torch.dtype) -> _Layer:
-    return _quantised(Int4.here(), dtype)
+def _int4(dtype: torch.dtype, out: int = OUT) -> _Layer:
+    return _quantised(Int4.here(), dtype, out)
 
 
-def _quantised(weights: Int8 | Int4, dtype: torch.dtype) -> _Layer:
-    tensors = weights.quantise(torch.randn(OUT, IN) / IN**0.5)
-    weight = LinearWeight(tensors, OUT, IN, weights)
-    return _Layer(weight, torch.randn(OUT).to(dtype), weight.rows(0, OUT, torch.float32))
+def _quantised(weights: Int8 | Int4, dtype: torch.dtype, out: int) -> _Layer:
+    tensors = weights.quantise(torch.randn(out, IN) / IN**0.5)
+    weight = LinearWeight(tensors, out, IN, weights)
+    return _Layer(weight, torch.randn(out).to(dtype), weight.rows(0, out, torch.float32))
 
 
 def _kernels(layer: _Layer, dtype: torch.dtype) -> list[Kernel]:
@@ -74,7 +74,7 @@ def _kernels(layer: _Layer, dtype: torch.dtype) -> list[Kernel]:
 
 
 def _kind(layer: _Layer, dtype: torch.dtype) -> LayerKind:
-    return LayerKind(layer.weight.format, dtype, "cpu", OUT, IN)
+    return LayerKind(layer.weight.format, dtype, "cpu", layer.weight.out_features, IN)
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def _seed() -> None:
 @pytest.mark.parametrize("make", [_plain, _packed, _int8, _int4])
 @pytest.mark.parametrize("rows", [0, 1, 3, 70])
 def test_every_kernel_gives_the_same_result_in_float32(
-    make: Callable[[torch.dtype], _Layer], rows: int
+    make: Callable[..., _Layer], rows: int
 ) -> None:
     layer = make(torch.float32)
     x = torch.randn(rows, IN)
@@ -100,7 +100,7 @@ def test_every_kernel_gives_the_same_result_in_float32(
 @pytest.mark.parametrize("dtype", list(HALF))
 @pytest.mark.parametrize("rows", [1, 3, 70])
 def test_kernels_differ_by_the_rounding_of_half_precision(
-    make: Callable[[torch.dtype], _Layer], dtype: torch.dtype, rows: int
+    make: Callable[..., _Layer], dtype: torch.dtype, rows: int
 ) -> None:
     layer = make(dtype)
     x = torch.randn(rows, IN).to(dtype)
@@ -130,19 +130,20 @@ def test_a_view_of_a_transposed_matrix_is_computed() -> None:
         torch.testing.assert_close(result.float(), expected, rtol=0, atol=bound)
 
 
+@pytest.mark.parametrize("rows", [1, 70, 3000])
 @pytest.mark.parametrize("make", [_plain, _packed, _int8, _int4])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 def test_on_meta_a_layer_allocates_as_much_as_its_hungriest_kernel(
-    make: Callable[[torch.dtype], _Layer], dtype: torch.dtype
+    make: Callable[..., _Layer], dtype: torch.dtype, rows: int
 ) -> None:
-    layer = make(dtype)
-    x = torch.randn(70, IN).to(dtype)
+    layer = make(dtype, 8 * ROWS)
+    x = torch.zeros(rows, IN, dtype=dtype)
     kernels = kernels_for(_kind(layer, dtype))
     peaks = [_peak(kernel.compute, x, layer.weight, layer.bias) for kernel in kernels]
     tensors = {role: tensor.to("meta") for role, tensor in layer.weight.tensors.items()}
-    on_meta = LinearWeight(tensors, OUT, IN, layer.weight.format)
+    on_meta = LinearWeight(tensors, 8 * ROWS, IN, layer.weight.format)
     result = allocate_most(x.to("meta"), on_meta, layer.bias.to("meta"))
-    assert (result.shape, result.dtype) == ((70, OUT), dtype)
+    assert (result.shape, result.dtype) == ((rows, 8 * ROWS), dtype)
     assert _peak(allocate_most, x.to("meta"), on_meta, layer.bias.to("meta")) >= max(peaks)
 
 

@@ -15,6 +15,7 @@ from predictor.engine.encoding.postprocess import Postprocess
 from predictor.engine.encoding.runner import EncoderRunner
 from predictor.engine.model_thread import ThreadOptions
 from predictor.engine.warmup import (
+    choose_linear_kernels,
     first_token,
     log_breakeven_tokens,
     measure_breakeven_tokens,
@@ -82,9 +83,14 @@ def _measure(
     warmup_cache: WarmupCache,
     heartbeat: Heartbeat | None,
 ) -> int:
+    def run(count: int) -> None:
+        runner.run([EncoderInput((0,) * (count - 1) + (end,))])
+
     with first_token():
+        longest = min(most, placement.max_model_len)
+        choose_linear_kernels(run, longest, placement.execution_device, warmup_cache)
         return measure_breakeven_tokens(
-            lambda count: runner.run([EncoderInput((0,) * (count - 1) + (end,))]),
+            run,
             most,
             timed=min(_TIMED_TOKENS, placement.max_model_len),
             warmup_cache=warmup_cache,

@@ -26,6 +26,7 @@ from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner, SerialRunner
 from predictor.engine.model_thread import ThreadOptions
 from predictor.engine.warmup import (
+    choose_linear_kernels,
     first_token,
     log_breakeven_tokens,
     measure_breakeven_tokens,
@@ -85,10 +86,16 @@ def open_engine(
     with first_token():
         vocabulary = count_vocabulary(model)
         runner, reason = _open_runner(model, placement, warmup_cache)
+        most = min(prefill_chunk, usable_tokens(placement.kv_tokens))
+
+        def run(count: int) -> None:
+            _run_tokens(runner, [index % vocabulary for index in range(count)])
+
+        choose_linear_kernels(run, most, placement.execution_device, warmup_cache)
         breakeven_tokens = measure_breakeven_tokens(
-            lambda count: _run_tokens(runner, [index % vocabulary for index in range(count)]),
+            run,
             prefill_chunk,
-            timed=min(_TIMED_TOKENS, prefill_chunk, usable_tokens(placement.kv_tokens)),
+            timed=min(_TIMED_TOKENS, most),
             warmup_cache=warmup_cache,
             weights=placement.weights,
             heartbeat=options.get("heartbeat"),

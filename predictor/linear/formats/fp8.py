@@ -136,7 +136,7 @@ def to_float32(weight: torch.Tensor) -> tuple[torch.Tensor, float]:
     On a processor torch casts E4M3 one by one. Moving its bits into a float16, whose exponent is
     biased by 8 more, is four times as fast. NaN, which no weight is, becomes a number.
     """
-    if weight.dtype != torch.float8_e4m3fn or weight.device.type != "cpu":
+    if weight.dtype != torch.float8_e4m3fn or weight.device.type not in ("cpu", "meta"):
         return weight.to(torch.float32), 1.0
     bits = weight.view(torch.int8).to(torch.int16)
     bits <<= 7

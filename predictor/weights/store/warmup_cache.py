@@ -88,6 +88,9 @@ def _environment() -> dict[str, object]:
         "transformers": version("transformers"),
         "accelerate": version("accelerate"),
         "processor": torch.backends.cpu.get_cpu_capability(),
+        "instructions": sorted(
+            name for name, has in torch.cpu.get_capabilities().items() if has is True
+        ),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "threads": str(torch.get_num_threads()),
     }
