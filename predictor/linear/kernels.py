@@ -9,7 +9,7 @@ round twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,11 @@ shape (rows, out) in the dtype of the inputs."""
 _UNPACKED_BYTES = 2**25
 """Bytes of weights in the serving dtype that an accelerator unpacks at one time. Its matrix units
 need thousands of outputs to be busy; a processor needs weights that stay in its cache."""
+
+
+_ROWS_AT_ONCE = 512
+"""Rows that a processor computes at one time where it needs further memory for them. It converts
+the weights once for so many, which costs little then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +101,10 @@ def allocate_most(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | No
     if weight.format is not None and torch.cuda.is_available():
         _unpacked_rows(x, weight, bias, 0)
     elif x.dtype.itemsize == 2 or weight.format is not None:
-        x.new_empty(weight.out_features, x.shape[0])  # of the transposed product
+        rows = x[:_ROWS_AT_ONCE]
+        rows.new_empty(weight.out_features, len(rows))  # the transposed product
         for dtype in {torch.float32, x.dtype}:
-            _block(_columns(x, dtype), weight, bias, 0)
+            _block(_columns(rows, dtype), weight, bias, 0)
     return result
 
 
@@ -111,10 +117,24 @@ def _transposed(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None
     if len(x) == 1:
         product = torch.mv(matrix, x[0]) if bias is None else torch.addmv(bias, matrix, x[0])
         return product[None]
-    columns = x.T
+    result = x.new_empty(x.shape[0], weight.out_features)
+    for rows, outputs in _parts(x, result):
+        outputs.copy_(_product(matrix, rows.T, bias))
+    return result
+
+
+def _parts(x: torch.Tensor, result: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the rows that are computed at one time, and those of the result."""
+    return zip(torch.split(x, _ROWS_AT_ONCE), torch.split(result, _ROWS_AT_ONCE), strict=True)
+
+
+def _product(
+    matrix: torch.Tensor, columns: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Return ``(W x^T + b)^T``. With few rows libraries compute it up to twice as fast as x W^T."""
     if bias is None:
-        return torch.mm(matrix, columns).T.contiguous()
-    return torch.addmm(bias[:, None], matrix, columns).T.contiguous()
+        return torch.mm(matrix, columns).T
+    return torch.addmm(bias[:, None].to(columns.dtype), matrix, columns).T
 
 
 def _packed_int8(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None) -> torch.Tensor:
@@ -163,19 +183,17 @@ def _native_blocks(
 def _in_blocks(
     x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Compute `ROWS` outputs at a time, in a dtype.
-
-    The product is ``W x^T``: with few rows, libraries compute it up to twice as fast.
-    """
+    """Compute `ROWS` outputs at a time, in a dtype."""
     result = x.new_empty(x.shape[0], weight.out_features)
-    columns = _columns(x, dtype)
-    for begin in range(0, weight.out_features, ROWS):
-        result[:, begin : begin + ROWS] = _block(columns, weight, bias, begin)
+    for rows, outputs in _parts(x, result):
+        columns = _columns(rows, dtype)
+        for begin in range(0, weight.out_features, ROWS):
+            outputs[:, begin : begin + ROWS] = _block(columns, weight, bias, begin)
     return result
 
 
-def _columns(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return x.T.to(dtype, memory_format=torch.contiguous_format)
+def _columns(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return rows.T.to(dtype, memory_format=torch.contiguous_format)
 
 
 def _block(
@@ -184,9 +202,7 @@ def _block(
     """Return outputs from one on, of shape (rows, outputs), in the dtype of the columns."""
     end = min(begin + ROWS, weight.out_features)
     matrix = weight.rows(begin, end, columns.dtype)
-    if bias is None:
-        return torch.mm(matrix, columns).T
-    return torch.addmm(bias[begin:end, None].to(columns.dtype), matrix, columns).T
+    return _product(matrix, columns, None if bias is None else bias[begin:end])
 
 
 def _unpacked(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None) -> torch.Tensor:

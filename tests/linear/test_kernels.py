@@ -83,7 +83,7 @@ def _seed() -> None:
 
 
 @pytest.mark.parametrize("make", [_plain, _packed, _int8, _int4])
-@pytest.mark.parametrize("rows", [0, 1, 3, 70])
+@pytest.mark.parametrize("rows", [0, 1, 3, 70, 600])
 def test_every_kernel_gives_the_same_result_in_float32(
     make: Callable[..., _Layer], rows: int
 ) -> None:
@@ -98,7 +98,7 @@ def test_every_kernel_gives_the_same_result_in_float32(
 
 @pytest.mark.parametrize("make", [_plain, _packed, _int8, _int4])
 @pytest.mark.parametrize("dtype", list(HALF))
-@pytest.mark.parametrize("rows", [1, 3, 70])
+@pytest.mark.parametrize("rows", [1, 3, 600])
 def test_kernels_differ_by_the_rounding_of_half_precision(
     make: Callable[..., _Layer], dtype: torch.dtype, rows: int
 ) -> None:
