@@ -86,13 +86,12 @@ class Int4:
         """
         weight, scales = packed[WEIGHT], packed[SCALES]
         columns = 2 * weight.shape[1]
-        unpacked = torch.empty(columns, end - begin, dtype=torch.float32, device=weight.device)
+        panels = []
         for at, width in self._panels(begin, end):
             nibbles = weight[at : at + width].reshape(columns, width // 2)
-            lower, upper = self._halves(unpacked[:, at - begin : at - begin + width])
-            lower.copy_(nibbles & _LARGEST)
-            upper.copy_(nibbles >> 4)
-        scale, zero = scales[:, None, begin:end].to(torch.float32).unbind(3)
+            panels += self._outputs(nibbles & _LARGEST, nibbles >> 4)
+        unpacked = torch.cat(panels, 1).to(torch.float32)
+        scale, zero = (scales[:, None, begin:end, i].to(torch.float32) for i in (0, 1))
         grouped = unpacked.view(columns // self.group, self.group, end - begin)
         grouped.sub_(_MIDDLE).mul_(scale).add_(zero)
         return unpacked.to(dtype).T
@@ -134,6 +133,12 @@ class Int4:
             return panel[:, 0::2], panel[:, 1::2]
         half = self.panel // 2
         return panel[:, :half], panel[:, half:]
+
+    def _outputs(self, lower: torch.Tensor, upper: torch.Tensor) -> list[torch.Tensor]:
+        """Return the outputs of a panel in order, of shape (in, outputs), in one part or two."""
+        if 2 * lower.shape[1] < self.panel:
+            return [torch.stack((lower, upper), 2).flatten(1)]
+        return [lower, upper]
 
 
 def panel_here() -> int:
