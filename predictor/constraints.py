@@ -143,7 +143,7 @@ def _disk(
         return None
     if volume is None or not volume.writable or settings.offload_folder is None:
         return 0
-    name = folder_name(checkpoint, footprint.dtype)
+    name = folder_name(checkpoint, footprint.weights_layout)
     # The files of an earlier start are used again, or replaced.
     store = store_file(settings.offload_folder, name)
     existing = sum(f.stat().st_size for f in (store, partial_file(store)) if f.exists())

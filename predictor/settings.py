@@ -59,6 +59,11 @@ class Settings(LimitSettings):
     dtype: Dtype = "auto"
     """The serving dtype; `auto` is the checkpoint's own. The predecessor's `torch_dtype`."""
 
+    weights_dtype: Literal["auto", "int8", "int4"] = "auto"
+    """How linear layers and experts are kept, in memory and on disk; `dtype` is what they compute
+    in. `auto` keeps them as the checkpoint does. `int8` and `int4` quantise an unquantised one
+    while it is loaded; replies then differ."""
+
     max_model_len: int | None = Field(None, ge=2)
     """Most tokens of prompt and reply together; the KV cache is planned for it.
 
@@ -114,14 +119,12 @@ class Settings(LimitSettings):
     `always` refuses to start without the copy; `never` reads the checkpoint."""
 
     expert_slots: Literal["auto", "never"] = "auto"
-    """Whether the experts of a mixture that does not fit are read one by one, those that a token is
-    routed to alone. `auto` keeps as many in memory as there is room for, after the dense part of
-    every block. `never` streams blocks whole, with all of their experts."""
+    """Whether experts of a mixture that does not fit are read one by one, as tokens are routed to
+    them. `auto` keeps as many in memory as there is room for; `never` streams blocks whole."""
 
     verify_store: bool = False
-    """Whether every block of the offload store is compared with its checksum at the start, which
-    takes as long as reading the store. After a process that used it was killed, this is always
-    done."""
+    """Whether every block of the store is compared with its checksum at the start, which takes as
+    long as reading it. After a process that used it was killed, this is always done."""
 
     low_cpu_mem_usage: bool | None = None
     """Accepted from the predecessor; models are always built without their weights first."""

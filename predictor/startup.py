@@ -34,6 +34,7 @@ from predictor.placement.units import Footprint
 from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
 from predictor.private.transformers import check_models
+from predictor.profiling.blocks import find_blocks
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.quantization.packing import pack
 from predictor.settings import Settings
@@ -136,7 +137,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     skeleton = build_on_meta(
         checkpoint.config, dtype, task, trust_remote_code=settings.trust_remote_code
     )
-    packed = pack(skeleton, checkpoint)
+    packed = pack(skeleton, checkpoint, find_blocks(skeleton), settings.weights_dtype)
     length = max_model_len(settings, checkpoint, skeleton)
     chunk, rows = largest_batch(settings, task, skeleton, length)
     footprint = measure_footprint(
@@ -147,7 +148,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         is_encoder=task not in GENERATING,
         stored_dtype=checkpoint.dtype,
         stored_kind=checkpoint.kind,
-        quantization=packed.title,
+        packed=packed,
     )
     options = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
     placement = plan(footprint, resources, options)
@@ -179,7 +180,7 @@ def bring_up(
         HubUnreachable: The weights are on the hub, which cannot be reached.
         LoadFailed: A read failed.
     """
-    prepared = _fetched(prepared, trust_remote_code=settings.trust_remote_code)
+    prepared = _fetched(settings, prepared)
     gpus = audit.wake_gpus(prepared.placement)
     before = read_own_anonymous()
     metrics = WeightMetrics(settings.model_name, child=hooks.child)
@@ -212,7 +213,7 @@ def bring_up(
     return Started(engine, facts, loaded)
 
 
-def _fetched(prepared: Prepared, *, trust_remote_code: bool) -> Prepared:
+def _fetched(settings: Settings, prepared: Prepared) -> Prepared:
     """Fetch the weights; the headers of their files say how layers really are packed."""
     checkpoint = fetch_weights(prepared.checkpoint)
     if checkpoint is prepared.checkpoint:
@@ -221,9 +222,9 @@ def _fetched(prepared: Prepared, *, trust_remote_code: bool) -> Prepared:
         checkpoint.config,
         prepared.footprint.dtype,
         checkpoint.task,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=settings.trust_remote_code,
     )
-    packed = pack(skeleton, checkpoint)
+    packed = pack(skeleton, checkpoint, find_blocks(skeleton), settings.weights_dtype)
     return replace(prepared, checkpoint=checkpoint, skeleton=skeleton, packed=packed)
 
 

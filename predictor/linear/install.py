@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 from torch import nn
@@ -24,6 +24,12 @@ class TimedLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
         """Return the outputs, of shape (..., out)."""
         return self.kernels.linear(input, LinearWeight.plain(self.weight), self.bias)
+
+
+def is_linear(module: nn.Module | None) -> TypeGuard[nn.Linear]:
+    """Return whether a module is a linear layer that computes nothing else."""
+    forwards = (nn.Linear.forward, TimedLinear.forward)
+    return isinstance(module, nn.Linear) and type(module).forward in forwards
 
 
 def install(model: nn.Module) -> None:

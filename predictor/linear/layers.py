@@ -37,11 +37,21 @@ class PackedMatrix:
         Args:
             leading: Dimensions before those of the matrix's own tensors.
         """
+        tensors = self.allocate(*leading, device="meta")
         return {
-            self.names[role]: nn.Parameter(
-                torch.empty((*leading, *spec.shape), dtype=spec.dtype, device="meta"),
-                requires_grad=False,
-            )
+            self.names[role]: nn.Parameter(tensor, requires_grad=False)
+            for role, tensor in tensors.items()
+        }
+
+    def allocate(self, *leading: int, device: torch.device | str) -> dict[str, torch.Tensor]:
+        """Return tensors for the matrix by their roles, not filled.
+
+        Args:
+            leading: Dimensions before those of the matrix's own tensors.
+            device: Where they are.
+        """
+        return {
+            role: torch.empty((*leading, *spec.shape), dtype=spec.dtype, device=device)
             for role, spec in self.specs.items()
         }
 
@@ -83,6 +93,8 @@ class PackedLayers:
         title: The formats as users see them.
         linears: The matrix of each packed linear layer, by the layer's name.
         experts: The packed experts, by the name of their module.
+        quantised_to: The layout in which layers are packed while they are loaded, because the
+            checkpoint has them unpacked; empty if it has them packed.
         dropped: Names of stored layers that the model does not have, such as those that predict
             further tokens.
     """
@@ -91,6 +103,7 @@ class PackedLayers:
     linears: Mapping[str, PackedMatrix] = field(default_factory=dict)
     experts: Mapping[str, PackedExperts] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
+    quantised_to: str = ""
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -126,6 +126,7 @@ class Placement:
         host_expert_staging: Slots in main memory for experts on their way from disk to a GPU; 0 if
             the processor executes.
         quantization: The formats in which layers are packed; empty if none is.
+        weights_layout: The form of served weights, for the names of files that hold them.
     """
 
     architecture: str
@@ -142,6 +143,7 @@ class Placement:
     expert_staging: int = 0
     host_expert_staging: int = 0
     quantization: str = ""
+    weights_layout: str = ""
 
     @property
     def max_attention_tokens(self) -> int:

@@ -130,6 +130,7 @@ def _placement(
         architecture=footprint.architecture,
         dtype=footprint.dtype,
         quantization=footprint.quantization,
+        weights_layout=footprint.weights_layout,
         device_map={
             name: int(device) if device.isdigit() else device
             for unit, device in zip(footprint.units, decision.assignment, strict=True)

@@ -86,6 +86,8 @@ class Footprint:
         probed: Whether KV and activations were measured on the meta device; else they come from
             formulas.
         quantization: The formats in which layers are packed; empty if none is.
+        quantised_to: The layout in which weights are packed while they are loaded; empty if the
+            checkpoint has them as they are served.
         experts_in_place: Whether nothing has to be written again if experts are read one by one.
         activations_per_sequence: Additional bytes for a batch with the tokens of one more such
             sequence.
@@ -109,6 +111,12 @@ class Footprint:
     whole_mixtures: int = 0
     experts_in_place: bool = False
     quantization: str = ""
+    quantised_to: str = ""
+
+    @property
+    def weights_layout(self) -> str:
+        """The form of served weights, for the names of files that hold them."""
+        return "-".join(filter(None, (self.dtype, self.quantised_to)))
 
     @property
     def weights(self) -> int:

@@ -111,6 +111,11 @@ class CheckpointNames:
             target, pattern = self._rename(stored, [], [], self._prefix, parameters)
         return (target, pattern) if target in parameters else (None, None)
 
+    def is_converted(self, parameter: str) -> bool:
+        """Return whether transformers computes a parameter from stored tensors."""
+        targets = (target for one in self._converters for target in one.target_patterns)
+        return any(target.replace("\\", "") in parameter for target in targets)
+
     def merged_from(self, parameter: str) -> list[tuple[str, str]]:
         """Return the stored names of which a parameter of all experts is usually merged.
 
@@ -136,6 +141,25 @@ def conversion_mapping(model: PreTrainedModel) -> list[Any]:
     return packed_conversions(model, get_model_conversion_mapping(model) or [])
 
 
+Quantise = Callable[[list[Any]], dict[str, Any]]
+"""Packs the one stored tensor of a matrix, or those of all experts; returns tensors by role."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedNames:
+    r"""The names of a matrix that is packed while it is loaded, in every block.
+
+    Attributes:
+        stored: The pattern of the stored names, a regular expression with one group, the block.
+        parameters: By role, the names of the parameters, in which ``\1`` stands for the block.
+        quantise: Packs the matrix.
+    """
+
+    stored: str
+    parameters: Mapping[str, str]
+    quantise: Quantise
+
+
 @dataclass(frozen=True, slots=True)
 class PackedNames:
     """The names of packed parameters.
@@ -144,12 +168,14 @@ class PackedNames:
         merged: By the name of a parameter that the unpacked model has for all experts of a module,
             for each part of it (a stored matrix of each expert) the names of the own parameters of
             the module by the stored names behind the matrix's name.
+        quantised: The matrices that are stored unpacked, and are packed while they are loaded.
         renamed: Stored names of packed tensors behind a layer's name, and the names of their
             parameters, where they differ.
     """
 
     merged: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
+    quantised: tuple[QuantisedNames, ...] = ()
 
 
 def set_packed_names(model: PreTrainedModel, names: PackedNames) -> None:
@@ -172,7 +198,7 @@ def packed_conversions(model: PreTrainedModel, mapping: Iterable[Any]) -> list[A
     names: PackedNames | None = getattr(model, _PACKED, None)
     if names is None:
         return list(mapping)
-    conversions: list[Any] = []
+    conversions: list[Any] = [_quantising(one) for one in names.quantised]
     for entry in mapping:
         parts = _packed_parts(entry, names) if isinstance(entry, WeightConverter) else None
         conversions.extend([entry] if parts is None else _merge_apart(entry, parts))
@@ -181,6 +207,23 @@ def packed_conversions(model: PreTrainedModel, mapping: Iterable[Any]) -> list[A
         for stored, own in names.renamed.items()
     ]
     return renamings + conversions
+
+
+def _quantising(names: QuantisedNames) -> Any:
+    """Return the converter that packs a matrix."""
+    from transformers.core_model_loading import ConversionOps, WeightConverter
+
+    class Pack(ConversionOps):
+        hf_quantizer = True  # so the stored tensors are not cast to the dtype of the packed ones
+
+        def convert(self, input_dict: dict[str, Any], *_: Any, **kwargs: Any) -> dict[str, Any]:
+            (tensors,) = input_dict.values()
+            packed = names.quantise(tensors if isinstance(tensors, list) else [tensors])
+            first, *_others = (name.removeprefix(r"\1") for name in names.parameters.values())
+            block = kwargs["full_layer_name"].removesuffix(first)
+            return {names.parameters[role].replace(r"\1", block): packed[role] for role in packed}
+
+    return WeightConverter([names.stored], [*names.parameters.values()], operations=[Pack()])
 
 
 def _packed_parts(converter: Any, names: PackedNames) -> tuple[Mapping[str, str], ...] | None:

@@ -18,6 +18,7 @@ from predictor.checkpoint.task_detection import factory_of, title_of
 from predictor.dtypes import name_of
 from predictor.errors import ConfigurationError, reason_of
 from predictor.linear.install import install
+from predictor.linear.layers import NOTHING_PACKED, PackedLayers
 from predictor.mixture.forward import compute_here
 from predictor.mixture.modules import find_experts, find_mixtures, names_of_experts
 from predictor.placement.units import Footprint
@@ -75,7 +76,7 @@ def measure_footprint(
     is_encoder: bool = False,
     stored_dtype: str | None = None,
     stored_kind: str = "safetensors",
-    quantization: str = "",
+    packed: PackedLayers = NOTHING_PACKED,
 ) -> Footprint:
     """Return the footprint of a model.
 
@@ -87,7 +88,7 @@ def measure_footprint(
         is_encoder: Whether the model has an encoder task and generates nothing.
         stored_dtype: The dtype that the checkpoint is stored in; None if that is unknown.
         stored_kind: ``"safetensors"`` or ``"pickle"``, of which no expert can be read by itself.
-        quantization: The formats in which layers are packed, as users see them; empty if none is.
+        packed: The layers that stay packed.
     """
     blocks = find_blocks(model)
     probed, by_block = _choose_probe(model, is_encoder=is_encoder)(
@@ -99,7 +100,8 @@ def measure_footprint(
     return Footprint(
         architecture=type(model).__name__,
         dtype=dtype,
-        quantization=quantization,
+        quantization=packed.title,
+        quantised_to=packed.quantised_to,
         units=units,
         max_model_len=max_model_len,
         activations=probed.activations,

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from predictor.errors import CheckpointError
 from predictor.linear.formats.format import TensorSpec, WeightFormat
+from predictor.linear.install import is_linear
 from predictor.linear.layers import PackedExperts, PackedLayers, PackedMatrix
 from predictor.linear.scheme import Scheme
 from predictor.mixture.parameters import expert_tensors
@@ -84,7 +85,7 @@ def _matrices_of(model: PreTrainedModel) -> Iterator[tuple[str, tuple[int, ...],
     """
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module is not head:
+        if is_linear(module) and module is not head:
             yield f"{name}.", (), module.out_features, module.in_features
     names = CheckpointNames(model)
     for name, keys in _experts_modules(model).items():
@@ -105,7 +106,7 @@ def _matrices_of(model: PreTrainedModel) -> Iterator[tuple[str, tuple[int, ...],
 
 def _linear(model: PreTrainedModel, matrix: StoredMatrix, scheme: Scheme) -> PackedMatrix:
     module = _owner(model, matrix.parameter)
-    if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+    if not is_linear(module):
         kind = "no layer" if module is None else f"a {type(module).__name__}"
         raise CheckpointError(
             f"{matrix.name} is packed and is {kind}; only linear layers and experts can be served "

@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedModel
 
 from predictor.checkpoint.checkpoint import Checkpoint
-from predictor.errors import CheckpointError
+from predictor.errors import CheckpointError, ConfigurationError
 from predictor.linear.layers import NOTHING_PACKED, PackedLayers
 from predictor.linear.schemes import infer, recognise
 from predictor.quantization.discovery import find_by_rules, find_packed
+from predictor.quantization.quantising import layers_to_quantise
 from predictor.quantization.replacement import pack_layers
 from predictor.quantization.stored import StoredSpecs, is_plain, read_specs
 
+AS_STORED = "auto"
+"""The `weights_dtype` that leaves the weights as the checkpoint has them."""
 
-def pack(skeleton: PreTrainedModel, checkpoint: Checkpoint) -> PackedLayers:
-    """Pack the layers of a model that are packed in its checkpoint, and return these.
+
+def pack(
+    skeleton: PreTrainedModel,
+    checkpoint: Checkpoint,
+    blocks: Sequence[str],
+    weights_dtype: str = AS_STORED,
+) -> PackedLayers:
+    """Pack the layers of a model that are served packed, and return these.
 
     Args:
         skeleton: The model, unpacked, on the meta device.
         checkpoint: The checkpoint, whose files need not be there yet.
+        blocks: The names of the model's blocks.
+        weights_dtype: What to pack the layers of an unquantised checkpoint to; `AS_STORED` leaves
+            them.
 
     Raises:
         CheckpointError: The checkpoint is quantised in a way that is not served.
+        ConfigurationError: The checkpoint is quantised, and is to be quantised once more, or has
+            no layer to quantise.
     """
     layers = _find(skeleton, checkpoint)
+    if weights_dtype != AS_STORED:
+        if layers is not NOTHING_PACKED:
+            raise ConfigurationError(
+                f"weights_dtype {weights_dtype} cannot be had: the checkpoint is already quantised "
+                f"as {layers.title}; leave weights_dtype out."
+            )
+        layers = layers_to_quantise(skeleton, blocks, weights_dtype)
     if layers is not NOTHING_PACKED:
         pack_layers(skeleton, layers)
     return layers

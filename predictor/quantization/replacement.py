@@ -11,6 +11,7 @@ from predictor.linear.layers import PackedLayers, PackedMatrix
 from predictor.linear.module import PackedLinear
 from predictor.mixture.parameters import pack_experts
 from predictor.private.conversions import PackedNames, mark_initialized, set_packed_names
+from predictor.quantization.quantising import names_to_quantise
 
 
 def pack_layers(model: PreTrainedModel, layers: PackedLayers) -> None:
@@ -29,12 +30,17 @@ def pack_layers(model: PreTrainedModel, layers: PackedLayers) -> None:
     for name, experts in layers.experts.items():
         pack_experts(model.get_submodule(name), experts)
         mark_initialized(model.get_submodule(name))
+    names = names_to_quantise if layers.quantised_to else _names_of_packed
+    set_packed_names(model, names(model, layers))
+
+
+def _names_of_packed(_: PreTrainedModel, layers: PackedLayers) -> PackedNames:
     merged = {
         f"{name}.{key}": tuple(map(_stored_names, parts))
         for name, experts in layers.experts.items()
         for key, parts in experts.parts.items()
     }
-    set_packed_names(model, PackedNames(merged, _renamed(layers)))
+    return PackedNames(merged, _renamed(layers))
 
 
 def _stored_names(matrix: PackedMatrix) -> Mapping[str, str]:

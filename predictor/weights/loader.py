@@ -254,9 +254,9 @@ class _Loading:
     def _store_folder(self) -> StoreFolder | None:
         if self.offload.folder is None or self.offload.store == "never":
             return None
-        dtype = self.placement.dtype
-        name = folder_name(self.checkpoint, dtype)
-        identity = Identity(model_identity(self.checkpoint), name, dtype)
+        layout = self.placement.weights_layout
+        name = folder_name(self.checkpoint, layout)
+        identity = Identity(model_identity(self.checkpoint), name, layout)
         return StoreFolder(self.offload.folder, identity, self.weights)
 
 
@@ -268,5 +268,5 @@ def _conversion(
 ) -> contextlib.AbstractContextManager[ConvertedCheckpoint | None]:
     """Open the folder for converted weights; None if transformers converts none."""
     if offload.needs_conversion and "disk" in device_map.values():
-        return open_conversion_folder(offload.folder, checkpoint, placement.dtype)
+        return open_conversion_folder(offload.folder, checkpoint, placement.weights_layout)
     return contextlib.nullcontext()

@@ -31,12 +31,12 @@ class Quantised:
         made = make_checkpoint(folder / "made", "llama", config=config)
         self.folder, plain = quantise(made, folder, form)
         model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval()
-        self.tokens = [_greedy(model, prompt) for prompt in PROMPTS]
+        self.tokens = [greedy(model, prompt) for prompt in PROMPTS]
         with torch.inference_mode():
             self.logits = model(torch.tensor(PROMPTS[-1:]), use_cache=False).logits
 
 
-def _greedy(model: torch.nn.Module, prompt: list[int]) -> list[int]:
+def greedy(model: torch.nn.Module, prompt: list[int]) -> list[int]:
     output = model.generate(
         torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=3
     )

@@ -67,6 +67,16 @@ class Int4:
             SCALES: TensorSpec(torch.bfloat16, (in_features // self.group, out_features, 2)),
         }
 
+    @property
+    def key(self) -> str:
+        """The layout, for the names of files that hold it."""
+        return f"int4-{self.group}-{self.panel}"
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """By the role of a tensor, its dimension that the outputs are along."""
+        return {WEIGHT: 0, SCALES: 1}
+
     def accept(
         self, stored: Mapping[str, TensorSpec], out_features: int, in_features: int
     ) -> dict[str, TensorSpec]:

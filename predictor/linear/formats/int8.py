@@ -40,6 +40,16 @@ class Int8:
             SCALE: TensorSpec(torch.bfloat16, (out_features,)),
         }
 
+    @property
+    def key(self) -> str:
+        """The layout, for the names of files that hold it."""
+        return "int8"
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """By the role of a tensor, its dimension that the outputs are along."""
+        return {WEIGHT: 0, SCALE: 0}
+
     def accept(
         self, stored: Mapping[str, TensorSpec], out_features: int, in_features: int
     ) -> dict[str, TensorSpec]:

@@ -1,0 +1,228 @@
+"""Packs the layers of a checkpoint that is not quantised, while it is loaded.
+
+Linear layers of blocks and experts are packed. Embeddings, heads, norms and routers stay: they are
+few bytes, and errors in them cost most.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from predictor.errors import CheckpointError, ConfigurationError
+from predictor.linear.formats.format import ROWS
+from predictor.linear.formats.int4 import Int4
+from predictor.linear.formats.int8 import Int8
+from predictor.linear.install import is_linear
+from predictor.linear.layers import PackedExperts, PackedLayers, PackedMatrix
+from predictor.mixture.parameters import expert_tensors
+from predictor.private.conversions import CheckpointNames, PackedNames, QuantisedNames
+from predictor.private.experts import uses_experts_interface
+
+OwnFormat = Int8 | Int4
+
+_ROUTERS = ("gate", "router", "shared_expert_gate")
+"""Names of linear layers that choose experts, or weigh them."""
+
+WEIGHT = "weight"
+
+_CHUNK = 4 * 1024**2
+"""Weights that are packed at one time: 16 MiB in float32."""
+
+
+def layers_to_quantise(
+    model: PreTrainedModel, blocks: Sequence[str], weights_dtype: str
+) -> PackedLayers:
+    """Return the layers of a model that are packed while it is loaded.
+
+    Args:
+        model: The model, unpacked, on the meta device.
+        blocks: The names of its blocks.
+        weights_dtype: ``"int8"`` or ``"int4"``. Layers whose shape int4 does not have get int8.
+
+    Raises:
+        ConfigurationError: The model has no layer that can be packed.
+    """
+    preferred = Int4.here() if weights_dtype == "int4" else Int8()
+    names, experts = CheckpointNames(model), {}
+    linears: dict[str, nn.Linear] = {}
+    for name, module in _modules(model, blocks):
+        if isinstance(module, nn.Linear):
+            if not names.is_converted(f"{name}.{WEIGHT}"):
+                linears[name] = module
+        else:
+            experts[name] = _experts(names, name, module, preferred)
+    if not (linears or experts):
+        raise ConfigurationError(
+            f"weights_dtype {weights_dtype} cannot be had: the blocks of this model have no linear "
+            "layers."
+        )
+    matrices = _matrices(linears, preferred, model.base_model_prefix)
+    each = [*matrices.values(), *(m for packed in experts.values() for m in packed.matrices)]
+    title = ", ".join(dict.fromkeys(matrix.format.title for matrix in each))
+    return PackedLayers(title, matrices, experts, quantised_to=preferred.key)
+
+
+def _matrices(
+    linears: Mapping[str, nn.Linear], preferred: OwnFormat, base: str
+) -> dict[str, PackedMatrix]:
+    """Return the matrix of each layer; layers in one location of their blocks have one format."""
+    formats: dict[_Location, OwnFormat] = {}
+    locations = {name: _Location.of(name, base) for name in linears}
+    for name, linear in linears.items():
+        weights = _format_for(preferred, linear.out_features, linear.in_features)
+        if formats.setdefault(locations[name], weights) != weights:
+            formats[locations[name]] = Int8()
+    return {
+        name: _matrix(formats[locations[name]], linear.out_features, linear.in_features, "")
+        for name, linear in linears.items()
+    }
+
+
+def _modules(model: PreTrainedModel, blocks: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the linear layers and the experts of blocks, by name."""
+    owners: dict[int, int] = {}
+    for parameter in dict(model.named_parameters(remove_duplicate=False)).values():
+        owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    for block in blocks:
+        for name, module in model.get_submodule(block).named_modules(prefix=block):
+            if uses_experts_interface(module):
+                yield name, module
+            elif is_linear(module):
+                is_shared = owners[id(module.weight)] > 1
+                if not is_shared and name.rpartition(".")[2] not in _ROUTERS:
+                    yield name, module
+
+
+def _format_for(preferred: OwnFormat, rows: int, columns: int) -> OwnFormat:
+    """Return the preferred format, or int8 if that has no matrix of this shape."""
+    try:
+        preferred.tensors(rows, columns)
+    except CheckpointError:
+        return Int8()
+    return preferred
+
+
+def _matrix(weights: OwnFormat, rows: int, columns: int, prefix: str) -> PackedMatrix:
+    """Return a matrix, whose parameters' names begin with a prefix."""
+    specs = weights.tensors(rows, columns)
+    names = {role: f"{prefix}{role}" for role in specs}
+    return PackedMatrix(weights, rows, columns, specs, names)
+
+
+def _experts(names: CheckpointNames, name: str, module: Any, preferred: OwnFormat) -> PackedExperts:
+    parts, count = {}, 0
+    for key, tensor in expert_tensors(module).items():
+        if tensor.dim() != 3:
+            continue  # a bias
+        count, *sides = tensor.shape
+        rows, columns = reversed(sides) if module.is_transposed else sides
+        sources = names.merged_from(f"{name}.{key}")
+        own = [behind.split(".")[1] for _, behind in sources] or [key]
+        rows //= len(own)
+        weights = _format_for(preferred, rows, columns)
+        parts[key] = tuple(_matrix(weights, rows, columns, f"{part}_") for part in own)
+    return PackedExperts(count, parts)
+
+
+def names_to_quantise(model: PreTrainedModel, layers: PackedLayers) -> PackedNames:
+    """Return the names of layers that are packed while they are loaded.
+
+    Args:
+        model: The model, whose layers are packed already.
+        layers: These layers.
+    """
+    names = CheckpointNames(model)
+    quantised: dict[Any, QuantisedNames] = {}
+    merged: dict[str, tuple[Mapping[str, str], ...]] = {}
+    for name, matrix in layers.linears.items():
+        location = _Location.of(name, model.base_model_prefix)
+        quantised.setdefault(location, location.names(r"\.weight", matrix, _pack_one))
+    for name, experts in layers.experts.items():
+        location = _Location.of(name, model.base_model_prefix)
+        module: Any = model.get_submodule(name)
+        for key, parts in experts.parts.items():
+            sources = names.merged_from(f"{name}.{key}")
+            merged[f"{name}.{key}"] = tuple({} for _ in sources)
+            if not sources:
+                pack = partial(_pack_merged, is_transposed=module.is_transposed)
+                quantised.setdefault((location, key), location.names(rf"\.{key}", parts[0], pack))
+            for matrix, (before, behind) in zip(parts, sources, strict=bool(sources)):
+                inner = f"{before.removeprefix(name)}*{behind}"
+                quantised.setdefault((location, inner), location.names(inner, matrix, _pack_each))
+    return PackedNames(merged, quantised=tuple(quantised.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Location:
+    """The location of a module in every block.
+
+    Attributes:
+        blocks: The pattern of the names of blocks, as checkpoints and the model have them.
+        module: The name of the module within its block, with a dot before it.
+    """
+
+    blocks: str
+    module: str
+
+    @classmethod
+    def of(cls, name: str, base: str) -> _Location:
+        """Return the location of a module; checkpoints may lack the base model's prefix."""
+        match = re.match(rf"(?:{re.escape(base)}\.)?(.*?)\.\d+(\..*)", name)
+        if match is None:
+            raise LookupError(f"{name} is in no block")
+        return cls(rf"(?:{re.escape(base)}\.)*{re.escape(match[1])}\.\d+", match[2])
+
+    def names(self, stored: str, matrix: PackedMatrix, pack: Callable[..., Any]) -> QuantisedNames:
+        """Return the names of a matrix of the module.
+
+        Args:
+            stored: The pattern of what stored names have behind the module's.
+            matrix: The matrix in any block.
+            pack: Packs stored tensors in a format.
+        """
+        own = {role: rf"\1{self.module}.{name}" for role, name in matrix.names.items()}
+        pattern = rf"^({self.blocks}){re.escape(self.module)}{stored}"
+        return QuantisedNames(pattern, own, partial(pack, matrix.format))
+
+
+def _pack_one(weights: OwnFormat, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a matrix, which is packed a few rows at a time."""
+    (tensor,) = tensors
+    rows, columns = tensor.shape
+    packed = {
+        role: torch.empty(spec.shape, dtype=spec.dtype, device=tensor.device)
+        for role, spec in weights.tensors(rows, columns).items()
+    }
+    step = max(1, _CHUNK // (ROWS * columns)) * ROWS
+    for begin in range(0, rows, step):
+        part = tensor[begin : begin + step]
+        for role, values in weights.quantise(part).items():
+            packed[role].narrow(weights.axes[role], begin, len(part)).copy_(values)
+    return packed
+
+
+def _pack_each(weights: OwnFormat, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of all experts, each of which is one stored tensor."""
+    packed: dict[str, torch.Tensor] = {}
+    for expert, tensor in enumerate(tensors):
+        for role, values in _pack_one(weights, [tensor]).items():
+            if not expert:
+                packed[role] = values.new_empty(len(tensors), *values.shape)
+            packed[role][expert] = values
+    return packed
+
+
+def _pack_merged(
+    weights: OwnFormat, tensors: Sequence[torch.Tensor], *, is_transposed: bool
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of all experts, which are one stored tensor."""
+    experts = tensors[0].unbind()
+    return _pack_each(weights, [tensor.T for tensor in experts] if is_transposed else experts)

@@ -1,0 +1,116 @@
+"""Checkpoints that are not quantised are packed while they are loaded, wherever they are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from predictor.errors import ConfigurationError
+from predictor.linear.formats.int4 import Int4
+from predictor.linear.formats.int8 import Int8
+from predictor.placement.report import table
+from tests.checkpoints import make_checkpoint
+from tests.mixture.families import family_config
+from tests.quantization.checkpoints import fp8_blocks, quantise
+from tests.quantization.test_served import (
+    DENSE,
+    PROMPTS,
+    greedy,
+    replies,
+    stopped,
+)
+from tests.serving import blocks_on_disk, bring_up
+from tests.weights.experts.serving import Way, served
+
+FORMATS = {"int8": Int8(), "int4": Int4.here()}
+
+
+class Unquantised:
+    """A checkpoint, and what transformers says with weights that were packed and unpacked."""
+
+    def __init__(self, folder: Path, architecture: str, weights_dtype: str) -> None:
+        self.architecture, self.weights_dtype = architecture, weights_dtype
+        config = None if architecture in DENSE else family_config(architecture)
+        self.folder = make_checkpoint(folder, "llama", config=config)
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+        _round_weights(model, FORMATS[weights_dtype])
+        self.tokens = [greedy(model, prompt) for prompt in PROMPTS]
+        with torch.inference_mode():
+            self.logits = model(torch.tensor(PROMPTS[-1:]), use_cache=False).logits
+
+
+@torch.no_grad()
+def _round_weights(model: Any, weights: Int8 | Int4) -> None:
+    for name, parameter in model.named_parameters():
+        if ".layers." not in name or "norm" in name or "gate.weight" in name:
+            continue
+        if parameter.dim() == 3:  # the experts of a layer
+            for expert in parameter:
+                matrix = expert.T if "gpt_oss" in str(type(model)).lower() else expert
+                matrix.copy_(_rounded(matrix, weights))
+        elif parameter.dim() == 2 and name.endswith("weight") and "router" not in name:
+            parameter.copy_(_rounded(parameter, weights))
+
+
+def _rounded(matrix: torch.Tensor, preferred: Int8 | Int4) -> torch.Tensor:
+    rows, columns = matrix.shape
+    fits = isinstance(preferred, Int8) or not (columns % preferred.group or rows % 16)
+    weights = preferred if fits else Int8()
+    return weights.unpack(weights.quantise(matrix.clone()), 0, rows, torch.float32)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(a, d) for d in FORMATS for a in ("llama", "qwen3_moe", "gpt_oss")],
+    ids="-".join,
+)
+def unquantised(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Unquantised:
+    return Unquantised(tmp_path_factory.mktemp("unquantised"), *request.param)
+
+
+def test_resident(unquantised: Unquantised) -> None:
+    up = bring_up(unquantised.folder, weights_dtype=unquantised.weights_dtype)
+    first = table(up.prepared.placement).splitlines()[0]
+    assert f" in {unquantised.weights_dtype} (" in first
+    assert replies(up) == unquantised.tokens
+    with torch.inference_mode():
+        logits = up.model(torch.tensor(PROMPTS[-1:]), use_cache=False).logits
+    assert torch.allclose(logits, unquantised.logits, atol=1e-4, rtol=1e-4)
+    stopped(up)
+
+
+def test_blocks_on_disk(unquantised: Unquantised, tmp_path: Path) -> None:
+    settings = {
+        "weights_dtype": unquantised.weights_dtype,
+        "device_map": blocks_on_disk(unquantised.folder),
+        "offload_folder": str(tmp_path),
+    }
+    for _ in range(2):  # the second start has the first one's store
+        up = bring_up(unquantised.folder, **settings)
+        assert up.sources == {"store"}
+        assert replies(up) == unquantised.tokens
+        stopped(up)
+    (store,) = tmp_path.glob("*.store")
+    assert unquantised.weights_dtype in store.name
+
+
+@pytest.mark.parametrize("way", [Way(1, "store"), Way(3, "store")], ids=str)
+def test_experts_in_slots(unquantised: Unquantised, tmp_path: Path, way: Way) -> None:
+    if unquantised.architecture in DENSE:
+        pytest.skip("it has no experts")
+    flags = {"weights_dtype": unquantised.weights_dtype}
+    with served(unquantised.folder, way, tmp_path, **flags) as up:
+        assert replies(up) == unquantised.tokens
+
+
+def test_a_quantised_checkpoint_is_not_quantised_again(tmp_path: Path) -> None:
+    made = make_checkpoint(tmp_path / "made", "llama")
+    folder, _ = quantise(made, tmp_path, fp8_blocks(32))
+    with pytest.raises(ConfigurationError, match="already quantised as fp8"):
+        bring_up(folder, weights_dtype="int8")
