@@ -73,10 +73,13 @@ class PackedExperts:
         count: The number of experts.
         parts: By the name of a parameter that the model has unpacked, the matrices that make it up,
             one below the other. Parameters have an entry for each expert in their first dimension.
+        merged: Which of these parameters are stored in tensors for each expert, which transformers
+            merges. The others are stored as the module has them.
     """
 
     count: int
     parts: Mapping[str, tuple[PackedMatrix, ...]]
+    merged: frozenset[str] = frozenset()
 
     @property
     def matrices(self) -> Iterator[PackedMatrix]:

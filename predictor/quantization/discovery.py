@@ -17,7 +17,7 @@ from predictor.linear.formats.format import TensorSpec, WeightFormat
 from predictor.linear.install import is_linear
 from predictor.linear.layers import PackedExperts, PackedLayers, PackedMatrix
 from predictor.linear.scheme import Scheme
-from predictor.mixture.parameters import expert_tensors
+from predictor.mixture.parameters import count_experts, expert_tensors
 from predictor.private.conversions import CheckpointNames, StoredParameter, stored_parameters
 from predictor.private.experts import uses_experts_interface
 from predictor.quantization.left_over import refuse_left_over
@@ -185,9 +185,12 @@ def _experts(
             f"The experts of {min(plain)} are not packed, as those of other layers are; such a "
             "mixture cannot be served."
         )
-    counts = {name: expert_tensors(model.get_submodule(name)) for name in experts}
     return {
-        name: PackedExperts(len(next(iter(counts[name].values()))), parts)
+        name: PackedExperts(
+            count_experts(model.get_submodule(name)),
+            parts,
+            frozenset(key for key in parts if sources[f"{name}.{key}"].is_merged),
+        )
         for name, parts in experts.items()
     }
 

@@ -39,6 +39,7 @@ def _names_of_packed(_: PreTrainedModel, layers: PackedLayers) -> PackedNames:
         f"{name}.{key}": tuple(map(_stored_names, parts))
         for name, experts in layers.experts.items()
         for key, parts in experts.parts.items()
+        if key in experts.merged
     }
     return PackedNames(merged, _renamed(layers))
 

@@ -16,13 +16,8 @@ from predictor.placement.report import table
 from tests.checkpoints import make_checkpoint
 from tests.mixture.families import family_config
 from tests.quantization.checkpoints import fp8_blocks, quantise
-from tests.quantization.test_served import (
-    DENSE,
-    PROMPTS,
-    greedy,
-    replies,
-    stopped,
-)
+from tests.quantization.models import PROMPTS, greedy, replies
+from tests.quantization.test_served import DENSE, stopped
 from tests.serving import blocks_on_disk, bring_up
 from tests.weights.experts.serving import Way, served
 

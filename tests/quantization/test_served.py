@@ -2,58 +2,71 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from tests.checkpoints import make_checkpoint
-from tests.mixture.families import family_config
-from tests.quantization.checkpoints import Format, fp8_blocks, quantise
+from predictor.startup import Prepared
+from tests.grids import thinned
+from tests.quantization.forms import FORMS, GPT_OSS, MERGED_FP8
+from tests.quantization.models import NEW_TOKENS, PROMPTS, Quantised, make_quantised
 from tests.serving import Up, blocks_on_disk, bring_up
-from tests.weights.experts.serving import Way, served
+from tests.weights.experts.serving import Way, served, tokens_together
 
-FORMATS = {"fp8": fp8_blocks(32)}
 DENSE = ("llama",)
 MIXTURES = ("mixtral", "qwen3_moe", "deepseek_v3")
 
-PROMPTS = [list(range(5, 5 + length)) for length in (2, 9, 17, 40)]
-NEW_TOKENS = 8
+WITHOUT_EXPERTS = ("nf4", "fp4")
+"""Formats whose tensors differ in size from expert to expert."""
+
+Make = Callable[..., Quantised]
 
 
-class Quantised:
-    """A quantised checkpoint, and what transformers says with its unpacked weights."""
+@pytest.fixture(scope="session")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Returns quantised checkpoints, each of which is made once."""
+    made: dict[tuple[str, str], Quantised] = {}
 
-    def __init__(self, folder: Path, architecture: str, form: Format) -> None:
-        self.architecture = architecture
-        config = None if architecture in DENSE else family_config(architecture)
-        made = make_checkpoint(folder / "made", "llama", config=config)
-        self.folder, plain = quantise(made, folder, form)
-        model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval()
-        self.tokens = [greedy(model, prompt) for prompt in PROMPTS]
-        with torch.inference_mode():
-            self.logits = model(torch.tensor(PROMPTS[-1:]), use_cache=False).logits
+    def quantised(name: str, form: str) -> Quantised:
+        if (name, form) not in made:
+            folder = tmp_path_factory.mktemp(f"{name}-{form}")
+            special = {"gpt-oss": GPT_OSS, "merged": MERGED_FP8}
+            chosen = special.get(form) or FORMS[form]
+            made[name, form] = make_quantised(folder, name, chosen, fused=form == "merged")
+        return made[name, form]
 
-
-def greedy(model: torch.nn.Module, prompt: list[int]) -> list[int]:
-    output = model.generate(
-        torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=3
-    )
-    return output[0, len(prompt) :].tolist()
+    return quantised
 
 
-@pytest.fixture(scope="module", params=[(a, f) for f in FORMATS for a in (*DENSE, *MIXTURES)])
-def quantised(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Quantised:
-    architecture, form = request.param
-    folder = tmp_path_factory.mktemp(f"{architecture}-{form}")
-    return Quantised(folder, architecture, FORMATS[form])
+LOCATIONS = ("resident", "on disk", "half in the store", "half in the checkpoint", "leaf by leaf")
 
 
-def replies(up: Up) -> list[list[int]]:
-    return [up.tokens(prompt, max_new_tokens=NEW_TOKENS) for prompt in PROMPTS]
+@contextlib.contextmanager
+def placed(quantised: Quantised, place: str, offload: Path, **flags: Any) -> Iterator[Up]:
+    """Gives a model that is served with its weights in a place, and stops it."""
+    settings: dict[str, Any] = {"dtype": "float32", "offload_folder": str(offload), **flags}
+    if place.startswith("half"):
+        settings["device_map"] = blocks_on_disk(quantised.folder)
+        settings["offload_store"] = "always" if place.endswith("store") else "never"
+    elif place in ("on disk", "leaf by leaf"):
+        settings["device_map"] = "disk"
+    if place == "leaf by leaf":
+        settings["change_placement"] = leaf_by_leaf
+    up = bring_up(quantised.folder, **settings)
+    try:
+        yield up
+    finally:
+        stopped(up)
+
+
+def leaf_by_leaf(prepared: Prepared) -> Any:
+    return replace(prepared.placement, by_block=False)
 
 
 def stopped(up: Up) -> None:
@@ -64,32 +77,42 @@ def stopped(up: Up) -> None:
         up.weights.experts.close()
 
 
-def test_resident(quantised: Quantised) -> None:
-    up = bring_up(quantised.folder, dtype="float32")
-    assert replies(up) == quantised.tokens
-    with torch.inference_mode():
-        logits = up.model(torch.tensor(PROMPTS[-1:]), use_cache=False).logits
-    assert torch.allclose(logits, quantised.logits, atol=1e-5, rtol=1e-5)
-    stopped(up)
+def check(up: Up, quantised: Quantised) -> None:
+    """One user, then several at one time."""
+    assert up.tokens(PROMPTS[0], max_new_tokens=NEW_TOKENS) == quantised.tokens[0]
+    assert tokens_together(up, PROMPTS) == quantised.tokens
 
 
-@pytest.mark.parametrize("store", ["never", "always"])
-def test_blocks_on_disk(quantised: Quantised, tmp_path: Path, store: str) -> None:
-    up = bring_up(
-        quantised.folder,
-        dtype="float32",
-        device_map=blocks_on_disk(quantised.folder),
-        offload_folder=str(tmp_path),
-        offload_store=store,
-    )
-    assert up.sources == {"store" if store == "always" else "checkpoint"}
-    assert replies(up) == quantised.tokens
-    stopped(up)
+@pytest.mark.parametrize(("form", "place"), thinned(list(FORMS), LOCATIONS))
+@pytest.mark.parametrize("name", DENSE)
+def test_dense(make: Make, tmp_path: Path, name: str, form: str, place: str) -> None:
+    quantised = make(name, form)
+    with placed(quantised, place, tmp_path) as up:
+        assert up.prepared.placement.quantization == quantised.form.title
+        check(up, quantised)
+        if place == "resident":
+            with torch.inference_mode():
+                logits = up.model(torch.tensor(PROMPTS[-1:]), use_cache=False).logits
+            torch.testing.assert_close(logits, quantised.logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("way", [Way(1, "checkpoint"), Way(3, "store")], ids=str)
-def test_experts_in_slots(quantised: Quantised, tmp_path: Path, way: Way) -> None:
-    if quantised.architecture in DENSE:
-        pytest.skip("it has no experts")
+WAYS = [Way(None), Way(1, "checkpoint"), Way(3, "store"), Way(8, "store")]
+
+OF_EXPERTS = [form for form in FORMS if form not in WITHOUT_EXPERTS]
+
+
+def turns() -> list[Any]:
+    """Each format with each mixture in each way; each format with one of both without the grid."""
+    grid = [thinned(OF_EXPERTS, WAYS, MIXTURES), thinned(["gpt-oss"], WAYS, ["gpt_oss"])]
+    return [*chain(*grid), *thinned(["merged"], WAYS[1:3], ["mixtral", "qwen3_moe"])]
+
+
+@pytest.mark.parametrize(("form", "way", "name"), turns(), ids=str)
+def test_mixtures(make: Make, tmp_path: Path, form: str, way: Way, name: str) -> None:
+    quantised = make(name, form)
     with served(quantised.folder, way, tmp_path, dtype="float32") as up:
-        assert replies(up) == quantised.tokens
+        check(up, quantised)
+        if way.slots is None:
+            with torch.inference_mode():
+                logits = up.model(torch.tensor(PROMPTS[-1:]), use_cache=False).logits
+            torch.testing.assert_close(logits, quantised.logits, atol=1e-5, rtol=1e-5)

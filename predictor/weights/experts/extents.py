@@ -228,9 +228,12 @@ def _make_up(view: TensorView, tensors: Sequence[StoredTensor]) -> bool:
     """Return whether tensors, put one behind the other, are the served tensor."""
     if not all(len(tensor.shape) == len(view.shape) for tensor in tensors):
         return False
+    if not all(tensor.begin % tensor.dtype.itemsize == 0 for tensor in tensors):
+        return False
+    if not view.shape:
+        return len(tensors) == 1  # a scale of a whole matrix
     first, *inner = view.shape
     return (
         all(list(tensor.shape[1:]) == inner for tensor in tensors)
         and sum(tensor.shape[0] for tensor in tensors) == first
-        and all(tensor.begin % tensor.dtype.itemsize == 0 for tensor in tensors)
     )

@@ -9,16 +9,7 @@ from predictor.errors import CheckpointError
 from predictor.linear.formats.awq import Awq
 from predictor.linear.formats.format import TensorSpec
 from tests.linear.formats.checks import check_format
-
-ORDER = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
-"""AutoAWQ's: the output whose weight is in the n-th four bits of a word."""
-
-
-def packed_words(numbers: torch.Tensor) -> torch.Tensor:
-    """Rows of numbers packed into words of 32 bits in AutoAWQ's order."""
-    ordered = numbers.view(len(numbers), -1, 8)[:, :, ORDER]
-    shifts = torch.arange(8) * 4
-    return (ordered << shifts).sum(2).to(torch.uint32).view(torch.int32)
+from tests.linear.formats.packers import awq_words
 
 
 def packed_awq(
@@ -32,8 +23,8 @@ def packed_awq(
     shift = quantised - zeros.repeat_interleave(size, 0)
     matrix = shift.float() * scales.float().repeat_interleave(size, 0)
     packed = {
-        "qweight": packed_words(quantised),
-        "qzeros": packed_words(zeros),
+        "qweight": awq_words(quantised),
+        "qzeros": awq_words(zeros),
         "scales": scales,
     }
     return packed, matrix.t()

@@ -2,13 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bitsandbytes.functional import (
-    dequantize_4bit,
-    dequantize_blockwise,
-    int8_vectorwise_dequant,
-    int8_vectorwise_quant,
-    quantize_4bit,
-)
+from bitsandbytes.functional import int8_vectorwise_dequant, int8_vectorwise_quant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,30 +10,12 @@ from predictor.errors import CheckpointError
 from predictor.linear.formats.bitsandbytes import BitsAndBytes4, BitsAndBytes8
 from predictor.linear.formats.format import TensorSpec
 from tests.linear.formats.checks import check_format, specs
+from tests.linear.formats.packers import Packed, bitsandbytes4
 
 
-def quantised(
-    shape: tuple[int, int], kind: str, block: int = 64, *, nested: bool = True
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """What bitsandbytes stores of a matrix, and the matrix that it makes of it again.
-
-    Its kernel for processors gives another matrix than all others if blocks cross the ends of rows
-    (0.50.2), so the matrix is computed in steps here.
-    """
-    weight, state = quantize_4bit(
-        torch.randn(shape), blocksize=block, compress_statistics=nested, quant_type=kind
-    )
-    tensors = {f"weight.{name}": value for name, value in state.as_dict(packed=True).items()}
-    absmax = state.absmax
-    if nested:
-        absmax = dequantize_blockwise(absmax, state.state2) + state.offset
-    count = shape[0] * shape[1]
-    codes = torch.stack((weight >> 4, weight & 15), dim=-1).flatten()[:count]
-    values = state.code[codes.int()] * absmax.repeat_interleave(block)[:count]
-    matrix = values.view(shape)
-    if shape[1] % block == 0:
-        assert torch.equal(matrix, dequantize_4bit(weight, state))
-    return {"weight": weight, **tensors}, matrix
+def quantised(shape: tuple[int, int], kind: str, block: int = 64, *, nested: bool = True) -> Packed:
+    """Random weights as bitsandbytes stores them, and the matrix that it makes of them again."""
+    return bitsandbytes4(torch.randn(shape), kind, block, nested=nested)
 
 
 @settings(deadline=None, max_examples=40)

@@ -9,14 +9,7 @@ from predictor.errors import CheckpointError
 from predictor.linear.formats.format import TensorSpec
 from predictor.linear.formats.gptq import Gptq
 from tests.linear.formats.checks import check_format
-
-
-def packed_words(numbers: torch.Tensor, bits: int) -> torch.Tensor:
-    """Rows of numbers packed into words of 32 bits, the first in the lowest bits."""
-    together = 32 // bits
-    grouped = numbers.to(torch.int64).view(len(numbers), -1, together)
-    shifts = torch.arange(together) * bits
-    return (grouped << shifts).sum(2).to(torch.uint32).view(torch.int32)
+from tests.linear.formats.packers import words_of
 
 
 def packed_gptq(
@@ -37,8 +30,8 @@ def packed_gptq(
     matrix = shift.float() * scales.t().float()[:, group_of_input]
     stored_zeros = (zeros - int(weights.zeros_less_one)) % top
     packed = {
-        "qweight": packed_words(quantised, weights.bits).t().contiguous(),
-        "qzeros": packed_words(stored_zeros, weights.bits),
+        "qweight": words_of(quantised, weights.bits).t().contiguous(),
+        "qzeros": words_of(stored_zeros, weights.bits),
         "scales": scales,
         "g_idx": group_of_input.to(torch.int32),
     }

@@ -4,13 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from compressed_tensors.compressors import (
-    BaseCompressor,
-    IntQuantizationCompressor,
-    PackedQuantizationCompressor,
-)
-from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-from compressed_tensors.quantization.utils import calculate_qparams
+from compressed_tensors.compressors import IntQuantizationCompressor, PackedQuantizationCompressor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,42 +12,7 @@ from predictor.errors import CheckpointError
 from predictor.linear.formats.format import TensorSpec
 from predictor.linear.formats.integers import Integers, PackedIntegers
 from tests.linear.formats.checks import check_format, specs
-
-
-def observed(weight: torch.Tensor, group: int, *, whole: bool) -> torch.Tensor:
-    """The weights by what shares a scale, of shape (outputs or 1, groups, weights)."""
-    if whole:
-        return weight.reshape(1, 1, -1)
-    return weight.view(len(weight), -1, group or weight.shape[1])
-
-
-def compressed(
-    compressor: type[BaseCompressor],
-    weight: torch.Tensor,
-    args: QuantizationArgs,
-    group: int,
-    scale_dtype: torch.dtype = torch.float32,
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """What compressed-tensors stores of a matrix, and the matrix that it makes of it again."""
-    sharing = observed(weight, group, whole=args.strategy == "tensor")
-    scale, zero = calculate_qparams(sharing.amin(2), sharing.amax(2), args)
-    state = {"weight": weight, "weight_scale": scale.to(scale_dtype).float()}
-    if args.strategy == "tensor":
-        scale, zero = scale.reshape(1), zero.reshape(1)
-        state["weight_scale"] = state["weight_scale"].reshape(1)
-    if not args.symmetric:
-        state["weight_zero_point"] = zero
-    scheme = QuantizationScheme(targets=["Linear"], weights=args)
-    packed = compressor.compress(state, scheme)
-    matrix = compressor.decompress(dict(packed), scheme)["weight"]
-    packed["weight_scale"] = packed["weight_scale"].to(scale_dtype)
-    return dict(packed), matrix
-
-
-def arguments(bits: int, strategy: str, group: int, *, symmetric: bool) -> QuantizationArgs:
-    size = group if strategy == "group" else None
-    return QuantizationArgs(num_bits=bits, strategy=strategy, group_size=size, symmetric=symmetric)
-
+from tests.linear.formats.packers import arguments, compressed
 
 STRATEGIES = st.sampled_from([("group", 32), ("group", 128), ("channel", 0), ("tensor", 0)])
 

@@ -2,10 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compressed_tensors.compressors import NVFP4PackedCompressor
-from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
-from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
-from compressed_tensors.quantization.lifecycle.forward import dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,43 +9,19 @@ from predictor.errors import CheckpointError
 from predictor.linear.formats.format import TensorSpec
 from predictor.linear.formats.nvfp4 import Nvfp4
 from tests.linear.formats.checks import check_format, specs
-
-E4M3 = torch.float8_e4m3fn
-
-
-def scheme() -> QuantizationScheme:
-    return preset_name_to_scheme("NVFP4A16", ["Linear"])
+from tests.linear.formats.packers import nvfp4
 
 
 def compressed(out_features: int, in_features: int) -> dict[str, torch.Tensor]:
-    """A matrix as compressed-tensors stores it."""
-    weight = torch.randn(out_features, in_features)
-    peaks = weight.view(out_features, -1, 16).abs().amax(2)
-    global_scale = (448 * 6 / peaks.max()).reshape(1)
-    scale = (global_scale * peaks / 6).to(E4M3).float()
-    state = {"weight": weight, "weight_scale": scale, "weight_global_scale": global_scale}
-    packed = NVFP4PackedCompressor.compress(state, scheme())
-    assert packed["weight_scale"].dtype == E4M3
-    return dict(packed)
-
-
-def dequantised(packed: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The matrix that compressed-tensors makes of it, in float32."""
-    rows, width = packed["weight_packed"].shape
-    return dequantize(
-        unpack_fp4_from_uint8(packed["weight_packed"], rows, 2 * width, torch.float32),
-        packed["weight_scale"].float(),
-        args=scheme().weights,
-        global_scale=packed["weight_global_scale"],
-        dtype=torch.float32,
-    )
+    """Random weights as compressed-tensors stores them."""
+    return nvfp4(torch.randn(out_features, in_features))[0]
 
 
 @settings(deadline=None, max_examples=20)
 @given(out_features=st.integers(1, 600), groups=st.integers(1, 8))
 def test_weights_are_those_of_compressed_tensors(out_features: int, groups: int) -> None:
-    packed = compressed(out_features, groups * 16)
-    check_format(Nvfp4(), packed, dequantised(packed))
+    packed, matrix = nvfp4(torch.randn(out_features, groups * 16))
+    check_format(Nvfp4(), packed, matrix)
 
 
 def test_modelopt_multiplies_by_its_second_scale() -> None:
