@@ -39,9 +39,11 @@ from predictor.weights.experts.device_cache import DeviceExpertCache
 from predictor.weights.experts.extents import Extents
 from predictor.weights.extents import BlockExtent, parameters_of_blocks
 from predictor.weights.from_pretrained import DeferredDispatch, from_pretrained
+from predictor.weights.kept_blocks import read_kept_blocks
 from predictor.weights.loaded import Loaded
 from predictor.weights.offloaded_parts import (
     device_map,
+    kept_blocks,
     log_accelerates_part,
     streamed_blocks,
 )
@@ -93,18 +95,18 @@ def load(
         *(progress, metrics, weights, OffloadedExperts(placement, skeleton, checkpoint)),
         pinned_fraction,
     )
-    on_disk = [name for name in loading.streamed if placement.device_map[name] == "disk"]
-    resolver = loading.resolver(on_disk)
+    resolver = loading.resolver()
     with contextlib.ExitStack() as undone, _translated_errors():
         undone.callback(resolver.release)
         with resolver.opened():
             model, dispatch, extents = loading.place(resolver)
-        in_memory = loading.streamed_from_memory(on_disk, extents)
+        extents, was_read = loading.read_kept(model, extents)
+        in_memory = loading.streamed_from_memory(extents)
         copied, host_blocks = make_resident(model, progress, blocks=blocks, host_blocks=in_memory)
         loading.weights.check_unchanged()
         streaming = loading.stream(model, dispatch, extents.blocks, host_blocks)
         experts = loading.open_experts(model, extents, host_blocks)
-        logger.info("Loaded: %s were read into main memory to stay", format_bytes(copied))
+        logger.info("Loaded: %s were read to stay in memory", format_bytes(copied + was_read))
         undone.pop_all()
     return Loaded(model, streaming, experts, resolver, loading.warmup_cache(resolver, extents))
 
@@ -147,20 +149,46 @@ class _Loading:
         """The blocks that we stream."""
         return streamed_blocks(self.placement, self.skeleton, self.blocks)
 
-    def streamed_from_memory(self, on_disk: Sequence[str], extents: Extents) -> list[str]:
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The blocks that stay in memory and are kept in the store, too.
+
+        They are if they are quantised while they are loaded, which is done once then, and if the
+        offload volume has room for the store and for the converted weights that it is made of.
+        """
+        folder = self.offload.folder is not None and self.offload.store != "never"
+        weights = sum(parameter.nbytes for parameter in self.skeleton.parameters())
+        if not (folder and self.packed.quantised_to and 2 * weights <= self.offload.free):
+            return ()
+        return kept_blocks(self.placement, self.skeleton, self.blocks)
+
+    def read_kept(self, model: PreTrainedModel, extents: Extents) -> tuple[Extents, int]:
+        """Read the kept blocks; return the other extents, and the bytes that were read."""
+        kept = set(self.kept)
+        blocks = [block for block in extents.blocks if block.name in kept]
+        read = read_kept_blocks(model, blocks, self.placement.device_map, self.progress)
+        others = tuple(block for block in extents.blocks if block.name not in kept)
+        return replace(extents, blocks=others), read
+
+    @property
+    def on_disk(self) -> list[str]:
+        """The blocks that we stream from disk."""
+        return [name for name in self.streamed if self.placement.device_map[name] == "disk"]
+
+    def streamed_from_memory(self, extents: Extents) -> list[str]:
         """Return the blocks that we stream from main memory to an accelerator.
 
         If Accelerate streams blocks on disk, it needs the memory that was planned for these.
         """
-        if on_disk and not extents.blocks:
+        if self.on_disk and not extents.blocks:
             return []
-        return [name for name in self.streamed if name not in on_disk]
+        return [name for name in self.streamed if name not in self.on_disk]
 
-    def resolver(self, on_disk: Sequence[str]) -> BlockSourceResolver:
-        """Return the resolver of the source of these blocks, and of the experts."""
-        experts = self.experts
-        folder = self._store_folder() if on_disk or experts.modules else None
-        parameters = parameters_of_blocks(self.skeleton, on_disk, without=experts.names)
+    def resolver(self) -> BlockSourceResolver:
+        """Return the resolver of the source of blocks that we read, and of the experts."""
+        experts, names = self.experts, [*self.on_disk, *self.kept]
+        folder = self._store_folder() if names or experts.modules else None
+        parameters = parameters_of_blocks(self.skeleton, names, without=experts.names)
         return BlockSourceResolver(
             *(self._offload(), folder, parameters, self.progress, self.metrics),
             *(experts.parameters, experts.names),
@@ -175,11 +203,12 @@ class _Loading:
         """
         in_store = resolver.names if resolver.store else ()
         devices = device_map(self.placement, self.skeleton, in_store)
+        if not resolver.store:
+            devices |= dict.fromkeys(self.kept, "disk")  # which writes them as they are served
         devices |= self.experts.device_map(in_store=resolver.store is not None)
         sizes = {name: tensor.nbytes for name, tensor in self.skeleton.named_parameters()}
         self.progress.begin("placing weights", sizes, self.blocks)
-        offload = self._offload()
-        with _conversion(self.checkpoint, self.placement, offload, devices) as converted:
+        with self._conversion(devices) as converted:
             folder = None if converted is None else converted.path
             before = 0 if folder is None else count_usage(folder).used
             resolver.converted = converted
@@ -244,6 +273,15 @@ class _Loading:
             device=self.placement.execution_device,
         )
 
+    def _conversion(
+        self, devices: Mapping[str, int | str]
+    ) -> contextlib.AbstractContextManager[ConvertedCheckpoint | None]:
+        """Open the folder for converted weights; None if transformers converts none."""
+        if not self._offload().needs_conversion or "disk" not in devices.values():
+            return contextlib.nullcontext()
+        layout = self.placement.weights_layout
+        return open_conversion_folder(self.offload.folder, self.checkpoint, layout)
+
     def _offload(self) -> OffloadConfig:
         """Return the offload configuration; experts that are read in place need no conversion."""
         if self.experts.in_checkpoint is None:
@@ -258,15 +296,3 @@ class _Loading:
         name = folder_name(self.checkpoint, layout)
         identity = Identity(model_identity(self.checkpoint), name, layout)
         return StoreFolder(self.offload.folder, identity, self.weights)
-
-
-def _conversion(
-    checkpoint: Checkpoint,
-    placement: Placement,
-    offload: OffloadConfig,
-    device_map: Mapping[str, int | str],
-) -> contextlib.AbstractContextManager[ConvertedCheckpoint | None]:
-    """Open the folder for converted weights; None if transformers converts none."""
-    if offload.needs_conversion and "disk" in device_map.values():
-        return open_conversion_folder(offload.folder, checkpoint, placement.weights_layout)
-    return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Which offloaded parts we stream in blocks, and which are left to Accelerate's hooks."""
+"""Which blocks we read ourselves, and which offloaded parts are left to Accelerate's hooks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,23 @@ def streamed_blocks(
     """Return the blocks that we stream: offloaded whole, and without a weight that is tied."""
     if not placement.by_block:
         return ()
+    return _untied(skeleton, [name for name in blocks if name in placement.offloaded])
+
+
+def kept_blocks(
+    placement: Placement, skeleton: PreTrainedModel, blocks: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the blocks that stay where they execute, each as a whole and without a tied weight."""
+    whole = [name for name in blocks if name in placement.device_map]
+    return _untied(skeleton, [name for name in whole if name not in placement.offloaded])
+
+
+def _untied(skeleton: PreTrainedModel, blocks: Sequence[str]) -> tuple[str, ...]:
     owners = Counter(id(p) for _, p in skeleton.named_parameters(remove_duplicate=False))
-    offloaded = placement.offloaded
     return tuple(
         name
         for name in blocks
-        if name in offloaded
-        and all(owners[id(p)] == 1 for p in skeleton.get_submodule(name).parameters())
+        if all(owners[id(p)] == 1 for p in skeleton.get_submodule(name).parameters())
     )
 
 
@@ -36,8 +46,9 @@ def device_map(
 
     Their buffers are computed, and are on the device where the block executes.
     """
+    offloaded, main = placement.offloaded, placement.execution_device
     buffers = {
-        f"{name}.{key}": placement.execution_device
+        f"{name}.{key}": main if name in offloaded else placement.device_map[name]
         for name in in_store
         for key, _ in skeleton.get_submodule(name).named_buffers()
     }

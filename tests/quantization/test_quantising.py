@@ -18,7 +18,7 @@ from tests.mixture.families import family_config
 from tests.quantization.checkpoints import fp8_blocks, quantise
 from tests.quantization.models import PROMPTS, greedy, replies
 from tests.quantization.test_served import DENSE, stopped
-from tests.serving import blocks_on_disk, bring_up
+from tests.serving import blocks_on_disk, bring_up, metric
 from tests.weights.experts.serving import Way, served
 
 FORMATS = {"int8": Int8(), "int4": Int4.here()}
@@ -77,6 +77,37 @@ def test_resident(unquantised: Unquantised) -> None:
     with torch.inference_mode():
         logits = up.model(torch.tensor(PROMPTS[-1:]), use_cache=False).logits
     assert torch.allclose(logits, unquantised.logits, atol=1e-4, rtol=1e-4)
+    stopped(up)
+
+
+def test_later_starts_read_what_stays_in_memory_from_the_store(
+    unquantised: Unquantised, tmp_path: Path
+) -> None:
+    for hits in (0, 1):
+        up = bring_up(
+            unquantised.folder,
+            weights_dtype=unquantised.weights_dtype,
+            offload_folder=str(tmp_path),
+            model_name=tmp_path.name,
+        )
+        assert metric("predictor_offload_store_hits_total", tmp_path.name) == hits
+        assert replies(up) == unquantised.tokens
+        assert up.sources == set()
+        stopped(up)
+    assert not any(path.is_dir() for path in tmp_path.iterdir())  # what was converted is gone
+
+
+def test_a_volume_without_room_for_the_store_is_done_without(
+    unquantised: Unquantised, tmp_path: Path
+) -> None:
+    up = bring_up(
+        unquantised.folder,
+        weights_dtype=unquantised.weights_dtype,
+        offload_folder=str(tmp_path),
+        free=1024**2 // 8,
+    )
+    assert replies(up) == unquantised.tokens
+    assert not [*tmp_path.glob("*.store")]
     stopped(up)
 
 

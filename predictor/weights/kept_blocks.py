@@ -1,0 +1,63 @@
+"""Reads the blocks that stay in memory from a store, or from converted weights.
+
+Blocks that were quantised while they were loaded are in the offload store too, so that later starts
+read them packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from predictor.private.torch import own_buffers, parameter_slot
+from predictor.weights.direct_io import AlignedBuffer, open_block_reader
+from predictor.weights.extents import BlockExtent, parameters_in
+from predictor.weights.progress import Progress
+
+
+def read_kept_blocks(
+    model: nn.Module,
+    blocks: Sequence[BlockExtent],
+    devices: Mapping[str, int | str],
+    progress: Progress,
+) -> int:
+    """Give blocks of a model their parameters, and return the bytes that were read.
+
+    Args:
+        model: The model. Parameters of the blocks are on the meta device.
+        blocks: The blocks.
+        devices: The device of each block.
+        progress: Counts the blocks.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    progress.begin("reading weights", {block.name: block.size for block in blocks})
+    try:
+        with open_block_reader() as reader:
+            for block in blocks:
+                buffer = AlignedBuffer(block.size)
+                reader.read(block, buffer)
+                _assign(model, block, buffer.tensor, devices[block.name])
+                progress.done(block.name)
+    finally:
+        progress.end()
+    return sum(block.size for block in blocks)
+
+
+def _assign(model: nn.Module, block: BlockExtent, data: torch.Tensor, device: int | str) -> None:
+    """Give a block its parameters, which on the processor are views of what was read.
+
+    Its buffers were computed, on the processor perhaps.
+    """
+    parameters: Any = parameters_in(data.to(device), block.tensors)
+    for tensor, parameter in zip(block.tensors, parameters, strict=True):
+        own, name = parameter_slot(model, tensor.name)
+        own[name] = parameter
+    for module in model.get_submodule(block.name).modules():
+        buffers = own_buffers(module)
+        for name, value in buffers.items():
+            buffers[name] = None if value is None else value.to(device)
