@@ -20,6 +20,9 @@ from predictor.errors import ConfigurationError
 ALIASES = {"revision": "model_revision", "torch_dtype": "dtype"}
 """The predecessor's names of settings that KServe's Hugging Face server names differently."""
 
+_QUANTISE = ("quantization", "quantize", "load_in_8bit", "load_in_4bit")
+"""Settings of vLLM, TGI and transformers, in the place of which there is one of ours."""
+
 PREFIX = "PREDICTOR_"
 _SETUP_CONFIG = "setup_config.json"
 _SERVICE_LINK = re.compile(
@@ -71,6 +74,11 @@ def check_known(
         ConfigurationError: A name is unknown; the sentence names the nearest known one.
     """
     for name in given:
+        if name in _QUANTISE:
+            raise ConfigurationError(
+                f"Unknown {kind} {shown(name)}: a quantised checkpoint is recognised without it, "
+                f"and {shown('weights_dtype')} int8 or int4 quantises one that is not."
+            )
         if name not in choices and name not in ALIASES:
             near = difflib.get_close_matches(name, (*choices, *ALIASES), n=1, cutoff=0.5)
             hint = f"; did you mean {shown(near[0])}?" if near else "."

@@ -145,6 +145,17 @@ def test_an_unknown_flag_names_the_nearest_known_one():
     assert str(raised.value) == "Unknown flag --max_memmory; did you mean --max_memory?"
 
 
+@pytest.mark.parametrize("name", ["quantization", "quantize", "load_in_8bit", "load_in_4bit"])
+def test_other_servers_ways_to_quantise_are_refused_with_ours(name):
+    with pytest.raises(ConfigurationError) as raised:
+        read({name: "fp8"})
+
+    assert str(raised.value) == (
+        f"Unknown flag --{name}: a quantised checkpoint is recognised without it, and "
+        "--weights_dtype int8 or int4 quantises one that is not."
+    )
+
+
 def test_an_unknown_variable_names_the_nearest_known_one():
     with pytest.raises(ConfigurationError) as raised:
         read(environ={"PREDICTOR_MODEL_DIRECTORY": "/m"})
