@@ -35,7 +35,7 @@ def converts_weights(model: PreTrainedModel, but: Collection[str] = ()) -> bool:
 
     mapping = conversion_mapping(model)
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    return any(not (_merges(one) and _is_for(one, but)) for one in converters)
+    return any(not (merges_whole(one) and _is_for(one, but)) for one in converters)
 
 
 def _is_for(converter: Any, names: Collection[str]) -> bool:
@@ -43,95 +43,10 @@ def _is_for(converter: Any, names: Collection[str]) -> bool:
     return any(target.replace("\\", "") in name for name in names)
 
 
-def _merges(converter: Any) -> bool:
+def merges_whole(converter: Any) -> bool:
     """Return whether a converter makes one parameter of whole stored tensors."""
     steps = [(type(step).__name__, getattr(step, "dim", None)) for step in converter.operations]
     return len(converter.target_patterns) == 1 and steps in ([_MERGE], [_MERGE, _CONCATENATE])
-
-
-@dataclass(frozen=True, slots=True)
-class StoredParameter:
-    """How `from_pretrained` makes a parameter of stored tensors (``core_model_loading.py``).
-
-    Attributes:
-        parts: Names of stored tensors. Without a merge, one part with one tensor. With a merge, for
-            each part a tensor for each expert, and the parts of an expert lie one behind the other.
-        is_merged: Whether the tensors of the experts are merged along a new first dimension.
-    """
-
-    parts: tuple[tuple[str, ...], ...]
-    is_merged: bool
-
-
-class CheckpointNames:
-    """The parameters of a model that `from_pretrained` makes of a checkpoint's tensors, by name.
-
-    Attributes:
-        converters: transformers' converters by the patterns of the names that they take.
-        order: The key by which transformers sorts stored names.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Look the model's conversions up.
-
-        Args:
-            model: The model, which may be on the meta device.
-        """
-        from transformers.core_model_loading import (
-            WeightConverter,
-            WeightRenaming,
-            dot_natural_key,
-            rename_source_key,
-        )
-
-        mapping = conversion_mapping(model)
-        self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-        self.converters: dict[str, Any] = {
-            pattern: one for one in self._converters for pattern in one.source_patterns
-        }
-        self.order: Callable[[str], Any] = dot_natural_key
-        self._rename: Any = rename_source_key
-        self._prefix, self._parameters = model.base_model_prefix, model.state_dict()
-
-    def parameter(self, stored: str) -> tuple[str | None, str | None]:
-        """Return the parameter that a stored tensor becomes or is part of; None without any.
-
-        Args:
-            stored: The name of the tensor.
-
-        Returns:
-            The name of the parameter, and the pattern of the converter that makes it, if any does.
-        """
-        parameters = self._parameters
-        target, pattern = self._rename(
-            stored, self._renamings, self._converters, self._prefix, parameters
-        )
-        if target not in parameters and stored in parameters:
-            target, pattern = self._rename(stored, [], [], self._prefix, parameters)
-        return (target, pattern) if target in parameters else (None, None)
-
-    def is_converted(self, parameter: str) -> bool:
-        """Return whether transformers computes a parameter from stored tensors."""
-        targets = (target for one in self._converters for target in one.target_patterns)
-        return any(target.replace("\\", "") in parameter for target in targets)
-
-    def merged_from(self, parameter: str) -> list[tuple[str, str]]:
-        """Return the stored names of which a parameter of all experts is usually merged.
-
-        Args:
-            parameter: The name of a parameter of the model.
-
-        Returns:
-            For each part what stands before and behind an expert's number; empty if no tensors are
-            merged.
-        """
-        for converter in self._converters:
-            if _merges(converter) and (target := converter.target_patterns[0]) in parameter:
-                sources = [source.replace("\\", "") for source in converter.source_patterns]
-                names = [parameter.replace(target, source) for source in sources]
-                return [(before, behind) for before, _, behind in (n.partition("*") for n in names)]
-        return []
 
 
 def conversion_mapping(model: PreTrainedModel) -> list[Any]:
@@ -228,7 +143,7 @@ def _quantising(names: QuantisedNames) -> Any:
 
 def _packed_parts(converter: Any, names: PackedNames) -> tuple[Mapping[str, str], ...] | None:
     """Return the parts of the packed parameters that a converter would make unpacked."""
-    if not _merges(converter):
+    if not merges_whole(converter):
         return None
     (target,) = converter.target_patterns
     return next((parts for name, parts in names.merged.items() if target in name), None)
@@ -246,44 +161,3 @@ def _merge_apart(converter: Any, parts: Iterable[Mapping[str, str]]) -> Iterator
                 [f"{target.rpartition('.')[0]}.{name}"],
                 operations=list(merge),
             )
-
-
-def stored_parameters(
-    model: PreTrainedModel, stored: Iterable[str], wanted: Callable[[str], bool]
-) -> dict[str, StoredParameter]:
-    """Return how parameters are made of a checkpoint's tensors, as far as that is a mere merge.
-
-    A parameter that transformers computes in another way is left out.
-
-    Args:
-        model: The model, which may be on the meta device.
-        stored: Names of all tensors of the checkpoint.
-        wanted: Returns whether a parameter, given by its name, is of interest.
-    """
-    names = CheckpointNames(model)
-    sources: dict[str, dict[str | None, list[str]]] = {}
-    for name in sorted(stored, key=names.order):
-        target, pattern = names.parameter(name)
-        if target is not None and wanted(target):
-            sources.setdefault(target, {}).setdefault(pattern, []).append(name)
-    return {
-        target: StoredParameter(parts, is_merged)
-        for target, by_source in sources.items()
-        for parts, is_merged in _parts(by_source, names.converters)
-    }
-
-
-def _parts(
-    sources: Mapping[str | None, list[str]], converters: Mapping[str, Any]
-) -> Iterator[tuple[tuple[tuple[str, ...], ...], bool]]:
-    """Yield the parts of a parameter and whether they are merged; nothing if it is computed."""
-    patterns = list(sources)
-    if patterns == [None]:
-        if len(sources[None]) == 1:
-            yield (tuple(sources[None]),), False
-        return
-    converter = converters.get(str(patterns[0]))
-    if converter is None or set(patterns) != set(converter.source_patterns):
-        return
-    if _merges(converter):
-        yield tuple(tuple(sources[pattern]) for pattern in converter.source_patterns), True

@@ -18,8 +18,8 @@ from predictor.linear.install import is_linear
 from predictor.linear.layers import PackedExperts, PackedLayers, PackedMatrix
 from predictor.linear.scheme import Scheme
 from predictor.mixture.parameters import count_experts, expert_tensors
-from predictor.private.conversions import CheckpointNames, StoredParameter, stored_parameters
 from predictor.private.experts import uses_experts_interface
+from predictor.private.stored_names import CheckpointNames, StoredParameter, stored_parameters
 from predictor.quantization.left_over import refuse_left_over
 from predictor.quantization.stored import (
     WEIGHT,
@@ -239,7 +239,10 @@ def _part(
     first = column[0]
     other = next((matrix for matrix in column if matrix.tensors != first.tensors), None)
     if other is not None:
-        raise CheckpointError(f"{other.name} is packed in another way than {first.name}.")
+        raise CheckpointError(
+            f"{other.name} is packed in another way than {first.name}, or its tensors have other "
+            "sizes; experts of a layer are served if they are alike."
+        )
     tensors = first.tensors if is_merged else _entries(first)
     weight_format = _format_of(scheme, first, columns)
     specs = _accept(weight_format, first, tensors, rows, columns)

@@ -23,8 +23,9 @@ from predictor.linear.formats.int8 import Int8
 from predictor.linear.install import is_linear
 from predictor.linear.layers import PackedExperts, PackedLayers, PackedMatrix
 from predictor.mixture.parameters import expert_tensors
-from predictor.private.conversions import CheckpointNames, PackedNames, QuantisedNames
+from predictor.private.conversions import PackedNames, QuantisedNames
 from predictor.private.experts import uses_experts_interface
+from predictor.private.stored_names import CheckpointNames
 
 OwnFormat = Int8 | Int4
 

@@ -12,7 +12,7 @@ from predictor.checkpoint.safetensors_header import StoredWeights, read_header
 from predictor.dtypes import BY_CODE
 from predictor.errors import CheckpointError
 from predictor.linear.formats.format import TensorSpec
-from predictor.private.conversions import CheckpointNames
+from predictor.private.stored_names import CheckpointNames
 
 StoredSpecs = Mapping[str, TensorSpec]
 """The tensors of a checkpoint by their names."""

@@ -23,7 +23,7 @@ from predictor.mixture.modules import names_of_experts
 from predictor.mixture.parameters import input_width
 from predictor.mixture.router import router_of
 from predictor.placement.plan import Placement
-from predictor.private.conversions import StoredParameter, stored_parameters
+from predictor.private.stored_names import StoredParameter, stored_parameters
 from predictor.weights.experts.cache import ExpertCache
 from predictor.weights.experts.device_cache import DeviceExpertCache
 from predictor.weights.experts.extents import (

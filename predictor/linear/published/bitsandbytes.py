@@ -17,7 +17,8 @@ def bitsandbytes(config: Config) -> Scheme:
     Raises:
         CheckpointError: A value cannot be served.
     """
-    names = config.names("llm_int8_skip_modules") or (_HEAD,)
+    key = "llm_int8_skip_modules"
+    names = config.names(key) if key in config else (_HEAD,)
     left_out = as_transformers(names, config.where)
     if _flag(config, "load_in_8bit"):
         return Scheme.uniform(BitsAndBytes8(), left_out)

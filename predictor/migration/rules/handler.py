@@ -144,7 +144,7 @@ def _dtype(value: Any, source: TorchServeArchive) -> KeyMapping:
 
 def _quantization(value: Any, source: TorchServeArchive) -> KeyMapping:
     if not value:
-        return kept("weights are never quantised")
+        return kept("weights are not quantised unless `weights_dtype` says so")
     return QUANTISED
 
 

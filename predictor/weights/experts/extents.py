@@ -18,7 +18,7 @@ from torch import nn
 
 from predictor.mixture.parameters import expert_tensors
 from predictor.placement.buffers import slot_offsets
-from predictor.private.conversions import StoredParameter
+from predictor.private.stored_names import StoredParameter
 from predictor.weights.extents import (
     BlockExtent,
     FileIdentity,
