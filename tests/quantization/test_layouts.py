@@ -67,10 +67,10 @@ def test_an_encoder(tmp_path: Path, form: str) -> None:
     made = make_encoder(tmp_path / "made", "bert", "text_embedding")
     packed, plain = quantise(made, tmp_path, FORMS[form])
     ids = torch.arange(5, 45)[None] % VOCABULARY
+    up = bring_up(packed, task="text_embedding", dtype="float32")
+    assert up.prepared.packed.title == FORMS[form].title
     with torch.inference_mode():
         expected = AutoModel.from_pretrained(plain)(ids).last_hidden_state
-        up = bring_up(packed, task="text_embedding", dtype="float32")
-        assert up.prepared.packed.title == FORMS[form].title
         states = up.model(input_ids=ids).last_hidden_state
     torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
     up.task.engine.stop()
