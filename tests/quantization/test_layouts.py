@@ -71,6 +71,5 @@ def test_an_encoder(tmp_path: Path, form: str) -> None:
     assert up.prepared.packed.title == FORMS[form].title
     with torch.inference_mode():
         expected = AutoModel.from_pretrained(plain)(ids).last_hidden_state
-        states = up.model(input_ids=ids).last_hidden_state
+        states = up.weights.model(input_ids=ids).last_hidden_state
     torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
-    up.task.engine.stop()
