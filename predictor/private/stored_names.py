@@ -78,9 +78,9 @@ class CheckpointNames:
             The name of the parameter, and the pattern of the converter that makes it, if any does.
         """
         key = _NUMBER.sub(_ANY, stored)
-        known = self._alike.get(key)
-        if known is not None:
-            return known
+        cached = self._alike.get(key)
+        if cached is not None:
+            return cached
         result, is_alike = self._look_up(stored)
         if is_alike:
             self._alike[key] = result
