@@ -93,6 +93,8 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/offload.py
 	$(BIN)/python benchmarks/experts.py
+	$(BIN)/python benchmarks/quantised.py
+	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/limits.py
 	$(BIN)/python benchmarks/queues.py
 	$(BIN)/python benchmarks/threads.py

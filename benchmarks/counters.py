@@ -64,7 +64,12 @@ def _read(server: Server) -> Counters:
     for name, value in re.findall(r"^(predictor_\w+)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
         if name in metrics:
             metrics[name] += float(value)
-    return Counters(sum(map(_read_bytes, _family(server.pid))), metrics)
+    return Counters(read_bytes(server.pid), metrics)
+
+
+def read_bytes(pid: int) -> int:
+    """Return the bytes that a process and its descendants have read from disk."""
+    return sum(map(_read_bytes, _family(pid)))
 
 
 def _family(pid: int) -> list[int]:

@@ -2,8 +2,9 @@
 
 Every case starts a real server with a model of some hundred megabytes. Most limits are smaller than
 the model. Users send prompts of the greatest length at the same time. The server must survive, and
-its anonymous memory must stay within its plan and `memory_reserve`. If the plan is refused,
-Accelerate runs with a hand-set ``max_memory`` under the same limit, for comparison. Needs root.
+its anonymous memory must stay within its plan and `memory_reserve`. If the plan of a model that is
+not quantised is refused, Accelerate runs with a hand-set ``max_memory`` under the same limit, for
+comparison. Needs root.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +27,37 @@ from groups import memory_group, sampled
 from load import Server, measure_users
 from measuring import CannotMeasure, add_path_flags, finish, machine, mib, run, table
 from mixtures import SKEWED, MixtureSize, make_mixture
+from quantised_files import write_as
 from served import serve
 from serving import Prompts
 
-SHAPES: dict[str, Size | MixtureSize] = {
-    "16 blocks of 21 MB": Size(1024, 16, 2048, "bfloat16"),
-    "16 blocks of 42 MB": Size(1024, 16, 2048, "float32"),
-    "6 blocks of 84 MB": Size(2048, 6, 2048, "bfloat16"),
-    "48 blocks of 5 MB": Size(512, 48, 2048, "bfloat16"),
-    "6 blocks of 32 experts of 2.4 MB": MixtureSize(1024, 6, 32, 4, inner=384),
-    "8 blocks of 128 experts of 0.4 MB": MixtureSize(512, 8, 128, 8, inner=128),
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model of the grid.
+
+    Attributes:
+        size: Its size before it is quantised.
+        quantised: How: ``"fp8"`` as it is published, ``"int8"`` or ``"int4"`` by the predictor.
+    """
+
+    size: Size | MixtureSize
+    quantised: str | None = None
+
+
+SHAPES = {
+    "16 blocks of 21 MB": Shape(Size(1024, 16, 2048, "bfloat16")),
+    "16 blocks of 42 MB": Shape(Size(1024, 16, 2048, "float32")),
+    "6 blocks of 84 MB": Shape(Size(2048, 6, 2048, "bfloat16")),
+    "48 blocks of 5 MB": Shape(Size(512, 48, 2048, "bfloat16")),
+    "6 blocks of 32 experts of 2.4 MB": Shape(MixtureSize(1024, 6, 32, 4, inner=384)),
+    "8 blocks of 128 experts of 0.4 MB": Shape(MixtureSize(512, 8, 128, 8, inner=128)),
+    "16 blocks of 84 MB in fp8": Shape(Size(2048, 16, 2048, "bfloat16"), "fp8"),
+    "16 blocks of 84 MB to int8": Shape(Size(2048, 16, 2048, "bfloat16"), "int8"),
+    "24 blocks of 84 MB to int4": Shape(Size(2048, 24, 2048, "bfloat16"), "int4"),
+    "10 blocks of 64 experts of 2.4 MB to int4": Shape(
+        MixtureSize(1024, 10, 64, 4, inner=384), "int4"
+    ),
 }
 LIMITS = (0.55, 0.65, 0.8, 1.0, 1.3)
 USERS = (1, 8)
@@ -66,7 +90,6 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="limits-") as work:
         for name in flags.shapes:
             folder = Path(work) / name.replace(" ", "-")
-            folder.mkdir()
             _make(folder, SHAPES[name])
             for limit, users in itertools.product(flags.limits, flags.users):
                 case: Case = {"model": name, "limit": int(limit * 2**30), "users": users}
@@ -77,17 +100,25 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     return result | {"failure": _failure(cases)}
 
 
-def _make(folder: Path, size: Size | MixtureSize) -> None:
-    if isinstance(size, MixtureSize):
-        make_mixture(folder, size, SKEWED)
+def _make(folder: Path, shape: Shape) -> None:
+    """Write the checkpoint of a model, which is published quantised or not."""
+    plain = folder.with_name(f"{folder.name}-plain") if shape.quantised == "fp8" else folder
+    plain.mkdir()
+    if isinstance(shape.size, MixtureSize):
+        make_mixture(plain, shape.size, SKEWED)
     else:
-        make(folder, size)
+        make(plain, shape.size)
+    if plain != folder:
+        write_as("fp8", plain, folder)
+        shutil.rmtree(plain)
 
 
 def _case(folder: Path, case: Case, work: Path, mounts: Path) -> Case:
     drop_from_cache(folder)
+    quantised = SHAPES[case["model"]].quantised
     settings = [f"--model_dir={folder}", f"--max_model_len={_LENGTH}"]
     settings += [f"--max_concurrency={case['users']}", "--prefill_chunk=128"]
+    settings += [f"--weights_dtype={quantised}"] * (quantised in ("int8", "int4"))
     with memory_group(case["limit"], mounts=mounts) as group, sampled(group):
         try:
             with serve(settings, group, work) as server:
@@ -101,7 +132,7 @@ def _case(folder: Path, case: Case, work: Path, mounts: Path) -> Case:
         measured |= {"peak": group.anonymous_peak}
         if group.oom_kills():
             return measured | {"outcome": "killed"}
-    if measured["outcome"] == "refused":
+    if measured["outcome"] == "refused" and not quantised:
         measured["by_hand"] = _by_hand(folder, case["limit"], mounts)
     return measured
 

@@ -125,12 +125,17 @@ def compile_modules(argv: Sequence[str]) -> None:
         raise CannotMeasure(f"No bytecode came to lie in {BYTECODE}; imports would be compiled.")
 
 
-def environment(*, gpus: bool = False) -> dict[str, str]:
-    """Return this environment without the predictor's settings, the network and, mostly, GPUs."""
+def environment(*, gpus: bool = False, root: Path = ROOT) -> dict[str, str]:
+    """Return this environment without the predictor's settings, the network and, mostly, GPUs.
+
+    Args:
+        gpus: Whether GPUs can be seen.
+        root: The repository that `predictor` is imported from.
+    """
     dropped = ("PREDICTOR_", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     kept |= {
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH")))),
         "PYTHONPYCACHEPREFIX": str(BYTECODE),
         "HF_HUB_OFFLINE": "1",
     }

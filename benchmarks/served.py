@@ -36,13 +36,16 @@ def check_placement(server: Server, device_map: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def serve(settings: Sequence[str], group: MemoryGroup | None, work: Path) -> Iterator[Server]:
+def serve(
+    settings: Sequence[str], group: MemoryGroup | None, work: Path, *, root: Path = ROOT
+) -> Iterator[Server]:
     """Start a server, yield it when it is ready, and end it. It must not end by itself.
 
     Args:
         settings: Flags of `predictor serve`.
         group: The memory cgroup to run in, or None.
         work: The folder of its log.
+        root: The repository of the predictor.
 
     Raises:
         CannotMeasure: It does not get ready, or dies.
@@ -50,22 +53,30 @@ def serve(settings: Sequence[str], group: MemoryGroup | None, work: Path) -> Ite
     argv = [sys.executable, "-m", "predictor", "serve", "--host=127.0.0.1", "--model_name=m"]
     argv += ["--http_port=0", "--grpc_port=0", *settings]
     log = work / "serve.log"
-    with running(argv if group is None else group.command(argv), log) as process:
+    command = argv if group is None else group.command(argv)
+    with running(command, log, root=root) as process:
         port = int(await_line(process, log, r"REST on http://[\d.]+:(\d+)"))
         await_line(process, log, r"is ready after ()")
         yield Server("127.0.0.1", port, "m", process.pid)
 
 
 @contextlib.contextmanager
-def running(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    argv: Sequence[str], log: Path, *, root: Path = ROOT
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start a server that writes to a log, yield it, and end it. It must not end by itself.
+
+    Args:
+        argv: Its command line.
+        log: Its log.
+        root: The folder that it runs in, and imports `predictor` from.
 
     Raises:
         CannotMeasure: It dies.
     """
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            argv, stdout=subprocess.DEVNULL, stderr=stderr, cwd=ROOT, env=environment()
+            argv, stdout=subprocess.DEVNULL, stderr=stderr, cwd=root, env=environment(root=root)
         )
     try:
         yield process

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import transformers
 
 from tests.cgroups import memory_cgroup
 
@@ -471,6 +475,188 @@ def test_a_routing_is_measured_by_overlap_skew_and_simulated_caches():
     assert measured["union"] == {1: 2.0, 2: 4.0}
     (cache,) = measured["caches"]
     assert (cache["slots"], cache["lru"][1]) == (2, 15 / 32)
+
+
+def test_quantised_compares_a_model_in_bfloat16_with_packed_ones(tmp_path_factory):
+    who = ("--contestants", "bf16", "fp8", "int4", "--users", "1", "--tokens", "4")
+    done, numbers = run("quantised.py", tmp_path_factory, "--quick", *who)
+    assert done.returncode == 0, done.stderr
+    (runs,) = numbers["limits"].values()
+    assert runs["int4"]["packed"] < runs["fp8"]["packed"] < runs["bf16"]["packed"]
+    for contestant in runs.values():
+        assert contestant["levels"]["1"]["tokens_per_second"] > 0
+        assert contestant["prefill"]["tokens"] == 64
+    assert numbers["bandwidth"] > 0
+    assert numbers["processor"] in done.stdout
+    assert {one["what"] for one in numbers["targets"]} == {
+        "no cgroup: int4 of memory bandwidth, 1 user"
+    }
+
+
+@pytest.mark.parametrize(
+    ("contestant", "needed"), [("llama q4_0", "--llama_server"), ("before", "--before")]
+)
+def test_quantised_asks_for_what_a_contestant_needs(tmp_path_factory, contestant, needed):
+    flags = ("--quick", "--contestants", contestant)
+    done, numbers = run("quantised.py", tmp_path_factory, *flags)
+    assert done.returncode == 1
+    assert f"{contestant} needs {needed}" in numbers["failure"]
+
+
+def run_of_quantised(speed: float, **changed: Any) -> dict[str, Any]:
+    level = {"tokens": 10, "seconds": 10 / speed, "tokens_per_second": speed, "read_bytes": 0}
+    sound = {
+        "packed": 600,
+        "on_disk": 0,
+        "first_tokens": [1, 2, 3, 4],
+        "levels": {1: level, 16: level},
+        "prefill": level,
+        "peak": 700,
+        "charged": 800,
+        "ready_seconds": 2.0,
+    }
+    return sound | changed
+
+
+def streamed_run(speed: float) -> dict[str, Any]:
+    """Return a run that reads 100 bytes for each of its 10 tokens."""
+    run = run_of_quantised(speed, on_disk=100)
+    level = run["levels"][1] | {"read_bytes": 1000}
+    return run | {"levels": {1: level}}
+
+
+def result_of_quantised(**runs: dict[str, Any]) -> dict[str, Any]:
+    """Return a result on a disk of 100 bytes a second, with memory of 6,000 bytes a second."""
+    named = {who.replace("_", " ", 1): run for who, run in runs.items()}
+    facts = {"weights": 1000, "embeddings": 100, "disk": 100, "bandwidth": 6000}
+    return facts | {"limits": {"1 GiB": named}, "processor": "a processor", "machine": ["", ""]}
+
+
+def test_quantised_models_are_held_against_bf16_that_waits_for_the_disk():
+    report = load("quantised_report")
+    result = result_of_quantised(bf16=streamed_run(1.0), int8=streamed_run(2.0))
+    (one,) = report.targets(result)
+    assert one["what"] == "1 GiB: int8 / bf16, 1 user(s)"
+    assert (one["measured"], one["target"], one["reached"]) == (2.0, 1.8, True)
+    assert report.targets(result | {"disk": 1000}) == []  # the disk takes a tenth of the time
+    assert "int8 / bf16, 1 user(s): 2.00, target 1.8: reached" in report.report(
+        result | {"targets": [one]}
+    )
+
+
+def test_resident_models_are_held_against_memory_and_llama_cpp():
+    report = load("quantised_report")
+    result = result_of_quantised(
+        int4=run_of_quantised(9.0), llama_q4_0=run_of_quantised(10.0), bf16=run_of_quantised(4.0)
+    )
+    measured = {one["what"]: (one["measured"], one["reached"]) for one in report.targets(result)}
+    assert measured == {
+        "1 GiB: int4 of memory bandwidth, 1 user": (0.75, True),
+        "1 GiB: int4 / llama q4_0, 1 user(s)": (0.9, False),
+        "1 GiB: int4 / llama q4_0, 16 user(s)": (0.9, True),
+    }
+
+
+def test_an_older_predictor_is_compared_in_company_and_in_prompts():
+    report = load("quantised_report")
+    result = result_of_quantised(bf16=run_of_quantised(6.0), before=run_of_quantised(3.0))
+    measured = {one["what"]: (one["measured"], one["reached"]) for one in report.targets(result)}
+    assert measured == {
+        "1 GiB: bf16 / before, 16 user(s)": (2.0, True),
+        "1 GiB: bf16 / before, prefill": (2.0, False),
+    }
+
+
+@pytest.mark.parametrize(
+    ("runs", "reason"),
+    [
+        ({"bf16": {"refused": True, "why": "it does not fit"}}, "nothing was served"),
+        ({"int8": {"refused": False, "why": "It died."}, "bf16": run_of_quantised(1)}, "It died"),
+        ({"int8": run_of_quantised(1.0, on_disk=1)}, "has weights on disk and read none"),
+        ({"int8": run_of_quantised(20.0)}, "took 1.67 of a bandwidth"),
+        (
+            {"bf16": run_of_quantised(1), "llama_bf16": run_of_quantised(1, first_tokens=[1] * 4)},
+            "not the same model",
+        ),
+    ],
+)
+def test_quantised_fails_if_its_numbers_prove_nothing(runs, reason):
+    failure_of = load("quantised_report").failure_of
+    assert failure_of(result_of_quantised(bf16=run_of_quantised(1.0))) is None
+    assert reason in failure_of(result_of_quantised(**runs))
+
+
+def test_a_refused_contestant_and_a_failed_peer_leave_the_others_comparable():
+    report = load("quantised_report")
+    refused, failed = {"refused": True, "why": "no"}, {"refused": False, "why": "killed"}
+    result = result_of_quantised(bf16=refused, llama_bf16=failed, int8=run_of_quantised(1.0))
+    assert report.failure_of(result) is None
+    table = report.report(result | {"targets": []})
+    assert "refused" in table
+    assert "failed" in table
+
+
+def test_quality_measures_the_perplexity_of_quantised_weights(tmp_path_factory):
+    flags = ("--tokens", "1024", "--variants", "int8", "int4")
+    done, numbers = run("quality.py", tmp_path_factory, *flags)
+    assert done.returncode == 0, done.stderr
+    demo = numbers["models"]["demo"]
+    assert set(demo) == {"bf16", "int8", "int4"}
+    assert demo["bf16"]["bytes"] > demo["int8"]["bytes"] > demo["int4"]["bytes"]
+    assert 0 < abs(demo["int8"]["percent"]) < 1
+    assert "smollm2 is left out: see --peer_python" in done.stderr
+
+
+def test_perplexities_are_compared_window_by_window():
+    measured = load("quality").compared([1.0, 2.1], [0.9, 2.0])
+    assert measured["perplexity"] == pytest.approx(math.exp(1.55))
+    assert measured["percent"] == pytest.approx(100 * (math.exp(0.1) - 1))
+    assert measured["error"] == pytest.approx(0, abs=1e-6)  # both windows cost the same
+
+
+def quality_of(**changed: Any) -> dict[str, Any]:
+    exact = {"perplexity": 1.5, "percent": 0.0, "error": 0.0, "bytes": 10}
+    return {"demo": {"bf16": exact, "int8": exact | {"percent": 0.1, "bytes": 6} | changed}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [({"percent": 0}, "nothing has changed"), ({"bytes": 10}, "no layer became smaller")],
+)
+def test_quality_fails_if_nothing_was_quantised(changed, reason):
+    failure_of = load("quality").failure_of
+    assert failure_of(quality_of()) is None
+    assert reason in failure_of(quality_of(**changed))
+
+
+def test_quality_fails_on_a_model_without_its_trained_weights():
+    models = quality_of()
+    models["demo"]["bf16"] |= {"perplexity": 2000.0}
+    assert "it is not the trained model" in load("quality").failure_of(models)
+
+
+def test_features_in_another_order_compute_the_same():
+    config = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
+        "tie_word_embeddings": True,
+    }
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).eval()
+    tokens = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.inference_mode():
+        before = model(tokens).logits
+        weights = {name: tensor.numpy().copy() for name, tensor in model.named_parameters()}
+        originals = {name: tensor.copy() for name, tensor in weights.items()}
+        load("quality_models").shuffle(weights, config, np.random.default_rng(0))
+        model.load_state_dict({name: torch.tensor(w) for name, w in weights.items()}, strict=False)
+        after = model(tokens).logits
+    assert all(not np.array_equal(weights[n], originals[n]) for n in weights if "proj" in n)
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
