@@ -11,7 +11,7 @@ from predictor.engine.generation.batchability import unbatchable_reason
 from predictor.errors import ConfigurationError
 from predictor.placement.plan import PlacementOptions
 from predictor.placement.units import Footprint
-from predictor.pod.resources import PodResources
+from predictor.pod.resources import MEMORY_FILESYSTEMS, PodResources
 from predictor.pod.usage import count_usage
 from predictor.profiling.encoder_probe import count_positions
 from predictor.settings import Settings
@@ -125,6 +125,7 @@ def offload_of(settings: Settings, footprint: Footprint, resources: PodResources
         verify=settings.verify_store,
         needs_conversion=footprint.needs_conversion,
         needs_cast=footprint.needs_cast,
+        is_disk=volume is None or volume.filesystem not in MEMORY_FILESYSTEMS,
     )
 
 

@@ -132,6 +132,8 @@ def data_start(file: Path) -> int:
 
 def _end(entry: dict[str, Any]) -> int:
     begin, end = entry["data_offsets"]
-    if not (isinstance(entry["dtype"], str) and 0 <= int(begin) <= int(end)):
+    shape = entry["shape"]
+    is_shape = isinstance(shape, list) and all(isinstance(n, int) and n >= 0 for n in shape)
+    if not (is_shape and isinstance(entry["dtype"], str) and 0 <= int(begin) <= int(end)):
         raise ValueError("no tensor")
     return int(end)

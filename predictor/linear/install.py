@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import TypeGuard, cast
 
 import torch
@@ -30,6 +32,22 @@ def is_linear(module: nn.Module | None) -> TypeGuard[nn.Linear]:
     """Return whether a module is a linear layer that computes nothing else."""
     forwards = (nn.Linear.forward, TimedLinear.forward)
     return isinstance(module, nn.Linear) and type(module).forward in forwards
+
+
+def is_weight_used_by(owner: nn.Module, name: str) -> bool:
+    """Return whether a module uses the weight of a linear layer in it otherwise than by a call.
+
+    Its code then says ``name.weight``, which a packed layer does not have, as that of T5 and Mamba.
+
+    Args:
+        owner: The module.
+        name: The name of the layer in it.
+    """
+    try:
+        code = inspect.getsource(type(owner))
+    except (OSError, TypeError):
+        return False
+    return re.search(rf"\b{re.escape(name)}\.weight\b", code) is not None
 
 
 def install(model: nn.Module) -> None:

@@ -98,8 +98,9 @@ def allocate_most(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | No
     Where there is an accelerator, layers may be computed there or, by then, on the processor.
     """
     result = x.new_empty(x.shape[0], weight.out_features)
-    if weight.format is not None and torch.cuda.is_available():
-        _unpacked_rows(x, weight, bias, 0)
+    if torch.cuda.is_available():
+        if weight.format is not None:
+            _unpacked_rows(x, weight, bias, 0)
     elif x.dtype.itemsize == 2 or weight.format is not None:
         rows = x[:_ROWS_AT_ONCE]
         rows.new_empty(weight.out_features, len(rows))  # the transposed product

@@ -13,10 +13,8 @@ from predictor.pod.memory import CGROUP_ROOT, PROC, read_memory, read_own_anonym
 from predictor.pod.own_pod import SERVICE_ACCOUNT, read_own_pod
 from predictor.pod.pod_spec import OwnPod, OwnPodUnknown
 from predictor.pod.processors import read_processors
-from predictor.pod.resources import Memory, PodResources, Volume
+from predictor.pod.resources import MEMORY_FILESYSTEMS, Memory, PodResources, Volume
 from predictor.pod.volume import read_volume
-
-_MEMORY_FILESYSTEMS = {"tmpfs", "ramfs"}
 
 
 def read_resources(
@@ -71,7 +69,7 @@ def read_resources(
 
 def _read_volume(folder: Path, pod: OwnPod | None, memory: Memory, proc: Path) -> Volume:
     volume = read_volume(folder, pod, proc=proc)
-    if volume.filesystem not in _MEMORY_FILESYSTEMS:
+    if volume.filesystem not in MEMORY_FILESYSTEMS:
         return volume
     return replace(volume, available=min(volume.available, memory.available))
 
@@ -82,7 +80,7 @@ def _volume_notes(volume: Volume | None, pod: OwnPod | None) -> tuple[str, ...]:
     notes = []
     if not volume.writable:
         notes.append(f"The offload folder {volume.path} cannot be written.")
-    if volume.filesystem in _MEMORY_FILESYSTEMS:
+    if volume.filesystem in MEMORY_FILESYSTEMS:
         notes.append(
             f"The offload folder {volume.path} is in memory ({volume.filesystem}): every byte "
             f"there counts against the memory limit; use a disk."

@@ -43,6 +43,10 @@ class Memory:
     source: str
 
 
+MEMORY_FILESYSTEMS = frozenset(["tmpfs", "ramfs"])
+"""File systems whose bytes are in memory, as ``/proc/mounts`` names them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Volume:
     """The offload volume.

@@ -8,12 +8,16 @@ integers and of 8 bits are then loaded as they are.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _METHOD = "predictor"
 """The name of our method among transformers' quantisation methods."""
+
+_SEQUENTIAL = "HF_DEACTIVATE_ASYNC_LOAD"
 
 Replace = Callable[[Any], None]
 """Puts packed layers into a model, which is on the meta device."""
@@ -27,6 +31,24 @@ def quantization_config(replace: Replace) -> Any:
             conversions.
     """
     return _config_class()(replace)
+
+
+@contextlib.contextmanager
+def one_tensor_at_a_time() -> Iterator[None]:
+    """Have `from_pretrained` read the tensors of the next parameter after packing this one's.
+
+    Else its threads read ahead, and an accelerator holds weights unpacked that are yet to be packed
+    (``core_model_loading.py``).
+    """
+    before = os.environ.get(_SEQUENTIAL)
+    os.environ[_SEQUENTIAL] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SEQUENTIAL]
+        else:
+            os.environ[_SEQUENTIAL] = before
 
 
 @functools.cache

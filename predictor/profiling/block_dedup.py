@@ -237,6 +237,12 @@ def _attributes(module: nn.Module, index: int) -> Hashable:
     )
 
 
+def _is_frozen(value: Any) -> bool:
+    """Return whether a value is a dataclass that never changes, unlike transformers' configs."""
+    parameters = getattr(type(value), "__dataclass_params__", None)
+    return parameters is not None and parameters.frozen
+
+
 def _comparable(value: Any) -> Hashable:
     """Return a value to compare by; an unknown object equals itself alone."""
     if isinstance(value, _SCALARS):
@@ -247,7 +253,7 @@ def _comparable(value: Any) -> Hashable:
         return type(value), tuple((key, _comparable(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return type(value), tuple(map(_comparable, value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if _is_frozen(value):
         names = (field.name for field in dataclasses.fields(value))
         return type(value), tuple(_comparable(getattr(value, name)) for name in names)
     if isinstance(value, functools.partial):

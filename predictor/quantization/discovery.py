@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from predictor.errors import CheckpointError
 from predictor.linear.formats.format import TensorSpec, WeightFormat
-from predictor.linear.install import is_linear
+from predictor.linear.install import is_linear, is_weight_used_by
 from predictor.linear.layers import PackedExperts, PackedLayers, PackedMatrix
 from predictor.linear.scheme import Scheme
 from predictor.mixture.parameters import count_experts, expert_tensors
@@ -111,6 +111,12 @@ def _linear(model: PreTrainedModel, matrix: StoredMatrix, scheme: Scheme) -> Pac
         raise CheckpointError(
             f"{matrix.name} is packed and is {kind}; only linear layers and experts can be served "
             "packed."
+        )
+    name, _, key = matrix.parameter.removesuffix(f".{WEIGHT}").rpartition(".")
+    if is_weight_used_by(model.get_submodule(name), key):
+        raise CheckpointError(
+            f"{matrix.name} is packed, and the code of {type(model).__name__} uses its weights "
+            "unpacked, so it cannot be served packed."
         )
     weight_format = _format_of(scheme, matrix, module.in_features)
     specs = _accept(weight_format, matrix, matrix.tensors, module.out_features, module.in_features)

@@ -41,7 +41,7 @@ def pack(
     """
     layers = _find(skeleton, checkpoint)
     if weights_dtype != AS_STORED:
-        if layers is not NOTHING_PACKED:
+        if layers.title:
             raise ConfigurationError(
                 f"weights_dtype {weights_dtype} cannot be had: the checkpoint is already quantised "
                 f"as {layers.title}; leave weights_dtype out."
@@ -59,7 +59,8 @@ def _find(skeleton: PreTrainedModel, checkpoint: Checkpoint) -> PackedLayers:
         return find_packed(skeleton, scheme, stored) if stored else find_by_rules(skeleton, scheme)
     if all(is_plain(spec) for spec in stored.values()):
         return NOTHING_PACKED
-    return find_packed(skeleton, infer(stored), stored)
+    scheme = infer(stored)  # of no layer, if what is not plain are masks and positions
+    return find_packed(skeleton, scheme, stored) if scheme.rules else NOTHING_PACKED
 
 
 def _read(checkpoint: Checkpoint) -> StoredSpecs:
@@ -72,4 +73,4 @@ def _read(checkpoint: Checkpoint) -> StoredSpecs:
                 "be served packed."
             )
         return {}
-    return read_specs(checkpoint.stored)
+    return read_specs(checkpoint.stored, is_quantised=checkpoint.quantization is not None)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +21,17 @@ from transformers import PreTrainedModel
 from predictor.errors import CheckpointError, ConfigurationError
 from predictor.linear.formats.int4 import Int4
 from predictor.linear.formats.int8 import Int8
-from predictor.linear.install import is_linear
+from predictor.linear.install import is_linear, is_weight_used_by
 from predictor.linear.layers import PackedExperts, PackedLayers, PackedMatrix
 from predictor.mixture.parameters import expert_tensors
+from predictor.pod.processors import read_processors
 from predictor.private.conversions import PackedNames, QuantisedNames
 from predictor.private.experts import uses_experts_interface
 from predictor.private.stored_names import CheckpointNames
 
 OwnFormat = Int8 | Int4
 
-_ROUTERS = ("gate", "router", "shared_expert_gate")
+_ROUTERS = ("gate", "router", "shared_expert_gate", "wg")
 """Names of linear layers that choose experts, or weigh them."""
 
 WEIGHT = "weight"
@@ -37,6 +39,9 @@ WEIGHT = "weight"
 _CHUNK = 128 * 1024
 """Weights that are packed at one time: in float32 they take 512 KiB, which stay in a processor's
 cache while many operations go over them."""
+
+_MOST_THREADS = 4
+"""Threads that pack. Each takes up to 24 MB, of 28,672 inputs, which the memory reserve has."""
 
 _ROWS = 64
 """Rows that are packed at one time are a multiple of this, since int4 has panels of 32 or 64."""
@@ -101,8 +106,10 @@ def _modules(model: PreTrainedModel, blocks: Sequence[str]) -> Iterator[tuple[st
             if uses_experts_interface(module):
                 yield name, module
             elif is_linear(module):
+                owner, _, key = name.rpartition(".")
+                is_used = is_weight_used_by(model.get_submodule(owner), key)
                 is_shared = owners[id(module.weight)] > 1
-                if not is_shared and name.rpartition(".")[2] not in _ROUTERS:
+                if not (is_shared or is_used or key in _ROUTERS):
                     yield name, module
 
 
@@ -206,6 +213,8 @@ def _pack_one(weights: OwnFormat, tensors: Sequence[torch.Tensor]) -> dict[str, 
         role: torch.empty(spec.shape, dtype=spec.dtype, device=tensor.device)
         for role, spec in weights.tensors(rows, columns).items()
     }
+    if tensor.is_meta:
+        return packed  # a store has it
     step = max(1, _CHUNK // (_ROWS * columns)) * _ROWS
 
     def fill(begin: int) -> None:
@@ -220,9 +229,12 @@ def _pack_one(weights: OwnFormat, tensors: Sequence[torch.Tensor]) -> dict[str, 
 def _run_in_threads(work: Callable[[int], None], items: Iterable[int]) -> None:
     """Work on items, each in one thread; torch's own threads wait for each other at every step."""
     threads = torch.get_num_threads()
+    processors = read_processors(cgroup_root=Path("/sys/fs/cgroup"), proc=Path("/proc"))
     single = partial(torch.set_num_threads, 1)
     try:
-        with ThreadPoolExecutor(threads, "quantising", initializer=single) as pool:
+        with ThreadPoolExecutor(
+            min(processors, _MOST_THREADS), "quantising", initializer=single
+        ) as pool:
             list(pool.map(work, items))
     finally:
         torch.set_num_threads(threads)  # each thread has set it for those to come

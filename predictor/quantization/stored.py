@@ -27,19 +27,26 @@ _LEVELS = 3
 """Most names behind a layer's name in that of a tensor, as in ``weight.quant_state.nf4``."""
 
 
-def read_specs(weights: StoredWeights) -> StoredSpecs:
+def read_specs(weights: StoredWeights, *, is_quantised: bool) -> StoredSpecs:
     """Return the tensors of a checkpoint's safetensors files.
+
+    Args:
+        weights: The files.
+        is_quantised: Whether the checkpoint says that it is quantised. Of others, tensors in dtypes
+            that torch does not have are left out, as they are by transformers.
 
     Raises:
         CheckpointError: A tensor has a dtype that torch does not have.
     """
-    return dict(_specs(weights))
+    return dict(_specs(weights, is_quantised=is_quantised))
 
 
-def _specs(weights: StoredWeights) -> Iterator[tuple[str, TensorSpec]]:
+def _specs(weights: StoredWeights, *, is_quantised: bool) -> Iterator[tuple[str, TensorSpec]]:
     for file in weights.files:
         for name, entry in read_header(file).items():
             dtype = BY_CODE.get(entry["dtype"])
+            if dtype is None and not is_quantised:
+                continue
             if dtype is None:
                 raise CheckpointError(
                     f"{name} in {file} is stored in {entry['dtype']}, which cannot be served."

@@ -53,6 +53,7 @@ class OffloadConfig:
         store: ``"auto"``, ``"always"`` or ``"never"``.
         verify: Whether to check a store's blocks at every start.
         needs_conversion: Whether transformers writes parts on disk anew, see `converted`.
+        is_disk: Whether the volume is on a disk, and not in memory.
         needs_cast: Whether the checkpoint is stored in another dtype than it is served in.
     """
 
@@ -62,6 +63,7 @@ class OffloadConfig:
     verify: bool = False
     needs_conversion: bool = False
     needs_cast: bool = False
+    is_disk: bool = True
 
     @property
     def needs_store(self) -> bool:

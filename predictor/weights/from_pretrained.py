@@ -24,7 +24,7 @@ from predictor.errors import CheckpointError, LoadFailed, reason_of
 from predictor.linear.layers import NOTHING_PACKED, PackedLayers
 from predictor.placement.plan import Placement
 from predictor.private.accelerate import remove_hook_from_submodules
-from predictor.private.quantizers import quantization_config
+from predictor.private.quantizers import one_tensor_at_a_time, quantization_config
 from predictor.private.torch import own_parameters
 from predictor.private.transformers import (
     accelerate_dispatch,
@@ -126,7 +126,8 @@ def from_pretrained(
     """
     dispatch = DeferredDispatch()
     try:
-        with weights_reported(progress.done), dispatch_replaced(dispatch):
+        in_order = one_tensor_at_a_time() if packed.quantised_to else contextlib.nullcontext()
+        with weights_reported(progress.done), dispatch_replaced(dispatch), in_order:
             model = _load(
                 *(checkpoint, placement, device_map, folder),
                 packed=packed,

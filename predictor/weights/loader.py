@@ -99,8 +99,8 @@ def load(
     with contextlib.ExitStack() as undone, _translated_errors():
         undone.callback(resolver.release)
         with resolver.opened():
-            model, dispatch, extents = loading.place(resolver)
-        extents, was_read = loading.read_kept(model, extents)
+            model, dispatch, whole = loading.place(resolver)
+        extents, was_read = loading.read_kept(model, whole)
         in_memory = loading.streamed_from_memory(extents)
         copied, host_blocks = make_resident(model, progress, blocks=blocks, host_blocks=in_memory)
         loading.weights.check_unchanged()
@@ -108,7 +108,7 @@ def load(
         experts = loading.open_experts(model, extents, host_blocks)
         logger.info("Loaded: %s were read to stay in memory", format_bytes(copied + was_read))
         undone.pop_all()
-    return Loaded(model, streaming, experts, resolver, loading.warmup_cache(resolver, extents))
+    return Loaded(model, streaming, experts, resolver, loading.warmup_cache(resolver, whole))
 
 
 @contextlib.contextmanager
@@ -153,12 +153,13 @@ class _Loading:
     def kept(self) -> tuple[str, ...]:
         """The blocks that stay in memory and are kept in the store, too.
 
-        They are if they are quantised while they are loaded, which is done once then, and if the
-        offload volume has room for the store and for the converted weights that it is made of.
+        They are if they are quantised while they are loaded, which is done once then, and if there
+        is a store, or a disk with room for it and for the converted weights that it is made of.
         """
-        folder = self.offload.folder is not None and self.offload.store != "never"
+        folder = self._store_folder() if self.packed.quantised_to else None
         weights = sum(parameter.nbytes for parameter in self.skeleton.parameters())
-        if not (folder and self.packed.quantised_to and 2 * weights <= self.offload.free):
+        has_room = self.offload.is_disk and 2 * weights <= self.offload.free
+        if folder is None or not (has_room or folder.file.exists()):
             return ()
         return kept_blocks(self.placement, self.skeleton, self.blocks)
 
@@ -221,7 +222,8 @@ class _Loading:
                 trust_remote_code=self.trust_remote_code,
                 progress=self.progress,
             )
-        if self.experts.modules or self.placement.execution_device == "cpu":
+        has_ours = self.experts.modules or self.packed.experts
+        if has_ours or self.placement.execution_device == "cpu":
             compute_here(model)  # a GPU with all experts has faster ways of its own
         if self.placement.execution_device == "cpu":
             install(model)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import T5Config
 
 from predictor import startup
 from predictor.errors import CheckpointError
@@ -41,8 +42,9 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return quantise(made, folder, FORM)[0]
 
 
-def planned(folder: Path) -> Prepared:
-    settings = read_settings({"model_dir": str(folder), "max_model_len": 64}, environ={})
+def planned(folder: Path, **flags: Any) -> Prepared:
+    flags = {"model_dir": str(folder), "max_model_len": 64, **flags}
+    settings = read_settings(flags, environ={})
     checkpoint = startup.open_checkpoint(settings, needs_weights=False)
     return startup.prepare(settings, checkpoint, resources())
 
@@ -112,6 +114,32 @@ def test_layers_that_the_model_lacks_are_named(llama: Path, tmp_path: Path) -> N
     assert "note: model.layers.6 of the checkpoint is no part of the model" in table(
         prepared.placement
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool, torch.uint8])
+def test_masks_and_positions_are_no_packed_weights(
+    llama: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    def unpack(tensors: Tensors) -> None:
+        for name in list(tensors):
+            if name.endswith("weight_scale_inv"):
+                del tensors[name]
+            else:
+                tensors[name] = tensors[name].float()
+        tensors["model.layers.1.self_attn.positions"] = torch.ones(4, dtype=dtype)
+
+    folder = changed(llama, tmp_path, unpack, config={"quantization_config": None})
+    assert not planned(folder).packed.title
+    assert planned(folder, weights_dtype="int8").packed.title == "int8 (per channel)"
+
+
+def test_layers_whose_weights_the_model_uses_itself_stay_unpacked(tmp_path: Path) -> None:
+    entries = T5Config(d_model=64, d_ff=128, num_layers=2, num_heads=4, d_kv=16, vocab_size=64)
+    (tmp_path / "config.json").write_text(json.dumps(entries.to_dict()))
+    settings = {"task": "text2text_generation", "weights_dtype": "int8"}
+    linears = planned(tmp_path, **settings).packed.linears
+    assert linears
+    assert {name.rpartition(".")[2] for name in linears} == {"q", "k", "v", "o", "wi"}
 
 
 def _without_scale(tensors: Tensors) -> None:

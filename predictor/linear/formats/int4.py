@@ -28,6 +28,10 @@ _SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8)
 finer, and the sum of squared errors is usually least so."""
 
 
+_PANEL = 64
+"""Outputs of a panel by default."""
+
+
 @dataclass(frozen=True, slots=True)
 class Int4:
     """Integers from -8 to 7, times a scale, plus a zero, both in bfloat16 and per group of inputs.
@@ -38,12 +42,12 @@ class Int4:
     """
 
     group: int = 32
-    panel: int = 64
+    panel: int = _PANEL
 
     @classmethod
     def here(cls, group: int = 32) -> Int4:
         """Return the format whose layout this processor computes with."""
-        return cls(group, panel_here())
+        return cls(group, panel_here() or _PANEL)
 
     @property
     def title(self) -> str:
@@ -151,9 +155,12 @@ class Int4:
         return [lower, upper]
 
 
-def panel_here() -> int:
-    """Return the width of the panels that this processor computes with."""
-    return 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32
+def panel_here() -> int | None:
+    """Return the width of the panels that this processor computes with; None if it has no vectors.
+
+    torch then computes with another layout, in which neighbouring outputs share a byte.
+    """
+    return {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability())
 
 
 def _best_steps(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

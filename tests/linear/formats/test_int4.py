@@ -8,6 +8,7 @@ import torch
 from predictor.errors import CheckpointError
 from predictor.linear.formats.format import ROWS
 from predictor.linear.formats.int4 import SCALES, WEIGHT, Int4
+from predictor.linear.kernels import PACKED_INT4, LayerKind, kernels_for
 from tests.linear.formats.checks import check_format
 
 
@@ -64,3 +65,15 @@ def test_parts_of_a_matrix_are_quantised_alike() -> None:
 def test_a_shape_that_torch_cannot_compute_is_refused(shape: tuple[int, int]) -> None:
     with pytest.raises(CheckpointError, match="multiples of 16 and of 32"):
         Int4().tensors(*shape)
+
+
+@pytest.mark.parametrize(("capability", "panel"), [("AVX512", 64), ("AVX2", 32), ("DEFAULT", None)])
+def test_packed_kernels_are_offered_where_their_layout_is_ours(
+    monkeypatch: pytest.MonkeyPatch, capability: str, panel: int | None
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    weights = Int4.here()
+    kind = LayerKind(weights, torch.bfloat16, "cpu", 64, 64)
+    titles = {kernel.title for kernel in kernels_for(kind)}
+    assert (PACKED_INT4.title in titles) == (panel is not None)
+    assert panel in (None, weights.panel)
