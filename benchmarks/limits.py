@@ -118,7 +118,9 @@ def _case(folder: Path, case: Case, work: Path, mounts: Path) -> Case:
     quantised = SHAPES[case["model"]].quantised
     settings = [f"--model_dir={folder}", f"--max_model_len={_LENGTH}"]
     settings += [f"--max_concurrency={case['users']}", "--prefill_chunk=128"]
-    settings += [f"--weights_dtype={quantised}"] * (quantised in ("int8", "int4"))
+    if quantised in ("int8", "int4"):  # what does not fit is read from the store alone
+        offload = folder.parent / "offload" / f"{case['limit']}-{case['users']}-{folder.name}"
+        settings += [f"--weights_dtype={quantised}", f"--offload_folder={offload}"]
     with memory_group(case["limit"], mounts=mounts) as group, sampled(group):
         try:
             with serve(settings, group, work) as server:
