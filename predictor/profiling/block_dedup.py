@@ -26,8 +26,9 @@ import torch
 from torch import nn
 from transformers import DynamicCache, DynamicLayer
 
+from predictor.live_bytes import LiveBytes
 from predictor.private.torch import TreeSpec, own_attributes, tree_flatten, tree_unflatten
-from predictor.profiling.meta_device import LiveBytes, cache_layer
+from predictor.profiling.meta_device import cache_layer
 
 _EXECUTED = 2
 """Blocks of a kind that are executed in a forward pass. The second one verifies the first."""

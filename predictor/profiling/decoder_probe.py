@@ -18,11 +18,12 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from predictor.errors import ConfigurationError
+from predictor.live_bytes import LiveBytes
 from predictor.placement.demand import ATTENTION_PADDING_FACTOR
 from predictor.private.torch import tree_leaves
 from predictor.private.transformers import cache_layer_types
 from predictor.profiling.block_dedup import BlockDeduplicator
-from predictor.profiling.meta_device import FAILURES, DeviceBehavior, LiveBytes, cache_layer
+from predictor.profiling.meta_device import FAILURES, DeviceBehavior, cache_layer
 
 TOKEN_CACHE_TYPES = frozenset({"full_attention", "sliding_attention"})
 """Types of layers whose keys and values the engine caches token by token."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -11,7 +10,8 @@ import torch.nn.functional as functional
 from torch.overrides import TorchFunctionMode
 from transformers import DynamicLayer, PreTrainedModel
 
-from predictor.private.torch import GROUPED_PRODUCTS, TorchDispatchMode, tree_leaves
+from predictor.live_bytes import LiveBytes
+from predictor.private.torch import GROUPED_PRODUCTS
 
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 """The errors with which models fail on meta: data-dependent shapes, `.item()`, missing kernels."""
@@ -30,45 +30,6 @@ _PADDED = {torch.Tensor.__bool__: False, torch.Tensor.item: False, torch.Tensor.
 
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 """The positional parameters of `scaled_dot_product_attention`."""
-
-
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Count the bytes of live storages, by watching the results of every operation.
-
-    Attributes:
-        now: Bytes that are alive.
-        peak: Most bytes that were alive at one time.
-    """
-
-    def __init__(self, excluded: Set[torch.UntypedStorage] = frozenset()) -> None:
-        """Begin with nothing alive.
-
-        Args:
-            excluded: Storages that are not counted, since they outlive the run: the weights.
-        """
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = 0
-        self.peak = 0
-        self._excluded = excluded
-        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.count(leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
-        return result
-
-    def count(self, tensors: Iterator[torch.Tensor]) -> None:
-        """Count the storages of these tensors until they are freed."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if storage not in self._seen and storage not in self._excluded:
-                self._seen.add(storage)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, storage.nbytes())
-
-    def _freed(self, count: int) -> None:
-        self.now -= count
 
 
 def measure_peak(model: PreTrainedModel, run: Callable[[], _T]) -> tuple[_T, int]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from predictor.linear.install import TimedLinear, install
 from predictor.linear.kernels import Kernel
 from predictor.linear.table import BUCKETS
-from predictor.profiling.meta_device import LiveBytes
+from predictor.live_bytes import LiveBytes
 
 
 class _Own(nn.Linear):

@@ -24,7 +24,7 @@ from predictor.linear.kernels import (
     kernels_for,
 )
 from predictor.linear.weight import LinearWeight
-from predictor.profiling.meta_device import LiveBytes
+from predictor.live_bytes import LiveBytes
 
 HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 """The dtypes of half precision, and the rounding of a value."""
