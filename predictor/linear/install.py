@@ -37,7 +37,8 @@ def is_linear(module: nn.Module | None) -> TypeGuard[nn.Linear]:
 def is_weight_used_by(owner: nn.Module, name: str) -> bool:
     """Return whether a module uses the weight of a linear layer in it otherwise than by a call.
 
-    Its code then says ``name.weight``, which a packed layer does not have, as that of T5 and Mamba.
+    Its code then says ``self.name.weight``, as that of T5 and Mamba. A packed layer has no such
+    weight.
 
     Args:
         owner: The module.
@@ -47,7 +48,7 @@ def is_weight_used_by(owner: nn.Module, name: str) -> bool:
         code = inspect.getsource(type(owner))
     except (OSError, TypeError):
         return False
-    return re.search(rf"\b{re.escape(name)}\.weight\b", code) is not None
+    return re.search(rf"\bself\.{re.escape(name)}\.weight\b", code) is not None
 
 
 def install(model: nn.Module) -> None:

@@ -110,6 +110,7 @@ def as_json(placement: Placement) -> dict[str, Any]:
         "architecture": placement.architecture,
         "dtype": placement.dtype,
         "quantization": placement.quantization or None,
+        "weights_layout": placement.weights_layout,
         "max_model_len": placement.max_model_len,
         "kv_tokens": placement.kv_tokens,
         "execution_device": placement.execution_device,
