@@ -6,46 +6,51 @@ read them packed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from predictor.placement.plan import Placement
 from predictor.private.torch import own_buffers, parameter_slot
 from predictor.weights.direct_io import AlignedBuffer, open_block_reader
+from predictor.weights.experts.extents import Extents
 from predictor.weights.extents import BlockExtent, parameters_in
 from predictor.weights.progress import Progress
 
 
 def read_kept_blocks(
-    model: nn.Module,
-    blocks: Sequence[BlockExtent],
-    devices: Mapping[str, int | str],
-    progress: Progress,
-) -> int:
-    """Give blocks of a model their parameters, and return the bytes that were read.
+    model: nn.Module, extents: Extents, placement: Placement, progress: Progress
+) -> tuple[Extents, int]:
+    """Give the blocks that stay in memory their parameters.
 
     Args:
         model: The model. Parameters of the blocks are on the meta device.
-        blocks: The blocks.
-        devices: The device of each block.
+        extents: The extents of these blocks among others.
+        placement: The device of each block.
         progress: Counts the blocks.
+
+    Returns:
+        The extents of the others, and the bytes that were read.
 
     Raises:
         OSError: A file cannot be read.
     """
+    offloaded = placement.offloaded
+    blocks = [block for block in extents.blocks if block.name not in offloaded]
     progress.begin("reading weights", {block.name: block.size for block in blocks})
     try:
         with open_block_reader() as reader:
             for block in blocks:
                 buffer = AlignedBuffer(block.size)
                 reader.read(block, buffer)
-                _assign(model, block, buffer.tensor, devices[block.name])
+                _assign(model, block, buffer.tensor, placement.device_map[block.name])
                 progress.done(block.name)
     finally:
         progress.end()
-    return sum(block.size for block in blocks)
+    others = tuple(block for block in extents.blocks if block.name in offloaded)
+    return replace(extents, blocks=others), sum(block.size for block in blocks)
 
 
 def _assign(model: nn.Module, block: BlockExtent, data: torch.Tensor, device: int | str) -> None:

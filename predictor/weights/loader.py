@@ -42,6 +42,7 @@ from predictor.weights.from_pretrained import DeferredDispatch, from_pretrained
 from predictor.weights.kept_blocks import read_kept_blocks
 from predictor.weights.loaded import Loaded
 from predictor.weights.offloaded_parts import (
+    count_bytes,
     device_map,
     kept_blocks,
     log_accelerates_part,
@@ -100,7 +101,7 @@ def load(
         undone.callback(resolver.release)
         with resolver.opened():
             model, dispatch, whole = loading.place(resolver)
-        extents, was_read = loading.read_kept(model, whole)
+        extents, was_read = read_kept_blocks(model, whole, placement, progress)
         in_memory = loading.streamed_from_memory(extents)
         copied, host_blocks = make_resident(model, progress, blocks=blocks, host_blocks=in_memory)
         loading.weights.check_unchanged()
@@ -153,23 +154,17 @@ class _Loading:
     def kept(self) -> tuple[str, ...]:
         """The blocks that stay in memory and are kept in the store, too.
 
-        They are if they are quantised while they are loaded, which is done once then, and if there
-        is a store, or a disk with room for it and for the converted weights that it is made of.
+        Those are that are quantised while they are loaded, if there is a store that can have them
+        all, or a disk with room for one and for the converted weights that it is made of.
         """
         folder = self._store_folder() if self.packed.quantised_to else None
-        weights = sum(parameter.nbytes for parameter in self.skeleton.parameters())
-        has_room = self.offload.is_disk and 2 * weights <= self.offload.free
-        if folder is None or not (has_room or folder.file.exists()):
+        if folder is None:
             return ()
-        return kept_blocks(self.placement, self.skeleton, self.blocks)
-
-    def read_kept(self, model: PreTrainedModel, extents: Extents) -> tuple[Extents, int]:
-        """Read the kept blocks; return the other extents, and the bytes that were read."""
-        kept = set(self.kept)
-        blocks = [block for block in extents.blocks if block.name in kept]
-        read = read_kept_blocks(model, blocks, self.placement.device_map, self.progress)
-        others = tuple(block for block in extents.blocks if block.name not in kept)
-        return replace(extents, blocks=others), read
+        kept = kept_blocks(self.placement, self.skeleton, self.blocks)
+        stored = folder.file.stat().st_size if folder.file.exists() else 0
+        is_stored = stored >= count_bytes(self.skeleton, [*self.on_disk, *kept])
+        needed = 2 * count_bytes(self.skeleton, [""])
+        return kept if is_stored or (self.offload.is_disk and needed <= self.offload.free) else ()
 
     @property
     def on_disk(self) -> list[str]:
@@ -181,9 +176,10 @@ class _Loading:
 
         If Accelerate streams blocks on disk, it needs the memory that was planned for these.
         """
-        if self.on_disk and not extents.blocks:
+        on_disk = self.on_disk
+        if on_disk and not extents.blocks:
             return []
-        return [name for name in self.streamed if name not in self.on_disk]
+        return [name for name in self.streamed if name not in on_disk]
 
     def resolver(self) -> BlockSourceResolver:
         """Return the resolver of the source of blocks that we read, and of the experts."""
@@ -205,7 +201,7 @@ class _Loading:
         in_store = resolver.names if resolver.store else ()
         devices = device_map(self.placement, self.skeleton, in_store)
         if not resolver.store:
-            devices |= dict.fromkeys(self.kept, "disk")  # which writes them as they are served
+            devices |= dict.fromkeys(resolver.names, "disk")  # writes what stays as it is served
         devices |= self.experts.device_map(in_store=resolver.store is not None)
         sizes = {name: tensor.nbytes for name, tensor in self.skeleton.named_parameters()}
         self.progress.begin("placing weights", sizes, self.blocks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedModel
 
@@ -28,6 +28,12 @@ def kept_blocks(
     """Return the blocks that stay where they execute, each as a whole and without a tied weight."""
     whole = [name for name in blocks if name in placement.device_map]
     return _untied(skeleton, [name for name in whole if name not in placement.offloaded])
+
+
+def count_bytes(skeleton: PreTrainedModel, modules: Iterable[str]) -> int:
+    """Return the bytes of the parameters of modules, by name."""
+    members = map(skeleton.get_submodule, modules)
+    return sum(parameter.nbytes for module in members for parameter in module.parameters())
 
 
 def _untied(skeleton: PreTrainedModel, blocks: Sequence[str]) -> tuple[str, ...]:
