@@ -28,12 +28,15 @@ class StoredWeights:
         files: The files that hold the weights.
         weight_bytes: Bytes of all tensors; for pickles, which have no header, bytes of the files.
         dtype: torch's name of the floating dtype of most bytes; None for pickles.
+        is_floating: Whether every tensor is in a dtype that models can be served in; True for
+            pickles, of which nobody knows.
     """
 
     kind: str
     files: tuple[Path, ...]
     weight_bytes: int
     dtype: str | None
+    is_floating: bool = True
 
 
 def read_stored(model_dir: Path) -> StoredWeights | None:
@@ -97,7 +100,8 @@ def _from_headers(files: tuple[Path, ...]) -> StoredWeights:
         if code in BY_CODE and BY_CODE[code].is_floating
     }
     dtype = max(floating, key=lambda name: floating[name]) if floating else None
-    return StoredWeights("safetensors", files, sum(by_dtype.values()), dtype)
+    is_floating = all(code in BY_CODE and BY_CODE[code].is_floating for code in by_dtype)
+    return StoredWeights("safetensors", files, sum(by_dtype.values()), dtype, is_floating)
 
 
 def read_header(file: Path) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
-from typing import TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import nn
@@ -44,11 +45,18 @@ def is_weight_used_by(owner: nn.Module, name: str) -> bool:
         owner: The module.
         name: The name of the layer in it.
     """
-    try:
-        code = inspect.getsource(type(owner))
-    except (OSError, TypeError):
-        return False
+    kind: Any = type(owner)
+    code = _code_of(kind)
     return re.search(rf"\bself\.{re.escape(name)}\.weight\b", code) is not None
+
+
+@functools.cache
+def _code_of(kind: Any) -> str:
+    """Return the code of a class, which takes milliseconds to find; nothing if it has no file."""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return ""
 
 
 def install(model: nn.Module) -> None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
+
+from predictor.private.environment import variable_set
 
 _METHOD = "predictor"
 """The name of our method among transformers' quantisation methods."""
-
-_SEQUENTIAL = "HF_DEACTIVATE_ASYNC_LOAD"
 
 Replace = Callable[[Any], None]
 """Puts packed layers into a model, which is on the meta device."""
@@ -27,28 +26,19 @@ def quantization_config(replace: Replace) -> Any:
     """Return a ``quantization_config`` for `from_pretrained` that loads packed layers.
 
     Args:
-        replace: Puts the packed layers into the model; `conversions_of` then gives their
-            conversions.
+        replace: Puts the packed layers into the model, and their names, of which their conversions
+            are made.
     """
     return _config_class()(replace)
 
 
-@contextlib.contextmanager
-def one_tensor_at_a_time() -> Iterator[None]:
+def one_tensor_at_a_time() -> contextlib.AbstractContextManager[None]:
     """Have `from_pretrained` read the tensors of the next parameter after packing this one's.
 
     Else its threads read ahead, and an accelerator holds weights unpacked that are yet to be packed
     (``core_model_loading.py``).
     """
-    before = os.environ.get(_SEQUENTIAL)
-    os.environ[_SEQUENTIAL] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_SEQUENTIAL]
-        else:
-            os.environ[_SEQUENTIAL] = before
+    return variable_set("HF_DEACTIVATE_ASYNC_LOAD")
 
 
 @functools.cache

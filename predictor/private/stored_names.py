@@ -130,18 +130,17 @@ class CheckpointNames:
 
 
 def stored_parameters(
-    model: PreTrainedModel, stored: Iterable[str], wanted: Callable[[str], bool]
+    names: CheckpointNames, stored: Iterable[str], wanted: Callable[[str], bool]
 ) -> dict[str, StoredParameter]:
     """Return how parameters are made of a checkpoint's tensors, as far as that is a mere merge.
 
     A parameter that transformers computes in another way is left out.
 
     Args:
-        model: The model, which may be on the meta device.
+        names: The names of the model's parameters.
         stored: Names of all tensors of the checkpoint.
         wanted: Returns whether a parameter, given by its name, is of interest.
     """
-    names = CheckpointNames(model)
     sources: dict[str, dict[str | None, list[str]]] = {}
     for name in stored:
         target, pattern = names.parameter(name)

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from predictor.private.environment import variable_set
 from predictor.private.versions import Interface, Library, check, uncalled
 
 if TYPE_CHECKING:
@@ -101,6 +101,10 @@ MODELS = (
     ),
 )
 
+_NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+"""The variable that keeps transformers from saying that PyTorch was not found
+(``utils/logging.py``)."""
+
 _WEIGHTS_BAR = "Loading weights"
 """The description of the progress bar around transformers' loop over the weights."""
 
@@ -118,26 +122,11 @@ def tokenizer_class(*, with_torch: bool = False) -> Any:
     if with_torch or "transformers" in sys.modules:
         check(TRANSFORMERS, *TOKENIZERS)
     else:
-        with _hidden("torch"), _no_advice():
+        with _hidden("torch"), variable_set(_NO_ADVICE):
             check(TRANSFORMERS, *TOKENIZERS)
     from transformers import AutoTokenizer
 
     return AutoTokenizer
-
-
-@contextlib.contextmanager
-def _no_advice() -> Iterator[None]:
-    """Have transformers not say that PyTorch was not found (``utils/logging.py``)."""
-    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 @contextlib.contextmanager

@@ -40,7 +40,8 @@ def find_packed(model: PreTrainedModel, scheme: Scheme, stored: StoredSpecs) -> 
     Raises:
         CheckpointError: A layer is packed in a way that is not served, or a tensor is left over.
     """
-    matrices, others = gather(CheckpointNames(model), stored)
+    names = CheckpointNames(model)
+    matrices, others = gather(names, stored)
     dropped = refuse_left_over(stored, matrices, others)
     modules = _experts_modules(model)
     owners = {f"{name}.{key}": name for name, keys in modules.items() for key in keys}
@@ -50,7 +51,7 @@ def find_packed(model: PreTrainedModel, scheme: Scheme, stored: StoredSpecs) -> 
         if matrix.is_packed and matrix.parameter not in owners
     }
     of_experts = [matrix for matrix in matrices if matrix.parameter in owners]
-    experts = _experts(model, of_experts, owners, scheme)
+    experts = _experts(model, names, of_experts, owners, scheme)
     return PackedLayers(scheme.title, linears, experts, dropped)
 
 
@@ -164,6 +165,7 @@ def _experts_modules(model: PreTrainedModel) -> dict[str, list[str]]:
 
 def _experts(
     model: PreTrainedModel,
+    names: CheckpointNames,
     matrices: Sequence[StoredMatrix],
     owners: Mapping[str, str],
     scheme: Scheme,
@@ -172,7 +174,7 @@ def _experts(
     if not packed:
         return {}
     by_name = {matrix.weight_name: matrix for matrix in matrices}
-    sources = stored_parameters(model, by_name, owners.__contains__)
+    sources = stored_parameters(names, by_name, owners.__contains__)
     lost = {matrix.parameter for matrix in packed} - sources.keys()
     if lost:
         raise CheckpointError(

@@ -13,7 +13,7 @@ from predictor.linear.schemes import infer, recognise
 from predictor.quantization.discovery import find_by_rules, find_packed
 from predictor.quantization.quantising import layers_to_quantise
 from predictor.quantization.replacement import pack_layers
-from predictor.quantization.stored import StoredSpecs, is_plain, read_specs
+from predictor.quantization.stored import StoredSpecs, read_specs
 
 AS_STORED = "auto"
 """The `weights_dtype` that leaves the weights as the checkpoint has them."""
@@ -53,12 +53,13 @@ def pack(
 
 
 def _find(skeleton: PreTrainedModel, checkpoint: Checkpoint) -> PackedLayers:
-    quantization, stored = checkpoint.quantization, _read(checkpoint)
+    quantization = checkpoint.quantization
+    if quantization is None and (checkpoint.stored is None or checkpoint.stored.is_floating):
+        return NOTHING_PACKED
+    stored = _read(checkpoint)
     if quantization is not None:
         scheme = recognise(quantization.values, str(quantization.file))
         return find_packed(skeleton, scheme, stored) if stored else find_by_rules(skeleton, scheme)
-    if all(is_plain(spec) for spec in stored.values()):
-        return NOTHING_PACKED
     scheme = infer(stored)  # of no layer, if what is not plain are masks and positions
     return find_packed(skeleton, scheme, stored) if scheme.rules else NOTHING_PACKED
 

@@ -6,13 +6,14 @@ few bytes, and errors in them cost most.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,13 +29,14 @@ from predictor.pod.processors import read_processors
 from predictor.private.conversions import PackedNames, QuantisedNames
 from predictor.private.experts import uses_experts_interface
 from predictor.private.stored_names import CheckpointNames
+from predictor.quantization.stored import WEIGHT
 
 OwnFormat = Int8 | Int4
 
+_T = TypeVar("_T")
+
 _ROUTERS = ("gate", "router", "shared_expert_gate", "wg")
 """Names of linear layers that choose experts, or weigh them."""
-
-WEIGHT = "weight"
 
 _CHUNK = 128 * 1024
 """Weights that are packed at one time: in float32 they take 512 KiB, which stay in a processor's
@@ -206,48 +208,32 @@ class _Location:
 
 
 def _pack_one(weights: OwnFormat, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors of a matrix, which is packed a few rows at a time."""
-    (tensor,) = tensors
-    rows, columns = tensor.shape
-    packed = {
-        role: torch.empty(spec.shape, dtype=spec.dtype, device=tensor.device)
-        for role, spec in weights.tensors(rows, columns).items()
-    }
-    if tensor.is_meta:
-        return packed  # a store has it
-    step = max(1, _CHUNK // (_ROWS * columns)) * _ROWS
-
-    def fill(begin: int) -> None:
-        part = tensor[begin : begin + step]
-        for role, values in weights.quantise(part).items():
-            packed[role].narrow(weights.axes[role], begin, len(part)).copy_(values)
-
-    _run_in_threads(fill, range(0, rows, step))
-    return packed
-
-
-def _run_in_threads(work: Callable[[int], None], items: Iterable[int]) -> None:
-    """Work on items, each in one thread; torch's own threads wait for each other at every step."""
-    threads = torch.get_num_threads()
-    processors = read_processors(cgroup_root=Path("/sys/fs/cgroup"), proc=Path("/proc"))
-    single = partial(torch.set_num_threads, 1)
-    try:
-        with ThreadPoolExecutor(
-            min(processors, _MOST_THREADS), "quantising", initializer=single
-        ) as pool:
-            list(pool.map(work, items))
-    finally:
-        torch.set_num_threads(threads)  # each thread has set it for those to come
+    """Return the tensors of a matrix, which is one stored tensor."""
+    return {role: packed[0] for role, packed in _pack_each(weights, tensors).items()}
 
 
 def _pack_each(weights: OwnFormat, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors of all experts, each of which is one stored tensor."""
-    packed: dict[str, torch.Tensor] = {}
-    for expert, tensor in enumerate(tensors):
-        for role, values in _pack_one(weights, [tensor]).items():
-            if not expert:
-                packed[role] = values.new_empty(len(tensors), *values.shape)
-            packed[role][expert] = values
+    """Return the tensors of all experts, each of which is one stored tensor.
+
+    They are packed a few rows at a time. On the meta device they are only allocated, since a store
+    has them.
+    """
+    first, count = tensors[0], len(tensors)
+    rows, columns = first.shape
+    packed = {
+        role: torch.empty((count, *spec.shape), dtype=spec.dtype, device=first.device)
+        for role, spec in weights.tensors(rows, columns).items()
+    }
+    step = max(1, _CHUNK // (_ROWS * columns)) * _ROWS
+
+    def fill(chunk: tuple[int, int]) -> None:
+        expert, begin = chunk
+        part = tensors[expert][begin : begin + step]
+        for role, values in weights.quantise(part).items():
+            packed[role][expert].narrow(weights.axes[role], begin, len(part)).copy_(values)
+
+    if not first.is_meta:
+        _run_in_threads(fill, list(itertools.product(range(count), range(0, rows, step))))
     return packed
 
 
@@ -257,3 +243,16 @@ def _pack_merged(
     """Return the tensors of all experts, which are one stored tensor."""
     experts = tensors[0].unbind()
     return _pack_each(weights, [tensor.T for tensor in experts] if is_transposed else experts)
+
+
+def _run_in_threads(work: Callable[[_T], None], items: Sequence[_T]) -> None:
+    """Work on items, each in one thread; torch's own threads wait for each other at every step."""
+    before = torch.get_num_threads()
+    processors = read_processors(cgroup_root=Path("/sys/fs/cgroup"), proc=Path("/proc"))
+    threads = min(processors, _MOST_THREADS, len(items))
+    single = partial(torch.set_num_threads, 1)
+    try:
+        with ThreadPoolExecutor(threads, "quantising", initializer=single) as pool:
+            list(pool.map(work, items))
+    finally:
+        torch.set_num_threads(before)  # each thread has set it for those to come

@@ -23,7 +23,7 @@ from predictor.mixture.modules import names_of_experts
 from predictor.mixture.parameters import input_width
 from predictor.mixture.router import router_of
 from predictor.placement.plan import Placement
-from predictor.private.stored_names import StoredParameter, stored_parameters
+from predictor.private.stored_names import CheckpointNames, StoredParameter, stored_parameters
 from predictor.weights.experts.cache import ExpertCache
 from predictor.weights.experts.device_cache import DeviceExpertCache
 from predictor.weights.experts.extents import (
@@ -71,7 +71,7 @@ class OffloadedExperts:
         if self.modules and checkpoint.kind == "safetensors" and checkpoint.stored is not None:
             files = checkpoint.stored.files
             keys = (key for file in files for key in read_header(file))
-            stored = stored_parameters(skeleton, keys, self.names.__contains__)
+            stored = stored_parameters(CheckpointNames(skeleton), keys, self.names.__contains__)
             self.in_checkpoint = self._find(StoredExperts(skeleton, stored, files))
 
     def find_converted(self, model: PreTrainedModel, index: CheckpointIndex) -> ExpertExtents:

@@ -14,7 +14,7 @@ import torch
 from predictor.errors import CheckpointError
 from predictor.linear.formats.format import TensorSpec
 from predictor.linear.formats.packed_bits import unpack_words
-from predictor.linear.formats.stored_tensors import FLOATS, expect, refuse_others
+from predictor.linear.formats.stored_tensors import accept_usual
 
 _TOGETHER = 8
 """The outputs of a word."""
@@ -60,12 +60,8 @@ class Awq:
         self, stored: Mapping[str, TensorSpec], out_features: int, in_features: int
     ) -> dict[str, TensorSpec]:
         """Return which of the stored tensors are served; see `WeightFormat`."""
-        served = {}
-        for role, spec in self.tensors(out_features, in_features).items():
-            dtypes = FLOATS if role == "scales" else (spec.dtype,)
-            served[role] = expect(stored, role, dtypes, [spec.shape])
-        refuse_others(stored, served, self.ignored)
-        return served
+        usual = self.tensors(out_features, in_features)
+        return accept_usual(stored, usual, self.ignored, scales=["scales"])
 
     def unpack(
         self, packed: Mapping[str, torch.Tensor], begin: int, end: int, dtype: torch.dtype

@@ -17,7 +17,13 @@ import torch
 from predictor.errors import CheckpointError
 from predictor.linear.formats.format import TensorSpec
 from predictor.linear.formats.packed_bits import look_up, pair_table
-from predictor.linear.formats.stored_tensors import FLOATS, ceil_div, expect, refuse_others
+from predictor.linear.formats.stored_tensors import (
+    FLOATS,
+    accept_usual,
+    ceil_div,
+    expect,
+    refuse_others,
+)
 
 _ABSMAX = "weight.absmax"
 _MAP = "weight.quant_map"
@@ -160,12 +166,8 @@ class BitsAndBytes8:
         self, stored: Mapping[str, TensorSpec], out_features: int, in_features: int
     ) -> dict[str, TensorSpec]:
         """Return which of the stored tensors are served; see `WeightFormat`."""
-        served = {
-            "weight": expect(stored, "weight", (torch.int8,), [(out_features, in_features)]),
-            "SCB": expect(stored, "SCB", FLOATS, [(out_features,)]),
-        }
-        refuse_others(stored, served, self.ignored)
-        return served
+        usual = self.tensors(out_features, in_features)
+        return accept_usual(stored, usual, self.ignored, scales=["SCB"])
 
     def unpack(
         self, packed: Mapping[str, torch.Tensor], begin: int, end: int, dtype: torch.dtype

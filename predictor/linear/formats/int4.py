@@ -17,7 +17,7 @@ import torch
 
 from predictor.errors import CheckpointError
 from predictor.linear.formats.format import TensorSpec
-from predictor.linear.formats.stored_tensors import expect, refuse_others
+from predictor.linear.formats.stored_tensors import accept_usual
 
 WEIGHT, SCALES = "weight_int4", "weight_scale_and_zero"
 
@@ -85,11 +85,7 @@ class Int4:
         self, stored: Mapping[str, TensorSpec], out_features: int, in_features: int
     ) -> dict[str, TensorSpec]:
         """Return which of the stored tensors are served; see `WeightFormat`."""
-        served = self.tensors(out_features, in_features)
-        for role, spec in served.items():
-            expect(stored, role, [spec.dtype], [spec.shape])
-        refuse_others(stored, served, self.ignored)
-        return served
+        return accept_usual(stored, self.tensors(out_features, in_features), self.ignored)
 
     def unpack(
         self, packed: Mapping[str, torch.Tensor], begin: int, end: int, dtype: torch.dtype

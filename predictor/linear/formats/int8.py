@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from predictor.linear.formats.format import TensorSpec
-from predictor.linear.formats.stored_tensors import expect, refuse_others
+from predictor.linear.formats.stored_tensors import accept_usual
 
 WEIGHT, SCALE = "weight_int8", "weight_scale"
 
@@ -54,11 +54,7 @@ class Int8:
         self, stored: Mapping[str, TensorSpec], out_features: int, in_features: int
     ) -> dict[str, TensorSpec]:
         """Return which of the stored tensors are served; see `WeightFormat`."""
-        served = self.tensors(out_features, in_features)
-        for role, spec in served.items():
-            expect(stored, role, [spec.dtype], [spec.shape])
-        refuse_others(stored, served, self.ignored)
-        return served
+        return accept_usual(stored, self.tensors(out_features, in_features), self.ignored)
 
     def unpack(
         self, packed: Mapping[str, torch.Tensor], begin: int, end: int, dtype: torch.dtype

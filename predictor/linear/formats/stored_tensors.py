@@ -60,6 +60,32 @@ def one_role(stored: Mapping[str, object], roles: Collection[str]) -> str:
     raise CheckpointError(f"has no tensor {_or(repr(role) for role in roles)}")
 
 
+def accept_usual(
+    stored: Mapping[str, TensorSpec],
+    usual: Mapping[str, TensorSpec],
+    ignored: Collection[str],
+    *,
+    scales: Collection[str] = (),
+) -> dict[str, TensorSpec]:
+    """Return the stored tensors that are served, all of which have their usual shapes.
+
+    Args:
+        stored: The stored tensors by their roles.
+        usual: The tensors as they are usually published, by their roles.
+        ignored: Roles that may be stored and are not needed.
+        scales: Roles of tensors that may have another floating dtype than the usual one.
+
+    Raises:
+        CheckpointError: One is missing or unlike the usual one, or there is another.
+    """
+    served = {
+        role: expect(stored, role, FLOATS if role in scales else (spec.dtype,), [spec.shape])
+        for role, spec in usual.items()
+    }
+    refuse_others(stored, served, ignored)
+    return served
+
+
 def refuse_others(
     stored: Mapping[str, TensorSpec], served: Collection[str], ignored: Collection[str]
 ) -> None:
