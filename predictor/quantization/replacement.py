@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -24,14 +25,24 @@ def pack_layers(model: PreTrainedModel, layers: PackedLayers) -> None:
     for name, matrix in layers.linears.items():
         linear = model.get_submodule(name)
         bias = linear.bias if isinstance(linear.bias, nn.Parameter) else None
-        packed = PackedLinear(matrix, bias)
-        mark_initialized(packed)
-        model.set_submodule(name, packed.train(linear.training))
+        model.set_submodule(name, PackedLinear(matrix, bias).train(linear.training))
     for name, experts in layers.experts.items():
         pack_experts(model.get_submodule(name), experts)
-        mark_initialized(model.get_submodule(name))
+    for name in (*layers.linears, *layers.experts):
+        _mark_initialized(model, name)
     names = names_to_quantise if layers.quantised_to else _names_of_packed
     set_packed_names(model, names(model, layers))
+
+
+def _mark_initialized(model: PreTrainedModel, name: str) -> None:
+    """Keep transformers from drawing weights for a packed module, or for one that it is part of.
+
+    Models draw those of their layers by way of the layers' owners, as T5 does.
+    """
+    for part in accumulate(name.split("."), "{}.{}".format):
+        module = model.get_submodule(part)
+        if not isinstance(module, PreTrainedModel):
+            mark_initialized(module)
 
 
 def _names_of_packed(_: PreTrainedModel, layers: PackedLayers) -> PackedNames:

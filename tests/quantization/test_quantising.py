@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from predictor.errors import ConfigurationError
 from predictor.linear.formats.int4 import Int4
 from predictor.linear.formats.int8 import Int8
 from predictor.placement.report import table
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import VOCABULARY, byte_tokenizer, make_checkpoint
 from tests.mixture.families import family_config
 from tests.quantization.checkpoints import fp8_blocks, quantise
 from tests.quantization.models import PROMPTS, greedy, replies
@@ -47,7 +47,12 @@ def _round_weights(model: Any, weights: Int8 | Int4) -> None:
             for expert in parameter:
                 matrix = expert.T if "gpt_oss" in str(type(model)).lower() else expert
                 matrix.copy_(_rounded(matrix, weights))
-        elif parameter.dim() == 2 and name.endswith("weight") and "router" not in name:
+        elif (
+            parameter.dim() == 2
+            and name.endswith("weight")
+            and "router" not in name
+            and "bias" not in name
+        ):
             parameter.copy_(_rounded(parameter, weights))
 
 
@@ -133,6 +138,24 @@ def test_experts_in_slots(unquantised: Unquantised, tmp_path: Path, way: Way) ->
     flags = {"weights_dtype": unquantised.weights_dtype}
     with served(unquantised.folder, way, tmp_path, **flags) as up:
         assert replies(up) == unquantised.tokens
+
+
+def test_a_model_that_draws_weights_by_way_of_their_owners(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 2, "num_heads": 4}
+    ids = {"decoder_start_token_id": 0, "pad_token_id": 3, "eos_token_id": 2}
+    model = T5ForConditionalGeneration(T5Config(**shape, **ids, vocab_size=VOCABULARY))
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    up = bring_up(tmp_path, task="text2text_generation", weights_dtype="int8")
+    assert up.tokens(PROMPTS[0], max_new_tokens=3)
+    for block, own in zip(up.model.decoder.block, model.decoder.block, strict=True):
+        packed, plain = block.layer[0].SelfAttention.q, own.layer[0].SelfAttention.q
+        expected = Int8().quantise(plain.weight.detach().clone())
+        assert {name: packed.get_parameter(name).tolist() for name in expected} == {
+            name: tensor.tolist() for name, tensor in expected.items()
+        }
+    stopped(up)
 
 
 def test_a_quantised_checkpoint_is_not_quantised_again(tmp_path: Path) -> None:
