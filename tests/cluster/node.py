@@ -53,15 +53,19 @@ class Node:
             (self.folder / name).write_text(f"{new} {start_time(new)}\n")
 
     def predictor_of(self, uid: str) -> int:
-        """Return the id of the process that serves in the pod with this uid."""
+        """Return the id of the process that serves in the pod with this uid.
+
+        The process for large bodies is a fork of it with the same command line, and its child.
+        """
         spellings = (uid, uid.replace("-", "_"))  # of the kubelet's two cgroup drivers
-        (process,) = (
-            int(place.name)
+        servers = {
+            int(place.name): _parent(place)
             for place in Path("/proc").iterdir()
             if place.name.isdigit()
             and any(one in _read(place / "cgroup") for one in spellings)
             and "\0serve\0" in _read(place / "cmdline")
-        )
+        }
+        (process,) = (process for process, parent in servers.items() if parent not in servers)
         return process
 
 
@@ -82,6 +86,11 @@ def _read(file: Path) -> str:
         return file.read_text()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def _parent(place: Path) -> int:
+    """Return the id of a process's parent: the fourth field of its stat, see proc(5)."""
+    return int(_read(place / "stat").rpartition(") ")[2].split()[1])
 
 
 def _end(process: int) -> None:
