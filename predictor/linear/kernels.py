@@ -3,22 +3,34 @@
 All of them agree in float32 to 1e-5. In half precision each product is summed in float32 and
 rounded once to the serving dtype, so they differ by its last digit: by 2^-8 of a value in
 bfloat16, 2^-11 in float16, beside what the order of a float32 sum changes. `native blocks` rounds
-packed weights to the serving dtype before the product. Those that add a bias to a rounded product
+packed weights to the serving dtype before the product, or their products before they are scaled.
+`integers` rounds the inputs, see `integer_product`. Those that add a bias to a rounded product
 round twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
+from predictor.linear.blocks import (
+    ROWS_AT_ONCE,
+    add_bias,
+    as_columns,
+    block,
+    compute_in_blocks,
+    has_output_scales,
+    parts,
+    transposed_product,
+)
 from predictor.linear.formats import int4, int8
 from predictor.linear.formats.format import ROWS, WeightFormat
 from predictor.linear.formats.int4 import Int4, panel_here
 from predictor.linear.formats.int8 import Int8
+from predictor.linear.integer_product import allocate_integer_product, integer_product
 from predictor.linear.weight import PLAIN, LinearWeight
 
 Compute = Callable[[torch.Tensor, LinearWeight, torch.Tensor | None], torch.Tensor]
@@ -30,9 +42,8 @@ _UNPACKED_BYTES = 2**25
 need thousands of outputs to be busy; a processor needs weights that stay in its cache."""
 
 
-_ROWS_AT_ONCE = 512
-"""Rows that a processor computes at one time where it needs further memory for them. It converts
-the weights once for so many, which costs little then."""
+_DIGIT_ROWS = 128
+"""The same for the product in integers. Its results take as much memory as 6 of them would."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +86,14 @@ def kernels_for(kind: LayerKind) -> tuple[Kernel, ...]:
     if kind.format is None:
         return (NATIVE, TRANSPOSED, FLOAT32_BLOCKS) if is_half else (NATIVE,)
     blocks = (FLOAT32_BLOCKS, NATIVE_BLOCKS) if is_half else (FLOAT32_BLOCKS,)
-    return (*blocks, *_packed_kernels(kind))
+    return (*blocks, *_integer_kernels(kind), *_packed_kernels(kind))
+
+
+def _integer_kernels(kind: LayerKind) -> tuple[Kernel, ...]:
+    """Return the kernels that compute in integers, for which there are instructions."""
+    has_instructions = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    is_possible = kind.dtype.itemsize == 2 and has_output_scales(kind.format)
+    return (INTEGERS,) if has_instructions and is_possible else ()
 
 
 def _packed_kernels(kind: LayerKind) -> tuple[Kernel, ...]:
@@ -102,10 +120,12 @@ def allocate_most(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | No
         if weight.format is not None:
             _unpacked_rows(x, weight, bias, 0)
     elif x.dtype.itemsize == 2 or weight.format is not None:
-        rows = x[:_ROWS_AT_ONCE]
+        rows = x[:ROWS_AT_ONCE]
         rows.new_empty(weight.out_features, len(rows))  # the transposed product
         for dtype in {torch.float32, x.dtype}:
-            _block(_columns(rows, dtype), weight, bias, 0)
+            block(as_columns(rows, dtype), weight, bias, 0)
+        if has_output_scales(weight.format):
+            allocate_integer_product(x[:_DIGIT_ROWS], weight.out_features)
     return result
 
 
@@ -119,43 +139,37 @@ def _transposed(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None
         product = torch.mv(matrix, x[0]) if bias is None else torch.addmv(bias, matrix, x[0])
         return product[None]
     result = x.new_empty(x.shape[0], weight.out_features)
-    for rows, outputs in _parts(x, result):
-        outputs.copy_(_product(matrix, rows.T, bias))
+    for rows, outputs in parts(x, result):
+        outputs.copy_(transposed_product(matrix, rows.T, bias))
     return result
 
 
-def _parts(x: torch.Tensor, result: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Return the rows that are computed at one time, and those of the result."""
-    return zip(torch.split(x, _ROWS_AT_ONCE), torch.split(result, _ROWS_AT_ONCE), strict=True)
-
-
-def _product(
-    matrix: torch.Tensor, columns: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """Return ``(W x^T + b)^T``. With few rows libraries compute it up to twice as fast as x W^T."""
-    if bias is None:
-        return torch.mm(matrix, columns).T
-    return torch.addmm(bias[:, None].to(columns.dtype), matrix, columns).T
+def _in_integers(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    matrix, scale = weight.integers()
+    result = x.new_empty(x.shape[0], weight.out_features)
+    for rows, outputs in parts(x, result, _DIGIT_ROWS):
+        outputs.copy_(integer_product(rows, matrix, scale, bias))
+    return result
 
 
 def _packed_int8(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None) -> torch.Tensor:
     tensors = weight.tensors
     scale = tensors[int8.SCALE].to(x.dtype)
     product = torch.ops.aten._weight_int8pack_mm(x.contiguous(), tensors[int8.WEIGHT], scale)
-    return _plus(product, bias)
+    return add_bias(product, bias)
 
 
 def _packed_int4(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None) -> torch.Tensor:
-    return _plus(_product_int4(x.contiguous(), weight), bias)
+    return add_bias(_product_int4(x.contiguous(), weight), bias)
 
 
 def _packed_int4_by_4(
     x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None
 ) -> torch.Tensor:
     result = x.new_empty(x.shape[0], weight.out_features)
-    for rows, outputs in zip(torch.split(x.contiguous(), 4), torch.split(result, 4), strict=True):
+    for rows, outputs in parts(x.contiguous(), result, 4):
         outputs.copy_(_product_int4(rows, weight))
-    return _plus(result, bias)
+    return add_bias(result, bias)
 
 
 def _product_int4(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
@@ -165,45 +179,16 @@ def _product_int4(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
     return product
 
 
-def _plus(product: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return product if bias is None else product.add_(bias)
-
-
 def _float32_blocks(
     x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    return _in_blocks(x, weight, bias, torch.float32)
+    return compute_in_blocks(x, weight, bias, torch.float32)
 
 
 def _native_blocks(
     x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    return _in_blocks(x, weight, bias, x.dtype)
-
-
-def _in_blocks(
-    x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
-    """Compute `ROWS` outputs at a time, in a dtype."""
-    result = x.new_empty(x.shape[0], weight.out_features)
-    for rows, outputs in _parts(x, result):
-        columns = _columns(rows, dtype)
-        for begin in range(0, weight.out_features, ROWS):
-            outputs[:, begin : begin + ROWS] = _block(columns, weight, bias, begin)
-    return result
-
-
-def _columns(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return rows.T.to(dtype, memory_format=torch.contiguous_format)
-
-
-def _block(
-    columns: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None, begin: int
-) -> torch.Tensor:
-    """Return outputs from one on, of shape (rows, outputs), in the dtype of the columns."""
-    end = min(begin + ROWS, weight.out_features)
-    matrix = weight.rows(begin, end, columns.dtype)
-    return _product(matrix, columns, None if bias is None else bias[begin:end])
+    return compute_in_blocks(x, weight, bias, x.dtype)
 
 
 def _unpacked(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None) -> torch.Tensor:
@@ -243,6 +228,9 @@ NATIVE_BLOCKS = Kernel("native blocks", _native_blocks)
 
 UNPACKED = Kernel("unpacked", _unpacked)
 """Unpacked to the serving dtype, on an accelerator."""
+
+INTEGERS = Kernel("integers", _in_integers)
+"""The inputs are written in integers, too, see `integer_product`."""
 
 PACKED_INT8 = Kernel("packed int8", _packed_int8)
 """torch's, on the weights as they are stored."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from predictor.linear.formats.format import TensorSpec, WeightFormat
+from predictor.linear.formats.format import IntegerFormat, TensorSpec, WeightFormat
 from predictor.live_bytes import LiveBytes
 
 PLAIN = "weight"
@@ -46,6 +46,10 @@ class LinearWeight:
         if first.is_meta:
             return self._rows_on_meta(self.format, begin, end, dtype)
         return self.format.unpack(self.tensors, begin, end, dtype)
+
+    def integers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the matrix and the scales of an `IntegerFormat` that has output scales."""
+        return cast(IntegerFormat, self.format).integers(self.tensors)
 
     def _rows_on_meta(
         self, weight_format: WeightFormat, begin: int, end: int, dtype: torch.dtype

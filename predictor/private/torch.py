@@ -1,9 +1,9 @@
 """How torch flattens nested results, intercepts operations, and keeps the state of a module.
 
 Read in torch 2.13.0: ``torch/utils/_pytree.py``, ``torch/utils/_python_dispatch.py``,
-``torch/nn/functional.py`` (`grouped_mm`) and ``torch/nn/modules/module.py``. `Module.__setattr__`
-checks and registers a parameter at every assignment. Streaming assigns parameters for every block
-of every forward pass, and so writes to the dictionary itself.
+``torch/nn/functional.py`` (`grouped_mm`), `torch._int_mm` and ``torch/nn/modules/module.py``.
+`Module.__setattr__` checks and registers a parameter at every assignment. Streaming assigns
+parameters for every block of every forward pass, and so writes to the dictionary itself.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ INTERFACES = (
     *uncalled("torch.utils._pytree", "TreeSpec"),
     *uncalled("torch.nn.functional", "grouped_mm"),
     *uncalled("torch", "_grouped_mm"),
+    *uncalled("torch", "_int_mm"),
     *uncalled("torch.nn", "_parameters", "_buffers", "_modules", of="Module"),
 )
 
@@ -42,6 +43,9 @@ __all__ = ["TorchDispatchMode", "TreeSpec", "tree_flatten", "tree_leaves", "tree
 
 GROUPED_PRODUCTS = (functional.grouped_mm, torch._grouped_mm)
 """The matrix products of experts, whose kernels on meta accept bfloat16 alone."""
+
+int_mm = torch._int_mm
+"""The product of two matrices in int8, in int32."""
 
 
 def parameter_slot(model: nn.Module, name: str) -> tuple[dict[str, nn.Parameter | None], str]:

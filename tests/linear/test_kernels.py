@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from predictor.linear.formats.bitsandbytes import BitsAndBytes8
 from predictor.linear.formats.format import ROWS
 from predictor.linear.formats.fp8 import Fp8
 from predictor.linear.formats.int4 import Int4
 from predictor.linear.formats.int8 import Int8
+from predictor.linear.formats.integers import Integers
 from predictor.linear.kernels import (
+    INTEGERS,
     PACKED_INT4,
     PACKED_INT8,
     UNPACKED,
@@ -57,6 +60,24 @@ def _int8(dtype: torch.dtype, out: int = OUT) -> _Layer:
     return _quantised(Int8(), dtype, out)
 
 
+def _int8_per_tensor(dtype: torch.dtype, out: int = OUT) -> _Layer:
+    tensors = {
+        "weight": torch.randint(-128, 128, (out, IN), dtype=torch.int8),
+        "weight_scale": torch.tensor([1 / 128 / IN**0.5]),
+    }
+    weight = LinearWeight(tensors, out, IN, Integers(whole=True))
+    return _Layer(weight, torch.randn(out).to(dtype), weight.rows(0, out, torch.float32))
+
+
+def _bitsandbytes(dtype: torch.dtype, out: int = OUT) -> _Layer:
+    tensors = {
+        "weight": torch.randint(-127, 128, (out, IN), dtype=torch.int8),
+        "SCB": torch.rand(out) / IN**0.5,
+    }
+    weight = LinearWeight(tensors, out, IN, BitsAndBytes8())
+    return _Layer(weight, torch.randn(out).to(dtype), weight.rows(0, out, torch.float32))
+
+
 def _int4(dtype: torch.dtype, out: int = OUT) -> _Layer:
     return _quantised(Int4.here(), dtype, out)
 
@@ -65,6 +86,9 @@ def _quantised(weights: Int8 | Int4, dtype: torch.dtype, out: int) -> _Layer:
     tensors = weights.quantise(torch.randn(out, IN) / IN**0.5)
     weight = LinearWeight(tensors, out, IN, weights)
     return _Layer(weight, torch.randn(out).to(dtype), weight.rows(0, out, torch.float32))
+
+
+FORMATS = [_plain, _packed, _int8, _int8_per_tensor, _bitsandbytes, _int4]
 
 
 def _kernels(layer: _Layer, dtype: torch.dtype) -> list[Kernel]:
@@ -82,7 +106,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("make", [_plain, _packed, _int8, _int4])
+@pytest.mark.parametrize("make", FORMATS)
 @pytest.mark.parametrize("rows", [0, 1, 3, 70, 600])
 def test_every_kernel_gives_the_same_result_in_float32(
     make: Callable[..., _Layer], rows: int
@@ -96,7 +120,7 @@ def test_every_kernel_gives_the_same_result_in_float32(
         )
 
 
-@pytest.mark.parametrize("make", [_plain, _packed, _int8, _int4])
+@pytest.mark.parametrize("make", FORMATS)
 @pytest.mark.parametrize("dtype", list(HALF))
 @pytest.mark.parametrize("rows", [1, 3, 600])
 def test_kernels_differ_by_the_rounding_of_half_precision(
@@ -110,6 +134,31 @@ def test_kernels_differ_by_the_rounding_of_half_precision(
         assert result.dtype == dtype
         bound = HALF[dtype] * (1 + expected.abs().max().item())
         torch.testing.assert_close(result.float(), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", list(HALF))
+def test_integers_follow_inputs_of_any_range(dtype: torch.dtype) -> None:
+    layer = _int8(dtype)
+    x = torch.randn(5, IN)
+    x[0] = 0
+    x[1] *= 1e-4
+    x[2] *= 1e3
+    x[3, 7] = 100  # larger than all others together
+    x = x.to(dtype)
+    expected = functional.linear(x.float(), layer.matrix)
+    result = INTEGERS.compute(x, layer.weight, None).float()
+    errors = (result - expected).norm(dim=1)
+    assert errors[0] == 0
+    assert (errors[1:] <= HALF[dtype] * expected[1:].norm(dim=1)).all()
+
+
+def test_a_row_that_is_not_finite_disturbs_no_other() -> None:
+    layer = _int8(torch.bfloat16)
+    x = torch.randn(3, IN).to(torch.bfloat16)
+    x[1, 3] = torch.inf
+    result = INTEGERS.compute(x, layer.weight, layer.bias)
+    assert not result[1].isfinite().any()
+    assert torch.equal(result[::2], INTEGERS.compute(x[::2], layer.weight, layer.bias))
 
 
 def test_a_layer_may_have_no_bias() -> None:
@@ -131,7 +180,7 @@ def test_a_view_of_a_transposed_matrix_is_computed() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 70, 3000])
-@pytest.mark.parametrize("make", [_plain, _packed, _int8, _int4])
+@pytest.mark.parametrize("make", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 def test_on_meta_a_layer_allocates_as_much_as_its_hungriest_kernel(
     make: Callable[..., _Layer], dtype: torch.dtype, rows: int
@@ -153,6 +202,9 @@ def test_kernels_that_cannot_compute_a_kind_are_not_offered() -> None:
     assert PACKED_INT4 not in kernels_for(LayerKind(other_panel, torch.bfloat16, "cpu", 64, 64))
     assert PACKED_INT8 in kernels_for(LayerKind(Int8(), torch.bfloat16, "cpu", 5, 48))
     assert PACKED_INT8 not in kernels_for(LayerKind(Int8(), torch.bfloat16, "cpu", 64, 40))
+    assert INTEGERS in kernels_for(LayerKind(Int8(), torch.float16, "cpu", 5, 40))
+    assert INTEGERS not in kernels_for(LayerKind(Int8(), torch.float32, "cpu", 64, 64))
+    assert INTEGERS not in kernels_for(LayerKind(Integers(32), torch.bfloat16, "cpu", 64, 64))
     assert kernels_for(LayerKind(Int8(), torch.bfloat16, "cuda", 64, 64)) == (UNPACKED,)
 
 

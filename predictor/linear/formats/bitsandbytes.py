@@ -177,6 +177,15 @@ class BitsAndBytes8:
         rows = packed["weight"][begin:end].to(torch.float32)
         return rows.mul_(scale[:, None]).to(dtype)
 
+    @property
+    def has_output_scales(self) -> bool:
+        """Nothing else belongs to a matrix."""
+        return True
+
+    def integers(self, packed: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the matrix and the scales; see `IntegerFormat`."""
+        return packed["weight"], packed["SCB"].to(torch.float32) / 127
+
 
 @dataclass(frozen=True, slots=True)
 class _State:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -86,4 +86,20 @@ class WeightFormat(Protocol):
             begin: The first output feature, a multiple of `ROWS`.
             end: Behind the last output feature: a multiple of `ROWS`, or the number of outputs.
             dtype: The dtype of the result.
+        """
+
+
+@runtime_checkable
+class IntegerFormat(WeightFormat, Protocol):
+    """A format whose matrices may be integers of eight bits, times a scale per output."""
+
+    @property
+    def has_output_scales(self) -> bool:
+        """Whether nothing else belongs to a matrix: neither groups of inputs nor zero points."""
+
+    def integers(self, packed: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the matrix, of shape (out, in), in int8, and the scales, of shape (out,).
+
+        Args:
+            packed: The served tensors by their roles; the format `has_output_scales`.
         """

@@ -63,6 +63,15 @@ class Int8:
         rows = packed[WEIGHT][begin:end].to(torch.float32)
         return rows.mul_(packed[SCALE][begin:end, None]).to(dtype)
 
+    @property
+    def has_output_scales(self) -> bool:
+        """Nothing else belongs to a matrix."""
+        return True
+
+    def integers(self, packed: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the matrix and the scales; see `IntegerFormat`."""
+        return packed[WEIGHT], packed[SCALE].to(torch.float32)
+
     def quantise(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the tensors that hold a matrix most closely.
 

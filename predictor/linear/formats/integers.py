@@ -194,6 +194,17 @@ class Integers:
         multiply_by_groups(rows, _rows_of(scale, begin, end), zero)
         return rows.to(dtype)
 
+    @property
+    def has_output_scales(self) -> bool:
+        """Nothing else belongs to a matrix, unless scales are shared by less than an output."""
+        return self.symmetric and not self.group and self.block is None
+
+    def integers(self, packed: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the matrix and the scales; see `IntegerFormat`."""
+        weight = packed["weight"]
+        scale = packed["weight_scale"].to(torch.float32).reshape(-1)
+        return weight, scale.expand(len(weight))
+
     def _scale_shapes(self, out_features: int, in_features: int) -> list[Shape]:
         if not self.block:
             return _scale_shapes(self.group, out_features, in_features, whole=self.whole)
