@@ -34,12 +34,11 @@ from predictor.placement.units import Footprint
 from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
 from predictor.private.transformers import check_models
-from predictor.profiling.blocks import find_blocks
 from predictor.profiling.footprint import build_on_meta, measure_footprint
-from predictor.quantization.packing import pack
 from predictor.settings import Settings
 from predictor.tasks.model_facts import ModelFacts, encoder_facts, generation_facts
 from predictor.tasks.sentence_layout import read_layout
+from predictor.verification.model import verify_model
 from predictor.weights import audit
 from predictor.weights.block_source import OffloadConfig
 from predictor.weights.loaded import Loaded
@@ -128,6 +127,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
 
     Raises:
         DoesNotFit: No placement fits.
+        CheckpointError: The files are not those of the model, or are damaged.
         ConfigurationError: A setting is invalid for this model or this pod, or a library lacks what
             is used of it.
     """
@@ -137,7 +137,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     skeleton = build_on_meta(
         checkpoint.config, dtype, task, trust_remote_code=settings.trust_remote_code
     )
-    packed = pack(skeleton, checkpoint, find_blocks(skeleton), settings.weights_dtype)
+    checkpoint, packed = verify_model(skeleton, checkpoint, settings.weights_dtype)
     length = max_model_len(settings, checkpoint, skeleton)
     chunk, rows = largest_batch(settings, task, skeleton, length)
     footprint = measure_footprint(
@@ -224,7 +224,7 @@ def _fetched(settings: Settings, prepared: Prepared) -> Prepared:
         checkpoint.task,
         trust_remote_code=settings.trust_remote_code,
     )
-    packed = pack(skeleton, checkpoint, find_blocks(skeleton), settings.weights_dtype)
+    checkpoint, packed = verify_model(skeleton, checkpoint, settings.weights_dtype)
     return replace(prepared, checkpoint=checkpoint, skeleton=skeleton, packed=packed)
 
 

@@ -16,8 +16,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from predictor.checkpoint.hub import Repository, Snapshot, missing_files
 from predictor.checkpoint.quantization import Quantization, take_quantization
-from predictor.checkpoint.safetensors_header import StoredWeights, read_stored
 from predictor.checkpoint.task_detection import find_task
+from predictor.checkpoint.weight_files import StoredWeights, read_stored
 from predictor.dtypes import name_of
 from predictor.errors import CheckpointError, reason_of
 
@@ -42,6 +42,8 @@ class Checkpoint:
         revision: The commit on the hub; None for a local directory.
         ref: The branch or tag on the hub that was resolved to the commit; None without one.
         quantization: How the weights are quantised; None if the checkpoint does not say so.
+        separate: Names of parameters that the config ties to others and that are not tied, because
+            the files have other values for them.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class Checkpoint:
     revision: str | None = None
     ref: str | None = None
     quantization: Quantization | None = None
+    separate: frozenset[str] = frozenset()
 
     @property
     def dtype(self) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from predictor.checkpoint.checkpoint import Checkpoint, max_positions, open_directory
-from predictor.checkpoint.safetensors_header import read_stored
+from predictor.checkpoint.weight_files import read_stored
 from predictor.deployment.render import (
     MODEL_URI_PLACEHOLDER,
     helm_values,

@@ -91,12 +91,16 @@ MODELS = (
         of="HfQuantizer",
     ),
     *uncalled("transformers.integrations.moe", "use_experts_implementation"),
-    *uncalled("transformers.modeling_utils", "accelerate_dispatch"),
+    *uncalled(
+        "transformers.modeling_utils", "accelerate_dispatch", "_get_resolved_checkpoint_files"
+    ),
     *uncalled(
         "transformers.modeling_utils",
         "_is_stateful",
         "_no_split_modules",
         "_skip_keys_device_placement",
+        "_keys_to_ignore_on_load_missing",
+        "tie_weights",
         of="PreTrainedModel",
     ),
 )
@@ -195,6 +199,12 @@ def cache_layer_types(model: PreTrainedModel) -> tuple[str, ...]:
 def is_stateful(model: PreTrainedModel) -> bool:
     """Return whether a model keeps a state that is not a cache of keys and values."""
     return bool(getattr(model, "_is_stateful", False))
+
+
+def tied_names(model: PreTrainedModel) -> dict[str, str]:
+    """Return the names of tied parameters, and the names of those that they are tied to."""
+    names: dict[str, str] = dict(model.all_tied_weights_keys or {})
+    return names
 
 
 def unsplit_classes(model: PreTrainedModel) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Packs the model of a checkpoint, if it is quantised: the entry of this room."""
+"""Which layers of a checkpoint's model are packed, if any are: the entry of this room."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from predictor.linear.layers import NOTHING_PACKED, PackedLayers
 from predictor.linear.schemes import infer, recognise
 from predictor.quantization.discovery import find_by_rules, find_packed
 from predictor.quantization.quantising import layers_to_quantise
-from predictor.quantization.replacement import pack_layers
 from predictor.quantization.stored import StoredSpecs, read_specs
 
 AS_STORED = "auto"
 """The `weights_dtype` that leaves the weights as the checkpoint has them."""
 
 
-def pack(
+def layers_to_pack(
     skeleton: PreTrainedModel,
     checkpoint: Checkpoint,
     blocks: Sequence[str],
     weights_dtype: str = AS_STORED,
 ) -> PackedLayers:
-    """Pack the layers of a model that are served packed, and return these.
+    """Return the layers of a model that are served packed; `pack_layers` packs them.
 
     Args:
         skeleton: The model, unpacked, on the meta device.
@@ -40,16 +39,14 @@ def pack(
             no layer to quantise.
     """
     layers = _find(skeleton, checkpoint)
-    if weights_dtype != AS_STORED:
-        if layers.title:
-            raise ConfigurationError(
-                f"weights_dtype {weights_dtype} cannot be had: the checkpoint is already quantised "
-                f"as {layers.title}; leave weights_dtype out."
-            )
-        layers = layers_to_quantise(skeleton, blocks, weights_dtype)
-    if layers is not NOTHING_PACKED:
-        pack_layers(skeleton, layers)
-    return layers
+    if weights_dtype == AS_STORED:
+        return layers
+    if layers.title:
+        raise ConfigurationError(
+            f"weights_dtype {weights_dtype} cannot be had: the checkpoint is already quantised "
+            f"as {layers.title}; leave weights_dtype out."
+        )
+    return layers_to_quantise(skeleton, blocks, weights_dtype)
 
 
 def _find(skeleton: PreTrainedModel, checkpoint: Checkpoint) -> PackedLayers:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from predictor.checkpoint.safetensors_header import StoredWeights, read_header
+from predictor.checkpoint.safetensors_header import read_header
+from predictor.checkpoint.weight_files import StoredWeights
 from predictor.dtypes import BY_CODE
 from predictor.errors import CheckpointError
 from predictor.linear.formats.format import TensorSpec

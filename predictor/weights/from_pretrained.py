@@ -19,11 +19,13 @@ import torch
 from transformers import PreTrainedModel
 
 from predictor.checkpoint.checkpoint import Checkpoint
+from predictor.checkpoint.safetensors_header import read_header
 from predictor.checkpoint.task_detection import factory_of
 from predictor.errors import CheckpointError, LoadFailed, reason_of
 from predictor.linear.layers import NOTHING_PACKED, PackedLayers
 from predictor.placement.plan import Placement
 from predictor.private.accelerate import remove_hook_from_submodules
+from predictor.private.loading import complete_ties, files_replaced, kept_apart
 from predictor.private.quantizers import one_tensor_at_a_time, quantization_config
 from predictor.private.torch import own_parameters
 from predictor.private.transformers import (
@@ -50,15 +52,15 @@ class DeferredDispatch:
 
     def __call__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         quantizer: Any,
         _device_map: Any,
         folder: Any,
-        index: Mapping[str, Mapping[str, str]] | None,
+        index: dict[str, Mapping[str, str]] | None,
         offload_buffers: bool,
     ) -> None:
         """Keep the arguments of transformers' call."""
-        self.index = index or {}
+        self.index = complete_ties(model, index or {})
         self._arguments = (model, quantizer, folder, self.index, offload_buffers)
 
     def attach(self, placement: Placement, streamed: Sequence[str]) -> None:
@@ -126,8 +128,13 @@ def from_pretrained(
     """
     dispatch = DeferredDispatch()
     try:
-        in_order = one_tensor_at_a_time() if packed.quantised_to else contextlib.nullcontext()
-        with weights_reported(progress.done), dispatch_replaced(dispatch), in_order:
+        with contextlib.ExitStack() as changes:
+            changes.enter_context(weights_reported(progress.done))
+            changes.enter_context(dispatch_replaced(dispatch))
+            changes.enter_context(kept_apart(checkpoint.separate))
+            changes.enter_context(_files(checkpoint))
+            if packed.quantised_to:
+                changes.enter_context(one_tensor_at_a_time())
             model = _load(
                 *(checkpoint, placement, device_map, folder),
                 packed=packed,
@@ -136,6 +143,14 @@ def from_pretrained(
     finally:
         progress.end()
     return model, dispatch
+
+
+def _files(checkpoint: Checkpoint) -> contextlib.AbstractContextManager[None]:
+    if checkpoint.stored is None:
+        return contextlib.nullcontext()
+    has_headers = checkpoint.kind == "safetensors"
+    files = checkpoint.stored.files
+    return files_replaced({file: [*read_header(file)] if has_headers else [] for file in files})
 
 
 def _load(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from predictor.checkpoint.safetensors_header import stays_within
+from predictor.checkpoint.weight_files import stays_within
 from predictor.dtypes import HANDLER_NAMES, name_of
 from predictor.migration.mapping import KeyMapping, Rule, always, changed, dropped, kept
 from predictor.migration.rules.frontend import is_int
