@@ -21,7 +21,12 @@ from typing import Any, NoReturn
 
 import predictor
 from predictor import logs
-from predictor.errors import ConfigurationError, PredictorError, unexpected
+from predictor.errors import (
+    ConfigurationError,
+    PredictorError,
+    restart_may_help,
+    unexpected,
+)
 from predictor.private import versions
 from predictor.settings import Settings, explicit_settings, names, read_settings
 from predictor.settings_sources import ALIASES, check_known
@@ -51,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; None for that of `sys.argv`.
     """
     logs.configure()
+    command = ""
     try:
         command, flags = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         return _COMMANDS[command](flags)
@@ -63,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         logger.exception("The predictor ends because of an error that nobody expected")
         _report_end(unexpected(error))
-        return PredictorError.exit_code
+        # What has served for a while may do so again.
+        may_help = command == "serve" or restart_may_help(error)
+        return (PredictorError if may_help else ConfigurationError).exit_code
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from predictor.engine.process.channel import Channel
 from predictor.engine.process.heat_report import HeatReport
 from predictor.engine.process.host import EngineHost, Outbox
 from predictor.engine.process.messages import Broken, Failed, Loading, Placed, Ready, Start, Stop
-from predictor.errors import EngineBroken, LoadFailed, PredictorError, unexpected
+from predictor.errors import EngineBroken, PredictorError, start_error, unexpected
 from predictor.heartbeat import Heartbeat
 from predictor.metric_updates import MetricRecorder
 from predictor.placement.report import table
@@ -77,8 +77,9 @@ class _EngineProcess:
         # Libraries raise errors of any type; the other process has one sentence for them.
         except Exception as error:
             logger.exception("The model cannot be loaded because of an error that nobody expected")
-            self._channel.send(Failed(LoadFailed(unexpected(error))))
-            return LoadFailed.exit_code
+            failed = start_error(error, unexpected(error))
+            self._channel.send(Failed(failed))
+            return failed.exit_code
         gc.collect()
         gc.freeze()  # a collection of the millions of objects of libraries would stop every thread
         # After the warm-up and before any request, so that requests alone count.

@@ -58,6 +58,10 @@ class CheckpointError(ConfigurationError):
     """The model's files are missing, incomplete or of a kind that is not allowed."""
 
 
+class ModelUnusable(ConfigurationError):
+    """The model cannot compute: its code fails, or it gives no finite numbers in its dtype."""
+
+
 class ArchiveError(PredictorError):
     """An archive that is to be imported is corrupt, incomplete or not safe to unpack."""
 
@@ -183,6 +187,15 @@ class GenerationFailed(PredictorError):
     """The model failed on this request; the cause is in the log, not in the answer."""
 
 
+_DEVICE_ERRORS = frozenset(
+    ["OSError", "MemoryError", "OutOfMemoryError", "AcceleratorError", "EngineBroken"]
+)
+"""Classes of errors of devices, volumes and memory: Python's, torch's and ours."""
+
+_DEVICE_WORDS = ("allocat", "out of memory", "cuda error", "cublas", "start new thread")
+"""Parts of the messages of torch's other errors of devices and of memory, in lower case."""
+
+
 def _restore(
     kind: type[PredictorError], arguments: tuple[object, ...], data: dict[str, object]
 ) -> PredictorError:
@@ -200,6 +213,27 @@ def reason_of(error: BaseException, *, most: int = 200) -> str:
 def unexpected(error: BaseException) -> str:
     """Return the sentence for an error of no class of ours, whose trace has been logged."""
     return f"An error that nobody expected, {type(error).__name__}; the log has its trace."
+
+
+def start_error(error: Exception, sentence: str) -> PredictorError:
+    """Return the error of a start that a library's error ends, by whether a restart may help.
+
+    Args:
+        error: The library's error.
+        sentence: The sentence.
+    """
+    return (LoadFailed if restart_may_help(error) else ModelUnusable)(sentence)
+
+
+def restart_may_help(error: BaseException) -> bool:
+    """Return whether an error is one of devices, volumes or memory, and not of a model's code.
+
+    torch raises many errors of devices and of memory as a plain `RuntimeError`.
+    """
+    text = str(error).lower()
+    names = {kind.__name__ for kind in type(error).__mro__}
+    is_of_device = isinstance(error, RuntimeError) and any(word in text for word in _DEVICE_WORDS)
+    return is_of_device or not names.isdisjoint(_DEVICE_ERRORS)
 
 
 def nearest(name: str, choices: Collection[str]) -> str:

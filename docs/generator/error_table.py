@@ -26,7 +26,8 @@ _EXIT_CAUSES = {
     1: "Any other failure. A restart may help.",
     65: "`import-torchserve`: the archive is broken, incomplete or unsafe (`EX_DATAERR`).",
     69: "The hub cannot be reached, and its cache lacks files of the model (`EX_UNAVAILABLE`).",
-    78: "Configuration, a checkpoint that cannot be served, or a model that does not fit. "
+    78: "Configuration, a checkpoint that cannot be served, or a model that does not fit or cannot "
+    "compute. "
     "A restart does not help (`EX_CONFIG`).",
     130: "SIGINT during loading, or a second one (128 + 2).",
     143: "SIGTERM during loading, or a second one (128 + 15).",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+from transformers import PreTrainedModel
 
+from predictor.dtypes import name_of
 from predictor.engine.thread_tuner import ThreadTuner
 from predictor.engine.timing import ForwardPass, time_forward_passes
 from predictor.engine.tuned_threads import TunedThreads
-from predictor.errors import LoadFailed, reason_of
+from predictor.errors import ModelUnusable, PredictorError, reason_of, start_error
 from predictor.heartbeat import Heartbeat
 from predictor.linear.choice import choose_kernels, log_kernels
 from predictor.linear.table import KERNELS
@@ -26,6 +28,13 @@ forward pass of one token."""
 
 _KERNELS = "linear_kernels"
 """Key in the same file: present if the kernels of linear layers were chosen."""
+
+
+_REMEDIES = {
+    "float16": "try dtype bfloat16, which holds larger numbers, or float32",
+    "bfloat16": "try dtype float32; if it gives none either, the weights are damaged",
+}
+"""The end of a sentence about numbers that are not finite, by the serving dtype."""
 
 
 def set_up_torch(threads: int | None) -> int:
@@ -46,19 +55,50 @@ def set_up_torch(threads: int | None) -> int:
 
 @contextmanager
 def first_token() -> Iterator[None]:
-    """Raise any error of a model's first forward passes as `LoadFailed`.
+    """Raise any error of a model's first forward passes as one of ours.
 
     Raises:
-        LoadFailed: The model cannot compute even one token.
+        ModelUnusable: The model cannot compute even one token.
+        LoadFailed: The same, because of a device, a volume or memory.
     """
     try:
         yield
+    except PredictorError:
+        raise
     # Models raise errors of any type.
     except Exception as error:
         logger.exception("The model fails on its first token")
-        raise LoadFailed(
-            f"The model was loaded but fails on its first token: {reason_of(error)}"
+        raise start_error(
+            error, f"The model was loaded but fails on its first token: {_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, NotImplementedError) and "meta tensor" in str(error):
+        return (
+            "its code uses an offloaded weight outside of the layer that has it; the model is "
+            "served where nothing is offloaded, with more memory."
+        )
+    return reason_of(error)
+
+
+def check_finite(numbers: Iterable[torch.Tensor], model: PreTrainedModel) -> None:
+    """Check that a model's results can be answered with.
+
+    Args:
+        numbers: For each result what has to be finite.
+        model: The model.
+
+    Raises:
+        ModelUnusable: A number is infinite or none.
+    """
+    if all(bool(torch.isfinite(each).all()) for each in numbers):
+        return
+    dtype = name_of(model.dtype)
+    remedy = _REMEDIES.get(dtype, "its weights are damaged, or not those of this config")
+    raise ModelUnusable(
+        f"{type(model).__name__} gives no finite numbers in {dtype}, so it cannot answer; {remedy}."
+    )
 
 
 def choose_linear_kernels(

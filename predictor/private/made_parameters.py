@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from predictor.errors import reason_of
+from predictor.private.conversions import merges_whole
 from predictor.private.stored_names import CheckpointNames
 
 if TYPE_CHECKING:
@@ -55,12 +56,38 @@ def make_parameters(
         if target is not None:
             sources.setdefault(target, {}).setdefault(pattern, []).append(name)
     made: dict[str, MadeParameter] = {}
+    merges: dict[tuple[Any, ...], MadeParameter] = {}
     for target, by_pattern in sources.items():
-        for alike in by_pattern.values():
-            alike.sort(key=names.order)
+        if None not in by_pattern:
+            for alike in by_pattern.values():
+                alike.sort(key=names.order)
         ordered = {pattern: tuple(alike) for pattern, alike in by_pattern.items()}
-        made |= _make(model, names, target, ordered, stored)
+        key = _merge_key(names, ordered, stored)
+        if key is not None and key in merges:
+            made[target] = replace(merges[key], sources=ordered)
+            continue
+        results = _make(model, names, target, ordered, stored)
+        if key is not None and target in results:
+            merges[key] = results[target]
+        made |= results
     return made
+
+
+def _merge_key(
+    names: CheckpointNames,
+    sources: Mapping[str | None, tuple[str, ...]],
+    stored: Mapping[str, torch.Tensor],
+) -> tuple[Any, ...] | None:
+    """Return what decides the shape of merged experts, which many layers have in common.
+
+    None for parameters that are not merged: other conversions may depend on names.
+    """
+    if any(each is None or not merges_whole(names.converters[each]) for each in sources):
+        return None
+    return tuple(
+        (pattern, len(alike), *sorted({tuple(stored[name].shape) for name in alike}))
+        for pattern, alike in sources.items()
+    )
 
 
 def _make(

@@ -31,10 +31,10 @@ def separate_ties(model: PreTrainedModel, stored: StoredTensors) -> frozenset[st
     Returns:
         The names of these parameters.
     """
-    names = CheckpointNames(model)
     ties = tied_names(model)
     if not ties:
         return frozenset()
+    names = CheckpointNames(model)
     sources: dict[str, str] = {}
     for name in stored.specs:
         parameter, pattern = names.parameter(name)

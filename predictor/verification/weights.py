@@ -32,9 +32,7 @@ _POOLER = "pooler."
 """
 
 
-def check_weights(
-    model: PreTrainedModel, stored: StoredSpecs, checkpoint: Checkpoint
-) -> None:
+def check_weights(model: PreTrainedModel, stored: StoredSpecs, checkpoint: Checkpoint) -> None:
     """Check that stored tensors are those of a model.
 
     Args:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.checkpoint.safetensors_header import read_header
 from predictor.checkpoint.task_detection import factory_of
-from predictor.errors import CheckpointError, LoadFailed, reason_of
+from predictor.errors import CheckpointError, reason_of, start_error
 from predictor.linear.layers import NOTHING_PACKED, PackedLayers
 from predictor.placement.plan import Placement
 from predictor.private.accelerate import remove_hook_from_submodules
@@ -124,7 +124,8 @@ def from_pretrained(
 
     Raises:
         CheckpointError: The checkpoint lacks weights of the model, or has them in other shapes.
-        LoadFailed: Reading failed for another reason.
+        LoadFailed: A device, a volume or memory failed.
+        ModelUnusable: Loading failed for another reason.
     """
     dispatch = DeferredDispatch()
     try:
@@ -183,8 +184,9 @@ def _load(
     # Files, devices and volumes fail in many ways, and libraries raise errors of many classes.
     except Exception as error:
         logger.exception("from_pretrained failed")
-        raise LoadFailed(
-            f"The weights in {checkpoint.path} cannot be loaded: {reason_of(error, most=300)}"
+        raise start_error(
+            error,
+            f"The weights in {checkpoint.path} cannot be loaded: {reason_of(error, most=300)}",
         ) from error
     model, info = loaded
     missing = _missing_weights(info, checkpoint.task)

@@ -15,6 +15,7 @@ from predictor.engine.encoding.postprocess import Postprocess
 from predictor.engine.encoding.runner import EncoderRunner
 from predictor.engine.model_thread import ThreadOptions
 from predictor.engine.warmup import (
+    check_finite,
     choose_linear_kernels,
     first_token,
     log_breakeven_tokens,
@@ -55,7 +56,8 @@ def open_encoder_engine(
         options: See `ThreadOptions`; the observer is made here.
 
     Raises:
-        LoadFailed: The model cannot compute even one token.
+        ModelUnusable: The model cannot compute even one token.
+        LoadFailed: The same, because of a device, a volume or memory.
     """
     limit = set_up_torch(threads)
     device = torch.device(placement.execution_device)
@@ -84,7 +86,8 @@ def _measure(
     heartbeat: Heartbeat | None,
 ) -> int:
     def run(count: int) -> None:
-        runner.run([EncoderInput((0,) * (count - 1) + (end,))])
+        results = runner.run([EncoderInput((0,) * (count - 1) + (end,))])
+        check_finite(map(torch.from_numpy, results), runner.model)
 
     with first_token():
         longest = min(most, placement.max_model_len)

@@ -26,6 +26,7 @@ from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner, SerialRunner
 from predictor.engine.model_thread import ThreadOptions
 from predictor.engine.warmup import (
+    check_finite,
     choose_linear_kernels,
     first_token,
     log_breakeven_tokens,
@@ -80,7 +81,8 @@ def open_engine(
         options: See `ThreadOptions`; the observer is made here.
 
     Raises:
-        LoadFailed: The model cannot compute even one token.
+        ModelUnusable: The model cannot compute even one token.
+        LoadFailed: The same, because of a device, a volume or memory.
     """
     limit = set_up_torch(threads)
     with first_token():
@@ -89,7 +91,8 @@ def open_engine(
         most = min(prefill_chunk, usable_tokens(placement.kv_tokens))
 
         def run(count: int) -> None:
-            _run_tokens(runner, [index % vocabulary for index in range(count)])
+            logits = _run_tokens(runner, [index % vocabulary for index in range(count)])
+            check_finite([logits.amax(dim=-1)], model)  # the sampler's rule; waits for the device
 
         choose_linear_kernels(run, most, placement.execution_device, warmup_cache)
         breakeven_tokens = measure_breakeven_tokens(
@@ -125,14 +128,16 @@ def _limits(
     )
 
 
-def _run_tokens(runner: Runner, tokens: list[int]) -> None:
-    """Run one forward pass of tokens that nobody needs."""
+def _run_tokens(runner: Runner, tokens: list[int]) -> torch.Tensor:
+    """Run one forward pass of tokens that nobody needs, and return their logits."""
     rows = [SequenceChunk(-1, 0, tokens)]
     if isinstance(runner, EncoderDecoderRunner):  # a decoder has one token in a forward pass
         rows = [SequenceChunk(-1 - index, 0, [token]) for index, token in enumerate(tokens)]
-    runner.run(rows).argmax().item()
-    for row in rows:
-        runner.release(row.key)
+    try:
+        return runner.run(rows)
+    finally:
+        for row in rows:
+            runner.release(row.key)
 
 
 def _open_runner(
