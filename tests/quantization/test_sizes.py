@@ -13,10 +13,9 @@ import pytest
 
 from benchmarks.shapes import SHAPES
 from predictor import startup
-from predictor.profiling.blocks import find_blocks
 from predictor.profiling.footprint import build_on_meta
-from predictor.quantization.packing import layers_to_pack
 from predictor.settings import read_settings
+from predictor.verification.model import verify_model
 from tests.linear.published_configs import FP8_WEIGHTS, compressed
 
 CLOSE = 0.005
@@ -132,7 +131,7 @@ def test_the_plan_of_a_config_has_the_size_of_the_files(tmp_path: Path, name: st
     settings = read_settings({"model_dir": str(tmp_path)}, environ={})
     checkpoint = startup.open_checkpoint(settings, needs_weights=False)
     skeleton = build_on_meta(checkpoint.config, "bfloat16", checkpoint.task)
-    assert layers_to_pack(skeleton, checkpoint, find_blocks(skeleton)).title == title
+    assert verify_model(skeleton, checkpoint, "auto")[1].title == title
     served = sum(parameter.nbytes for parameter in skeleton.parameters())
     assert served == pytest.approx(size, rel=CLOSE)
 
