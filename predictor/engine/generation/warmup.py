@@ -81,8 +81,7 @@ def open_engine(
         options: See `ThreadOptions`; the observer is made here.
 
     Raises:
-        ModelUnusable: The model cannot compute even one token.
-        LoadFailed: The same, because of a device, a volume or memory.
+        ModelUnusable: The model cannot compute even one token, or LoadFailed because of a device.
     """
     limit = set_up_torch(threads)
     with first_token():
@@ -91,8 +90,8 @@ def open_engine(
         most = min(prefill_chunk, usable_tokens(placement.kv_tokens))
 
         def run(count: int) -> None:
-            logits = _run_tokens(runner, [index % vocabulary for index in range(count)])
-            check_finite([logits.amax(dim=-1)], model)  # the sampler's rule; waits for the device
+            best = _run_tokens(runner, [index % vocabulary for index in range(count)])
+            check_finite([best], model)  # it waits for the device
 
         choose_linear_kernels(run, most, placement.execution_device, warmup_cache)
         breakeven_tokens = measure_breakeven_tokens(
@@ -129,12 +128,12 @@ def _limits(
 
 
 def _run_tokens(runner: Runner, tokens: list[int]) -> torch.Tensor:
-    """Run one forward pass of tokens that nobody needs, and return their logits."""
+    """Run one forward pass of tokens that nobody needs; return the best logit of each row."""
     rows = [SequenceChunk(-1, 0, tokens)]
     if isinstance(runner, EncoderDecoderRunner):  # a decoder has one token in a forward pass
         rows = [SequenceChunk(-1 - index, 0, [token]) for index, token in enumerate(tokens)]
     try:
-        return runner.run(rows)
+        return runner.run(rows).amax(dim=-1)  # NaN where one is, as for the sampler
     finally:
         for row in rows:
             runner.release(row.key)
