@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from predictor.private.model_classes import key_mapping_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -53,7 +55,8 @@ def conversion_mapping(model: PreTrainedModel) -> list[Any]:
     """Return transformers' renamings and converters of stored tensors for this model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
 
-    return packed_conversions(model, get_model_conversion_mapping(model) or [])
+    mapping = get_model_conversion_mapping(model, key_mapping_of(model))
+    return packed_conversions(model, mapping or [])
 
 
 Quantise = Callable[[list[Any]], dict[str, Any]]

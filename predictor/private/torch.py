@@ -1,14 +1,16 @@
 """How torch flattens nested results, intercepts operations, and keeps the state of a module.
 
 Read in torch 2.13.0: ``torch/utils/_pytree.py``, ``torch/utils/_python_dispatch.py``,
-``torch/nn/functional.py`` (`grouped_mm`), `torch._int_mm` and ``torch/nn/modules/module.py``.
-`Module.__setattr__` checks and registers a parameter at every assignment. Streaming assigns
-parameters for every block of every forward pass, and so writes to the dictionary itself.
+``torch/nn/functional.py`` (`grouped_mm`), `torch._int_mm`, ``torch/nn/modules/module.py`` and
+``torch/_meta_registrations.py`` (`meta_nonzero`). `Module.__setattr__` checks and registers a
+parameter at every assignment. Streaming assigns parameters for every block of every forward pass,
+and so writes to the dictionary itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from predictor.private.versions import Interface, Library, check, uncalled
@@ -28,6 +30,7 @@ INTERFACES = (
     *uncalled("torch.nn.functional", "grouped_mm"),
     *uncalled("torch", "_grouped_mm"),
     *uncalled("torch", "_int_mm"),
+    *uncalled("torch.fx.experimental._config", "meta_nonzero_assume_all_nonzero"),
     *uncalled("torch.nn", "_parameters", "_buffers", "_modules", of="Module"),
 )
 
@@ -46,6 +49,24 @@ GROUPED_PRODUCTS = (functional.grouped_mm, torch._grouped_mm)
 
 int_mm = torch._int_mm
 """The product of two matrices in int8, in int32."""
+
+
+@contextlib.contextmanager
+def all_nonzero_on_meta() -> Iterator[None]:
+    """Have `nonzero` and `where` return every position of a tensor on meta, which has no values.
+
+    So a mixture of experts that looks for the tokens of each expert computes every expert with all
+    tokens, the most that it can have.
+    """
+    from torch.fx.experimental import _config
+
+    config: Any = _config
+    previous = config.meta_nonzero_assume_all_nonzero
+    config.meta_nonzero_assume_all_nonzero = True
+    try:
+        yield
+    finally:
+        config.meta_nonzero_assume_all_nonzero = previous
 
 
 def parameter_slot(model: nn.Module, name: str) -> tuple[dict[str, nn.Parameter | None], str]:

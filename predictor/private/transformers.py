@@ -53,7 +53,9 @@ ENTITIES = (
 
 MODELS = (
     Interface("transformers.cache_utils", "get_layer_types_and_kwargs", ("config",)),
-    Interface("transformers.conversion_mapping", "get_model_conversion_mapping", ("model",)),
+    Interface(
+        "transformers.conversion_mapping", "get_model_conversion_mapping", ("model", "key_mapping")
+    ),
     Interface(
         "transformers.integrations.accelerate",
         "accelerate_dispatch",

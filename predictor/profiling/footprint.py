@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from predictor.checkpoint.task_detection import factory_of, title_of
+from predictor.checkpoint.task_detection import classes_for, factory_of, title_of
 from predictor.dtypes import name_of
 from predictor.errors import ConfigurationError, reason_of
 from predictor.linear.install import install
@@ -23,11 +23,13 @@ from predictor.mixture.forward import compute_here
 from predictor.mixture.modules import find_experts, find_mixtures, names_of_experts
 from predictor.placement.units import Footprint
 from predictor.private.conversions import converts_weights
+from predictor.private.model_classes import build
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.blocks import find_blocks, is_encoder_decoder
 from predictor.profiling.decoder_probe import Probe, probe
 from predictor.profiling.encoder_decoder_probe import probe_encoder_decoder
 from predictor.profiling.encoder_probe import probe_encoder
+from predictor.profiling.text_model import build_text_model, is_wrapper
 from predictor.profiling.unit_sizes import measure_units
 
 
@@ -45,9 +47,7 @@ def build_on_meta(
     """
     try:
         with torch.device("meta"):
-            model = factory_of(task, config).from_config(
-                config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
-            )
+            model = _build(config, getattr(torch, dtype), task, trust_remote_code)
     # Each architecture needs other values of a config, and fails on missing ones in its own way.
     except (
         ValueError,
@@ -65,6 +65,18 @@ def build_on_meta(
     compute_here(model)
     install(model)
     return model.eval()  # type: ignore[no-any-return]
+
+
+def _build(config: PreTrainedConfig, dtype: torch.dtype, task: str, trust_remote_code: bool) -> Any:
+    """Return the model for a task: of code that comes with it, or of a class of transformers."""
+    factory = factory_of(task, config)
+    own_code = getattr(config, "auto_map", None) or {}
+    if factory.__name__ in own_code and trust_remote_code:
+        return factory.from_config(config, dtype=dtype, trust_remote_code=True)
+    classes = classes_for(task, config)
+    if not classes:
+        raise ValueError("transformers has no class for that")
+    return build_text_model(classes, dtype) if is_wrapper(config) else build(*classes[0], dtype)
 
 
 def measure_footprint(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as functional
@@ -11,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import DynamicLayer, PreTrainedModel
 
 from predictor.live_bytes import LiveBytes
-from predictor.private.torch import GROUPED_PRODUCTS
+from predictor.private.torch import GROUPED_PRODUCTS, all_nonzero_on_meta
 
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 """The errors with which models fail on meta: data-dependent shapes, `.item()`, missing kernels."""
@@ -56,13 +57,26 @@ class DeviceBehavior(TorchFunctionMode):
     Attention runs as on real devices, whose fused kernels hold no matrix of scores. On meta, torch
     would choose the textbook form, and the scores of all heads would be counted. A condition on the
     values of a mask, which meta does not have, is true or false as for sequences with or without
-    padding.
+    padding. A search for the values of a tensor (`nonzero`) returns all positions, and a position
+    that is such a value is the first one.
     """
 
     def __init__(self, *, padded: bool = False) -> None:
         """Behave as for sequences without padding, or for `padded` ones."""
         super().__init__()
         self._values = _PADDED if padded else _UNPADDED
+        self._nonzero = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Begin to behave so."""
+        self._nonzero.enter_context(all_nonzero_on_meta())
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Behave as torch does again."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._nonzero.close()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.scaled_dot_product_attention:
@@ -73,7 +87,17 @@ class DeviceBehavior(TorchFunctionMode):
             return args[0].new_empty((args[0].shape[0], args[1].shape[-1]))
         if func in self._values and args[0].is_meta:
             return self._values[func]
+        if func is torch.Tensor.__getitem__:
+            return args[0][_first_for_unknown(args[1])]
         return func(*args, **(kwargs or {}))
+
+
+def _first_for_unknown(index: Any) -> Any:
+    """Return an index in which numbers on meta, which have no value, are 0."""
+    if isinstance(index, tuple):
+        return tuple(map(_first_for_unknown, index))
+    is_number = isinstance(index, torch.Tensor) and index.is_meta and index.dim() == 0
+    return 0 if is_number and not index.is_floating_point() else index
 
 
 def _is_fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> bool:

@@ -20,12 +20,12 @@ from transformers import PreTrainedModel
 
 from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.checkpoint.safetensors_header import read_header
-from predictor.checkpoint.task_detection import factory_of
 from predictor.errors import CheckpointError, reason_of, start_error
 from predictor.linear.layers import NOTHING_PACKED, PackedLayers
 from predictor.placement.plan import Placement
 from predictor.private.accelerate import remove_hook_from_submodules
 from predictor.private.loading import complete_ties, files_replaced, kept_apart
+from predictor.private.model_classes import key_mapping_of
 from predictor.private.quantizers import one_tensor_at_a_time, quantization_config
 from predictor.private.torch import own_parameters
 from predictor.private.transformers import (
@@ -107,6 +107,7 @@ def from_pretrained(
     device_map: Mapping[str, int | str],
     folder: Path | None,
     *,
+    skeleton: PreTrainedModel,
     packed: PackedLayers,
     trust_remote_code: bool,
     progress: Progress,
@@ -118,6 +119,7 @@ def from_pretrained(
         placement: The plan.
         device_map: The device of each part; parts on ``"meta"`` are not loaded.
         folder: The folder for parts on disk that have to be converted.
+        skeleton: The model on the meta device, whose class and config are loaded.
         packed: The layers that stay packed.
         trust_remote_code: Whether code that comes with the model may run.
         progress: Counts every tensor.
@@ -138,6 +140,7 @@ def from_pretrained(
                 changes.enter_context(one_tensor_at_a_time())
             model = _load(
                 *(checkpoint, placement, device_map, folder),
+                skeleton=skeleton,
                 packed=packed,
                 trust_remote_code=trust_remote_code,
             )
@@ -160,13 +163,16 @@ def _load(
     device_map: Mapping[str, int | str],
     folder: Path | None,
     *,
+    skeleton: PreTrainedModel,
     packed: PackedLayers,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
     try:
-        loaded: Any = factory_of(checkpoint.task, checkpoint.config).from_pretrained(
+        model_class: Any = type(skeleton)
+        loaded: Any = model_class.from_pretrained(
             checkpoint.path,
-            config=checkpoint.config,
+            config=skeleton.config,
+            key_mapping=key_mapping_of(skeleton),
             dtype=getattr(torch, placement.dtype),
             device_map=dict(device_map),
             offload_folder=None if folder is None else str(folder),

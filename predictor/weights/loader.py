@@ -24,6 +24,7 @@ from predictor.mixture.forward import compute_here
 from predictor.placement.plan import Placement
 from predictor.pod.usage import count_usage
 from predictor.private.conversions import converts_weights
+from predictor.private.model_classes import set_device
 from predictor.profiling.blocks import find_blocks
 from predictor.quantity import format_bytes
 from predictor.weights.block_source import BlockSourceResolver, OffloadConfig
@@ -214,6 +215,7 @@ class _Loading:
                 self.placement,
                 devices,
                 folder,
+                skeleton=self.skeleton,
                 packed=self.packed,
                 trust_remote_code=self.trust_remote_code,
                 progress=self.progress,
@@ -243,6 +245,7 @@ class _Loading:
         """Stream these blocks, and have Accelerate stream all other offloaded parts."""
         streamed = (*(block.name for block in on_disk), *host_blocks)
         dispatch.attach(self.placement, streamed)
+        set_device(model, torch.device(self.placement.execution_device))
         log_accelerates_part(self.placement, streamed, self.blocks)
         return stream_blocks(
             model,

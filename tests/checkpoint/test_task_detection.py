@@ -45,6 +45,30 @@ def test_a_task_is_found_by_the_architecture(
     assert task_of(tmp_path, architecture) == expected
 
 
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "expected"),
+    [
+        ("llama4", "Llama4ForConditionalGeneration", "text_generation"),
+        ("qwen2_vl", "Qwen2VLForConditionalGeneration", "text_generation"),
+        ("t5gemma2", "T5Gemma2ForConditionalGeneration", "text2text_generation"),
+        ("llama", "MyLlamaForCausalLM", "text_generation"),
+        ("llama", "MyLlamaForSequenceClassification", "sequence_classification"),
+        ("gpt2", "MyGPT2ForCausalLM", "text_generation"),
+        ("llava", "MyVisionForConditionalGeneration", "text_generation"),
+        ("t5", "MyForConditionalGeneration", "text2text_generation"),
+        ("bert", "MyForMaskedLM", "fill_mask"),
+        ("llama", "SomethingElse", "text_generation"),
+        ("mistral", "MyForSomething", "text_generation"),
+    ],
+)
+def test_a_wrapper_and_a_class_of_another_name_have_the_task_of_their_head(
+    tmp_path: Path, model_type: str, architecture: str, expected: str
+) -> None:
+    config = AutoConfig.for_model(model_type, architectures=[architecture])
+    assert find_task(config, tmp_path, None) == expected
+    assert find_task(config, tmp_path, expected) == expected
+
+
 def test_one_label_is_how_well_two_texts_match(tmp_path: Path) -> None:
     assert task_of(tmp_path, "BertForSequenceClassification", num_labels=1) == "rerank"
 

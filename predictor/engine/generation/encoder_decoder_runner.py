@@ -168,7 +168,7 @@ class EncoderDecoderRunner:
         sources = [_source(row) for row in rows]
         longest = max(map(len, sources))
         columns = bucket_new_tokens(longest) if self._device.type == "cpu" else longest
-        ids = torch.full((len(rows), columns), self.model.config.pad_token_id or 0)
+        ids = torch.full((len(rows), columns), getattr(self.model.config, "pad_token_id", 0) or 0)
         mask = torch.zeros_like(ids)
         for index, source in enumerate(sources):
             ids[index, : len(source)] = torch.tensor(source)
