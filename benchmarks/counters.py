@@ -15,8 +15,11 @@ HITS, MISSES = "predictor_expert_hits_total", "predictor_expert_misses_total"
 PASSES, PASS_SECONDS = "predictor_step_seconds_count", "predictor_step_seconds_sum"
 STALLS = "predictor_weights_stall_seconds_total"
 
-_TRIES, _SECONDS_TO_ARRIVE = 20, 0.3
+_SECONDS_TO_ARRIVE = 0.3
 """The engine process sends its metrics to the one that answers, a little later."""
+
+_SECONDS_TO_SETTLE = 300
+"""After the first start, a server reads its files again beside serving, to know them later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,8 @@ def read_counters(server: Server) -> Counters:
     Raises:
         CannotMeasure: They keep changing.
     """
-    counters = _read(server)
-    for _ in range(_TRIES):
+    counters, end = _read(server), time.monotonic() + _SECONDS_TO_SETTLE
+    while time.monotonic() < end:
         time.sleep(_SECONDS_TO_ARRIVE)
         before, counters = counters, _read(server)
         if counters == before:
