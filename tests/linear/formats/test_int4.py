@@ -77,3 +77,11 @@ def test_packed_kernels_are_offered_where_their_layout_is_ours(
     titles = {kernel.title for kernel in kernels_for(kind)}
     assert (PACKED_INT4.title in titles) == (panel is not None)
     assert panel in (None, weights.panel)
+
+
+def test_weights_that_had_four_bits_get_their_own_steps_again() -> None:
+    steps = (torch.randn(64, 8, 32) * 2.5 + 7.5).round().clamp_(0, 15)
+    scale, low = torch.rand(64, 8, 1) * 0.003 + 0.001, torch.rand(64, 8, 1) * 0.02
+    weight = (steps * scale - low).view(64, 256)
+    unpacked = Int4.here().unpack(Int4.here().quantise(weight), 0, 64, torch.float32)
+    assert (unpacked - weight).norm() < 0.005 * weight.norm()
