@@ -6,12 +6,14 @@ The replies are the business of `predictor.tasks.prepared_generation`.
 from __future__ import annotations
 
 from collections.abc import MutableSequence, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from predictor.engine.generation.sampling_params import SamplingParams, SequenceGenerator
 from predictor.errors import PromptTooLong, RequestError, reason_of
+from predictor.tasks.chat_template import takes_parts, template_messages
 from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.large_texts import one_at_a_time
 from predictor.tasks.model_facts import Defaults
@@ -136,13 +138,17 @@ class TextGeneration:
             raise RequestError("This model has no chat template; ask it for completions.")
         try:
             text: str = self.tokenizer.apply_chat_template(
-                [{"role": turn.role, "content": turn.content} for turn in turns],
+                template_messages(turns, in_parts=self._takes_parts),
                 tokenize=False,
                 add_generation_prompt=True,
             )
         except TemplateError as error:
             raise RequestError(f"The model's chat template refuses: {reason_of(error)}.") from None
         return text
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        return takes_parts(self.tokenizer)
 
     def _sampling(self, requested: GenerationParameters, ids: Sequence[int]) -> SamplingParams:
         defaults = self._defaults

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from predictor.errors import CheckpointError, reason_of
 from predictor.private.transformers import tokenizer_class
 from predictor.settings import Settings
+from predictor.tasks.chat_template import adopt_template
 from predictor.tasks.encoder_task import EncoderTask, EncoderTaskSpec
 from predictor.tasks.fill_mask import FillMask
 from predictor.tasks.generation import TextGeneration
@@ -86,6 +87,7 @@ def open_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenize
         raise CheckpointError(
             f"{path} holds no tokenizer that can be used: {reason_of(error).rstrip('.')}."
         ) from None
+    adopt_template(tokenizer, path)
     return tokenizer
 
 
