@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from predictor.checkpoint.checkpoint import Checkpoint, context_length, max_positions
+from predictor.checkpoint.checkpoint import (
+    Checkpoint,
+    context_length,
+    declared_dtype,
+    max_positions,
+)
 from predictor.checkpoint.task_detection import GENERATING
-from predictor.dtypes import name_of
 from predictor.engine.generation.batchability import unbatchable_reason
 from predictor.errors import ConfigurationError
 from predictor.placement.plan import PlacementOptions
@@ -43,10 +47,7 @@ def serving_dtype(settings: Settings, checkpoint: Checkpoint) -> str:
     """Return torch's name of the serving dtype."""
     if settings.dtype != "auto":
         return settings.dtype
-    declared = getattr(checkpoint.config, "dtype", None)
-    if declared is not None:
-        return name_of(declared)
-    return checkpoint.dtype or "float32"
+    return declared_dtype(checkpoint.config) or checkpoint.dtype or "float32"
 
 
 def max_model_len(settings: Settings, checkpoint: Checkpoint, skeleton: PreTrainedModel) -> int:

@@ -35,6 +35,7 @@ from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
 from predictor.private.transformers import check_models
 from predictor.profiling.footprint import build_on_meta, measure_footprint
+from predictor.profiling.text_model import text_notes
 from predictor.settings import Settings
 from predictor.tasks.model_facts import ModelFacts, encoder_facts, generation_facts
 from predictor.tasks.sentence_layout import read_layout
@@ -157,7 +158,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         skeleton,
         packed,
         footprint,
-        replace(placement, notes=placement.notes + packed.notes),
+        replace(placement, notes=placement.notes + text_notes(skeleton) + packed.notes),
         resources.processors,
         chunk,
         offload_of(settings, footprint, resources),

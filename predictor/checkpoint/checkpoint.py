@@ -62,8 +62,7 @@ class Checkpoint:
         """Torch's name of the dtype that the checkpoint is stored in; None if it is unknown."""
         if self.stored is not None and self.stored.dtype is not None:
             return self.stored.dtype
-        declared = getattr(self.config, "dtype", None)
-        return None if declared is None else name_of(declared)
+        return declared_dtype(self.config)
 
 
 def open_directory(
@@ -128,6 +127,13 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
             ) from None
         raise CheckpointError(f"{file} cannot be used: {reason_of(error)}") from None
     return config  # type: ignore[no-any-return]
+
+
+def declared_dtype(config: PreTrainedConfig) -> str | None:
+    """Return torch's name of the dtype that a config names, itself or for its text model."""
+    parts = (config, config.get_text_config(decoder=True))
+    dtypes = (getattr(part, "dtype", None) for part in parts)
+    return next((name_of(dtype) for dtype in dtypes if dtype is not None), None)
 
 
 def context_length(config: PreTrainedConfig) -> int:

@@ -70,6 +70,14 @@ def is_wrapper(config: PreTrainedConfig) -> bool:
     return any(getattr(config, name, None) is not None for name in config.sub_configs)
 
 
+def text_notes(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the sentence of a plan that names the parts of a wrapper that are left out."""
+    absent = [name for name, part in model.named_modules() if isinstance(part, AbsentPart)]
+    if not absent:
+        return ()
+    return (f"The model is served for its text, without {', '.join(absent)}.",)
+
+
 def build_text_model(
     classes: Sequence[tuple[Any, PreTrainedConfig]], dtype: torch.dtype
 ) -> PreTrainedModel:
