@@ -47,8 +47,7 @@ def test_the_text_of_a_wrapper_has_its_tokens_in_memory_and_on_disk(
         assert up.tokens(_PROMPT, max_new_tokens=6) == expected
         names = " ".join(name for name, _ in up.model.named_parameters())
         assert not any(part in names for part in ("vision", "visual", "audio", "projector"))
-        (note,) = up.prepared.placement.notes
-        assert "served for its text, without model." in note or model_type == "llama4"
+        assert "served for its text, without " in " ".join(up.prepared.placement.notes)
         units = up.prepared.footprint.units
         assert sum(unit.block is not None for unit in units) == 3 + (model_type == "mllama")
         up.weights.release()
