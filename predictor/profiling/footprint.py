@@ -24,6 +24,7 @@ from predictor.mixture.modules import find_experts, find_mixtures, names_of_expe
 from predictor.placement.units import Footprint
 from predictor.private.conversions import converts_weights
 from predictor.private.model_classes import build
+from predictor.profiling.block_calls import calls_blocks_evenly
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.blocks import find_blocks, is_encoder_decoder
 from predictor.profiling.decoder_probe import Probe, probe
@@ -153,7 +154,9 @@ def _probe_decoder(
             )
         if probed.measured:
             break
-    return probed, probed.measured and _is_even(calls)
+    if not probed.measured:
+        return probed, calls_blocks_evenly(model, blocks)
+    return probed, _is_even(calls)
 
 
 def _probe_encoder(

@@ -105,6 +105,20 @@ def build_text_model(
     raise ValueError(f"{'; '.join(failures)}, and holds no language model that does")
 
 
+def run_text(model: Any) -> None:
+    """Run a model on the meta device on text.
+
+    Raises:
+        ImportError: Text needs a package that is not installed.
+    """
+    ids = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
+    inputs = {"input_ids": ids}
+    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
+        inputs["decoder_input_ids"] = ids
+    with torch.no_grad(), DeviceBehavior():
+        model.eval()(**inputs)
+
+
 class _NoText(Exception):
     """A model does not run on text alone."""
 
@@ -139,7 +153,7 @@ def _reduced(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     used = _UsedWeights()
     try:
         with used:
-            _run_text(model)
+            run_text(model)
     except RuntimeError:
         return model  # of what a real device does, not all can be done on meta
     except FAILURES as error:
@@ -148,24 +162,10 @@ def _reduced(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     reduced = build(class_without(type(model), names, AbsentPart), model.config, dtype)
     compute_here(reduced)
     try:
-        _run_text(reduced)
+        run_text(reduced)
     except FAILURES:
         return model
     return reduced
-
-
-def _run_text(model: Any) -> None:
-    """Run a model on the meta device on text.
-
-    Raises:
-        ImportError: Text needs a package that is not installed.
-    """
-    ids = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
-    inputs = {"input_ids": ids}
-    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
-        inputs["decoder_input_ids"] = ids
-    with torch.no_grad(), DeviceBehavior():
-        model.eval()(**inputs)
 
 
 class _UsedWeights(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -86,31 +86,45 @@ def test_the_package_of_a_tower_is_not_needed() -> None:
     assert not any("tower" in name for name, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize("device_map", ["auto", "disk"])
-def test_blocks_that_look_for_the_tokens_of_their_experts_are_streamed(
-    tmp_path: Path, device_map: str
+_DBRX = {
+    "vocab_size": 264,
+    "d_model": 64,
+    "n_heads": 4,
+    "n_layers": 3,
+    "max_seq_len": 256,
+    "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+    "ffn_config": {
+        "ffn_hidden_size": 48,
+        "moe_num_experts": 4,
+        "moe_top_k": 2,
+        "hidden_size": 64,
+    },
+}
+_JETMOE = {
+    "vocab_size": 264,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "kv_channels": 16,
+    "num_local_experts": 4,
+    "max_position_embeddings": 256,
+}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values", "is_measured"),
+    [("dbrx", _DBRX, True), ("jetmoe", _JETMOE, False)],
+)
+def test_blocks_that_need_the_values_of_tensors_are_streamed(
+    tmp_path: Path, model_type: str, values: dict[str, Any], is_measured: bool
 ) -> None:
-    config = AutoConfig.for_model(
-        "dbrx",
-        vocab_size=264,
-        d_model=64,
-        n_heads=4,
-        n_layers=3,
-        max_seq_len=256,
-        attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
-        ffn_config={
-            "ffn_hidden_size": 48,
-            "moe_num_experts": 4,
-            "moe_top_k": 2,
-            "hidden_size": 64,
-        },
-    )
-    make_checkpoint(tmp_path / "model", "dbrx", config=config)
-    expected = generated(AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval())
-    up = bring_up(
-        tmp_path / "model", device_map=device_map, offload_folder=str(tmp_path / "offload")
-    )
-    assert up.prepared.footprint.probed
-    assert up.sources == ({"checkpoint"} if device_map == "disk" else set())
-    assert up.tokens(_PROMPT, max_new_tokens=6) == expected
-    up.weights.release()
+    folder = tmp_path / "model"
+    make_checkpoint(folder, model_type, config=AutoConfig.for_model(model_type, **values))
+    expected = generated(AutoModelForCausalLM.from_pretrained(folder).eval())
+    for device_map in ("auto", "disk"):
+        up = bring_up(folder, device_map=device_map, offload_folder=str(tmp_path / "offload"))
+        assert up.prepared.footprint.probed == is_measured
+        assert bool(up.sources) == (device_map == "disk")
+        assert up.tokens(_PROMPT, max_new_tokens=6) == expected
+        up.weights.release()
