@@ -10,6 +10,12 @@ from predictor.checkpoint.checkpoint import (
     declared_dtype,
     max_positions,
 )
+from predictor.checkpoint.lengths import (
+    Lengths,
+    default_length,
+    reply_positions,
+    source_positions,
+)
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.engine.generation.batchability import unbatchable_reason
 from predictor.errors import ConfigurationError
@@ -24,6 +30,8 @@ from predictor.weights.block_source import OffloadConfig
 from predictor.weights.converted import conversions, folder_name
 from predictor.weights.store.folder import store_file
 from predictor.weights.store.writer import partial_file
+
+_UNBOUNDED = 2**31
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,8 +58,40 @@ def serving_dtype(settings: Settings, checkpoint: Checkpoint) -> str:
     return declared_dtype(checkpoint.config) or checkpoint.dtype or "float32"
 
 
-def max_model_len(settings: Settings, checkpoint: Checkpoint, skeleton: PreTrainedModel) -> int:
-    """Return the most tokens that a sequence may have.
+def sequence_lengths(
+    settings: Settings, checkpoint: Checkpoint, skeleton: PreTrainedModel
+) -> Lengths:
+    """Return the most tokens of a sequence; a source and its reply have lengths of their own.
+
+    Raises:
+        ConfigurationError: The settings demand more than the positions of the model.
+    """
+    if checkpoint.task != "text2text_generation":
+        return Lengths(_max_model_len(settings, checkpoint, skeleton))
+    config, length = checkpoint.config, settings.max_model_len
+    parts = (source_positions(config), reply_positions(config))
+    bounded = [positions for positions in parts if positions is not None]
+    if len(bounded) == len(parts):
+        _check_length(length, max(bounded))
+    if length is None and settings.max_length is not None:
+        length = 2 * settings.max_length
+    source, reply = (
+        min(length or default_length(config, positions), positions or _UNBOUNDED)
+        for positions in parts
+    )
+    return Lengths(source, reply)
+
+
+def _check_length(length: int | None, positions: int | None) -> None:
+    if length is not None and positions is not None and length > positions:
+        raise ConfigurationError(
+            f"max_model_len {length} is longer than the {positions} positions that this model can "
+            "be served with."
+        )
+
+
+def _max_model_len(settings: Settings, checkpoint: Checkpoint, skeleton: PreTrainedModel) -> int:
+    """Return the most tokens that a text, or a prompt and its reply, may have.
 
     Raises:
         ConfigurationError: The settings demand more than the positions of the model.
@@ -60,11 +100,7 @@ def max_model_len(settings: Settings, checkpoint: Checkpoint, skeleton: PreTrain
     if checkpoint.task not in GENERATING:
         positions = count_positions(skeleton) or positions
     length = settings.max_model_len
-    if length is not None and positions is not None and length > positions:
-        raise ConfigurationError(
-            f"max_model_len {length} is longer than the {positions} positions that this model can "
-            "be served with."
-        )
+    _check_length(length, positions)
     if length is None and settings.max_length is not None:
         length = min(2 * settings.max_length, positions or 2 * settings.max_length)
     default = context_length(checkpoint.config)

@@ -92,6 +92,7 @@ class PredictorModel(Model):
         self._engine = engine = self._engine or EngineProcess()
         facts = engine.load(settings, on_progress=self._on_progress, on_placed=self._on_placed)
         kind = EncoderClient if facts.defaults is None else GenerationClient
+        self._properties |= {} if facts.unbatched is None else {"unbatched": facts.unbatched}
         self.client = engine.client(kind, self._break)
         task = open_task(
             facts,
@@ -198,8 +199,7 @@ class PredictorModel(Model):
     async def stream(self, request: TaskRequest, timeout: float | None) -> Stream:
         """Check a request and return the pieces of its replies. Closing them cancels the request.
 
-        Raises the errors of `answer`: those of the request here, later ones while the pieces are
-        read.
+        Raises the errors of `answer`: those of the request here, others while pieces are read.
         """
         task = self._open_task()
         limit = self._limit(request, timeout)

@@ -65,7 +65,7 @@ class Settings(LimitSettings):
     while it is loaded; replies then differ."""
 
     max_model_len: int | None = Field(None, ge=2)
-    """Most tokens of prompt and reply together; the KV cache is planned for it.
+    """Most tokens of prompt and reply, together or, with an encoder, of each; sizes the KV cache.
 
     Default: the model's own context length, but at most 8192, so that the KV cache of a long
     context does not move weights to a slower tier.

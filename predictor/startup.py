@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from predictor.checkpoint.checkpoint import Checkpoint, fetch_weights, open_directory, open_hub
+from predictor.checkpoint.lengths import Lengths
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.constraints import (
     largest_batch,
-    max_model_len,
     offload_of,
     placement_options,
+    sequence_lengths,
     serving_dtype,
 )
 from predictor.engine.encoding.batching import BatchLimits
@@ -37,6 +38,7 @@ from predictor.private.transformers import check_models
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.profiling.text_model import text_notes
 from predictor.settings import Settings
+from predictor.tasks.generation_config import check_generation_config, end_tokens
 from predictor.tasks.model_facts import ModelFacts, encoder_facts, generation_facts
 from predictor.tasks.sentence_layout import read_layout
 from predictor.verification.model import verify_model
@@ -60,6 +62,7 @@ class Prepared:
         threads: Threads to compute with; None leaves the number to torch.
         chunk: Most tokens of one forward pass, for which the activations were planned.
         offload: How offloaded blocks are stored.
+        lengths: The most tokens of a sequence.
     """
 
     checkpoint: Checkpoint
@@ -70,6 +73,7 @@ class Prepared:
     threads: int | None
     chunk: int
     offload: OffloadConfig
+    lengths: Lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +139,18 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     check_models()
     dtype = serving_dtype(settings, checkpoint)
     task = checkpoint.task
+    if task in GENERATING:
+        check_generation_config(checkpoint.path)
     skeleton = build_on_meta(
         checkpoint.config, dtype, task, trust_remote_code=settings.trust_remote_code
     )
     checkpoint, packed = verify_model(skeleton, checkpoint, settings.weights_dtype)
-    length = max_model_len(settings, checkpoint, skeleton)
-    chunk, rows = largest_batch(settings, task, skeleton, length)
+    lengths = sequence_lengths(settings, checkpoint, skeleton)
+    chunk, rows = largest_batch(settings, task, skeleton, lengths.total)
     footprint = measure_footprint(
         skeleton,
-        max_model_len=length,
+        max_model_len=lengths.total,
+        max_source_len=lengths.source,
         prefill_chunk=chunk,
         max_batch_size=rows,
         is_encoder=task not in GENERATING,
@@ -162,6 +169,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         resources.processors,
         chunk,
         offload_of(settings, footprint, resources),
+        lengths,
     )
 
 
@@ -248,26 +256,27 @@ def _open(
         "after_step": hooks.after_step,
     }
     path, task = prepared.checkpoint.path, prepared.checkpoint.task
-    length, placement = prepared.footprint.max_model_len, prepared.placement
+    lengths, placement = prepared.lengths, prepared.placement
     if task in GENERATING:
         handle = open_engine(
             loaded.model,
             placement,
             prefill_chunk=prepared.chunk,
             max_sequences=settings.max_batch_size,
+            eos_token_ids=end_tokens(loaded.model.generation_config, path),
             **common,
         )
         facts = generation_facts(
             loaded.model,
             task=task,
             path=path,
-            max_model_len=length,
+            lengths=lengths,
             vocabulary=handle.vocabulary,
             max_length=settings.max_length,
         )
         return handle.engine, facts
-    facts = encoder_facts(loaded.model.config, task=task, path=path, max_model_len=length)
+    facts = encoder_facts(loaded.model.config, task=task, path=path, max_model_len=lengths.source)
     limits = BatchLimits(prepared.chunk, settings.max_batch_size, delay=settings.max_batch_delay)
     postprocess = postprocess_for(task, pooling=read_layout(path).pooling)
-    engine = open_encoder_engine(loaded.model, placement, postprocess, limits=limits, **common)
-    return engine, facts
+    opened = open_encoder_engine(loaded.model, placement, postprocess, limits=limits, **common)
+    return opened.engine, replace(facts, unbatched=opened.reason)

@@ -7,8 +7,10 @@ missing weight changes the text.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -193,3 +195,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         pad_token="<pad>",
     )
+
+
+def write_over(folder: Path, **values: Any) -> None:
+    """Changes keys of a model's generation config."""
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))

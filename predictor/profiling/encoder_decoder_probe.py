@@ -32,6 +32,7 @@ def probe_encoder_decoder(
     blocks: Sequence[str],
     *,
     max_model_len: int,
+    source: int,
     chunk: int,
     rows: int,
 ) -> Probe:
@@ -41,12 +42,13 @@ def probe_encoder_decoder(
         model: The model, on the meta device.
         blocks: The names of its blocks, the encoder's first.
         max_model_len: Tokens of the longest source and its reply.
+        source: Tokens of the longest source.
         chunk: Most tokens of a forward pass, padding included; at least `max_model_len`.
         rows: Most sequences of a forward pass.
     """
     try:
         by_layer, encoded, vocabulary = _kept_per_token(model)
-        peaks = [_peak(model, *shape) for shape in largest_shapes(chunk, max_model_len, rows)]
+        peaks = [_peak(model, *shape) for shape in largest_shapes(chunk, source, rows)]
     except FAILURES:
         return by_formula(model, len(blocks), max_model_len, chunk)
     kept = [0] * (len(blocks) - len(by_layer)) + by_layer

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,6 +86,7 @@ def measure_footprint(
     *,
     max_model_len: int,
     prefill_chunk: int,
+    max_source_len: int | None = None,
     max_batch_size: int = 1,
     is_encoder: bool = False,
     stored_dtype: str | None = None,
@@ -97,6 +99,8 @@ def measure_footprint(
         model: A model on the meta device, see `build_on_meta`.
         max_model_len: Tokens of the longest sequence that has to fit.
         prefill_chunk: Tokens of the largest forward pass.
+        max_source_len: Tokens of the longest source of a model with an encoder; None for
+            `max_model_len`.
         max_batch_size: Most sequences of a forward pass.
         is_encoder: Whether the model has an encoder task and generates nothing.
         stored_dtype: The dtype that the checkpoint is stored in; None if that is unknown.
@@ -104,7 +108,8 @@ def measure_footprint(
         packed: The layers that stay packed.
     """
     blocks = find_blocks(model)
-    probed, by_block = _choose_probe(model, is_encoder=is_encoder)(
+    source = max_source_len or max_model_len
+    probed, by_block = _choose_probe(model, source, is_encoder=is_encoder)(
         model, blocks, max_model_len=max_model_len, chunk=prefill_chunk, rows=max_batch_size
     )
     dtype = name_of(model.dtype)
@@ -128,10 +133,14 @@ def measure_footprint(
     )
 
 
-def _choose_probe(model: PreTrainedModel, *, is_encoder: bool) -> Callable[..., tuple[Probe, bool]]:
+def _choose_probe(
+    model: PreTrainedModel, source: int, *, is_encoder: bool
+) -> Callable[..., tuple[Probe, bool]]:
     if is_encoder:
         return _probe_encoder
-    return _probe_encoder_decoder if is_encoder_decoder(model) else _probe_decoder
+    if is_encoder_decoder(model):
+        return partial(_probe_encoder_decoder, source=source)
+    return _probe_decoder
 
 
 def _probe_decoder(
@@ -171,11 +180,17 @@ def _probe_encoder(
 
 
 def _probe_encoder_decoder(
-    model: PreTrainedModel, blocks: Sequence[str], *, max_model_len: int, chunk: int, rows: int
+    model: PreTrainedModel,
+    blocks: Sequence[str],
+    *,
+    max_model_len: int,
+    source: int,
+    chunk: int,
+    rows: int,
 ) -> tuple[Probe, bool]:
     """Do the same for a model with an encoder, which runs once for a sequence, and a decoder."""
     probed = probe_encoder_decoder(
-        model, blocks, max_model_len=max_model_len, chunk=chunk, rows=rows
+        model, blocks, max_model_len=max_model_len, source=source, chunk=chunk, rows=rows
     )
     return probed, False
 

@@ -9,14 +9,13 @@ from collections.abc import MutableSequence, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from predictor.engine.generation.sampling_params import SamplingParams, SequenceGenerator
 from predictor.errors import PromptTooLong, RequestError, reason_of
+from predictor.sentences import quote
 from predictor.tasks.chat_template import takes_parts, template_messages
+from predictor.tasks.generation_config import Defaults
 from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.large_texts import one_at_a_time
-from predictor.tasks.model_facts import Defaults
 from predictor.tasks.prepared_generation import Job, PreparedGeneration
 from predictor.tasks.request import (
     GenerationParameters,
@@ -49,6 +48,7 @@ class TextGeneration:
         max_model_len: int,
         vocabulary: int,
         decoder_prefix: tuple[int, ...] | None = None,
+        max_reply_len: int | None = None,
     ) -> None:
         """Create the task of a model whose engine runs.
 
@@ -56,19 +56,24 @@ class TextGeneration:
             tokenizer: The model's tokenizer.
             engine: Runs the model.
             defaults: Parameters where a request specifies none.
-            max_model_len: Most tokens of prompt and reply together.
+            max_model_len: Most tokens of prompt and reply together, or of a source.
             vocabulary: Number of token ids of the model.
-            decoder_prefix: Tokens that every reply of an encoder-decoder begins with; None if
-                replies continue prompts.
+            decoder_prefix: Tokens that a reply of an encoder-decoder begins with, unless a request
+                has another first token; None if replies continue prompts.
+            max_reply_len: Most tokens of a decoder, its prefix included; None if replies continue
+                prompts.
         """
         self.spec = GenerationSpec()
         self.tokenizer: Any = tokenizer
         self.engine = engine
         self._defaults = defaults
-        self._max_model_len = max_model_len
+        self._longest = max_model_len
+        self._max_reply_len = max_reply_len
         self._vocabulary = vocabulary
         self._decoder_prefix = decoder_prefix
         self._lengths = lengths_of(tokenizer)
+        end = tokenizer.eos_token_id
+        self._end_tokens: frozenset[int] = frozenset(() if end is None else (end,))
 
     def prepare(self, request: TaskRequest) -> PreparedGeneration:
         """Return the prompts as tokens, with complete sampling parameters.
@@ -89,8 +94,24 @@ class TextGeneration:
             if (id(text), limit) not in encoded:
                 encoded[id(text), limit] = self._encode(text, limit)
             ids = encoded[id(text), limit]
-            jobs.append(Job(prompt, ids, self._sampling(prompt.parameters, ids)))
-        return PreparedGeneration(jobs, self.tokenizer, self.engine, self._decoder_prefix)
+            prefix = self._prefix(prompt.parameters.forced_bos_token_id)
+            jobs.append(Job(prompt, ids, self._sampling(prompt.parameters, ids), prefix))
+        return PreparedGeneration(jobs, self.tokenizer, self.engine)
+
+    def _prefix(self, forced: int | str | None) -> tuple[int, ...] | None:
+        """Return the tokens that a decoder begins with; None if replies continue prompts."""
+        if forced is None:
+            return self._decoder_prefix
+        if self._decoder_prefix is None:
+            raise RequestError("forced_bos_token_id is for models with an encoder; this has none.")
+        token = forced
+        if isinstance(token, str):
+            token = self.tokenizer.convert_tokens_to_ids(forced)
+            if token is None or self.tokenizer.convert_ids_to_tokens(token) != forced:
+                raise RequestError(f"forced_bos_token_id {quote(str(forced))} is no token.")
+        if token >= self._vocabulary:
+            raise RequestError(f"forced_bos_token_id must be below {self._vocabulary}.")
+        return (self._decoder_prefix[0], token)
 
     def _encode(self, text: PromptText, limit: int | None) -> tuple[int, ...]:
         ids = self._ids(text, limit)[:limit]
@@ -98,10 +119,11 @@ class TextGeneration:
             ids = [self.tokenizer.bos_token_id]
         if not ids:
             raise RequestError("A prompt is empty, and this model has no token to begin with.")
-        if len(ids) >= self._longest:
+        least = len(ids) + (self._max_reply_len is None)  # a token of a reply that continues it
+        if least > self._longest:
             raise PromptTooLong(
                 f"A prompt has {len(ids)} tokens; {self._takes_at_most()}",
-                tokens=len(ids) + 1,
+                tokens=least,
                 limit=self._longest,
             )
         if not 0 <= min(ids) <= max(ids) < self._vocabulary:
@@ -109,15 +131,8 @@ class TextGeneration:
         return tuple(ids)
 
     def _takes_at_most(self) -> str:
-        return (
-            f"with a reply of at least one token this model takes at most {self._longest} "
-            "(max_model_len)."
-        )
-
-    @property
-    def _longest(self) -> int:
-        """Most tokens of prompt and reply together."""
-        return self._max_model_len - len(self._decoder_prefix or ())
+        reply = "with a reply of at least one token " if self._max_reply_len is None else ""
+        return f"{reply}this model takes at most {self._longest} (max_model_len)."
 
     def _ids(self, text: PromptText, limit: int | None) -> MutableSequence[int]:
         if isinstance(text, str):
@@ -142,8 +157,10 @@ class TextGeneration:
                 tokenize=False,
                 add_generation_prompt=True,
             )
-        except TemplateError as error:
-            raise RequestError(f"The model's chat template refuses: {reason_of(error)}.") from None
+        # A template is a program of the model's author, and fails in any way.
+        except Exception as error:
+            reason = reason_of(error).rstrip(".")
+            raise RequestError(f"The model's chat template refuses: {reason}.") from None
         return text
 
     @cached_property
@@ -159,6 +176,7 @@ class TextGeneration:
             temperature=self._temperature(requested),
             top_p=defaults.top_p if requested.top_p is None else requested.top_p,
             top_k=defaults.top_k if requested.top_k is None else requested.top_k,
+            min_p=defaults.min_p if requested.min_p is None else requested.min_p,
             repetition_penalty=defaults.repetition_penalty
             if requested.repetition_penalty is None
             else requested.repetition_penalty,
@@ -167,20 +185,42 @@ class TextGeneration:
             logit_bias=requested.logit_bias,
             seed=requested.seed,
             logprobs=requested.logprobs,
+            end_tokens=self._end_tokens,
+            min_new_tokens=self._min_new_tokens(len(ids)),
+            no_repeat_ngram_size=defaults.no_repeat_ngram_size,
+            suppress_tokens=defaults.suppress_tokens,
+            begin_suppress_tokens=defaults.begin_suppress_tokens,
         )
+
+    def _min_new_tokens(self, prompt_tokens: int) -> int:
+        before, prefix = prompt_tokens, self._decoder_prefix
+        forced = 0 if prefix is None else len(prefix) - 1
+        if prefix is not None:
+            before = len(prefix)
+        by_length, by_count = self._defaults.min_length - before, self._defaults.min_new_tokens
+        return max(by_length, by_count - forced, 0)
 
     def _temperature(self, requested: GenerationParameters) -> float:
         if requested.temperature is not None:
             return requested.temperature
-        if requested.top_p is not None or requested.top_k is not None:
+        if any(one is not None for one in (requested.top_p, requested.top_k, requested.min_p)):
             return self._defaults.sampling_temperature
         return self._defaults.temperature
 
     def _new_tokens(self, parameters: GenerationParameters, prompt_tokens: int) -> int:
+        requested, prefix = parameters.max_new_tokens, self._prefix(parameters.forced_bos_token_id)
         room = self._longest - prompt_tokens
-        requested = parameters.max_new_tokens
+        if self._max_reply_len is not None:
+            room = self._max_reply_len - len(prefix or ())
         if requested is None:
             return min(parameters.default_new_tokens or self._defaults.max_new_tokens, room)
+        if requested > room and self._max_reply_len is not None:
+            raise PromptTooLong(
+                f"A reply of {requested} tokens exceeds the {room} tokens that this model can "
+                "generate (max_model_len).",
+                tokens=requested,
+                limit=room,
+            )
         if requested > room:
             raise PromptTooLong(
                 f"A prompt of {prompt_tokens} tokens and {requested} new tokens exceed the "

@@ -69,6 +69,7 @@ def open_task(
         max_model_len=facts.max_model_len,
         vocabulary=facts.vocabulary,
         decoder_prefix=facts.decoder_prefix,
+        max_reply_len=facts.max_reply_len,
     )
 
 

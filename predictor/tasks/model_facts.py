@@ -12,60 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from predictor.checkpoint.lengths import Lengths
+from predictor.tasks.generation_config import Defaults, ignored_keys
+
 logger = logging.getLogger(__name__)
-
-_NOT_APPLIED: dict[str, Any] = {
-    "num_beams": 1,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "forced_eos_token_id": None,
-    "bad_words_ids": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-}
-"""Keys of a generation config that would change replies and are not applied, with the values that
-change nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """Parameters where a request specifies none: the model's generation config, made explicit.
-
-    Attributes:
-        max_new_tokens: Most new tokens of a reply.
-        temperature: 0 unless the model's config has `do_sample`.
-        sampling_temperature: The temperature if a request has `top_p` or `top_k` alone.
-        top_p: Probability mass to sample from.
-        top_k: Tokens to sample from; 0 is all, also if the config has no value.
-        repetition_penalty: 1 is none.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    sampling_temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-
-    @classmethod
-    def of(cls, config: Any, max_length: int | None) -> Defaults:
-        """Return the defaults of a model.
-
-        Args:
-            config: The model's ``transformers.GenerationConfig``.
-            max_length: The setting of this name: the `max_new_tokens` of a config that has none.
-        """
-        temperature = config.temperature or 1.0
-        return cls(
-            max_new_tokens=config.max_new_tokens or max_length or cls().max_new_tokens,
-            temperature=temperature if config.do_sample else 0.0,
-            sampling_temperature=temperature,
-            top_p=config.top_p if config.top_p is not None else 1.0,
-            top_k=config.top_k or 0,
-            repetition_penalty=config.repetition_penalty or 1.0,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +25,7 @@ class ModelFacts:
     Attributes:
         task: The task's name.
         path: The model's directory, which has the tokenizer.
-        max_model_len: Most tokens of a text, or of prompt and reply together.
+        max_model_len: Most tokens of a text, of prompt and reply together, or of a source.
         vocabulary: Number of token ids.
         defaults: Parameters where a request specifies none; None for an encoder task.
         decoder_prefix: Tokens that every reply of an encoder-decoder begins with; None if replies
@@ -83,6 +33,8 @@ class ModelFacts:
         labels: The labels, in the order of the logits, for classification.
         problem_type: The config's key of this name, for classification.
         dimensions: The numbers of dimensions that embeddings may have, the full one first.
+        max_reply_len: Most tokens of a decoder, its prefix included; None without an encoder.
+        unbatched: Why each text runs alone and unpadded; None if texts are batched.
     """
 
     task: str
@@ -94,6 +46,8 @@ class ModelFacts:
     labels: tuple[str, ...] = ()
     problem_type: str | None = None
     dimensions: tuple[int, ...] = ()
+    max_reply_len: int | None = None
+    unbatched: str | None = None
 
 
 def generation_facts(
@@ -101,7 +55,7 @@ def generation_facts(
     *,
     task: str,
     path: Path,
-    max_model_len: int,
+    lengths: Lengths,
     vocabulary: int,
     max_length: int | None,
 ) -> ModelFacts:
@@ -111,20 +65,19 @@ def generation_facts(
         model: The model, of which only the configs are read.
         task: The task's name.
         path: The model's directory.
-        max_model_len: Most tokens of prompt and reply.
+        lengths: The most tokens of a sequence.
         vocabulary: Number of token ids.
         max_length: The setting of this name.
     """
     config = model.generation_config
-    ignored = [
-        name for name, off in _NOT_APPLIED.items() if getattr(config, name, None) not in (None, off)
-    ]
-    if ignored:
-        names = ", ".join(ignored)
-        logger.warning("Replies are greedy or sampled: of generation_config %s is ignored", names)
-    defaults = Defaults.of(config, max_length)
     prefix = _decoder_prefix(model)
-    return ModelFacts(task, path, max_model_len, vocabulary, defaults, prefix)
+    ignored = ignored_keys(config, has_prefix=prefix is not None)
+    if ignored:
+        logger.warning("Of generation_config these keys are ignored: %s", ", ".join(ignored))
+    defaults = Defaults.of(config, max_length, prefix=len(prefix or ()))
+    return ModelFacts(
+        *(task, path, lengths.source, vocabulary, defaults, prefix), max_reply_len=lengths.reply
+    )
 
 
 def encoder_facts(config: Any, *, task: str, path: Path, max_model_len: int) -> ModelFacts:

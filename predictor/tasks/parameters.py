@@ -85,7 +85,12 @@ def integer(name: str, value: Any, least: int, most: int) -> int:
     return value
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
+    """Return a value that is a finite number.
+
+    Raises:
+        RequestError: It is not.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RequestError(f"{name} must be a number, not {_kind(value)}.")
     if not math.isfinite(value):
@@ -98,19 +103,34 @@ def _max_new_tokens(name: str, value: Any) -> int:
 
 
 def _temperature(name: str, value: Any) -> float:
-    number = _number(name, value)
-    if number != 0 and not _LEAST <= number <= _MOST:
+    given = number(name, value)
+    if given != 0 and not _LEAST <= given <= _MOST:
         raise RequestError(
-            f"{name} must be 0 (greedy) or between {_LEAST:g} and {_MOST:g}, not {number:g}."
+            f"{name} must be 0 (greedy) or between {_LEAST:g} and {_MOST:g}, not {given:g}."
         )
-    return number
+    return given
 
 
 def _top_p(name: str, value: Any) -> float:
-    number = _number(name, value)
-    if not 0 < number <= 1:
-        raise RequestError(f"{name} must be above 0 and at most 1, not {number:g}.")
-    return number
+    given = number(name, value)
+    if not 0 < given <= 1:
+        raise RequestError(f"{name} must be above 0 and at most 1, not {given:g}.")
+    return given
+
+
+def _min_p(name: str, value: Any) -> float:
+    given = number(name, value)
+    if not 0 <= given <= 1:
+        raise RequestError(f"{name} must be between 0 and 1, not {given:g}.")
+    return given
+
+
+def _forced_bos_token_id(name: str, value: Any) -> int | str:
+    if isinstance(value, str) and 0 < len(value) <= _LONGEST_STOP:
+        return value
+    if isinstance(value, str):
+        raise RequestError(f"{name} must be a token id or the text of a token.")
+    return integer(name, value, 0, 2**31 - 1)
 
 
 def _top_k(name: str, value: Any) -> int:
@@ -118,17 +138,17 @@ def _top_k(name: str, value: Any) -> int:
 
 
 def _repetition_penalty(name: str, value: Any) -> float:
-    number = _number(name, value)
-    if not _LEAST <= number <= _MOST:
-        raise RequestError(f"{name} must be between {_LEAST:g} and {_MOST:g}, not {number:g}.")
-    return number
+    given = number(name, value)
+    if not _LEAST <= given <= _MOST:
+        raise RequestError(f"{name} must be between {_LEAST:g} and {_MOST:g}, not {given:g}.")
+    return given
 
 
 def _penalty(name: str, value: Any) -> float:
-    number = _number(name, value)
-    if not -2 <= number <= 2:
-        raise RequestError(f"{name} must be between -2 and 2, not {number:g}.")
-    return number
+    given = number(name, value)
+    if not -2 <= given <= 2:
+        raise RequestError(f"{name} must be between -2 and 2, not {given:g}.")
+    return given
 
 
 def timeout(name: str, value: Any) -> float:
@@ -137,10 +157,10 @@ def timeout(name: str, value: Any) -> float:
     Raises:
         RequestError: It is not.
     """
-    number = _number(name, value)
-    if number <= 0:
-        raise RequestError(f"{name} must be a number of seconds above 0, not {number:g}.")
-    return number
+    given = number(name, value)
+    if given <= 0:
+        raise RequestError(f"{name} must be a number of seconds above 0, not {given:g}.")
+    return given
 
 
 def _logit_bias(name: str, value: Any) -> dict[int, float]:
@@ -150,10 +170,10 @@ def _logit_bias(name: str, value: Any) -> dict[int, float]:
     for token, bias in value.items():
         if not (isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 10):
             raise RequestError(f"{name} must have token ids as keys.")
-        number = _number(name, bias)
-        if not -100 <= number <= 100:
+        given = number(name, bias)
+        if not -100 <= given <= 100:
             raise RequestError(f"{name} must have values between -100 and 100.")
-        biases[int(token)] = number
+        biases[int(token)] = given
     return biases
 
 
@@ -208,6 +228,7 @@ _CHECKS: dict[str, Check] = {
     "temperature": _temperature,
     "top_p": _top_p,
     "top_k": _top_k,
+    "min_p": _min_p,
     "repetition_penalty": _repetition_penalty,
     "seed": _seed,
     "stop": _stop,
@@ -217,6 +238,7 @@ _CHECKS: dict[str, Check] = {
     "timeout": timeout,
     "logit_bias": _logit_bias,
     "logprobs": _logprobs,
+    "forced_bos_token_id": _forced_bos_token_id,
 }
 
 ALL_NAMES = tuple(_CHECKS)

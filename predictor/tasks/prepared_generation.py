@@ -25,11 +25,19 @@ from predictor.tasks.request import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A checked prompt, its tokens and the complete sampling parameters of its reply."""
+    """A checked prompt and the complete parameters of its reply.
+
+    Attributes:
+        prompt: The prompt.
+        ids: Its tokens.
+        sampling: The sampling parameters.
+        decoder_prefix: Tokens that a decoder begins with; None if the reply continues the prompt.
+    """
 
     prompt: Prompt
     ids: tuple[int, ...]
     sampling: SamplingParams
+    decoder_prefix: tuple[int, ...] | None = None
 
 
 class PreparedGeneration:
@@ -44,13 +52,11 @@ class PreparedGeneration:
         jobs: Sequence[Job],
         tokenizer: Any,
         engine: SequenceGenerator,
-        decoder_prefix: tuple[int, ...] | None,
     ) -> None:
-        """Create the request of a `TextGeneration`, with its tokenizer, engine and prefix."""
+        """Create the request of a `TextGeneration`, with its tokenizer and engine."""
         self.jobs = jobs
         self._tokenizer = tokenizer
         self._engine = engine
-        self._decoder_prefix = decoder_prefix
 
     async def complete(self) -> tuple[Completion, ...]:
         """Return a completion for each prompt, in order. Cancelling this cancels the sequences.
@@ -82,14 +88,15 @@ class PreparedGeneration:
         inbox: asyncio.Queue[Piece | PredictorError] = asyncio.Queue()
         keys: dict[int, int] = {}
         request = self._engine.new_request()
-        prompts: dict[int, array[int]] = {}
+        prompts: dict[tuple[int, tuple[int, ...] | None], array[int]] = {}
         try:
             for index, job in enumerate(self.jobs):
-                if id(job.ids) not in prompts:  # once for n replies, which share their tokens
-                    prompts[id(job.ids)] = self._engine_prompt(job.ids)
+                prompt = id(job.ids), job.decoder_prefix
+                if prompt not in prompts:  # once for n replies, which share their tokens
+                    prompts[prompt] = _engine_prompt(job)
                 reply = self._reply(index, job, inbox, by_token=by_token)
                 keys[index] = self._engine.submit(
-                    prompts[id(job.ids)], job.sampling, reply, request=request
+                    prompts[prompt], job.sampling, reply, request=request
                 )
             while keys:
                 item = await inbox.get()
@@ -107,7 +114,7 @@ class PreparedGeneration:
     ) -> Reply:
         return Reply(
             index,
-            job.ids if self._decoder_prefix is None else (),
+            job.ids if job.decoder_prefix is None else (),
             self._tokenizer,
             prompt_tokens=len(job.ids),
             stops=job.prompt.parameters.stop,
@@ -116,12 +123,6 @@ class PreparedGeneration:
             loop=asyncio.get_running_loop(),
             take=inbox.put_nowait,
         )
-
-    def _engine_prompt(self, ids: tuple[int, ...]) -> array[int]:
-        """Return a prompt as the engine takes it, with 4 bytes for each token."""
-        if self._decoder_prefix is None:
-            return array("i", ids)
-        return array("i", (*as_source(ids), *self._decoder_prefix))
 
     def _full_text(self, job: Job) -> str:
         """Return the prompt's text if the reply begins with it, else an empty text."""
@@ -132,3 +133,10 @@ class PreparedGeneration:
             return text
         decoded: str = self._tokenizer.decode(list(job.ids), skip_special_tokens=True)
         return decoded
+
+
+def _engine_prompt(job: Job) -> array[int]:
+    """Return a prompt as the engine takes it, with 4 bytes for each token."""
+    if job.decoder_prefix is None:
+        return array("i", job.ids)
+    return array("i", (*as_source(job.ids), *job.decoder_prefix))

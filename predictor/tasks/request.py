@@ -32,6 +32,7 @@ class GenerationParameters:
         temperature: 0 is greedy decoding; above 0 it divides the logits before sampling.
         top_p: Sample from the smallest set of tokens with this probability mass, in (0, 1].
         top_k: Sample from this many most probable tokens; 0 is no limit.
+        min_p: Sample from tokens with at least this fraction of the largest probability.
         repetition_penalty: Divides the logits of tokens already seen; 1 is none.
         seed: Makes a sampled reply repeatable.
         stop: The reply ends before the first of these strings that appears in it.
@@ -42,6 +43,8 @@ class GenerationParameters:
         logprobs: How many alternatives to return with each token; None returns no tokens.
         timeout: Seconds after which the whole request is cancelled.
         default_new_tokens: Value for an absent `max_new_tokens`, reduced to the room that is left.
+        forced_bos_token_id: The first token of the reply of a model with an encoder, such as that
+            of a language, as its id or its text.
         prompt_limit: Tokens to which a longer prompt is cut; None cuts none.
     """
 
@@ -60,6 +63,8 @@ class GenerationParameters:
     timeout: float | None = None
     default_new_tokens: int | None = None
     prompt_limit: int | None = None
+    min_p: float | None = None
+    forced_bos_token_id: int | str | None = None
 
 
 DEFAULT_PARAMETERS = GenerationParameters()

@@ -9,20 +9,35 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5GemmaConfig
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartConfig,
+    BertConfig,
+    EncoderDecoderConfig,
+    GPT2Config,
+    LEDConfig,
+    PreTrainedConfig,
+    T5Config,
+    T5GemmaConfig,
+)
 from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
 
 from predictor.checkpoint.checkpoint import open_directory
+from predictor.checkpoint.lengths import default_length, reply_positions, source_positions
 from predictor.engine.generation.batchability import (
     check_encoder_decoder_batch_invariance,
+    check_joined_batches,
     run_two_tokens,
 )
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.sampling_params import as_source
+from predictor.errors import ConfigurationError, PromptTooLong, RequestError
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.tasks.answers import Completion
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
+from tests.checkpoints import write_over
 from tests.encoding.checkpoints import ENCODER_DECODERS, VOCABULARY, make_encoder_decoder
 from tests.serving import Up, blocks_on_disk, bring_up, metric
 
@@ -55,10 +70,10 @@ def alone(folder: Path, *texts: str, **params: Any) -> list[str]:
     return replies
 
 
-def ask(up: Up, *texts: str, new_tokens: int = 20, **params: Any) -> tuple[Completion, ...]:
-    parameters = GenerationParameters(max_new_tokens=new_tokens, temperature=0.0, **params)
+def ask(up: Up, *texts: str, max_new_tokens: int | None = 20, **params: Any) -> list[Completion]:
+    parameters = GenerationParameters(max_new_tokens=max_new_tokens, temperature=0.0, **params)
     request = GenerationRequest(tuple(Prompt(text, parameters) for text in texts))
-    return asyncio.run(up.task.prepare(request).complete())
+    return list(asyncio.run(up.task.prepare(request).complete()))
 
 
 @pytest.mark.parametrize("tier", ["resident", "disk"])
@@ -107,34 +122,95 @@ def test_only_the_reply_is_penalised(make: Make) -> None:
 def test_ignored_keys_of_a_generation_config_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = make_encoder_decoder(tmp_path / "ignored", "bart", num_beams=4, no_repeat_ngram_size=3)
+    folder = make_encoder_decoder(tmp_path / "ignored", "bart", num_beams=4, length_penalty=2.0)
     bring_up(folder)
-    assert "of generation_config num_beams, no_repeat_ngram_size is ignored" in caplog.text
+    assert "these keys are ignored: length_penalty, num_beams" in caplog.text
     caplog.clear()
     bring_up(make_encoder_decoder(tmp_path / "plain", "bart"))
-    assert "is ignored" not in caplog.text
+    assert "are ignored" not in caplog.text
 
 
-def test_a_decoder_begins_with_what_is_forced(tmp_path: Path) -> None:
+def test_a_decoder_begins_with_what_is_forced_by_the_config_or_a_request(tmp_path: Path) -> None:
     folder = make_encoder_decoder(tmp_path / "forced", "bart", forced_bos_token_id=1)
-    expected = alone(folder, *TEXTS, max_new_tokens=21)
     up = bring_up(folder, max_model_len=128)
-    assert [one.text for one in ask(up, *TEXTS, new_tokens=20)] == expected
-    assert expected != alone(
-        make_encoder_decoder(tmp_path / "free", "bart"), *TEXTS, max_new_tokens=21
-    )
+    expected = {}
+    for token in (1, 9):
+        expected[token] = alone(folder, *TEXTS, max_new_tokens=21, forced_bos_token_id=token)
+    assert expected[1] != expected[9]
+    assert [one.text for one in ask(up, *TEXTS)] == expected[1]
+    # The text of a reply begins after the token that is forced.
+    word = up.task.tokenizer.convert_ids_to_tokens(9)
+    for forced in (9, word):
+        replies = ask(up, *TEXTS, forced_bos_token_id=forced)
+        assert [f"{word}{one.text}" for one in replies] == expected[9]
+    for forced in (VOCABULARY, "xx_XX"):
+        with pytest.raises(RequestError, match="forced_bos_token_id"):
+            ask(up, *TEXTS, forced_bos_token_id=forced)
 
 
-def test_the_longest_prompt_and_its_reply_are_bounded(make: Make) -> None:
-    from predictor.errors import PromptTooLong
+@pytest.mark.parametrize(
+    "config",
+    [{"no_repeat_ngram_size": 2}, {"min_length": 20}, {"max_length": 9}, {"min_new_tokens": 20}],
+)
+def test_a_generation_config_is_followed(tmp_path: Path, config: dict[str, int]) -> None:
+    folder = make_encoder_decoder(tmp_path / "followed", "bart")
+    end = list(range(9, 70)) if "min" in next(iter(config)) else [2]
+    limit = None if "max_length" in config else 24
+    expected = alone(folder, *TEXTS, eos_token_id=end, max_new_tokens=limit, **config)
+    assert expected != alone(folder, *TEXTS, eos_token_id=end, max_new_tokens=24)
+    write_over(folder, eos_token_id=end, **config)
+    up = bring_up(folder)
+    assert [one.text for one in ask(up, *TEXTS, max_new_tokens=limit)] == expected
 
+
+def test_a_source_and_its_reply_have_lengths_of_their_own(make: Make) -> None:
     up = bring_up(make("t5"), max_model_len=32)
-    (reply,) = ask(up, "x" * 20, new_tokens=9)  # with two ends, and what the decoder begins with
-    assert reply.completion_tokens == 9
-    with pytest.raises(PromptTooLong, match="exceed the 31 tokens"):
-        ask(up, "x" * 20, new_tokens=10)
-    with pytest.raises(PromptTooLong, match="takes at most 31"):
-        ask(up, "x" * 29)
+    (reply,) = ask(up, "x" * 30, max_new_tokens=31)  # and what the decoder begins with
+    assert reply.completion_tokens == 31
+    with pytest.raises(PromptTooLong, match="exceeds the 31 tokens"):
+        ask(up, "x" * 20, max_new_tokens=32)
+    with pytest.raises(PromptTooLong, match="takes at most 32"):
+        ask(up, "x" * 31)
+
+
+def test_an_encoder_and_a_decoder_take_all_of_their_positions(tmp_path: Path) -> None:
+    folder = make_encoder_decoder(tmp_path / "short", "bart", max_position_embeddings=64)
+    text, new = "z" * 62, 63
+    expected = alone(folder, text, max_new_tokens=new, min_new_tokens=new)
+    write_over(folder, min_new_tokens=new)
+    up = bring_up(folder, max_model_len=None)
+    (reply,) = ask(up, text, max_new_tokens=new)
+    assert (reply.text, reply.prompt_tokens, reply.completion_tokens) == (expected[0], 64, new)
+    with pytest.raises(ConfigurationError, match="longer than the 64 positions"):
+        bring_up(folder, max_model_len=65)
+
+
+@pytest.mark.parametrize(
+    ("config", "source", "reply"),
+    [
+        (T5Config(), None, None),
+        (T5Config(n_positions=512), None, None),
+        (BartConfig(max_position_embeddings=64), 64, 64),
+        (LEDConfig(), 16384, 1024),
+        (
+            EncoderDecoderConfig.from_encoder_decoder_configs(
+                BertConfig(max_position_embeddings=300), GPT2Config(n_positions=200)
+            ),
+            300,
+            200,
+        ),
+    ],
+)
+def test_the_positions_of_a_config(
+    config: PreTrainedConfig, source: int | None, reply: int | None
+) -> None:
+    assert (source_positions(config), reply_positions(config)) == (source, reply)
+
+
+def test_the_default_of_a_length_without_a_limit() -> None:
+    assert default_length(T5Config(n_positions=512), None) == 512
+    assert default_length(T5Config(), None) == 2048
+    assert default_length(T5Config(), 16384) == 8192
 
 
 class Frail:
@@ -172,6 +248,7 @@ def test_a_pass_that_failed_halfway_is_run_again_as_if_it_had_not(make: Make) ->
 def test_so_is_a_batch_beside_one_that_failed(make: Make) -> None:
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
     frail, runner = Frail(model), EncoderDecoderRunner(model, device=CPU)
+    runner.most_padding = None
     begun = rows((*as_source([40, 41, 42]), 3), (*as_source([50, 51]), 3), (*as_source([60]), 3))
 
     def begin() -> None:
@@ -241,6 +318,59 @@ def test_a_reply_that_is_computed_again_is_fed_in_pieces(make: Make) -> None:
     logits = runner.run([SequenceChunk(0, 0, line)])
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
     assert runner.batches[0].length == 50
+
+
+@pytest.mark.parametrize("architecture", ENCODER_DECODERS)
+def test_sources_that_come_later_join(make: Make, architecture: str) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make(architecture)).eval()
+    joining, apart = (EncoderDecoderRunner(model, device=CPU) for _ in range(2))
+    apart.most_padding = None
+    assert check_joined_batches(joining, model) is None
+    lines = {key: [*as_source([40 + key] * 40), 3] for key in range(3)}
+    done = dict.fromkeys(lines, 0)
+
+    def step(*keys: int) -> None:
+        chunks = [SequenceChunk(key, done[key], lines[key][done[key] :]) for key in keys]
+        logits = [runner.run(chunks) for runner in (joining, apart)]
+        torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
+        for key, token in zip(keys, logits[0].argmax(dim=-1).tolist(), strict=True):
+            done[key] = len(lines[key])
+            lines[key].append(token)
+
+    for keys in ((0,), (0,), (0,), (1,), (0, 1), (0, 1), (2,), (0, 1, 2), (0, 1, 2)):
+        step(*keys)
+    assert len({id(batch) for batch in joining.batches.values()}) == 1
+    assert joining.batches[0].pads == [0, 2, 4]
+    assert len({id(batch) for batch in apart.batches.values()}) == 3
+    joining.release(0)
+    apart.release(0)
+    step(1, 2)
+    assert joining.batches[1].pads == [0, 2]
+    step(2)  # alone, and later with the other again
+    step(1, 2)
+
+
+def test_a_sequence_joins_only_if_that_takes_little_padding(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    runner = EncoderDecoderRunner(model, device=CPU)
+    long, short = [SequenceChunk(key, 0, (*as_source([40] * n), 3)) for key, n in ((0, 90), (1, 8))]
+    runner.run([long])
+    runner.run([short])
+    runner.run([SequenceChunk(row.key, row.end, (7,)) for row in (long, short)])
+    assert runner.batches[0] is not runner.batches[1]
+
+
+def test_a_model_that_cannot_join_sequences_is_found_out(make: Make) -> None:
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(make("t5")).eval()
+    forward = model.forward
+
+    def blind(decoder_attention_mask: Any = None, **given: Any) -> Any:
+        return forward(**given)
+
+    model.forward = blind
+    reason = check_joined_batches(EncoderDecoderRunner(model, device=CPU), model)
+    assert reason is not None
+    assert "other logits than alone" in reason
 
 
 def test_a_model_that_cannot_go_on_is_not_ready(make: Make) -> None:

@@ -38,7 +38,12 @@ def choices(logits: list[float], count: int, *prompt: int, **params: Any) -> lis
 
 
 def reference(
-    logits: torch.Tensor, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
+    logits: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
 ) -> torch.Tensor:
     """The distribution that is to be sampled, by sorting everything in double precision."""
     scores = logits.double() / temperature
@@ -47,7 +52,8 @@ def reference(
         order = order[:top_k]
     probabilities = torch.softmax(scores[order], dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
-    probabilities = torch.where(before < top_p, probabilities, 0.0)
+    is_kept = (before < top_p) & (probabilities >= min_p * probabilities.max())
+    probabilities = torch.where(is_kept, probabilities, 0.0)
     distribution = torch.zeros_like(scores)
     distribution[order] = probabilities / probabilities.sum()
     return distribution
@@ -214,6 +220,9 @@ def test_no_log_probability_is_returned_unless_requested() -> None:
         {"top_p": 0.9999999},
         {"top_k": 7, "top_p": 0.6},
         {"top_k": 7, "top_p": 0.7, "temperature": 2.0},
+        {"min_p": 0.3},
+        {"min_p": 0.2, "top_p": 0.9, "temperature": 1.5},
+        {"min_p": 0.1, "top_k": 4},
     ],
     ids=str,
 )
@@ -356,3 +365,13 @@ def test_many_rows_are_sampled_in_slices_with_the_same_results(
     whole = together()
     monkeypatch.setattr(batch_sampler, "_SLICE_ELEMENTS", 40)  # 5 rows, or 3 of those with choices
     assert together() == whole
+
+
+def test_min_p_leaves_the_tokens_that_transformers_leaves() -> None:
+    from transformers import MinPLogitsWarper
+
+    logits = torch.randn(1, 2000, generator=torch.Generator().manual_seed(3)) * 2
+    kept = MinPLogitsWarper(min_p=0.3)(torch.zeros(1, 1), logits).softmax(dim=-1)[0]
+    check_distribution(drawn_together(logits[0], 3000, min_p=0.3), kept)
+    chooser = sampler(temperature=1.0, min_p=0.3, seed=4)
+    check_distribution(Counter(sample(chooser, logits[0]).id for _ in range(2000)), kept)

@@ -19,7 +19,8 @@ from transformers import (
 from predictor.engine.generation.sampling_params import SamplingParams, SequenceCallback, Token
 from predictor.errors import PromptTooLong, RequestError
 from predictor.tasks.answers import Completion
-from predictor.tasks.generation import Defaults, TextGeneration
+from predictor.tasks.generation import TextGeneration
+from predictor.tasks.generation_config import Defaults
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
 from tests.checkpoints import byte_tokenizer
 from tests.conftest import Checkpoints

@@ -47,6 +47,15 @@ def postprocess_for(task: str, *, pooling: str = "mean") -> Postprocess:
     return _BY_TASK[task]
 
 
+def comparable(postprocess: Postprocess) -> Postprocess:
+    """Return a postprocessing whose results can be compared as numbers.
+
+    The most probable tokens come with their ids, in an order that rounding may change; their logits
+    do not.
+    """
+    return _token_logits if postprocess is _token_probabilities else postprocess
+
+
 def _logits(output: Any, batch: EncoderBatch) -> Sequence[Array]:  # noqa: ARG001
     """Return each row's logits, of shape (labels,)."""
     return list(_array(output.logits))

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from predictor.engine.encoding.batching import BatchLimits
 from predictor.engine.encoding.inputs import EncoderInput
-from predictor.engine.encoding.postprocess import EncoderBatch, Postprocess
+from predictor.engine.encoding.postprocess import EncoderBatch, Postprocess, comparable
 
 
 class EncoderRunner:
@@ -55,14 +55,29 @@ class EncoderRunner:
         self._takes_types = "token_type_ids" in accepted
         self._extra: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
 
-    @torch.inference_mode()
     def run(self, texts: Sequence[EncoderInput]) -> Sequence[Any]:
         """Return the result of each text, in order."""
         more = self._limits.rows_of(len(texts)) - len(texts)
         return self._run([*texts, *[texts[0]] * more])[: len(texts)]
 
+    def run_unpadded(self, text: EncoderInput) -> Any:
+        """Return the answer of a text alone and unpadded, as `comparable` makes it."""
+        return self._compute([text], len(text.ids), comparable(self.postprocess))[0]
+
+    def run_padded(self, texts: Sequence[EncoderInput]) -> Sequence[Any]:
+        """Return the answers of texts in one batch, as `comparable` makes them."""
+        return self._compute(texts, self._columns(texts), comparable(self.postprocess))
+
     def _run(self, texts: Sequence[EncoderInput]) -> Sequence[Any]:
-        columns = self._limits.columns(max(len(text.ids) for text in texts))
+        return self._compute(texts, self._columns(texts), self.postprocess)
+
+    def _columns(self, texts: Sequence[EncoderInput]) -> int:
+        return self._limits.columns(max(len(text.ids) for text in texts))
+
+    @torch.inference_mode()
+    def _compute(
+        self, texts: Sequence[EncoderInput], columns: int, postprocess: Postprocess
+    ) -> Sequence[Any]:
         ids = torch.full((len(texts), columns), self._padding(texts), dtype=torch.long)
         mask = torch.zeros_like(ids)
         types = torch.zeros_like(ids)
@@ -75,7 +90,7 @@ class EncoderRunner:
         inputs = {"input_ids": ids.to(self._device), "attention_mask": mask, **self._extra}
         if self._takes_types and any(text.types is not None for text in texts):
             inputs["token_type_ids"] = types.to(self._device)
-        return self.postprocess(self.model(**inputs), EncoderBatch(texts, mask))
+        return postprocess(self.model(**inputs), EncoderBatch(texts, mask))
 
     def _padding(self, texts: Sequence[EncoderInput]) -> int:
         if self._pad is not None:

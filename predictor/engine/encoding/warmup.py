@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from predictor.engine.encoding.batching import BatchLimits
 from predictor.engine.encoding.engine import EncoderEngine
 from predictor.engine.encoding.inputs import EncoderInput
+from predictor.engine.encoding.invariance import check_padding_invariance
 from predictor.engine.encoding.postprocess import Postprocess
 from predictor.engine.encoding.runner import EncoderRunner
 from predictor.engine.model_thread import ThreadOptions
@@ -28,8 +30,26 @@ from predictor.metrics import EngineMetrics
 from predictor.placement.plan import Placement
 from predictor.weights.store.warmup_cache import WarmupCache
 
+logger = logging.getLogger(__name__)
+
+_INVARIANT = "padding_invariant"
+"""Key in the file that keeps the results of a start: present if padding changes no answer."""
+
 _TIMED_TOKENS = 256
 """Tokens of a typical forward pass: whole texts, and several of them under load."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderEngineHandle:
+    """A running engine.
+
+    Attributes:
+        engine: The engine.
+        reason: Why it runs texts one at a time and unpadded; None if it batches them.
+    """
+
+    engine: EncoderEngine
+    reason: str | None
 
 
 def open_encoder_engine(
@@ -42,7 +62,7 @@ def open_encoder_engine(
     metrics: EngineMetrics,
     warmup_cache: WarmupCache,
     **options: Unpack[ThreadOptions],
-) -> EncoderEngine:
+) -> EncoderEngineHandle:
     """Return a running engine, after forward passes that test and time the model.
 
     Args:
@@ -62,19 +82,44 @@ def open_encoder_engine(
     limit = set_up_torch(threads)
     device = torch.device(placement.execution_device)
     limits = replace(limits, bucket_shapes=device.type == "cpu")
-    runner = EncoderRunner(model, device=device, limits=limits, postprocess=postprocess)
     end = _end_of_text(model)
+    runner = EncoderRunner(model, device=device, limits=limits, postprocess=postprocess)
+    longest = min(placement.max_model_len, limits.tokens * 2 // 5)  # of two, padded
+    reason = _test_once(runner, model, end, longest, warmup_cache)
+    if reason is not None:
+        limits = replace(limits, rows=1, bucket_shapes=False, delay=0.0)
+        runner = EncoderRunner(model, device=device, limits=limits, postprocess=postprocess)
     heartbeat = options.get("heartbeat")
     breakeven_tokens = _measure(runner, end, limits.tokens, placement, warmup_cache, heartbeat)
     log_breakeven_tokens(breakeven_tokens)
     options["observer"] = tune_threads(limit, placement, warmup_cache)
-    return EncoderEngine(
+    engine = EncoderEngine(
         runner,
         replace(limits, breakeven_tokens=breakeven_tokens),
         metrics=metrics,
         harmless=EncoderInput((end,)),
         **options,
     )
+    return EncoderEngineHandle(engine, reason)
+
+
+def _test_once(
+    runner: EncoderRunner,
+    model: PreTrainedModel,
+    end: int,
+    longest: int,
+    warmup_cache: WarmupCache,
+) -> str | None:
+    """The reason against batches that a test gives, unless the test passed at an earlier start."""
+    if warmup_cache.get(_INVARIANT):
+        return None
+    with first_token():
+        reason = check_padding_invariance(runner, model, end=end, longest=max(1, longest))
+    if reason is None:
+        warmup_cache.keep(**{_INVARIANT: 1})
+    else:
+        logger.warning("Texts run one at a time and unpadded, because of this model: %s", reason)
+    return reason
 
 
 def _measure(

@@ -139,13 +139,16 @@ class BatchSampler:
         cut, whole = (part.logsumexp(dim=-1, keepdim=True) for part in (values, scores))
         probabilities = torch.exp(values - torch.where(is_cut, cut, whole))
         before = probabilities.cumsum(dim=-1) - probabilities
-        is_kept = before < top_p
+        min_p = _column(scores, [each.min_p for each in params])
+        least = min_p * probabilities[:, :1]
+        is_kept = (before < top_p) & (probabilities >= least)
         is_kept[:, 0] = True  # a `top_p` too small for float32 is 0
         picked = self._pick(probabilities * is_kept)
         chosen = ids.gather(1, picked.unsqueeze(1)).squeeze(1)
         if count == size:
             return chosen
         suffices = is_cut | (probabilities.sum(dim=-1, keepdim=True) >= top_p)
+        suffices |= probabilities[:, -1:] < least  # so is every token beyond
         return torch.where(suffices.squeeze(1), chosen, _UNDECIDED)
 
     def _pick(self, weights: torch.Tensor) -> torch.Tensor:
@@ -175,7 +178,8 @@ def _kinds(samplers: list[Sampler]) -> tuple[list[int], list[int], list[int], li
         elif params.seed is not None:
             kind = 3
         else:
-            kind = 1 if params.top_k == 0 and params.top_p == 1 else 2
+            is_whole = params.top_k == 0 and params.top_p == 1 and params.min_p == 0
+            kind = 1 if is_whole else 2
         kinds[kind].append(row)
     greedy, whole, filtered, own = kinds
     return greedy, whole, filtered, own

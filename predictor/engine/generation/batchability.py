@@ -9,12 +9,14 @@ lot; rounding, which differs with the batch's size, changes them a little.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
 from predictor.engine.generation.kv_cache import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.engine.generation.sampling_params import as_source
@@ -98,6 +100,52 @@ def check_encoder_decoder_batch_invariance(runner: Runner, model: PreTrainedMode
         yield max(_distance(one, other) for one, other in zip(together, alone, strict=True))
 
     return _reason(difference(), model.dtype)
+
+
+def check_joined_batches(runner: EncoderDecoderRunner, model: PreTrainedModel) -> str | None:
+    """Have a sequence join one that began before; return how they differ from each alone.
+
+    Args:
+        runner: Runs both.
+        model: Its model.
+    """
+
+    def difference() -> Iterator[float]:
+        together = _run_joined(runner, model, math.inf)
+        alone = _run_joined(runner, model, None)
+        yield max(_distance(one, other) for one, other in zip(together, alone, strict=True))
+
+    return _reason(difference(), model.dtype)
+
+
+def _run_joined(
+    runner: EncoderDecoderRunner, model: PreTrainedModel, most_padding: float | None
+) -> torch.Tensor:
+    """Return the logits of two steps of two sequences, of which one began three tokens later."""
+    before, runner.most_padding = runner.most_padding, most_padding
+    first, second = (
+        [SequenceChunk(-1 - i, 0, (*as_source(source), 0))]
+        for i, source in enumerate(_random_sequences(model, _ALIKE, seed=1))
+    )
+    try:
+        runner.run(first)
+        for _ in range(3):
+            first = _next(first)
+            runner.run(first)
+        runner.run(second)
+        logits = []
+        for _ in range(2):
+            first, second = _next(first), _next(second)
+            logits.append(runner.run([*first, *second]))
+        return torch.cat(logits)
+    finally:
+        runner.most_padding = before
+        for row in (*first, *second):
+            runner.release(row.key)
+
+
+def _next(rows: Sequence[SequenceChunk]) -> list[SequenceChunk]:
+    return [SequenceChunk(row.key, row.end, (1,)) for row in rows]
 
 
 def run_two_tokens(

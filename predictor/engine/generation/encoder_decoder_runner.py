@@ -5,8 +5,9 @@ scheduler counts both and need not tell them apart. Tokens of the source stand t
 numbers (`sampling_params.as_source`).
 
 Sequences whose sources are encoded in one forward pass stay together as a `LockstepBatch`. Their
-decoders are in step, so none of their tokens is padding, and a model may count positions as it
-likes. Sources are padded on the right and masked. Each lockstep batch is a forward pass by itself.
+decoders are in step. Sources are padded on the right and masked. Each lockstep batch is a forward
+pass by itself. Batches join as soon as that takes little padding: on the left of the decoders that
+began later, masked, with positions of their own (`decoder_positions`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from predictor.engine.generation.decoder_positions import DecoderPositions, find_decoder
 from predictor.engine.generation.kv_cache import SequenceChunk
-from predictor.engine.generation.lockstep_batch import LockstepBatch
+from predictor.engine.generation.lockstep_batch import LockstepBatch, join, padded_columns
 from predictor.profiling.encoder_decoder_probe import MOST_PADDING
 from predictor.shape_buckets import bucket_new_tokens
 
@@ -44,6 +46,8 @@ class EncoderDecoderRunner:
     Attributes:
         model: The model.
         batches: The lockstep batch of each sequence.
+        most_padding: Most padding of batches that join, as a fraction of their tokens; None if none
+            may join, which the start finds out.
     """
 
     def __init__(
@@ -60,6 +64,8 @@ class EncoderDecoderRunner:
         self.batches: dict[int, LockstepBatch] = {}
         self._device = device
         self._alone = alone
+        self.most_padding: float | None = None if alone else MOST_PADDING
+        self._positions = DecoderPositions(find_decoder(model))
 
     @torch.inference_mode()
     def run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
@@ -72,6 +78,7 @@ class EncoderDecoderRunner:
         self._shrink()
         logits: dict[int, torch.Tensor] = {}
         running = [row for row in rows if row.start]
+        self._join(running)
         for group in _group(running, self._lockstep):
             logits |= dict(zip([row.key for row in group], self._continue(group), strict=True))
         for group in self._group_new([row for row in rows if not row.start]):
@@ -95,6 +102,28 @@ class EncoderDecoderRunner:
                 del self.batches[key]
         for group, part in zip(groups, batch.split(groups), strict=True):
             self.batches |= dict.fromkeys(group, part)
+
+    def _join(self, rows: Sequence[SequenceChunk]) -> None:
+        """Join batches of which every sequence continues, the longest replies first."""
+        starts = {row.key: row.start for row in rows}
+        batches = {id(batch): batch for batch in (self.batches[row.key] for row in rows)}.values()
+        if len(batches) < 2 or self.most_padding is None:
+            return
+        joined: list[LockstepBatch] = []
+        for batch in sorted(batches, key=lambda batch: -batch.length):
+            is_whole = all(
+                starts.get(key, 0) - batch.offsets[key] == batch.length for key in batch.keys
+            )
+            columns, tokens = padded_columns([*joined, batch])
+            if is_whole and columns <= (1 + self.most_padding) * tokens:
+                joined.append(batch)
+        if len(joined) > 1:
+            keys = [key for batch in joined for key in batch.keys]
+            for key in keys:  # if this fails, no sequence continues with what is left
+                del self.batches[key]
+            for batch in joined:
+                batch.truncate(batch.length)
+            self.batches |= dict.fromkeys(keys, join(joined))
 
     def _group_new(self, rows: Sequence[SequenceChunk]) -> list[list[SequenceChunk]]:
         """Rows in groups that begin together: with decoders in step, and with little padding."""
@@ -123,7 +152,8 @@ class EncoderDecoderRunner:
         length = targets.shape[1]
         offsets = {row.key: row.end - length for row in rows}
         states = output.encoder_last_hidden_state
-        batch = LockstepBatch(list(offsets), output.past_key_values, states, mask, 1, offsets)
+        pads = [0] * len(rows)
+        batch = LockstepBatch(list(offsets), output.past_key_values, states, mask, 1, offsets, pads)
         self.batches |= dict.fromkeys(offsets, batch)
         piece = max(1, _PIECE // len(rows))
         for first in range(1, length, piece):
@@ -152,13 +182,20 @@ class EncoderDecoderRunner:
         return logits[[batch.keys.index(key) for key in by_key]]
 
     def _decode(self, batch: LockstepBatch, targets: torch.Tensor) -> torch.Tensor:
-        output = self.model(
-            encoder_outputs=_EncoderOutput(last_hidden_state=batch.states),
-            attention_mask=batch.mask,
-            decoder_input_ids=targets,
-            past_key_values=batch.cache,
-            use_cache=True,
-        )
+        padding = batch.decoder_mask(targets.shape[1])
+        extra = {} if padding is None else {"decoder_attention_mask": padding}
+        self._positions.pads = None if padding is None else batch.pads
+        try:
+            output = self.model(
+                encoder_outputs=_EncoderOutput(last_hidden_state=batch.states),
+                attention_mask=batch.mask,
+                decoder_input_ids=targets,
+                past_key_values=batch.cache,
+                use_cache=True,
+                **extra,
+            )
+        finally:
+            self._positions.pads = None
         batch.length += targets.shape[1]
         logits: torch.Tensor = output.logits[:, -1]
         return logits

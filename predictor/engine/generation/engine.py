@@ -73,7 +73,7 @@ class Engine(ModelThread[_Sequence, Chunk]):
             metrics: Takes counts and times.
             options: See `ThreadOptions`.
         """
-        self.runner, self.limits = runner, limits
+        self.runner, self.limits, self._eos_token_ids = runner, limits, eos_token_ids
         policy = ContinuousBatching(runner, limits, eos_token_ids=eos_token_ids, metrics=metrics)
         super().__init__(policy, name="engine", **options)
 
@@ -99,7 +99,7 @@ class Engine(ModelThread[_Sequence, Chunk]):
         Raises:
             EngineBroken: The engine has ended.
         """
-        sampler = Sampler(params, prompt)
+        sampler = Sampler(params, prompt, self._eos_token_ids | params.end_tokens)
         now = time.monotonic()
         return self.put(_Sequence(prompt, params, sampler, callback, request, now), key)
 
@@ -224,7 +224,7 @@ class ContinuousBatching:
     ) -> FinishReason | None:
         if is_stopped:
             return "stop_sequence"
-        if token.id in self._eos_token_ids:
+        if token.id in self._eos_token_ids or token.id in sequence.params.end_tokens:
             return "eos_token"
         generated = len(sequence.tokens) - len(sequence.prompt)
         return "length" if generated >= sequence.params.max_new_tokens else None

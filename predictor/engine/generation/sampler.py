@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from predictor.engine.generation.banned_tokens import BannedTokens
 from predictor.engine.generation.sampling_params import SamplingParams
 
 FEW = 512
@@ -23,15 +24,18 @@ class Sampler:
     Attributes:
         params: The sampling parameters.
         is_greedy: Whether the next token is just the most probable one, without log probabilities.
-        has_penalties: Whether penalties or a bias change the logits.
+        has_penalties: Whether penalties, a bias or banned tokens change the logits.
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int]) -> None:
+    def __init__(
+        self, params: SamplingParams, prompt: Sequence[int], ends: frozenset[int] = frozenset()
+    ) -> None:
         """Begin a sequence.
 
         Args:
             params: The sampling parameters.
             prompt: Tokens of the prompt.
+            ends: Tokens that end the sequence.
         """
         self.params = params
         self._prompt = prompt
@@ -39,11 +43,13 @@ class Sampler:
         self._repeated: torch.Tensor | None = None
         self._distinct = 0
         self._generator: torch.Generator | None = None
+        self._banned = BannedTokens.of(params, prompt, ends)
         self.has_penalties = (
             params.repetition_penalty != 1
             or params.presence_penalty != 0
             or params.frequency_penalty != 0
             or bool(params.logit_bias)
+            or self._banned is not None
         )
         self.is_greedy = (
             params.temperature == 0 and not self.has_penalties and params.logprobs is None
@@ -53,6 +59,8 @@ class Sampler:
         """Count a token as generated."""
         if self.has_penalties:
             self._generated[token] += 1
+        if self._banned is not None:
+            self._banned.count(token)
 
     def penalise(self, scores: torch.Tensor) -> None:
         """Apply penalties and bias to logits in place.
@@ -73,6 +81,10 @@ class Sampler:
         if params.logit_bias:
             ids = torch.tensor(list(params.logit_bias), device=device)
             scores[ids] += torch.tensor(list(params.logit_bias.values()), device=device)
+        banned = self._banned.next() if self._banned is not None else ()
+        if banned:
+            in_range = [token for token in banned if 0 <= token < len(scores)]
+            scores[torch.tensor(in_range, dtype=torch.long, device=device)] = -torch.inf
 
     def draw(self, scores: torch.Tensor) -> int:
         """Return a token drawn with the sequence's own generator.
@@ -82,11 +94,13 @@ class Sampler:
         """
         params = self.params
         scores = scores / params.temperature
-        if params.top_k == 0 and params.top_p == 1:
+        if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
             return self._pick(torch.softmax(scores, dim=-1))
         probabilities, ids = _most_probable(scores, params.top_k, params.top_p)
         before = probabilities.cumsum(dim=-1) - probabilities
-        kept = probabilities * (before < params.top_p)
+        is_kept = (before < params.top_p) & (probabilities >= params.min_p * probabilities[0])
+        is_kept[0] = True  # a `top_p` too small for float32 is 0
+        kept = probabilities * is_kept
         return int(ids[self._pick(kept)])
 
     def _repeated_ids(self, device: torch.device) -> torch.Tensor:

@@ -21,6 +21,8 @@ class SamplingParams:
         temperature: 0 is greedy decoding.
         top_p: Probability mass to sample from; 1 is all of it.
         top_k: Tokens to sample from; 0 is all of them.
+        min_p: Least probability of a token to sample, as a fraction of that of the most probable
+            one, after `top_k` and `top_p`; 0 is no bound.
         repetition_penalty: Divides the logits of tokens of prompt and reply; 1 is none.
         presence_penalty: Subtracted from the logits of tokens that are in the reply; 0 is none.
         frequency_penalty: Subtracted once for each time that a token is in the reply; 0 is none.
@@ -28,18 +30,30 @@ class SamplingParams:
         seed: Makes sampling repeatable, in any batch.
         logprobs: How many most probable tokens are returned with each token, beside its own log
             probability; None returns neither.
+        end_tokens: Tokens that end the sequence, besides those that the engine has of the model.
+        min_new_tokens: Tokens that are generated before one may end the sequence.
+        no_repeat_ngram_size: So many consecutive tokens never stand in the sequence twice; 0 allows
+            all.
+        suppress_tokens: Tokens that are never generated.
+        begin_suppress_tokens: Tokens that are not generated first.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     logprobs: int | None = None
+    end_tokens: frozenset[int] = frozenset()
+    min_new_tokens: int = 0
+    no_repeat_ngram_size: int = 0
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from predictor.engine.generation.batchability import (
     check_batch_invariance,
     check_encoder_decoder_batch_invariance,
+    check_joined_batches,
     count_layers,
     count_vocabulary,
     run_two_tokens,
@@ -66,6 +67,7 @@ def open_engine(
     threads: int | None,
     metrics: EngineMetrics,
     warmup_cache: WarmupCache,
+    eos_token_ids: frozenset[int],
     **options: Unpack[ThreadOptions],
 ) -> EngineHandle:
     """Return a running engine, after forward passes that test and time the model where need be.
@@ -78,6 +80,7 @@ def open_engine(
         threads: Most threads to compute with; None leaves that to torch.
         metrics: Takes counts and times.
         warmup_cache: The results of an earlier start; those of this one are added.
+        eos_token_ids: Tokens that end a sequence, by the model's configs.
         options: See `ThreadOptions`; the observer is made here.
 
     Raises:
@@ -95,8 +98,7 @@ def open_engine(
 
         choose_linear_kernels(run, most, placement.execution_device, warmup_cache)
         breakeven_tokens = measure_breakeven_tokens(
-            run,
-            prefill_chunk,
+            *(run, prefill_chunk),
             timed=min(_TIMED_TOKENS, most),
             warmup_cache=warmup_cache,
             weights=placement.weights,
@@ -104,8 +106,7 @@ def open_engine(
         )
     limits = _limits(placement, reason, max_sequences, prefill_chunk, breakeven_tokens)
     options["observer"] = tune_threads(limit, placement, warmup_cache)
-    eos = _eos_token_ids(model)
-    engine = Engine(runner, limits, eos_token_ids=eos, metrics=metrics, **options)
+    engine = Engine(runner, limits, eos_token_ids=eos_token_ids, metrics=metrics, **options)
     return EngineHandle(engine, vocabulary)
 
 
@@ -167,22 +168,23 @@ def _open_encoder_decoder_runner(
     runner = EncoderDecoderRunner(model, device=device)
     reason = _test_once(lambda: check_encoder_decoder_batch_invariance(runner, model), warmup_cache)
     if reason is None:
+        alone = _test_once(lambda: check_joined_batches(runner, model), warmup_cache, "joins")
+        if alone is not None:
+            runner.most_padding = None
+            logger.info("Sources that come later run in passes of their own: %s", alone)
         return runner, None
     serial = EncoderDecoderRunner(model, device=device, alone=True)
     run_two_tokens(serial, model)
     return serial, reason
 
 
-def _test_once(test: Callable[[], str | None], warmup_cache: WarmupCache) -> str | None:
+def _test_once(
+    test: Callable[[], str | None], warmup_cache: WarmupCache, name: str = "batches"
+) -> str | None:
     """The reason against batching that a test gives, unless the test passed at an earlier start."""
-    if warmup_cache.get("batches"):
+    if warmup_cache.get(name):
         return None
     reason = test()
     if reason is None:
-        warmup_cache.keep(batches=1)
+        warmup_cache.keep(**{name: 1})
     return reason
-
-
-def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
-    eos = model.generation_config.eos_token_id
-    return frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)

@@ -35,11 +35,13 @@ _NAMES = {
     "temperature": "temperature",
     "top_p": "top_p",
     "top_k": "top_k",
+    "min_p": "min_p",
     "stop": "stop",
     "seed": "seed",
     "repetition_penalty": "repetition_penalty",
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
+    "forced_bos_token_id": "forced_bos_token_id",
     "timeout": "timeout",
 }
 """The extension's parameters, and additional ones, with the names of `GenerationParameters`."""

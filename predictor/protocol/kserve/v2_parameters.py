@@ -27,6 +27,7 @@ _FRACTIONS = frozenset(
     {
         "temperature",
         "top_p",
+        "min_p",
         "repetition_penalty",
         "presence_penalty",
         "frequency_penalty",

@@ -30,6 +30,7 @@ _SHARED = {
     "temperature": "temperature",
     "top_p": "top_p",
     "top_k": "top_k",
+    "min_p": "min_p",
     "repetition_penalty": "repetition_penalty",
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
@@ -41,6 +42,7 @@ _COMPLETION_PARAMETERS = _SHARED | {
     "max_tokens": "max_new_tokens",
     "logprobs": "logprobs",
     "echo": "return_full_text",
+    "forced_bos_token_id": "forced_bos_token_id",
 }
 _CHAT_PARAMETERS = _SHARED | {
     "max_tokens": "max_new_tokens",
