@@ -17,7 +17,7 @@ from predictor.checkpoint.lengths import (
     source_positions,
 )
 from predictor.checkpoint.task_detection import GENERATING
-from predictor.engine.generation.batchability import unbatchable_reason
+from predictor.engine.generation.cache_kinds import unbatchable_reason
 from predictor.errors import ConfigurationError
 from predictor.placement.plan import PlacementOptions
 from predictor.placement.units import Footprint
@@ -128,6 +128,12 @@ def largest_batch(
     if unbatchable_reason(skeleton) is not None:
         return length, 1
     return min(settings.prefill_chunk, length), settings.max_batch_size
+
+
+def batching_notes(task: str, skeleton: PreTrainedModel) -> tuple[str, ...]:
+    """Return a sentence if the model is served one request at a time."""
+    reason = None if task != "text_generation" else unbatchable_reason(skeleton)
+    return () if reason is None else (f"Requests are answered one at a time: {reason}.",)
 
 
 def placement_options(

@@ -13,6 +13,7 @@ from predictor.checkpoint.checkpoint import Checkpoint, fetch_weights, open_dire
 from predictor.checkpoint.lengths import Lengths
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.constraints import (
+    batching_notes,
     largest_batch,
     offload_of,
     placement_options,
@@ -160,12 +161,13 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     )
     options = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
     placement = plan(footprint, resources, options)
+    notes = (*text_notes(skeleton), *packed.notes, *batching_notes(task, skeleton))
     return Prepared(
         checkpoint,
         skeleton,
         packed,
         footprint,
-        replace(placement, notes=placement.notes + text_notes(skeleton) + packed.notes),
+        replace(placement, notes=placement.notes + notes),
         resources.processors,
         chunk,
         offload_of(settings, footprint, resources),

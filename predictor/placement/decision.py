@@ -74,7 +74,7 @@ def _candidates(
 ) -> Iterator[Decision | None]:
     """Yield the decision for each way to offload, the preferred one first."""
     whole = _decide(demand, budgets, device_map)
-    if whole is not None and not _is_offloaded(whole):
+    if whole is not None and not is_offloaded(whole):
         yield whole
     if expert_slots and isinstance(device_map, str) and device_map in STRATEGIES:
         yield _place_experts_apart(demand, budgets)
@@ -98,7 +98,7 @@ def _is_on_gpu(decision: Decision, budgets: Budgets) -> bool:
     return main_device(decision.assignment) in budgets.gpus or not budgets.gpus
 
 
-def _is_offloaded(decision: Decision) -> bool:
+def is_offloaded(decision: Decision) -> bool:
     """Return whether a unit is stored on another device than it executes on."""
     elsewhere = {"disk"} if main_device(decision.assignment) == "cpu" else {"cpu", "disk"}
     return not elsewhere.isdisjoint(decision.assignment)

@@ -42,19 +42,32 @@ def max_attention_tokens(kv_tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A model, and the number of full-length sequences that are to run at one time."""
+    """A model at full load.
+
+    Attributes:
+        footprint: The model.
+        concurrency: Sequences of full length whose tokens are cached at one time.
+        state_slots: Sequences, of whatever length, whose states are kept at one time. At least as
+            many are as there are sequences of full length.
+    """
 
     footprint: Footprint
     concurrency: int
+    state_slots: int = 0
 
     @property
     def kv_tokens(self) -> int:
         """Tokens of KV cache at full load."""
         return self.concurrency * self.footprint.max_model_len
 
+    @property
+    def slots(self) -> int:
+        """Sequences that what is cached at any length is planned for."""
+        return max(self.concurrency, self.state_slots)
+
     def kv_bytes(self, unit: PlacementUnit) -> int:
         """Return the bytes of a unit's KV cache at full load."""
-        return unit.kv_per_token * self.kv_tokens + unit.kv_fixed * self.concurrency
+        return unit.kv_per_token * self.kv_tokens + unit.kv_fixed * self.slots
 
     @property
     def activations(self) -> int:

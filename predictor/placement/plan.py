@@ -117,6 +117,7 @@ class Placement:
         execution_device: The device that executes offloaded parts: a GPU's index or ``"cpu"``.
         max_model_len: Tokens of the longest sequence.
         kv_tokens: Tokens of KV cache that may be in use at one time.
+        state_slots: Sequences whose states may be kept at one time; 0 if none is kept.
         limited_by: The resource that keeps more of the model from a faster tier, as a phrase.
         by_block: Whether offloaded blocks are streamed whole, through buffers that are planned.
         notes: Sentences for the log, such as bounds that were lowered to the pod's resources.
@@ -137,6 +138,7 @@ class Placement:
     max_model_len: int
     kv_tokens: int
     limited_by: str
+    state_slots: int = 0
     by_block: bool = False
     notes: tuple[str, ...] = ()
     experts: tuple[ExpertSlots, ...] = ()

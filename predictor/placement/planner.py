@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from predictor.errors import ConfigurationError
-from predictor.placement.decision import Decision, decide
+from predictor.placement.decision import Decision
 from predictor.placement.demand import Demand
 from predictor.placement.device_map import explicit_assignment
-from predictor.placement.expert_slots import reserved_slots, share_slots
+from predictor.placement.expert_slots import share_slots
+from predictor.placement.load import decide_for_states, with_most
 from predictor.placement.plan import ExpertSlots, Placement, PlacementOptions, Tier
 from predictor.placement.refusal import does_not_fit
-from predictor.placement.tiers import Budgets, fill_tiers, fits, main_device
+from predictor.placement.tiers import Budgets, fill_tiers, main_device
 from predictor.placement.units import Footprint
 from predictor.pod.resources import PodResources
 from predictor.quantity import format_bytes
@@ -35,13 +36,15 @@ def plan(footprint: Footprint, resources: PodResources, options: PlacementOption
     owned = _owned(resources, options)
     budgets, notes = _budgets(owned, options)
     demand = Demand(footprint, options.max_concurrency or 1)
-    decision = decide(demand, budgets, options.device_map, expert_slots=options.expert_slots)
+    decision = decide_for_states(demand, budgets, options)
     if decision is None:
         explicit = explicit_assignment(footprint, options.device_map, budgets)
         uncapped, _ = _budgets(owned, replace(options, max_memory={}))
         raise does_not_fit(demand, budgets, uncapped, options, explicit)
     if options.max_concurrency is None:
-        decision = _with_most_sequences(decision, budgets, options.max_batch_size)
+        decision = with_most(decision, budgets, "concurrency", options.max_batch_size)
+    if footprint.kv_fixed:
+        decision = with_most(decision, budgets, "state_slots", options.max_batch_size)
     experts = share_slots(decision.demand, decision.assignment, budgets)
     tiers = fill_tiers(decision.demand, decision.assignment, budgets, experts)
     filled = {
@@ -49,29 +52,6 @@ def plan(footprint: Footprint, resources: PodResources, options: PlacementOption
         for name, tier in tiers.items()
     }
     return _placement(decision, filled, experts, notes)
-
-
-def _with_most_sequences(decision: Decision, budgets: Budgets, most: int) -> Decision:
-    """Return the same assignment for as many sequences, up to `most`, as there is memory for.
-
-    If experts are read one by one, their slots get part of the memory, see `reserved_slots`.
-    """
-    reserved = reserved_slots(decision.demand, decision.assignment, budgets)
-
-    def is_possible(demand: Demand) -> bool:
-        slots = share_slots(demand, decision.assignment, budgets)
-        is_cached = sum(layer.device_slots for layer in slots) >= reserved
-        return is_cached and fits(demand, decision.assignment, budgets)
-
-    low, high = decision.demand.concurrency, max(decision.demand.concurrency, most)
-    while low < high:
-        middle = (low + high + 1) // 2
-        demand = replace(decision.demand, concurrency=middle)
-        if is_possible(demand):
-            low = middle
-        else:
-            high = middle - 1
-    return replace(decision, demand=replace(decision.demand, concurrency=low))
 
 
 def _owned(resources: PodResources, options: PlacementOptions) -> dict[str, int | None]:
@@ -141,6 +121,7 @@ def _placement(
         max_model_len=footprint.max_model_len,
         kv_tokens=decision.demand.kv_tokens,
         limited_by=_limit(filled, footprint, main, experts),
+        state_slots=decision.demand.slots if footprint.kv_fixed else 0,
         by_block=footprint.by_block,
         notes=(*notes, *_whole_mixtures(footprint, filled, main)),
         experts=experts,

@@ -55,7 +55,8 @@ def table(placement: Placement) -> str:
 def _cache(placement: Placement) -> str:
     if not any(tier.kv for tier in placement.tiers):
         return "no KV cache"
-    return f"KV cache: {placement.kv_tokens} tokens"
+    states = f", states of {placement.state_slots} sequences" if placement.state_slots else ""
+    return f"KV cache: {placement.kv_tokens} tokens{states}"
 
 
 def _row(tier: Tier) -> tuple[str, ...]:
@@ -113,6 +114,7 @@ def as_json(placement: Placement) -> dict[str, Any]:
         "weights_layout": placement.weights_layout,
         "max_model_len": placement.max_model_len,
         "kv_tokens": placement.kv_tokens,
+        "state_slots": placement.state_slots,
         "execution_device": placement.execution_device,
         "limited_by": placement.limited_by,
         "by_block": placement.by_block,

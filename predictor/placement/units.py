@@ -146,6 +146,11 @@ class Footprint:
         )
 
     @property
+    def kv_fixed(self) -> int:
+        """Bytes that are cached of a sequence of any length, over all blocks."""
+        return sum(unit.kv_fixed for unit in self.units)
+
+    @property
     def kv_per_token(self) -> int:
         """Bytes of KV cache for one token over all blocks."""
         return sum(unit.kv_per_token for unit in self.units)

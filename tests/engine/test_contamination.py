@@ -19,19 +19,18 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BartConfig,
-    FalconH1Config,
-    JambaConfig,
-    Lfm2Config,
-    MambaConfig,
-    Qwen3NextConfig,
+    DeepseekV4Config,
     RwkvConfig,
+    xLSTMConfig,
 )
 
-from predictor.engine.generation.batchability import check_batch_invariance, unbatchable_reason
+from predictor.engine.generation.batchability import check_batch_invariance
+from predictor.engine.generation.cache_kinds import unbatchable_reason
 from predictor.engine.generation.forward_passes import SchedulerLimits
-from predictor.engine.generation.kv_cache import SequenceChunk
-from predictor.engine.generation.runner import BatchRunner, SerialRunner
+from predictor.engine.generation.layout import SequenceChunk
+from predictor.engine.generation.runner import BatchRunner
 from predictor.engine.generation.sampling_params import SamplingParams
+from predictor.engine.generation.serial_runner import SerialRunner
 from tests.checkpoints import ALL_CONFIGS, VOCABULARY
 from tests.conftest import Checkpoints
 from tests.engine.test_engine import RunningEngine, Wrapped, batch_runner
@@ -118,12 +117,14 @@ def asks(seed: int, *, scored: bool = False, sampled: bool = False) -> list[Ask]
 class Company:
     """Runs requests in one engine."""
 
-    def __init__(self, runner: Any, requests: Sequence[Ask], **limits: Any) -> None:
+    def __init__(
+        self, runner: Any, requests: Sequence[Ask], *, kv_tokens: int = KV_TOKENS, **limits: Any
+    ) -> None:
         self._asks = list(requests)
         self._callbacks = [Member(self) for _ in requests]
         self._keys: dict[int, int] = {}
         self.runner = Wrapped(runner, lambda _: self._come_and_go())
-        self._limits = SchedulerLimits(KV_TOKENS, **{"sequences": 6, "chunk": 16} | limits)
+        self._limits = SchedulerLimits(kv_tokens, **{"sequences": 6, "chunk": 16} | limits)
         self.preemptions = 0
 
     def run(self, ends: Sequence[int] = ()) -> list[Collected]:
@@ -319,30 +320,6 @@ def test_parts_on_disk_change_nothing_of_that(
 # What cannot be batched
 
 
-@functools.cache
-def mamba() -> Any:
-    torch.manual_seed(0)
-    config = MambaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        num_hidden_layers=3,
-        state_size=8,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=3,
-    )
-    return AutoModelForCausalLM.from_config(config).eval()
-
-
-def test_a_model_with_a_state_is_served_one_sequence_at_a_time() -> None:
-    assert unbatchable_reason(mamba()) is not None
-    requests = asks(GREEDY)
-    company = Company(SerialRunner(mamba(), device=CPU), requests, sequences=1, chunk=KV_TOKENS)
-    check(requests, company.run(), [generated(mamba(), ask).tokens for ask in requests])
-    assert company.runner.most_rows == 1
-
-
 def test_a_model_that_could_be_batched_gives_the_same_tokens_one_at_a_time() -> None:
     requests = asks(GREEDY)
     runner = SerialRunner(tiny("llama"), device=CPU)
@@ -352,18 +329,14 @@ def test_a_model_that_could_be_batched_gives_the_same_tokens_one_at_a_time() -> 
 
 
 _SMALL = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-_HYBRID = _SMALL | {"num_key_value_heads": 2, "intermediate_size": 32}
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (MambaConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2), "past_key_values"),
-        (JambaConfig(**_HYBRID, num_experts=2), "state"),
-        (Lfm2Config(**_HYBRID, layer_types=["conv", "full_attention"]), "conv"),
-        (Qwen3NextConfig(**_HYBRID, num_experts=2), "state"),
-        (FalconH1Config(**_HYBRID), "state"),
         (RwkvConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2), "past_key_values"),
+        (xLSTMConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2), "attention_mask"),
+        (DeepseekV4Config(**_SMALL), "kind"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else value,
 )

@@ -31,7 +31,7 @@ from predictor.engine.generation.batchability import (
     run_two_tokens,
 )
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
-from predictor.engine.generation.kv_cache import SequenceChunk
+from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.sampling_params import as_source
 from predictor.errors import ConfigurationError, PromptTooLong, RequestError
 from predictor.profiling.footprint import build_on_meta, measure_footprint

@@ -12,15 +12,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from predictor.engine.generation.batchability import count_layers
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_accounting import PADDING_PAGES
-from predictor.engine.generation.kv_cache import SequenceChunk
+from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.engine.generation.sampling_params import SamplingParams, Token
 from predictor.errors import EngineBroken, GenerationFailed
 from predictor.metrics import EngineMetrics
+from predictor.private.cache import cache_layers
 from tests.conftest import Checkpoints
 from tests.serving import Collected, metric
 
@@ -35,9 +35,10 @@ def batch_runner(model: Any, *, kv_tokens: int = KV_TOKENS) -> BatchRunner:
     return BatchRunner(
         model,
         device=torch.device("cpu"),
-        layers=count_layers(model),
+        layers=cache_layers(model),
         pages=kv_tokens + PADDING_PAGES,
         max_length=LONGEST,
+        slots=8,
     )
 
 
@@ -122,6 +123,9 @@ class Wrapped:
         self.passes.append(list(rows))
         self.before(rows)
         return self._runner.run(rows)
+
+    def has_lost(self, key: int, /) -> bool:
+        return self._runner.has_lost(key)
 
     def release(self, key: int) -> None:
         self._runner.release(key)

@@ -7,9 +7,13 @@ import random
 import pytest
 import torch
 
-from predictor.engine.generation.kv_cache import Layout, PagedKVCache, SequenceChunk
+from predictor.engine.generation.kv_cache import PagedKVCache
+from predictor.engine.generation.layout import Layout, SequenceChunk
+from predictor.private.cache import CacheLayer
 
 HEADS, SIZE = 2, 3
+
+LAYERS = [CacheLayer("full_attention")] * 2
 
 
 def row(key: int, start: int, count: int) -> SequenceChunk:
@@ -50,7 +54,7 @@ def test_where_all_rows_are_as_long_every_computed_column_is_written() -> None:
 
 
 def test_pages_are_given_as_they_are_needed_and_never_to_two() -> None:
-    cache = PagedKVCache(1, 11, 10)
+    cache = PagedKVCache(LAYERS[:1], 11, 10)
     cache.lay_out([row(1, 0, 4), row(2, 0, 2)])
     assert (len(cache.owned_pages(1)), len(cache.owned_pages(2))) == (4, 2)
     before = cache.owned_pages(1)
@@ -61,7 +65,7 @@ def test_pages_are_given_as_they_are_needed_and_never_to_two() -> None:
 
 
 def test_released_pages_are_given_again() -> None:
-    cache = PagedKVCache(1, 7, 6)
+    cache = PagedKVCache(LAYERS[:1], 7, 6)
     cache.lay_out([row(1, 0, 2), row(2, 0, 4)])
     freed = cache.owned_pages(2)
     cache.release(2)
@@ -74,7 +78,7 @@ def test_released_pages_are_given_again() -> None:
 
 
 def test_a_pass_that_is_laid_out_again_takes_no_more_pages() -> None:
-    cache = PagedKVCache(1, 6, 5)
+    cache = PagedKVCache(LAYERS[:1], 6, 5)
     first = cache.lay_out([row(1, 0, 3), row(2, 0, 2)])
     again = cache.lay_out([row(1, 0, 3), row(2, 0, 2)])
     half = cache.lay_out([row(1, 0, 3)])
@@ -84,7 +88,7 @@ def test_a_pass_that_is_laid_out_again_takes_no_more_pages() -> None:
 
 
 def test_releasing_whom_nobody_knows_changes_nothing() -> None:
-    cache = PagedKVCache(1, 4, 3)
+    cache = PagedKVCache(LAYERS[:1], 4, 3)
     cache.release(5)
     cache.lay_out([row(1, 0, 3)])
     cache.release(1)
@@ -94,7 +98,7 @@ def test_releasing_whom_nobody_knows_changes_nothing() -> None:
 
 
 def test_more_pages_than_there_are_is_an_error_that_loses_none() -> None:
-    cache = PagedKVCache(1, 5, 10)
+    cache = PagedKVCache(LAYERS[:1], 5, 10)
     with pytest.raises(MemoryError, match="3 KV pages needed, 2 are free"):
         cache.lay_out([row(1, 0, 2), row(2, 0, 3)])
     cache.release(1)
@@ -104,7 +108,7 @@ def test_more_pages_than_there_are_is_an_error_that_loses_none() -> None:
 
 def test_a_layer_that_is_asked_before_any_layout_says_so() -> None:
     with pytest.raises(RuntimeError, match="no pass was laid out"):
-        PagedKVCache(1, 4, 3).get_seq_length()
+        PagedKVCache(LAYERS[:1], 4, 3).get_seq_length()
 
 
 # What a layer gives
@@ -143,7 +147,7 @@ def expected(rows: list[SequenceChunk], layer: int = 0) -> torch.Tensor:
 
 
 def test_a_layer_gives_whole_rows_with_zeros_before_them() -> None:
-    cache = PagedKVCache(2, 20, 10)
+    cache = PagedKVCache(LAYERS[:2], 20, 10)
     for rows in ([row(1, 0, 5), row(2, 0, 2)], [row(1, 5, 1), row(2, 2, 4)], [row(2, 6, 1)]):
         for layer in range(2):
             keys, values = update(cache, rows, layer)
@@ -156,7 +160,7 @@ def test_a_layer_gives_whole_rows_with_zeros_before_them() -> None:
 
 
 def test_a_layer_takes_its_memory_once_for_all_pages() -> None:
-    cache = PagedKVCache(2, 20, 10)
+    cache = PagedKVCache(LAYERS[:2], 20, 10)
     assert not cache.layers[0].is_initialized
     update(cache, [row(1, 0, 3)])
     pool = cache.layers[0].keys
@@ -168,7 +172,7 @@ def test_a_layer_takes_its_memory_once_for_all_pages() -> None:
 
 def test_in_any_company_every_row_is_its_own_and_the_padding_stays_zero() -> None:
     chance = random.Random(5)
-    cache = PagedKVCache(1, 65, 20)
+    cache = PagedKVCache(LAYERS[:1], 65, 20)
     cached: dict[int, int] = {}
     fresh_keys = iter(range(1, 1000))
     for _ in range(400):

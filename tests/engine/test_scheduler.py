@@ -8,17 +8,27 @@ from collections.abc import Iterable
 import pytest
 
 from predictor.engine.fair_queue import MAX_OVERTAKES
-from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
+from predictor.engine.generation.forward_passes import (
+    Chunk,
+    SchedulerLimits,
+    batch,
+    choose_company,
+)
 from predictor.engine.generation.kv_accounting import KVLedger
 from predictor.engine.generation.scheduler import LOOKAHEAD, MAX_SET_ASIDE, Scheduler, Step
 from predictor.shape_buckets import bucket_context, bucket_new_tokens
 
 
 def scheduler(
-    *prompts: int, kv: int = 1000, sequences: int = 64, chunk: int = 64, breakeven_tokens: int = 0
+    *prompts: int,
+    kv: int = 1000,
+    sequences: int = 64,
+    chunk: int = 64,
+    breakeven_tokens: int = 0,
+    **states: bool,
 ) -> Scheduler:
     """Return a scheduler with these prompts in line, under the keys 0, 1, 2, ..."""
-    new = Scheduler(SchedulerLimits(kv, sequences, chunk, breakeven_tokens))
+    new = Scheduler(SchedulerLimits(kv, sequences, chunk, breakeven_tokens, **states))
     for key, tokens in enumerate(prompts):
         new.add(key, tokens)
     return new
@@ -65,6 +75,29 @@ def test_a_prompt_is_read_in_chunks_and_then_goes_on_token_by_token() -> None:
     s.append_token(0)
     assert s.plan() == Step((), ((Chunk(0, 20, 1),),))
     assert s.cached == 20
+
+
+def test_with_a_state_rows_that_begin_share_no_pass_with_rows_that_continue() -> None:
+    s = scheduler(1, 3, chunk=64, breakeven_tokens=64, keeps_state=True)
+    assert advance(s).batches == ((Chunk(0, 0, 1), Chunk(1, 0, 3)),)
+    s.add(2, 1)
+    assert advance(s).batches == ((Chunk(2, 0, 1),), (Chunk(1, 3, 1), Chunk(0, 1, 1)))
+
+
+def test_with_a_state_only_chunks_of_one_length_continue_together() -> None:
+    limits = SchedulerLimits(1000, 64, 64, breakeven_tokens=64, keeps_state=True)
+    chunks = [Chunk(0, 8, 4), Chunk(1, 3, 4), Chunk(2, 9, 3), Chunk(3, 0, 4)]
+    assert keys(choose_company(chunks, limits)) == [0, 1]
+    assert keys(choose_company(chunks[2:], limits)) == [2]
+    assert batch(chunks[:2], [Chunk(4, 9, 1)], limits) == (tuple(chunks[:2]), (Chunk(4, 9, 1),))
+
+
+def test_where_states_continue_one_by_one_prompts_go_on_with_the_replies() -> None:
+    s = scheduler(4, 10, chunk=6, breakeven_tokens=64, keeps_state=True, one_by_one=True)
+    assert advance(s).batches == ((Chunk(0, 0, 4),),)
+    assert advance(s).batches == ((Chunk(1, 0, 6),), (Chunk(0, 4, 1),))
+    assert advance(s).batches == ((Chunk(1, 6, 1), Chunk(0, 5, 1)),)
+    assert advance(s).batches == ((Chunk(1, 7, 1), Chunk(0, 6, 1)),)
 
 
 def test_a_chunk_that_was_not_fed_is_planned_again() -> None:

@@ -21,7 +21,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from predictor.engine.generation.decoder_positions import DecoderPositions, find_decoder
-from predictor.engine.generation.kv_cache import SequenceChunk
+from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.lockstep_batch import LockstepBatch, join, padded_columns
 from predictor.profiling.encoder_decoder_probe import MOST_PADDING
 from predictor.shape_buckets import bucket_new_tokens
@@ -84,6 +84,10 @@ class EncoderDecoderRunner:
         for group in self._group_new([row for row in rows if not row.start]):
             logits |= dict(zip([row.key for row in group], self._begin(group), strict=True))
         return torch.stack([logits[row.key] for row in rows])
+
+    def has_lost(self, _: int, /) -> bool:
+        """Return that no failed forward pass changes what is cached of a sequence."""
+        return False
 
     def release(self, key: int) -> None:
         """Forget a sequence. Its batch shrinks before the next forward pass."""

@@ -14,7 +14,7 @@ from typing import Unpack
 
 from predictor.engine.generation.batch_sampler import BatchSampler
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
-from predictor.engine.generation.kv_cache import SequenceChunk
+from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.runner import Runner
 from predictor.engine.generation.sampler import Sampler
 from predictor.engine.generation.sampling_params import (
@@ -160,6 +160,9 @@ class ContinuousBatching:
             if not sequence.tokens:
                 self._start(sequence)
         pairs = list(zip(rows, sequences, strict=True))
+        for chunk, sequence in pairs:
+            if self._runner.has_lost(chunk.key):
+                self._recompute(chunk, sequence)
         chunks = [SequenceChunk(c.key, c.start, s.tokens[c.start : c.end]) for c, s in pairs]
         logits = self._runner.run(chunks)
         samplers = [s.sampler if c.end == len(s.tokens) else None for c, s in pairs]
@@ -192,6 +195,16 @@ class ContinuousBatching:
         """End all sequences."""
         for key in list(self._sequences):
             self._finish(key, error)
+
+    def _recompute(self, chunk: Chunk, sequence: _Sequence) -> None:
+        """Compute what comes before a chunk again, after a forward pass failed."""
+        self._runner.release(chunk.key)
+        start = 0
+        while start < chunk.start:
+            most = 1 if start and self._limits.one_by_one else self._limits.chunk
+            tokens = sequence.tokens[start : min(start + most, chunk.start)]
+            self._runner.run([SequenceChunk(chunk.key, start, tokens)])
+            start += len(tokens)
 
     def _start(self, sequence: _Sequence) -> None:
         sequence.tokens = list(sequence.prompt)

@@ -4,6 +4,10 @@ One forward pass over the weights takes as long as computing `SchedulerLimits.br
 tokens (measured), and its rows are padded to the longest. Rows share a forward pass if the padding
 costs less than another forward pass. Padding also widens attention: rows times the longest row stay
 within `SchedulerLimits.max_attention_tokens`.
+
+No padding may come between a state and the tokens that continue it. If the model keeps a state,
+rows that begin share forward passes with each other alone, and rows that continue with those of as
+many new tokens.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ class SchedulerLimits:
         max_attention_tokens: Most cached tokens that a forward pass reads, padding included; at
             least `kv_tokens`.
         bucket_shapes: Whether rows are padded to one of a few lengths, see `shape_buckets`.
+        keeps_state: Whether the model keeps a state of each sequence.
+        one_by_one: Whether a sequence that has begun is continued one token at a time.
     """
 
     kv_tokens: int
@@ -34,6 +40,8 @@ class SchedulerLimits:
     breakeven_tokens: int = 0
     max_attention_tokens: int = 0
     bucket_shapes: bool = False
+    keeps_state: bool = False
+    one_by_one: bool = False
 
     def computed_tokens(self, rows: int, longest: int) -> int:
         """Return the tokens that a forward pass computes, padding included.
@@ -77,20 +85,29 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """The shape of a forward pass: its rows, and the largest count and end of a chunk in it."""
+    """The shape of a forward pass: its rows, and the largest count and end of a chunk in it.
+
+    Attributes:
+        rows: How many rows it has.
+        count: New tokens of the row that has most.
+        end: Cached and new tokens of the longest row.
+        strides: The counts of the rows that continue a sequence, and 0 for those that begin.
+    """
 
     rows: int
     count: int
     end: int
+    strides: frozenset[int]
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> _Shape:
         count = max(chunk.count for chunk in chunks)
-        return cls(len(chunks), count, max(chunk.end for chunk in chunks))
+        strides = frozenset(chunk.count if chunk.start else 0 for chunk in chunks)
+        return cls(len(chunks), count, max(chunk.end for chunk in chunks), strides)
 
     def joined(self, other: _Shape) -> _Shape:
         rows, count = self.rows + other.rows, max(self.count, other.count)
-        return _Shape(rows, count, max(self.end, other.end))
+        return _Shape(rows, count, max(self.end, other.end), self.strides | other.strides)
 
 
 def choose_company(chunks: Sequence[Chunk], limits: SchedulerLimits) -> list[Chunk]:
@@ -98,7 +115,7 @@ def choose_company(chunks: Sequence[Chunk], limits: SchedulerLimits) -> list[Chu
     company: list[Chunk] = []
     shape: _Shape | None = None
     for chunk in chunks:
-        alone = _Shape(1, chunk.count, chunk.end)
+        alone = _Shape.of([chunk])
         if shape is None or _may_share(shape, alone, limits):
             company.append(chunk)
             shape = alone if shape is None else shape.joined(alone)
@@ -117,6 +134,8 @@ def batch(
 def _may_share(some: _Shape, others: _Shape, limits: SchedulerLimits) -> bool:
     """Whether the padding of one forward pass costs less than a second one would."""
     shape = some.joined(others)
+    if limits.keeps_state and len(shape.strides) > 1:
+        return False
     together = limits.computed_tokens(shape.rows, shape.count)
     apart = sum(limits.computed_tokens(part.rows, part.count) for part in (some, others))
     return (

@@ -12,12 +12,14 @@ The model computes the new columns alone, with a mask that hides the padding. A 
 keys and values to their pages and gathers whole rows. transformers calls that left padding, so it
 works for every architecture that can be batched at all, ALiBi among them. Padding is never written,
 so no row can see another, whatever is computed there.
+
+Layers that keep a state have slots instead, see `state_cache`. No padding may come between a state
+and the new columns, so rows that continue a state have equally many new tokens in a forward pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,106 +27,70 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin  # public: `transformers` exports it, untyped
 
 from predictor.engine.generation.kv_accounting import PADDING_PAGES, usable_tokens
-from predictor.shape_buckets import bucket_context, bucket_new_tokens
+from predictor.engine.generation.layout import Layout, SequenceChunk
+from predictor.engine.generation.state_cache import StateLayer, StateSlots
+from predictor.private.cache import CacheLayer, DummyLayer
 
+TOKEN_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""Kinds of layers that have keys and values of each token. Masks hide what left a window."""
 
-@dataclass(frozen=True, slots=True)
-class SequenceChunk:
-    """New tokens of one sequence: a row of a forward pass.
+STATE_KINDS = frozenset({"linear_attention", "conv"})
+"""Kinds of layers that have a state of fixed size."""
 
-    Attributes:
-        key: The sequence.
-        start: How many of its tokens are cached.
-        tokens: The tokens after those.
-    """
+HYBRID_KINDS = frozenset({"hybrid", "hybrid_sliding"})
+"""Kinds of layers that have both."""
 
-    key: int
-    start: int
-    tokens: Sequence[int]
+EMPTY_KINDS = frozenset({"dummy"})
+"""Kinds of layers that have nothing of their own, such as those that share another's keys."""
 
-    @property
-    def end(self) -> int:
-        """How many tokens are cached after the forward pass."""
-        return self.start + len(self.tokens)
-
-
-class Layout:
-    """The pages and columns of the tokens of one forward pass.
-
-    Attributes:
-        past: Columns before the new ones.
-        new: Columns that the model computes.
-        lengths: Tokens of each row, of shape (rows,).
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[SequenceChunk],
-        pages: Sequence[torch.Tensor],
-        *,
-        bucket_shapes: bool = False,
-    ) -> None:
-        """Lay out rows.
-
-        Args:
-            rows: The rows.
-            pages: For each row the pages of all its tokens, of shape (tokens,).
-            bucket_shapes: Whether to add columns of padding up to the next of a few shapes, see
-                `shape_buckets`.
-        """
-        self.new, width = max(len(row.tokens) for row in rows), max(row.end for row in rows)
-        if bucket_shapes:
-            self.new, width = bucket_new_tokens(self.new), bucket_context(width)
-        self.past = width - self.new
-        self.lengths = torch.tensor([row.end for row in rows])
-        gather = torch.zeros(len(rows), width, dtype=torch.long)
-        for index, own in enumerate(pages):
-            gather[index, width - len(own) :] = own
-        written = torch.cat([own[row.start :] for row, own in zip(rows, pages, strict=True)])
-        fresh = [
-            torch.arange((index + 1) * self.new - len(row.tokens), (index + 1) * self.new)
-            for index, row in enumerate(rows)
-        ]
-        is_padded = len(written) < len(rows) * self.new
-        self._host = (gather, written, torch.cat(fresh) if is_padded else None)
-        self._by_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor, Any]] = {}
-
-    def indices(
-        self, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return the indices of the forward pass on a device.
-
-        They are: the pages to gather, of shape (rows, width); the pages to write, of shape
-        (tokens,); and which of the computed columns are written there, of shape (tokens,), or None
-        for all of them.
-        """
-        if device not in self._by_device:
-            gather, written, fresh = self._host
-            self._by_device[device] = (
-                gather.to(device),
-                written.to(device),
-                None if fresh is None else fresh.to(device),
-            )
-        return self._by_device[device]
+KINDS = TOKEN_KINDS | STATE_KINDS | HYBRID_KINDS | EMPTY_KINDS
+"""All kinds of layers that the pool has."""
 
 
 class PagedKVCache(Cache):
-    """A transformers cache over the pool. Call `lay_out` before each forward pass."""
+    """A transformers cache over the pool. Call `lay_out` before each forward pass.
 
-    def __init__(self, layers: int, pages: int, max_length: int) -> None:
+    Attributes:
+        layout: The layout of the forward pass that runs.
+        states: The slots of layers that keep a state.
+    """
+
+    def __init__(
+        self, layers: Sequence[CacheLayer], pages: int, max_length: int, *, slots: int = 0
+    ) -> None:
         """Make an empty pool. A layer's memory is taken when it is first written.
 
         Args:
-            layers: Layers of the model.
+            layers: What each layer of the model keeps.
             pages: Tokens that the pool has pages for, including the padding.
             max_length: Tokens of the longest sequence.
+            slots: Sequences that the pool has slots for, if layers keep a state.
         """
         self.layout: Layout | None = None
+        self.states = StateSlots(slots)
         self._free = torch.arange(pages - 1, PADDING_PAGES - 1, -1)
         self._free_count = usable_tokens(pages)
         self._max_length = max_length
         self._owned: dict[int, tuple[torch.Tensor, int]] = {}
-        super().__init__(layers=[_Layer(self, pages) for _ in range(layers)])
+        super().__init__(layers=[_layer(self, layer, pages) for layer in layers])
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """Whether each layer has a state and no keys."""
+        return [
+            isinstance(layer, StateLayer) and not isinstance(layer, PagedLayer)
+            for layer in self.layers
+        ]
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a layer keeps a state."""
+        return bool(self.states.layers)
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether a layer keeps keys and values."""
+        return any(isinstance(layer, PagedLayer) for layer in self.layers)
 
     @property
     def free_pages(self) -> int:
@@ -147,12 +113,18 @@ class PagedKVCache(Cache):
         Raises:
             MemoryError: There are not enough pages: the rows were not within the `KVLedger`.
         """
+        continues = self.keeps_state and rows[0].start > 0
+        if self.keeps_state:
+            if any((row.start > 0) != continues for row in rows):
+                raise ValueError("rows that begin and rows that continue a state share no pass")
+            self.states.begin([row.key for row in rows], continues=continues)
         pages = [self._take_pages(row.key, row.end) for row in rows]
-        self.layout = Layout(rows, pages, bucket_shapes=bucket_shapes)
+        self.layout = Layout(rows, pages, bucket_shapes=bucket_shapes, pads_new=not continues)
         return self.layout
 
     def release(self, key: int) -> None:
-        """Free the pages of a sequence."""
+        """Free the pages and the slot of a sequence."""
+        self.states.release(key)
         own, count = self._owned.pop(key, (torch.empty(0), 0))
         self._free[self._free_count : self._free_count + count] = own[:count]
         self._free_count += count
@@ -172,13 +144,19 @@ class PagedKVCache(Cache):
         return own[:count]
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """The keys and values of one layer, each of shape (pages, heads, head size)."""
 
     is_sliding = False  # whole sequences are kept; a model's own mask hides what left its window
 
     def __init__(self, cache: PagedKVCache, pages: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        """Make an empty layer of a pool.
+
+        Args:
+            cache: The pool.
+            pages: Tokens that it has pages for.
+        """
+        CacheLayerMixin.__init__(self)  # type: ignore[no-untyped-call]
         self._cache = cache
         self._pages = pages
 
@@ -207,7 +185,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             Keys and values, each of shape (rows, heads, width, size).
         """
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            PagedLayer.lazy_initialization(self, key_states, value_states)
         gather, written, fresh = self._layout.indices(key_states.device)
         return (
             _exchange(self.keys, key_states, gather, written, fresh),
@@ -232,6 +210,25 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if layout is None:
             raise RuntimeError("no pass was laid out")
         return layout
+
+
+class HybridLayer(StateLayer, PagedLayer):  # type: ignore[override, no-untyped-call]
+    """The states of one layer, and its keys and values."""
+
+    def __init__(self, cache: PagedKVCache, pages: int, states: int) -> None:
+        """Make an empty layer of a pool, see `PagedLayer` and `StateLayer`."""
+        PagedLayer.__init__(self, cache, pages)
+        StateLayer.__init__(self, cache.states, states)
+
+
+def _layer(cache: PagedKVCache, layer: CacheLayer, pages: int) -> Any:
+    if layer.kind in EMPTY_KINDS:
+        return DummyLayer()  # type: ignore[no-untyped-call]
+    if layer.kind in STATE_KINDS:
+        return StateLayer(cache.states, layer.states)
+    if layer.kind in HYBRID_KINDS:
+        return HybridLayer(cache, pages, layer.states)
+    return PagedLayer(cache, pages)
 
 
 def _exchange(

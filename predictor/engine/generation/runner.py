@@ -1,8 +1,7 @@
 """Run one forward pass of the model: new tokens of each row in, the logits after its last one out.
 
-`BatchRunner` is for all architectures that can be batched, `SerialRunner` for the others: it keeps
-the model's own cache of the one sequence that runs. Neither may be called from two threads at a
-time, because Accelerate's hooks are not thread-safe.
+`BatchRunner` is for all architectures that can be batched, `SerialRunner` for the others. Neither
+may be called from two threads at a time, because Accelerate's hooks are not thread-safe.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from predictor.engine.generation.kv_cache import PagedKVCache, SequenceChunk
+from predictor.engine.generation.kv_cache import PagedKVCache
+from predictor.engine.generation.layout import Layout, SequenceChunk
+from predictor.private.cache import CacheLayer
 
 
 class Runner(Protocol):
@@ -29,13 +30,17 @@ class Runner(Protocol):
         """Return logits of shape (rows, vocabulary)."""
         ...
 
+    def has_lost(self, key: int, /) -> bool:
+        """Return whether a failed forward pass spoilt what is cached of a sequence."""
+        ...
+
     def release(self, key: int) -> None:
         """Forget a sequence."""
         ...
 
 
 class BatchRunner:
-    """Runs rows of any lengths in one padded batch over a pool of KV pages.
+    """Runs rows in one batch over a pool of KV pages and slots for states.
 
     Attributes:
         model: The model.
@@ -47,100 +52,86 @@ class BatchRunner:
         model: PreTrainedModel,
         *,
         device: torch.device,
-        layers: int,
+        layers: Sequence[CacheLayer],
         pages: int,
         max_length: int,
+        slots: int = 0,
     ) -> None:
         """Take a model that can be batched, see `batchability`.
 
         Args:
             model: The model.
             device: The device of its first part.
-            layers: How many layers keep keys and values.
+            layers: What each of its layers keeps.
             pages: Tokens that the pool has pages for, including the padding.
             max_length: Tokens of the longest sequence.
+            slots: Sequences that the pool has slots for, if layers keep a state.
         """
         self.model: Any = model
-        self.cache = PagedKVCache(layers, pages, max_length)
+        self.cache = PagedKVCache(layers, pages, max_length, slots=slots)
         self._device = device
         self._accepted = inspect.signature(model.forward).parameters
+        self._name = cache_argument(model)
 
     @torch.inference_mode()
     def run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
         """Return logits of shape (rows, vocabulary)."""
+        if not self.cache.keeps_state:
+            return self._run(rows)
+        slots = [self.cache.states.take(row.key) for row in rows]
+        order = sorted(range(len(rows)), key=slots.__getitem__)  # consecutive slots need no copy
+        try:
+            logits = self._run([rows[index] for index in order])
+        except BaseException:
+            self.cache.states.fail()
+            raise
+        self.cache.states.finish()
+        return logits[torch.tensor(order).argsort().to(logits.device)]
+
+    def has_lost(self, key: int, /) -> bool:
+        """Return whether a failed forward pass spoilt the state of a sequence."""
+        return self.cache.states.has_lost(key)
+
+    def release(self, key: int) -> None:
+        """Free the KV pages and the slot of a sequence."""
+        self.cache.release(key)
+
+    def _run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
         layout = self.cache.lay_out(rows, bucket_shapes=self._device.type == "cpu")
         ids = torch.zeros(len(rows), layout.new, dtype=torch.long)
         for index, row in enumerate(rows):
             ids[index, layout.new - len(row.tokens) :] = torch.tensor(row.tokens)
         columns = torch.arange(layout.past + layout.new) - (layout.past + layout.new)
         positions = (columns + layout.lengths[:, None]).clamp_(min=-1)
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = {self._name: self.cache}
         if "position_ids" in self._accepted:
             extra["position_ids"] = positions[:, layout.past :].clamp(min=0).to(self._device)
         if "logits_to_keep" in self._accepted:
             extra["logits_to_keep"] = 1
         output = self.model(
             input_ids=ids.to(self._device),
-            attention_mask=(positions >= 0).long().to(self._device),
-            past_key_values=self.cache,
+            attention_mask=self._mask(layout, positions),
             use_cache=True,
             **extra,
         )
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
-    def release(self, key: int) -> None:
-        """Free the KV pages of a sequence."""
-        self.cache.release(key)
+    def _mask(self, layout: Layout, positions: torch.Tensor) -> torch.Tensor | None:
+        """Return which columns hold tokens, of shape (rows, columns).
 
-
-class SerialRunner:
-    """Runs one sequence with the cache that its model makes for itself.
-
-    Attributes:
-        model: The model.
-    """
-
-    def __init__(self, model: PreTrainedModel, *, device: torch.device) -> None:
-        """Take any model that generates.
-
-        Args:
-            model: The model.
-            device: The device of its first part.
+        Without layers that have keys there are new columns alone, and no mask without padding, as
+        `generate` does it for such models.
         """
-        self.model: Any = model
-        self._device = device
-        accepted = inspect.signature(model.forward).parameters
-        self._name = "past_key_values" if "past_key_values" in accepted else "cache_params"
-        self._keeps_logits = "logits_to_keep" in accepted
-        self._caches: dict[int, Any] = {}
+        mask = (positions >= 0).long()
+        if self.cache.keeps_tokens:
+            return mask.to(self._device)
+        mask = mask[:, layout.past :]
+        return None if bool(mask.all()) else mask.to(self._device)
 
-    @property
-    def keys(self) -> frozenset[int]:
-        """The sequences whose cache is kept."""
-        return frozenset(self._caches)
 
-    @torch.inference_mode()
-    def run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
-        """Return logits of shape (rows, vocabulary)."""
-        return torch.cat([self._run(row) for row in rows])
-
-    def release(self, key: int) -> None:
-        """Forget a sequence."""
-        self._caches.pop(key, None)
-
-    def _run(self, row: SequenceChunk) -> torch.Tensor:
-        # A cache that a failed forward pass may have changed is not used again.
-        past = self._caches.pop(row.key, None)
-        if row.start and past is None:
-            raise RuntimeError("the sequence's cache is gone")
-        extra: dict[str, Any] = {"logits_to_keep": 1} if self._keeps_logits else {}
-        output = self.model(
-            input_ids=torch.tensor([list(row.tokens)], device=self._device),
-            use_cache=True,
-            **{self._name: past},
-            **extra,
-        )
-        self._caches[row.key] = getattr(output, self._name)
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return the name by which a model takes a cache; empty if it takes none."""
+    accepted = inspect.signature(model.forward).parameters
+    names = (name for name in ("past_key_values", "cache_params") if name in accepted)
+    return next(names, "")

@@ -17,6 +17,8 @@ token.
   submitted most, and of several the last to arrive, returns to its place in line and is computed
   again later. The first to arrive is never preempted, so every sequence ends.
 - **Batches**: rows share a forward pass if their padding is cheap (`forward_passes`).
+- **States**: if the model keeps a state, a sequence that begins is never part of a decode pass, and
+  one whose state can be continued by single tokens alone is, even if it has many tokens left.
 """
 
 from __future__ import annotations
@@ -65,6 +67,12 @@ class _Sequence(Entry):
 
     def next_chunk(self, limit: int) -> Chunk:
         return Chunk(self.key, self.cached, min(self.left, limit))
+
+    def is_decoding(self, limits: SchedulerLimits) -> bool:
+        """Whether its next chunk is a single token that continues it."""
+        if self.left == 1:
+            return self.cached > 0 or not limits.keeps_state
+        return self.left > 1 and self.cached > 0 and limits.one_by_one
 
 
 class Scheduler:
@@ -139,9 +147,14 @@ class Scheduler:
         preempted = self._preempt()
         if self._may_admit:
             self._admit()
-        running = self._running.values()
-        prefill = self._select_prefill([sequence for sequence in running if sequence.left > 1])
-        decode = [sequence.next_chunk(1) for sequence in running if sequence.left == 1]
+        prompts: list[_Sequence] = []
+        decode: list[Chunk] = []
+        for sequence in self._running.values():
+            if sequence.is_decoding(self._limits):
+                decode.append(sequence.next_chunk(1))
+            elif sequence.left:
+                prompts.append(sequence)
+        prefill = self._select_prefill(prompts)
         return Step(preempted, batch(prefill, decode, self._limits))
 
     def _release(self, key: int) -> _Sequence:

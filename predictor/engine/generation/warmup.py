@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -14,17 +14,19 @@ from predictor.engine.generation.batchability import (
     check_batch_invariance,
     check_encoder_decoder_batch_invariance,
     check_joined_batches,
-    count_layers,
+    check_serial,
     count_vocabulary,
+    refuse_serial,
     run_two_tokens,
-    unbatchable_reason,
 )
+from predictor.engine.generation.cache_kinds import keeps_state, unbatchable_reason
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_accounting import usable_tokens
-from predictor.engine.generation.kv_cache import SequenceChunk
-from predictor.engine.generation.runner import BatchRunner, Runner, SerialRunner
+from predictor.engine.generation.layout import SequenceChunk
+from predictor.engine.generation.runner import BatchRunner, Runner
+from predictor.engine.generation.serial_runner import SerialRunner
 from predictor.engine.model_thread import ThreadOptions
 from predictor.engine.warmup import (
     check_finite,
@@ -37,6 +39,7 @@ from predictor.engine.warmup import (
 )
 from predictor.metrics import EngineMetrics
 from predictor.placement.plan import Placement
+from predictor.private.cache import cache_layers
 from predictor.weights.store.warmup_cache import WarmupCache
 
 logger = logging.getLogger(__name__)
@@ -56,6 +59,15 @@ class EngineHandle:
 
     engine: Engine
     vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A runner, why it does not batch, and whether sequences continue one token at a time."""
+
+    runner: Runner
+    reason: str | None
+    one_by_one: bool = False
 
 
 def open_engine(
@@ -84,16 +96,16 @@ def open_engine(
         options: See `ThreadOptions`; the observer is made here.
 
     Raises:
-        ModelUnusable: The model cannot compute even one token, or LoadFailed because of a device.
+        ModelUnusable: The model cannot compute, or LoadFailed because of a device.
     """
     limit = set_up_torch(threads)
     with first_token():
         vocabulary = count_vocabulary(model)
-        runner, reason = _open_runner(model, placement, warmup_cache)
+        opened = _open_runner(model, placement, max_sequences, warmup_cache)
         most = min(prefill_chunk, usable_tokens(placement.kv_tokens))
 
         def run(count: int) -> None:
-            best = _run_tokens(runner, [index % vocabulary for index in range(count)])
+            best = _run_tokens(opened.runner, [index % vocabulary for index in range(count)])
             check_finite([best], model)  # it waits for the device
 
         choose_linear_kernels(run, most, placement.execution_device, warmup_cache)
@@ -104,27 +116,32 @@ def open_engine(
             weights=placement.weights,
             heartbeat=options.get("heartbeat"),
         )
-    limits = _limits(placement, reason, max_sequences, prefill_chunk, breakeven_tokens)
+    limits = _limits(placement, opened, max_sequences, prefill_chunk, breakeven_tokens)
     options["observer"] = tune_threads(limit, placement, warmup_cache)
-    engine = Engine(runner, limits, eos_token_ids=eos_token_ids, metrics=metrics, **options)
+    engine = Engine(opened.runner, limits, eos_token_ids=eos_token_ids, metrics=metrics, **options)
     return EngineHandle(engine, vocabulary)
 
 
 def _limits(
-    placement: Placement, reason: str | None, sequences: int, chunk: int, breakeven_tokens: int
+    placement: Placement, opened: _Opened, sequences: int, chunk: int, breakeven_tokens: int
 ) -> SchedulerLimits:
-    kv_tokens = usable_tokens(placement.kv_tokens)
-    if reason is not None:
-        logger.warning("Requests are answered one at a time, because of this model: %s", reason)
-        return SchedulerLimits(kv_tokens, sequences=1, chunk=chunk)
+    kv_tokens, one_by_one = usable_tokens(placement.kv_tokens), opened.one_by_one
+    if one_by_one and chunk < placement.max_model_len:
+        logger.warning("Prompts of more than %d tokens continue token by token", chunk)
+    if opened.reason is not None:
+        logger.warning("Requests are answered one at a time: %s", opened.reason)
+        return SchedulerLimits(kv_tokens, sequences=1, chunk=chunk, one_by_one=one_by_one)
     log_breakeven_tokens(breakeven_tokens)
+    has_slots = isinstance(opened.runner, BatchRunner) and opened.runner.cache.keeps_state
     return SchedulerLimits(
         kv_tokens,
-        sequences,
+        min(sequences, placement.state_slots or sequences),
         chunk,
         breakeven_tokens,
         max_attention_tokens=placement.max_attention_tokens,
         bucket_shapes=placement.execution_device == "cpu",
+        keeps_state=has_slots,
+        one_by_one=one_by_one,
     )
 
 
@@ -141,9 +158,13 @@ def _run_tokens(runner: Runner, tokens: list[int]) -> torch.Tensor:
 
 
 def _open_runner(
-    model: PreTrainedModel, placement: Placement, warmup_cache: WarmupCache
-) -> tuple[Runner, str | None]:
-    """The runner that suits the model, and the reason if it does not batch."""
+    model: PreTrainedModel, placement: Placement, max_sequences: int, warmup_cache: WarmupCache
+) -> _Opened:
+    """The runner that suits the model, and the reason if it does not batch.
+
+    Raises:
+        ModelUnusable: Even one at a time, sequences get other logits than at once.
+    """
     device = torch.device(placement.execution_device)
     if model.config.is_encoder_decoder:
         return _open_encoder_decoder_runner(model, device, warmup_cache)
@@ -152,39 +173,77 @@ def _open_runner(
         runner = BatchRunner(
             model,
             device=device,
-            layers=count_layers(model),
+            layers=cache_layers(model),
             pages=placement.kv_tokens,
             max_length=placement.max_model_len,
+            slots=placement.state_slots or max_sequences,
         )
-        reason = _test_once(lambda: check_batch_invariance(runner, model, device), warmup_cache)
+
+        def check_batch(one_by_one: bool) -> str | None:
+            return check_batch_invariance(runner, model, device, one_by_one=one_by_one)
+
+        steps = (False, True) if runner.cache.keeps_state else (False,)
+        one_by_one, reason = _test_once("batches", check_batch, steps, warmup_cache)
         if reason is None:
-            return runner, None
-    return SerialRunner(model, device=device), reason
+            return _Opened(runner, None, one_by_one)
+    serial = SerialRunner(model, device=device)
+
+    def check(one_by_one: bool) -> str | None:
+        return check_serial(serial, model, device, one_by_one=one_by_one)
+
+    steps = (True,) if keeps_state(model) else (False, True)
+    one_by_one, fault = _test_once("serves", check, steps, warmup_cache)
+    if fault is not None:
+        raise refuse_serial(model, fault)
+    return _Opened(serial, reason, one_by_one)
 
 
 def _open_encoder_decoder_runner(
     model: PreTrainedModel, device: torch.device, warmup_cache: WarmupCache
-) -> tuple[Runner, str | None]:
+) -> _Opened:
     runner = EncoderDecoderRunner(model, device=device)
-    reason = _test_once(lambda: check_encoder_decoder_batch_invariance(runner, model), warmup_cache)
+
+    def check(_: bool) -> str | None:
+        return check_encoder_decoder_batch_invariance(runner, model)
+
+    _, reason = _test_once("batches", check, (False,), warmup_cache)
     if reason is None:
-        alone = _test_once(lambda: check_joined_batches(runner, model), warmup_cache, "joins")
+        _, alone = _test_once(
+            "joins", lambda _: check_joined_batches(runner, model), (False,), warmup_cache
+        )
         if alone is not None:
             runner.most_padding = None
             logger.info("Sources that come later run in passes of their own: %s", alone)
-        return runner, None
+        return _Opened(runner, None)
     serial = EncoderDecoderRunner(model, device=device, alone=True)
     run_two_tokens(serial, model)
-    return serial, reason
+    return _Opened(serial, reason)
 
 
 def _test_once(
-    test: Callable[[], str | None], warmup_cache: WarmupCache, name: str = "batches"
-) -> str | None:
-    """The reason against batching that a test gives, unless the test passed at an earlier start."""
-    if warmup_cache.get(name):
-        return None
-    reason = test()
-    if reason is None:
-        warmup_cache.keep(**{name: 1})
-    return reason
+    name: str,
+    test: Callable[[bool], str | None],
+    steps: Sequence[bool],
+    warmup_cache: WarmupCache,
+) -> tuple[bool, str | None]:
+    """Test a runner, unless that was done at an earlier start.
+
+    Args:
+        name: The name under which the result is kept.
+        test: Returns what is wrong, if a sequence is continued one token at a time or by chunks.
+        steps: Whether to test one token at a time, in order; the first that passes is taken.
+        warmup_cache: Keeps what passed.
+
+    Returns:
+        Whether one token at a time passed, and what is wrong with the first if nothing passed.
+    """
+    kept = warmup_cache.get(name)
+    if kept:
+        return kept > 1, None
+    reasons = []
+    for one_by_one in steps:
+        reasons.append(test(one_by_one))
+        if reasons[-1] is None:
+            warmup_cache.keep(**{name: 1 + one_by_one})
+            return one_by_one, None
+    return False, reasons[0]

@@ -1,0 +1,32 @@
+"""What a model keeps of a sequence by its config, and whether that can be batched."""
+
+from __future__ import annotations
+
+import inspect
+
+from transformers import PreTrainedModel
+
+from predictor.engine.generation.kv_cache import HYBRID_KINDS, KINDS, STATE_KINDS
+from predictor.engine.generation.runner import cache_argument
+from predictor.private.cache import cache_layers
+from predictor.private.transformers import is_stateful
+
+
+def unbatchable_reason(model: PreTrainedModel) -> str | None:
+    """Return why the model cannot be batched, by its class and config; None if it can."""
+    if not cache_argument(model):
+        return "its forward pass takes no past_key_values"
+    if "attention_mask" not in inspect.signature(model.forward).parameters:
+        return "its forward pass takes no attention_mask"
+    kinds = {layer.kind for layer in cache_layers(model)}
+    if kinds - KINDS:
+        return f"it has layers of the kind {sorted(kinds - KINDS)[0]}"
+    if is_stateful(model) and kinds.isdisjoint(STATE_KINDS | HYBRID_KINDS):
+        return "it keeps a state that cannot be shared"
+    return None
+
+
+def keeps_state(model: PreTrainedModel) -> bool:
+    """Return whether the model keeps a state besides keys and values, in its cache or elsewhere."""
+    kinds = {layer.kind for layer in cache_layers(model)}
+    return is_stateful(model) or not kinds.isdisjoint(STATE_KINDS | HYBRID_KINDS)

@@ -1,0 +1,110 @@
+"""Run one sequence at a time with the cache that its model makes for itself.
+
+A forward pass gets what `generate` would give it: `prepare_inputs_for_generation` of the model
+chooses positions, mask and cache. A model's cache is what its output has under the name of an
+input, whatever that name is (``past_key_values``, ``cache_params``, ``state``, ``mems``).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from predictor.engine.generation.layout import SequenceChunk
+from predictor.engine.generation.runner import cache_argument
+from predictor.private.cache import takes_dynamic_cache
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """The tokens of a sequence so far, and the model's cache of them by the names of its inputs."""
+
+    tokens: list[int] = field(default_factory=list)
+    caches: dict[str, Any] = field(default_factory=dict)
+
+
+class SerialRunner:
+    """Runs one sequence with the cache that its model makes for itself.
+
+    Attributes:
+        model: The model.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, device: torch.device) -> None:
+        """Take any model that generates.
+
+        Args:
+            model: The model.
+            device: The device of its first part.
+        """
+        self.model: Any = model
+        self._device = device
+        self._accepted = frozenset(inspect.signature(model.forward).parameters)
+        self._sequences: dict[int, _Sequence] = {}
+        self._lost: set[int] = set()
+
+    @property
+    def keys(self) -> frozenset[int]:
+        """The sequences whose cache is kept."""
+        return frozenset(self._sequences)
+
+    @torch.inference_mode()
+    def run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
+        """Return logits of shape (rows, vocabulary)."""
+        return torch.cat([self._run(row) for row in rows])
+
+    def has_lost(self, key: int, /) -> bool:
+        """Return whether a failed forward pass spoilt the cache of a sequence."""
+        return key in self._lost
+
+    def release(self, key: int) -> None:
+        """Forget a sequence."""
+        self._lost.discard(key)
+        self._sequences.pop(key, None)
+
+    def _run(self, row: SequenceChunk) -> torch.Tensor:
+        sequence = self._sequences.pop(row.key, None) if row.start else self._begin()
+        if sequence is None:
+            raise RuntimeError("the sequence's cache is gone")
+        self._lost.add(row.key)  # until the forward pass has succeeded
+        sequence.tokens += row.tokens
+        output = self.model(**self._inputs(sequence, row))
+        sequence.caches |= {
+            name: value
+            for name, value in output.items()
+            if name in self._accepted and value is not None
+        }
+        self._sequences[row.key] = sequence
+        self._lost.discard(row.key)
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+    def _begin(self) -> _Sequence:
+        name = cache_argument(self.model)
+        if not name or not takes_dynamic_cache(self.model):
+            return _Sequence()
+        config = self.model.config.get_text_config(decoder=True)
+        return _Sequence(caches={name: DynamicCache(config=config)})
+
+    def _inputs(self, sequence: _Sequence, row: SequenceChunk) -> dict[str, Any]:
+        ids = torch.tensor([sequence.tokens], device=self._device)
+        named = {
+            "attention_mask": torch.ones_like(ids),
+            "position_ids": torch.arange(ids.shape[1], device=self._device)[None],
+        }
+        inputs: dict[str, Any] = self.model.prepare_inputs_for_generation(
+            ids,
+            next_sequence_length=len(row.tokens),
+            is_first_iteration=not row.start,
+            use_cache=True,
+            **{name: value for name, value in named.items() if name in self._accepted},
+            **sequence.caches,
+        )
+        if "logits_to_keep" in self._accepted:
+            inputs["logits_to_keep"] = 1
+        return inputs
