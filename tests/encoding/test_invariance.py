@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, FNetConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    ConvBertConfig,
+    FNetConfig,
+    MobileBertConfig,
+    PreTrainedConfig,
+)
 
 from predictor.tasks.task import RawInstance
 from tests.encoding import checkpoints
@@ -20,22 +29,32 @@ TEXTS = (
     "one of middle size, more or less",
     *["a text that is so much longer than all the others that these are padded to it"] * 3,
 )
-FNET = FNetConfig(
-    vocab_size=VOCABULARY,
-    hidden_size=64,
-    num_hidden_layers=4,
-    intermediate_size=128,
-    max_position_embeddings=260,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=3,
-)
+_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+_SHAPE = _IDS | {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 260,
+}
+SEE_PADDING: dict[str, PreTrainedConfig] = {
+    # Without a mask, with convolutions over the padding, and with the embeddings of neighbours.
+    "fnet": FNetConfig(**{k: v for k, v in _SHAPE.items() if k != "num_attention_heads"}),
+    "convbert": ConvBertConfig(**_SHAPE, embedding_size=64),
+    "mobilebert": MobileBertConfig(
+        **_SHAPE, embedding_size=64, intra_bottleneck_size=64, normalization_type="layer_norm"
+    ),
+}
 
 
 @pytest.fixture
-def fnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(checkpoints.CONFIGS, "fnet", FNET)
-    return make_encoder(tmp_path / "fnet", "fnet", "sequence_classification")
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    def get(architecture: str) -> Path:
+        monkeypatch.setitem(checkpoints.CONFIGS, architecture, SEE_PADDING[architecture])
+        return make_encoder(tmp_path / architecture, architecture, "sequence_classification")
+
+    return get
 
 
 def logits(up: Up, *texts: str) -> list[list[float]]:
@@ -50,18 +69,21 @@ def logits(up: Up, *texts: str) -> list[list[float]]:
 def expected(folder: Path, text: str) -> list[float]:
     model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     inputs = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")
-    inputs.pop("attention_mask")
+    if "attention_mask" not in inspect.signature(model.forward).parameters:
+        del inputs["attention_mask"]
     with torch.inference_mode():
         return model(**inputs).logits[0].tolist()  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("architecture", SEE_PADDING)
 def test_a_model_that_sees_padding_runs_alone_and_unpadded_and_says_so(
-    fnet: Path, caplog: pytest.LogCaptureFixture
+    make: Callable[[str], Path], architecture: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    up = bring_up(fnet, task="sequence_classification", max_batch_tokens=1024)
+    folder = make(architecture)
+    up = bring_up(folder, task="sequence_classification", max_batch_tokens=1024)
     assert "Texts run one at a time and unpadded, because of this model: padding" in caplog.text
     for texts in (TEXTS[:1], TEXTS):
-        np.testing.assert_allclose(logits(up, *texts)[0], expected(fnet, TEXTS[0]), atol=1e-5)
+        np.testing.assert_allclose(logits(up, *texts)[0], expected(folder, TEXTS[0]), atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "llama"])

@@ -20,7 +20,7 @@ from predictor.engine.encoding.runner import EncoderRunner
 _SHORT, _LONG = (21, 6), (1000, 530)
 """Tokens of two texts. Some models attend to long texts in another way, such as BigBird's."""
 
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 _HALF_TOLERANCE = 0.15
 """Most difference, as a fraction of the norm of an answer. Rounding changes about 1e-6 of
 it in float32. Padding in sight of FNet changes a tenth and more."""
