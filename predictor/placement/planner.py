@@ -123,10 +123,21 @@ def _placement(
         limited_by=_limit(filled, footprint, main, experts),
         state_slots=decision.demand.slots if footprint.kv_fixed else 0,
         by_block=footprint.by_block,
-        notes=(*notes, *_whole_mixtures(footprint, filled, main)),
+        notes=(*notes, *_formulas(footprint), *_whole_mixtures(footprint, filled, main)),
         experts=experts,
         expert_staging=staging,
         host_expert_staging=0 if main == "cpu" else staging,
+    )
+
+
+def _formulas(footprint: Footprint) -> tuple[str, ...]:
+    """Return a sentence if sizes come from formulas."""
+    if footprint.probed:
+        return ()
+    return (
+        f"KV cache and activations are estimated by formulas from the config, because a "
+        f"{footprint.architecture} does not run on PyTorch's meta device, where they would be "
+        "measured.",
     )
 
 

@@ -56,6 +56,15 @@ MODELS = (
     Interface(
         "transformers.conversion_mapping", "get_model_conversion_mapping", ("model", "key_mapping")
     ),
+    *uncalled(
+        "transformers.cache_utils",
+        "CacheLayerMixin",
+        "DummyLayer",
+        "DynamicLayer",
+        "LinearAttentionAndFullAttentionLayer",
+        "LinearAttentionCacheLayerMixin",
+        "LinearAttentionLayer",
+    ),
     Interface(
         "transformers.integrations.accelerate",
         "accelerate_dispatch",

@@ -15,28 +15,27 @@ effect of a single block would be simpler, but wrong for blocks that keep or sha
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import DynamicCache, DynamicLayer
+from transformers import Cache
 
 from predictor.live_bytes import LiveBytes
-from predictor.private.torch import TreeSpec, own_attributes, tree_flatten, tree_unflatten
-from predictor.profiling.meta_device import cache_layer
+from predictor.profiling.block_kinds import number_kinds
+from predictor.profiling.forms import (
+    Container,
+    Form,
+    Maker,
+    Reader,
+    is_repeatable,
+    storage_bytes,
+)
 
 _EXECUTED = 2
 """Blocks of a kind that are executed in a forward pass. The second one verifies the first."""
-
-_INDICES = frozenset({"layer_idx", "layer_id", "layer_index"})
-"""Attributes by which a block addresses its part of the cache."""
-
-_SCALARS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 
 
 class BlockDeduplicator:
@@ -53,16 +52,7 @@ class BlockDeduplicator:
             blocks: In order, by their index.
             config: The model's config. Its lists with an entry for each block tell kinds apart.
         """
-        values = vars(config).values() if config else ()
-        lists = [value for value in values if _has(value, len(blocks))]
-        numbers: dict[Hashable, int] = {}
-        kinds = [
-            numbers.setdefault(
-                (_kind(block, index), _comparable([entries[index] for entries in lists])),
-                len(numbers),
-            )
-            for index, block in enumerate(blocks)
-        ]
+        kinds = number_kinds(blocks, config)
         members = Counter(kinds)
         self._blocks = [
             (block, index, kind)
@@ -72,39 +62,20 @@ class BlockDeduplicator:
         self.has_duplicates = bool(self._blocks)
 
     @contextlib.contextmanager
-    def deduplicated(self, live: LiveBytes, cache: Any) -> Iterator[None]:
+    def deduplicated(self, live: LiveBytes) -> Iterator[None]:
         """Execute few blocks of each kind in the forward pass within this context.
 
         Args:
             live: Counts the bytes of the pass, weights and cache included.
-            cache: The cache that the pass extends. If it is not a cache of keys and values of every
-                token, all blocks are executed.
         """
-        blocks = self._blocks if _grows_by_tokens(cache) else []
-        effects = _Effects(live, cache)
-        for block, index, kind in blocks:
+        effects = _Effects(live)
+        for block, index, kind in self._blocks:
             block.forward = effects.replace(block.forward, index, kind)
         try:
             yield
         finally:
-            for block, _, _ in blocks:
+            for block, _, _ in self._blocks:
                 del block.forward
-
-
-@dataclass(frozen=True, slots=True)
-class _MetaTensor:
-    """The properties of a tensor on meta, which has no values."""
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> _MetaTensor:
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
-
-    def allocate(self) -> torch.Tensor:
-        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="meta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,153 +83,136 @@ class _Effect:
     """The effect of a block's forward pass.
 
     Attributes:
-        peak: Most bytes alive during the call, less those alive before it.
-        leaves: The leaves of its result: tensors of its own, and scalars.
-        structure: The structure of its result.
-        cached: Keys and values in its part of the cache afterwards.
+        peaks: Most bytes alive during the call, less those alive before it, by scope.
+        result: The form of its result.
+        cached: The form of its part of the cache afterwards.
     """
 
-    peak: int
-    leaves: tuple[Any, ...]
-    structure: TreeSpec
-    cached: tuple[_MetaTensor, ...]
+    peaks: tuple[tuple[str, int], ...]
+    result: Form
+    cached: Form
 
 
 class _Effects:
     """The effects of blocks in one forward pass, by their kind and by the form of their inputs."""
 
-    def __init__(self, live: LiveBytes, cache: DynamicCache) -> None:
+    def __init__(self, live: LiveBytes) -> None:
         self._live = live
-        self._cache = cache
         self._seen: dict[Hashable, list[_Effect | None]] = {}
 
     def replace(self, forward: Callable[..., Any], index: int, kind: int) -> Callable[..., Any]:
         """Return a function that executes a block or replays the effect of others of its kind."""
 
         def execute_or_replay(*args: Any, **kwargs: Any) -> Any:
-            key = kind, _form((args, kwargs), self._cache), _cached(self._cache, index)
-            seen = self._seen.setdefault(key, [])
+            part = CachePart.of((args, kwargs), index)
+            inputs = _read_inputs(args, kwargs, part)
+            seen = self._seen.setdefault((kind, inputs), [])
             if len(seen) >= _EXECUTED and seen[0] is not None and seen.count(seen[0]) == len(seen):
-                return self._replay(seen[0], index)
-            result, effect = self._execute(lambda: forward(*args, **kwargs), index)
-            seen.append(effect)
+                return self._replay(seen[0], part)
+            result, effect = self._execute(lambda: forward(*args, **kwargs), part)
+            is_same = inputs[0] == _read_inputs(args, kwargs, part)[0]
+            seen.append(effect if is_same else None)  # None: it changes what it is given
             return result
 
         return execute_or_replay
 
-    def _execute(self, block: Callable[[], Any], index: int) -> tuple[Any, _Effect | None]:
+    def _execute(self, block: Callable[[], Any], part: CachePart) -> tuple[Any, _Effect | None]:
         """Return the result and the effect; None for an effect that cannot be replayed."""
         live = self._live
-        before, held, worst = live.now, _nbytes(self._cache, index), live.peak
-        live.peak = before
-        result = block()
-        peak, live.peak = live.peak - before, max(worst, live.peak)
-        leaves, structure = tree_flatten(result)
-        if not all(isinstance(leaf, (torch.Tensor, *_SCALARS)) for leaf in leaves):
+        before, held, scope = live.now, storage_bytes(part.read()), live.scope
+        outer, live.peaks = live.peaks, {}
+        live.note(scope, before)
+        try:
+            result = block()
+        finally:
+            peaks, live.peaks = live.peaks, outer
+            for name, peak in peaks.items():
+                live.note(name, peak)
+        form, cached = Reader().read(result), part.read()
+        if not is_repeatable(form):
             return result, None
-        returned = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
-        if live.now - before != returned + _nbytes(self._cache, index) - held:
+        if live.now - before != storage_bytes(form) + storage_bytes(cached) - held:
             return result, None  # something else was kept, or a result is a part of something
-        forms = tuple(_MetaTensor.of(x) if isinstance(x, torch.Tensor) else x for x in leaves)
-        return result, _Effect(peak, forms, structure, _cached(self._cache, index))
+        relative = ((name.removeprefix(scope), peak - before) for name, peak in peaks.items())
+        return result, _Effect(tuple(relative), form, cached)
 
-    def _replay(self, effect: _Effect, index: int) -> Any:
+    def _replay(self, effect: _Effect, part: CachePart) -> Any:
         live = self._live
-        worst = live.peak = max(live.peak, live.now + effect.peak)
-        if effect.cached != _cached(self._cache, index):
-            self._fill_cache(effect.cached, index)
-        leaves = [x.allocate() if isinstance(x, _MetaTensor) else x for x in effect.leaves]
+        for name, peak in effect.peaks:
+            live.note(live.scope + name, live.now + peak)
+        worst = live.peak
+        if effect.cached != part.read():
+            part.write(effect.cached)
+        result = Maker().make(effect.result)
         if live.peak != worst:
             raise ValueError("to repeat a block takes more than the block does")
-        return tree_unflatten(leaves, effect.structure)
-
-    def _fill_cache(self, cached: Sequence[_MetaTensor], index: int) -> None:
-        keys, values = cached
-        if index == len(self._cache.layers):
-            self._cache.layers.append(cache_layer(keys.allocate(), values.allocate()))
-            return
-        layer: Any = self._cache.layers[index]
-        # One after the other, as a cache does it, so that there are never two of both.
-        layer.keys = keys.allocate()
-        layer.values = values.allocate()
+        return result
 
 
-def _grows_by_tokens(cache: Any) -> bool:
-    """Return whether all layers are keys and values of every token and nothing else."""
-    return type(cache) is DynamicCache and all(type(x) is DynamicLayer for x in cache.layers)
+@dataclass(frozen=True, slots=True)
+class CachePart:
+    """The part of a cache that belongs to one block.
+
+    Attributes:
+        cache: The cache; None if the block is given none.
+        index: The index of the block.
+    """
+
+    cache: Cache | None
+    index: int
+
+    @classmethod
+    def of(cls, inputs: tuple[Sequence[Any], Mapping[str, Any]], index: int) -> CachePart:
+        """Return the part of the cache that is among the inputs of a block."""
+        args, kwargs = inputs
+        caches = (value for value in (*args, *kwargs.values()) if isinstance(value, Cache))
+        return cls(next(caches, None), index)
+
+    def read(self) -> Form:
+        """Return the form of the block's layer, and of its entries in other lists."""
+        entries = {name: self._entry(value) for name, value in self._lists.items()}
+        return Reader().read({name: entry for name, entry in entries.items() if entry is not None})
+
+    def write(self, form: Form) -> None:
+        """Make the block's part of the cache one of this form.
+
+        One tensor after the other is replaced, as a cache does it, so that there are never two of
+        all.
+        """
+        made = Maker()
+        if not isinstance(form, Container):
+            raise TypeError(form)
+        for name, item in zip(form.keys, form.items, strict=True):
+            entries = self._lists[str(name)]
+            if self.index < len(entries):
+                _refill(entries, self.index, item, made)
+                continue
+            entry = made.make(item)
+            entries += [type(entry)() for _ in range(len(entries), self.index)] + [entry]
+
+    @property
+    def _lists(self) -> dict[str, Any]:
+        attributes = {} if self.cache is None else vars(self.cache)
+        return {name: value for name, value in attributes.items() if isinstance(value, list)}
+
+    def _entry(self, entries: Sequence[Any]) -> Any:
+        return entries[self.index] if self.index < len(entries) else None
 
 
-def _layer(cache: DynamicCache, index: int) -> list[torch.Tensor]:
-    """Return keys and values of a layer; none before its first token."""
-    layer: Any = cache.layers[index] if index < len(cache.layers) else None
-    return [] if layer is None or layer.keys is None else [layer.keys, layer.values]
+def _refill(entries: list[Any], index: int, form: Form, made: Maker) -> None:
+    """Replace an entry of a list; of a layer, one attribute after the other."""
+    entry = entries[index]
+    if isinstance(form, Container) and type(entry) is form.kind and hasattr(entry, "__dict__"):
+        for name, item in zip(form.keys, form.items, strict=True):
+            setattr(entry, str(name), made.make(item))
+    else:
+        entries[index] = made.make(form)
 
 
-def _cached(cache: DynamicCache, index: int) -> tuple[_MetaTensor, ...]:
-    return tuple(map(_MetaTensor.of, _layer(cache, index)))
-
-
-def _nbytes(cache: DynamicCache, index: int) -> int:
-    return sum(tensor.nbytes for tensor in _layer(cache, index))
-
-
-def _form(inputs: Any, cache: DynamicCache) -> Hashable:
-    """Return a block's inputs without the values of tensors, and which of them share memory."""
-    leaves, structure = tree_flatten(inputs, is_leaf=lambda leaf: leaf is cache)
-    storages: dict[int, int] = {}
-    forms: list[Hashable] = []
-    for leaf in leaves:
-        if isinstance(leaf, torch.Tensor):
-            shared = storages.setdefault(id(leaf.untyped_storage()), len(storages))
-            forms.append((_MetaTensor.of(leaf), shared))
-        elif leaf is cache:
-            forms.append(DynamicCache)
-        else:
-            # An unknown object equals nothing else, so that the block is executed.
-            forms.append((type(leaf), leaf) if isinstance(leaf, _SCALARS) else object())
-    return structure, tuple(forms)
-
-
-def _has(value: Any, count: int) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == count
-
-
-def _kind(block: nn.Module, index: int) -> Hashable:
-    """Return a value that is equal for blocks that differ in their index alone."""
-    return tuple(
-        (name, type(module), _attributes(module, index))
-        for name, module in block.named_modules(remove_duplicate=False)
-    )
-
-
-def _attributes(module: nn.Module, index: int) -> Hashable:
-    return tuple(
-        (key, _INDICES if key in _INDICES and value == index else _comparable(value))
-        for key, value in own_attributes(module).items()
-    )
-
-
-def _is_frozen(value: Any) -> bool:
-    """Return whether a value is a dataclass that never changes, unlike transformers' configs."""
-    parameters = getattr(type(value), "__dataclass_params__", None)
-    return parameters is not None and parameters.frozen
-
-
-def _comparable(value: Any) -> Hashable:
-    """Return a value to compare by; an unknown object equals itself alone."""
-    if isinstance(value, _SCALARS):
-        return type(value), value
-    if isinstance(value, torch.Tensor):
-        return _MetaTensor.of(value)
-    if isinstance(value, Mapping):
-        return type(value), tuple((key, _comparable(item)) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return type(value), tuple(map(_comparable, value))
-    if _is_frozen(value):
-        names = (field.name for field in dataclasses.fields(value))
-        return type(value), tuple(_comparable(getattr(value, name)) for name in names)
-    if isinstance(value, functools.partial):
-        return _comparable([value.func, value.args, value.keywords])
-    if isinstance(value, (set, frozenset)):
-        return type(value), frozenset(map(_comparable, value))
-    return id(value)
+def _read_inputs(
+    args: Sequence[Any], kwargs: Mapping[str, Any], part: CachePart
+) -> tuple[Form, Form]:
+    """Return the form of a block's inputs, the cache apart, and of its part of the cache."""
+    names: dict[Hashable, Any] = dict([*enumerate(args), *kwargs.items()])
+    others = {name: None if value is part.cache else value for name, value in names.items()}
+    return Reader().read(others), part.read()

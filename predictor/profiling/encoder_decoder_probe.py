@@ -15,9 +15,9 @@ import torch
 from transformers import PreTrainedModel
 
 from predictor.placement.demand import ATTENTION_PADDING_FACTOR
-from predictor.profiling.decoder_probe import SAMPLING_COPIES, Probe, by_formula
 from predictor.profiling.encoder_probe import largest_shapes
 from predictor.profiling.meta_device import FAILURES, DeviceBehavior, measure_peak
+from predictor.profiling.probe import SAMPLING_COPIES, Probe, by_formula
 
 _SOURCE, _TARGET = 8, 4
 """Tokens of the forward pass whose cache is measured."""

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from predictor.profiling.decoder_probe import Probe
 from predictor.profiling.meta_device import FAILURES, DeviceBehavior, measure_peak
+from predictor.profiling.probe import Probe
 
 _SHORT = 16
 """Tokens of a short text."""

@@ -28,9 +28,10 @@ from predictor.private.model_classes import build
 from predictor.profiling.block_calls import calls_blocks_evenly
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.blocks import find_blocks, is_encoder_decoder
-from predictor.profiling.decoder_probe import Probe, probe
+from predictor.profiling.decoder_probe import probe
 from predictor.profiling.encoder_decoder_probe import probe_encoder_decoder
 from predictor.profiling.encoder_probe import probe_encoder
+from predictor.profiling.probe import Probe
 from predictor.profiling.text_model import build_text_model, is_wrapper
 from predictor.profiling.unit_sizes import measure_units
 
@@ -155,7 +156,7 @@ def _probe_decoder(
         with _counting_calls(model, blocks) as calls:
             probed = probe(
                 model,
-                len(blocks),
+                members,
                 max_model_len=max_model_len,
                 chunk=chunk,
                 rows=rows,
@@ -201,18 +202,25 @@ def _is_even(calls: Mapping[str, int]) -> bool:
 
 @contextlib.contextmanager
 def _counting_calls(model: PreTrainedModel, blocks: Sequence[str]) -> Iterator[dict[str, int]]:
-    """Count how often each block is called as a module while the model runs."""
-    calls = dict.fromkeys(blocks, 0)
+    """Count how often each block is called as a module in forward passes that are completed."""
+    calls, current = dict.fromkeys(blocks, 0), dict.fromkeys(blocks, 0)
 
     def count(name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            calls[name] += 1
+            current[name] += 1
 
         return hook
+
+    def begin(*_: Any) -> None:
+        current.update(dict.fromkeys(blocks, 0))
+
+    def complete(*_: Any) -> None:
+        calls.update({name: calls[name] + current[name] for name in blocks})
 
     handles = [
         model.get_submodule(name).register_forward_pre_hook(count(name)) for name in blocks if name
     ]
+    handles += [model.register_forward_pre_hook(begin), model.register_forward_hook(complete)]
     try:
         yield calls
     finally:

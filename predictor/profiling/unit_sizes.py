@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from predictor.mixture.modules import find_experts
 from predictor.placement.units import Experts, PlacementUnit
 from predictor.private.torch import own_buffers, own_parameters
-from predictor.profiling.decoder_probe import Probe
+from predictor.profiling.probe import Probe
 
 
 def measure_units(

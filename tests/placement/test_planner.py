@@ -1,6 +1,7 @@
 """Whole plans: options and resources in, exact maps and refusals out."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
@@ -41,6 +42,13 @@ def test_the_device_map_and_the_tiers_in_exact_numbers():
     assert placement.kv_tokens == 4
     assert placement.limited_by == "main memory: 10.00 MiB (19 %) are streamed from disk"
     assert placement.notes == ()
+
+
+def test_a_note_says_if_sizes_come_from_formulas():
+    placement = plan(replace(footprint(), probed=False), pod(200), options())
+
+    assert len(placement.notes) == 1
+    assert "are estimated by formulas" in placement.notes[0]
 
 
 def test_embeddings_and_head_are_placed_before_blocks():

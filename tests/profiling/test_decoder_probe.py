@@ -12,12 +12,12 @@ from transformers import (
     DynamicCache,
     FalconConfig,
     LlamaConfig,
-    Mamba2Config,
     MistralConfig,
     PreTrainedConfig,
 )
 
 from predictor.errors import ConfigurationError
+from predictor.profiling.blocks import find_blocks
 from predictor.profiling.decoder_probe import probe
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from tests.placement.models import ARCHITECTURES, WINDOW, measured, real_model
@@ -197,7 +197,8 @@ def fallback(name, dtype="float32", **arguments):
         raise NotImplementedError("no kernel for meta")
 
     model.forward = forward
-    return probe(model, model.config.get_text_config().num_hidden_layers, **arguments)
+    blocks = [model.get_submodule(name) for name in find_blocks(model)]
+    return probe(model, blocks, **arguments)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "bloom", "gpt2", "opt", "mixtral"])
@@ -221,17 +222,6 @@ def test_the_activations_by_formula_are_not_below_what_is_measured(name):
     formula = fallback(name, max_model_len=64, chunk=16)
 
     assert formula.activations >= measured(name, max_model_len=64, prefill_chunk=16).activations
-
-
-def test_a_model_without_a_cache_of_keys_and_values_is_planned_by_formula():
-    config = Mamba2Config(
-        vocab_size=264, hidden_size=64, num_hidden_layers=2, num_heads=8, head_dim=16, state_size=8
-    )
-    footprint = measured(config)
-
-    assert not footprint.probed
-    assert footprint.kv_per_token > 0
-    assert footprint.activations > 0
 
 
 def test_a_config_that_tells_nothing_of_its_cache_is_refused():

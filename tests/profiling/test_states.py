@@ -1,0 +1,120 @@
+"""What models keep of a sequence beside keys and values, or under other names, as real ones do."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from predictor.profiling.blocks import find_blocks
+from predictor.profiling.sequence_cache import KeptTensors, in_modules
+from tests.placement.models import measured
+
+SHAPE = {
+    "vocab_size": 264,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1}
+LINEAR = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+STATEFUL = {
+    "mamba": {"vocab_size": 264, "hidden_size": 64, "num_hidden_layers": 4},
+    "falcon_mamba": {"vocab_size": 264, "hidden_size": 64, "num_hidden_layers": 4},
+    "mamba2": {
+        "vocab_size": 264,
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_heads": 8,
+        "head_dim": 16,
+        "state_size": 8,
+        "n_groups": 1,
+    },
+    "rwkv": {"vocab_size": 264, "hidden_size": 64, "num_hidden_layers": 4},
+    "xlstm": {
+        "vocab_size": 264,
+        "hidden_size": 64,
+        "num_blocks": 4,
+        "num_heads": 2,
+        "qk_dim_factor": 1.0,
+    },
+    "jamba": {**SHAPE, "num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "bamba": {**SHAPE, **MAMBA, "attn_layer_indices": [1, 3]},
+    "falcon_h1": {**SHAPE, **MAMBA, "mamba_d_ssm": 128},
+    "qwen3_next": {**SHAPE, **LINEAR, **EXPERTS, "shared_expert_intermediate_size": 32},
+    "lfm2": {**SHAPE, "layer_types": ["conv", "full_attention"] * 2},
+    "minimax": {**SHAPE, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"] * 2},
+    "recurrent_gemma": {
+        **SHAPE,
+        "lru_width": 64,
+        "attention_window_size": 64,
+        "block_types": ["recurrent", "attention"],
+    },
+}
+KEEPS_NO_KEYS = {"mamba", "falcon_mamba", "mamba2", "rwkv", "xlstm"}
+
+
+def config_of(name):
+    return AutoConfig.for_model(name, **copy.deepcopy(STATEFUL[name]))
+
+
+def kept_by(name, tokens, dtype):
+    """Bytes that each block of a real model keeps of a sequence of so many tokens."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config_of(name), dtype=dtype).eval()
+    blocks = [model.get_submodule(block) for block in find_blocks(model)]
+    before = {id(tensor) for own in in_modules(blocks) for tensor in own}
+    with torch.no_grad():
+        output = model(input_ids=torch.ones(1, tokens, dtype=torch.long), use_cache=True)
+    names = ("past_key_values", "cache_params", "state")
+    caches = [output[name] for name in names if name in output]
+    states = [[tensor for tensor in own if id(tensor) not in before] for own in in_modules(blocks)]
+    return KeptTensors.of([*caches, states], len(blocks)).bytes_by_block()
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_the_state_of_a_sequence_is_what_a_real_pass_leaves(name):
+    footprint = measured(config_of(name), dtype="bfloat16", max_model_len=48, prefill_chunk=48)
+    blocks = [unit for unit in footprint.units if unit.block is not None]
+
+    assert footprint.probed
+    assert sum(unit.kv_fixed for unit in blocks) > 0
+    assert (footprint.kv_per_token == 0) == (name in KEEPS_NO_KEYS)
+    if name == "recurrent_gemma":
+        return  # returns no cache of the keys of its windows
+    for tokens in (24, 48):
+        planned = [unit.kv_fixed + unit.kv_per_token * tokens for unit in blocks]
+        assert planned == kept_by(name, tokens, torch.bfloat16)
+
+
+def test_the_state_of_codestral_mamba_worked_by_hand():
+    # a recurrence's state of a block: 128 heads x 64 x 128 numbers of float32 = 4 MiB
+    # a convolution's: (8,192 + 2 x 8 groups x 128) channels x 4 columns of bfloat16 = 80 KiB
+    config = AutoConfig.for_model(
+        "mamba2",
+        hidden_size=4096,
+        num_hidden_layers=64,
+        state_size=128,
+        head_dim=64,
+        num_heads=128,
+        n_groups=8,
+        vocab_size=32768,
+    )
+    short, long = (
+        measured(config, dtype="bfloat16", max_model_len=length, prefill_chunk=16)
+        for length in (64, 512)
+    )
+
+    for footprint in (short, long):
+        assert footprint.kv_per_token == 0
+        assert sum(unit.kv_fixed for unit in footprint.units) == 64 * (4 * 2**20 + 80 * 2**10)
