@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from predictor.checkpoint.checkpoint import (
-    Checkpoint,
-    context_length,
-    declared_dtype,
-    max_positions,
-)
+from predictor.checkpoint.checkpoint import Checkpoint, declared_dtype
 from predictor.checkpoint.lengths import (
     Lengths,
     default_length,
     reply_positions,
     source_positions,
 )
+from predictor.checkpoint.positions import context_length, max_positions
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.engine.generation.cache_kinds import unbatchable_reason
 from predictor.errors import ConfigurationError

@@ -23,9 +23,6 @@ from predictor.errors import CheckpointError, reason_of
 
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _WEIGHTS = {"safetensors": "model*.safetensors", "pickle": "pytorch_model*.bin"}
-_POSITIONS = ("max_position_embeddings", "n_positions")
-_CONTEXT = (*_POSITIONS, "seq_length", "max_sequence_length", "max_seq_len")
-_LONGEST_DEFAULT = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,33 +131,6 @@ def declared_dtype(config: PreTrainedConfig) -> str | None:
     parts = (config, config.get_text_config(decoder=True))
     dtypes = (getattr(part, "dtype", None) for part in parts)
     return next((name_of(dtype) for dtype in dtypes if dtype is not None), None)
-
-
-def context_length(config: PreTrainedConfig) -> int:
-    """Return the default `max_model_len`: the model's own context, at most 8192 tokens."""
-    return min(max_positions(config) or _first_number(config, _CONTEXT) or 2048, _LONGEST_DEFAULT)
-
-
-def max_positions(config: PreTrainedConfig) -> int | None:
-    """Return the most positions that can be served; None if the model has no limit (ALiBi).
-
-    The limit is the config's; for LongRoPE it is the one before the extension. Beyond it,
-    transformers rotates all positions of a forward pass by other angles
-    (``longrope_frequency_update`` in ``modeling_rope_utils.py``). These fit neither the KV cache
-    nor the other sequences of the batch.
-    """
-    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    declared = _first_number(config, _POSITIONS)
-    if rope.get("rope_type") == "longrope" and rope.get("original_max_position_embeddings"):
-        return min(int(rope["original_max_position_embeddings"]), declared or _LONGEST_DEFAULT)
-    return declared
-
-
-def _first_number(config: PreTrainedConfig, names: Iterable[str]) -> int | None:
-    """Return the first of these attributes that the text model's config sets."""
-    text = config.get_text_config(decoder=True)
-    numbers = (getattr(text, name, None) for name in names)
-    return next((int(number) for number in numbers if number), None)
 
 
 def open_hub(

@@ -12,11 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, Phi3Config, PreTrainedConfig
 
 from predictor.checkpoint.checkpoint import (
-    context_length,
-    max_positions,
     open_directory,
     read_config,
 )
@@ -85,39 +82,6 @@ def test_a_gguf_file_is_refused_by_name(tmp_path: Path, has_config: bool) -> Non
         CONFIGS["llama"].save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"llama-Q4_K_M\.gguf is a GGUF file.*safetensors"):
         open_directory(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("config", "tokens"),
-    [
-        (LlamaConfig(max_position_embeddings=4096), 4096),
-        (LlamaConfig(max_position_embeddings=131072), 8192),
-        (CONFIGS["gpt2"], 256),
-        (CONFIGS["bloom"], 2048),
-    ],
-)
-def test_the_default_context_is_the_models_own_up_to_8192(
-    config: PreTrainedConfig, tokens: int
-) -> None:
-    assert context_length(config) == tokens
-
-
-def test_the_position_limit_is_the_configs() -> None:
-    assert max_positions(CONFIGS["gpt2"]) == 256
-    assert max_positions(CONFIGS["bloom"]) is None  # ALiBi knows no positions
-
-
-def test_positions_beyond_those_before_longrope_are_not_served() -> None:
-    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
-    config = Phi3Config(
-        hidden_size=32,
-        num_attention_heads=2,
-        pad_token_id=0,
-        max_position_embeddings=4096,
-        original_max_position_embeddings=128,
-        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "factor": 32.0, **factors},
-    )
-    assert max_positions(config) == context_length(config) == 128
 
 
 def test_remote_code_of_a_directory_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
