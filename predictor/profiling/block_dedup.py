@@ -212,7 +212,14 @@ def _refill(entries: list[Any], index: int, form: Form, made: Maker) -> None:
 def _read_inputs(
     args: Sequence[Any], kwargs: Mapping[str, Any], part: CachePart
 ) -> tuple[Form, Form]:
-    """Return the form of a block's inputs, the cache apart, and of its part of the cache."""
+    """Return the form of a block's inputs and of its part of the cache.
+
+    The cache itself is apart, and the number that is the block's index does not tell blocks apart.
+    """
     names: dict[Hashable, Any] = dict([*enumerate(args), *kwargs.items()])
-    others = {name: None if value is part.cache else value for name, value in names.items()}
+    own = {name for name, value in names.items() if type(value) is int and value == part.index}
+    others = {
+        name: "index" if name in own else None if value is part.cache else value
+        for name, value in names.items()
+    }
     return Reader().read(others), part.read()
