@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from predictor.checkpoint.checkpoint import Checkpoint, max_positions, open_directory
+from predictor.checkpoint.checkpoint import Checkpoint, open_directory
+from predictor.checkpoint.positions import max_positions
 from predictor.checkpoint.weight_files import read_stored
 from predictor.deployment.render import (
     MODEL_URI_PLACEHOLDER,
