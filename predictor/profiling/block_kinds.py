@@ -29,10 +29,17 @@ def number_kinds(blocks: Sequence[nn.Module], config: Any) -> list[int]:
     numbers: dict[Hashable, int] = {}
     return [
         numbers.setdefault(
-            (_kind(block, index), _comparable([entries[index] for entries in lists])), len(numbers)
+            (_kind(block, index), _comparable([_entry(entries, index) for entries in lists])),
+            len(numbers),
         )
         for index, block in enumerate(blocks)
     ]
+
+
+def _entry(entries: Sequence[Any], index: int) -> Any:
+    """Return an entry; a list of indices, such as of the blocks with experts, tells none apart."""
+    entry = entries[index]
+    return _INDICES if type(entry) is int and entry == index else entry
 
 
 def _has(value: Any, count: int) -> bool:
