@@ -17,6 +17,8 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from predictor.private.cache import takes_dynamic_cache
+
 _LAYERS = (CacheLayerMixin, LinearAttentionCacheLayerMixin, DummyLayer)
 
 _WHOLE: dict[str, Any] = {
@@ -53,8 +55,7 @@ def whole_sequence_cache(model: PreTrainedModel) -> DynamicCache | None:
 
 def own_cache(model: PreTrainedModel) -> DynamicCache | None:
     """Return the empty cache that `generate` gives the model; None if the model makes its own."""
-    is_default: Any = getattr(model, "_supports_default_dynamic_cache", None)
-    if is_default is None or not is_default():
+    if not takes_dynamic_cache(model):
         return None
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 

@@ -201,14 +201,6 @@ def check_models() -> None:
     check(TRANSFORMERS, *MODELS)
 
 
-def cache_layer_types(model: PreTrainedModel) -> tuple[str, ...]:
-    """Return the kind of each layer that a cache of the model's decoder may have."""
-    from transformers.cache_utils import get_layer_types_and_kwargs
-
-    config: Any = model.config.get_text_config(decoder=True)
-    return tuple(get_layer_types_and_kwargs(config)[0])
-
-
 def is_stateful(model: PreTrainedModel) -> bool:
     """Return whether a model keeps a state that is not a cache of keys and values."""
     return bool(getattr(model, "_is_stateful", False))

@@ -16,16 +16,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from predictor.placement.demand import ATTENTION_PADDING_FACTOR
-from predictor.private.transformers import cache_layer_types
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.long_passes import MOST_OPERATIONS, extrapolate, peak_of, run_up_to
 from predictor.profiling.meta_device import FAILURES
 from predictor.profiling.meta_run import ForwardPass, MetaRun
 from predictor.profiling.probe import SAMPLING_COPIES, Probe, by_formula
 from predictor.profiling.sequence_cache import bytes_per_token, resized
-
-TOKEN_CACHE_TYPES = frozenset({"full_attention", "sliding_attention"})
-"""Types of layers whose keys and values the engine caches token by token."""
 
 _SHORT = 16
 """Most tokens of the forward pass that shows what is kept of a token."""
@@ -66,14 +62,6 @@ def probe(
         if measured is not None:
             return replace(measured, activations=measured.activations + logits)
     return by_formula(model, len(blocks), max_model_len, chunk)
-
-
-def caches_every_token(model: PreTrainedModel) -> bool:
-    """Return whether all layers cache keys and values of the whole sequence.
-
-    Sliding windows do too: the engine keeps tokens that have left the window, and masks hide them.
-    """
-    return set(cache_layer_types(model)) <= TOKEN_CACHE_TYPES
 
 
 @dataclass(frozen=True, slots=True)
