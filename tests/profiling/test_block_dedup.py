@@ -100,7 +100,7 @@ def test_blocks_that_differ_in_anything_are_all_run(differ):
 
 def test_blocks_that_the_config_tells_apart_are_all_run():
     model, blocks = on_meta()
-    model.config.widths = list(range(len(blocks)))
+    model.config.widths = [8 + index for index in range(len(blocks))]
 
     assert not BlockDeduplicator(blocks, model.config).has_duplicates
 
