@@ -227,13 +227,21 @@ def _plan(flags: dict[str, Any]) -> int:
     from predictor.deployment.sizing import size_deployment
     from predictor.placement import report
     from predictor.pod.stated import stated_resources
+    from predictor.tasks.loading import open_checked_tokenizer
 
     if any(stated.values()):
         resources = stated_resources(**stated)
     else:
         resources = pod.read_resources(settings.offload_folder, gpu_fraction=settings.gpu_fraction)
     checkpoint = startup.open_checkpoint(settings, needs_weights=False)
-    placement = startup.prepare(settings, checkpoint, resources).placement
+    prepared = startup.prepare(settings, checkpoint, resources)
+    if checkpoint.has_weights:
+        open_checked_tokenizer(
+            checkpoint.path,
+            startup.encoder_facts_of(prepared),
+            trust_remote_code=settings.trust_remote_code,
+        )
+    placement = prepared.placement
     if output == "table":
         text = report.table(placement)
     elif output == "json":

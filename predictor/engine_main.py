@@ -21,7 +21,16 @@ from predictor import constraints, pod, startup
 from predictor.engine.process.channel import Channel
 from predictor.engine.process.heat_report import HeatReport
 from predictor.engine.process.host import EngineHost, Outbox
-from predictor.engine.process.messages import Broken, Failed, Loading, Placed, Ready, Start, Stop
+from predictor.engine.process.messages import (
+    Broken,
+    Failed,
+    Loading,
+    Placed,
+    Proceed,
+    Ready,
+    Start,
+    Stop,
+)
 from predictor.errors import EngineBroken, PredictorError, start_error, unexpected
 from predictor.heartbeat import Heartbeat
 from predictor.metric_updates import MetricRecorder
@@ -63,7 +72,7 @@ class _EngineProcess:
         self._recorder = MetricRecorder()
         self._outbox = Outbox(channel, self._recorder)
         self._host: EngineHost | None = None
-        self._ended = threading.Event()
+        self._proceed, self._ended = threading.Event(), threading.Event()
         self._exit_code = 0
 
     def run(self) -> int:
@@ -106,7 +115,9 @@ class _EngineProcess:
             logger.warning("%s", note)
         prepared = startup.prepare(settings, checkpoint, resources)
         logger.info("%s", table(prepared.placement))
-        self._channel.send(Placed(prepared.placement, checkpoint.task))
+        facts = startup.encoder_facts_of(prepared)
+        self._channel.send(Placed(prepared.placement, checkpoint.task, checkpoint.path, facts))
+        self._proceed.wait()
         hooks = startup.EngineHooks(self._break, self._outbox.flush, self._recorder.child)
         progress = Progress(report=lambda numbers: self._channel.send(Loading(numbers)))
         return startup.bring_up(settings, prepared, progress, hooks)
@@ -117,6 +128,8 @@ class _EngineProcess:
             while (message := self._channel.receive()) is not None:
                 if isinstance(message, Stop):
                     self._ended.set()
+                elif isinstance(message, Proceed):
+                    self._proceed.set()
                 elif self._host is not None:
                     self._host.handle(message)
         finally:  # whatever was raised: nobody would hear of another request

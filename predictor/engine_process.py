@@ -24,6 +24,7 @@ from predictor.engine.process.messages import (
     Failed,
     Loading,
     Placed,
+    Proceed,
     Ready,
     Results,
     Start,
@@ -101,7 +102,8 @@ class EngineProcess:
         Args:
             settings: The settings.
             on_progress: Called with the progress of loading.
-            on_placed: Called once with the placement.
+            on_placed: Called once with the placement, before a weight is read. Its error ends the
+                start.
 
         Raises:
             PredictorError: The model cannot be served; the sentence gives the reason.
@@ -118,6 +120,7 @@ class EngineProcess:
                 on_progress(message.progress)
             elif isinstance(message, Placed):
                 on_placed(message)
+                self._channel.send(Proceed())
             elif isinstance(message, Results):
                 apply_updates(message.updates)
             elif message is None:

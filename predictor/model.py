@@ -25,7 +25,7 @@ from predictor.metrics import show_placement
 from predictor.mixture.heat import LayerHeat
 from predictor.placement.report import as_json
 from predictor.pod.memory import read_own_anonymous
-from predictor.private.transformers import tokenizer_class
+from predictor.private.tokenizers import tokenizer_class
 from predictor.protocol.http.deadline import requested_timeout  # first: imports kserve safely
 from predictor.protocol.kserve.decoded_call import AnsweredCall, DecodedCall, decode_call
 from predictor.protocol.response_style import style_of
@@ -33,7 +33,7 @@ from predictor.protocol.served import Limits
 from predictor.settings import Settings
 from predictor.tasks.answers import Answer, Piece, Stream
 from predictor.tasks.generation_spec import GenerationSpec
-from predictor.tasks.loading import EncoderDefaults, open_task
+from predictor.tasks.loading import EncoderDefaults, open_checked_tokenizer, open_task
 from predictor.tasks.request import TaskRequest
 from predictor.tasks.task import PreparedRequest, Task, TaskSpec
 
@@ -75,6 +75,7 @@ class PredictorModel(Model):
         self._engine = engine
         self._progress: dict[str, object] = {"phase": "starting"}
         self._task: Task | None = None
+        self._tokenizer: Any = None
         self.client: GenerationClient | EncoderClient | None = None
         self._properties: dict[str, str] = {}
         self._draining = False
@@ -87,28 +88,27 @@ class PredictorModel(Model):
             PredictorError: The model cannot be served here; the sentence gives the reason.
         """
         settings = self._settings
-        # Its import takes memory, which the plan must see.
-        tokenizer_class(with_torch=settings.trust_remote_code)
+        tokenizer_class(with_torch=settings.trust_remote_code)  # takes memory that the plan sees
         self._engine = engine = self._engine or EngineProcess()
         facts = engine.load(settings, on_progress=self._on_progress, on_placed=self._on_placed)
         kind = EncoderClient if facts.defaults is None else GenerationClient
         self._properties |= {} if facts.unbatched is None else {"unbatched": facts.unbatched}
         self.client = engine.client(kind, self._break)
         task = open_task(
-            facts,
-            self.client,
-            defaults=EncoderDefaults.of(settings),
-            trust_remote_code=settings.trust_remote_code,
+            facts, self.client, defaults=EncoderDefaults.of(settings), tokenizer=self._tokenizer
         )
         self.spec = self.style.applied_to(task.spec)
         self._task = task
         self.ready = True
-        return self.ready
+        return True
 
     def _on_progress(self, numbers: dict[str, object]) -> None:
         self._progress = numbers
 
     def _on_placed(self, placed: Placed) -> None:
+        self._tokenizer = open_checked_tokenizer(
+            placed.path, placed.facts, trust_remote_code=self._settings.trust_remote_code
+        )
         document = json.dumps(as_json(placed.placement))
         self._properties = {"task": placed.task, "placement": document}
         show_placement(self.name, placed.placement)

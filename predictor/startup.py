@@ -25,6 +25,7 @@ from predictor.engine.encoding.engine import EncoderEngine
 from predictor.engine.encoding.postprocess import postprocess_for
 from predictor.engine.encoding.warmup import open_encoder_engine
 from predictor.engine.generation.engine import Engine
+from predictor.engine.generation.trial import check_two_tokens
 from predictor.engine.generation.warmup import open_engine
 from predictor.errors import EngineBroken
 from predictor.heartbeat import Heartbeat, Timeouts
@@ -134,6 +135,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     Raises:
         DoesNotFit: No placement fits.
         CheckpointError: The files are not those of the model, or are damaged.
+        ModelUnusable: The model cannot compute a token.
         ConfigurationError: A setting is invalid for this model or this pod, or a library lacks what
             is used of it.
     """
@@ -159,6 +161,8 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         stored_kind=checkpoint.kind,
         packed=packed,
     )
+    if task in GENERATING and not footprint.probed:
+        check_two_tokens(skeleton)
     options = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
     placement = plan(footprint, resources, options)
     notes = (*text_notes(skeleton), *packed.notes, *batching_notes(task, skeleton))
@@ -222,6 +226,17 @@ def bring_up(
         raise
     loaded.serve()
     return Started(engine, facts, loaded)
+
+
+def encoder_facts_of(prepared: Prepared) -> ModelFacts | None:
+    """Return the facts of a model with an encoder task, which its config has; None for others."""
+    checkpoint = prepared.checkpoint
+    if checkpoint.task in GENERATING:
+        return None
+    length = prepared.footprint.max_model_len
+    return encoder_facts(
+        prepared.skeleton.config, task=checkpoint.task, path=checkpoint.path, max_model_len=length
+    )
 
 
 def _fetched(settings: Settings, prepared: Prepared) -> Prepared:

@@ -55,6 +55,11 @@ class Checkpoint:
     separate: frozenset[str] = frozenset()
 
     @property
+    def has_weights(self) -> bool:
+        """Whether it can be served: it has weights, here or on the hub, and is no bare config."""
+        return self.stored is not None or self.model_id is not None
+
+    @property
     def dtype(self) -> str | None:
         """Torch's name of the dtype that the checkpoint is stored in; None if it is unknown."""
         if self.stored is not None and self.stored.dtype is not None:

@@ -82,6 +82,34 @@ def _reason(error: Exception) -> str:
     return reason_of(error)
 
 
+@contextmanager
+def trial_on_meta(model: PreTrainedModel) -> Iterator[None]:
+    """Raise any error of a forward pass on the meta device, but those of the meta device itself.
+
+    These come of code that needs the values of tensors, or of operations without a kernel there.
+
+    Raises:
+        ModelUnusable: The model's code fails.
+    """
+    try:
+        yield
+    # Models raise errors of any type.
+    except Exception as error:
+        if _is_of_meta(error):
+            return
+        raise ModelUnusable(
+            f"{type(model).__name__} cannot compute a token with this config: {reason_of(error)}"
+        ) from error
+
+
+def _is_of_meta(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, NotImplementedError) or "meta" in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def check_finite(numbers: Iterable[torch.Tensor], model: PreTrainedModel) -> None:
     """Check that a model's results can be answered with.
 

@@ -5,30 +5,21 @@ Read in transformers 5.23.0: ``cache_utils.py``, ``modeling_utils.py``,
 ``conversion_mapping.py``, ``core_model_loading.py``, ``utils/import_utils.py``,
 ``utils/logging.py`` and ``pipelines/token_classification.py``. Functions import these modules when
 they are called: `modeling_utils` takes seconds, and `plan` and the migration need only a few.
-
-The process that answers requests uses tokenizers and has no use for torch, whose import takes
-190 MiB and seconds. `tokenizer_class` keeps transformers from importing it there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from predictor.private.environment import variable_set
 from predictor.private.versions import Interface, Library, check, uncalled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TRANSFORMERS = Library("transformers", "5.23", "5.24")
-
-TOKENIZERS = uncalled("transformers", "AutoTokenizer.from_pretrained")
 
 ENTITIES = (
     Interface(
@@ -118,47 +109,8 @@ MODELS = (
     ),
 )
 
-_NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-"""The variable that keeps transformers from saying that PyTorch was not found
-(``utils/logging.py``)."""
-
 _WEIGHTS_BAR = "Loading weights"
 """The description of the progress bar around transformers' loop over the weights."""
-
-
-def tokenizer_class(*, with_torch: bool = False) -> Any:
-    """Return ``transformers.AutoTokenizer``, by default without an import of torch.
-
-    While transformers is imported, it looks whether there is a torch (``import_utils.py``,
-    ``_is_package_available``), and if so it imports that. If this process has imported transformers
-    already, nothing is changed.
-
-    Args:
-        with_torch: Whether torch may be imported, as code that comes with a tokenizer may need.
-    """
-    if with_torch or "transformers" in sys.modules:
-        check(TRANSFORMERS, *TOKENIZERS)
-    else:
-        with _hidden("torch"), variable_set(_NO_ADVICE):
-            check(TRANSFORMERS, *TOKENIZERS)
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer
-
-
-@contextlib.contextmanager
-def _hidden(hidden: str) -> Iterator[None]:
-    """Have ``importlib.util.find_spec`` not find a package; it can be imported all the same."""
-    original = importlib.util.find_spec
-
-    def find_spec(name: str, package: str | None = None) -> ModuleSpec | None:
-        return None if name == hidden else original(name, package)
-
-    importlib.util.find_spec = find_spec
-    try:
-        yield
-    finally:
-        importlib.util.find_spec = original
 
 
 def token_aggregation(tokenizer: Any, labels: Sequence[str]) -> Callable[..., list[dict[str, Any]]]:

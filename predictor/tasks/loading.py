@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from predictor.checkpoint.placeholders import refuse_placeholder
 from predictor.errors import CheckpointError, reason_of
-from predictor.private.transformers import tokenizer_class
+from predictor.private.tokenizers import tokenizer_class
 from predictor.settings import Settings
 from predictor.tasks.chat_template import adopt_template
 from predictor.tasks.encoder_task import EncoderTask, EncoderTaskSpec
@@ -46,7 +47,7 @@ class EncoderDefaults:
 
 
 def open_task(
-    facts: ModelFacts, engine: Any, *, defaults: EncoderDefaults, trust_remote_code: bool
+    facts: ModelFacts, engine: Any, *, defaults: EncoderDefaults, tokenizer: PreTrainedTokenizerBase
 ) -> TextGeneration | EncoderTask:
     """Return the task of a model whose engine runs.
 
@@ -54,12 +55,11 @@ def open_task(
         facts: The model's facts.
         engine: A `SequenceGenerator` or a `TextEncoder`, as the task needs.
         defaults: Parameters of encoder tasks where a request specifies none.
-        trust_remote_code: Whether code that comes with the model may run.
+        tokenizer: The model's tokenizer.
 
     Raises:
         CheckpointError: The model's files lack what the task needs.
     """
-    tokenizer = open_tokenizer(facts.path, trust_remote_code=trust_remote_code)
     if facts.defaults is None:
         return EncoderTask(_encoder_spec(facts, tokenizer, defaults), engine)
     return TextGeneration(
@@ -73,12 +73,33 @@ def open_task(
     )
 
 
+def open_checked_tokenizer(
+    path: Path, facts: ModelFacts | None, *, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in a model's directory, which has what the model's task needs.
+
+    Args:
+        path: The directory.
+        facts: The facts of a model with an encoder task; None for others.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Raises:
+        CheckpointError: There is no usable one, or it lacks what the task needs.
+    """
+    tokenizer = open_tokenizer(path, trust_remote_code=trust_remote_code)
+    if facts is not None:
+        _encoder_spec(facts, tokenizer, EncoderDefaults())
+    return tokenizer
+
+
 def open_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """Return the tokenizer in a model's directory.
 
     Raises:
         CheckpointError: There is no usable one.
     """
+    for file in _tokenizer_files(path):
+        refuse_placeholder(file)
     try:
         tokenizer: PreTrainedTokenizerBase = tokenizer_class(
             with_torch=trust_remote_code
@@ -90,6 +111,12 @@ def open_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenize
         ) from None
     adopt_template(tokenizer, path)
     return tokenizer
+
+
+def _tokenizer_files(path: Path) -> list[Path]:
+    """Return a directory's files of vocabularies and of models of sentencepiece."""
+    names = ("*token*", "*vocab*", "merges.txt", "*.model", "*.spm")
+    return sorted({file for name in names for file in path.glob(name) if file.is_file()})
 
 
 def _encoder_spec(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from predictor.errors import ConfigurationError
-from predictor.private import accelerate, torch, transformers
+from predictor.private import accelerate, tokenizers, torch, transformers
 from predictor.private.versions import Interface, Library, check, uncalled
 from predictor.protocol import sdk
 from predictor.protocol.http import lingering_protocol
@@ -144,7 +144,7 @@ DECLARED = {
     "torch": (torch.TORCH, torch.INTERFACES),
     "transformers": (
         transformers.TRANSFORMERS,
-        (*transformers.TOKENIZERS, *transformers.ENTITIES, *transformers.MODELS),
+        (*tokenizers.TOKENIZERS, *transformers.ENTITIES, *transformers.MODELS),
     ),
     "uvicorn": (lingering_protocol.UVICORN, lingering_protocol.INTERFACES),
 }

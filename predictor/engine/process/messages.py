@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from predictor.engine.generation.sampling_params import SamplingParams
@@ -24,6 +25,11 @@ class Start:
     """
 
     settings: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Proceed:
+    """Read the weights: what is needed to serve the model is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +83,19 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """The placement is decided.
+    """The placement is decided; `Proceed` is waited for.
 
     Attributes:
         placement: The placement.
         task: The task's name.
+        path: The model's directory.
+        facts: The `ModelFacts` of an encoder task; None for generation, whose facts come later.
     """
 
     placement: Placement
     task: str
+    path: Path
+    facts: Any
 
 
 @dataclass(frozen=True, slots=True)
