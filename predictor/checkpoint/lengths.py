@@ -7,8 +7,10 @@ was trained with (``n_positions``), which transformers does not read.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedConfig
+if TYPE_CHECKING:  # the process that answers requests imports this module, and no torch
+    from transformers import PreTrainedConfig
 
 _SHARED = "max_position_embeddings"
 _LONGEST_DEFAULT, _DEFAULT = 8192, 2048
