@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 
 from predictor.engine.generation.batchability import run_two_tokens
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
-from predictor.engine.generation.kv_cache import SequenceChunk
-from predictor.engine.generation.runner import SerialRunner
+from predictor.engine.generation.layout import SequenceChunk
+from predictor.engine.generation.serial_runner import SerialRunner
 from predictor.engine.warmup import trial_on_meta
 
 _META = torch.device("meta")
