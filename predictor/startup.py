@@ -25,7 +25,7 @@ from predictor.engine.encoding.engine import EncoderEngine
 from predictor.engine.encoding.postprocess import postprocess_for
 from predictor.engine.encoding.warmup import open_encoder_engine
 from predictor.engine.generation.engine import Engine
-from predictor.engine.generation.trial import check_two_tokens
+from predictor.engine.generation.trial import check_one_token
 from predictor.engine.generation.warmup import open_engine
 from predictor.errors import EngineBroken
 from predictor.heartbeat import Heartbeat, Timeouts
@@ -162,7 +162,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         packed=packed,
     )
     if task in GENERATING and not footprint.probed:
-        check_two_tokens(skeleton)
+        check_one_token(skeleton)
     options = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
     placement = plan(footprint, resources, options)
     notes = (*text_notes(skeleton), *packed.notes, *batching_notes(task, skeleton))

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from predictor import cli
-from predictor.engine.generation.trial import check_two_tokens
+from predictor.engine.generation.trial import check_one_token
 from predictor.errors import ModelUnusable
 from predictor.profiling.footprint import build_on_meta
 from tests.checkpoints import ALL_CONFIGS
@@ -26,13 +26,13 @@ def config_of(kind: str, **values: Any) -> PreTrainedConfig:
 
 @pytest.mark.parametrize("architecture", ALL_CONFIGS)
 def test_architectures_that_run_pass(architecture: str) -> None:
-    check_two_tokens(build_on_meta(ALL_CONFIGS[architecture], "float32"))
+    check_one_token(build_on_meta(ALL_CONFIGS[architecture], "float32"))
 
 
 @pytest.mark.parametrize("architecture", ENCODER_DECODERS)
 def test_encoder_decoders_pass(architecture: str) -> None:
     config = encoder_decoder_config(architecture)
-    check_two_tokens(build_on_meta(config, "float32", "text2text_generation"))
+    check_one_token(build_on_meta(config, "float32", "text2text_generation"))
 
 
 BROKEN = {
@@ -79,7 +79,7 @@ def test_code_that_needs_values_is_not_refused(
     model: Any = build_on_meta(ALL_CONFIGS["llama"], "float32")
     model.model.norm.register_forward_pre_hook(lambda *_: code(model))
 
-    check_two_tokens(model)
+    check_one_token(model)
 
 
 def test_an_error_of_the_code_is_refused() -> None:
@@ -91,4 +91,4 @@ def test_an_error_of_the_code_is_refused() -> None:
     model.model.norm.register_forward_pre_hook(fail)
 
     with pytest.raises(ModelUnusable, match=r"LlamaForCausalLM cannot compute .*: no such cache"):
-        check_two_tokens(model)
+        check_one_token(model)
