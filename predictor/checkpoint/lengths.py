@@ -55,7 +55,7 @@ def default_length(config: PreTrainedConfig, positions: int | None) -> int:
 
 def _positions(config: PreTrainedConfig, part: str) -> int | None:
     own = getattr(config, part, None)
-    holder = own if isinstance(own, PreTrainedConfig) else config
+    holder = own if hasattr(own, "to_dict") else config
     holder = holder.get_text_config() if holder is not config else config
     for name in (f"max_{part}_position_embeddings", _SHARED):
         value = getattr(holder, name, None)
