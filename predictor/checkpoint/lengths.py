@@ -7,7 +7,7 @@ was trained with (``n_positions``), which transformers does not read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the process that answers requests imports this module, and no torch
     from transformers import PreTrainedConfig
@@ -54,8 +54,8 @@ def default_length(config: PreTrainedConfig, positions: int | None) -> int:
 
 
 def _positions(config: PreTrainedConfig, part: str) -> int | None:
-    own = getattr(config, part, None)
-    holder = own if hasattr(own, "to_dict") else config
+    own: Any = getattr(config, part, None)
+    holder = own if hasattr(own, "get_text_config") else config
     holder = holder.get_text_config() if holder is not config else config
     for name in (f"max_{part}_position_embeddings", _SHARED):
         value = getattr(holder, name, None)
