@@ -128,6 +128,10 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
                 "run it with --trust_remote_code if you trust its author."
             ) from None
         raise CheckpointError(f"{file} cannot be used: {reason_of(error)}") from None
+    if hasattr(config, "rescale_every"):
+        # RWKV would divide weights in place at its first forward pass, for the range of float16:
+        # a weight that is streamed is divided once, and comes undivided the next time.
+        config.rescale_every = 0
     return config  # type: ignore[no-any-return]
 
 
