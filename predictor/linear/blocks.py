@@ -50,10 +50,9 @@ def _block_of_integers(
     columns: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None, begin: int
 ) -> torch.Tensor:
     """Do the same with a product that is scaled afterwards: integers are exact in any dtype."""
-    matrix, scale = weight.integers()
-    end = min(begin + ROWS, weight.out_features)
-    product = transposed_product(matrix[begin:end].to(columns.dtype), columns, None)
-    return add_bias(product * scale[begin:end], bias)
+    matrix, scale = weight.integers(begin, min(begin + ROWS, weight.out_features))
+    product = transposed_product(matrix.to(columns.dtype), columns, None)
+    return add_bias(product * scale, bias)
 
 
 def parts(

@@ -5,8 +5,8 @@ converted. The inputs are written with two digits of a byte each: of every row, 
 1/16,319 of its largest value, ``128 * high + low``. The products with both are exact.
 
 So an input is rounded by at most 2^-15 of the largest one of its row. In the mean that changes an
-output by less than rounding it to bfloat16 does, unless one input is larger than all others
-together; by about as much then, for 8,192 inputs.
+output by less than rounding it to bfloat16 does, unless one input is hundreds of times as large as
+the others and its own weights are small.
 """
 
 from __future__ import annotations

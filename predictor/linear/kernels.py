@@ -43,7 +43,8 @@ need thousands of outputs to be busy; a processor needs weights that stay in its
 
 
 _DIGIT_ROWS = 128
-"""The same for the product in integers. Its results take as much memory as 6 of them would."""
+"""Rows that a processor multiplies in integers at one time: its results take six times as much
+memory as those of other kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def _transposed(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None
 
 
 def _in_integers(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None) -> torch.Tensor:
-    matrix, scale = weight.integers()
+    matrix, scale = weight.integers(0, weight.out_features)
     result = x.new_empty(x.shape[0], weight.out_features)
     for rows, outputs in parts(x, result, _DIGIT_ROWS):
         outputs.copy_(integer_product(rows, matrix, scale, bias))

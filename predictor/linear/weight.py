@@ -47,9 +47,9 @@ class LinearWeight:
             return self._rows_on_meta(self.format, begin, end, dtype)
         return self.format.unpack(self.tensors, begin, end, dtype)
 
-    def integers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the matrix and the scales of an `IntegerFormat` that has output scales."""
-        return cast(IntegerFormat, self.format).integers(self.tensors)
+    def integers(self, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows and their scales of an `IntegerFormat` that has output scales."""
+        return cast(IntegerFormat, self.format).integers(self.tensors, begin, end)
 
     def _rows_on_meta(
         self, weight_format: WeightFormat, begin: int, end: int, dtype: torch.dtype

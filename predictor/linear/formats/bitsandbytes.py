@@ -182,9 +182,11 @@ class BitsAndBytes8:
         """Nothing else belongs to a matrix."""
         return True
 
-    def integers(self, packed: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the matrix and the scales; see `IntegerFormat`."""
-        return packed["weight"], packed["SCB"].to(torch.float32) / 127
+    def integers(
+        self, packed: Mapping[str, torch.Tensor], begin: int, end: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows of the matrix and their scales; see `IntegerFormat`."""
+        return packed["weight"][begin:end], packed["SCB"][begin:end].to(torch.float32) / 127
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,9 +97,13 @@ class IntegerFormat(WeightFormat, Protocol):
     def has_output_scales(self) -> bool:
         """Whether nothing else belongs to a matrix: neither groups of inputs nor zero points."""
 
-    def integers(self, packed: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the matrix, of shape (out, in), in int8, and the scales, of shape (out,).
+    def integers(
+        self, packed: Mapping[str, torch.Tensor], begin: int, end: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows of the matrix, in int8, and their scales, of shape (rows,), in float32.
 
         Args:
             packed: The served tensors by their roles; the format `has_output_scales`.
+            begin: The first output feature.
+            end: Behind the last output feature.
         """

@@ -68,9 +68,11 @@ class Int8:
         """Nothing else belongs to a matrix."""
         return True
 
-    def integers(self, packed: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the matrix and the scales; see `IntegerFormat`."""
-        return packed[WEIGHT], packed[SCALE].to(torch.float32)
+    def integers(
+        self, packed: Mapping[str, torch.Tensor], begin: int, end: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows of the matrix and their scales; see `IntegerFormat`."""
+        return packed[WEIGHT][begin:end], packed[SCALE][begin:end].to(torch.float32)
 
     def quantise(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the tensors that hold a matrix most closely.

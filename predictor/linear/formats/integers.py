@@ -199,11 +199,12 @@ class Integers:
         """Nothing else belongs to a matrix, unless scales are shared by less than an output."""
         return self.symmetric and not self.group and self.block is None
 
-    def integers(self, packed: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the matrix and the scales; see `IntegerFormat`."""
-        weight = packed["weight"]
-        scale = packed["weight_scale"].to(torch.float32).reshape(-1)
-        return weight, scale.expand(len(weight))
+    def integers(
+        self, packed: Mapping[str, torch.Tensor], begin: int, end: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows of the matrix and their scales; see `IntegerFormat`."""
+        scale = _rows_of(packed["weight_scale"], begin, end)
+        return packed["weight"][begin:end], scale.reshape(-1).expand(end - begin)
 
     def _scale_shapes(self, out_features: int, in_features: int) -> list[Shape]:
         if not self.block:
