@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,23 +98,39 @@ def open_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenize
     Raises:
         CheckpointError: There is no usable one.
     """
-    for file in _tokenizer_files(path):
-        refuse_placeholder(file)
     try:
         tokenizer: PreTrainedTokenizerBase = tokenizer_class(
             with_torch=trust_remote_code
         ).from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     # A tokenizer's files may be wrong in any way, and the libraries raise as many errors.
     except Exception as error:
+        _refuse_placeholders(_files_like_tokenizers(path))
         raise CheckpointError(
             f"{path} holds no tokenizer that can be used: {reason_of(error).rstrip('.')}."
         ) from None
+    _refuse_placeholders(_own_files(tokenizer, path))
     adopt_template(tokenizer, path)
     return tokenizer
 
 
-def _tokenizer_files(path: Path) -> list[Path]:
-    """Return a directory's files of vocabularies and of models of sentencepiece."""
+def _refuse_placeholders(files: Iterable[Path]) -> None:
+    for file in files:
+        refuse_placeholder(file)
+
+
+def _own_files(tokenizer: PreTrainedTokenizerBase, path: Path) -> list[Path]:
+    """Return the files that a tokenizer was made of.
+
+    Many classes make a vocabulary of any text, even of none, and raise no error.
+    """
+    if tokenizer.is_fast and (path / "tokenizer.json").is_file():
+        return [path / "tokenizer.json"]
+    files = [path / name for name in tokenizer.vocab_files_names.values()]
+    return [file for file in files if file.is_file()]
+
+
+def _files_like_tokenizers(path: Path) -> list[Path]:
+    """Return a directory's files of vocabularies and of models of sentencepiece, by their names."""
     names = ("*token*", "*vocab*", "merges.txt", "*.model", "*.spm")
     return sorted({file for name in names for file in path.glob(name) if file.is_file()})
 

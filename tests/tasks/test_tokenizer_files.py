@@ -109,12 +109,27 @@ def _empty(source: Path, folder: Path) -> Path:
     return folder
 
 
+def _empty_model(source: Path, folder: Path) -> Path:
+    return with_tokenizer(source, folder, "tokenizer.model", b"", "LlamaTokenizer")
+
+
+def _pointer_that_opens(source: Path, folder: Path) -> Path:
+    return with_tokenizer(source, folder, "vocab.txt", LFS_POINTER.encode(), "BertTokenizer")
+
+
+def _pointer_of_a_slow_class(source: Path, folder: Path) -> Path:
+    return with_tokenizer(source, folder, "vocab.txt", LFS_POINTER.encode(), "EsmTokenizer")
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (_ranks, "tiktoken"),
         (_pointer, "tokenizer.model is a pointer of Git LFS"),
         (_empty, "tokenizer.json is empty"),
+        (_empty_model, "tokenizer.model is empty"),
+        (_pointer_that_opens, "vocab.txt is a pointer of Git LFS"),
+        (_pointer_of_a_slow_class, "vocab.txt is a pointer of Git LFS"),
         (_nothing, "holds no tokenizer that can be used"),
     ],
 )
@@ -129,6 +144,20 @@ def test_a_plan_names_what_a_tokenizer_lacks(
 
     assert cli.main(["plan", str(folder), "--max_model_len=16"]) == 78
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", LFS_POINTER])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.model", "tokenizer.model.v3", "merges.txt", "vocab.txt", "lid.model"]
+)
+def test_files_beside_a_tokenizer_are_not_its_own(
+    checkpoints: Checkpoints, tmp_path: Path, name: str, content: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoints("llama"), folder)
+    (folder / name).write_text(content)
+
+    assert open_tokenizer(folder, trust_remote_code=False)("a tea").input_ids
 
 
 def test_a_plan_of_a_bare_config_needs_no_tokenizer(
