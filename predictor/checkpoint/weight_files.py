@@ -1,7 +1,7 @@
 """The files that hold a checkpoint's weights, from their names and headers; no weight is read.
 
 As in transformers, a single file is preferred to several with an index, and safetensors to pickles.
-But a single file that holds fewer tensors than the indexed ones is not the model.
+But a single file that is damaged, or holds fewer tensors than the indexed ones, is not the model.
 """
 
 from __future__ import annotations
@@ -61,9 +61,12 @@ def _safetensors(model_dir: Path) -> StoredWeights | None:
     if not index.is_file() or not _is_complete(index):
         return _from_headers((single,))
     shards = _indexed(index)
-    if single in shards or _count(shards) > len(read_header(single)):
-        return _from_headers(shards, unused=None if single in shards else single.name)
-    return _from_headers((single,), unused=index.name)
+    if single in shards:
+        return _from_headers(shards)
+    indexed = _count_readable(shards)
+    if indexed > _count_readable((single,)):
+        return _from_headers(shards, unused=single.name)
+    return _from_headers((single,), unused=index.name if indexed else None)
 
 
 def _pickles(model_dir: Path) -> StoredWeights | None:
@@ -141,8 +144,12 @@ def stays_within(path: str) -> bool:
     return not path.startswith("/") and ".." not in path.split("/")
 
 
-def _count(files: tuple[Path, ...]) -> int:
-    return sum(len(read_header(file)) for file in files)
+def _count_readable(files: tuple[Path, ...]) -> int:
+    """Return the number of tensors in files; 0 if one of the files is damaged."""
+    try:
+        return sum(len(read_header(file)) for file in files)
+    except CheckpointError:
+        return 0
 
 
 def _from_headers(files: tuple[Path, ...], unused: str | None = None) -> StoredWeights:

@@ -199,7 +199,10 @@ def test_an_index_is_taken_beside_a_file_with_fewer_tensors(tmp_path):
     assert (stored.files, stored.unused) == (shards, "model.safetensors")
 
 
-@pytest.mark.parametrize("damage", ["none", "a lost shard", "a damaged index"])
+@pytest.mark.parametrize(
+    "damage",
+    ["none", "a lost shard", "a damaged index", "a shard cut short", "a pointer for a shard"],
+)
 def test_a_single_file_is_taken_beside_an_index_of_no_more_tensors(tmp_path, damage):
     make_checkpoint(tmp_path, "llama")
     index, shards = tmp_path / "model.safetensors.index.json", read_stored(tmp_path).files
@@ -209,11 +212,24 @@ def test_a_single_file_is_taken_beside_an_index_of_no_more_tensors(tmp_path, dam
         shards[0].unlink()
     elif damage == "a damaged index":
         index.write_text("{")
+    elif damage == "a shard cut short":
+        os.truncate(shards[0], shards[0].stat().st_size - 1)
+    elif damage == "a pointer for a shard":
+        shards[0].write_text(LFS_POINTER)
 
     stored = read_stored(tmp_path)
 
     assert stored.files == (tmp_path / "model.safetensors",)
     assert stored.unused == (index.name if damage == "none" else None)
+
+
+@pytest.mark.parametrize("content", ["", LFS_POINTER, "<html>"])
+def test_shards_are_taken_beside_a_damaged_single_file(tmp_path, content):
+    make_checkpoint(tmp_path, "llama")
+    shards = read_stored(tmp_path).files
+    (tmp_path / "model.safetensors").write_text(content)
+
+    assert read_stored(tmp_path).files == shards
 
 
 def test_an_index_may_name_the_single_file_as_a_shard(tmp_path):
