@@ -128,6 +128,7 @@ class Placement:
             the processor executes.
         quantization: The formats in which layers are packed; empty if none is.
         weights_layout: The form of served weights, for the names of files that hold them.
+        least_row_tokens: Tokens of prefill that take as much memory as a row of a few tokens.
     """
 
     architecture: str
@@ -146,6 +147,7 @@ class Placement:
     host_expert_staging: int = 0
     quantization: str = ""
     weights_layout: str = ""
+    least_row_tokens: int = 1
 
     @property
     def max_attention_tokens(self) -> int:

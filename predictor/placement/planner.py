@@ -120,6 +120,7 @@ def _placement(
         execution_device=int(main) if main.isdigit() else main,
         max_model_len=footprint.max_model_len,
         kv_tokens=decision.demand.kv_tokens,
+        least_row_tokens=footprint.least_row_tokens,
         limited_by=_limit(filled, footprint, main, experts),
         state_slots=decision.demand.slots if footprint.kv_fixed else 0,
         by_block=footprint.by_block,

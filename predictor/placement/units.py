@@ -95,6 +95,7 @@ class Footprint:
             streamed whole.
         by_expert: Whether experts are placed apart from their blocks, see `with_experts_apart`.
         whole_mixtures: The number of blocks whose experts cannot be read one by one.
+        least_row_tokens: Tokens of prefill that take as much memory as a row of a few tokens.
     """
 
     architecture: str
@@ -112,6 +113,7 @@ class Footprint:
     experts_in_place: bool = False
     quantization: str = ""
     quantised_to: str = ""
+    least_row_tokens: int = 1
 
     @property
     def weights_layout(self) -> str:

@@ -26,6 +26,9 @@ from predictor.profiling.sequence_cache import bytes_per_token, resized
 _SHORT = 16
 """Most tokens of the forward pass that shows what is kept of a token."""
 
+_FEW = 2
+"""New tokens of rows that show what a row takes by itself. One may take the way of a reply's."""
+
 
 def probe(
     model: PreTrainedModel,
@@ -86,9 +89,12 @@ def _measure_whole(run: MetaRun, shape: _Shape) -> Probe | None:
     decode, growth = _decode(run, shape, short)
     gathered = max(per_token)
     worst = max(prefill, decode + shape.rows * max(fixed))
+    worst, least = _prefill_rows(run, shape, worst) if any(fixed) else (worst, 1)
     worst += ATTENTION_PADDING_FACTOR * gathered * shape.max_model_len
     growth = ATTENTION_PADDING_FACTOR * (gathered + growth)
-    return Probe(tuple(per_token), tuple(fixed), worst, growth, measured=True)
+    return Probe(
+        tuple(per_token), tuple(fixed), worst, growth, measured=True, least_row_tokens=least
+    )
 
 
 def _prefill(run: MetaRun, shape: _Shape, short: ForwardPass) -> int:
@@ -102,6 +108,25 @@ def _prefill(run: MetaRun, shape: _Shape, short: ForwardPass) -> int:
         most_operations=most,
     )
     return peak_of(passes, shape.chunk)
+
+
+def _prefill_rows(run: MetaRun, shape: _Shape, worst: int) -> tuple[int, int]:
+    """Return the peak if several rows begin, and the tokens that count for a row of a few tokens.
+
+    Args:
+        run: The model, which keeps a state.
+        shape: The shape of forward passes.
+        worst: The peak of other forward passes, of which a chunk of tokens may take all.
+    """
+    rows = min(shape.rows, shape.chunk // _FEW)
+    if rows < 2:
+        return worst, 1
+    peak = run.run(rows, _FEW, run.empty()).peak
+    tokens = max(1, shape.chunk * peak // (rows * worst))
+    rows = min(rows, shape.chunk // tokens)
+    longer = max(tokens, min(_SHORT, shape.chunk // rows))
+    peak = run.run(rows, longer, run.empty()).peak if rows > 1 else 0
+    return max(worst, peak), tokens
 
 
 def _decode(run: MetaRun, shape: _Shape, short: ForwardPass) -> tuple[int, int]:

@@ -100,8 +100,7 @@ def measure_footprint(
         model: A model on the meta device, see `build_on_meta`.
         max_model_len: Tokens of the longest sequence that has to fit.
         prefill_chunk: Tokens of the largest forward pass.
-        max_source_len: Tokens of the longest source of a model with an encoder; None for
-            `max_model_len`.
+        max_source_len: Tokens of the longest source of an encoder; None for `max_model_len`.
         max_batch_size: Most sequences of a forward pass.
         is_encoder: Whether the model has an encoder task and generates nothing.
         stored_dtype: The dtype that the checkpoint is stored in; None if that is unknown.
@@ -129,6 +128,7 @@ def measure_footprint(
         needs_conversion=stored_kind == "pickle" or converts_weights(model),
         experts_in_place=not converts_weights(model, but=experts),
         probed=probed.measured,
+        least_row_tokens=probed.least_row_tokens,
         by_block=by_block,
         whole_mixtures=len(find_mixtures(model, blocks)) - sum(bool(x.experts) for x in units),
     )

@@ -28,6 +28,8 @@ class Probe:
             The keys and values that a layer gathers from the cache for attention are included.
         activations_per_token: Additional bytes for each further token in the cache.
         measured: False if formulas were used.
+        least_row_tokens: Tokens of prefill that take as much memory as a row of a few tokens. Some
+            models pad every row to the chunk in which they compute a state.
     """
 
     kv_per_token: tuple[int, ...]
@@ -35,6 +37,7 @@ class Probe:
     activations: int
     activations_per_token: int
     measured: bool
+    least_row_tokens: int = 1
 
 
 def by_formula(model: PreTrainedModel, blocks: int, max_model_len: int, chunk: int) -> Probe:

@@ -6,7 +6,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from predictor.engine.generation.forward_passes import SchedulerLimits
+from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.blocks import find_blocks
+from predictor.profiling.footprint import build_on_meta
+from predictor.profiling.meta_run import MetaRun
 from predictor.profiling.sequence_cache import KeptTensors, in_modules
 from tests.placement.models import measured
 
@@ -118,3 +122,30 @@ def test_the_state_of_codestral_mamba_worked_by_hand():
     for footprint in (short, long):
         assert footprint.kv_per_token == 0
         assert sum(unit.kv_fixed for unit in footprint.units) == 64 * (4 * 2**20 + 80 * 2**10)
+
+
+SHARING = {  # the rows of 8 tokens that may share a pass of 128
+    "mamba2": 1,  # every row is padded to 256 tokens
+    "bamba": 1,
+    "falcon_h1": 1,
+    "qwen3_next": 11,  # to 64, which is not its largest layer
+    "jamba": 16,
+    "lfm2": 16,
+}
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_rows_that_are_padded_to_compute_a_state_share_a_prefill_within_the_plan(name):
+    config, chunk, rows = config_of(name), 128, 16
+    footprint = measured(config, max_model_len=256, prefill_chunk=chunk, max_batch_size=rows)
+    limits = SchedulerLimits(
+        4096, rows, chunk, keeps_state=True, least_row_tokens=footprint.least_row_tokens
+    )
+    model = build_on_meta(config_of(name), "float32")
+    run = MetaRun(model, [model.get_submodule(x) for x in find_blocks(model)], BlockDeduplicator())
+
+    for count in (1, 2, 8, 33, 65):
+        most = max(n for n in range(1, rows + 1) if n == 1 or limits.can_prefill(n, count))
+        assert run.run(most, count, run.empty()).peak <= footprint.activations
+        if count == 8:
+            assert most == SHARING[name]

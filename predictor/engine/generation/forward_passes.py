@@ -32,6 +32,7 @@ class SchedulerLimits:
         bucket_shapes: Whether rows are padded to one of a few lengths, see `shape_buckets`.
         keeps_state: Whether the model keeps a state of each sequence.
         one_by_one: Whether a sequence that has begun is continued one token at a time.
+        least_row_tokens: Tokens of prefill that take as much memory as a row of a few tokens.
     """
 
     kv_tokens: int
@@ -42,6 +43,7 @@ class SchedulerLimits:
     bucket_shapes: bool = False
     keeps_state: bool = False
     one_by_one: bool = False
+    least_row_tokens: int = 1
 
     def computed_tokens(self, rows: int, longest: int) -> int:
         """Return the tokens that a forward pass computes, padding included.
@@ -51,6 +53,16 @@ class SchedulerLimits:
             longest: New tokens of the row that has most.
         """
         return rows * (bucket_new_tokens(longest) if self.bucket_shapes else longest)
+
+    def can_prefill(self, rows: int, longest: int) -> bool:
+        """Return whether a forward pass that prefills so many rows takes no more than a chunk.
+
+        Args:
+            rows: How many sequences it has.
+            longest: New tokens of the row that has most.
+        """
+        steps = -(-self.computed_tokens(1, longest) // self.least_row_tokens)
+        return rows * steps * self.least_row_tokens <= self.chunk
 
     def can_attend(self, rows: int, longest: int) -> bool:
         """Return whether a forward pass may read so many rows.
@@ -139,7 +151,7 @@ def _may_share(some: _Shape, others: _Shape, limits: SchedulerLimits) -> bool:
     together = limits.computed_tokens(shape.rows, shape.count)
     apart = sum(limits.computed_tokens(part.rows, part.count) for part in (some, others))
     return (
-        together <= limits.chunk
+        limits.can_prefill(shape.rows, shape.count)
         and together - apart <= limits.breakeven_tokens
         and limits.can_attend(shape.rows, shape.end)
     )

@@ -141,6 +141,7 @@ def _limits(
         max_attention_tokens=placement.max_attention_tokens,
         bucket_shapes=placement.execution_device == "cpu",
         keeps_state=has_slots,
+        least_row_tokens=placement.least_row_tokens,
         one_by_one=one_by_one,
     )
 
