@@ -10,6 +10,8 @@ too: the message of a library's error, and the nearest valid name.
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Collection
 from typing import Any
 
@@ -188,12 +190,62 @@ class GenerationFailed(PredictorError):
 
 
 _DEVICE_ERRORS = frozenset(
-    ["OSError", "MemoryError", "OutOfMemoryError", "AcceleratorError", "EngineBroken"]
+    [
+        "MemoryError",
+        "OutOfMemoryError",
+        "AcceleratorError",
+        "EngineBroken",
+        "TimeoutError",
+        "ConnectionError",
+    ]
 )
-"""Classes of errors of devices, volumes and memory: Python's, torch's and ours."""
+"""Classes of errors of devices, networks and memory: Python's, torch's and ours."""
 
-_DEVICE_WORDS = ("allocat", "out of memory", "cuda error", "cublas", "start new thread")
+_LASTING = frozenset(
+    [
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EINVAL,
+    ]
+)
+"""Numbers of an `OSError` that the same files and the same code raise again."""
+
+_VOLUME_ERRORS = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+    errno.EMFILE,
+    errno.EAGAIN,
+)
+"""Numbers of errors of volumes, whose messages torch and safetensors put into errors of theirs."""
+
+_DEVICE_WORDS = (
+    "allocat",
+    "out of memory",
+    "cuda error",
+    "no cuda gpus",
+    "nvidia driver",
+    "hip error",
+    "cublas",
+    "cudnn",
+    "cusolver",
+    "nccl",
+    "start new thread",
+    *(os.strerror(number).lower() for number in _VOLUME_ERRORS),
+)
 """Parts of the messages of torch's other errors of devices and of memory, in lower case."""
+
+_GENERAL = frozenset(["RuntimeError", "SafetensorError"])
+"""Classes of errors of which the message alone tells the kind."""
 
 
 def _restore(
@@ -228,12 +280,18 @@ def start_error(error: Exception, sentence: str) -> PredictorError:
 def restart_may_help(error: BaseException) -> bool:
     """Return whether an error is one of devices, volumes or memory, and not of a model's code.
 
-    torch raises many errors of devices and of memory as a plain `RuntimeError`.
+    torch raises many errors of devices and of memory as a plain `RuntimeError`. An `OSError` is one
+    of a volume by its number; transformers raises many without, for files that a model lacks.
     """
-    text = str(error).lower()
     names = {kind.__name__ for kind in type(error).__mro__}
-    is_of_device = isinstance(error, RuntimeError) and any(word in text for word in _DEVICE_WORDS)
-    return is_of_device or not names.isdisjoint(_DEVICE_ERRORS)
+    if not names.isdisjoint(_DEVICE_ERRORS):
+        return True
+    if isinstance(error, OSError):
+        if error.errno is None and error.__cause__ is not None:
+            return restart_may_help(error.__cause__)
+        return error.errno is not None and error.errno not in _LASTING
+    text = str(error).lower()
+    return not names.isdisjoint(_GENERAL) and any(word in text for word in _DEVICE_WORDS)
 
 
 def nearest(name: str, choices: Collection[str]) -> str:

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from predictor.errors import LoadFailed, ModelUnusable, restart_may_help, start_error
 
@@ -17,6 +18,12 @@ def of_torch(run):
     raise AssertionError("no error")
 
 
+def caused_by(error, cause):
+    """An error that another one has caused."""
+    error.__cause__ = cause
+    return error
+
+
 MENDED = {
     "a volume": OSError(errno.EIO, "Input/output error"),
     "a timeout": TimeoutError("timed out"),
@@ -25,6 +32,14 @@ MENDED = {
     "a GPU": torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
     "main memory": of_torch(lambda: torch.empty(2**60)),
     "threads": RuntimeError("can't start new thread"),
+    "no GPU": RuntimeError("No CUDA GPUs are available"),
+    "a driver": RuntimeError("Found no NVIDIA driver on your system."),
+    "cuDNN": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+    "NCCL": RuntimeError("NCCL error in: ProcessGroupNCCL.cpp, unhandled system error"),
+    "a volume in torch": RuntimeError("unable to open file </x>: Input/output error (5)"),
+    "a volume in safetensors": SafetensorError("I/O error: Stale file handle (os error 116)"),
+    "a full volume": OSError(errno.ENOSPC, "No space left on device"),
+    "a volume below": caused_by(OSError("Can't load it."), OSError(errno.EIO, "x")),
 }
 
 KEPT = {
@@ -34,6 +49,13 @@ KEPT = {
     "a name": KeyError("model.embed_tokens.weight"),
     "a value": ValueError("unknown activation"),
     "a package": ImportError("needs the package timm"),
+    "a file": FileNotFoundError(errno.ENOENT, "No such file or directory", "modeling_x.py"),
+    "a folder": NotADirectoryError(errno.ENOTDIR, "Not a directory"),
+    "a permission": PermissionError(errno.EACCES, "Permission denied"),
+    "a file of transformers": OSError("/m does not appear to have a file named modeling_x.py."),
+    "a file below": caused_by(OSError("Can't load it."), FileNotFoundError(errno.ENOENT, "x")),
+    "a file in torch": RuntimeError("unable to open file </x>: No such file or directory (2)"),
+    "a header": SafetensorError("Error while deserializing header: header too large"),
 }
 
 

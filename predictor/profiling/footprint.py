@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from predictor.checkpoint.task_detection import classes_for, factory_of, title_of
 from predictor.dtypes import name_of
-from predictor.errors import ConfigurationError, reason_of
+from predictor.errors import reason_of, start_error
 from predictor.linear.install import install
 from predictor.linear.layers import NOTHING_PACKED, PackedLayers
 from predictor.mixture.forward import compute_here
@@ -46,24 +46,18 @@ def build_on_meta(
     """Return the model for a task, on the meta device, without memory for its weights.
 
     Raises:
-        ConfigurationError: transformers has no such architecture for this task.
+        ModelUnusable: transformers has no such architecture for this task, or its code fails.
+        LoadFailed: It cannot be built because of a device, a volume or memory.
     """
     try:
         with torch.device("meta"):
             model = _build(config, getattr(torch, dtype), task, trust_remote_code)
-    # Each architecture needs other values of a config, and fails on missing ones in its own way.
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        AssertionError,
-        ArithmeticError,
-        ImportError,
-    ) as error:
-        raise ConfigurationError(
+    # Each architecture, and code that comes with a model, fails in its own way.
+    except Exception as error:
+        raise start_error(
+            error,
             f"A {config.model_type!r} model cannot be built as a {title_of(task)}: "
-            f"{reason_of(error)}"
+            f"{reason_of(error)}",
         ) from error
     compute_here(model)
     install(model)

@@ -1,5 +1,7 @@
 """What models need, against the same models with real weights on the CPU."""
 
+import json
+
 import pytest
 import torch
 from accelerate.utils import check_device_map
@@ -222,6 +224,41 @@ def test_a_config_that_cannot_be_built_is_refused_in_one_sentence():
     assert str(raised.value).startswith(
         "A 'bloom' model cannot be built as a causal language model"
     )
+    assert "\n" not in str(raised.value)
+
+
+OWN_CODE = """
+import torch
+from transformers import LlamaForCausalLM
+class MineForCausalLM(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        {line}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [
+        (None, "modeling_mine.py"),
+        ("def", "invalid syntax"),
+        (OWN_CODE.format(line="raise RuntimeError('no kernel of mine')"), "no kernel of mine"),
+        (OWN_CODE.format(line="self.scale = torch.ones(1).item()"), "meta"),
+    ],
+)
+def test_code_of_a_model_that_cannot_build_it_is_refused_in_one_sentence(tmp_path, code, word):
+    own = {"AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
+    (tmp_path / "config.json").write_text(
+        json.dumps({**CONFIGS["llama"].to_dict(), "auto_map": own})
+    )
+    if code is not None:
+        (tmp_path / "modeling_mine.py").write_text(code)
+    config = AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
+
+    with pytest.raises(ConfigurationError, match="cannot be built as a causal") as raised:
+        build_on_meta(config, "float32", trust_remote_code=True)
+
+    assert word in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
