@@ -5,6 +5,8 @@ Each caller gives its own limit, because a limit follows from where the sentence
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 MAX_NAME = 64
 """Characters of a name that a sentence shows; a client may send a name of any length."""
 
@@ -29,3 +31,11 @@ def quote(name: str, *, limit: int = MAX_NAME, ellipsis: str = "…") -> str:
         ellipsis: What marks a cut name; may be empty.
     """
     return repr(shorten(name, limit, ellipsis=ellipsis))
+
+
+def lacks_weights(path: object, architecture: str, missing: Sequence[str]) -> str:
+    """Return that files lack weights of a model, with the names of one or two, as a phrase."""
+    if len(missing) == 1:
+        return f"{path} lacks a weight of {architecture}, {missing[0]}"
+    names = f"{missing[0]} and {missing[1]}" if len(missing) == 2 else f"{missing[0]} among them"
+    return f"{path} lacks {len(missing)} weights of {architecture}, {names}"

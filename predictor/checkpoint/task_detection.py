@@ -159,7 +159,8 @@ def find_task(config: PreTrainedConfig, path: Path, requested: str | None) -> st
     if heads and not own_code and not any(tasks):
         raise CheckpointError(
             f"{path} describes a {heads[0]}, which transformers makes for no task that can be "
-            f"served; they are {', '.join(_KINDS)}."
+            f"served ({', '.join(_KINDS)}); of a model of texts, --task text_embedding serves the "
+            "vectors."
         )
     return next(filter(None, tasks), None) or _task_of_base(config, classes)
 
@@ -207,11 +208,12 @@ def _task_of_base(config: PreTrainedConfig, classes: list[str]) -> str:
     """Return the task of a model whose config names no known head.
 
     Some decoders were published under the name of their base model (``BloomModel``). They generate,
-    unless the same model type also has a masked language model.
+    unless the same model type also has a masked language model. The base of a wrapper
+    (``LlavaModel``) has no head, so it makes vectors.
     """
     if config.is_encoder_decoder:
         return "text2text_generation"
-    generates = config.model_type in _KINDS["text_generation"].classes
+    generates = config.model_type in class_names(_KINDS["text_generation"].table)
     is_bidirectional = config.model_type in _KINDS["fill_mask"].classes
     is_encoder = bool(classes) and (is_bidirectional or not generates)
     return "text_embedding" if is_encoder else "text_generation"
@@ -227,5 +229,6 @@ def _check(classes: list[str], task: str, config: PreTrainedConfig, path: Path) 
         return
     if not any(_suits(name, task, config) for name in heads):
         raise CheckpointError(
-            f"{path} describes a {heads[0]}, which is no {title_of(task)} (task {task})."
+            f"{path} describes a {heads[0]}, which is no {title_of(task)} (--task {task}); "
+            "--task text_embedding serves its vectors."
         )

@@ -23,6 +23,7 @@ from predictor.private.made_parameters import (
 )
 from predictor.private.stored_names import CheckpointNames
 from predictor.quantization.stored import StoredSpecs
+from predictor.sentences import lacks_weights
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 """A number between two dots of a name, such as that of a block or of an expert."""
@@ -115,10 +116,7 @@ def _around_number(name: str) -> tuple[str, str]:
 def _lacks(
     missing: Sequence[str], model: PreTrainedModel, path: str, checkpoint: Checkpoint
 ) -> str:
-    architecture = type(model).__name__
-    sentence = f"{path} lacks {len(missing)} weights of {architecture}, {missing[0]} among them"
-    if len(missing) == 1:
-        sentence = f"{path} lacks a weight of {architecture}, {missing[0]}"
+    sentence = lacks_weights(path, type(model).__name__, missing)
     stored = checkpoint.stored
     if stored is not None and stored.unused is not None:
         used = stored.files[0].name + (" and others" if len(stored.files) > 1 else "")

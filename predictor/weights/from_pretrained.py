@@ -34,6 +34,7 @@ from predictor.private.transformers import (
     weights_reported,
 )
 from predictor.quantization.replacement import pack_layers
+from predictor.sentences import lacks_weights
 from predictor.weights.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -197,10 +198,7 @@ def _load(
     model, info = loaded
     missing = _missing_weights(info, checkpoint.task)
     if missing:
-        raise CheckpointError(
-            f"{checkpoint.path} lacks {len(missing)} weights of {placement.architecture}, "
-            f"{missing[0]} among them."
-        )
+        raise CheckpointError(f"{lacks_weights(checkpoint.path, placement.architecture, missing)}.")
     return model.eval()  # type: ignore[no-any-return]
 
 

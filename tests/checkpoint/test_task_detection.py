@@ -21,6 +21,15 @@ def task_of(folder: Path, architecture: str, requested: str | None = None, **con
     return find_task(about, folder, requested)
 
 
+HEADLESS_WRAPPERS = {
+    "llava": "LlavaModel",
+    "aria": "AriaModel",
+    "glm4v": "Glm4vModel",
+    "idefics2": "Idefics2Model",
+    "internvl": "InternVLModel",
+}
+
+
 @pytest.mark.parametrize(
     ("architecture", "expected"),
     [
@@ -59,6 +68,10 @@ def test_a_task_is_found_by_the_architecture(
         ("bert", "MyForMaskedLM", "fill_mask"),
         ("llama", "SomethingElse", "text_generation"),
         ("mistral", "MyForSomething", "text_generation"),
+        *[
+            (model_type, architecture, "text_embedding")
+            for model_type, architecture in HEADLESS_WRAPPERS.items()
+        ],
     ],
 )
 def test_a_wrapper_and_a_class_of_another_name_have_the_task_of_their_head(
@@ -105,3 +118,11 @@ def test_every_task_of_the_settings_has_a_class() -> None:
     config = AutoConfig.for_model("bert")
     tasks = Settings.model_json_schema()["properties"]["task"]["anyOf"][0]["enum"]
     assert len({factory_of(task, config).__name__ for task in tasks}) == len(tasks) - 1
+
+
+@pytest.mark.parametrize("requested", [None, "fill_mask"])
+def test_a_refusal_names_the_setting_that_serves_the_vectors(
+    tmp_path: Path, requested: str | None
+) -> None:
+    with pytest.raises(CheckpointError, match="--task text_embedding"):
+        task_of(tmp_path, "BertForNextSentencePrediction", requested=requested)

@@ -73,7 +73,12 @@ EXPERT = "model.layers.1.block_sparse_moe.experts"
 DAMAGES = {
     "a lost matrix": ("gpt2", without("h.3.mlp.c_fc.weight"), {}, "lacks a weight .*h.3.mlp.c_fc"),
     "a lost bias": ("opt", without("3.fc1.bias"), {}, "lacks a weight of OPT.*fc1.bias"),
-    "no head": ("llama", without("lm_head", "embed"), {}, "lacks 2 weights of Llama.*, lm_head"),
+    "no head": (
+        "llama",
+        without("lm_head", "embed"),
+        {},
+        "lacks 2 weights .*, lm_head.* and model.emb",
+    ),
     "no tied pair": ("llama-tied", without("embed"), {}, "lacks a weight of Llama.*embed_tokens"),
     "no block": ("bloom", without(".h.2."), {}, "lacks 12 weights of Bloom.*h.2.input_layernorm"),
     "an expert's way down": ("mixtral", without(f"{EXPERT}.3.w2"), {}, f"{EXPERT}.3.w2.weight"),
