@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from predictor.checkpoint.lengths import Lengths
+from predictor.checkpoint.vocabulary import vocabulary_of
 from predictor.tasks.generation_config import Defaults, ignored_keys
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def encoder_facts(config: Any, *, task: str, path: Path, max_model_len: int) -> 
         task,
         path,
         max_model_len,
-        int(text.vocab_size),
+        vocabulary_of(config),
         labels=_labels(config),
         problem_type=getattr(config, "problem_type", None),
         dimensions=_dimensions(config, int(text.hidden_size)),

@@ -12,14 +12,24 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    CanineConfig,
+    CanineModel,
     ConvBertConfig,
     FNetConfig,
+    FunnelConfig,
     MobileBertConfig,
     PreTrainedConfig,
+    YosoConfig,
 )
 
+from predictor.checkpoint.vocabulary import vocabulary_of
+from predictor.engine.encoding.batching import BatchLimits
+from predictor.engine.encoding.invariance import check_padding_invariance
+from predictor.engine.encoding.postprocess import postprocess_for
+from predictor.engine.encoding.runner import EncoderRunner
 from predictor.tasks.task import RawInstance
 from tests.encoding import checkpoints
 from tests.encoding.checkpoints import VOCABULARY, make_encoder
@@ -45,6 +55,19 @@ SEE_PADDING: dict[str, PreTrainedConfig] = {
     "mobilebert": MobileBertConfig(
         **_SHAPE, embedding_size=64, intra_bottleneck_size=64, normalization_type="layer_norm"
     ),
+}
+SEE_IT_A_LITTLE: dict[str, PreTrainedConfig] = {
+    # Pools neighbours, and hashes the padding's keys.
+    "funnel": FunnelConfig(
+        architectures=["FunnelModel"],
+        vocab_size=VOCABULARY,
+        d_model=64,
+        n_head=4,
+        d_head=16,
+        d_inner=128,
+        block_sizes=[2, 2],
+    ),
+    "yoso": YosoConfig(**_SHAPE, use_expectation=True),
 }
 
 
@@ -86,10 +109,37 @@ def test_a_model_that_sees_padding_runs_alone_and_unpadded_and_says_so(
         np.testing.assert_allclose(logits(up, *texts)[0], expected(folder, TEXTS[0]), atol=1e-5)
 
 
+def padding_reason(model: Any) -> str | None:
+    """What the test at the start says of a model of embeddings."""
+    limits = BatchLimits(1024, 16, delay=0.0, bucket_shapes=True)
+    postprocess = postprocess_for("text_embedding", pooling="mean")
+    runner = EncoderRunner(
+        model, device=torch.device("cpu"), limits=limits, postprocess=postprocess
+    )
+    return check_padding_invariance(runner, model, end=2, longest=128)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("architecture", SEE_IT_A_LITTLE)
+def test_padding_is_told_from_the_rounding_of_half_precision(architecture: str, dtype: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModel.from_config(SEE_IT_A_LITTLE[architecture], dtype=getattr(torch, dtype))
+    assert "padding changes its answers" in str(padding_reason(model.eval()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
 def test_a_model_that_sees_no_padding_is_batched(
-    tmp_path: Path, architecture: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, architecture: str, dtype: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = make_encoder(tmp_path / architecture, architecture, "sequence_classification")
-    bring_up(folder, task="sequence_classification", max_batch_tokens=1024)
+    bring_up(folder, task="sequence_classification", dtype=dtype, max_batch_tokens=1024)
     assert "one at a time" not in caplog.text
+
+
+def test_a_model_of_characters_needs_no_vocabulary() -> None:
+    shape = {key: value for key, value in _SHAPE.items() if key not in {"vocab_size", *_IDS}}
+    torch.manual_seed(0)
+    model = CanineModel(CanineConfig(**shape)).eval()
+    assert vocabulary_of(model.config) == 0x110000
+    assert "padding" in str(padding_reason(model))

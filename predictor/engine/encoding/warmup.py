@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import torch
 from transformers import PreTrainedModel
 
+from predictor.checkpoint.vocabulary import vocabulary_of
 from predictor.engine.encoding.batching import BatchLimits
 from predictor.engine.encoding.engine import EncoderEngine
 from predictor.engine.encoding.inputs import EncoderInput
@@ -152,4 +153,4 @@ def _end_of_text(model: PreTrainedModel) -> int:
     config: Any = model.config.get_text_config()
     eos = getattr(config, "eos_token_id", None)
     end = int((eos[0] if isinstance(eos, list) else eos) or 0)
-    return end if end < config.vocab_size else 0
+    return end if end < vocabulary_of(config) else 0
