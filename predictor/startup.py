@@ -143,7 +143,8 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     dtype = serving_dtype(settings, checkpoint)
     task = checkpoint.task
     if task in GENERATING:
-        check_generation_config(checkpoint.path)
+        has_encoder = bool(checkpoint.config.is_encoder_decoder)
+        check_generation_config(checkpoint.path, has_encoder=has_encoder)
     skeleton = build_on_meta(
         checkpoint.config, dtype, task, trust_remote_code=settings.trust_remote_code
     )

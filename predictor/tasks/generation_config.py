@@ -8,7 +8,7 @@ named too. `check_generation_config` looks at the values before a weight is read
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,35 +59,43 @@ class Defaults:
         """Return the defaults of a model.
 
         Args:
-            config: The model's ``transformers.GenerationConfig``.
+            config: The model's ``transformers.GenerationConfig``. Values that
+                `check_generation_config` would refuse are ignored: a ``config.json`` may have keys
+                of these names that mean something else.
             max_length: The setting of this name: the `max_new_tokens` of a config that has none.
             prefix: Tokens that a decoder begins with; 0 if replies continue prompts. The config's
                 own `max_length` counts them, and is followed for such models only.
         """
-        temperature = 1.0 if config.temperature is None else float(config.temperature)
+        usable = {name: value for name in _FOLLOWED if (value := _usable(config, name)) is not None}
+        temperature = usable.get("temperature", 1.0)
         temperature = 0.0 if temperature < _LEAST_TEMPERATURE else temperature
-        of_decoder = max((config.max_length or 0) - prefix, 0) if prefix else 0
+        is_sampled = usable.get("do_sample", False)
+        of_decoder = max(usable.get("max_length", 0) - prefix, 0) if prefix else 0
+        new_tokens = usable.get("max_new_tokens") or of_decoder or max_length
+        min_new_tokens = usable.get("min_new_tokens", 0)
         return cls(
-            config.max_new_tokens or of_decoder or max_length or cls().max_new_tokens,
-            temperature=temperature if config.do_sample else 0.0,
-            sampling_temperature=temperature if temperature or config.do_sample else 1.0,
-            top_p=1.0 if config.top_p is None else config.top_p,
-            top_k=config.top_k or 0,
-            min_p=config.min_p or 0.0,
-            repetition_penalty=config.repetition_penalty or 1.0,
-            min_length=0 if config.min_new_tokens else config.min_length or 0,
-            min_new_tokens=config.min_new_tokens or 0,
-            no_repeat_ngram_size=config.no_repeat_ngram_size or 0,
-            suppress_tokens=tuple(config.suppress_tokens or ()),
-            begin_suppress_tokens=tuple(config.begin_suppress_tokens or ()),
+            new_tokens or cls().max_new_tokens,
+            temperature=temperature if is_sampled else 0.0,
+            sampling_temperature=temperature if temperature or is_sampled else 1.0,
+            top_p=usable.get("top_p", 1.0),
+            top_k=usable.get("top_k", 0),
+            min_p=usable.get("min_p", 0.0),
+            repetition_penalty=usable.get("repetition_penalty", 1.0),
+            min_length=0 if min_new_tokens else usable.get("min_length", 0),
+            min_new_tokens=min_new_tokens,
+            no_repeat_ngram_size=usable.get("no_repeat_ngram_size", 0),
+            suppress_tokens=tuple(usable.get("suppress_tokens", ())),
+            begin_suppress_tokens=tuple(usable.get("begin_suppress_tokens", ())),
         )
 
 
-def check_generation_config(path: Path) -> None:
+def check_generation_config(path: Path, *, has_encoder: bool) -> None:
     """Check the values of a model's generation config, which old models have in ``config.json``.
 
     Args:
         path: The model's directory, or a bare ``config.json``.
+        has_encoder: Whether the model has an encoder. Keys of others are not followed, so these
+            are not checked.
 
     Raises:
         CheckpointError: A value has the wrong type or lies outside its range, or transformers
@@ -103,7 +111,8 @@ def check_generation_config(path: Path) -> None:
         raise CheckpointError(f"{file} is not JSON: {reason_of(error)}.") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} is not a JSON object.")
-    check_values(values, file)
+    names = _FOLLOWED.keys() if file == own else _OF_CONFIGS
+    check_values(values, file, names if has_encoder else names - _OF_ENCODERS)
     try:
         GenerationConfig.from_pretrained(
             file.parent,
@@ -116,19 +125,26 @@ def check_generation_config(path: Path) -> None:
         raise CheckpointError(f"{file} cannot be used: {reason_of(error)}") from None
 
 
-def check_values(values: Mapping[str, Any], file: Path) -> None:
-    """Check the values of the keys that are followed; null is the same as an absent value.
+def check_values(values: Mapping[str, Any], file: Path, names: Set[str]) -> None:
+    """Check the values of keys that are followed; null is the same as an absent value.
 
     Raises:
         CheckpointError: A value has the wrong type or lies outside its range.
     """
-    for name, check in _FOLLOWED.items():
-        if values.get(name) is None:
-            continue
+    for name in (name for name in _FOLLOWED if name in names and values.get(name) is not None):
         try:
-            check(name, values[name])
+            _FOLLOWED[name](name, values[name])
         except RequestError as error:
             raise CheckpointError(f"{file}: {error}") from None
+
+
+def _usable(config: Any, name: str) -> Any:
+    """Return the checked value of a key that is followed; None if it is absent or wrong."""
+    value = getattr(config, name, None)
+    try:
+        return None if value is None else _FOLLOWED[name](name, value)
+    except RequestError:
+        return None
 
 
 def ignored_keys(config: Any, *, has_prefix: bool) -> list[str]:
@@ -138,12 +154,12 @@ def ignored_keys(config: Any, *, has_prefix: bool) -> list[str]:
         config: The model's ``transformers.GenerationConfig``.
         has_prefix: Whether the model has a decoder with a prefix of its own.
     """
-    followed = _FOLLOWED if has_prefix else _FOLLOWED.keys() - _OF_DECODERS
+    followed = _FOLLOWED if has_prefix else _FOLLOWED.keys() - _OF_ENCODERS
     return sorted(
         name
         for name, value in vars(config).items()
         if not name.startswith("_")
-        and name not in followed
+        and (name not in followed or _usable(config, name) is None)
         and name not in _CHANGE_NOTHING
         and value
         and value != _OFF.get(name)
@@ -179,19 +195,41 @@ def _bounded(least: float, most: float) -> Check:
 
 
 def _at_least(least: int) -> Check:
-    return lambda name, value: integer(name, value, least, _MOST)
+    def check(name: str, value: Any) -> int:
+        is_whole = isinstance(value, float) and value.is_integer()
+        return integer(name, int(value) if is_whole else value, least, _MOST)
+
+    return check
+
+
+def _top_k(name: str, value: Any) -> int:
+    """Return the number of tokens; -1 is all of them, as for vLLM."""
+    return max(0, int(_at_least(-1)(name, value)))
 
 
 def _tokens(name: str, value: Any) -> list[int]:
+    if not isinstance(value, list):
+        raise RequestError(f"{name} must be a list of token ids.")
+    return [integer(name, token, -1, _MOST) for token in value]
+
+
+def _token_or_tokens(name: str, value: Any) -> list[int]:
+    return _tokens(name, value if isinstance(value, list) else [value])
+
+
+def _token_or_list_of_one(name: str, value: Any) -> int:
+    """Return the token; transformers takes a list of one for each sequence of a batch."""
     tokens = value if isinstance(value, list) else [value]
-    return [integer(name, token, -1, _MOST) for token in tokens]
+    if len(tokens) != 1:
+        raise RequestError(f"{name} must be one token id, not {len(tokens)}.")
+    return integer(name, tokens[0], 0, _MOST)
 
 
 _FOLLOWED: dict[str, Check] = {
     "do_sample": boolean,
     "temperature": _bounded(0, float(2**31)),
     "top_p": _bounded(0, 1),
-    "top_k": _at_least(0),
+    "top_k": _top_k,
     "min_p": _bounded(0, 1),
     "repetition_penalty": _bounded(1e-3, 1e3),
     "max_new_tokens": _at_least(1),
@@ -201,14 +239,17 @@ _FOLLOWED: dict[str, Check] = {
     "no_repeat_ngram_size": _at_least(0),
     "suppress_tokens": _tokens,
     "begin_suppress_tokens": _tokens,
-    "eos_token_id": _tokens,
+    "eos_token_id": _token_or_tokens,
     "forced_bos_token_id": _at_least(0),
-    "decoder_start_token_id": _at_least(0),
+    "decoder_start_token_id": _token_or_list_of_one,
 }
 """Keys that are followed, and the check of each."""
 
-_OF_DECODERS = {"max_length", "forced_bos_token_id", "decoder_start_token_id"}
+_OF_ENCODERS = {"max_length", "forced_bos_token_id", "decoder_start_token_id"}
 """Those that are followed for models with an encoder only."""
+
+_OF_CONFIGS = {"eos_token_id", "forced_bos_token_id", "decoder_start_token_id"}
+"""Those that mean the same in every ``config.json``. There the others may be a model's own."""
 
 _OFF: dict[str, Any] = {
     "num_beams": 1,

@@ -111,6 +111,7 @@ def _decoder_prefix(model: Any) -> tuple[int, ...] | None:
     configs = (generation_config, config)
     tokens = [getattr(each, name, None) for name in names for each in configs]
     start = next((token for token in tokens if token is not None), 0)
+    start = start[0] if isinstance(start, list) else start
     forced = getattr(generation_config, "forced_bos_token_id", None)
     return (start,) if forced is None else (start, forced)
 

@@ -41,7 +41,7 @@ def write(folder: Path, **values: Any) -> Path:
         ("do_sample", 1),
         ("top_p", 1.5),
         ("top_p", [0.5]),
-        ("top_k", -1),
+        ("top_k", -2),
         ("top_k", 5.5),
         ("min_p", 2),
         ("min_p", "0.3"),
@@ -53,16 +53,19 @@ def write(folder: Path, **values: Any) -> Path:
         ("min_new_tokens", 1.5),
         ("no_repeat_ngram_size", "3"),
         ("suppress_tokens", ["a"]),
+        ("suppress_tokens", 5),
+        ("begin_suppress_tokens", 5),
         ("begin_suppress_tokens", {"a": 1}),
         ("eos_token_id", "</s>"),
         ("eos_token_id", [2, "</s>"]),
         ("forced_bos_token_id", "fr"),
         ("decoder_start_token_id", -2),
+        ("decoder_start_token_id", [2, 3]),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(tmp_path: Path, name: str, value: Any) -> None:
     with pytest.raises(CheckpointError, match=name) as raised:
-        check_generation_config(write(tmp_path, **{name: value}))
+        check_generation_config(write(tmp_path, **{name: value}), has_encoder=True)
     assert raised.value.exit_code == 78
 
 
@@ -71,13 +74,54 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str) -> Non
     write(tmp_path)
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
-        check_generation_config(tmp_path)
+        check_generation_config(tmp_path, has_encoder=False)
 
 
-def test_a_wrong_value_in_an_old_config_is_refused_too(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "temperature": "warm"}')
-    with pytest.raises(CheckpointError, match=r"config\.json: temperature must be a number"):
-        check_generation_config(tmp_path)
+def test_a_wrong_token_in_an_old_config_is_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "eos_token_id": "</s>"}')
+    with pytest.raises(CheckpointError, match=r"config\.json: eos_token_id must be an integer"):
+        check_generation_config(tmp_path, has_encoder=False)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"max_length": -1}, {"forced_bos_token_id": -1}, {"decoder_start_token_id": [2, 3]}],
+)
+def test_keys_for_encoders_refuse_no_other_model(tmp_path: Path, values: dict[str, Any]) -> None:
+    check_generation_config(write(tmp_path, **values), has_encoder=False)
+    assert Defaults.of(GenerationConfig(**values), None) == Defaults()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "default"),
+    [
+        ("top_k", -1, 0),
+        ("top_k", 50.0, 50),
+        ("max_new_tokens", 20.0, 20),
+        ("min_new_tokens", 3.0, 3),
+        ("no_repeat_ngram_size", 2.0, 2),
+    ],
+)
+def test_other_spellings_of_a_number_are_taken(
+    tmp_path: Path, name: str, value: float, default: int
+) -> None:
+    check_generation_config(write(tmp_path, **{name: value}), has_encoder=False)
+    taken = getattr(Defaults.of(GenerationConfig(**{name: value}), None), name)
+    assert (type(taken), taken) == (int, default)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("top_k", [1, 2]), ("temperature", "warm"), ("top_p", {"a": 1}), ("min_length", -1)],
+)
+def test_a_models_own_keys_in_its_config_are_no_generation_config(
+    tmp_path: Path, name: str, value: Any
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", name: value}))
+    check_generation_config(tmp_path, has_encoder=False)
+    config = GenerationConfig(**{name: value})
+    assert Defaults.of(config, None) == Defaults()
+    assert ignored_keys(config, has_prefix=False) == [name]
 
 
 def test_a_wrong_value_is_refused_before_loading(tmp_path: Path) -> None:
