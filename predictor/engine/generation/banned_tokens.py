@@ -6,8 +6,11 @@ They are what transformers' processors of these names forbid (``generation/logit
 
 from __future__ import annotations
 
-from collections import defaultdict
+from array import array
 from collections.abc import Collection, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from predictor.engine.generation.sampling_params import SamplingParams
 
@@ -26,12 +29,10 @@ class BannedTokens:
             ends: Tokens that end the sequence.
         """
         self._params, self._ends, self._count = params, ends, 0
-        self._tail: tuple[int, ...] = ()
-        self._followers: defaultdict[tuple[int, ...], set[int]] = defaultdict(set)
+        # Four bytes for each token of a prompt, which may have very many.
+        self._sequence = array("i")
         if params.no_repeat_ngram_size:
-            for token in prompt:
-                if token >= 0:
-                    self._follow(token)
+            self._sequence.extend(token for token in prompt if token >= 0)
 
     @classmethod
     def of(
@@ -50,21 +51,33 @@ class BannedTokens:
         """Count a token as generated."""
         self._count += 1
         if self._params.no_repeat_ngram_size:
-            self._follow(token)
+            self._sequence.append(token)
 
-    def next(self) -> set[int]:
-        """Return the tokens that may not be generated next."""
-        params, banned = self._params, set(self._params.suppress_tokens)
-        if not self._count:
-            banned.update(params.begin_suppress_tokens)
-        if self._count < params.min_new_tokens:
+    @property
+    def phase(self) -> tuple[bool, bool]:
+        """Whether the next token is the first, and whether the sequence may not end with it."""
+        return not self._count, self._count < self._params.min_new_tokens
+
+    def listed(self) -> set[int]:
+        """Return the tokens that may not be generated in this phase."""
+        is_first, is_short = self.phase
+        banned = set(self._params.suppress_tokens)
+        if is_first:
+            banned.update(self._params.begin_suppress_tokens)
+        if is_short:
             banned.update(self._ends)
-        if params.no_repeat_ngram_size and len(self._tail) == params.no_repeat_ngram_size - 1:
-            banned |= self._followers.get(self._tail, set())
         return banned
 
-    def _follow(self, token: int) -> None:
-        before = self._params.no_repeat_ngram_size - 1
-        if len(self._tail) == before:
-            self._followers[self._tail].add(token)
-        self._tail = (*self._tail, token)[1:] if len(self._tail) == before else (*self._tail, token)
+    def repeating(self) -> npt.NDArray[np.int64]:
+        """Return the tokens that would end an n-gram of the sequence again, some more than once."""
+        size = self._params.no_repeat_ngram_size
+        if not 0 < size <= len(self._sequence):
+            return np.empty(0, dtype=np.int64)
+        tokens = np.frombuffer(self._sequence, dtype=np.intc)
+        if size == 1:
+            return tokens.astype(np.int64)
+        # The last of the n - 1 tokens first: few positions remain for the others.
+        starts = np.flatnonzero(tokens[size - 2 : -1] == tokens[-1])
+        for offset in range(size - 2):
+            starts = starts[tokens[starts + offset] == tokens[len(tokens) - size + 1 + offset]]
+        return tokens[starts + size - 1].astype(np.int64)

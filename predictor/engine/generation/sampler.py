@@ -44,6 +44,8 @@ class Sampler:
         self._distinct = 0
         self._generator: torch.Generator | None = None
         self._banned = BannedTokens.of(params, prompt, ends)
+        self._listed: torch.Tensor | None = None
+        self._phase: tuple[bool, bool] | None = None
         self.has_penalties = (
             params.repetition_penalty != 1
             or params.presence_penalty != 0
@@ -81,10 +83,20 @@ class Sampler:
         if params.logit_bias:
             ids = torch.tensor(list(params.logit_bias), device=device)
             scores[ids] += torch.tensor(list(params.logit_bias.values()), device=device)
-        banned = self._banned.next() if self._banned is not None else ()
-        if banned:
-            in_range = [token for token in banned if 0 <= token < len(scores)]
-            scores[torch.tensor(in_range, dtype=torch.long, device=device)] = -torch.inf
+        if self._banned is not None:
+            self._ban(self._banned, scores)
+
+    def _ban(self, banned: BannedTokens, scores: torch.Tensor) -> None:
+        """Set the logits of banned tokens; those of the lists are on the device for a phase."""
+        if self._listed is None or self._phase != banned.phase:
+            self._listed = _in_range(
+                torch.tensor(sorted(banned.listed()), dtype=torch.long), scores
+            )
+            self._phase = banned.phase
+        scores.index_fill_(0, self._listed, -torch.inf)
+        repeating = banned.repeating()
+        if len(repeating):
+            scores.index_fill_(0, _in_range(torch.from_numpy(repeating), scores), -torch.inf)
 
     def draw(self, scores: torch.Tensor) -> int:
         """Return a token drawn with the sequence's own generator.
@@ -118,6 +130,11 @@ class Sampler:
             seed = self.params.seed
             self._generator.seed() if seed is None else self._generator.manual_seed(seed)
         return int(torch.multinomial(weights, 1, generator=self._generator))
+
+
+def _in_range(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Return the ids that are in the vocabulary, on the device of the scores."""
+    return ids[(ids >= 0) & (ids < len(scores))].to(scores.device)
 
 
 def _most_probable(
