@@ -6,9 +6,10 @@ them. The policy knows the requests, batches them and calls their callbacks. Thi
 of that to the policy.
 
 A request that makes a forward pass fail fails alone: the forward pass is run again in halves until
-the row at fault stands by itself. If no row succeeds, the policy probes the model with one harmless
-token. If the probe fails too, the model is broken, because a device that failed an assertion does
-not recover within the process. Then all requests end with `EngineBroken`, and so does the thread.
+the row at fault stands by itself. Rows that cannot be run again at once are planned anew. If no row
+succeeds, the policy probes the model with one harmless token. If the probe fails too, the model is
+broken, because a device that failed an assertion does not recover within the process. Then all
+requests end with `EngineBroken`, and so does the thread.
 
 The thread notes in its `Heartbeat` what it does, so that another thread sees if it hangs.
 """
@@ -68,6 +69,10 @@ class Policy(Protocol[RequestIn, Row]):
 
     def deliver(self, rows: Sequence[Row], results: Any, seconds: float) -> None:
         """Note the results of a forward pass that took so many seconds, and tell the callbacks."""
+        ...
+
+    def recover(self, failed: Sequence[Row]) -> Sequence[Row]:
+        """Return the rows of a failed forward pass to run again at once; plan the others anew."""
         ...
 
     def probe(self, failed: Sequence[Row]) -> None:
@@ -253,8 +258,10 @@ class ModelThread(Generic[Request, Row]):
             logger.warning("A pass of %d %ss failed (%s); halved", len(rows), noun, failure)
             # The traceback keeps the failed pass's tensors alive; its halves need the memory.
             error.__traceback__ = error.__context__ = error.__cause__ = None
-            middle = len(rows) // 2
-            return [*self._run(rows[:middle]), *self._run(rows[middle:])]
+            again = self._policy.recover(rows)
+            middle = len(again) // 2
+            halves = (again[:middle], again[middle:])
+            return [row for half in halves if half for row in self._run(half)]
         self.heartbeat.passes.end()
         self.heartbeat.passes.begin(0)
         seconds = time.monotonic() - began

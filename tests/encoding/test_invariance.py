@@ -15,6 +15,9 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BigBirdConfig,
+    BigBirdPegasusConfig,
+    BigBirdPegasusForConditionalGeneration,
     CanineConfig,
     CanineModel,
     ConvBertConfig,
@@ -30,6 +33,9 @@ from predictor.engine.encoding.batching import BatchLimits
 from predictor.engine.encoding.invariance import check_padding_invariance
 from predictor.engine.encoding.postprocess import postprocess_for
 from predictor.engine.encoding.runner import EncoderRunner
+from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
+from predictor.engine.generation.layout import SequenceChunk
+from predictor.engine.generation.sampling_params import as_source
 from predictor.tasks.task import RawInstance
 from tests.encoding import checkpoints
 from tests.encoding.checkpoints import VOCABULARY, make_encoder
@@ -69,6 +75,9 @@ SEE_IT_A_LITTLE: dict[str, PreTrainedConfig] = {
     ),
     "yoso": YosoConfig(**_SHAPE, use_expectation=True),
 }
+
+
+IN_BLOCKS: dict[str, Any] = {"block_size": 4, "num_random_blocks": 1}  # if over 28 tokens
 
 
 @pytest.fixture
@@ -143,3 +152,33 @@ def test_a_model_of_characters_needs_no_vocabulary() -> None:
     model = CanineModel(CanineConfig(**shape)).eval()
     assert vocabulary_of(model.config) == 0x110000
     assert "padding" in str(padding_reason(model))
+
+
+def test_a_short_text_changes_no_attention_of_later_texts(
+    make: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SEE_PADDING, "big_bird", BigBirdConfig(**_SHAPE, **IN_BLOCKS))
+    folder = make("big_bird")
+    up = bring_up(folder, task="sequence_classification", max_batch_tokens=1024)
+    for texts in (("short",), TEXTS, ("short", *TEXTS, "short")):
+        for text, answer in zip(texts, logits(up, *texts), strict=True):
+            np.testing.assert_allclose(answer, expected(folder, text), atol=1e-5)
+
+
+def test_a_short_source_changes_no_attention_of_later_ones() -> None:
+    shape = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": VOCABULARY}
+    ffn = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    torch.manual_seed(0)
+    model: Any = BigBirdPegasusForConditionalGeneration(
+        BigBirdPegasusConfig(**shape, **ffn, **heads, **IN_BLOCKS, max_position_embeddings=128)
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    runner = EncoderDecoderRunner(model, device=torch.device("cpu"))
+    long, short = ((*as_source(range(10, 10 + count)), 3) for count in (60, 9))
+    first = runner.run([SequenceChunk(0, 0, long)])
+    both = runner.run([SequenceChunk(1, 0, short), SequenceChunk(2, 0, long)])
+    torch.testing.assert_close(both[1:], first)
+    assert not torch.allclose(both[:1], first)

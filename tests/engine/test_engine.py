@@ -124,8 +124,8 @@ class Wrapped:
         self.before(rows)
         return self._runner.run(rows)
 
-    def has_lost(self, key: int, /) -> bool:
-        return self._runner.has_lost(key)
+    def holds(self, key: int, /) -> bool:
+        return self._runner.holds(key)
 
     def release(self, key: int) -> None:
         self._runner.release(key)

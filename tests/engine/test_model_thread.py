@@ -76,6 +76,9 @@ class Fake:
             del self.running[key]
             self.log.append(("result", result))
 
+    def recover(self, failed: Sequence[int]) -> list[int]:
+        return list(failed)
+
     def probe(self, failed: Sequence[int]) -> None:
         self.log.append(("probe", [self.running[key] for key in failed]))
         if self.is_broken:

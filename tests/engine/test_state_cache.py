@@ -117,14 +117,12 @@ def test_no_padding_comes_between_a_state_and_new_tokens() -> None:
         cache.lay_out([row(1, 1, 1), row(3, 0, 1)])
 
 
-def test_the_states_of_a_pass_that_failed_are_lost_until_they_are_released() -> None:
+def test_the_states_of_a_pass_that_failed_are_lost() -> None:
     cache = pool()
     run(cache, [1, 2, 3], 0, 10, 20, 30)
     cache.lay_out([row(1, 1, 1), row(2, 1, 1)])
     cache.states.fail()
-    assert [cache.states.has_lost(key) for key in (1, 2, 3)] == [True, True, False]
-    cache.release(1)
-    assert not cache.states.has_lost(1)
+    assert [cache.states.owns(key) for key in (1, 2, 3)] == [False, False, True]
 
 
 def test_layers_of_both_kinds_and_of_none() -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from predictor.engine.encoding.batching import BatchLimits
 from predictor.engine.encoding.inputs import EncoderInput
 from predictor.engine.encoding.postprocess import EncoderBatch, Postprocess, comparable
+from predictor.private.attention_types import keep_attention_type
 
 
 class EncoderRunner:
@@ -26,6 +27,7 @@ class EncoderRunner:
     Attributes:
         model: The model.
         postprocess: Makes a result for each row of the model's output.
+        sees_columns: Whether the model attends otherwise if a batch has more columns.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class EncoderRunner:
         """
         self.model: Any = model
         self.postprocess = postprocess
+        self.sees_columns = keep_attention_type(model)
         self._device = device
         self._limits = limits
         config: Any = model.config.get_text_config()

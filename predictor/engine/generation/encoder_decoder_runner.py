@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from predictor.engine.generation.decoder_positions import DecoderPositions, find_decoder
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.lockstep_batch import LockstepBatch, join, padded_columns
+from predictor.private.attention_types import keep_attention_type
 from predictor.profiling.encoder_decoder_probe import MOST_PADDING
 from predictor.shape_buckets import bucket_new_tokens
 
@@ -63,8 +64,10 @@ class EncoderDecoderRunner:
         self.model: Any = model
         self.batches: dict[int, LockstepBatch] = {}
         self._device = device
-        self._alone = alone
-        self.most_padding: float | None = None if alone else MOST_PADDING
+        sees_columns = keep_attention_type(model)
+        self._alone = alone or sees_columns
+        self._pads = device.type == "cpu" and not sees_columns
+        self.most_padding: float | None = None if self._alone else MOST_PADDING
         self._positions = DecoderPositions(find_decoder(model))
 
     @torch.inference_mode()
@@ -85,9 +88,9 @@ class EncoderDecoderRunner:
             logits |= dict(zip([row.key for row in group], self._begin(group), strict=True))
         return torch.stack([logits[row.key] for row in rows])
 
-    def has_lost(self, _: int, /) -> bool:
-        """Return that no failed forward pass changes what is cached of a sequence."""
-        return False
+    def holds(self, key: int, /) -> bool:
+        """Return whether a sequence can be continued; else memory ran out as batches changed."""
+        return key in self.batches
 
     def release(self, key: int) -> None:
         """Forget a sequence. Its batch shrinks before the next forward pass."""
@@ -157,7 +160,9 @@ class EncoderDecoderRunner:
         offsets = {row.key: row.end - length for row in rows}
         states = output.encoder_last_hidden_state
         pads = [0] * len(rows)
-        batch = LockstepBatch(list(offsets), output.past_key_values, states, mask, 1, offsets, pads)
+        lengths = [len(_source(row)) for row in rows]
+        cache = output.past_key_values
+        batch = LockstepBatch(list(offsets), cache, states, mask, 1, offsets, pads, lengths)
         self.batches |= dict.fromkeys(offsets, batch)
         piece = max(1, _PIECE // len(rows))
         for first in range(1, length, piece):
@@ -208,7 +213,7 @@ class EncoderDecoderRunner:
         """The sources' tokens and their mask, each of shape (rows, columns)."""
         sources = [_source(row) for row in rows]
         longest = max(map(len, sources))
-        columns = bucket_new_tokens(longest) if self._device.type == "cpu" else longest
+        columns = bucket_new_tokens(longest) if self._pads else longest
         ids = torch.full((len(rows), columns), getattr(self.model.config, "pad_token_id", 0) or 0)
         mask = torch.zeros_like(ids)
         for index, source in enumerate(sources):

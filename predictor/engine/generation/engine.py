@@ -146,7 +146,9 @@ class ContinuousBatching:
         for key in step.preempted:
             self._runner.release(key)
             self._metrics.preemptions.inc()
-        yield from step.batches
+        for rows in step.batches:
+            if kept := self._kept(rows):
+                yield kept
         self._count()
 
     def count_tokens(self, rows: Sequence[Chunk]) -> int:
@@ -160,13 +162,16 @@ class ContinuousBatching:
             if not sequence.tokens:
                 self._start(sequence)
         pairs = list(zip(rows, sequences, strict=True))
-        for chunk, sequence in pairs:
-            if self._runner.has_lost(chunk.key):
-                self._recompute(chunk, sequence)
         chunks = [SequenceChunk(c.key, c.start, s.tokens[c.start : c.end]) for c, s in pairs]
         logits = self._runner.run(chunks)
         samplers = [s.sampler if c.end == len(s.tokens) else None for c, s in pairs]
-        return self._batch_sampler.sample(samplers, logits)
+        try:
+            return self._batch_sampler.sample(samplers, logits)
+        except Exception:
+            if self._limits.keeps_state:  # the states are those after the chunks already
+                for chunk in rows:
+                    self._runner.release(chunk.key)
+            raise
 
     def deliver(
         self, rows: Sequence[Chunk], results: list[Token | Exception | None], seconds: float
@@ -177,6 +182,10 @@ class ContinuousBatching:
         for chunk, token in zip(rows, results, strict=True):
             if self._scheduler.mark_computed(chunk) and token is not None:
                 self._continue(chunk.key, token)
+
+    def recover(self, failed: Sequence[Chunk]) -> Sequence[Chunk]:
+        """Return the chunks whose sequences still have what comes before; plan the others anew."""
+        return self._kept(failed)
 
     def probe(self, failed: Sequence[Chunk]) -> None:
         """Compute one harmless token, or let the model's error pass."""
@@ -196,15 +205,15 @@ class ContinuousBatching:
         for key in list(self._sequences):
             self._finish(key, error)
 
-    def _recompute(self, chunk: Chunk, sequence: _Sequence) -> None:
-        """Compute what comes before a chunk again, after a forward pass failed."""
-        self._runner.release(chunk.key)
-        start = 0
-        while start < chunk.start:
-            most = 1 if start and self._limits.one_by_one else self._limits.chunk
-            tokens = sequence.tokens[start : min(start + most, chunk.start)]
-            self._runner.run([SequenceChunk(chunk.key, start, tokens)])
-            start += len(tokens)
+    def _kept(self, rows: Sequence[Chunk]) -> list[Chunk]:
+        """Return the chunks that can be computed; the other sequences begin anew."""
+        lost = [chunk for chunk in rows if chunk.start and not self._runner.holds(chunk.key)]
+        for chunk in lost:
+            self._runner.release(chunk.key)
+            self._scheduler.restart(chunk)
+        if lost:
+            logger.warning("%d sequences lost their cache and are computed again", len(lost))
+        return [chunk for chunk in rows if chunk not in lost]
 
     def _start(self, sequence: _Sequence) -> None:
         sequence.tokens = list(sequence.prompt)

@@ -31,6 +31,7 @@ class LockstepBatch:
         length: Cached columns of each decoder, as of the last forward pass that succeeded.
         offsets: For each key, the position of a token in its sequence less its column.
         pads: For each row, the columns of padding before the tokens of its decoder.
+        sources: For each row, the number of tokens of its source.
     """
 
     keys: list[int]
@@ -40,12 +41,7 @@ class LockstepBatch:
     length: int
     offsets: dict[int, int]
     pads: list[int]
-
-    @property
-    def sources(self) -> list[int]:
-        """The number of tokens of each source."""
-        tokens: list[int] = self.mask.sum(dim=1).tolist()
-        return tokens
+    sources: list[int]
 
     def decoder_mask(self, new: int) -> torch.Tensor | None:
         """Return 1 for each column of the decoder that is no padding; None if none is.
@@ -73,7 +69,8 @@ class LockstepBatch:
         The new batches have no more columns than their sources and their decoders need.
         """
         rows = [torch.tensor([self.keys.index(key) for key in group]) for group in groups]
-        sources = [slice(int(self.mask[own].sum(dim=1).max())) for own in rows]
+        lengths = [[self.sources[row] for row in own.tolist()] for own in rows]
+        sources = [slice(max(own)) for own in lengths]
         pads = [[self.pads[row] for row in own.tolist()] for own in rows]
         targets = [slice(min(own), None) for own in pads]
         made = [(DynamicCache(), DynamicCache()) for _ in groups]
@@ -93,8 +90,11 @@ class LockstepBatch:
                 self.length - min(before),
                 {key: self.offsets[key] + min(before) for key in group},
                 [columns - min(before) for columns in before],
+                tokens,
             )
-            for group, own, some, new, before in zip(groups, rows, sources, made, pads, strict=True)
+            for group, own, some, new, before, tokens in zip(
+                groups, rows, sources, made, pads, lengths, strict=True
+            )
         ]
 
 
@@ -130,6 +130,7 @@ def join(batches: Sequence[LockstepBatch]) -> LockstepBatch:
             for key, offset in batch.offsets.items()
         },
         [own + more for batch, more in zip(batches, behind, strict=True) for own in batch.pads],
+        [count for batch in batches for count in batch.sources],
     )
 
 

@@ -30,8 +30,8 @@ class Runner(Protocol):
         """Return logits of shape (rows, vocabulary)."""
         ...
 
-    def has_lost(self, key: int, /) -> bool:
-        """Return whether a failed forward pass spoilt what is cached of a sequence."""
+    def holds(self, key: int, /) -> bool:
+        """Return whether a sequence can be continued; else its cache is spoilt."""
         ...
 
     def release(self, key: int) -> None:
@@ -88,9 +88,9 @@ class BatchRunner:
         self.cache.states.finish()
         return logits[torch.tensor(order).argsort().to(logits.device)]
 
-    def has_lost(self, key: int, /) -> bool:
-        """Return whether a failed forward pass spoilt the state of a sequence."""
-        return self.cache.states.has_lost(key)
+    def holds(self, key: int, /) -> bool:
+        """Return whether the state of a sequence is kept, if the model has any."""
+        return not self.cache.keeps_state or self.cache.states.owns(key)
 
     def release(self, key: int) -> None:
         """Free the KV pages and the slot of a sequence."""

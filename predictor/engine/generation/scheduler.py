@@ -17,6 +17,9 @@ token.
   submitted most, and of several the last to arrive, returns to its place in line and is computed
   again later. The first to arrive is never preempted, so every sequence ends.
 - **Batches**: rows share a forward pass if their padding is cheap (`forward_passes`).
+- **Restarts**: if a failed forward pass spoils what is cached of a sequence, it is computed again
+  from its first token. The chunk that failed is then computed alone, so that no sequence makes
+  others fail again; the second time, all of it is, so that it ends. One such pass is in each step.
 - **States**: if the model keeps a state, a sequence that begins is never part of a decode pass, and
   one whose state can be continued by single tokens alone is, even if it has many tokens left.
 """
@@ -57,9 +60,10 @@ class Step:
 
 @dataclass(slots=True, eq=False)
 class _Sequence(Entry):
-    """A sequence; its tokens are those that are known."""
+    """A sequence; its tokens are those that are known, some of which are computed alone."""
 
     cached: int = 0
+    alone: range = range(0)
 
     @property
     def left(self) -> int:
@@ -142,6 +146,14 @@ class Scheduler:
         self._running[key].tokens += 1
         self._kv.reserve(1)
 
+    def restart(self, chunk: Chunk) -> None:
+        """Forget what is cached of a sequence, which a forward pass over a chunk lost."""
+        sequence = self._running[chunk.key]
+        whole = range(self._limits.kv_tokens)
+        sequence.alone = whole if sequence.alone else range(chunk.start, chunk.end)
+        self._cached -= sequence.cached
+        sequence.cached = 0
+
     def plan(self) -> Step:
         """Return the next step, and count the sequences that it admits as running."""
         preempted = self._preempt()
@@ -149,13 +161,20 @@ class Scheduler:
             self._admit()
         prompts: list[_Sequence] = []
         decode: list[Chunk] = []
+        alone: list[Chunk] = []
         for sequence in self._running.values():
-            if sequence.is_decoding(self._limits):
-                decode.append(sequence.next_chunk(1))
-            elif sequence.left:
+            is_decoding = sequence.is_decoding(self._limits)
+            chunk = sequence.next_chunk(1 if is_decoding else self._limits.chunk)
+            if not chunk.count:
+                continue
+            if chunk.start < sequence.alone.stop and sequence.alone.start < chunk.end:
+                alone.append(chunk)
+            elif is_decoding:
+                decode.append(chunk)
+            else:
                 prompts.append(sequence)
-        prefill = self._select_prefill(prompts)
-        return Step(preempted, batch(prefill, decode, self._limits))
+        shared = batch(self._select_prefill(prompts), decode, self._limits)
+        return Step(preempted, (*shared, *((chunk,) for chunk in alone[:1])))
 
     def _release(self, key: int) -> _Sequence:
         sequence = self._running.pop(key)

@@ -46,7 +46,6 @@ class SerialRunner:
         self._device = device
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         self._sequences: dict[int, _Sequence] = {}
-        self._lost: set[int] = set()
 
     @property
     def keys(self) -> frozenset[int]:
@@ -58,20 +57,19 @@ class SerialRunner:
         """Return logits of shape (rows, vocabulary)."""
         return torch.cat([self._run(row) for row in rows])
 
-    def has_lost(self, key: int, /) -> bool:
-        """Return whether a failed forward pass spoilt the cache of a sequence."""
-        return key in self._lost
+    def holds(self, key: int, /) -> bool:
+        """Return whether the cache of a sequence is kept."""
+        return key in self._sequences
 
     def release(self, key: int) -> None:
         """Forget a sequence."""
-        self._lost.discard(key)
         self._sequences.pop(key, None)
 
     def _run(self, row: SequenceChunk) -> torch.Tensor:
+        # A sequence is kept again when the forward pass has succeeded.
         sequence = self._sequences.pop(row.key, None) if row.start else self._begin()
         if sequence is None:
             raise RuntimeError("the sequence's cache is gone")
-        self._lost.add(row.key)  # until the forward pass has succeeded
         sequence.tokens += row.tokens
         output = self.model(**self._inputs(sequence, row))
         sequence.caches |= {
@@ -80,7 +78,6 @@ class SerialRunner:
             if name in self._accepted and value is not None
         }
         self._sequences[row.key] = sequence
-        self._lost.discard(row.key)
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 

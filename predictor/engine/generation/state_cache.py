@@ -6,7 +6,7 @@ pass the states of its rows are read from their slots, and written back when the
 the next layer. If the slots are consecutive, the model works on the slots themselves.
 
 A state cannot be computed again from a token on, as keys and values can. If a forward pass fails,
-the states of its rows are lost, and their sequences are computed again from the beginning.
+its rows lose their slots, and their sequences are computed again from the beginning.
 """
 
 from __future__ import annotations
@@ -78,7 +78,6 @@ class StateSlots:
         self._free = list(range(count))
         self._owned: dict[int, int] = {}
         self._unfinished: frozenset[int] = frozenset()
-        self._lost: set[int] = set()
         self.active: StateLayer | None = None
 
     @property
@@ -102,14 +101,13 @@ class StateSlots:
 
     def release(self, key: int) -> None:
         """Free the slot of a sequence."""
-        self._lost.discard(key)
         slot = self._owned.pop(key, None)
         if slot is not None:
             heapq.heappush(self._free, slot)
 
-    def has_lost(self, key: int) -> bool:
-        """Return whether a forward pass failed that may have changed a sequence's state."""
-        return key in self._lost
+    def owns(self, key: int) -> bool:
+        """Return whether a sequence has a slot."""
+        return key in self._owned
 
     def begin(self, keys: Sequence[int], *, continues: bool) -> None:
         """Begin a forward pass.
@@ -136,8 +134,9 @@ class StateSlots:
         self._unfinished, self.active = frozenset(), None
 
     def fail(self) -> None:
-        """End a forward pass that failed."""
-        self._lost |= self._unfinished
+        """End a forward pass that failed, whose states may have changed."""
+        for key in self._unfinished:
+            self.release(key)
         self._unfinished, self.active = frozenset(), None
 
 
