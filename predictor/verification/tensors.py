@@ -17,7 +17,6 @@ import torch
 from safetensors import safe_open
 
 from predictor.checkpoint.checkpoint import Checkpoint
-from predictor.checkpoint.safetensors_header import read_header
 from predictor.errors import CheckpointError, reason_of
 from predictor.linear.formats.format import TensorSpec
 from predictor.quantization.stored import StoredSpecs, read_specs
@@ -41,10 +40,12 @@ class StoredTensors:
         """Return a tensor, whose numbers are read where they are used."""
         if name in self.mapped:
             return self.mapped[name]
-        file = next(file for file in self.files if name in read_header(file))
-        with safe_open(file, framework="pt") as opened:
-            tensor: torch.Tensor = opened.get_tensor(name)
-        return tensor
+        for file in self.files:
+            with safe_open(file, framework="pt") as opened:
+                if name in set(opened.keys()):
+                    tensor: torch.Tensor = opened.get_tensor(name)
+                    return tensor
+        raise KeyError(name)
 
 
 def open_tensors(checkpoint: Checkpoint) -> StoredTensors | None:

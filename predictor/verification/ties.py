@@ -2,8 +2,9 @@
 
 transformers ties two parameters that are both stored if they are equal in the serving dtype, and
 otherwise keeps both (`tie_weights` in ``modeling_utils.py``). It finds out while it loads them. The
-plan has to know it before, so both are compared here: nothing is read of checkpoints that store a
-tied pair once, as nearly all do.
+plan has to know it before, so both are compared here, up to the first difference: two that are
+equal are read whole, in pieces that are mapped and not kept. Nothing is read of checkpoints that
+store a tied pair once, as nearly all do.
 """
 
 from __future__ import annotations
