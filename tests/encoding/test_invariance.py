@@ -19,7 +19,6 @@ from transformers import (
     BigBirdPegasusConfig,
     BigBirdPegasusForConditionalGeneration,
     CanineConfig,
-    CanineModel,
     ConvBertConfig,
     FNetConfig,
     FunnelConfig,
@@ -38,7 +37,7 @@ from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.sampling_params import as_source
 from predictor.tasks.task import RawInstance
 from tests.encoding import checkpoints
-from tests.encoding.checkpoints import VOCABULARY, make_encoder
+from tests.encoding.checkpoints import VOCABULARY, make_encoder, reading_tokenizer
 from tests.serving import Up, bring_up
 
 TEXTS = (
@@ -74,6 +73,14 @@ SEE_IT_A_LITTLE: dict[str, PreTrainedConfig] = {
         block_sizes=[2, 2],
     ),
     "yoso": YosoConfig(**_SHAPE, use_expectation=True),
+}
+
+POOLING = {
+    "canine": CanineConfig(
+        **{key: value for key, value in _SHAPE.items() if key not in {"vocab_size", *_IDS}},
+        architectures=["CanineModel"],
+    ),
+    "funnel": SEE_IT_A_LITTLE["funnel"],
 }
 
 
@@ -132,8 +139,9 @@ def padding_reason(model: Any) -> str | None:
 @pytest.mark.parametrize("architecture", SEE_IT_A_LITTLE)
 def test_padding_is_told_from_the_rounding_of_half_precision(architecture: str, dtype: str) -> None:
     torch.manual_seed(0)
-    model = AutoModel.from_config(SEE_IT_A_LITTLE[architecture], dtype=getattr(torch, dtype))
-    assert "padding changes its answers" in str(padding_reason(model.eval()))
+    model = AutoModel.from_config(SEE_IT_A_LITTLE[architecture])
+    model = model.to(getattr(torch, dtype)).eval()
+    assert "padding changes its answers" in str(padding_reason(model))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -147,9 +155,8 @@ def test_a_model_that_sees_no_padding_is_batched(
 
 
 def test_a_model_of_characters_needs_no_vocabulary() -> None:
-    shape = {key: value for key, value in _SHAPE.items() if key not in {"vocab_size", *_IDS}}
     torch.manual_seed(0)
-    model = CanineModel(CanineConfig(**shape)).eval()
+    model = AutoModel.from_config(POOLING["canine"]).eval()
     assert vocabulary_of(model.config) == 0x110000
     assert "padding" in str(padding_reason(model))
 
@@ -182,3 +189,23 @@ def test_a_short_source_changes_no_attention_of_later_ones() -> None:
     both = runner.run([SequenceChunk(1, 0, short), SequenceChunk(2, 0, long)])
     torch.testing.assert_close(both[1:], first)
     assert not torch.allclose(both[:1], first)
+
+
+@pytest.mark.parametrize("architecture", POOLING)
+def test_a_model_that_pools_neighbours_is_served_and_pads_the_shortest_texts(
+    tmp_path: Path, architecture: str
+) -> None:
+    torch.manual_seed(0)
+    model = AutoModel.from_config(POOLING[architecture])
+    model.eval().save_pretrained(tmp_path)
+    reading_tokenizer(with_ends=False).save_pretrained(tmp_path)
+    up = bring_up(tmp_path, task="text_embedding", max_batch_tokens=1024)
+    task: Any = up.task
+    instances = [RawInstance({"text": text}) for text in ("a", TEXTS[0])]
+    request = task.spec.request({"normalize": False}, instances)
+    short, long = (one.values for one in asyncio.run(task.prepare(request).complete()))
+    ids = reading_tokenizer(with_ends=False)(TEXTS[0], return_tensors="pt")
+    with torch.inference_mode():
+        states = model(**ids).last_hidden_state
+    np.testing.assert_allclose(long, states[0].mean(0), atol=1e-5)
+    assert np.isfinite(short).all()

@@ -37,6 +37,7 @@ class EncoderRunner:
         device: torch.device,
         limits: BatchLimits,
         postprocess: Postprocess,
+        shortest: int = 1,
     ) -> None:
         """Take a loaded model.
 
@@ -45,7 +46,9 @@ class EncoderRunner:
             device: The device of its first part.
             limits: The limits of a forward pass.
             postprocess: Makes a result for each row of the model's output.
+            shortest: Fewest columns that the model can compute; shorter texts are padded to it.
         """
+        self._shortest = shortest
         self.model: Any = model
         self.postprocess = postprocess
         self.sees_columns = keep_attention_type(model)
@@ -65,7 +68,8 @@ class EncoderRunner:
 
     def run_unpadded(self, text: EncoderInput) -> Any:
         """Return the answer of a text alone and unpadded, as `comparable` makes it."""
-        return self._compute([text], len(text.ids), comparable(self.postprocess))[0]
+        columns = max(len(text.ids), self._shortest)
+        return self._compute([text], columns, comparable(self.postprocess))[0]
 
     def run_padded(self, texts: Sequence[EncoderInput]) -> Sequence[Any]:
         """Return the answers of texts in one batch, as `comparable` makes them."""
@@ -75,7 +79,7 @@ class EncoderRunner:
         return self._compute(texts, self._columns(texts), self.postprocess)
 
     def _columns(self, texts: Sequence[EncoderInput]) -> int:
-        return self._limits.columns(max(len(text.ids) for text in texts))
+        return max(self._limits.columns(max(len(text.ids) for text in texts)), self._shortest)
 
     @torch.inference_mode()
     def _compute(

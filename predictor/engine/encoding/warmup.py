@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -26,6 +28,7 @@ from predictor.engine.warmup import (
     set_up_torch,
     tune_threads,
 )
+from predictor.errors import restart_may_help
 from predictor.heartbeat import Heartbeat
 from predictor.metrics import EngineMetrics
 from predictor.placement.plan import Placement
@@ -35,6 +38,13 @@ logger = logging.getLogger(__name__)
 
 _INVARIANT = "padding_invariant"
 """Key in the file that keeps the results of a start: present if padding changes no answer."""
+
+_SHORTEST = "shortest_text"
+"""Key in the same file: the fewest tokens that the model can compute."""
+
+_LENGTHS = (2, 4, 8, 16, 32)
+"""Tokens of the texts that are tried if the model fails on one token. CANINE and Funnel pool
+neighbours, and need as many as they pool."""
 
 _TIMED_TOKENS = 256
 """Tokens of a typical forward pass: whole texts, and several of them under load."""
@@ -84,24 +94,61 @@ def open_encoder_engine(
     device = torch.device(placement.execution_device)
     limits = replace(limits, bucket_shapes=device.type == "cpu")
     end = _end_of_text(model)
-    runner = EncoderRunner(model, device=device, limits=limits, postprocess=postprocess)
+    open_runner = partial(EncoderRunner, model, device=device, postprocess=postprocess)
+    shortest = _find_shortest(open_runner, limits, end, warmup_cache)
+    runner = open_runner(limits=limits, shortest=shortest)
     longest = min(placement.max_model_len, limits.tokens * 2 // 5)  # of two, padded
     reason = _test_once(runner, model, end, longest, warmup_cache)
     if reason is not None:
         limits = replace(limits, rows=1, bucket_shapes=False, delay=0.0)
-        runner = EncoderRunner(model, device=device, limits=limits, postprocess=postprocess)
-    heartbeat = options.get("heartbeat")
-    breakeven_tokens = _measure(runner, end, limits.tokens, placement, warmup_cache, heartbeat)
-    log_breakeven_tokens(breakeven_tokens)
+        runner = open_runner(limits=limits, shortest=shortest)
+    tokens = _measure(runner, end, limits.tokens, placement, warmup_cache, options.get("heartbeat"))
+    log_breakeven_tokens(tokens)
     options["observer"] = tune_threads(limit, placement, warmup_cache)
     engine = EncoderEngine(
         runner,
-        replace(limits, breakeven_tokens=breakeven_tokens),
+        replace(limits, breakeven_tokens=tokens),
         metrics=metrics,
         harmless=EncoderInput((end,)),
         **options,
     )
     return EncoderEngineHandle(engine, reason)
+
+
+def _find_shortest(
+    open_runner: Callable[..., EncoderRunner],
+    limits: BatchLimits,
+    end: int,
+    warmup_cache: WarmupCache,
+) -> int:
+    """Return the fewest tokens that the model can compute, tried at the first start."""
+    cached = warmup_cache.get(_SHORTEST)
+    if cached is not None:
+        return cached
+    text = [EncoderInput((end,))]
+    open_runner = partial(open_runner, limits=replace(limits, bucket_shapes=False))
+    with first_token():
+        try:
+            open_runner().run(text)
+            shortest = 1
+        # Models raise errors of any type.
+        except Exception as error:
+            if restart_may_help(error):
+                raise
+            lengths = (n for n in _LENGTHS if _computes(open_runner(shortest=n), text))
+            shortest = next(lengths, 0)
+            if not shortest:
+                raise
+    warmup_cache.keep(**{_SHORTEST: shortest})
+    return shortest
+
+
+def _computes(runner: EncoderRunner, text: list[EncoderInput]) -> bool:
+    try:
+        runner.run(text)
+    except Exception:
+        return False
+    return True
 
 
 def _test_once(
