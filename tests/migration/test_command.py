@@ -189,7 +189,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
                 b'"architectures": ["BertForNextSentencePrediction"]}',
             }
         },
-        "describes a BertForNextSentencePrediction, which is made for no task",
+        "describes a BertForNextSentencePrediction, which transformers makes for no task",
     ),
     "no weights": ({"model.zip": {"config.json": b'{"model_type": "bloom"}'}}, "holds no weights"),
     "a shard that is missing": (

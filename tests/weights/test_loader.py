@@ -117,16 +117,17 @@ def test_parts_on_disk_stay_out_of_memory(checkpoints: Checkpoints) -> None:
     assert all(name.split(".")[2] in "024" for name in on_meta)
 
 
-def test_a_model_that_reads_whole_prompts_is_planned_for_whole_prompts() -> None:
-    from transformers import MambaConfig
+def test_a_model_that_reads_whole_prompts_is_planned_for_whole_prompts(tmp_path: Path) -> None:
+    from transformers import RwkvConfig
 
     from predictor.checkpoint.checkpoint import Checkpoint
     from predictor.settings import read_settings
     from predictor.startup import prepare
     from tests.serving import resources
 
-    config = MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=100, state_size=8)
-    checkpoint = Checkpoint(Path("none"), config, "safetensors", None)
+    config = RwkvConfig(hidden_size=32, num_hidden_layers=2, vocab_size=100, context_length=2048)
+    config.save_pretrained(tmp_path)
+    checkpoint = Checkpoint(tmp_path, config, "safetensors", None)
     settings = read_settings({"max_model_len": 2048, "prefill_chunk": 16}, environ={})
     prepared = prepare(settings, checkpoint, resources())
     assert prepared.chunk == 2048
