@@ -20,6 +20,7 @@ from predictor.placement.units import Footprint
 from predictor.pod.resources import MEMORY_FILESYSTEMS, PodResources
 from predictor.pod.usage import count_usage
 from predictor.profiling.encoder_probe import count_positions
+from predictor.profiling.module_state import keeps_state_in_modules
 from predictor.settings import Settings
 from predictor.tasks.sentence_layout import read_layout
 from predictor.weights.block_source import OffloadConfig
@@ -121,15 +122,22 @@ def largest_batch(
     if task == "text2text_generation":
         return max(settings.prefill_chunk, length), settings.max_batch_size
     # A model that cannot be batched cannot prefill in chunks either, for the same reasons.
-    if unbatchable_reason(skeleton) is not None:
+    if _unbatchable_reason(skeleton) is not None:
         return length, 1
     return min(settings.prefill_chunk, length), settings.max_batch_size
 
 
 def batching_notes(task: str, skeleton: PreTrainedModel) -> tuple[str, ...]:
     """Return a sentence if the model is served one request at a time."""
-    reason = None if task != "text_generation" else unbatchable_reason(skeleton)
+    reason = None if task != "text_generation" else _unbatchable_reason(skeleton)
     return () if reason is None else (f"Requests are answered one at a time: {reason}.",)
+
+
+def _unbatchable_reason(skeleton: PreTrainedModel) -> str | None:
+    reason = unbatchable_reason(skeleton)
+    if reason is None and keeps_state_in_modules(skeleton):
+        return "it keeps a state in its modules"
+    return reason
 
 
 def placement_options(

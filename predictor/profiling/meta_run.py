@@ -48,11 +48,7 @@ class ForwardPass:
 
 
 class MetaRun:
-    """Forward passes of one model.
-
-    Attributes:
-        whole: Whether the engine can keep a cache of whole sequences for the model.
-    """
+    """Forward passes of one model."""
 
     def __init__(
         self, model: PreTrainedModel, blocks: Sequence[nn.Module], deduplicator: BlockDeduplicator

@@ -92,6 +92,23 @@ def test_with_a_state_only_chunks_of_one_length_continue_together() -> None:
     assert batch(chunks[:2], [Chunk(4, 9, 1)], limits) == (tuple(chunks[:2]), (Chunk(4, 9, 1),))
 
 
+@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 127, 128, 200])
+def test_with_a_state_only_the_first_chunk_of_a_prompt_may_be_of_another_length(
+    tokens: int,
+) -> None:
+    s = scheduler(tokens, chunk=64, keeps_state=True)
+    chunks = [advance(s).batches[0][0] for _ in range(-(-tokens // 64))]
+    assert [chunk.count for chunk in chunks[1:]] == [64] * (len(chunks) - 1)
+    assert chunks[-1].end == tokens
+
+
+def test_with_a_state_short_rows_that_take_as_much_as_long_ones_count_as_such() -> None:
+    limits = SchedulerLimits(1000, 64, 64, breakeven_tokens=64, least_row_tokens=16)
+    chunks = [Chunk(key, 0, 1) for key in range(6)]
+    assert keys(choose_company(chunks, limits)) == [0, 1, 2, 3]
+    assert keys(choose_company([Chunk(9, 0, 17), *chunks], limits)) == [9, 0]
+
+
 def test_where_states_continue_one_by_one_prompts_go_on_with_the_replies() -> None:
     s = scheduler(4, 10, chunk=6, breakeven_tokens=64, keeps_state=True, one_by_one=True)
     assert advance(s).batches == ((Chunk(0, 0, 4),),)

@@ -6,12 +6,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from predictor.constraints import batching_notes, largest_batch
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.blocks import find_blocks
 from predictor.profiling.footprint import build_on_meta
 from predictor.profiling.meta_run import MetaRun
 from predictor.profiling.sequence_cache import KeptTensors, in_modules
+from predictor.settings import Settings
 from tests.placement.models import measured
 
 SHAPE = {
@@ -122,6 +124,19 @@ def test_the_state_of_codestral_mamba_worked_by_hand():
     for footprint in (short, long):
         assert footprint.kv_per_token == 0
         assert sum(unit.kv_fixed for unit in footprint.units) == 64 * (4 * 2**20 + 80 * 2**10)
+
+
+ALONE = {"rwkv", "xlstm", "minimax", "recurrent_gemma"}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_model_whose_state_cannot_be_shared_is_planned_for_one(name):
+    model = build_on_meta(config_of(name), "float32")
+    settings = Settings(model_id="x/y", prefill_chunk=16, max_batch_size=8)
+
+    batch = largest_batch(settings, "text_generation", model, 64)
+    assert batch == ((64, 1) if name in ALONE else (16, 8))
+    assert len(batching_notes("text_generation", model)) == (name in ALONE)
 
 
 SHARING = {  # the rows of 8 tokens that may share a pass of 128

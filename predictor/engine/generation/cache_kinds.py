@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from predictor.engine.generation.kv_cache import HYBRID_KINDS, KINDS, STATE_KINDS
 from predictor.engine.generation.runner import cache_argument
-from predictor.private.cache import cache_layers
+from predictor.private.cache import cache_layers, takes_dynamic_cache
 from predictor.private.transformers import is_stateful
 
 
@@ -18,6 +18,8 @@ def unbatchable_reason(model: PreTrainedModel) -> str | None:
         return "its forward pass takes no past_key_values"
     if "attention_mask" not in inspect.signature(model.forward).parameters:
         return "its forward pass takes no attention_mask"
+    if not takes_dynamic_cache(model):
+        return "it makes a cache of its own"
     kinds = {layer.kind for layer in cache_layers(model)}
     if kinds - KINDS:
         return f"it has layers of the kind {sorted(kinds - KINDS)[0]}"

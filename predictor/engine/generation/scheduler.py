@@ -21,7 +21,9 @@ token.
   from its first token. The chunk that failed is then computed alone, so that no sequence makes
   others fail again; the second time, all of it is, so that it ends. One such pass is in each step.
 - **States**: if the model keeps a state, a sequence that begins is never part of a decode pass, and
-  one whose state can be continued by single tokens alone is, even if it has many tokens left.
+  one whose state can be continued by single tokens alone is, even if it has many tokens left. Else
+  the first chunk of a prompt is the odd one, since only chunks that begin may be padded: all that
+  continue have `SchedulerLimits.chunk` tokens, so they come in one shape and share forward passes.
 """
 
 from __future__ import annotations
@@ -69,8 +71,11 @@ class _Sequence(Entry):
     def left(self) -> int:
         return self.tokens - self.cached
 
-    def next_chunk(self, limit: int) -> Chunk:
-        return Chunk(self.key, self.cached, min(self.left, limit))
+    def next_chunk(self, limits: SchedulerLimits) -> Chunk:
+        count = 1 if self.is_decoding(limits) else min(self.left, limits.chunk)
+        if limits.keeps_state and not limits.one_by_one and not self.cached:
+            count = (self.left - 1) % limits.chunk + 1
+        return Chunk(self.key, self.cached, count)
 
     def is_decoding(self, limits: SchedulerLimits) -> bool:
         """Whether its next chunk is a single token that continues it."""
@@ -163,13 +168,12 @@ class Scheduler:
         decode: list[Chunk] = []
         alone: list[Chunk] = []
         for sequence in self._running.values():
-            is_decoding = sequence.is_decoding(self._limits)
-            chunk = sequence.next_chunk(1 if is_decoding else self._limits.chunk)
+            chunk = sequence.next_chunk(self._limits)
             if not chunk.count:
                 continue
             if chunk.start < sequence.alone.stop and sequence.alone.start < chunk.end:
                 alone.append(chunk)
-            elif is_decoding:
+            elif sequence.is_decoding(self._limits):
                 decode.append(chunk)
             else:
                 prompts.append(sequence)
@@ -218,12 +222,13 @@ class Scheduler:
     def _select_prefill(self, prompts: list[_Sequence]) -> list[Chunk]:
         """Choose the chunks of prompts to compute next: the first by priority, and cheap company.
 
-        A chunk is all that is left of a prompt, up to `SchedulerLimits.chunk` tokens. Further
+        A chunk is all that is left of a prompt, up to `SchedulerLimits.chunk` tokens, or what is
+        left beyond a multiple of it if a state begins. Further
         prompts join, in order of priority, if their padding costs less than another forward pass.
         """
         prompts.sort(key=_priority)
         chunks = choose_company(
-            [sequence.next_chunk(self._limits.chunk) for sequence in prompts], self._limits
+            [sequence.next_chunk(self._limits) for sequence in prompts], self._limits
         )
         selected = {chunk.key for chunk in chunks}
         last = max((self._running[key].place for key in selected), default=(0, 0))
