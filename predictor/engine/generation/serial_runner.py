@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.runner import cache_argument
-from predictor.private.cache import takes_dynamic_cache
+from predictor.private.cache_layers import own_cache
 
 
 @dataclass(slots=True)
@@ -83,10 +83,8 @@ class SerialRunner:
 
     def _begin(self) -> _Sequence:
         name = cache_argument(self.model)
-        if not name or not takes_dynamic_cache(self.model):
-            return _Sequence()
-        config = self.model.config.get_text_config(decoder=True)
-        return _Sequence(caches={name: DynamicCache(config=config)})
+        cache = own_cache(self.model) if name else None
+        return _Sequence() if cache is None else _Sequence(caches={name: cache})
 
     def _inputs(self, sequence: _Sequence, row: SequenceChunk) -> dict[str, Any]:
         ids = torch.tensor([sequence.tokens], device=self._device)
