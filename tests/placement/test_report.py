@@ -45,7 +45,8 @@ def test_a_disk_that_is_read_in_place_has_no_size():
 def test_json_holds_every_field_of_the_placement_and_its_tiers():
     report = json.loads(json.dumps(as_json(PLACEMENT)))
 
-    assert set(report) == {field.name for field in dataclasses.fields(Placement)}
+    fields = {field.name for field in dataclasses.fields(Placement)}
+    assert set(report) == fields - {"least_row_tokens"}  # it bounds passes, and is no size
     for tier in report["tiers"]:
         names = {field.name for field in dataclasses.fields(Tier)}
         assert set(tier) == names | {"planned", "reserve"}
