@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeGuard
 
 import torch
 
-from predictor.linear.formats.format import ROWS, IntegerFormat, WeightFormat
+from predictor.linear.formats.format import ROWS, WeightFormat
 from predictor.linear.weight import LinearWeight
 
 ROWS_AT_ONCE = 512
@@ -76,6 +75,6 @@ def add_bias(product: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return product if bias is None else product.add_(bias)
 
 
-def has_output_scales(weight_format: WeightFormat | None) -> TypeGuard[IntegerFormat]:
+def has_output_scales(weight_format: WeightFormat | None) -> bool:
     """Return whether weights are integers with a scale for each output, and nothing else."""
-    return isinstance(weight_format, IntegerFormat) and weight_format.has_output_scales
+    return bool(getattr(weight_format, "has_output_scales", False))

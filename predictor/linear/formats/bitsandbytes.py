@@ -17,6 +17,7 @@ import torch
 from predictor.errors import CheckpointError
 from predictor.linear.formats.format import TensorSpec
 from predictor.linear.formats.packed_bits import look_up, pair_table
+from predictor.linear.formats.scales import multiply_by_outputs
 from predictor.linear.formats.stored_tensors import (
     FLOATS,
     accept_usual,
@@ -173,9 +174,7 @@ class BitsAndBytes8:
         self, packed: Mapping[str, torch.Tensor], begin: int, end: int, dtype: torch.dtype
     ) -> torch.Tensor:
         """Return rows of the matrix; see `WeightFormat`."""
-        scale = packed["SCB"][begin:end].to(torch.float32) / 127
-        rows = packed["weight"][begin:end].to(torch.float32)
-        return rows.mul_(scale[:, None]).to(dtype)
+        return multiply_by_outputs(*self.integers(packed, begin, end), dtype)
 
     @property
     def has_output_scales(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 
@@ -89,7 +89,6 @@ class WeightFormat(Protocol):
         """
 
 
-@runtime_checkable
 class IntegerFormat(WeightFormat, Protocol):
     """A format whose matrices may be integers of eight bits, times a scale per output."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from predictor.linear.formats.format import TensorSpec
+from predictor.linear.formats.scales import multiply_by_outputs
 from predictor.linear.formats.stored_tensors import accept_usual
 
 WEIGHT, SCALE = "weight_int8", "weight_scale"
@@ -60,8 +61,7 @@ class Int8:
         self, packed: Mapping[str, torch.Tensor], begin: int, end: int, dtype: torch.dtype
     ) -> torch.Tensor:
         """Return rows of the matrix; see `WeightFormat`."""
-        rows = packed[WEIGHT][begin:end].to(torch.float32)
-        return rows.mul_(packed[SCALE][begin:end, None]).to(dtype)
+        return multiply_by_outputs(*self.integers(packed, begin, end), dtype)
 
     @property
     def has_output_scales(self) -> bool:

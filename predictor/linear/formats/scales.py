@@ -12,6 +12,19 @@ def as_float32(scale: torch.Tensor) -> torch.Tensor:
     return scale.to(torch.float32)
 
 
+def multiply_by_outputs(
+    integers: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return integers times a scale per output, rounded once.
+
+    Args:
+        integers: Rows of a matrix, of shape (rows, in).
+        scale: Of shape (rows,), in float32.
+        dtype: The dtype of the result.
+    """
+    return integers.to(torch.float32).mul_(scale[:, None]).to(dtype)
+
+
 def multiply_by_blocks(
     rows: torch.Tensor, scale: torch.Tensor, begin: int, block: tuple[int, int]
 ) -> None:
