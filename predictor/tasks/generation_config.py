@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from predictor.errors import CheckpointError, RequestError, reason_of
-from predictor.tasks.parameters import Check, boolean, integer, number
+from predictor.tasks.parameters import Check, boolean, bounded, integer
 
 _MOST = 2**31 - 1
 
@@ -184,16 +184,6 @@ def end_tokens(config: Any, path: Path) -> frozenset[int]:
     return frozenset(token for group in tokens for token in group if isinstance(token, int))
 
 
-def _bounded(least: float, most: float) -> Check:
-    def check(name: str, value: Any) -> float:
-        given = number(name, value)
-        if not least <= given <= most:
-            raise RequestError(f"{name} must be between {least:g} and {most:g}, not {given:g}.")
-        return given
-
-    return check
-
-
 def _at_least(least: int) -> Check:
     def check(name: str, value: Any) -> int:
         is_whole = isinstance(value, float) and value.is_integer()
@@ -227,11 +217,11 @@ def _token_or_list_of_one(name: str, value: Any) -> int:
 
 _FOLLOWED: dict[str, Check] = {
     "do_sample": boolean,
-    "temperature": _bounded(0, float(2**31)),
-    "top_p": _bounded(0, 1),
+    "temperature": bounded(0, float(2**31)),
+    "top_p": bounded(0, 1),
     "top_k": _top_k,
-    "min_p": _bounded(0, 1),
-    "repetition_penalty": _bounded(1e-3, 1e3),
+    "min_p": bounded(0, 1),
+    "repetition_penalty": bounded(1e-3, 1e3),
     "max_new_tokens": _at_least(1),
     "max_length": _at_least(0),
     "min_length": _at_least(0),

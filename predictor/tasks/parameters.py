@@ -98,6 +98,18 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
+def bounded(least: float, most: float) -> Check:
+    """Return the check of a number that lies between two others, or is one of them."""
+
+    def check(name: str, value: Any) -> float:
+        given = number(name, value)
+        if not least <= given <= most:
+            raise RequestError(f"{name} must be between {least:g} and {most:g}, not {given:g}.")
+        return given
+
+    return check
+
+
 def _max_new_tokens(name: str, value: Any) -> int:
     return integer(name, value, 1, 2**31 - 1)
 
@@ -118,13 +130,6 @@ def _top_p(name: str, value: Any) -> float:
     return given
 
 
-def _min_p(name: str, value: Any) -> float:
-    given = number(name, value)
-    if not 0 <= given <= 1:
-        raise RequestError(f"{name} must be between 0 and 1, not {given:g}.")
-    return given
-
-
 def _forced_bos_token_id(name: str, value: Any) -> int | str:
     if isinstance(value, str) and 0 < len(value) <= _LONGEST_STOP:
         return value
@@ -135,20 +140,6 @@ def _forced_bos_token_id(name: str, value: Any) -> int | str:
 
 def _top_k(name: str, value: Any) -> int:
     return integer(name, value, 0, 2**31 - 1)
-
-
-def _repetition_penalty(name: str, value: Any) -> float:
-    given = number(name, value)
-    if not _LEAST <= given <= _MOST:
-        raise RequestError(f"{name} must be between {_LEAST:g} and {_MOST:g}, not {given:g}.")
-    return given
-
-
-def _penalty(name: str, value: Any) -> float:
-    given = number(name, value)
-    if not -2 <= given <= 2:
-        raise RequestError(f"{name} must be between -2 and 2, not {given:g}.")
-    return given
 
 
 def timeout(name: str, value: Any) -> float:
@@ -228,13 +219,13 @@ _CHECKS: dict[str, Check] = {
     "temperature": _temperature,
     "top_p": _top_p,
     "top_k": _top_k,
-    "min_p": _min_p,
-    "repetition_penalty": _repetition_penalty,
+    "min_p": bounded(0, 1),
+    "repetition_penalty": bounded(_LEAST, _MOST),
     "seed": _seed,
     "stop": _stop,
     "return_full_text": boolean,
-    "presence_penalty": _penalty,
-    "frequency_penalty": _penalty,
+    "presence_penalty": bounded(-2, 2),
+    "frequency_penalty": bounded(-2, 2),
     "timeout": timeout,
     "logit_bias": _logit_bias,
     "logprobs": _logprobs,
