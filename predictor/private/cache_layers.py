@@ -1,10 +1,13 @@
-"""The layers of transformers' caches, and the cache of a model as the engine or the model has it.
+"""The layers of transformers' caches: their kinds, and the cache that a model is given.
 
-Read in transformers 5.23.0: ``cache_utils.py`` and ``generation/utils.py``.
+Read in transformers 5.23.0: ``cache_utils.py`` and ``generation/utils.py``. `transformers` in this
+package declares what is used of them.
 """
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import DynamicCache, PreTrainedModel
@@ -17,17 +20,70 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from predictor.private.cache import takes_dynamic_cache
+__all__ = ["DummyLayer", "LinearAttentionCacheLayerMixin"]
+
+TOKEN_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""Kinds of layers that have keys and values of each token."""
+
+STATE_KINDS = frozenset({"linear_attention", "conv"})
+"""Kinds of layers that have a state of fixed size."""
+
+HYBRID_KINDS = frozenset({"hybrid", "hybrid_sliding"})
+"""Kinds of layers that have both."""
+
+EMPTY_KINDS = frozenset({"dummy"})
+"""Kinds of layers that have nothing of their own, such as those that share another's keys."""
 
 _LAYERS = (CacheLayerMixin, LinearAttentionCacheLayerMixin, DummyLayer)
 
 _WHOLE: dict[str, Any] = {
-    **dict.fromkeys(("full_attention", "sliding_attention", "chunked_attention"), DynamicLayer),
-    **dict.fromkeys(("linear_attention", "conv"), LinearAttentionLayer),
-    **dict.fromkeys(("hybrid", "hybrid_sliding"), LinearAttentionAndFullAttentionLayer),
-    "dummy": DummyLayer,
+    **dict.fromkeys(TOKEN_KINDS, DynamicLayer),
+    **dict.fromkeys(STATE_KINDS, LinearAttentionLayer),
+    **dict.fromkeys(HYBRID_KINDS, LinearAttentionAndFullAttentionLayer),
+    **dict.fromkeys(EMPTY_KINDS, DummyLayer),
 }
 """Layers that keep keys and values of all tokens, states, both, or nothing, by their kind."""
+
+KINDS = frozenset(_WHOLE)
+"""All kinds of layers that the engine has a cache for."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayer:
+    """What a layer of the model keeps of a sequence.
+
+    Attributes:
+        kind: transformers' name of the kind, such as ``full_attention`` or ``linear_attention``.
+        states: How many pairs of a convolution's and a recurrence's state it has; 0 for none.
+    """
+
+    kind: str
+    states: int = 0
+
+
+def cache_layers(model: PreTrainedModel) -> tuple[CacheLayer, ...]:
+    """Return the layers that a cache of the model's decoder may have."""
+    from transformers.cache_utils import get_layer_types_and_kwargs
+
+    config: Any = model.config.get_text_config(decoder=True)
+    kinds, options = get_layer_types_and_kwargs(config)
+    return tuple(
+        CacheLayer(kind, given.get("number_of_states", 0))
+        for kind, given in zip(kinds, options, strict=True)
+    )
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return the name by which a model takes a cache; empty if it takes none."""
+    accepted = inspect.signature(model.forward).parameters
+    names = (name for name in ("past_key_values", "cache_params") if name in accepted)
+    return next(names, "")
+
+
+def takes_dynamic_cache(model: PreTrainedModel) -> bool:
+    """Return whether `generate` gives the model a `DynamicCache`, and not a cache of its own."""
+    is_default: Any = getattr(model, "_supports_default_dynamic_cache", None)
+    return is_default is not None and bool(is_default())
 
 
 def is_cache_layer(value: Any) -> bool:
@@ -40,15 +96,13 @@ def whole_sequence_cache(model: PreTrainedModel) -> DynamicCache | None:
 
     None is returned if the model has layers of another kind.
     """
-    from transformers.cache_utils import get_layer_types_and_kwargs
-
-    config: Any = model.config.get_text_config(decoder=True)
-    kinds, options = get_layer_types_and_kwargs(config)
-    if not set(kinds) <= set(_WHOLE):
+    layers = cache_layers(model)
+    if not KINDS.issuperset(layer.kind for layer in layers):
         return None
     cache = DynamicCache()
     cache.layers = [
-        _WHOLE[kind](**_states(given)) for kind, given in zip(kinds, options, strict=True)
+        _WHOLE[layer.kind](**({"number_of_states": layer.states} if layer.states else {}))
+        for layer in layers
     ]
     return cache
 
@@ -58,7 +112,3 @@ def own_cache(model: PreTrainedModel) -> DynamicCache | None:
     if not takes_dynamic_cache(model):
         return None
     return DynamicCache(config=model.config.get_text_config(decoder=True))
-
-
-def _states(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if name == "number_of_states"}

@@ -96,7 +96,6 @@ MODELS = (
     *uncalled(
         "transformers.modeling_utils", "accelerate_dispatch", "_get_resolved_checkpoint_files"
     ),
-    *uncalled("transformers.cache_utils", "LinearAttentionCacheLayerMixin", "DummyLayer"),
     *uncalled("transformers.generation", "GenerationMixin._supports_default_dynamic_cache"),
     *uncalled(
         "transformers.modeling_utils",

@@ -13,13 +13,10 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 
 from predictor.live_bytes import LiveBytes
-from predictor.private.cache_layers import own_cache, whole_sequence_cache
+from predictor.private.cache_layers import cache_argument, own_cache, whole_sequence_cache
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.meta_device import DeviceBehavior
 from predictor.profiling.sequence_cache import KeptTensors, in_modules
-
-_CACHE_NAMES = ("past_key_values", "cache_params")
-"""The names by which models take a cache of transformers' classes."""
 
 _OPTIONS = {"use_cache": True, "use_mems": True, "logits_to_keep": 1}
 """Arguments that a model gets if it takes them."""
@@ -66,13 +63,13 @@ class MetaRun:
         self._weights = {weight.untyped_storage() for weight in model.parameters()}
         accepted = inspect.signature(model.forward).parameters
         self._accepted = frozenset(accepted)
-        self._name = next((name for name in _CACHE_NAMES if name in accepted), None)
+        self._name = cache_argument(model)
         self._options = {name: value for name, value in _OPTIONS.items() if name in accepted}
         self._untouched = [tensor for own in in_modules(blocks) for tensor in own]
 
     def empty(self) -> Cache | None:
         """Return an empty cache of whole sequences; None if the model cannot use one."""
-        if self._name is None or own_cache(self._model) is None:
+        if not self._name or own_cache(self._model) is None:
             return None
         return whole_sequence_cache(self._model)
 
@@ -97,7 +94,7 @@ class MetaRun:
         Raises:
             TooManyOperations: More than that would run.
         """
-        if past is None and self._name is not None:
+        if past is None and self._name:
             past = own_cache(self._model)
         before = {id(tensor) for tensor in self._untouched}
         with LiveBytes(self._weights, most_operations=most_operations) as live:
@@ -118,7 +115,7 @@ class MetaRun:
     def _call(self, rows: int, tokens: int, past: Any) -> list[Any]:
         """Return the caches: what is returned under the name of an input, else what was given."""
         ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
-        given = {} if past is None else {str(self._name): past}
+        given = {} if past is None else {self._name: past}
         called: Any = self._model
         with torch.no_grad(), DeviceBehavior():
             output = called(input_ids=ids, **given, **self._options)

@@ -20,7 +20,7 @@ from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.engine.generation.sampling_params import SamplingParams, Token
 from predictor.errors import EngineBroken, GenerationFailed
 from predictor.metrics import EngineMetrics
-from predictor.private.cache import cache_layers
+from predictor.private.cache_layers import cache_layers
 from tests.conftest import Checkpoints
 from tests.serving import Collected, metric
 

@@ -9,7 +9,7 @@ import torch
 
 from predictor.engine.generation.kv_cache import PagedKVCache
 from predictor.engine.generation.layout import Layout, SequenceChunk
-from predictor.private.cache import CacheLayer
+from predictor.private.cache_layers import CacheLayer
 
 HEADS, SIZE = 2, 3
 

@@ -7,7 +7,7 @@ import torch
 
 from predictor.engine.generation.kv_cache import PagedKVCache
 from predictor.engine.generation.layout import SequenceChunk
-from predictor.private.cache import CacheLayer
+from predictor.private.cache_layers import CacheLayer
 
 KERNEL, CHANNELS = 3, 2
 

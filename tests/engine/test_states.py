@@ -23,7 +23,7 @@ from predictor.engine.generation.runner import BatchRunner
 from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.engine.generation.serial_runner import SerialRunner
 from predictor.errors import ModelUnusable
-from predictor.private.cache import cache_layers
+from predictor.private.cache_layers import cache_layers
 from tests.engine.test_contamination import Alone, Ask, Company, check, generated
 from tests.serving import Collected, blocks_on_disk, bring_up
 from tests.states import CONFIGS, ONE_BY_ONE, SERIAL, make_checkpoint, noisy

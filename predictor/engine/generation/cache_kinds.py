@@ -6,9 +6,14 @@ import inspect
 
 from transformers import PreTrainedModel
 
-from predictor.engine.generation.kv_cache import HYBRID_KINDS, KINDS, STATE_KINDS
-from predictor.engine.generation.runner import cache_argument
-from predictor.private.cache import cache_layers, takes_dynamic_cache
+from predictor.private.cache_layers import (
+    HYBRID_KINDS,
+    KINDS,
+    STATE_KINDS,
+    cache_argument,
+    cache_layers,
+    takes_dynamic_cache,
+)
 from predictor.private.transformers import is_stateful
 
 

@@ -29,22 +29,13 @@ from transformers.cache_utils import CacheLayerMixin  # public: `transformers` e
 from predictor.engine.generation.kv_accounting import PADDING_PAGES, usable_tokens
 from predictor.engine.generation.layout import Layout, SequenceChunk
 from predictor.engine.generation.state_cache import StateLayer, StateSlots
-from predictor.private.cache import CacheLayer, DummyLayer
-
-TOKEN_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-"""Kinds of layers that have keys and values of each token. Masks hide what left a window."""
-
-STATE_KINDS = frozenset({"linear_attention", "conv"})
-"""Kinds of layers that have a state of fixed size."""
-
-HYBRID_KINDS = frozenset({"hybrid", "hybrid_sliding"})
-"""Kinds of layers that have both."""
-
-EMPTY_KINDS = frozenset({"dummy"})
-"""Kinds of layers that have nothing of their own, such as those that share another's keys."""
-
-KINDS = TOKEN_KINDS | STATE_KINDS | HYBRID_KINDS | EMPTY_KINDS
-"""All kinds of layers that the pool has."""
+from predictor.private.cache_layers import (
+    EMPTY_KINDS,
+    HYBRID_KINDS,
+    STATE_KINDS,
+    CacheLayer,
+    DummyLayer,
+)
 
 
 class PagedKVCache(Cache):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from predictor.engine.generation.kv_cache import PagedKVCache
 from predictor.engine.generation.layout import Layout, SequenceChunk
-from predictor.private.cache import CacheLayer
+from predictor.private.cache_layers import CacheLayer, cache_argument
 
 
 class Runner(Protocol):
@@ -130,10 +130,3 @@ class BatchRunner:
             return mask.to(self._device)
         mask = mask[:, layout.past :]
         return None if bool(mask.all()) else mask.to(self._device)
-
-
-def cache_argument(model: PreTrainedModel) -> str:
-    """Return the name by which a model takes a cache; empty if it takes none."""
-    accepted = inspect.signature(model.forward).parameters
-    names = (name for name in ("past_key_values", "cache_params") if name in accepted)
-    return next(names, "")

@@ -16,8 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from predictor.engine.generation.layout import SequenceChunk
-from predictor.engine.generation.runner import cache_argument
-from predictor.private.cache_layers import own_cache
+from predictor.private.cache_layers import cache_argument, own_cache
 
 
 @dataclass(slots=True)

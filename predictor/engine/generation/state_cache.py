@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from predictor.private.cache import LinearAttentionCacheLayerMixin
+from predictor.private.cache_layers import LinearAttentionCacheLayerMixin
 
 
 class RowSlots:

@@ -39,7 +39,7 @@ from predictor.engine.warmup import (
 )
 from predictor.metrics import EngineMetrics
 from predictor.placement.plan import Placement
-from predictor.private.cache import cache_layers
+from predictor.private.cache_layers import cache_layers
 from predictor.weights.store.warmup_cache import WarmupCache
 
 logger = logging.getLogger(__name__)
