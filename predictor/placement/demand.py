@@ -57,8 +57,8 @@ class Demand:
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens of KV cache at full load."""
-        return self.concurrency * self.footprint.max_model_len
+        """Tokens of KV cache at full load; 0 if the model keeps nothing of a token."""
+        return self.concurrency * self.footprint.max_model_len if self.footprint.kv_per_token else 0
 
     @property
     def slots(self) -> int:

@@ -116,7 +116,7 @@ class Placement:
         tiers: GPUs in order, then main memory, then disk.
         execution_device: The device that executes offloaded parts: a GPU's index or ``"cpu"``.
         max_model_len: Tokens of the longest sequence.
-        kv_tokens: Tokens of KV cache that may be in use at one time.
+        kv_tokens: Tokens of KV cache that may be in use at one time; 0 if none is kept.
         state_slots: Sequences whose states may be kept at one time; 0 if none is kept.
         limited_by: The resource that keeps more of the model from a faster tier, as a phrase.
         by_block: Whether offloaded blocks are streamed whole, through buffers that are planned.

@@ -56,7 +56,8 @@ def _cache(placement: Placement) -> str:
     if not any(tier.kv for tier in placement.tiers):
         return "no KV cache"
     states = f", states of {placement.state_slots} sequences" if placement.state_slots else ""
-    return f"KV cache: {placement.kv_tokens} tokens{states}"
+    tokens = f"KV cache: {placement.kv_tokens} tokens" if placement.kv_tokens else "no KV cache"
+    return tokens + states
 
 
 def _row(tier: Tier) -> tuple[str, ...]:

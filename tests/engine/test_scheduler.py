@@ -117,6 +117,20 @@ def test_where_states_continue_one_by_one_prompts_go_on_with_the_replies() -> No
     assert advance(s).batches == ((Chunk(1, 7, 1), Chunk(0, 6, 1)),)
 
 
+def test_without_keys_of_tokens_all_run_whatever_their_length() -> None:
+    s = scheduler(30, 30, 30, 5, kv=32, breakeven_tokens=64, keeps_tokens=False)
+    assert keys(s.plan().batches[0]) == [
+        3,
+        0,
+    ]  # the tokens computed are within a chunk all the same
+    prefill_all(s)
+    for _ in range(20):
+        step = advance(s)
+        assert keys(step.batches[0]) == [0, 1, 2, 3]
+        assert not step.preempted
+    assert (s.running, s.waiting, s.cached) == (4, 0, 0)
+
+
 def test_a_chunk_that_was_not_fed_is_planned_again() -> None:
     s = scheduler(20, chunk=8)
     assert s.plan() == s.plan() == Step((), ((Chunk(0, 0, 8),),))

@@ -117,6 +117,17 @@ def test_no_padding_comes_between_a_state_and_new_tokens() -> None:
         cache.lay_out([row(1, 1, 1), row(3, 0, 1)])
 
 
+def test_without_keys_of_tokens_a_pass_is_as_wide_as_its_new_tokens() -> None:
+    cache = pool(slots=2)
+    run(cache, [1], 0, 10)
+    for start in (1, 5000):
+        layout = cache.lay_out([row(1, start, 3)], bucket_shapes=True)
+        assert (layout.past, layout.new, layout.lengths.tolist()) == (0, 3, [start + 3])
+    assert cache.free_pages == 59
+    cache.release(1)
+    assert cache.free_pages == 59
+
+
 def test_the_states_of_a_pass_that_failed_are_lost() -> None:
     cache = pool()
     run(cache, [1, 2, 3], 0, 10, 20, 30)

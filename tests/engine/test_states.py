@@ -33,6 +33,7 @@ CPU = torch.device("cpu")
 
 BATCHED = [name for name in CONFIGS if name not in SERIAL]
 WITH_STATE = [name for name in BATCHED if name != "gemma3n"]
+WITHOUT_KEYS = {"mamba", "falcon_mamba", "mamba2"}
 ON_DISK = ["mamba2", "qwen3_next", "lfm2", "jamba", "rwkv"]
 
 REQUESTS = [
@@ -67,6 +68,7 @@ def batch_runner(name: str) -> BatchRunner:
 
 def limits(name: str, **others: Any) -> dict[str, Any]:
     states = {"keeps_state": name in WITH_STATE, "one_by_one": name in ONE_BY_ONE}
+    states["keeps_tokens"] = name not in WITHOUT_KEYS
     return {"sequences": SLOTS, "chunk": CHUNK, "breakeven_tokens": 16} | states | others
 
 
@@ -79,7 +81,8 @@ def test_tokens_in_company_are_those_of_generate_alone(name: str) -> None:
     runner = batch_runner(name)
     company = company_of(runner, name)
     check(REQUESTS, company.run(), [one.tokens for one in alone(name)])
-    assert company.preemptions > 0
+    assert runner.cache.keeps_tokens == (name not in WITHOUT_KEYS)
+    assert (company.preemptions > 0) == (name not in WITHOUT_KEYS)
     assert company.runner.most_rows >= 3
     assert runner.cache.free_pages == KV_TOKENS
     assert runner.cache.states.free == SLOTS
@@ -153,6 +156,28 @@ def test_after_a_pass_that_failed_halfway_the_states_are_computed_again(name: st
         handle.remove()
     rows = [row for rows in company.runner.passes for row in rows if row.key >= 0]
     assert sum(row.start == 0 for row in rows) > len(REQUESTS) + company.preemptions
+
+
+def test_a_model_that_keeps_no_keys_has_no_pages_and_takes_all_that_have_slots(
+    tmp_path: Path,
+) -> None:
+    up = bring_up(make_checkpoint(tmp_path / "model", "mamba2"), max_model_len=32, max_batch_size=4)
+    engine = up.task.engine
+    try:
+        assert up.prepared.placement.kv_tokens == 0
+        assert engine.runner.cache.free_pages == 0
+        assert not engine.limits.keeps_tokens
+        callbacks = [Collected() for _ in range(4)]
+        for index, callback in enumerate(callbacks):
+            engine.submit([50 + index] * 8, SamplingParams(max_new_tokens=24), callback)
+        for index, callback in enumerate(callbacks):
+            ask = Ask([50 + index] * 8, SamplingParams(max_new_tokens=24), 0)
+            tokens = generated(noisy("mamba2"), ask).tokens
+            assert callback.wait().tokens == tokens[: len(callback.tokens)]
+            assert len(callback.tokens) == 24 or callback.tokens[-1] == 2
+    finally:
+        engine.stop()
+        assert engine.join(30)
 
 
 def test_a_model_whose_replies_would_be_wrong_is_refused(

@@ -8,6 +8,7 @@ import pytest
 
 from predictor.placement.plan import PlacementOptions
 from predictor.placement.planner import plan
+from predictor.placement.report import table
 from tests.placement.small import MIB, footprint, pod
 
 STATE = 2 * MIB
@@ -58,6 +59,15 @@ def test_a_model_that_is_offloaded_has_states_for_sixteen_all_the_same():
 def test_no_more_states_than_sequences_and_no_fewer_than_those_of_full_length():
     assert planned(400, max_batch_size=5).state_slots == 5
     assert planned(400, max_batch_size=2, max_concurrency=7).state_slots == 7
+
+
+def test_a_model_that_keeps_nothing_of_a_token_is_planned_without_tokens():
+    units = tuple(dataclasses.replace(unit, kv_per_token=0) for unit in with_states().units)
+    model = dataclasses.replace(with_states(), units=units)
+    placement = plan(model, pod(memory=200), PlacementOptions(headroom=0.0, max_batch_size=8))
+
+    assert (placement.kv_tokens, placement.state_slots) == (0, 8)
+    assert "no KV cache, states of 8 sequences; longest sequence: 4 tokens" in table(placement)
 
 
 def test_a_model_without_a_state_has_no_slots():

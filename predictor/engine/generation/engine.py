@@ -122,7 +122,7 @@ class ContinuousBatching:
         self._scheduler = Scheduler(limits)
         self._batch_sampler = BatchSampler()
         self._sequences: dict[int, _Sequence] = {}
-        metrics.kv_limit.set(limits.kv_tokens)
+        metrics.kv_limit.set(limits.kv_tokens if limits.keeps_tokens else 0)
 
     def idle_seconds(self) -> float | None:
         """Return that there is nothing to wait for while a sequence is left."""

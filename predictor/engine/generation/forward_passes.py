@@ -30,6 +30,8 @@ class SchedulerLimits:
         max_attention_tokens: Most cached tokens that a forward pass reads, padding included; at
             least `kv_tokens`.
         bucket_shapes: Whether rows are padded to one of a few lengths, see `shape_buckets`.
+        keeps_tokens: Whether the model keeps keys and values of tokens. If not, `kv_tokens` bounds
+            each sequence by itself, and a forward pass reads its new tokens alone.
         keeps_state: Whether the model keeps a state of each sequence.
         one_by_one: Whether a sequence that has begun is continued one token at a time.
         least_row_tokens: Tokens of prefill that take as much memory as a row of a few tokens.
@@ -41,6 +43,7 @@ class SchedulerLimits:
     breakeven_tokens: int = 0
     max_attention_tokens: int = 0
     bucket_shapes: bool = False
+    keeps_tokens: bool = True
     keeps_state: bool = False
     one_by_one: bool = False
     least_row_tokens: int = 1
@@ -71,6 +74,8 @@ class SchedulerLimits:
             rows: How many sequences it has.
             longest: Cached and new tokens of the longest row.
         """
+        if not self.keeps_tokens:
+            return True
         width = bucket_context(longest) if self.bucket_shapes else longest
         return rows * width <= max(self.max_attention_tokens, self.kv_tokens)
 

@@ -11,6 +11,8 @@
    the known tokens of a sequence before it runs, one more for each generated token, and returns
    them when the sequence ends or is preempted. The pool only maps reserved tokens to pages, so it
    never runs out.
+   A model that keeps nothing of a token, but a state of each sequence, has no pages. Its sequences
+   are not counted, and as many run as have slots.
 5. **Reads**: a forward pass gathers padded rows, up to `Placement.max_attention_tokens`
    (`ATTENTION_PADDING_FACTOR` times the planned tokens). The plan counts these rows among the
    activations.
@@ -34,11 +36,11 @@ class KVLedger:
     """The tokens that running sequences have reserved in the KV cache.
 
     Attributes:
-        capacity: Tokens that may be reserved.
+        capacity: Tokens that may be reserved; None for any number.
         reserved: Tokens that are reserved.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int | None) -> None:
         """Begin with nothing reserved."""
         self.capacity = capacity
         self.reserved = 0
@@ -46,11 +48,11 @@ class KVLedger:
     @property
     def is_overdrawn(self) -> bool:
         """Whether more is reserved than there is, so that a sequence must be preempted."""
-        return self.reserved > self.capacity
+        return self.capacity is not None and self.reserved > self.capacity
 
     def has_room(self, tokens: int) -> bool:
         """Return whether so many more tokens may be reserved."""
-        return self.reserved + tokens <= self.capacity
+        return self.capacity is None or self.reserved + tokens <= self.capacity
 
     def reserve(self, tokens: int) -> None:
         """Reserve tokens."""

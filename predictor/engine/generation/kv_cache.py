@@ -13,8 +13,9 @@ keys and values to their pages and gathers whole rows. transformers calls that l
 works for every architecture that can be batched at all, ALiBi among them. Padding is never written,
 so no row can see another, whatever is computed there.
 
-Layers that keep a state have slots instead, see `state_cache`. No padding may come between a state
-and the new columns, so rows that continue a state have equally many new tokens in a forward pass.
+Layers that keep a state have slots instead, see `state_cache`. If no layer keeps keys there are no
+pages, and no columns but the new ones. No padding may come between a state and the new columns, so
+rows that continue a state have equally many new tokens in a forward pass.
 """
 
 from __future__ import annotations
@@ -53,14 +54,15 @@ class PagedKVCache(Cache):
 
         Args:
             layers: What each layer of the model keeps.
-            pages: Tokens that the pool has pages for, including the padding.
+            pages: Tokens that the pool has pages for, including the padding; 0 if none is kept.
             max_length: Tokens of the longest sequence.
             slots: Sequences that the pool has slots for, if layers keep a state.
         """
         self.layout: Layout | None = None
         self.states = StateSlots(slots)
-        self._free = torch.arange(pages - 1, PADDING_PAGES - 1, -1)
-        self._free_count = usable_tokens(pages)
+        self._has_pages = pages > 0
+        self._free_count = usable_tokens(pages) if self._has_pages else 0
+        self._free = torch.arange(PADDING_PAGES, PADDING_PAGES + self._free_count).flip(0)
         self._max_length = max_length
         self._owned: dict[int, tuple[torch.Tensor, int]] = {}
         super().__init__(layers=[_layer(self, layer, pages) for layer in layers])
@@ -81,7 +83,7 @@ class PagedKVCache(Cache):
     @property
     def keeps_tokens(self) -> bool:
         """Whether a layer keeps keys and values."""
-        return any(isinstance(layer, PagedLayer) for layer in self.layers)
+        return self._has_pages and any(isinstance(layer, PagedLayer) for layer in self.layers)
 
     @property
     def free_pages(self) -> int:
@@ -109,7 +111,9 @@ class PagedKVCache(Cache):
             if any((row.start > 0) != continues for row in rows):
                 raise ValueError("rows that begin and rows that continue a state share no pass")
             self.states.begin([row.key for row in rows], continues=continues)
-        pages = [self._take_pages(row.key, row.end) for row in rows]
+        pages = None
+        if self.keeps_tokens:
+            pages = [self._take_pages(row.key, row.end) for row in rows]
         self.layout = Layout(rows, pages, bucket_shapes=bucket_shapes, pads_new=not continues)
         return self.layout
 

@@ -38,7 +38,7 @@ class Layout:
     """The pages and columns of the tokens of one forward pass.
 
     Attributes:
-        past: Columns before the new ones.
+        past: Columns before the new ones; none if no token is kept.
         new: Columns that the model computes.
         lengths: Tokens of each row, of shape (rows,).
     """
@@ -46,7 +46,7 @@ class Layout:
     def __init__(
         self,
         rows: Sequence[SequenceChunk],
-        pages: Sequence[torch.Tensor],
+        pages: Sequence[torch.Tensor] | None,
         *,
         bucket_shapes: bool = False,
         pads_new: bool = True,
@@ -55,7 +55,8 @@ class Layout:
 
         Args:
             rows: The rows.
-            pages: For each row the pages of all its tokens, of shape (tokens,).
+            pages: For each row the pages of all its tokens, of shape (tokens,); None if no token is
+                kept.
             bucket_shapes: Whether to add columns of padding up to the next of a few shapes, see
                 `shape_buckets`.
             pads_new: Whether the new columns may have padding.
@@ -64,20 +65,12 @@ class Layout:
         if bucket_shapes:
             self.new = bucket_new_tokens(self.new) if pads_new else self.new
             width = max(self.new, bucket_context(width))
-        self.past = width - self.new
+        self.past = 0 if pages is None else width - self.new
         self.lengths = torch.tensor([row.end for row in rows])
-        gather = torch.zeros(len(rows), width, dtype=torch.long)
-        for index, own in enumerate(pages):
-            gather[index, width - len(own) :] = own
-        written = torch.cat([own[row.start :] for row, own in zip(rows, pages, strict=True)])
-        fresh = [
-            torch.arange((index + 1) * self.new - len(row.tokens), (index + 1) * self.new)
-            for index, row in enumerate(rows)
-        ]
-        is_padded = len(written) < len(rows) * self.new
+        is_padded = sum(len(row.tokens) for row in rows) < len(rows) * self.new
         if is_padded and not pads_new:
             raise ValueError("rows that continue a state have unequal numbers of new tokens")
-        self._host = (gather, written, torch.cat(fresh) if is_padded else None)
+        self._host = None if pages is None else self._index(rows, pages, is_padded=is_padded)
         self._by_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor, Any]] = {}
 
     def indices(
@@ -89,6 +82,8 @@ class Layout:
         (tokens,); and which of the computed columns are written there, of shape (tokens,), or None
         for all of them.
         """
+        if self._host is None:
+            raise RuntimeError("no token is kept")
         if device not in self._by_device:
             gather, written, fresh = self._host
             self._by_device[device] = (
@@ -97,3 +92,17 @@ class Layout:
                 None if fresh is None else fresh.to(device),
             )
         return self._by_device[device]
+
+    def _index(
+        self, rows: Sequence[SequenceChunk], pages: Sequence[torch.Tensor], *, is_padded: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        width = self.past + self.new
+        gather = torch.zeros(len(rows), width, dtype=torch.long)
+        for index, own in enumerate(pages):
+            gather[index, width - len(own) :] = own
+        written = torch.cat([own[row.start :] for row, own in zip(rows, pages, strict=True)])
+        fresh = [
+            torch.arange((index + 1) * self.new - len(row.tokens), (index + 1) * self.new)
+            for index, row in enumerate(rows)
+        ]
+        return gather, written, torch.cat(fresh) if is_padded else None

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from predictor.engine.generation.kv_cache import PagedKVCache
-from predictor.engine.generation.layout import Layout, SequenceChunk
+from predictor.engine.generation.layout import SequenceChunk
 from predictor.private.cache_layers import CacheLayer, cache_argument
 
 
@@ -63,7 +63,7 @@ class BatchRunner:
             model: The model.
             device: The device of its first part.
             layers: What each of its layers keeps.
-            pages: Tokens that the pool has pages for, including the padding.
+            pages: Tokens that the pool has pages for, including the padding; 0 if none is kept.
             max_length: Tokens of the longest sequence.
             slots: Sequences that the pool has slots for, if layers keep a state.
         """
@@ -112,21 +112,19 @@ class BatchRunner:
             extra["logits_to_keep"] = 1
         output = self.model(
             input_ids=ids.to(self._device),
-            attention_mask=self._mask(layout, positions),
+            attention_mask=self._mask(positions),
             use_cache=True,
             **extra,
         )
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
-    def _mask(self, layout: Layout, positions: torch.Tensor) -> torch.Tensor | None:
+    def _mask(self, positions: torch.Tensor) -> torch.Tensor | None:
         """Return which columns hold tokens, of shape (rows, columns).
 
-        Without layers that have keys there are new columns alone, and no mask without padding, as
-        `generate` does it for such models.
+        If no token is kept there is no mask without padding, as `generate` does it.
         """
         mask = (positions >= 0).long()
-        if self.cache.keeps_tokens:
-            return mask.to(self._device)
-        mask = mask[:, layout.past :]
-        return None if bool(mask.all()) else mask.to(self._device)
+        if not self.cache.keeps_tokens and bool(mask.all()):
+            return None
+        return mask.to(self._device)

@@ -89,7 +89,7 @@ class Scheduler:
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self._limits = limits
-        self._kv = KVLedger(limits.kv_tokens)
+        self._kv = KVLedger(limits.kv_tokens if limits.keeps_tokens else None)
         self._waiting: FairQueue[_Sequence] = FairQueue()
         self._running: dict[int, _Sequence] = {}
         self._cached = 0
@@ -113,7 +113,7 @@ class Scheduler:
     @property
     def cached(self) -> int:
         """Tokens in the KV cache."""
-        return self._cached
+        return self._cached if self._limits.keeps_tokens else 0
 
     def add(self, key: int, tokens: int, request: int | None = None) -> None:
         """Put a sequence in line.
@@ -164,7 +164,7 @@ class Scheduler:
         preempted = self._preempt()
         if self._may_admit:
             self._admit()
-        prompts: list[_Sequence] = []
+        prompts: list[tuple[_Sequence, Chunk]] = []
         decode: list[Chunk] = []
         alone: list[Chunk] = []
         for sequence in self._running.values():
@@ -176,7 +176,7 @@ class Scheduler:
             elif sequence.is_decoding(self._limits):
                 decode.append(chunk)
             else:
-                prompts.append(sequence)
+                prompts.append((sequence, chunk))
         shared = batch(self._select_prefill(prompts), decode, self._limits)
         return Step(preempted, (*shared, *((chunk,) for chunk in alone[:1])))
 
@@ -219,20 +219,18 @@ class Scheduler:
     def _has_room(self, sequence: _Sequence) -> bool:
         return self._kv.has_room(sequence.tokens + LOOKAHEAD * len(self._running))
 
-    def _select_prefill(self, prompts: list[_Sequence]) -> list[Chunk]:
+    def _select_prefill(self, prompts: list[tuple[_Sequence, Chunk]]) -> list[Chunk]:
         """Choose the chunks of prompts to compute next: the first by priority, and cheap company.
 
         A chunk is all that is left of a prompt, up to `SchedulerLimits.chunk` tokens, or what is
         left beyond a multiple of it if a state begins. Further
         prompts join, in order of priority, if their padding costs less than another forward pass.
         """
-        prompts.sort(key=_priority)
-        chunks = choose_company(
-            [sequence.next_chunk(self._limits) for sequence in prompts], self._limits
-        )
+        prompts.sort(key=lambda prompt: _priority(prompt[0]))
+        chunks = choose_company([chunk for _, chunk in prompts], self._limits)
         selected = {chunk.key for chunk in chunks}
         last = max((self._running[key].place for key in selected), default=(0, 0))
-        for sequence in prompts:
+        for sequence, _ in prompts:
             if sequence.key in selected:
                 sequence.overtaken = 0
             elif sequence.place < last:

@@ -102,7 +102,7 @@ def open_engine(
     with first_token():
         vocabulary = count_vocabulary(model)
         opened = _open_runner(model, placement, max_sequences, warmup_cache)
-        most = min(prefill_chunk, usable_tokens(placement.kv_tokens))
+        most = min(prefill_chunk, _most_tokens(placement))
 
         def run(count: int) -> None:
             best = _run_tokens(opened.runner, [index % vocabulary for index in range(count)])
@@ -125,12 +125,15 @@ def open_engine(
 def _limits(
     placement: Placement, opened: _Opened, sequences: int, chunk: int, breakeven_tokens: int
 ) -> SchedulerLimits:
-    kv_tokens, one_by_one = usable_tokens(placement.kv_tokens), opened.one_by_one
+    kv_tokens, one_by_one = _most_tokens(placement), opened.one_by_one
+    keeps_tokens = placement.kv_tokens > 0
     if one_by_one and chunk < placement.max_model_len:
         logger.warning("Prompts of more than %d tokens continue token by token", chunk)
     if opened.reason is not None:
         logger.warning("Requests are answered one at a time: %s", opened.reason)
-        return SchedulerLimits(kv_tokens, sequences=1, chunk=chunk, one_by_one=one_by_one)
+        return SchedulerLimits(
+            kv_tokens, 1, chunk, keeps_tokens=keeps_tokens, one_by_one=one_by_one
+        )
     log_breakeven_tokens(breakeven_tokens)
     has_slots = isinstance(opened.runner, BatchRunner) and opened.runner.cache.keeps_state
     return SchedulerLimits(
@@ -140,10 +143,16 @@ def _limits(
         breakeven_tokens,
         max_attention_tokens=placement.max_attention_tokens,
         bucket_shapes=placement.execution_device == "cpu",
+        keeps_tokens=keeps_tokens,
         keeps_state=has_slots,
         least_row_tokens=placement.least_row_tokens,
         one_by_one=one_by_one,
     )
+
+
+def _most_tokens(placement: Placement) -> int:
+    """Return the tokens that fit the KV cache; without one, those of the longest sequence."""
+    return usable_tokens(placement.kv_tokens or placement.max_model_len)
 
 
 def _run_tokens(runner: Runner, tokens: list[int]) -> torch.Tensor:
