@@ -25,8 +25,8 @@ from predictor.engine.encoding.engine import EncoderEngine
 from predictor.engine.encoding.postprocess import postprocess_for
 from predictor.engine.encoding.warmup import open_encoder_engine
 from predictor.engine.generation.engine import Engine
-from predictor.engine.generation.trial import check_one_token
 from predictor.engine.generation.warmup import open_engine
+from predictor.engine.trial import check_one_token
 from predictor.errors import EngineBroken
 from predictor.heartbeat import Heartbeat, Timeouts
 from predictor.linear.layers import PackedLayers
@@ -162,7 +162,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         stored_kind=checkpoint.kind,
         packed=packed,
     )
-    if task in GENERATING and not footprint.probed:
+    if not footprint.probed:
         check_one_token(skeleton)
     options = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
     placement = plan(footprint, resources, options)

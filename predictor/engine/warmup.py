@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -82,34 +82,6 @@ def _reason(error: Exception) -> str:
     return reason_of(error)
 
 
-@contextmanager
-def trial_on_meta(model: PreTrainedModel) -> Iterator[None]:
-    """Raise any error of a forward pass on the meta device, but those of the meta device itself.
-
-    These come of code that needs the values of tensors, or of operations without a kernel there.
-
-    Raises:
-        ModelUnusable: The model's code fails.
-    """
-    try:
-        yield
-    # Models raise errors of any type.
-    except Exception as error:
-        if _is_of_meta(error):
-            return
-        raise ModelUnusable(
-            f"{type(model).__name__} cannot compute a token with this config: {reason_of(error)}"
-        ) from error
-
-
-def _is_of_meta(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, NotImplementedError) or "meta" in str(error).lower():
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def check_finite(numbers: Iterable[torch.Tensor], model: PreTrainedModel) -> None:
     """Check that a model's results can be answered with.
 
@@ -127,6 +99,35 @@ def check_finite(numbers: Iterable[torch.Tensor], model: PreTrainedModel) -> Non
     raise ModelUnusable(
         f"{type(model).__name__} gives no finite numbers in {dtype}, so it cannot answer; {remedy}."
     )
+
+
+def check_once(
+    name: str,
+    test: Callable[[bool], str | None],
+    steps: Sequence[bool],
+    warmup_cache: WarmupCache,
+) -> tuple[bool, str | None]:
+    """Test a runner, unless that was done at an earlier start.
+
+    Args:
+        name: The name under which the result is kept.
+        test: Returns what is wrong, if a sequence is continued one token at a time or by chunks.
+        steps: Whether to test one token at a time, in order; the first that passes is taken.
+        warmup_cache: Keeps what passed.
+
+    Returns:
+        Whether one token at a time passed, and what is wrong with the first if nothing passed.
+    """
+    kept = warmup_cache.get(name)
+    if kept:
+        return kept > 1, None
+    reasons = []
+    for one_by_one in steps:
+        reasons.append(test(one_by_one))
+        if reasons[-1] is None:
+            warmup_cache.keep(**{name: 1 + one_by_one})
+            return one_by_one, None
+    return False, reasons[0]
 
 
 def choose_linear_kernels(

@@ -122,13 +122,13 @@ def _walk(value: Any, blocks: int, block: int | None) -> Iterator[tuple[int | No
         for index, item in enumerate(value):
             yield from _walk(item, blocks, index if is_by_block else block)
     elif is_cache_layer(value) or (block is None and hasattr(value, "__dict__")):
-        yield from _walk_attributes(value, blocks, block)
+        yield from _walk_attributes(vars(value), blocks, block)
 
 
 def _walk_attributes(
-    value: Any, blocks: int, block: int | None
+    attributes: Mapping[str, Any], blocks: int, block: int | None
 ) -> Iterator[tuple[int | None, torch.Tensor]]:
-    for item in vars(value).values():
+    for item in attributes.values():
         if isinstance(item, (torch.Tensor, Mapping, list, tuple)):
             yield from _walk(item, blocks, block)
 
@@ -139,6 +139,4 @@ def _walk_cache(cache: Cache, blocks: int) -> Iterator[tuple[int | None, torch.T
     for index, layer in enumerate(cache.layers):
         yield from _walk(layer, blocks, index)
     others = {name: value for name, value in vars(cache).items() if name != "layers"}
-    for value in others.values():
-        if isinstance(value, (torch.Tensor, Mapping, list, tuple)):
-            yield from _walk(value, blocks, None)
+    yield from _walk_attributes(others, blocks, None)

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, FunnelConfig, PreTrainedConfig
 
 from predictor import cli
-from predictor.engine.generation.trial import check_one_token
+from predictor.engine.trial import check_one_token
 from predictor.errors import ModelUnusable
 from predictor.profiling.footprint import build_on_meta
 from tests.checkpoints import ALL_CONFIGS
+from tests.encoding.checkpoints import CONFIGS as ENCODERS
 from tests.encoding.checkpoints import ENCODER_DECODERS, encoder_decoder_config
 
 
@@ -35,20 +36,34 @@ def test_encoder_decoders_pass(architecture: str) -> None:
     check_one_token(build_on_meta(config, "float32", "text2text_generation"))
 
 
-BROKEN = {
-    "heads of another size": config_of("gptj", n_embd=64, n_head=4, n_layer=2, rotary_dim=64),
+POOLING = {
+    "canine": config_of("canine"),
+    "funnel": FunnelConfig(
+        vocab_size=264, block_sizes=[1, 1], d_model=64, n_head=4, d_head=16, d_inner=96
+    ),
 }
 
 
-@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize("kind", [*ENCODERS, *POOLING])
+def test_encoders_pass_even_those_that_pool_neighbours(kind: str) -> None:
+    config = {**ENCODERS, **POOLING}[kind]
+    check_one_token(build_on_meta(config, "float32", "sequence_classification"))
+
+
+BROKEN = config_of("gptj", n_embd=64, n_head=4, n_layer=2, rotary_dim=64)
+"""Its heads have 16 numbers, of which 64 would be rotated."""
+
+
+@pytest.mark.parametrize("task", ["text_generation", "text_embedding"])
 def test_a_config_that_no_token_can_be_computed_with_is_refused_at_plan(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str
 ) -> None:
-    values = BROKEN[fault].to_dict()
-    name = type(build_on_meta(BROKEN[fault], "float32")).__name__
+    values = BROKEN.to_dict()
+    name = type(build_on_meta(BROKEN, "float32", task)).__name__
     (tmp_path / "config.json").write_text(json.dumps({**values, "architectures": [name]}))
 
-    assert cli.main(["plan", str(tmp_path / "config.json"), "--memory=4GiB"]) == 78
+    command = ["plan", str(tmp_path / "config.json"), "--memory=4GiB", f"--task={task}"]
+    assert cli.main(command) == 78
     assert f"{name} cannot compute a token" in capsys.readouterr().err
 
 

@@ -21,6 +21,7 @@ from predictor.engine.encoding.runner import EncoderRunner
 from predictor.engine.model_thread import ThreadOptions
 from predictor.engine.warmup import (
     check_finite,
+    check_once,
     choose_linear_kernels,
     first_token,
     log_breakeven_tokens,
@@ -98,7 +99,7 @@ def open_encoder_engine(
     shortest = _find_shortest(open_runner, limits, end, warmup_cache)
     runner = open_runner(limits=limits, shortest=shortest)
     longest = min(placement.max_model_len, limits.tokens * 2 // 5)  # of two, padded
-    reason = _test_once(runner, model, end, longest, warmup_cache)
+    reason = _unbatchable_reason(runner, model, end, longest, warmup_cache)
     if reason is not None:
         limits = replace(limits, rows=1, bucket_shapes=False, delay=0.0)
         runner = open_runner(limits=limits, shortest=shortest)
@@ -151,21 +152,19 @@ def _computes(runner: EncoderRunner, text: list[EncoderInput]) -> bool:
     return True
 
 
-def _test_once(
+def _unbatchable_reason(
     runner: EncoderRunner,
     model: PreTrainedModel,
     end: int,
     longest: int,
     warmup_cache: WarmupCache,
 ) -> str | None:
-    """The reason against batches that a test gives, unless the test passed at an earlier start."""
-    if warmup_cache.get(_INVARIANT):
-        return None
+    def check(_: bool) -> str | None:
+        return check_padding_invariance(runner, model, end=end, longest=max(1, longest))
+
     with first_token():
-        reason = check_padding_invariance(runner, model, end=end, longest=max(1, longest))
-    if reason is None:
-        warmup_cache.keep(**{_INVARIANT: 1})
-    else:
+        _, reason = check_once(_INVARIANT, check, (False,), warmup_cache)
+    if reason is not None:
         logger.warning("Texts run one at a time and unpadded, because of this model: %s", reason)
     return reason
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -30,6 +29,7 @@ from predictor.engine.generation.serial_runner import SerialRunner
 from predictor.engine.model_thread import ThreadOptions
 from predictor.engine.warmup import (
     check_finite,
+    check_once,
     choose_linear_kernels,
     first_token,
     log_breakeven_tokens,
@@ -193,7 +193,7 @@ def _open_runner(
             return check_batch_invariance(runner, model, device, one_by_one=one_by_one)
 
         steps = (False, True) if runner.cache.keeps_state else (False,)
-        one_by_one, reason = _test_once("batches", check_batch, steps, warmup_cache)
+        one_by_one, reason = check_once("batches", check_batch, steps, warmup_cache)
         if reason is None:
             return _Opened(runner, None, one_by_one)
     serial = SerialRunner(model, device=device)
@@ -202,7 +202,7 @@ def _open_runner(
         return check_serial(serial, model, device, one_by_one=one_by_one)
 
     steps = (True,) if keeps_state(model) else (False, True)
-    one_by_one, fault = _test_once("serves", check, steps, warmup_cache)
+    one_by_one, fault = check_once("serves", check, steps, warmup_cache)
     if fault is not None:
         raise refuse_serial(model, fault)
     return _Opened(serial, reason, one_by_one)
@@ -216,9 +216,9 @@ def _open_encoder_decoder_runner(
     def check(_: bool) -> str | None:
         return check_encoder_decoder_batch_invariance(runner, model)
 
-    _, reason = _test_once("batches", check, (False,), warmup_cache)
+    _, reason = check_once("batches", check, (False,), warmup_cache)
     if reason is None:
-        _, alone = _test_once(
+        _, alone = check_once(
             "joins", lambda _: check_joined_batches(runner, model), (False,), warmup_cache
         )
         if alone is not None:
@@ -228,32 +228,3 @@ def _open_encoder_decoder_runner(
     serial = EncoderDecoderRunner(model, device=device, alone=True)
     run_two_tokens(serial, model)
     return _Opened(serial, reason)
-
-
-def _test_once(
-    name: str,
-    test: Callable[[bool], str | None],
-    steps: Sequence[bool],
-    warmup_cache: WarmupCache,
-) -> tuple[bool, str | None]:
-    """Test a runner, unless that was done at an earlier start.
-
-    Args:
-        name: The name under which the result is kept.
-        test: Returns what is wrong, if a sequence is continued one token at a time or by chunks.
-        steps: Whether to test one token at a time, in order; the first that passes is taken.
-        warmup_cache: Keeps what passed.
-
-    Returns:
-        Whether one token at a time passed, and what is wrong with the first if nothing passed.
-    """
-    kept = warmup_cache.get(name)
-    if kept:
-        return kept > 1, None
-    reasons = []
-    for one_by_one in steps:
-        reasons.append(test(one_by_one))
-        if reasons[-1] is None:
-            warmup_cache.keep(**{name: 1 + one_by_one})
-            return one_by_one, None
-    return False, reasons[0]
