@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from predictor.checkpoint.checkpoint import Checkpoint, declared_dtype
@@ -11,7 +12,12 @@ from predictor.checkpoint.lengths import (
     reply_positions,
     source_positions,
 )
-from predictor.checkpoint.positions import context_length, max_positions
+from predictor.checkpoint.positions import (
+    context_length,
+    equal_positions,
+    max_positions,
+    with_equal_angles,
+)
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.engine.generation.cache_kinds import unbatchable_reason
 from predictor.errors import ConfigurationError
@@ -53,6 +59,18 @@ def serving_dtype(settings: Settings, checkpoint: Checkpoint) -> str:
     if settings.dtype != "auto":
         return settings.dtype
     return declared_dtype(checkpoint.config) or checkpoint.dtype or "float32"
+
+
+def with_served_angles(settings: Settings, checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint of a model that rotates sequences of all served lengths equally.
+
+    Only a length that the settings demand may be beyond those of one rotation.
+    """
+    if checkpoint.task == "text2text_generation":
+        return checkpoint
+    length = settings.max_model_len or 2 * (settings.max_length or 0)
+    length = min(length, max_positions(checkpoint.config) or length)
+    return replace(checkpoint, config=with_equal_angles(checkpoint.config, length))
 
 
 def sequence_lengths(
@@ -127,10 +145,27 @@ def largest_batch(
     return min(settings.prefill_chunk, length), settings.max_batch_size
 
 
-def batching_notes(task: str, skeleton: PreTrainedModel) -> tuple[str, ...]:
-    """Return a sentence if the model is served one request at a time."""
-    reason = None if task != "text_generation" else _unbatchable_reason(skeleton)
-    return () if reason is None else (f"Requests are answered one at a time: {reason}.",)
+def serving_notes(
+    checkpoint: Checkpoint, skeleton: PreTrainedModel, lengths: Lengths
+) -> tuple[str, ...]:
+    """Return sentences about what limits how the model is served.
+
+    Args:
+        checkpoint: The checkpoint as it is stored.
+        skeleton: The model on the meta device.
+        lengths: The most tokens of a sequence.
+    """
+    notes = []
+    reason = None if checkpoint.task != "text_generation" else _unbatchable_reason(skeleton)
+    if reason is not None:
+        notes.append(f"Requests are answered one at a time: {reason}.")
+    positions = equal_positions(checkpoint.config)
+    if positions is not None and lengths.reply is None and lengths.source > positions:
+        notes.append(
+            f"max_model_len {lengths.source} is beyond {positions} positions, from where the RoPE "
+            "of this model has other angles, so sequences of all lengths get those other angles."
+        )
+    return tuple(notes)
 
 
 def _unbatchable_reason(skeleton: PreTrainedModel) -> str | None:

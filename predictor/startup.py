@@ -13,12 +13,13 @@ from predictor.checkpoint.checkpoint import Checkpoint, fetch_weights, open_dire
 from predictor.checkpoint.lengths import Lengths
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.constraints import (
-    batching_notes,
     largest_batch,
     offload_of,
     placement_options,
     sequence_lengths,
     serving_dtype,
+    serving_notes,
+    with_served_angles,
 )
 from predictor.engine.encoding.batching import BatchLimits
 from predictor.engine.encoding.engine import EncoderEngine
@@ -140,8 +141,8 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
             is used of it.
     """
     check_models()
-    dtype = serving_dtype(settings, checkpoint)
-    task = checkpoint.task
+    original, checkpoint = checkpoint, with_served_angles(settings, checkpoint)
+    dtype, task = serving_dtype(settings, checkpoint), checkpoint.task
     if task in GENERATING:
         has_encoder = bool(checkpoint.config.is_encoder_decoder)
         check_generation_config(checkpoint.path, has_encoder=has_encoder)
@@ -166,7 +167,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         check_one_token(skeleton)
     options = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
     placement = plan(footprint, resources, options)
-    notes = (*text_notes(skeleton), *packed.notes, *batching_notes(task, skeleton))
+    notes = (*text_notes(skeleton), *packed.notes, *serving_notes(original, skeleton, lengths))
     return Prepared(
         checkpoint,
         skeleton,
@@ -262,11 +263,9 @@ def _open(
     metrics: WeightMetrics,
     hooks: EngineHooks,
 ) -> tuple[Engine | EncoderEngine, ModelFacts]:
+    timeouts = Timeouts(settings.stall_timeout, settings.hang_timeout)
     common: dict[str, Any] = {
-        "heartbeat": Heartbeat(
-            Timeouts(settings.stall_timeout, settings.hang_timeout),
-            loaded.read_activity,
-        ),
+        "heartbeat": Heartbeat(timeouts, loaded.read_activity),
         "threads": prepared.threads,
         "metrics": EngineMetrics(settings.model_name, metrics, child=hooks.child),
         "warmup_cache": loaded.warmup_cache,

@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, LlamaConfig, Phi3Config, PreTrainedConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-from predictor.checkpoint.positions import context_length, max_positions
+from predictor.checkpoint.positions import (
+    context_length,
+    equal_positions,
+    max_positions,
+    with_equal_angles,
+)
 from tests.checkpoints import CONFIGS
 
 
@@ -31,17 +39,62 @@ def test_the_position_limit_is_the_configs() -> None:
     assert max_positions(CONFIGS["bloom"]) is None  # ALiBi knows no positions
 
 
-def test_positions_beyond_those_before_longrope_are_not_served() -> None:
-    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
-    config = Phi3Config(
-        hidden_size=32,
-        num_attention_heads=2,
-        pad_token_id=0,
-        max_position_embeddings=4096,
-        original_max_position_embeddings=128,
-        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "factor": 32.0, **factors},
-    )
-    assert max_positions(config) == context_length(config) == 128
+FACTORS = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+LONGROPE = Phi3Config(
+    hidden_size=32,
+    num_attention_heads=2,
+    pad_token_id=0,
+    max_position_embeddings=4096,
+    original_max_position_embeddings=128,
+    rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "factor": 32.0, **FACTORS},
+)
+DYNAMIC = LlamaConfig(
+    hidden_size=32,
+    num_attention_heads=2,
+    max_position_embeddings=128,
+    rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+)
+
+
+@pytest.mark.parametrize(("config", "longest"), [(LONGROPE, 4096), (DYNAMIC, 512)])
+def test_the_default_context_is_that_before_the_angles_change(
+    config: PreTrainedConfig, longest: int
+) -> None:
+    assert context_length(config) == equal_positions(config) == 128
+    assert max_positions(config) == longest
+
+
+def angles(rotary: Any, positions: range) -> torch.Tensor:
+    cosine, sine = rotary(torch.zeros(1), torch.arange(positions.start, positions.stop)[None])
+    return torch.cat([cosine, sine], dim=-1)[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "rotary"), [(LONGROPE, Phi3RotaryEmbedding), (DYNAMIC, LlamaRotaryEmbedding)]
+)
+def test_beyond_it_all_sequences_get_the_angles_of_the_longest(
+    config: PreTrainedConfig, rotary: Any
+) -> None:
+    equal = rotary(with_equal_angles(config, 300))
+    expected = angles(rotary(config), range(300))
+    torch.testing.assert_close(angles(equal, range(300)), expected)
+    torch.testing.assert_close(angles(equal, range(4, 9)), expected[4:9])
+    assert not torch.allclose(angles(rotary(config), range(4, 9)), expected[4:9])
+
+
+@pytest.mark.parametrize("config", [LONGROPE, DYNAMIC])
+def test_up_to_it_nothing_changes(config: PreTrainedConfig) -> None:
+    assert with_equal_angles(config, 128).to_dict() == config.to_dict()
+
+
+def test_code_that_comes_with_a_model_is_not_known_to_have_equal_angles() -> None:
+    own = type("OwnConfig", (LlamaConfig,), {"__module__": "transformers_modules.own"})
+    assert max_positions(own(**DYNAMIC.to_dict())) == 128
+
+
+def test_dynamic_rope_with_a_fixed_base_never_changes() -> None:
+    fixed = {**DYNAMIC.rope_parameters, "alpha": 1000.0, "factor": 1.0}
+    assert equal_positions(LlamaConfig(max_position_embeddings=128, rope_parameters=fixed)) is None
 
 
 SLIDING = {"rope_type": "default", "rope_theta": 10000.0}
@@ -93,8 +146,7 @@ BOTH_EXTENDED = {**GEMMA3, "sliding_attention": {**SLIDING, "rope_type": "linear
             },
             131072,
         ),
-        # Other angles beyond a length
-        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, 32768),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, 131072),
         # By type of layer: as much as all of them
         ("gemma3_text", {"rope_parameters": GEMMA3}, 32768),
         ("gemma3_text", {"rope_parameters": BOTH_EXTENDED}, 131072),

@@ -1,12 +1,15 @@
 """What models keep of a sequence beside keys and values, or under other names, as real ones do."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from predictor.constraints import batching_notes, largest_batch
+from predictor.checkpoint.checkpoint import Checkpoint
+from predictor.checkpoint.lengths import Lengths
+from predictor.constraints import largest_batch, serving_notes
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.blocks import find_blocks
@@ -136,7 +139,8 @@ def test_a_model_whose_state_cannot_be_shared_is_planned_for_one(name):
 
     batch = largest_batch(settings, "text_generation", model, 64)
     assert batch == ((64, 1) if name in ALONE else (16, 8))
-    assert len(batching_notes("text_generation", model)) == (name in ALONE)
+    checkpoint = Checkpoint(Path(), model.config, "safetensors", None, "text_generation")
+    assert len(serving_notes(checkpoint, model, Lengths(64))) == (name in ALONE)
 
 
 SHARING = {  # the rows of 8 tokens that may share a pass of 128
