@@ -33,7 +33,7 @@ from predictor.protocol.served import Limits
 from predictor.settings import Settings
 from predictor.tasks.answers import Answer, Piece, Stream
 from predictor.tasks.generation_spec import GenerationSpec
-from predictor.tasks.loading import EncoderDefaults, open_checked_tokenizer, open_task
+from predictor.tasks.loading import TaskOptions, open_checked_tokenizer, open_task
 from predictor.tasks.request import TaskRequest
 from predictor.tasks.task import PreparedRequest, Task, TaskSpec
 
@@ -94,9 +94,8 @@ class PredictorModel(Model):
         kind = EncoderClient if facts.defaults is None else GenerationClient
         self._properties |= {} if facts.unbatched is None else {"unbatched": facts.unbatched}
         self.client = engine.client(kind, self._break)
-        task = open_task(
-            facts, self.client, defaults=EncoderDefaults.of(settings), tokenizer=self._tokenizer
-        )
+        options = TaskOptions.of(settings)
+        task = open_task(facts, self.client, options=options, tokenizer=self._tokenizer)
         self.spec = self.style.applied_to(task.spec)
         self._task = task
         self.ready = True

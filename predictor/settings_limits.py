@@ -45,6 +45,11 @@ class LimitSettings(BaseSettings):
     counted before texts are tokenised, so a character counts as a token. A token takes up to 36
     bytes. The default is a batch of 64 English prompts of 8192 tokens."""
 
+    max_grammar_size: Bytes = Field(64 * 1024, ge=1)
+    """Most bytes of a JSON schema, regular expression or grammar that a reply must follow (400). At
+    the default one takes less than a second to compile, in threads that nothing else waits for. The
+    schemas of a few dozen tools have that size together."""
+
     client_timeout: float = Field(20.0, gt=0, allow_inf_nan=False)
     """Seconds for the headers of a request to arrive, for its body to arrive (longer at
     `min_body_rate`), and for a client that stops reading to read on. Then it is cut off, with 408

@@ -17,7 +17,7 @@ from predictor.placement.plan import Placement
 from predictor.pod.resources import Memory, PodResources, Volume
 from predictor.settings import Settings, read_settings
 from predictor.startup import Prepared, Started
-from predictor.tasks.loading import EncoderDefaults, open_task, open_tokenizer
+from predictor.tasks.loading import TaskOptions, open_task, open_tokenizer
 from predictor.weights.loaded import Loaded
 from predictor.weights.progress import Progress
 
@@ -135,7 +135,7 @@ def task_of(started: Started, settings: Settings) -> Any:
     return open_task(
         started.facts,
         started.engine,
-        defaults=EncoderDefaults.of(settings),
+        options=TaskOptions.of(settings),
         tokenizer=open_tokenizer(started.facts.path, trust_remote_code=settings.trust_remote_code),
     )
 

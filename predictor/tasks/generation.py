@@ -6,6 +6,7 @@ The replies are the business of `predictor.tasks.prepared_generation`.
 from __future__ import annotations
 
 from collections.abc import MutableSequence, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,12 @@ from predictor.tasks.prepared_generation import Job, PreparedGeneration
 from predictor.tasks.request import (
     GenerationParameters,
     GenerationRequest,
+    Grammar,
     Message,
     PromptText,
     TaskRequest,
 )
+from predictor.tasks.structured_output import MAX_GRAMMAR_SIZE, StructuredOutput
 from predictor.tasks.text_length import lengths_of
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ class TextGeneration:
         vocabulary: int,
         decoder_prefix: tuple[int, ...] | None = None,
         max_reply_len: int | None = None,
+        max_grammar_size: int = MAX_GRAMMAR_SIZE,
     ) -> None:
         """Create the task of a model whose engine runs.
 
@@ -62,6 +66,7 @@ class TextGeneration:
                 has another first token; None if replies continue prompts.
             max_reply_len: Most tokens of a decoder, its prefix included; None if replies continue
                 prompts.
+            max_grammar_size: Most bytes of a schema or grammar that a reply must follow.
         """
         self.spec = GenerationSpec()
         self.tokenizer: Any = tokenizer
@@ -72,6 +77,7 @@ class TextGeneration:
         self._vocabulary = vocabulary
         self._decoder_prefix = decoder_prefix
         self._lengths = lengths_of(tokenizer)
+        self._structured = StructuredOutput(tokenizer, engine, largest=max_grammar_size)
         end = tokenizer.eos_token_id
         self._end_tokens: frozenset[int] = frozenset(() if end is None else (end,))
 
@@ -89,14 +95,22 @@ class TextGeneration:
             raise TypeError(f"{self.spec.task} does not take a {type(request).__name__}")
         jobs = []
         encoded: dict[tuple[int, int | None], tuple[int, ...]] = {}  # once for n replies
+        grammars = self._compiled(request)
         for prompt in request.prompts:
             text, limit = prompt.text, prompt.parameters.prompt_limit
             if (id(text), limit) not in encoded:
                 encoded[id(text), limit] = self._encode(text, limit)
             ids = encoded[id(text), limit]
             prefix = self._prefix(prompt.parameters.forced_bos_token_id)
-            jobs.append(Job(prompt, ids, self._sampling(prompt.parameters, ids), prefix))
+            sampling = self._sampling(prompt.parameters, ids)
+            sampling = replace(sampling, grammar=grammars.get(prompt.parameters.grammar))
+            jobs.append(Job(prompt, ids, sampling, prefix))
         return PreparedGeneration(jobs, self.tokenizer, self.engine)
+
+    def _compiled(self, request: GenerationRequest) -> dict[Grammar | None, str]:
+        """Return the compiled form of each grammar of a request."""
+        grammars = {prompt.parameters.grammar for prompt in request.prompts}
+        return {each: self._structured.compile_grammar(each) for each in grammars if each}
 
     def _prefix(self, forced: int | str | None) -> tuple[int, ...] | None:
         """Return the tokens that a decoder begins with; None if replies continue prompts."""

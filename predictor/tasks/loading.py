@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from predictor.tasks.question_answering import QuestionAnswering
 from predictor.tasks.rerank import Rerank
 from predictor.tasks.sentence_layout import read_layout
 from predictor.tasks.sequence_classification import SequenceClassification
+from predictor.tasks.structured_output import MAX_GRAMMAR_SIZE
 from predictor.tasks.text_embedding import TextEmbedding
 from predictor.tasks.token_classification import TokenClassification
 from predictor.tasks.tokenization import Tokenizing
@@ -29,39 +30,40 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderDefaults:
-    """Defaults of the encoder tasks' parameters: the settings of these names."""
+class TaskOptions:
+    """What tasks take of the settings: those of these names."""
 
     return_probabilities: bool = False
     return_raw_logits: bool = False
     return_offsets_mapping: bool = False
+    max_grammar_size: int = MAX_GRAMMAR_SIZE
 
     @classmethod
-    def of(cls, settings: Settings) -> EncoderDefaults:
-        """Return the defaults that the settings make."""
-        return cls(
-            settings.return_probabilities,
-            settings.return_raw_logits,
-            settings.return_offsets_mapping,
-        )
+    def of(cls, settings: Settings) -> TaskOptions:
+        """Return the options that the settings make."""
+        return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
 
 
 def open_task(
-    facts: ModelFacts, engine: Any, *, defaults: EncoderDefaults, tokenizer: PreTrainedTokenizerBase
+    facts: ModelFacts,
+    engine: Any,
+    *,
+    options: TaskOptions,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> TextGeneration | EncoderTask:
     """Return the task of a model whose engine runs.
 
     Args:
         facts: The model's facts.
         engine: A `SequenceGenerator` or a `TextEncoder`, as the task needs.
-        defaults: Parameters of encoder tasks where a request specifies none.
+        options: The settings of tasks.
         tokenizer: The model's tokenizer.
 
     Raises:
         CheckpointError: The model's files lack what the task needs.
     """
     if facts.defaults is None:
-        return EncoderTask(_encoder_spec(facts, tokenizer, defaults), engine)
+        return EncoderTask(_encoder_spec(facts, tokenizer, options), engine)
     return TextGeneration(
         tokenizer,
         engine,
@@ -70,6 +72,7 @@ def open_task(
         vocabulary=facts.vocabulary,
         decoder_prefix=facts.decoder_prefix,
         max_reply_len=facts.max_reply_len,
+        max_grammar_size=options.max_grammar_size,
     )
 
 
@@ -88,7 +91,7 @@ def open_checked_tokenizer(
     """
     tokenizer = open_tokenizer(path, trust_remote_code=trust_remote_code)
     if facts is not None:
-        _encoder_spec(facts, tokenizer, EncoderDefaults())
+        _encoder_spec(facts, tokenizer, TaskOptions())
     return tokenizer
 
 
@@ -136,18 +139,18 @@ def _files_like_tokenizers(path: Path) -> list[Path]:
 
 
 def _encoder_spec(
-    facts: ModelFacts, tokenizer: PreTrainedTokenizerBase, defaults: EncoderDefaults
+    facts: ModelFacts, tokenizer: PreTrainedTokenizerBase, options: TaskOptions
 ) -> EncoderTaskSpec:
     tokenizing = Tokenizing(tokenizer, facts.max_model_len)
     specs: dict[str, Callable[[], EncoderTaskSpec]] = {
         "sequence_classification": lambda: SequenceClassification(
             tokenizing,
             facts,
-            return_probabilities=defaults.return_probabilities,
-            return_raw_logits=defaults.return_raw_logits,
+            return_probabilities=options.return_probabilities,
+            return_raw_logits=options.return_raw_logits,
         ),
         "token_classification": lambda: TokenClassification(
-            tokenizing, facts, return_offsets_mapping=defaults.return_offsets_mapping
+            tokenizing, facts, return_offsets_mapping=options.return_offsets_mapping
         ),
         "question_answering": lambda: QuestionAnswering(tokenizing),
         "fill_mask": lambda: FillMask(tokenizing),

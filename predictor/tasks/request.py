@@ -6,7 +6,7 @@ import math
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 MAX_INSTANCES = 256
 """Prompts or instances in one request; a larger job does better as several requests, between which
@@ -21,6 +21,22 @@ the several ms in which two threads wait for the interpreter's lock in turn."""
 
 _CHARACTERS_PER_TEXT = 128
 """Characters that a text counts for besides its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a reply must follow.
+
+    Attributes:
+        form: The form of the text.
+        text: A JSON schema, a regular expression, a list of strings in JSON, or a grammar in Lark's
+            or GBNF's form.
+        is_lenient: Whether keywords of a schema that cannot be enforced are left out.
+    """
+
+    form: Literal["json_schema", "regex", "choice", "grammar"]
+    text: str
+    is_lenient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +62,7 @@ class GenerationParameters:
         forced_bos_token_id: The first token of the reply of a model with an encoder, such as that
             of a language, as its id or its text.
         prompt_limit: Tokens to which a longer prompt is cut; None cuts none.
+        grammar: What the reply must follow; None for any text.
     """
 
     max_new_tokens: int | None = None
@@ -65,6 +82,7 @@ class GenerationParameters:
     prompt_limit: int | None = None
     min_p: float | None = None
     forced_bos_token_id: int | str | None = None
+    grammar: Grammar | None = None
 
 
 DEFAULT_PARAMETERS = GenerationParameters()
@@ -115,7 +133,7 @@ class GenerationRequest:
 
     @property
     def is_short(self) -> bool:
-        """Whether tokenising it takes less than 1 ms; a chat template may take any time."""
+        """Whether preparing it takes less than 1 ms; a template and a grammar may take any time."""
         return _tokenises_fast(map(_characters, self.prompts))
 
 
@@ -178,4 +196,6 @@ def _tokenises_fast(lengths: Iterable[float]) -> bool:
 
 
 def _characters(prompt: Prompt) -> float:
-    return math.inf if isinstance(prompt.text, tuple) else len(prompt.text)
+    if isinstance(prompt.text, tuple) or prompt.parameters.grammar is not None:
+        return math.inf
+    return len(prompt.text)

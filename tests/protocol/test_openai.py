@@ -429,10 +429,6 @@ def user(content: Any, **more: Any) -> dict[str, Any]:
         ),
         ({"tools": [{}]}, "tools is not supported."),
         ({"tool_choice": "auto"}, "tool_choice is not supported."),
-        (
-            {"response_format": {"type": "json_object"}},
-            "response_format is not supported other than of type 'text'.",
-        ),
         ({"modalities": ["audio"]}, "modalities is not supported other than ['text']."),
         ({"echo": True}, "Unknown key 'echo' in the body; "),
     ],

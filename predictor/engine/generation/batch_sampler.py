@@ -53,10 +53,12 @@ class BatchSampler:
     def _sample(self, samplers: Sequence[Sampler | None], logits: torch.Tensor) -> list[Result]:
         best, choices = logits.max(dim=-1)
         choices = torch.where(torch.isfinite(best), choices, _NOT_FINITE)
+        banned = _banned(samplers, choices)
         rows = [
             (row, sampler)
             for row, sampler in enumerate(samplers)
-            if sampler is not None and (sampler.has_penalties or sampler.params.temperature > 0)
+            if sampler is not None
+            and (sampler.has_penalties or sampler.params.temperature > 0 or row in banned)
         ]
         most = max(1, _SLICE_ELEMENTS // logits.shape[-1])
         for first in range(0, len(rows), most):
@@ -82,7 +84,7 @@ class BatchSampler:
         scores, finite = logits[index].float(), choices[index] != _NOT_FINITE
         samplers = [sampler for _, sampler in rows]
         for row, sampler in enumerate(samplers):
-            if sampler.has_penalties:
+            if sampler.has_penalties or sampler.mask is not None:
                 sampler.penalise(scores[row])
         chosen = self._draw(samplers, scores, finite)
         choices[index] = torch.where(finite, chosen, _NOT_FINITE)
@@ -166,6 +168,21 @@ class BatchSampler:
         )
         picked = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)
         return picked.squeeze(1).clamp(max=weights.shape[-1] - 1)
+
+
+def _banned(samplers: Sequence[Sampler | None], choices: torch.Tensor) -> set[int]:
+    """Return the rows whose most probable token is not allowed by their grammar.
+
+    Raises:
+        GenerationFailed: A grammar cannot be followed any more. No row has been drawn yet.
+    """
+    allowed = {
+        row: sampler.mask.allowed()
+        for row, sampler in enumerate(samplers)
+        if sampler is not None and sampler.mask is not None
+    }
+    tokens = choices.tolist() if allowed else []
+    return {row for row, each in allowed.items() if not each.has(tokens[row])}
 
 
 def _kinds(samplers: list[Sampler]) -> tuple[list[int], list[int], list[int], list[int]]:

@@ -14,6 +14,7 @@ from typing import Unpack
 
 from predictor.engine.generation.batch_sampler import BatchSampler
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
+from predictor.engine.generation.grammar import Vocabulary
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.runner import Runner
 from predictor.engine.generation.sampler import Sampler
@@ -24,6 +25,7 @@ from predictor.engine.generation.sampling_params import (
     Token,
 )
 from predictor.engine.generation.scheduler import Scheduler
+from predictor.engine.generation.token_mask import MaskFactory, TokenMask
 from predictor.engine.model_thread import ModelThread, ThreadOptions, request_failed
 from predictor.errors import EngineBroken, GenerationFailed, PredictorError
 from predictor.metrics import EngineMetrics
@@ -74,7 +76,8 @@ class Engine(ModelThread[_Sequence, Chunk]):
             options: See `ThreadOptions`.
         """
         self.runner, self.limits, self._eos_token_ids = runner, limits, eos_token_ids
-        policy = ContinuousBatching(runner, limits, eos_token_ids=eos_token_ids, metrics=metrics)
+        self._masks = MaskFactory()
+        policy = ContinuousBatching(runner, limits, metrics)
         super().__init__(policy, name="engine", **options)
 
     def submit(
@@ -99,9 +102,24 @@ class Engine(ModelThread[_Sequence, Chunk]):
         Raises:
             EngineBroken: The engine has ended.
         """
-        sampler = Sampler(params, prompt, self._eos_token_ids | params.end_tokens)
-        now = time.monotonic()
-        return self.put(_Sequence(prompt, params, sampler, callback, request, now), key)
+        number = self.new_request() if key is None else key
+        now, ends = time.monotonic(), self._eos_token_ids | params.end_tokens
+
+        def begin(mask: TokenMask | None) -> None:
+            sampler = Sampler(params, prompt, ends, mask)
+            self.put(_Sequence(prompt, params, sampler, callback, request, now), number)
+
+        self._masks.begin(number, params.grammar, ends, begin, callback.on_finish)
+        return number
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Take the vocabulary that grammars are followed with, before the first such sequence."""
+        self._masks.use_vocabulary(vocabulary)
+
+    def cancel(self, key: int) -> None:
+        """Forget a sequence after the current step. Its callback is not called again."""
+        self._masks.cancel(key)
+        super().cancel(key)
 
 
 class ContinuousBatching:
@@ -109,16 +127,8 @@ class ContinuousBatching:
 
     noun = "sequence"
 
-    def __init__(
-        self,
-        runner: Runner,
-        limits: SchedulerLimits,
-        *,
-        eos_token_ids: frozenset[int],
-        metrics: EngineMetrics,
-    ) -> None:
-        self._runner, self._eos_token_ids, self._metrics = runner, eos_token_ids, metrics
-        self._limits = limits
+    def __init__(self, runner: Runner, limits: SchedulerLimits, metrics: EngineMetrics) -> None:
+        self._runner, self._limits, self._metrics = runner, limits, metrics
         self._scheduler = Scheduler(limits)
         self._batch_sampler = BatchSampler()
         self._sequences: dict[int, _Sequence] = {}
@@ -223,7 +233,7 @@ class ContinuousBatching:
     def _continue(self, key: int, token: Token | Exception) -> None:
         if isinstance(token, Exception):
             logger.error("No token can be chosen for a sequence", exc_info=token)
-            self._finish(key, request_failed())
+            self._finish(key, token if isinstance(token, GenerationFailed) else request_failed())
             return
         sequence = self._sequences[key]
         self._time(sequence)
@@ -246,7 +256,7 @@ class ContinuousBatching:
     ) -> FinishReason | None:
         if is_stopped:
             return "stop_sequence"
-        if token.id in self._eos_token_ids or token.id in sequence.params.end_tokens:
+        if token.id in sequence.sampler.ends or sequence.sampler.is_complete:
             return "eos_token"
         generated = len(sequence.tokens) - len(sequence.prompt)
         return "length" if generated >= sequence.params.max_new_tokens else None

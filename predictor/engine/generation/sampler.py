@@ -13,6 +13,7 @@ import torch
 
 from predictor.engine.generation.banned_tokens import BannedTokens
 from predictor.engine.generation.sampling_params import SamplingParams
+from predictor.engine.generation.token_mask import AllowedTokens, TokenMask
 
 FEW = 512
 """Tokens that nearly always hold the probability mass of `top_p`; sorting them is quick."""
@@ -23,12 +24,18 @@ class Sampler:
 
     Attributes:
         params: The sampling parameters.
+        ends: Tokens that end the sequence.
+        mask: The tokens that a grammar allows; None for any text.
         is_greedy: Whether the next token is just the most probable one, without log probabilities.
         has_penalties: Whether penalties, a bias or banned tokens change the logits.
     """
 
     def __init__(
-        self, params: SamplingParams, prompt: Sequence[int], ends: frozenset[int] = frozenset()
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        ends: frozenset[int] = frozenset(),
+        mask: TokenMask | None = None,
     ) -> None:
         """Begin a sequence.
 
@@ -36,8 +43,9 @@ class Sampler:
             params: The sampling parameters.
             prompt: Tokens of the prompt.
             ends: Tokens that end the sequence.
+            mask: The tokens that a grammar allows.
         """
-        self.params = params
+        self.params, self.ends, self.mask = params, ends, mask
         self._prompt = prompt
         self._generated: Counter[int] = Counter()
         self._repeated: torch.Tensor | None = None
@@ -54,8 +62,16 @@ class Sampler:
             or self._banned is not None
         )
         self.is_greedy = (
-            params.temperature == 0 and not self.has_penalties and params.logprobs is None
+            params.temperature == 0
+            and not self.has_penalties
+            and params.logprobs is None
+            and mask is None
         )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the reply follows its grammar and nothing can be added to it."""
+        return self.mask is not None and self.mask.is_complete
 
     def count(self, token: int) -> None:
         """Count a token as generated."""
@@ -63,6 +79,8 @@ class Sampler:
             self._generated[token] += 1
         if self._banned is not None:
             self._banned.count(token)
+        if self.mask is not None:
+            self.mask.count(token)
 
     def penalise(self, scores: torch.Tensor) -> None:
         """Apply penalties and bias to logits in place.
@@ -71,6 +89,8 @@ class Sampler:
             scores: Of shape (vocabulary,), in float32.
         """
         params, device = self.params, scores.device
+        is_doubly_bound = self.mask is not None and self._banned is not None
+        model_scores = scores.clone() if is_doubly_bound else None
         if params.repetition_penalty != 1:
             ids = self._repeated_ids(device)
             held = scores[ids]
@@ -85,6 +105,20 @@ class Sampler:
             scores[ids] += torch.tensor(list(params.logit_bias.values()), device=device)
         if self._banned is not None:
             self._ban(self._banned, scores)
+        if self.mask is not None:
+            self._confine(self.mask, scores, model_scores)
+
+    def _confine(
+        self, mask: TokenMask, scores: torch.Tensor, model_scores: torch.Tensor | None
+    ) -> None:
+        """Leave only what the grammar allows. If all of that is banned, the grammar decides."""
+        bias = _bias(mask.allowed(), scores.device)[: len(scores)]
+        for each in (scores, model_scores):
+            if each is not None:
+                each[: len(bias)] += bias
+                each[len(bias) :] = -torch.inf
+        if model_scores is not None and bool(torch.isneginf(scores).all()):
+            scores.copy_(model_scores)
 
     def _ban(self, banned: BannedTokens, scores: torch.Tensor) -> None:
         """Set the logits of banned tokens; those of the lists are on the device for a phase."""
@@ -130,6 +164,16 @@ class Sampler:
             seed = self.params.seed
             self._generator.seed() if seed is None else self._generator.manual_seed(seed)
         return int(torch.multinomial(weights, 1, generator=self._generator))
+
+
+def _bias(allowed: AllowedTokens, device: torch.device) -> torch.Tensor:
+    """Return what is added to the logits: 0, or minus infinity for tokens that are not allowed."""
+    if device.type == "cpu":
+        return torch.from_numpy(allowed.bias)
+    bits = torch.from_numpy(allowed.bits).to(device)  # a 32nd of the bytes of the bias
+    flags = (bits.unsqueeze(1) >> torch.arange(8, device=device)) & 1
+    bias = torch.where(flags.bool(), 0.0, -torch.inf).flatten()
+    return bias[: len(allowed.bias)]
 
 
 def _in_range(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from predictor.errors import PredictorError
+
+if TYPE_CHECKING:
+    from predictor.engine.generation.grammar import Vocabulary
 
 FinishReason = Literal["eos_token", "stop_sequence", "length"]
 """Why a sequence ended: the model ended it, its callback did, or its tokens ran out."""
@@ -36,6 +39,7 @@ class SamplingParams:
             all.
         suppress_tokens: Tokens that are never generated.
         begin_suppress_tokens: Tokens that are not generated first.
+        grammar: What the reply must follow, in llguidance's form; None for any text.
     """
 
     max_new_tokens: int
@@ -54,6 +58,7 @@ class SamplingParams:
     no_repeat_ngram_size: int = 0
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
+    grammar: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,10 @@ class SequenceGenerator(Protocol):
 
     def new_request(self) -> int:
         """Return a number for a client's request, under which all that it submits is known."""
+        ...
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Take the vocabulary that grammars are followed with, before the first such sequence."""
         ...
 
     def submit(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from predictor.engine.encoding.inputs import EncoderCallback, EncoderInput
+from predictor.engine.generation.grammar import Vocabulary
 from predictor.engine.generation.sampling_params import (
     FinishReason,
     SamplingParams,
@@ -28,6 +29,7 @@ from predictor.engine.process.messages import (
     ExpertsUsed,
     Generate,
     Results,
+    UseVocabulary,
 )
 from predictor.errors import EngineBroken, PredictorError
 from predictor.heartbeat import Activity, Health, Timeouts
@@ -163,6 +165,10 @@ class EngineClient(Generic[Callback]):
 
 class GenerationClient(EngineClient[SequenceCallback]):
     """A `SequenceGenerator`."""
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Have grammars followed with this vocabulary."""
+        self._channel.send(UseVocabulary(vocabulary))
 
     def submit(
         self,

@@ -11,7 +11,7 @@ from predictor.engine.encoding.inputs import EncoderInput
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.sampling_params import FinishReason, Token
 from predictor.engine.process.channel import Channel
-from predictor.engine.process.messages import Cancel, Encode, Generate, Results
+from predictor.engine.process.messages import Cancel, Encode, Generate, Results, UseVocabulary
 from predictor.errors import EngineBroken, PredictorError
 from predictor.metric_updates import MetricRecorder
 
@@ -82,6 +82,8 @@ class EngineHost:
                     request=message.request,
                     key=message.key,
                 )
+            elif isinstance(message, UseVocabulary) and isinstance(self._engine, Engine):
+                self._engine.use_vocabulary(message.vocabulary)
             elif isinstance(message, Encode) and isinstance(self._engine, EncoderEngine):
                 for key, ids, types, positions in message.texts:
                     text, encoded = EncoderInput(ids, types, positions), self._encoded(key)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from predictor.engine.generation.grammar import Vocabulary
 from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.errors import EngineBroken, PredictorError
 from predictor.metric_updates import Update
@@ -40,6 +41,13 @@ class Generate:
     request: int | None
     prompt: Sequence[int]
     params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class UseVocabulary:
+    """Follow grammars with this vocabulary; see `Engine.use_vocabulary`."""
+
+    vocabulary: Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

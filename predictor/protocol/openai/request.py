@@ -18,6 +18,7 @@ from predictor.protocol.http.json_body import (
     parse_document,
     require_type,
 )
+from predictor.protocol.openai import structured
 from predictor.protocol.openai.prompt import conversation, prompt_texts
 from predictor.tasks.parameters import ALL_NAMES, parse_parameters
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt, PromptText
@@ -50,7 +51,7 @@ _CHAT_PARAMETERS = _SHARED | {
 }
 """Clients' keys and their parameters' names here."""
 
-_ASIDE = ("model", "n", "stream", "stream_options")
+_ASIDE = ("model", "n", "stream", "stream_options", *structured.KEYS)
 
 COMPLETION_KEYS = ("prompt", *_COMPLETION_PARAMETERS, *_ASIDE)
 """Keys of a request for completions that are supported."""
@@ -65,7 +66,6 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "tool_choice": ("none",),
     "functions": ([],),
     "function_call": ("none",),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -88,6 +88,7 @@ IGNORED = frozenset(
         "parallel_tool_calls",
         "verbosity",
     }
+    | structured.IGNORED
 )
 """Keys that change nothing here."""
 
@@ -189,7 +190,6 @@ def _given(
 def _unless(key: str) -> str:
     return {
         "best_of": " above 1",
-        "response_format": " other than of type 'text'",
         "modalities": " other than ['text']",
     }.get(key, "")
 
@@ -217,6 +217,7 @@ def _call(
 ) -> Call:
     n = _integer(given, "n", 1, None) if "n" in given else 1
     check_count(len(texts) * n)
+    parameters = replace(parameters, grammar=structured.grammar_of(given))
     stream = optional(given, "stream", bool, "stream") or False
     variants = [_variant(parameters, number) for number in range(n)]
     prompts = tuple(Prompt(text, variant) for text in texts for variant in variants)

@@ -1,0 +1,133 @@
+"""OpenAI's and vLLM's keys for the form of a reply: JSON by a schema, an expression, choices.
+
+OpenAI has ``response_format``. vLLM has besides ``guided_json`` and its like, and an object
+``structured_outputs`` in place of them (``vllm/sampling_params.py``, ``StructuredOutputsParams``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+from predictor.errors import RequestError
+from predictor.protocol.http.json_body import check_keys, optional, parse_json, require_type
+from predictor.sentences import quote
+from predictor.tasks.request import Grammar
+
+_VLLM = ("json", "regex", "choice", "grammar")
+_OBJECT_KEY = "structured_outputs"
+_FORMATS = ("text", "json_object", "json_schema")
+
+KEYS = ("response_format", _OBJECT_KEY, *(f"guided_{name}" for name in _VLLM))
+"""Keys of requests that are read here."""
+
+IGNORED = frozenset({"guided_decoding_backend", "guided_whitespace_pattern"})
+"""vLLM's keys that change nothing here: there is one backend, and one style of spaces."""
+
+_IGNORED_OPTIONS = ("disable_any_whitespace", "whitespace_pattern")
+_ANY_OBJECT = Grammar("json_schema", '{"type": "object"}')
+
+
+def grammar_of(given: Mapping[str, object]) -> Grammar | None:
+    """Return what a reply must follow; None if it is any text.
+
+    Raises:
+        RequestError: A key has another form, or two of them ask for a form.
+    """
+    grammars = {key: grammar for key in KEYS if key in given and (grammar := _read(key, given))}
+    if len(grammars) > 1:
+        raise RequestError(f"{' and '.join(grammars)} cannot be combined; give one of them.")
+    return next(iter(grammars.values()), None)
+
+
+def schema_text(schema: object, where: str) -> str:
+    """Return a JSON schema as text.
+
+    Raises:
+        RequestError: It is no object or boolean.
+    """
+    if not isinstance(schema, dict | bool):
+        raise RequestError(f"{where} must be a JSON schema, which is an object.")
+    return json.dumps(schema)
+
+
+def _read(key: str, given: Mapping[str, object]) -> Grammar | None:
+    if key == "response_format":
+        return _response_format(require_type(given[key], dict, key))
+    if key == _OBJECT_KEY:
+        return _structured_outputs(require_type(given[key], dict, key))
+    return _READERS[key.removeprefix("guided_")](given[key], key)
+
+
+def _response_format(given: Mapping[str, object]) -> Grammar | None:
+    sort = require_type(given.get("type"), str, "response_format.type")
+    if sort not in _FORMATS:
+        raise RequestError(
+            f"response_format.type must be one of {', '.join(_FORMATS)}, not {quote(sort)}."
+        )
+    if sort == "text":
+        return None
+    if sort == "json_object":
+        return _ANY_OBJECT
+    where = "response_format.json_schema"
+    holder = require_type(given.get("json_schema"), dict, where)
+    present = {key: value for key, value in holder.items() if value is not None}
+    check_keys(present, ("name", "description", "schema", "strict"), where)
+    is_strict = optional(present, "strict", bool, f"{where}.strict")
+    text = schema_text(present.get("schema"), f"{where}.schema")
+    return Grammar("json_schema", text, is_lenient=is_strict is False)
+
+
+def _structured_outputs(given: Mapping[str, object]) -> Grammar | None:
+    present = {key: value for key, value in given.items() if value is not None}
+    check_keys(present, (*_VLLM, "json_object", *_IGNORED_OPTIONS), _OBJECT_KEY)
+    where = f"{_OBJECT_KEY}.json_object"
+    named = [name for name in _VLLM if name in present]
+    wants_object = optional(present, "json_object", bool, where)
+    if len(named) + bool(wants_object) > 1:
+        raise RequestError(f"{_OBJECT_KEY} takes one of {', '.join(_VLLM)} and json_object.")
+    if wants_object:
+        return _ANY_OBJECT
+    grammars = (_READERS[name](present[name], f"{_OBJECT_KEY}.{name}") for name in named)
+    return next(grammars, None)
+
+
+def _json(value: object, where: str) -> Grammar:
+    """Return the grammar of a schema, which may also be given as text, as vLLM allows."""
+    if not isinstance(value, str):
+        return Grammar("json_schema", schema_text(value, where))
+    try:
+        schema = parse_json(value.encode())
+    except RequestError:
+        raise RequestError(f"{where} is a text that is no JSON.") from None
+    return Grammar("json_schema", schema_text(schema, where))
+
+
+def _regex(value: object, where: str) -> Grammar:
+    return Grammar("regex", _text(value, where))
+
+
+def _choice(value: object, where: str) -> Grammar:
+    choices = value if isinstance(value, list) else []
+    if not choices or not all(isinstance(choice, str) for choice in choices):
+        raise RequestError(f"{where} must be a list of strings, at least one.")
+    return Grammar("choice", json.dumps(choices))
+
+
+def _grammar(value: object, where: str) -> Grammar:
+    return Grammar("grammar", _text(value, where))
+
+
+def _text(value: object, where: str) -> str:
+    text = require_type(value, str, where)
+    if not text:
+        raise RequestError(f"{where} is empty.")
+    return text
+
+
+_READERS: Mapping[str, Callable[[object, str], Grammar]] = {
+    "json": _json,
+    "regex": _regex,
+    "choice": _choice,
+    "grammar": _grammar,
+}

@@ -1,0 +1,130 @@
+"""Schemas, regular expressions, choices and grammars of requests, checked before the engine.
+
+They become a grammar in llguidance's form of Lark. Values of JSON are written as Python's `json`
+writes them, on one line with a space after each comma and colon. That is what models have seen
+most, and no token, which is a whole forward pass, goes to other spaces.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.hf import from_tokenizer
+
+from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
+from predictor.engine.generation.sampling_params import SequenceGenerator
+from predictor.errors import RequestError, reason_of
+from predictor.tasks.request import Grammar
+
+MAX_GRAMMAR_SIZE = 64 * 1024
+"""Most bytes of a grammar by default; see the setting of this name."""
+
+_HEADER = '%llguidance {"no_forcing": true}\n'
+"""A text that is the only one possible may be written in any tokens, as the model prefers."""
+
+_JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+class StructuredOutput:
+    """Compiles the grammars of requests to one model.
+
+    The vocabulary is made of the tokenizer at the first such request, and given to the engine.
+    """
+
+    def __init__(self, tokenizer: Any, engine: SequenceGenerator, *, largest: int) -> None:
+        """Create it for a model.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            engine: Runs the model.
+            largest: Most bytes of a grammar.
+        """
+        self._tokenizer, self._engine, self._largest = tokenizer, engine, largest
+        self._grammars: Grammars | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def compile_grammar(self, grammar: Grammar) -> str:
+        """Return a grammar in the engine's form. Blocks; call it in a thread.
+
+        Raises:
+            RequestError: It is faulty, too large or too complex, or this model's tokenizer allows
+                no grammars.
+        """
+        size = len(grammar.text.encode())
+        if size > self._largest:
+            raise RequestError(
+                f"The schema or grammar of the reply has {size} bytes; at most {self._largest} "
+                "are accepted (max_grammar_size)."
+            )
+        text = _as_llguidance(grammar)
+        grammars, pool = self._open()
+        pool.submit(grammars.matcher, text).result()
+        return text
+
+    def _open(self) -> tuple[Grammars, ThreadPoolExecutor]:
+        with self._lock:
+            if self._grammars is None or self._pool is None:
+                vocabulary = vocabulary_of(self._tokenizer)
+                self._pool = executor("schemas")
+                self._grammars = Grammars(vocabulary)
+                self._engine.use_vocabulary(vocabulary)
+            return self._grammars, self._pool
+
+
+def vocabulary_of(tokenizer: Any) -> Vocabulary:
+    """Return the tokens of a tokenizer as bytes.
+
+    Raises:
+        RequestError: The tokenizer is of a kind whose tokens cannot be told as bytes.
+    """
+    try:
+        whole: LLTokenizer = from_tokenizer(tokenizer, eos_token=tokenizer.eos_token_id or 0)
+    # A tokenizer of any other library, or with a decoder of its own.
+    except Exception as error:
+        reason = reason_of(error).rstrip(".")
+        raise RequestError(
+            f"This model's tokenizer allows no schema or grammar of the reply: {reason}."
+        ) from None
+    ids = range(whole.vocab_size)
+    return Vocabulary(
+        tuple(whole.decode_bytes([token]) for token in ids),
+        tuple(token for token in ids if whole.is_special_token(token)),
+    )
+
+
+def _as_llguidance(grammar: Grammar) -> str:
+    if grammar.form == "json_schema":
+        return LLMatcher.grammar_from_lark(f"{_HEADER}start: %json {_styled_schema(grammar)}")
+    if grammar.form == "regex":
+        document = json.loads(LLMatcher.grammar_from_regex(_unanchored(grammar.text)))
+        return LLMatcher.grammar_from_lark(_HEADER + document["grammars"][0]["lark_grammar"])
+    if grammar.form == "choice":
+        choices = " | ".join(json.dumps(choice) for choice in json.loads(grammar.text))
+        return LLMatcher.grammar_from_lark(f"{_HEADER}start: {choices}")
+    try:
+        return LLMatcher.grammar_from_lark(_HEADER + any_to_lark(grammar.text))
+    # A parser in Python, which raises errors of any kind for what is no grammar.
+    except Exception as error:
+        reason = reason_of(error).rstrip(".")
+        raise RequestError(f"The grammar of the reply cannot be used: {reason}.") from None
+
+
+def _styled_schema(grammar: Grammar) -> str:
+    schema = json.loads(grammar.text)
+    if schema is True or schema is False:
+        schema = {} if schema else {"enum": []}
+    style = {**_JSON_STYLE, "lenient": grammar.is_lenient}
+    return json.dumps({**schema, "x-guidance": style})
+
+
+def _unanchored(regex: str) -> str:
+    """Return a regular expression without anchors at its ends, where it always matches whole."""
+    body = regex.removesuffix("$")
+    is_escaped = (len(body) - len(body.rstrip("\\"))) % 2 == 1
+    return (regex if is_escaped else body).removeprefix("^")

@@ -1,0 +1,114 @@
+"""The tokens that a grammar allows, as a reply grows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from predictor.engine.generation.batch_sampler import BatchSampler
+from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
+from predictor.engine.generation.sampler import Sampler
+from predictor.engine.generation.sampling_params import SamplingParams, Token
+from predictor.engine.generation.token_mask import MaskFactory, TokenMask
+from predictor.errors import GenerationFailed, PredictorError
+
+TOKENS = Vocabulary((b"<s>", b"</s>", b"a", b"b", b"ab", b"!", b"c"), (0, 1))
+END, A, B, AB, MARK = 1, 2, 3, 4, 5
+HEADER = '%llguidance {"no_forcing": true}\n'
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with executor("masks") as pool:
+        yield pool
+
+
+def mask_of(lark: str, pool: ThreadPoolExecutor, ends: tuple[int, ...] = (END,)) -> TokenMask:
+    grammars = Grammars(TOKENS)
+    return TokenMask(grammars.matcher(HEADER + lark), grammars.size, ends, pool)
+
+
+def allowed(mask: TokenMask) -> list[int]:
+    return [int(token) for token in (mask.allowed().bias == 0).nonzero()[0]]
+
+
+def test_only_tokens_that_continue_the_text_are_allowed(pool: ThreadPoolExecutor) -> None:
+    mask = mask_of('start: "ab" "!"', pool)
+    assert allowed(mask) == [A, AB]
+    mask.count(A)
+    assert allowed(mask) == [B]
+    mask.count(B)
+    assert (allowed(mask), mask.is_complete) == ([MARK], False)
+    mask.count(MARK)
+    assert mask.is_complete
+
+
+def test_end_tokens_are_allowed_where_the_grammar_may_end_and_nowhere_else(
+    pool: ThreadPoolExecutor,
+) -> None:
+    mask = mask_of('start: "a"+ "!"?', pool, ends=(END, MARK))
+    assert allowed(mask) == [A]
+    mask.count(A)
+    assert allowed(mask) == [END, A, MARK]
+
+
+def test_an_end_token_that_is_text_is_no_text_of_a_grammar(pool: ThreadPoolExecutor) -> None:
+    assert allowed(mask_of('start: "a" | "b" "a"', pool, ends=(B,))) == [A]
+
+
+def test_rows_beside_a_grammar_are_as_they_would_be_alone(pool: ThreadPoolExecutor) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, 9.0, 3.0, 5.0, 4.0]] * 3)
+    greedy = SamplingParams(8)
+    confined = Sampler(greedy, [0], frozenset([END]), mask_of('start: "a" | "!"', pool))
+    seeded = SamplingParams(8, temperature=1.0, seed=5)
+    alone = BatchSampler().sample([Sampler(seeded, [0])], logits[:1])
+    together = BatchSampler().sample([Sampler(seeded, [0]), confined, Sampler(greedy, [0])], logits)
+    assert together == [*alone, Token(MARK), Token(B)]
+
+
+def test_a_grammar_goes_before_other_bans_and_before_ids_without_a_token(
+    pool: ThreadPoolExecutor,
+) -> None:
+    params = SamplingParams(8, suppress_tokens=(A, AB))
+    sampler = Sampler(params, [0], frozenset([END]), mask_of('start: "ab"', pool))
+    logits = torch.tensor([[0.0, 1.0, 2.0, 9.0, 3.0, 5.0, 4.0, 99.0]])
+    assert BatchSampler().sample([sampler], logits) == [Token(AB)]
+
+
+def test_a_grammar_that_becomes_too_complex_fails_its_own_row_before_any_is_drawn(
+    pool: ThreadPoolExecutor,
+) -> None:
+    mask = mask_of("start: " + '"a"? ' * 1000, pool)
+    mask.count(A)
+    rows = [Sampler(SamplingParams(8), [0]), Sampler(SamplingParams(8), [0], frozenset(), mask)]
+    first, second = BatchSampler().sample(rows, torch.ones(2, 7))
+    assert isinstance(first, Token)
+    assert isinstance(second, GenerationFailed)
+
+
+def test_a_sequence_that_is_cancelled_while_its_grammar_is_compiled_does_not_begin() -> None:
+    factory, gate = MaskFactory(), threading.Event()
+    factory.use_vocabulary(TOKENS)
+    begun: list[object] = []
+    over = threading.Event()
+
+    def begin_last(_mask: TokenMask | None) -> None:
+        over.set()
+
+    def fail(error: PredictorError) -> None:
+        begun.append(error)
+
+    factory.begin(1, None, (), begun.append, fail)
+    assert begun == [None]
+    grammar = HEADER + 'start: "a"'
+    factory._compiling.submit(gate.wait)
+    factory.begin(2, grammar, (END,), begun.append, fail)
+    factory.cancel(2)
+    factory.begin(3, grammar, (END,), begin_last, fail)
+    gate.set()
+    assert over.wait(30)
+    assert begun == [None]
