@@ -129,6 +129,13 @@ class RequestTimeout(RequestError):
     grpc_code = "DEADLINE_EXCEEDED"
 
 
+class Unauthorized(RequestError):
+    """The request has no valid API key."""
+
+    http_status = 401
+    grpc_code = "UNAUTHENTICATED"
+
+
 class UnknownModel(RequestError):
     """No model of this name, or no such version of it, is served."""
 
@@ -203,15 +210,8 @@ _DEVICE_ERRORS = frozenset(
 
 _LASTING = frozenset(
     [
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.EINVAL,
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL),
     ]
 )
 """Numbers of an `OSError` that the same files and the same code raise again."""

@@ -3,15 +3,14 @@
 The engine process loads it (`engine_process`).
 
 `answer` and `stream` are the one way of every request, whatever its protocol. `PredictorModel` is
-a ``kserve.Model`` as well, so that the SDK can register it; `preprocess`, `predict` and
-`postprocess` are a shell around `answer` for callers that use it as such.
+a ``kserve.Model`` as well (`protocol.kserve.model_shell`), so that the SDK can register it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -26,8 +25,8 @@ from predictor.mixture.heat import LayerHeat
 from predictor.placement.report import as_json
 from predictor.pod.memory import read_own_anonymous
 from predictor.private.tokenizers import tokenizer_class
-from predictor.protocol.http.deadline import requested_timeout  # first: imports kserve safely
-from predictor.protocol.kserve.decoded_call import AnsweredCall, DecodedCall, decode_call
+from predictor.protocol.http.request_record import add_answers, add_piece
+from predictor.protocol.kserve.model_shell import ModelShell
 from predictor.protocol.response_style import style_of
 from predictor.protocol.served import Limits
 from predictor.settings import Settings
@@ -37,12 +36,8 @@ from predictor.tasks.loading import TaskOptions, open_checked_tokenizer, open_ta
 from predictor.tasks.request import TaskRequest
 from predictor.tasks.task import PreparedRequest, Task, TaskSpec
 
-from kserve import InferRequest, InferResponse, Model  # isort: skip
 
-Headers = Mapping[str, str] | None
-
-
-class PredictorModel(Model):
+class PredictorModel(ModelShell):
     """One model, placed over the memory that the pod owns.
 
     Attributes:
@@ -193,6 +188,7 @@ class PredictorModel(Model):
             raise DeadlineExceeded.after(limit) from None
         finally:
             permit.release()
+        add_answers(answers)
         return answers
 
     async def stream(self, request: TaskRequest, timeout: float | None) -> Stream:
@@ -225,6 +221,7 @@ class PredictorModel(Model):
                 while True:
                     async with asyncio.timeout_at(deadline):
                         piece = await anext(pieces)
+                    add_piece(piece)
                     yield piece
         except StopAsyncIteration:
             return
@@ -232,40 +229,6 @@ class PredictorModel(Model):
             raise DeadlineExceeded.after(limit) from None
         finally:
             permit.release()
-
-    def validate(self, payload: DecodedCall) -> DecodedCall:
-        """Return the payload as it is: it has been checked, and kserve's own check is V1's."""
-        return payload
-
-    async def preprocess(
-        self, payload: dict[str, object] | bytes | InferRequest, headers: Headers = None
-    ) -> DecodedCall:
-        """Return the typed request of a V1 or V2 payload.
-
-        Raises:
-            NotReady: The model is not loaded, or the server drains.
-            RequestError: The payload is not a valid request.
-        """
-        self.check_open()
-        return decode_call(
-            payload,
-            model_name=self.name,
-            model_version=self.version,
-            spec=self.spec,
-            style=self.style,
-        )
-
-    async def predict(
-        self, payload: DecodedCall, headers: Headers = None, response_headers: object = None
-    ) -> AnsweredCall:
-        """Return the answers to a typed request; raises the errors of `answer`."""
-        return AnsweredCall(payload, await self.answer(payload.request, requested_timeout(headers)))
-
-    async def postprocess(
-        self, result: AnsweredCall, headers: Headers = None, response_headers: object = None
-    ) -> dict[str, object] | InferResponse:
-        """Return the answers in the protocol of the payload."""
-        return result.call.encode(result.answers)
 
     def stop(self) -> None:
         """Let nothing new begin; kserve calls this when it unregisters the model."""

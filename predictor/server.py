@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from predictor import logs
 from predictor.engine_process import EngineProcess
@@ -25,7 +25,9 @@ from predictor.errors import ConfigurationError, EngineBroken
 from predictor.metrics import STALLED
 from predictor.model import PredictorModel
 from predictor.protocol import sdk
-from predictor.protocol.app import install
+from predictor.protocol.app import Surface, install
+from predictor.protocol.examples import example_requests
+from predictor.protocol.http.authentication import ApiKeys
 from predictor.protocol.http.codec import CodecProcess
 from predictor.protocol.http.connections import ConnectionLimits
 from predictor.protocol.http.guarded_protocol import guarded_protocol
@@ -33,7 +35,6 @@ from predictor.protocol.http.off_loop import take_short_turns
 from predictor.protocol.kserve.grpc_bounds import GrpcBounds
 from predictor.protocol.kserve.grpc_server import BoundServer, make_server
 from predictor.settings import Settings
-from predictor.tasks.generation_spec import GenerationSpec
 from predictor.watchdog import POLL_SECONDS, Watchdog
 
 from kserve import ModelServer  # isort: skip
@@ -67,7 +68,11 @@ class Server(ModelServer):
             enable_grpc=settings.enable_grpc,
             enable_latency_logging=False,
             grace_period=int(settings.grace_period),
+            timeout_keep_alive=settings.timeout_keep_alive,
+            ssl_certfile=_path(settings.ssl_certfile),
+            ssl_keyfile=_path(settings.ssl_keyfile),
         )
+        logs.configure(settings.log_level, as_json=settings.log_format == "json")
         logs.quiet()
         self._settings = settings
         self._codec = codec
@@ -77,13 +82,14 @@ class Server(ModelServer):
         self._loaded = False
         self._model = PredictorModel(settings, self._on_broken, engine)
         self.register_model(self._model)
+        for alias in settings.model_aliases:
+            self.registered_models.update(self._model, alias)
+        self._keys = ApiKeys(settings.api_keys())
         install(
             sdk.own_app,
+            _surface(settings, self._keys),
             models=self.registered_models,
             admission=self._model.admission,
-            max_body_bytes=settings.max_body_size,
-            load_unload=settings.enable_load_unload,
-            torchserve=settings.torchserve_api,
             codec=codec,
         )
 
@@ -114,9 +120,10 @@ class Server(ModelServer):
             await asyncio.sleep(_POLL)
         self._handle_signals()
         address = "{}:{}".format(*listener.getsockname()[:2])
-        logger.info("REST on http://%s", address)
+        scheme = "http" if self._settings.ssl_certfile is None else "https"
+        logger.info("REST on %s://%s", scheme, address)
         try:
-            await self._load(address)
+            await self._load(f"{scheme}://{address}")
             watching = asyncio.create_task(self._watch())
             await self._stopping.wait()
             watching.cancel()
@@ -144,9 +151,12 @@ class Server(ModelServer):
                 timeout=settings.client_timeout,
                 body_rate=settings.min_body_rate,
             ),
+            keys=self._keys,
             codec=self._codec,
         )
         logger.info("gRPC on %s:%d", settings.host, bound.port)
+        if settings.ssl_certfile is not None:
+            logger.warning("gRPC has no TLS; --enable_grpc=false turns it off")
         return bound
 
     def _handle_signals(self) -> None:
@@ -202,7 +212,9 @@ class Server(ModelServer):
         gc.collect()
         gc.freeze()  # a collection of the millions of objects of libraries would stop every thread
         logger.info("Model %r is ready after %.1f s", self._model.name, time.monotonic() - began)
-        logger.info("Try it:\n%s", self._examples(address.replace("0.0.0.0", "127.0.0.1")))  # noqa: S104
+        url = address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
+        has_torchserve = self._settings.torchserve_api
+        logger.info("Try it:\n%s", example_requests(self._model, url, torchserve=has_torchserve))
 
     async def _drain(self) -> None:
         try:
@@ -219,28 +231,22 @@ class Server(ModelServer):
         while self._model.running or self._model.admission.requests:
             await asyncio.sleep(_POLL)
 
-    def _examples(self, address: str) -> str:
-        """Return curl commands that work with this server."""
-        spec = self._model.spec
-        is_generation = isinstance(spec, GenerationSpec)
-        more = {"parameters": {"max_new_tokens": 25}} if is_generation else {}
-        fields = {field.name: field.example for field in spec.fields if field.required}
-        first = next(iter(fields.values()))
-        instance: object = fields if len(fields) > 1 else first
-        v1 = {"instances": [instance], **more}
-        tensors = [
-            {"name": name, "shape": [1], "datatype": "BYTES", "data": [text]}
-            for name, text in fields.items()
-        ]
-        url, name = f"http://{address}", self._model.name
-        lines = [
-            f"curl {url}/v1/models/{name}:predict -d '{json.dumps(v1)}'",
-            f"curl {url}/v2/models/{name}/infer -d '{json.dumps({'inputs': tensors, **more})}'",
-            f"curl {url}/v2/models/{name}",
-        ]
-        if self._settings.torchserve_api and is_generation:
-            lines.append(f"curl {url}/predictions/{name} --data-urlencode 'data={first}'")
-        return "\n".join(lines)
+
+def _surface(settings: Settings, keys: ApiKeys) -> Surface:
+    return Surface(
+        settings.max_body_size,
+        load_unload=settings.enable_load_unload,
+        torchserve=settings.torchserve_api,
+        openai_prefix=settings.openai_route_prefix,
+        keys=keys,
+        allowed_origins=settings.allowed_origins,
+        access_log=settings.access_log,
+        docs=settings.enable_docs_url,
+    )
+
+
+def _path(file: Path | None) -> str | None:
+    return None if file is None else str(file)
 
 
 def _connection_limits(settings: Settings) -> ConnectionLimits:

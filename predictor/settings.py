@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from predictor.admission import AdmissionLimits
 from predictor.errors import ConfigurationError
 from predictor.settings_limits import DECODED_BYTES, LimitSettings
+from predictor.settings_protocols import ProtocolSettings
 from predictor.settings_sources import (
     ALIASES,
     PREFIX,
@@ -26,23 +27,31 @@ from predictor.settings_sources import (
     check_known,
     own_variables,
 )
-from predictor.settings_types import Bytes, DeviceMap, Dtype, MemoryByDevice, Task
+from predictor.settings_types import (
+    Bytes,
+    DeviceMap,
+    Dtype,
+    MemoryByDevice,
+    ModelDir,
+    ModelName,
+    Task,
+)
 
 
-class Settings(LimitSettings):
+class Settings(ProtocolSettings, LimitSettings):
     """The settings: sizes in bytes (written ``40Gi``, ``10GiB`` or ``500M``), times in seconds."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
     )
 
-    model_name: str = Field("model", min_length=1, pattern=r"^[^/:\s]+$")
+    model_name: ModelName = Field("model", min_length=1, pattern=r"^[^/:\s]+$")
     """The model's name in every URL."""
 
     model_version: str = Field("1", min_length=1, pattern=r"^[^/\s]+$")
     """The only version in V2's versioned paths and metadata."""
 
-    model_dir: Path = Path("/mnt/models")
+    model_dir: ModelDir = Path("/mnt/models")
     """The model directory; KServe mounts the model at the default."""
 
     model_id: str | None = Field(None, min_length=1)
@@ -182,16 +191,6 @@ class Settings(LimitSettings):
     With 0, the texts that arrive during a forward pass are the next batch, and none waits longer
     than that."""
 
-    return_probabilities: bool = False
-    """Whether classification returns the probabilities of all labels."""
-
-    return_raw_logits: bool = False
-    """Whether classification returns the logits of all labels."""
-
-    return_offsets_mapping: bool = False
-    """Whether token classification returns the label and offsets of every token in place of
-    entities."""
-
     max_requests: int = Field(128, ge=1)
     """Most requests that run or wait at one time. One more is refused (429, RESOURCE_EXHAUSTED), so
     that waiting requests take bounded memory. The default is twice `max_batch_size`: one batch runs
@@ -202,18 +201,11 @@ class Settings(LimitSettings):
     with the header `x-request-timeout`, the parameter `timeout` or its gRPC deadline. The default
     is 10 minutes: enough for a long reply of an offloaded model, and no proxy waits longer."""
 
-    enable_load_unload: bool = False
-    """Whether KServe's unauthenticated route that unloads the model is served. An unloaded model
-    stays unloaded until the process restarts."""
-
-    torchserve_api: bool = False
-    """Whether TorchServe's routes are served too: `/predictions`, `/ping` and, read-only,
-    `/models`."""
-
-    torchserve_semantics: bool = False
-    """Whether V1, V2 and `/predictions` use the defaults of TorchServe's handler. The prompt is cut
-    at `max_length` tokens, as many new tokens are sampled with `top_p` 0.95 and `top_k` 60, and the
-    reply repeats the prompt. V1's predictions are strings then."""
+    @model_validator(mode="after")
+    def _check_certificate(self) -> Self:
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ValueError("ssl_certfile and ssl_keyfile are set together or not at all")
+        return self
 
     @model_validator(mode="after")
     def _check_semantics(self) -> Self:
@@ -287,8 +279,9 @@ def names() -> tuple[str, ...]:
 
 
 def own_names() -> tuple[str, ...]:
-    """Return the names of all settings, those of the limits last."""
-    return tuple(sorted(Settings.model_fields, key=LimitSettings.model_fields.__contains__))
+    """Return the names of all settings, those of the protocols and limits last."""
+    last = (*ProtocolSettings.model_fields, *LimitSettings.model_fields)
+    return (*(name for name in Settings.model_fields if name not in last), *last)
 
 
 def _sentence(error: ValidationError) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from predictor import dtypes
 from predictor.quantity import as_quantity, parse_bytes
@@ -29,6 +32,35 @@ def _memory_by_device(value: Any) -> Any:
     return {str(device): parse_bytes(amount) for device, amount in amounts.items()}
 
 
+def _split(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip().startswith("["):  # as vLLM has lists
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    if isinstance(value, str):
+        return [name for part in value.split(",") if (name := part.strip())]
+    return value
+
+
+def _model_name(value: Any) -> Any:
+    if isinstance(value, str) and re.search(r"[/:\s]", value):
+        raise ValueError(
+            "is part of URLs, and so has no slash, colon or space; model_aliases takes other names"
+        )
+    return value
+
+
+def _no_uri(value: Any) -> Any:
+    scheme, colon, rest = str(value).partition("://")
+    if not colon:
+        return value
+    if scheme == "hf":
+        raise ValueError(f"is no directory; a repository on the hub is model_id={rest}")
+    raise ValueError(
+        "is no directory; set it as the storageUri of the InferenceService, which is fetched to "
+        "/mnt/models, or mount a volume"
+    )
+
+
 def _devices(value: Any) -> Any:
     device_map = _from_json(value)
     if isinstance(device_map, dict):
@@ -41,6 +73,14 @@ Dtype = Annotated[
     Literal["auto", dtypes.ServingDType],
     BeforeValidator(lambda text: dtypes.SETTING_ALIASES.get(str(text), dtypes.name_of(text))),
 ]
+
+Names = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^\S+$")], ...],
+    BeforeValidator(_split),
+    PlainSerializer(",".join, when_used="json"),
+]
+ModelName = Annotated[str, BeforeValidator(_model_name)]
+ModelDir = Annotated[Path, BeforeValidator(_no_uri)]
 
 Task = (
     Literal[

@@ -223,8 +223,8 @@ def test_flags_reach_the_plan(plan, bloom):
     )
 
     assert planned["dtype"] == "bfloat16"
-    assert planned["max_model_len"] == 32
-    assert planned["kv_tokens"] == 96
+    assert planned["max_model_len"] == 16
+    assert planned["kv_tokens"] == 48
 
 
 def test_the_setup_config_beside_the_model_reaches_the_plan(plan, bloom):
@@ -283,8 +283,12 @@ def test_a_max_length_beyond_the_models_positions_is_cut_and_a_max_model_len_ref
 ):
     CONFIGS["gpt2"].save_pretrained(tmp_path)
 
-    assert plan(str(tmp_path), *STATED, "--max_length", "200")["max_model_len"] == 256
-    assert plan(str(tmp_path), *STATED, "--max_length", "100")["max_model_len"] == 200
+    config = tmp_path / "setup_config.json"
+    for given, planned in ((200, 256), (100, 200)):
+        config.write_text(json.dumps({"max_length": given}))
+        assert plan(str(tmp_path), *STATED)["max_model_len"] == planned
+    config.unlink()
+    assert plan(str(tmp_path), *STATED, "--max_length", "100")["max_model_len"] == 100
     code, _, err = run("plan", str(tmp_path), *STATED, "--max_model_len", "257")
     assert code == 78
     assert "257 is longer than the 256 positions" in err

@@ -236,7 +236,7 @@ def test_variables_of_others_are_left_alone():
         ("grace_period", "inf", "grace_period: Input should be a finite number"),
         ("gpu_fraction", "1.5", "gpu_fraction: Input should be less than or equal to 1"),
         ("dtype", "int8", "dtype: Input should be 'auto', 'float32', 'float16', 'bfloat16'"),
-        ("model_name", "a/b", "model_name: String should match pattern"),
+        ("model_name", "a/b", "model_name: is part of URLs, and so has no slash"),
         ("model_id", "", "model_id: String should have at least 1 character"),
         ("allow_pickle", "perhaps", "allow_pickle: Input should be a valid boolean"),
         ("http_port", "70000", "http_port: Input should be less than or equal to 65535"),
@@ -332,6 +332,7 @@ def test_every_setting_says_what_it_is():
     source = (folder / "settings.py").read_text()
     body = source[source.index("class Settings") : source.index("def settings_customise_sources")]
     body += (folder / "settings_limits.py").read_text()
+    body += (folder / "settings_protocols.py").read_text()
 
     for name in Settings.model_fields:
         after = body[body.index(f"    {name}: ") :].split('"""')

@@ -9,7 +9,7 @@ import argparse
 import os
 from unittest import mock
 
-from predictor import cli
+from predictor.command_line import parser as command_line
 
 _WIDTH = "92"
 
@@ -17,7 +17,7 @@ _WIDTH = "92"
 def help_of(command: str = "") -> str:
     """Return the help of a subcommand, or of the program, as a fenced block."""
     with mock.patch.dict(os.environ, {"COLUMNS": _WIDTH}):
-        parser = cli._parser()
+        parser = command_line()
         if command:
             parser = _subparsers(parser)[command]
             _fold_settings(parser)

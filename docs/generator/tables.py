@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client.metrics import MetricWrapperBase
 
 from docs.generator import command_line
 from docs.generator.error_table import error_rows, exit_code_rows
+from docs.generator.other_servers import flag_rows, variable_rows
 from docs.generator.pages import ROOT
 from predictor import metrics
-from predictor.protocol.openai.request import CHAT_KEYS, COMPLETION_KEYS, IGNORED, REFUSED
+from predictor.compatibility.flag import Flag
+from predictor.compatibility.kserve_flags import KSERVE_FLAGS
+from predictor.compatibility.vllm_flags import VLLM_FLAGS
+from predictor.protocol.openai.keys import IGNORED, REFUSED
+from predictor.protocol.openai.request import CHAT_KEYS, COMPLETION_KEYS
 from predictor.quantity import as_quantity
 from predictor.settings import Settings, own_names
 from predictor.settings_sources import ALIASES, PREFIX
@@ -38,6 +44,7 @@ _UNITS = {
         "client_timeout",
         "stall_timeout",
         "hang_timeout",
+        "timeout_keep_alive",
     ),
     "bytes": (
         "max_memory",
@@ -148,13 +155,26 @@ def _metrics_rows() -> Iterator[Sequence[str]]:
 def openai_keys_table() -> str:
     """Return the table of the keys of OpenAI's requests."""
     groups = {
-        "Supported, completions": COMPLETION_KEYS,
-        "Supported, chat completions": CHAT_KEYS,
-        "Refused unless they change nothing": tuple(REFUSED),
+        "Followed, completions": COMPLETION_KEYS,
+        "Followed, chat completions": CHAT_KEYS,
         "Ignored": tuple(sorted(IGNORED)),
     }
     rows = ((name, ", ".join(f"`{key}`" for key in keys)) for name, keys in groups.items())
     return table(("Group", "Keys"), rows)
+
+
+def refused_keys_table() -> str:
+    """Return the table of the keys of OpenAI's requests that are refused, with the reasons."""
+    rows = (
+        (f"`{key}`", refusal.reason, ", ".join(f"`{json.dumps(one)}`" for one in refusal.harmless))
+        for key, refusal in REFUSED.items()
+    )
+    return table(("Key", "Reason", "Values that are accepted"), rows)
+
+
+def flags_table(flags: Mapping[str, Flag]) -> str:
+    """Return the table of the flags of another server."""
+    return table(("Flag", "Accepted", "Otherwise refused: what to do instead"), flag_rows(flags))
 
 
 def errors_table() -> str:
@@ -179,6 +199,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics_table,
     "errors": errors_table,
     "openai-keys": openai_keys_table,
+    "refused-keys": refused_keys_table,
+    "kserve-flags": lambda: flags_table(KSERVE_FLAGS),
+    "kserve-variables": lambda: table(("Variable", "Here"), variable_rows()),
+    "vllm-flags": lambda: flags_table(VLLM_FLAGS),
     "exit-codes": exit_codes_table,
     "helm-values": helm_values,
     "help": lambda: command_line.help_of(),

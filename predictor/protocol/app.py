@@ -2,8 +2,7 @@
 
 Starlette takes the first route that matches, so what is installed before ``ModelServer.start``
 (which registers the SDK's own routes on the same application) is what answers; the SDK's remaining
-routes, ``/metrics`` and ``/openapi.json`` among them, stay. The schema at ``/openapi.json`` is the
-SDK's too: our routes have the same paths and forms and are not listed twice.
+routes, ``/metrics`` among them, stay. The document at ``/openapi.json`` describes ours.
 
 Exceptions: the SDK registers handlers for its own classes and for ``Exception`` on the application
 later and so replaces any of ours. Therefore every route of ours answers for its own exceptions
@@ -15,16 +14,20 @@ three ask `error_forms.error_response`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from predictor.admission import AdmissionController
+from predictor.protocol.http.authentication import ApiKeys
 from predictor.protocol.http.codec import Codec, CodecThreads
 from predictor.protocol.http.error_forms import error_response
 from predictor.protocol.http.gate import Gate
@@ -34,6 +37,7 @@ from predictor.protocol.kserve.rest_inference import InferenceEndpoints
 from predictor.protocol.kserve.rest_status import StatusEndpoints
 from predictor.protocol.openai.embeddings_rerank import EmbeddingsRerankEndpoints
 from predictor.protocol.openai.endpoints import OpenAIEndpoints
+from predictor.protocol.openapi import describe, docs_page
 from predictor.protocol.served import Models
 from predictor.protocol.torchserve import TorchServeEndpoints
 
@@ -44,54 +48,91 @@ _VERSION = "/v2/models/{model}/versions/{version}"
 _REPOSITORY_MODEL = "/v2/repository/models/{model}"
 
 
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """The routes that are served, and to whom.
+
+    Attributes:
+        max_body_bytes: Largest body of a request, on any path; a larger one is answered with 413.
+        load_unload: Whether the SDK's routes that load and unload models stay reachable.
+        torchserve: Whether TorchServe's routes are served.
+        openai_prefix: The path before OpenAI's routes, which are served without one as well.
+        keys: The API keys, one of which a request needs; none for none.
+        allowed_origins: Origins of web pages that may use the routes (CORS); ``*`` is any.
+        access_log: Whether each request that may have a body is a line in the log.
+        docs: Whether ``/docs`` shows the routes.
+    """
+
+    max_body_bytes: int
+    load_unload: bool = False
+    torchserve: bool = False
+    openai_prefix: str = "/openai"
+    keys: ApiKeys = field(default_factory=ApiKeys)
+    allowed_origins: Sequence[str] = ()
+    access_log: bool = False
+    docs: bool = False
+
+
 def install(
     app: FastAPI,
+    surface: Surface,
     *,
     models: Models,
     admission: AdmissionController,
-    max_body_bytes: int,
-    load_unload: bool = False,
-    torchserve: bool = False,
     codec: Codec | None = None,
 ) -> None:
     """Put routes, middleware and handlers on `app`. Must run before ``ModelServer.start``.
 
     Args:
         app: The SDK's application, ``kserve.model_server.app``.
+        surface: The routes that are served, and to whom.
         models: The SDK's repository of the models that are served.
         admission: Counts the requests in flight, and admits more.
-        max_body_bytes: Largest body of a request, on any path; a larger one is answered with 413.
-        load_unload: Whether the SDK's routes that load and unload models stay reachable. They have
-            no authentication, so the default is no.
-        torchserve: Whether TorchServe's routes are served.
         codec: Decodes and encodes large bodies; None for threads.
     """
-    status, codec = StatusEndpoints(models), codec or CodecThreads()
-    app.router.routes.extend(_status_routes(status))
-    app.router.routes.extend(_inference_routes(InferenceEndpoints(models, codec)))
-    app.router.routes.extend(_generate_routes(GenerateEndpoints(models, codec)))
-    app.router.routes.extend(_openai_routes(OpenAIEndpoints(models, codec)))
-    app.router.routes.extend(_embedding_routes(EmbeddingsRerankEndpoints(models, codec)))
-    if torchserve:
-        app.router.routes.extend(_torchserve_routes(TorchServeEndpoints(models)))
-    if not load_unload:
-        app.router.routes.extend(
-            _post(f"{_REPOSITORY_MODEL}/{verb}", status.no_loading) for verb in ("load", "unload")
-        )
+    app.router.routes.extend(_routes(surface, models, codec or CodecThreads()))
+    app.openapi = partial(describe, app.router.routes)  # type: ignore[method-assign]
     gate = Gate(
         admission,
-        max_body_bytes=max_body_bytes,
+        max_body_bytes=surface.max_body_bytes,
         model_name=lambda: next(iter(models.get_models()), ""),
     )
-    app.add_middleware(Border, gate=gate)
+    app.add_middleware(Border, gate=gate, keys=surface.keys, access_log=surface.access_log)
+    if surface.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=surface.allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
     app.add_exception_handler(HTTPException, _on_exception)
     app.add_exception_handler(RequestValidationError, _on_exception)
 
 
+def _routes(surface: Surface, models: Models, codec: Codec) -> Iterator[Route]:
+    openai = OpenAIEndpoints(models, codec)
+    status = StatusEndpoints(models, openai.created)
+    lists = EmbeddingsRerankEndpoints(models, codec)
+    yield from _status_routes(status)
+    yield from _inference_routes(InferenceEndpoints(models, codec))
+    yield from _generate_routes(GenerateEndpoints(models, codec))
+    for prefix in dict.fromkeys((surface.openai_prefix, "")):
+        yield from _openai_routes(prefix, openai, lists)
+    yield from _embedding_routes(lists)
+    if surface.torchserve:
+        yield from _torchserve_routes(TorchServeEndpoints(models))
+    if surface.docs:
+        yield _get("/docs", docs_page)
+    if not surface.load_unload:  # the SDK's have no authentication
+        for verb in ("load", "unload"):
+            yield _post(f"{_REPOSITORY_MODEL}/{verb}", status.no_loading)
+
+
 def _status_routes(status: StatusEndpoints) -> Iterator[Route]:
     yield _get("/", status.alive)
-    yield _get("/v1/models", status.names)
-    yield _get("/v1/models/{model}", status.model_ready)
+    yield _get("/v1/models", status.v1_names)
+    yield _get("/v1/models/{model:path}", status.v1_model_ready)
     yield _get("/v2", status.server)
     yield _get("/v2/", status.server)
     yield _get("/v2/health/live", status.live)
@@ -117,16 +158,20 @@ def _generate_routes(generate: GenerateEndpoints) -> Iterator[Route]:
         yield _post(f"{path}/generate_stream", generate.generate_stream)
 
 
-def _openai_routes(openai: OpenAIEndpoints) -> Iterator[Route]:
-    yield _get("/openai/v1/models", openai.list_models)
-    yield _get("/openai/v1/models/{model:path}", openai.model)
-    yield _post("/openai/v1/completions", openai.completions)
-    yield _post("/openai/v1/chat/completions", openai.chat_completions)
+def _openai_routes(
+    prefix: str, openai: OpenAIEndpoints, lists: EmbeddingsRerankEndpoints
+) -> Iterator[Route]:
+    """Yield OpenAI's routes. Without a prefix, those of the models are V1's too."""
+    if prefix:
+        yield _get(f"{prefix}/v1/models", openai.list_models)
+        yield _get(f"{prefix}/v1/models/{{model:path}}", openai.model)
+    yield _post(f"{prefix}/v1/completions", openai.completions)
+    yield _post(f"{prefix}/v1/chat/completions", openai.chat_completions)
+    yield _post(f"{prefix}/v1/embeddings", lists.embeddings)
+    yield _post(f"{prefix}/v1/rerank", lists.rerank)
 
 
 def _embedding_routes(endpoints: EmbeddingsRerankEndpoints) -> Iterator[Route]:
-    yield _post("/openai/v1/embeddings", endpoints.embeddings)
-    yield _post("/openai/v1/rerank", endpoints.rerank)
     yield _post("/embed", endpoints.embed)
     yield _post("/rerank", endpoints.tei_rerank)
     yield _post("/predict", endpoints.predict)

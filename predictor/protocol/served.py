@@ -170,3 +170,18 @@ async def all_ready(models: Models) -> bool:
     SDK always returns true (``dataplane.py``, ``ready``). A server without a model is not ready.
     """
     return bool(models.get_models()) and not await unready(models)
+
+
+def model_list(models: Models, created: int) -> dict[str, object]:
+    """Return OpenAI's list of the models.
+
+    Args:
+        models: The models that are served.
+        created: The Unix time that their objects have.
+    """
+    return {"object": "list", "data": [model_row(name, created) for name in models.get_models()]}
+
+
+def model_row(name: str, created: int) -> dict[str, object]:
+    """Return OpenAI's object of a model; see `model_list`."""
+    return {"id": name, "object": "model", "created": created, "owned_by": SERVER_NAME}

@@ -11,10 +11,10 @@ from predictor.engine.encoding.inputs import MAX_TOP_K, EncoderInput
 from predictor.errors import CheckpointError, RequestError
 from predictor.tasks.answers import Filling, Masks
 from predictor.tasks.encoder_task import Array, EncoderTaskSpec
-from predictor.tasks.parameters import boolean, integer, parse_named
+from predictor.tasks.parameters import integer, parse_named
 from predictor.tasks.request import EncoderInstance
 from predictor.tasks.task import Field, Output
-from predictor.tasks.tokenization import Tokenizing
+from predictor.tasks.tokenization import CUT_CHECKS, Tokenizing
 
 
 class FillMask(EncoderTaskSpec):
@@ -48,16 +48,15 @@ class FillMask(EncoderTaskSpec):
         """Return a checked instance."""
         checks = {
             "top_k": lambda name, value: integer(name, value, 1, MAX_TOP_K),
-            "truncate": boolean,
+            **CUT_CHECKS,
         }
-        defaults = {"top_k": 5, "truncate": False}
+        defaults = {"top_k": 5, **self._tokenizing.cut_defaults}
         return EncoderInstance(fields, parse_named(parameters, checks, defaults))
 
     def tokenize(self, instance: EncoderInstance) -> tuple[EncoderInput, ...]:
         """Return the one text, with the positions of its masks."""
-        text = self._tokenizing.text(
-            instance.fields["text"], truncate=instance.parameters["truncate"]
-        )
+        cut = self._tokenizing.cut_of(instance.parameters)
+        text = self._tokenizing.text(instance.fields["text"], cut=cut)
         mask = self._tokenizing.tokenizer.mask_token_id
         positions = tuple(position for position, token in enumerate(text.ids) if token == mask)
         if not positions:

@@ -36,6 +36,7 @@ class TaskOptions:
     return_probabilities: bool = False
     return_raw_logits: bool = False
     return_offsets_mapping: bool = False
+    truncate: bool = False
     max_grammar_size: int = MAX_GRAMMAR_SIZE
 
     @classmethod
@@ -141,7 +142,7 @@ def _files_like_tokenizers(path: Path) -> list[Path]:
 def _encoder_spec(
     facts: ModelFacts, tokenizer: PreTrainedTokenizerBase, options: TaskOptions
 ) -> EncoderTaskSpec:
-    tokenizing = Tokenizing(tokenizer, facts.max_model_len)
+    tokenizing = Tokenizing(tokenizer, facts.max_model_len, truncates=options.truncate)
     specs: dict[str, Callable[[], EncoderTaskSpec]] = {
         "sequence_classification": lambda: SequenceClassification(
             tokenizing,

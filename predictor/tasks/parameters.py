@@ -139,6 +139,8 @@ def _forced_bos_token_id(name: str, value: Any) -> int | str:
 
 
 def _top_k(name: str, value: Any) -> int:
+    if value == -1:  # no limit, as vLLM has it
+        return 0
     return integer(name, value, 0, 2**31 - 1)
 
 
@@ -180,11 +182,11 @@ def _stop(name: str, value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
         raise RequestError(f"{name} must be a string or a list of strings.")
-    if len(stops) > _MOST_STOPS or any(not 0 < len(stop) <= _LONGEST_STOP for stop in stops):
+    if len(stops) > _MOST_STOPS or any(len(stop) > _LONGEST_STOP for stop in stops):
         raise RequestError(
-            f"{name} takes at most {_MOST_STOPS} strings of 1 to {_LONGEST_STOP} characters."
+            f"{name} takes at most {_MOST_STOPS} strings of up to {_LONGEST_STOP} characters."
         )
-    return tuple(stops)
+    return tuple(stop for stop in stops if stop)  # clients send an empty one as their default
 
 
 def boolean(name: str, value: Any) -> bool:

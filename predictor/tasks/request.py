@@ -12,6 +12,10 @@ MAX_INSTANCES = 256
 """Prompts or instances in one request; a larger job does better as several requests, between which
 those of other clients can run."""
 
+MAX_TEXTS = 2048
+"""Texts in one request for embeddings, as in OpenAI's API: a text is encoded once, so even so many
+take no longer than a few replies."""
+
 TOKENS = "tokens"
 """The parameter of text embedding that holds token ids, for protocols that accept them as input."""
 
@@ -183,6 +187,11 @@ class EncoderRequest:
 
 TaskRequest = GenerationRequest | EncoderRequest
 """A request to any task."""
+
+
+def most_instances(task: str) -> int:
+    """Return the most prompts or instances that one request for a task may have."""
+    return MAX_TEXTS if task == "text_embedding" else MAX_INSTANCES
 
 
 def _length(text: PromptText) -> int:

@@ -15,9 +15,7 @@ from predictor.tasks.model_facts import ModelFacts
 from predictor.tasks.parameters import boolean, parse_named
 from predictor.tasks.request import EncoderInstance
 from predictor.tasks.task import Field, Output
-from predictor.tasks.tokenization import Tokenizing
-
-_DEFAULTS = {"raw_scores": False, "truncate": False}
+from predictor.tasks.tokenization import CUT_CHECKS, Tokenizing
 
 
 class Rerank(EncoderTaskSpec):
@@ -46,13 +44,15 @@ class Rerank(EncoderTaskSpec):
         self, fields: Mapping[str, str], parameters: Mapping[str, object]
     ) -> EncoderInstance:
         """Return a checked instance."""
-        checks = dict.fromkeys(_DEFAULTS, boolean)
-        return EncoderInstance(fields, parse_named(parameters, checks, _DEFAULTS))
+        checks = {"raw_scores": boolean, **CUT_CHECKS}
+        defaults = {"raw_scores": False, **self._tokenizing.cut_defaults}
+        return EncoderInstance(fields, parse_named(parameters, checks, defaults))
 
     def tokenize(self, instance: EncoderInstance) -> tuple[EncoderInput, ...]:
         """Return the one pair."""
         query, text = instance.fields["query"], instance.fields["text"]
-        return (self._tokenizing.text(query, text, truncate=instance.parameters["truncate"]),)
+        cut = self._tokenizing.cut_of(instance.parameters)
+        return (self._tokenizing.text(query, text, cut=cut),)
 
     def answer(
         self,

@@ -15,7 +15,7 @@ from predictor.tasks.model_facts import ModelFacts
 from predictor.tasks.parameters import boolean, parse_named
 from predictor.tasks.request import EncoderInstance
 from predictor.tasks.task import Field, Output
-from predictor.tasks.tokenization import Tokenizing
+from predictor.tasks.tokenization import CUT_CHECKS, Tokenizing
 
 
 class SequenceClassification(EncoderTaskSpec):
@@ -56,21 +56,20 @@ class SequenceClassification(EncoderTaskSpec):
         self._defaults = {
             "return_probabilities": return_probabilities,
             "return_raw_logits": return_raw_logits,
-            "truncate": False,
+            **tokenizing.cut_defaults,
         }
 
     def decode(
         self, fields: Mapping[str, str], parameters: Mapping[str, object]
     ) -> EncoderInstance:
         """Return a checked instance."""
-        checks = dict.fromkeys(self._defaults, boolean)
+        checks = {**dict.fromkeys(self._defaults, boolean), **CUT_CHECKS}
         return EncoderInstance(fields, parse_named(parameters, checks, self._defaults))
 
     def tokenize(self, instance: EncoderInstance) -> tuple[EncoderInput, ...]:
         """Return the one text, or pair."""
-        fields, truncate = instance.fields, instance.parameters["truncate"]
-        pair = fields.get("text_pair")
-        return (self._tokenizing.text(fields["text"], pair, truncate=truncate),)
+        fields, cut = instance.fields, self._tokenizing.cut_of(instance.parameters)
+        return (self._tokenizing.text(fields["text"], fields.get("text_pair"), cut=cut),)
 
     def answer(
         self,

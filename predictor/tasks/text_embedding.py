@@ -2,7 +2,7 @@
 
 Parameters: ``normalize`` (whether vectors have length 1; the model's layout sets the default),
 ``dimensions`` (fewer elements, for models trained for that), ``prompt_name`` (which of the model's
-prompts is put before the text), ``truncate``.
+prompts is put before the text), and those that cut a text (`tokenization.CUT_CHECKS`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from predictor.tasks.parameters import boolean, integer, one_of, parse_named
 from predictor.tasks.request import TOKENS, EncoderInstance
 from predictor.tasks.sentence_layout import SentenceLayout
 from predictor.tasks.task import Field, Output
-from predictor.tasks.tokenization import Tokenizing
+from predictor.tasks.tokenization import CUT_CHECKS, Tokenizing
 
 _LEAST_NORM = 1e-12
 """The divisor of a vector without length, as in torch's ``normalize``."""
@@ -56,19 +56,22 @@ class TextEmbedding(EncoderTaskSpec):
         """Return a checked instance."""
         checks = {
             "normalize": boolean,
-            "truncate": boolean,
+            **CUT_CHECKS,
             "dimensions": self._check_size,
             "prompt_name": one_of(tuple(self._layout.prompts)),
-            TOKENS: self._check_tokens,
+            TOKENS: _check_tokens,
         }
         defaults = {
             "normalize": self._layout.normalize,
-            "truncate": False,
+            **self._tokenizing.cut_defaults,
             "dimensions": self._size,
             "prompt_name": self._layout.default_prompt,
             TOKENS: None,
         }
-        return EncoderInstance(fields, parse_named(parameters, checks, defaults))
+        parsed = parse_named(parameters, checks, defaults)
+        if parsed[TOKENS] is not None:
+            parsed[TOKENS] = self._tokens(parsed)
+        return EncoderInstance(fields, parsed)
 
     def tokenize(self, instance: EncoderInstance) -> tuple[EncoderInput, ...]:
         """Return the one text."""
@@ -76,12 +79,14 @@ class TextEmbedding(EncoderTaskSpec):
         if tokens is not None:
             return (EncoderInput(tokens),)
         text = self._text(instance)
-        return (self._tokenizing.text(text, truncate=instance.parameters["truncate"]),)
+        cut = self._tokenizing.cut_of(instance.parameters)
+        return (self._tokenizing.text(text, cut=cut),)
 
     def tokenize_all(self, instances: Sequence[EncoderInstance]) -> list[tuple[EncoderInput, ...]]:
         """Return the one text of each instance."""
-        parameters = (instance.parameters for instance in instances)
-        if any(each["truncate"] or each[TOKENS] is not None for each in parameters):
+        parameters = [instance.parameters for instance in instances]
+        cut_of = self._tokenizing.cut_of
+        if any(cut_of(each) is not None or each[TOKENS] is not None for each in parameters):
             return super().tokenize_all(instances)
         texts = self._tokenizing.texts([self._text(instance) for instance in instances])
         return [(text,) for text in texts]
@@ -111,12 +116,9 @@ class TextEmbedding(EncoderTaskSpec):
             raise RequestError(f"{name} must be one that this model was made for: {sizes}.")
         return size
 
-    def _check_tokens(self, name: str, value: Any) -> tuple[int, ...]:
-        if not isinstance(value, list | tuple):
-            raise RequestError(f"{name} must be a list of token ids.")
+    def _tokens(self, parameters: Mapping[str, Any]) -> tuple[int, ...]:
         most = self._tokenizing.max_model_len
-        if not value:
-            raise RequestError("A list of tokens is empty.")
+        value = parameters[TOKENS][: self._tokenizing.cut_of(parameters)]
         if len(value) > most:  # first: there may be hundreds of thousands
             raise PromptTooLong(
                 f"A text has {len(value)} tokens; this model takes at most {most} (max_model_len).",
@@ -124,3 +126,11 @@ class TextEmbedding(EncoderTaskSpec):
                 limit=most,
             )
         return tuple(integer("A token id", token, 0, self._vocabulary - 1) for token in value)
+
+
+def _check_tokens(name: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, list | tuple):
+        raise RequestError(f"{name} must be a list of token ids.")
+    if not value:
+        raise RequestError("A list of tokens is empty.")
+    return value

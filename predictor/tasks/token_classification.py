@@ -22,7 +22,7 @@ from predictor.tasks.model_facts import ModelFacts
 from predictor.tasks.parameters import boolean, one_of, parse_named
 from predictor.tasks.request import EncoderInstance
 from predictor.tasks.task import Field, Output
-from predictor.tasks.tokenization import Tokenizing, as_text
+from predictor.tasks.tokenization import CUT_CHECKS, Tokenizing, as_text
 
 _STRATEGIES = ("none", "simple", "first", "average", "max")
 
@@ -64,7 +64,7 @@ class TokenClassification(EncoderTaskSpec):
         self._defaults = {
             "return_offsets_mapping": return_offsets_mapping,
             "aggregation_strategy": "simple",
-            "truncate": False,
+            **tokenizing.cut_defaults,
         }
 
     def decode(
@@ -74,7 +74,7 @@ class TokenClassification(EncoderTaskSpec):
         checks = {
             "return_offsets_mapping": boolean,
             "aggregation_strategy": one_of(_STRATEGIES),
-            "truncate": boolean,
+            **CUT_CHECKS,
         }
         return EncoderInstance(fields, parse_named(parameters, checks, self._defaults))
 
@@ -82,7 +82,7 @@ class TokenClassification(EncoderTaskSpec):
         """Return the one text, with the offsets of its tokens and which of them are special."""
         encoding = self._tokenizing.encode(
             instance.fields["text"],
-            truncate=instance.parameters["truncate"],
+            cut=self._tokenizing.cut_of(instance.parameters),
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
         )

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from predictor.engine.encoding.inputs import EncoderInput
 from predictor.errors import PromptTooLong, RequestError
 from predictor.tasks.large_texts import batches, one_at_a_time
+from predictor.tasks.parameters import Check, boolean, integer
 from predictor.tasks.text_length import lengths_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def _cut(name: str, value: Any) -> int:
+    return -1 if value == -1 else integer(name, value, 1, 2**31 - 1)
+
+
+CUT_CHECKS: Mapping[str, Check] = {"truncate": boolean, "truncate_prompt_tokens": _cut}
+"""The parameters that cut texts, of every task that takes whole texts."""
 
 
 class Tokenizing:
@@ -22,29 +31,54 @@ class Tokenizing:
     Attributes:
         tokenizer: The tokenizer; to cut texts, take one from `truncating`.
         max_model_len: Most tokens of a text, special ones among them.
+        cut_defaults: The values of `CUT_CHECKS` where a request has none.
         lengths: The length of texts for the tokenizer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_model_len: int) -> None:
-        """Create it."""
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_model_len: int,
+        *,
+        truncates: bool = False,
+    ) -> None:
+        """Create it.
+
+        Args:
+            tokenizer: The tokenizer.
+            max_model_len: Most tokens of a text.
+            truncates: Whether a text that is too long is cut unless a request says otherwise.
+        """
         self.tokenizer: Any = tokenizer
         self.max_model_len = max_model_len
+        self.cut_defaults = {"truncate": truncates, "truncate_prompt_tokens": None}
         self.lengths = lengths_of(tokenizer)
         self._copies: list[Any] = []
 
-    def text(self, text: str, pair: str | None = None, *, truncate: bool = False) -> EncoderInput:
+    def cut_of(self, parameters: Mapping[str, Any]) -> int | None:
+        """Return the tokens to which a longer text is cut; None if it is refused.
+
+        Args:
+            parameters: Checked parameters, those of `CUT_CHECKS` among them.
+        """
+        limit = parameters["truncate_prompt_tokens"]
+        if limit is None:
+            return self.max_model_len if parameters["truncate"] else None
+        return self.max_model_len if limit == -1 else min(limit, self.max_model_len)
+
+    def text(self, text: str, pair: str | None = None, *, cut: int | None = None) -> EncoderInput:
         """Return a text, or a pair of texts, as tokens.
 
         Args:
             text: The text.
             pair: The second text of a pair.
-            truncate: Whether a text that is too long is cut.
+            cut: Tokens to which a longer text is cut; None refuses one that is too long.
 
         Raises:
-            PromptTooLong: It is longer than the model takes, and `truncate` is false.
+            PromptTooLong: It is longer than the model takes, and `cut` is None.
             RequestError: It has no token at all.
         """
-        return as_text(self.encode(text, pair, truncate=truncate))
+        return as_text(self.encode(text, pair, cut=cut))
 
     def texts(self, texts: Sequence[str]) -> list[EncoderInput]:
         """Return texts as tokens, several in a call; raises the errors of `text`."""
@@ -61,21 +95,21 @@ class Tokenizing:
         return inputs
 
     def encode(
-        self, text: str, pair: str | None = None, *, truncate: bool = False, **options: Any
+        self, text: str, pair: str | None = None, *, cut: int | None = None, **options: Any
     ) -> Any:
         """Return the tokenizer's encoding of a text or a pair; raises the errors of `text`.
 
         Args:
             text: The text.
             pair: The second text of a pair.
-            truncate: Whether a text that is too long is cut.
+            cut: Tokens to which a longer text is cut.
             options: More arguments for the tokenizer.
         """
         texts = (text,) if pair is None else (text, pair)
-        if not truncate:
+        if cut is None:
             self.lengths.check(self.max_model_len, "A text", self._takes_at_most(), *texts)
         with one_at_a_time(*texts):
-            encoding = self._encode(text, pair, truncate, options)
+            encoding = self._encode(text, pair, cut, options)
         self._check_count(len(encoding["input_ids"]))
         return encoding
 
@@ -106,12 +140,11 @@ class Tokenizing:
         finally:
             self._copies.append(tokenizer)
 
-    def _encode(self, text: str, pair: str | None, truncate: bool, options: dict[str, Any]) -> Any:
-        if not truncate:
+    def _encode(self, text: str, pair: str | None, cut: int | None, options: dict[str, Any]) -> Any:
+        if cut is None:
             return self.tokenizer(text, pair, verbose=False, **options)
-        most = self.max_model_len
         with self.truncating() as tokenizer:
-            return tokenizer(text, pair, verbose=False, truncation=True, max_length=most, **options)
+            return tokenizer(text, pair, verbose=False, truncation=True, max_length=cut, **options)
 
     def _takes_at_most(self) -> str:
         return (

@@ -23,7 +23,8 @@ from predictor.admission import AdmissionController, AdmissionLimits
 from predictor.errors import NotReady
 from predictor.mixture.heat import LayerHeat
 from predictor.protocol import sdk
-from predictor.protocol.app import install
+from predictor.protocol.app import Surface, install
+from predictor.protocol.http.authentication import ApiKeys
 from predictor.protocol.http.connections import ConnectionLimits
 from predictor.protocol.http.guarded_protocol import guarded_protocol
 from predictor.protocol.kserve.grpc_bounds import GrpcBounds
@@ -164,6 +165,7 @@ class Served:
     grpc_port: int = 0
     failures: list[BaseException] = field(default_factory=list)
     web: Any = None
+    keys: ApiKeys = field(default_factory=ApiKeys)
 
     @property
     def url(self) -> str:
@@ -181,17 +183,21 @@ class Served:
 @contextlib.contextmanager
 def serve(
     *,
-    load_unload: bool = False,
-    torchserve: bool = False,
     limits: ConnectionLimits = DEFAULT_LIMITS,
     admission: AdmissionLimits = DEFAULT_ADMISSION,
     grpc_timeout: float = 20.0,
+    **options: Any,
 ) -> Iterator[Served]:
-    """Serves one `EchoModel` over HTTP and gRPC in a thread with an event loop of its own."""
+    """Serves one `EchoModel` over HTTP and gRPC in a thread with an event loop of its own.
+
+    `options` are those of the `Surface`.
+    """
+    surface = Surface(MAX_BODY_BYTES, **options)
     models = kserve.ModelRepository()
     served = Served(EchoModel(), models, AdmissionController(admission), grpc_timeout)
     models.update(served.model)
-    app = _application(served, load_unload=load_unload, torchserve=torchserve)
+    served.keys = surface.keys
+    app = _application(served, surface)
     config = uvicorn.Config(app, log_config=None, lifespan="off")
     sdk.guard(config, guarded_protocol(limits))
     served.web = web = uvicorn.Server(config)
@@ -209,17 +215,10 @@ def serve(
     assert not served.failures, served.failures
 
 
-def _application(served: Served, *, load_unload: bool, torchserve: bool) -> FastAPI:
+def _application(served: Served, surface: Surface) -> FastAPI:
     """Ours first, then what kserve's ``RESTServer.create_application`` does, in its order."""
     app = FastAPI()
-    install(
-        app,
-        models=served.models,
-        admission=served.admission,
-        max_body_bytes=MAX_BODY_BYTES,
-        load_unload=load_unload,
-        torchserve=torchserve,
-    )
+    install(app, surface, models=served.models, admission=served.admission)
     sdk.add_routes(app, served.models)
 
     @app.get("/test/unforeseen")
@@ -245,6 +244,7 @@ async def _serve(served: Served, web: uvicorn.Server, listener: socket.socket) -
         served.models,
         host="127.0.0.1",
         port=0,
+        keys=served.keys,
         bounds=GrpcBounds(
             served.admission, MAX_BODY_BYTES, timeout=served.grpc_timeout, body_rate=2**30
         ),

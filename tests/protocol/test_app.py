@@ -59,11 +59,13 @@ def test_explaining_is_501(client: httpx.Client) -> None:
         (PREDICT, b"[1]", "The body must be an object, not a list."),
         (PREDICT, b"\xff", "The body is not valid UTF-8 at byte 0."),
         (PREDICT, b'{"instances": []}', "instances is empty; give at least one prompt."),
+        (PREDICT, b'{"inputs": []}', "inputs is empty; give at least one prompt."),
         (
             PREDICT,
-            b'{"inputs": []}',
-            "Unknown key 'inputs' in the body; known are instances, parameters.",
+            b'{"inputs": ["a"], "instances": ["a"]}',
+            "The body has both 'instances' and 'inputs'.",
         ),
+        (INFER, b'{"inputs": [], "input": []}', "Unknown key 'input' in the body; did you mean"),
         (PREDICT, b"[" * 100_000, "The body's JSON is nested too deeply."),
         (
             PREDICT,
@@ -82,7 +84,7 @@ def test_explaining_is_501(client: httpx.Client) -> None:
 def test_a_wrong_body_is_400_in_one_sentence(
     client: httpx.Client, path: str, content: bytes, sentence: str
 ) -> None:
-    assert refusal(client.post(path, content=content), 400) == sentence
+    assert refusal(client.post(path, content=content), 400).startswith(sentence)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +115,6 @@ def test_a_wrong_tensor_is_400_in_one_sentence(
 def test_an_unknown_output_is_400(client: httpx.Client) -> None:
     response = client.post(INFER, json={**BODY, "outputs": [{"name": "logits"}]})
     assert refusal(response, 400).startswith("There is no output 'logits'; known are text,")
-
-
-def test_a_compressed_body_is_400(client: httpx.Client) -> None:
-    response = client.post(PREDICT, content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
-    assert refusal(response, 400) == "Content-Encoding 'gzip' is not supported."
 
 
 def test_a_models_own_refusal_keeps_its_meaning(served: Served, client: httpx.Client) -> None:

@@ -108,9 +108,8 @@ def test_the_extensions_defaults_hold(served: Served, client: httpx.Client) -> N
     assert served.model.requests[-1].prompts == (Prompt("a", defaults),)
 
 
-def test_parameters_reach_the_model_and_unknown_ones_are_ignored(
-    served: Served, client: httpx.Client
-) -> None:
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_parameters_reach_the_model(served: Served, client: httpx.Client, is_flat: bool) -> None:
     given = {
         "temperature": 0,
         "top_p": 0.5,
@@ -123,9 +122,8 @@ def test_parameters_reach_the_model_and_unknown_ones_are_ignored(
         "presence_penalty": 1,
         "frequency_penalty": -1,
         "timeout": 6,
-        "watermark": True,
     }
-    body = {"text_input": "a", "parameters": given, "id": "42"}
+    body = {"text_input": "a", "id": "42", **(given if is_flat else {"parameters": given})}
     assert client.post(f"{PLAIN}/generate", json=body).status_code == 200
     assert served.model.requests[-1].prompts[0].parameters == GenerationParameters(
         max_new_tokens=3,
@@ -146,16 +144,34 @@ def test_parameters_reach_the_model_and_unknown_ones_are_ignored(
     ("body", "sentence"),
     [
         ({}, "The body has no 'text_input'."),
-        ({"text_input": None}, "text_input must be a string, not null."),
+        ({"text_input": None}, "The body has no 'text_input'."),
         ({"text_input": ["a"]}, "text_input must be a string, not a list."),
-        ({"text_input": "a", "parameters": None}, "parameters must be an object, not null."),
+        ({"text_input": "a", "parameters": 3}, "parameters must be an object, not an integer."),
+        ({"text_input": "a", "top_p": 2}, "top_p must be above 0 and at most 1, not 2."),
+        ({"text_input": "a", "topp": 1}, "Unknown key 'topp' in the body; did you mean 'top_p'?"),
+        (
+            {"text_input": "a", "parameters": {"watermark": True}},
+            "Unknown key 'watermark' in parameters; known are max_tokens,",
+        ),
+        (
+            {"text_input": "a", "top_p": 1, "parameters": {"top_p": 1}},
+            "top_p is given twice, in the body and in its parameters.",
+        ),
     ],
 )
 def test_a_wrong_body_is_refused_in_one_sentence(
     client: httpx.Client, body: Any, sentence: str
 ) -> None:
     for verb in ("generate", "generate_stream"):
-        assert refusal(client.post(f"{PLAIN}/{verb}", json=body), 422) == sentence
+        assert refusal(client.post(f"{PLAIN}/{verb}", json=body), 422).startswith(sentence)
+
+
+def test_a_stream_is_asked_for_at_its_own_path(client: httpx.Client) -> None:
+    body = {"text_input": "a", "stream": True}
+    assert client.post(f"{PLAIN}/generate_stream", json=body).status_code == 200
+    sentence = "stream is true; replies are streamed at generate_stream."
+    assert refusal(client.post(f"{PLAIN}/generate", json=body), 422) == sentence
+    assert client.post(f"{PLAIN}/generate", json={**body, "stream": False}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -163,10 +179,9 @@ def test_a_wrong_body_is_refused_in_one_sentence(
     [
         ({"max_tokens": 0}, "max_tokens must be between 1 and 2147483647."),
         ({"max_tokens": "9"}, "max_tokens must be an integer, not a string."),
-        ({"max_tokens": None}, "max_tokens must not be null."),
         ({"temperature": -1}, "temperature must be 0 (greedy) or between 0.01 and 100, not -1."),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, not 1.5."),
-        ({"stop": "x"}, "stop must be a list, not a string."),
+        ({"stop": 3}, "stop must be a list, not an integer."),
         ({"stop": [1]}, "stop must be a string or a list of strings."),
         ({"details": 1}, "details must be a boolean, not an integer."),
         ({"timeout": 0}, "timeout must be a number of seconds above 0, not 0."),

@@ -21,15 +21,14 @@ from predictor.errors import (
     Overloaded,
     PromptTooLong,
 )
+from predictor.protocol.openai.keys import IGNORED, REFUSED, IgnoredKeys
 from predictor.protocol.openai.request import (
     CHAT_KEYS,
     COMPLETION_KEYS,
-    IGNORED,
-    REFUSED,
     decode_chat,
     decode_completion,
 )
-from predictor.protocol.openai.response import ChatFormat, CompletionFormat
+from predictor.protocol.openai.response import ChatFormat, CompletionFormat, Envelope, encode
 from predictor.tasks.answers import Completion, ScoredToken
 from predictor.tasks.request import GenerationParameters, Message
 from tests.protocol.stub import MAX_BODY_BYTES, Served
@@ -359,6 +358,13 @@ def test_a_special_token_takes_no_room_in_the_text() -> None:
         ({"max_tokens": "3"}, "max_tokens must be an integer, not a string."),
         ({"logprobs": 6}, "logprobs must be between 0 and 5."),
         ({"logprobs": True}, "logprobs must be an integer, not a boolean."),
+        ({"best_of": 0}, "best_of must be at least 1."),
+        ({"best_of": 2, "n": 3}, "best_of must be at least n, which is 3."),
+        (
+            {"best_of": 2, "stream": True},
+            "best_of above n cannot be streamed: the best is known at the end.",
+        ),
+        ({"best_of": 257}, "A request has at most 256 prompts; here are 257."),
         ({"logprobs": 0, "echo": True}, "echo together with logprobs is not supported."),
         ({"echo": 1}, "echo must be true or false, not an integer."),
         ({"temperature": -1}, "temperature must be 0 (greedy) or between 0.01 and 100, not -1."),
@@ -371,9 +377,14 @@ def test_a_special_token_takes_no_room_in_the_text() -> None:
             {"stream": True, "stream_options": {"include_usage": 1}},
             "stream_options.include_usage must be a boolean, not an integer.",
         ),
-        ({"best_of": 2}, "best_of is not supported above 1."),
-        ({"suffix": "x"}, "suffix is not supported."),
-        ({"tempreture": 1}, "Unknown key 'tempreture' in the body; did you mean 'temperature'?"),
+        (
+            {"suffix": "x"},
+            "suffix is not supported: a reply continues its prompt, and fills no gap.",
+        ),
+        (
+            {"ignore_eos": True},
+            "ignore_eos is not supported: a reply ends where the model ends it.",
+        ),
     ],
 )
 def test_a_wrong_completion_is_refused_in_one_sentence(
@@ -427,10 +438,8 @@ def user(content: Any, **more: Any) -> dict[str, Any]:
             {"max_completion_tokens": 0},
             "max_completion_tokens must be between 1 and 2147483647.",
         ),
-        ({"tools": [{}]}, "tools is not supported."),
-        ({"tool_choice": "auto"}, "tool_choice is not supported."),
-        ({"modalities": ["audio"]}, "modalities is not supported other than ['text']."),
-        ({"echo": True}, "Unknown key 'echo' in the body; "),
+        ({"tools": [{}]}, "tools is not supported: this model's calls are not parsed."),
+        ({"modalities": ["audio"]}, "modalities is not supported: only ['text'] is."),
     ],
 )
 def test_a_wrong_chat_is_refused_in_one_sentence(
@@ -456,6 +465,72 @@ def test_no_key_is_in_two_groups() -> None:
     assert not supported & REFUSED.keys()
     assert not supported & IGNORED
     assert not IGNORED & REFUSED.keys()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"min_p": 0},
+        {"top_k": -1},
+        {"stop": ""},
+        {"stop": ["", "x"]},
+        {"logprobs": False},
+        {"best_of": 1},
+        {"use_beam_search": False},
+        {"skip_special_tokens": True},
+        {"add_special_tokens": True},
+        {"min_tokens": 0},
+        {"stop_token_ids": []},
+        {"chat_template_kwargs": {}},
+        {"length_penalty": 1.0},
+        {"stream": True, "stream_options": {"continuous_usage_stats": False}},
+        {"guided_whatever": None},
+    ],
+    ids=json.dumps,
+)
+@pytest.mark.parametrize(("path", "body"), [(COMPLETIONS, PROMPT), (CHAT, TALK)])
+def test_a_key_that_asks_for_nothing_is_accepted(
+    client: httpx.Client, path: str, body: dict[str, Any], more: dict[str, Any]
+) -> None:
+    response = client.post(path, json={**body, **more})
+    assert response.status_code == 200, response.text
+
+
+def test_a_key_that_no_table_has_is_ignored_and_logged_once(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="predictor.protocol.openai.keys"):
+        for path, body in ((COMPLETIONS, PROMPT), (COMPLETIONS, PROMPT), (CHAT, TALK)):
+            assert client.post(path, json={**body, "tempreture": 1}).status_code == 200
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == ["Requests have the key 'tempreture', which is ignored"]
+
+
+def test_names_of_ignored_keys_are_logged_up_to_a_bound(caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"key {number}" for number in range(1000)]
+    call = decode_completion({**PROMPT, **dict.fromkeys(names, 1)})
+    keys = IgnoredKeys()
+    with caplog.at_level("WARNING", logger="predictor.protocol.openai.keys"):
+        keys.log(["x" * 10_000])
+        for _ in range(2):
+            keys.log(call.ignored)
+    assert len(caplog.records) == 64
+    assert max(len(record.getMessage()) for record in caplog.records) < 200
+
+
+def test_the_best_of_several_replies_are_returned() -> None:
+    def reply(text: str, *logprobs: float) -> Completion:
+        tokens = tuple(ScoredToken(1, text, logprob) for logprob in logprobs)
+        return Completion(text, "eos_token", 3, len(tokens), tokens)
+
+    call = decode_completion({**PROMPT, "prompt": ["a", "b"], "best_of": 2, "seed": 1})
+    assert [prompt.parameters.seed for prompt in call.request.prompts] == [1, 2, 1, 2]
+    completions = [reply("w", -1), reply("x", -0.5, -0.6), reply("y", -1, -2), reply("z", -4)]
+    envelope = Envelope.new(CompletionFormat(), "m")
+    document: Any = encode(CompletionFormat(), envelope, call, completions)
+    assert [choice["text"] for choice in document["choices"]] == ["x", "y"]
+    assert [choice["logprobs"] for choice in document["choices"]] == [None, None]
+    assert document["usage"] == {"prompt_tokens": 6, "completion_tokens": 6, "total_tokens": 12}
 
 
 @pytest.mark.parametrize("key", sorted(REFUSED))

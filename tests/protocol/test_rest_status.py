@@ -19,9 +19,7 @@ from tests.protocol.wire import BODY, INFER, PREDICT, refusal
         ("/", {"status": "alive"}),
         ("/v2/health/live", {"live": True}),
         ("/v2/health/ready", {"ready": True}),
-        ("/v1/models", {"models": ["echo"]}),
         ("/v2/models", {"models": ["echo"]}),
-        ("/v1/models/echo", {"name": "echo", "ready": True}),
         ("/v2/models/echo/ready", {"name": "echo", "ready": True}),
         ("/v2/models/echo/versions/1/ready", {"name": "echo", "ready": True}),
     ],
@@ -74,7 +72,6 @@ def test_experts_of_an_unknown_model_are_not_found(client: httpx.Client) -> None
 
 def test_kserves_other_routes_stay(client: httpx.Client) -> None:
     assert client.get("/metrics").status_code == 200
-    assert "/v2/models/{model_name}/infer" in client.get("/openapi.json").json()["paths"]
 
 
 def test_an_unready_model_is_unready_everywhere_and_says_how_far_it_is(

@@ -39,13 +39,22 @@ def test_an_instances_parameters_override_the_requests() -> None:
     assert second.parameters == GenerationParameters(top_k=2, seed=7)
 
 
+def test_inputs_are_instances_and_nulls_are_absent() -> None:
+    document = {
+        "inputs": ["a", {"text": "b", "prompt": None, "parameters": None}],
+        "instances": None,
+    }
+    assert decoded(document | {"parameters": None}) == decoded({"instances": ["a", "b"]})
+
+
 @pytest.mark.parametrize(
     ("document", "sentence"),
     [
         ({}, "The body has no 'instances'."),
         ({"instances": []}, "instances is empty; give at least one prompt."),
         ({"instances": "a"}, "instances must be a list, not a string."),
-        ({"instances": None}, "instances must be a list, not null."),
+        ({"instances": None}, "The body has no 'instances'."),
+        ({"inputs": 3}, "inputs must be a list, not an integer."),
         ({"instances": ["a", 3]}, "instances[1] must be a string or an object, not an integer."),
         ({"instances": ["a"], "parameters": []}, "parameters must be an object, not a list."),
         (
@@ -54,7 +63,7 @@ def test_an_instances_parameters_override_the_requests() -> None:
         ),
         (
             {"instances": ["a"], "signature_name": "x"},
-            "Unknown key 'signature_name' in the body; known are instances, parameters.",
+            "Unknown key 'signature_name' in the body; known are instances, inputs, parameters.",
         ),
         (
             {"instances": [{"txt": "a"}]},
@@ -71,7 +80,7 @@ def test_an_instances_parameters_override_the_requests() -> None:
             "top_p must be above 0 and at most 1, not 2.",
         ),
         (
-            {"instances": ["a", {"text": "b", "parameters": {"top_k": -1}}]},
+            {"instances": ["a", {"text": "b", "parameters": {"top_k": -2}}]},
             "instances[1]: top_k must be between 0 and 2147483647.",
         ),
     ],

@@ -133,4 +133,4 @@ def test_a_text_to_be_cut_is_tokenised_however_long_it_is() -> None:
     tokenizing = Tokenizing(byte_level(), 8)
     with pytest.raises(PromptTooLong, match=r"^A text of 1000 characters has more than 8 tokens; "):
         tokenizing.text("a" * 1000)
-    assert tokenizing.text("a" * 1000, truncate=True).ids == tuple(tokenizing.text("a" * 8).ids)
+    assert tokenizing.text("a" * 1000, cut=8).ids == tuple(tokenizing.text("a" * 8).ids)

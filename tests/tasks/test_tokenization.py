@@ -32,7 +32,7 @@ def test_threads_that_cut_texts_and_others_do_not_disturb_each_other() -> None:
         return len(shared.text("x" * 2000).ids)
 
     def cut(_: int) -> int:
-        return len(shared.text("x" * 3000, truncate=True).ids)
+        return len(shared.text("x" * 3000, cut=2048).ids)
 
     def windows(_: int) -> int:
         return max(len(text.ids) for text in answering.tokenize(instance))
@@ -49,7 +49,7 @@ def test_a_tokenizer_that_cuts_is_copied_at_its_first_use_alone() -> None:
     shared.text("x")
     assert not shared._copies
     for _ in range(3):
-        shared.text("x" * 99, truncate=True)
+        shared.text("x" * 99, cut=MOST)
     assert len(shared._copies) == 1
     assert shared.tokenizer._tokenizer.truncation is None
 

@@ -1,6 +1,6 @@
 """The form of an error on each HTTP path: one sentence everywhere, in four wrappings.
 
-Below ``/openai`` clients expect OpenAI's object with a type and a code. The generate extension has
+On OpenAI's paths clients expect its object with a type and a code. The generate extension has
 statuses of its own for two kinds of errors. TorchServe's paths have its object with the name of a
 Java exception, and 503 for a full queue. Everything else is V1's and V2's.
 """
@@ -14,6 +14,7 @@ from predictor.errors import (
     GenerationFailed,
     Overloaded,
     PromptTooLong,
+    Unauthorized,
     UnknownModel,
     UnknownVersion,
 )
@@ -22,16 +23,19 @@ from predictor.protocol.http.json_body import JSONAnswer
 
 _GENERATE = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate(_stream)?")
 _TORCHSERVE = re.compile(r"/(predictions|explanations|models)(/.*)?|/ping")
+_OPENAI = re.compile(r"/openai(/.*)?|/v1(?!/models(/|$))(/.*)?|/(?!v[12]/).+/v1(/.*)?")
+"""Paths below ``/openai``, below ``/v1`` of any prefix, and below ``/v1`` but for V1's models."""
+
 _APIS = {
     "v1": "v1",
     "v2": "v2",
-    "openai": "openai",
     "embed": "tei",
     "rerank": "tei",
     "predict": "tei",
 }
 _CODES: dict[type[Exception], str] = {
     UnknownModel: "model_not_found",
+    Unauthorized: "invalid_api_key",
     PromptTooLong: "context_length_exceeded",
     Overloaded: "rate_limit_exceeded",
 }
@@ -45,6 +49,7 @@ _JAVA_NAMES = {
     HTTPStatus.GATEWAY_TIMEOUT: "RequestTimeoutException",
 }
 _TYPES = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
     HTTPStatus.GATEWAY_TIMEOUT: "timeout",
 }
@@ -56,6 +61,8 @@ def api_of(path: str) -> str:
         return "generate"
     if _TORCHSERVE.fullmatch(path):
         return "torchserve"
+    if _OPENAI.fullmatch(path):
+        return "openai"
     first = path.split("/", 2)[1]
     return _APIS.get(first, "other")
 
@@ -64,7 +71,7 @@ def error_response(path: str, exception: Exception) -> JSONAnswer:
     """Return the response to an exception on a path; log an error of the server."""
     status, sentence = http_error(exception)
     headers = error_headers(exception)
-    if path == "/openai" or path.startswith("/openai/"):
+    if _OPENAI.fullmatch(path):
         code = next((code for kind, code in _CODES.items() if isinstance(exception, kind)), None)
         return JSONAnswer(openai_error(status, sentence, code), status, headers)
     if _TORCHSERVE.fullmatch(path):

@@ -19,6 +19,7 @@ from predictor.errors import (
     Overloaded,
     PredictorError,
     RequestError,
+    Unauthorized,
     UnknownModel,
 )
 from predictor.protocol import sdk
@@ -51,6 +52,8 @@ def error_headers(exception: Exception) -> dict[str, str] | None:
     """Return the HTTP headers that go with an exception."""
     if isinstance(exception, Overloaded):
         return {"Retry-After": str(exception.retry_after)}
+    if isinstance(exception, Unauthorized):
+        return {"WWW-Authenticate": "Bearer"}
     return dict(exception.headers or {}) if isinstance(exception, HTTPException) else None
 
 

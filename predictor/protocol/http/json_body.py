@@ -159,7 +159,8 @@ def check_keys(document: Iterable[str], names: Collection[str], where: str) -> N
 def optional(document: Mapping[str, object], key: str, wanted: type[_T], what: str) -> _T | None:
     """Return the value of an optional key, checked, or ``None`` if the key is absent.
 
-    A key with the value ``null`` is not absent: the protocol's schema has no nullable field.
+    A key with the value ``null`` is not absent in V2, whose schema has no nullable field. Others
+    take `present` first.
 
     Raises:
         RequestError: The value is of another type.
@@ -167,11 +168,20 @@ def optional(document: Mapping[str, object], key: str, wanted: type[_T], what: s
     return require_type(document[key], wanted, what) if key in document else None
 
 
-def check_count(prompts: int) -> None:
+def present(document: Mapping[str, object]) -> dict[str, object]:
+    """Return an object without the keys whose value is ``null``, which is the same as absent."""
+    return {key: value for key, value in document.items() if value is not None}
+
+
+def check_count(prompts: int, most: int = MAX_INSTANCES) -> None:
     """Refuse more prompts than one request may have, before any is looked at.
+
+    Args:
+        prompts: The number of prompts or texts.
+        most: The most that there may be.
 
     Raises:
         RequestError: Names both numbers.
     """
-    if prompts > MAX_INSTANCES:
-        raise RequestError(f"A request has at most {MAX_INSTANCES} prompts; here are {prompts}.")
+    if prompts > most:
+        raise RequestError(f"A request has at most {most} prompts; here are {prompts}.")

@@ -1,4 +1,7 @@
-"""The middleware of every HTTP path, the SDK's too: admits requests, and hides raw exceptions.
+"""The middleware of every HTTP path, the SDK's too.
+
+It names requests, checks their API keys, admits them, inflates their bodies, hides raw exceptions,
+and writes access lines.
 
 Plain ASGI, so that nothing is buffered on the way.
 """
@@ -9,8 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from predictor.admission import RequestPermit
 from predictor.errors import Overloaded, PredictorError
+from predictor.protocol.http.authentication import ApiKeys
+from predictor.protocol.http.compression import inflated
 from predictor.protocol.http.error_forms import error_response
-from predictor.protocol.http.gate import Gate
+from predictor.protocol.http.gate import WITHOUT_BODY, Gate
+from predictor.protocol.http.request_record import REQUEST_ID, RequestRecord, begin
 
 _PIECE = 64 * 1024
 """Bytes of an answer that are given to the server at once. It takes more only when the client has
@@ -25,19 +31,33 @@ class Border:
     of it, leaves it nothing to show.
     """
 
-    def __init__(self, app: ASGIApp, *, gate: Gate) -> None:
+    def __init__(
+        self, app: ASGIApp, *, gate: Gate, keys: ApiKeys, access_log: bool = False
+    ) -> None:
         self._app = app
         self._gate = gate
+        self._keys = keys
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        record = begin(scope)
+        try:
+            await self._answer(scope, receive, _named(send, record))
+        finally:
+            if self._access_log and scope["method"] not in WITHOUT_BODY:
+                record.log()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = _Call(scope, receive, send, self._gate)
         try:
+            self._keys.check_request(scope)
             call.permit = self._gate.admit(scope)
-            await self._app(scope, call.receive, call.send)
+            call.inflate()
+            await self._app(call.scope, call.receive, call.send)
             call.check_received()
         except Exception as error:
             if call.has_started:
@@ -47,11 +67,24 @@ class Border:
             call.release()
 
 
+def _named(send: Send, record: RequestRecord) -> Send:
+    """Return a `send` that notes the status, and puts the request's id on its answer."""
+
+    async def named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            record.status = message["status"]
+            header = (REQUEST_ID.encode(), record.id.encode())
+            message = {**message, "headers": [*message.get("headers", ()), header]}
+        await send(message)
+
+    return named
+
+
 class _Call:
     """One HTTP call: counts what is received, knows whether the answer has begun."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, gate: Gate) -> None:
-        self._scope = scope
+        self.scope = scope
         self._receive = receive
         self._send = send
         self._gate = gate
@@ -59,6 +92,10 @@ class _Call:
         self._refusal: PredictorError | None = None
         self.has_started = False
         self.permit: RequestPermit | None = None
+
+    def inflate(self) -> None:
+        """Receive the body as if it were not compressed; raises the errors of `inflated`."""
+        self.scope, self._receive = inflated(self.scope, self._receive)
 
     def check_received(self) -> None:
         """Raise the refusal of a body that has turned out too large."""
@@ -102,6 +139,6 @@ class _Call:
             self._refusal = self._gate.too_large()
         elif self.permit is not None and self._refusal is None:
             try:
-                self._gate.claim(self.permit, self._received, self._scope)
+                self._gate.claim(self.permit, self._received, self.scope)
             except Overloaded as error:
                 self._refusal = error

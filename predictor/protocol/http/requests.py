@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from predictor.errors import RequestError
 from predictor.protocol.served import Models, ServedModel, find
-from predictor.sentences import quote
 
 
 def resolve_model(models: Models, request: Request) -> ServedModel:
@@ -19,12 +17,5 @@ def resolve_model(models: Models, request: Request) -> ServedModel:
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the whole body.
-
-    Raises:
-        RequestError: It is compressed.
-    """
-    coding = request.headers.get("content-encoding", "identity")
-    if coding.lower() != "identity":
-        raise RequestError(f"Content-Encoding {quote(coding)} is not supported.")
+    """Return the whole body."""
     return await request.body()

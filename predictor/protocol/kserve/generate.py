@@ -1,7 +1,7 @@
 """The generate extension: one text in, one text out, whole or streamed.
 
-The source is the Open Inference Protocol's ``generate_rest.yaml``. Keys that it does not know are
-ignored, as it allows. Its statuses for errors are in `error_forms`.
+The source is the Open Inference Protocol's ``generate_rest.yaml``. Parameters may stand beside the
+text as well, as Triton's clients have them. Statuses for errors are in `error_forms`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from predictor.protocol.http.codec import Codec, CodecThreads
 from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
 from predictor.protocol.http.json_body import (
     JSONAnswer,
-    kind,
+    check_keys,
     optional,
     parse_document,
+    present,
     require_type,
 )
 from predictor.protocol.http.requests import read_body, resolve_model
@@ -45,6 +46,9 @@ _NAMES = {
     "timeout": "timeout",
 }
 """The extension's parameters, and additional ones, with the names of `GenerationParameters`."""
+
+_BESIDE = ("text_input", "id", "parameters", "stream")
+_PARAMETERS = (*_NAMES, "details")
 
 _DEFAULT_TEMPERATURE, _DEFAULT_TOKENS = 1.0, 20
 
@@ -79,27 +83,34 @@ class GenerateEndpoints:
             count.enter_context(counted(model.name, "generate"))
             await require_generating(model)
             body = await read_body(request)
-            typed = await self.codec.run(len(body), decode_body, body)
+            typed = await self.codec.run(len(body), decode_body, body, True)
             stream = await model.stream(typed, requested_timeout(request.headers))
             return event_stream(count.pop_all(), stream, Events(model).encode)
 
 
-def decode_body(body: bytes) -> GenerationRequest:
+def decode_body(body: bytes, streams: bool = False) -> GenerationRequest:
     """Return the request of a body; raises the errors of `decode`."""
-    return decode(parse_document(body))
+    return decode(parse_document(body), streams=streams)
 
 
-def decode(document: Mapping[str, object]) -> GenerationRequest:
+def decode(document: Mapping[str, object], *, streams: bool = False) -> GenerationRequest:
     """Return the request of a body.
+
+    Args:
+        document: The body.
+        streams: Whether the path is that of streams.
 
     Raises:
         RequestError: The body is not of the extension's form, or a parameter is wrong.
     """
-    if "text_input" not in document:
+    given = present(document)
+    check_keys(given, (*_BESIDE, *_PARAMETERS), "the body")
+    if "text_input" not in given:
         raise RequestError("The body has no 'text_input'.")
-    text = require_type(document["text_input"], str, "text_input")
-    given = optional(document, "parameters", dict, "parameters") or {}
-    return GenerationRequest((Prompt(text, _parameters(given)),))
+    text = require_type(given["text_input"], str, "text_input")
+    if optional(given, "stream", bool, "stream") and not streams:
+        raise RequestError("stream is true; replies are streamed at generate_stream.")
+    return GenerationRequest((Prompt(text, _parameters(_all_parameters(given))),))
 
 
 class Events:
@@ -127,11 +138,20 @@ class Events:
         yield event
 
 
+def _all_parameters(given: Mapping[str, object]) -> dict[str, object]:
+    """Return the parameters in the object of this name, and those beside the text."""
+    nested = present(optional(given, "parameters", dict, "parameters") or {})
+    check_keys(nested, _PARAMETERS, "parameters")
+    flat = {key: value for key, value in given.items() if key in _PARAMETERS}
+    for key in flat.keys() & nested.keys():
+        raise RequestError(f"{key} is given twice, in the body and in its parameters.")
+    return flat | nested
+
+
 def _parameters(given: Mapping[str, object]) -> GenerationParameters:
     named = {key: value for key, value in given.items() if key in _NAMES}
-    for key, value in named.items():
-        if value is None:
-            raise RequestError(f"{key} must not be {kind(value)}.")
+    if isinstance(named.get("stop"), str):
+        named["stop"] = [named["stop"]]
     optional(named, "stop", list, "stop")
     details = optional(given, "details", bool, "details") or False
     specified: dict[str, object] = {"temperature": _DEFAULT_TEMPERATURE}

@@ -22,6 +22,7 @@ from kserve import InferRequest
 import predictor
 from predictor.errors import ConfigurationError, Overloaded, RequestError
 from predictor.metrics import REQUESTS
+from predictor.protocol.http.authentication import ApiKeys
 from predictor.protocol.http.codec import Codec, CodecThreads, codec_of
 from predictor.protocol.http.deadline import counted, requested_timeout
 from predictor.protocol.http.off_loop import off_loop
@@ -85,7 +86,13 @@ class BoundServer:
 
 
 def make_server(
-    models: Models, *, host: str, port: int, bounds: GrpcBounds, codec: Codec | None = None
+    models: Models,
+    *,
+    host: str,
+    port: int,
+    bounds: GrpcBounds,
+    keys: ApiKeys | None = None,
+    codec: Codec | None = None,
 ) -> BoundServer:
     """Return a bound server with the inference service. Must be called in its event loop.
 
@@ -94,6 +101,7 @@ def make_server(
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         bounds: The bounds of connections, calls and messages.
+        keys: The API keys, one of which a call for inference needs in its metadata; None for none.
         codec: Encodes vectors; None for threads.
 
     Raises:
@@ -101,7 +109,7 @@ def make_server(
     """
     server = grpc.aio.server(options=bounds.options())
     health = Health(models, bounds.status_reader())
-    inference = Inference(models, bounds, codec or CodecThreads())
+    inference = Inference(models, bounds, codec or CodecThreads(), keys or ApiKeys())
     server.add_generic_rpc_handlers((inference.handler(), health.handler()))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
@@ -113,9 +121,10 @@ def make_server(
 class Inference:
     """The service ``inference.GRPCInferenceService``; methods are named by the protocol."""
 
-    def __init__(self, models: Models, bounds: GrpcBounds, codec: Codec) -> None:
+    def __init__(self, models: Models, bounds: GrpcBounds, codec: Codec, keys: ApiKeys) -> None:
         """Create the service."""
         self._codec = codec
+        self._keys = keys
         self._models = models
         self._admission = bounds.admission
         self._inference_reader = bounds.inference_reader()
@@ -166,6 +175,7 @@ class Inference:
 
     async def ModelInfer(self, stream: calls.Calls, context: Any) -> Any:  # noqa: N802
         """Answer a request for inference, if it is admitted, with a response as bytes."""
+        self._keys.check(_metadata(context).get("authorization", ""))
         with self._counted():  # of too many calls, no message is read
             self._admission.check(0)
         raw = await self._inference_reader.read(aiter(stream))
@@ -222,12 +232,15 @@ def _encode(
 
 def _timeout(context: Any) -> float | None:
     """Return the seconds that a call may take by its metadata and its own deadline."""
-    headers = {key: str(value) for key, value in context.invocation_metadata()}
-    requested = requested_timeout(headers)
+    requested = requested_timeout(_metadata(context))
     remaining: float | None = context.time_remaining()
     if remaining is None:
         return requested
     return max(min(requested or remaining, remaining), _LEAST_TIMEOUT)
+
+
+def _metadata(context: Any) -> dict[str, str]:
+    return {key: str(value) for key, value in context.invocation_metadata()}
 
 
 def _check_transport(request: Any) -> None:

@@ -4,7 +4,7 @@ Both in the two forms of the protocol: JSON alone, or JSON followed by the tenso
 binary tensor data extension), where the header ``Inference-Header-Content-Length`` says where the
 JSON ends. This module checks the JSON's structure; whether a tensor's shape, data type and data
 agree is checked in `tensors`, once for every transport. Keys that the protocol does not know are
-ignored, as its schema allows (the SDK's own client sends ``model_name``).
+refused, but for the model's name and version, which the SDK's own client sends.
 """
 
 from __future__ import annotations
@@ -17,9 +17,18 @@ import orjson
 from kserve import InferInput, InferRequest, InferResponse
 
 from predictor.errors import RequestError
-from predictor.protocol.http.json_body import optional, parse_document, require_type
+from predictor.protocol.http.json_body import (
+    check_keys,
+    optional,
+    parse_document,
+    require_type,
+)
 from predictor.protocol.kserve.tensors import to_raw
 from predictor.protocol.sdk import RequestedOutput
+
+_KEYS = ("id", "inputs", "outputs", "parameters", "model_name", "model_version")
+_TENSOR_KEYS = ("name", "shape", "datatype", "parameters", "data")
+_OUTPUT_KEYS = ("name", "parameters")
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 
@@ -75,6 +84,7 @@ def parse_infer_request(body: bytes, *, header_length: str | None) -> InferReque
     """
     end = len(body) if header_length is None else _json_length(header_length, len(body))
     document = parse_document(body[:end])
+    check_keys(document, _KEYS, "the body")
     if "inputs" not in document:
         raise RequestError("The body has no 'inputs'.")
     tensors = [
@@ -125,6 +135,7 @@ def _json_length(header: str, length: int) -> int:
 
 def _tensor(item: object, where: str) -> InferInput:
     given = require_type(item, dict, where)
+    check_keys(given, _TENSOR_KEYS, where)
     for key in ("name", "shape", "datatype"):
         if key not in given:
             raise RequestError(f"{where} has no {key!r}.")
@@ -175,6 +186,7 @@ def _requested_outputs(document: Mapping[str, object]) -> list[RequestedOutput]:
 
 def _requested_output(item: object, where: str) -> RequestedOutput:
     given = require_type(item, dict, where)
+    check_keys(given, _OUTPUT_KEYS, where)
     if "name" not in given:
         raise RequestError(f"{where} has no 'name'.")
     name = require_type(given["name"], str, f"{where}.name")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
@@ -13,7 +15,15 @@ from predictor.mixture.heat import LayerHeat
 from predictor.protocol.http.json_body import JSONAnswer, optional, parse_document
 from predictor.protocol.http.requests import resolve_model
 from predictor.protocol.kserve.v2 import signature
-from predictor.protocol.served import SERVER_NAME, Models, ServedModel, all_ready, unready
+from predictor.protocol.served import (
+    SERVER_NAME,
+    Models,
+    ServedModel,
+    all_ready,
+    model_list,
+    model_row,
+    unready,
+)
 
 EXTENSIONS = ("binary_tensor_data", "model_repository")
 
@@ -24,9 +34,11 @@ class StatusEndpoints:
 
     Attributes:
         models: The models that are served.
+        created: Unix time that OpenAI's objects of models have.
     """
 
     models: Models
+    created: int = field(default_factory=lambda: int(time.time()))
 
     async def alive(self, _request: Request) -> JSONAnswer:
         """``GET /``: the process answers."""
@@ -50,16 +62,28 @@ class StatusEndpoints:
         return JSONAnswer({**about, "extensions": list(EXTENSIONS)})
 
     async def names(self, _request: Request) -> JSONAnswer:
-        """``GET /v1/models`` and ``GET /v2/models``: names of the models."""
+        """``GET /v2/models``: names of the models."""
         return JSONAnswer({"models": list(self.models.get_models())})
 
+    async def v1_names(self, _request: Request) -> JSONAnswer:
+        """``GET /v1/models``: names of the models, and OpenAI's list of them."""
+        names = {"models": list(self.models.get_models())}
+        return JSONAnswer(names | model_list(self.models, self.created))
+
     async def model_ready(self, request: Request) -> JSONAnswer:
-        """``GET`` of a model's readiness, V1 and V2: 200 if it can answer, else 503."""
+        """``GET`` of a model's readiness in V2: 200 if it can answer, else 503."""
+        return await self._readiness(request, {})
+
+    async def v1_model_ready(self, request: Request) -> JSONAnswer:
+        """``GET`` of a model's readiness in V1, which is OpenAI's object of it as well."""
+        return await self._readiness(request, model_row(request.path_params["model"], self.created))
+
+    async def _readiness(self, request: Request, more: Mapping[str, object]) -> JSONAnswer:
         model = resolve_model(self.models, request)
         is_ready = await model.healthy()
         about = {"name": request.path_params["model"], "ready": is_ready}
         if is_ready:
-            return JSONAnswer(about)
+            return JSONAnswer(about | dict(more))
         progress = model.progress()
         return JSONAnswer(about | ({"progress": progress} if progress else {}), 503)
 

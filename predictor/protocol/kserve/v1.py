@@ -16,16 +16,18 @@ from predictor.protocol.http.json_body import (
     check_keys,
     dump_json,
     kind,
+    optional,
     parse_document,
+    present,
     require_type,
 )
 from predictor.protocol.kserve.v1_answers import prediction, text_or_prediction
 from predictor.tasks.answers import Answer
 from predictor.tasks.generation_spec import GenerationSpec
-from predictor.tasks.request import TaskRequest
+from predictor.tasks.request import TaskRequest, most_instances
 from predictor.tasks.task import RawInstance, TaskSpec
 
-_KEYS = ("instances", "parameters")
+_KEYS = ("instances", "inputs", "parameters")
 
 
 def decode(document: Mapping[str, object], spec: TaskSpec) -> TaskRequest:
@@ -38,22 +40,30 @@ def decode(document: Mapping[str, object], spec: TaskSpec) -> TaskRequest:
     Raises:
         RequestError: The body has another form or no instance, or a field or parameter is wrong.
     """
-    check_keys(document, _KEYS, "the body")
-    if "instances" not in document:
-        raise RequestError("The body has no 'instances'.")
-    instances = require_type(document["instances"], list, "instances")
+    given = present(document)
+    check_keys(given, _KEYS, "the body")
+    name, instances = _instances(given)
     if not instances:
         noun = " prompt" if isinstance(spec, GenerationSpec) else ""
-        raise RequestError(f"instances is empty; give at least one{noun}.")
-    check_count(len(instances))
-    parameters = require_type(document.get("parameters", {}), dict, "parameters")
+        raise RequestError(f"{name} is empty; give at least one{noun}.")
+    check_count(len(instances), most_instances(spec.task))
     return spec.request(
-        parameters,
+        optional(given, "parameters", dict, "parameters") or {},
         (
-            decode_instance(instance, f"instances[{number}]", spec)
+            decode_instance(instance, f"{name}[{number}]", spec)
             for number, instance in enumerate(instances)
         ),
     )
+
+
+def _instances(given: Mapping[str, object]) -> tuple[str, list[object]]:
+    """Return the instances and the key that has them, of the two that KServe takes."""
+    if "instances" in given and "inputs" in given:
+        raise RequestError("The body has both 'instances' and 'inputs'.")
+    name = "inputs" if "inputs" in given else "instances"
+    if name not in given:
+        raise RequestError("The body has no 'instances'.")
+    return name, require_type(given[name], list, name)
 
 
 def decode_body(body: bytes, spec: TaskSpec) -> TaskRequest:
@@ -77,7 +87,8 @@ def decode_instance(instance: object, place: str, spec: TaskSpec) -> RawInstance
     elif isinstance(instance, dict):
         names = {key: field.name for field in spec.fields for key in (field.name, *field.aliases)}
         check_keys(instance, (*names, "parameters"), place)
-        own = require_type(instance.get("parameters", {}), dict, f"{place}.parameters")
+        instance = present(instance)
+        own = optional(instance, "parameters", dict, f"{place}.parameters") or {}
         if isinstance(spec, GenerationSpec):
             _check_one_prompt(instance, names, place)
         fields = _fields(instance, names, place)

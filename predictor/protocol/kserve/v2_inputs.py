@@ -18,6 +18,7 @@ from predictor.protocol.http.json_body import check_count
 from predictor.protocol.kserve.tensors import elements, size_of
 from predictor.sentences import quote
 from predictor.tasks.generation_spec import GenerationSpec
+from predictor.tasks.request import most_instances
 from predictor.tasks.task import TaskSpec
 
 
@@ -59,7 +60,7 @@ def decode_inputs(tensors: Sequence[Any], spec: TaskSpec) -> Inputs:
         fields = {spec.fields[0].name: prompts}
     else:
         fields, parameters = _by_field(tensors, spec), []
-    count = _count(fields)
+    count = _count(fields, most_instances(spec.task))
     if not count:
         raise RequestError(_no_element(fields, spec))
     return Inputs(
@@ -83,14 +84,14 @@ def check_once(names: Sequence[str], what: str) -> None:
         seen.add(name)
 
 
-def _count(fields: Mapping[str, Any]) -> int:
+def _count(fields: Mapping[str, Any], most: int) -> int:
     """Return the number of instances, of the sizes that the tensors' shapes have."""
     sizes = {
         name: size_of(tensor.shape, f"Input {quote(tensor.name)}")
         for name, tensor in fields.items()
     }
     count = max(sizes.values())
-    check_count(count)
+    check_count(count, most)
     for name, size in sizes.items():
         if size not in (1, count):
             counts = "1" if count == 1 else f"1 or {count}"

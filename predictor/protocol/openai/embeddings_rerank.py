@@ -29,18 +29,32 @@ from predictor.protocol.http.json_body import (
     dump_json,
     optional,
     parse_document,
+    present,
     require_type,
 )
 from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.http.requests import read_body
+from predictor.protocol.openai.keys import IgnoredKeys, Refusal, split_keys
 from predictor.protocol.openai.request import model_name
 from predictor.protocol.served import Models, ServedModel, find, require_task
 from predictor.tasks.answers import Answer, Classes, Score, Vector, json_size, of_type
-from predictor.tasks.request import TOKENS, TaskRequest
+from predictor.tasks.request import MAX_INSTANCES, MAX_TEXTS, TOKENS, TaskRequest
 from predictor.tasks.task import RawInstance
 
-_EMBEDDINGS = ("model", "input", "encoding_format", "dimensions", "user")
-_RERANK = ("model", "query", "documents", "top_n", "return_documents", "user")
+_EMBEDDING_PARAMETERS = (
+    *("dimensions", "normalize", "prompt_name", "truncate"),
+    "truncate_prompt_tokens",
+)
+_EMBEDDINGS = ("model", "input", "encoding_format", *_EMBEDDING_PARAMETERS)
+_RERANK_PARAMETERS = ("truncate", "truncate_prompt_tokens")
+_RERANK = ("model", "query", "documents", "top_n", "return_documents", *_RERANK_PARAMETERS)
+_LIST_REFUSED: Mapping[str, Refusal] = {
+    "messages": Refusal("'input' takes texts and lists of tokens"),
+    "add_special_tokens": Refusal("a model is given the tokens that it was made for", (True,)),
+    "embed_dtype": Refusal("vectors are float32", ("float32",)),
+    "endianness": Refusal("vectors are little-endian", ("native", "little")),
+}
+_LIST_IGNORED = ("user", "priority", "request_id", "metadata", "cache_salt")
 _EMBED = ("inputs", "normalize", "truncate", "truncation_direction", "prompt_name", "dimensions")
 _TEI_RERANK = (
     *("query", "texts", "raw_scores", "return_text", "truncate"),
@@ -56,25 +70,27 @@ class EmbeddingsRerankEndpoints:
     Attributes:
         models: The models that are served.
         codec: Encodes vectors.
+        ignored: Logs the keys that are not followed.
     """
 
     models: Models
     codec: Codec = field(default_factory=CodecThreads)
+    ignored: IgnoredKeys = field(default_factory=IgnoredKeys)
 
     async def embeddings(self, request: Request) -> Response:
-        """``POST /openai/v1/embeddings``: a vector for each text or list of tokens."""
+        """``POST {prefix}/v1/embeddings``: a vector for each text or list of tokens."""
         with self._counting("openai"):
             document, size = await _document(request)
             model = find(self.models, model_name(document))
             spec = await require_task(model, "text_embedding")
-            check_keys(document, _EMBEDDINGS, "the body")
-            form = document.get("encoding_format", "float")
+            given = self._followed(document, _EMBEDDINGS)
+            form = given.get("encoding_format", "float")
             if form not in ("float", "base64"):
                 raise RequestError("encoding_format must be 'float' or 'base64'.")
-            shared = {"dimensions": document.get("dimensions")}
-            given = document.get("input")
+            shared = {name: given.get(name) for name in _EMBEDDING_PARAMETERS}
+            items = given.get("input")
             typed = await off_loop(
-                size, lambda: spec.request(shared, [_embedded(item) for item in _inputs(given)])
+                size, lambda: spec.request(shared, [_embedded(item) for item in _inputs(items)])
             )
             vectors = of_type(await _answers(request, model, typed), Vector)
             size = json_size(vectors)
@@ -83,20 +99,21 @@ class EmbeddingsRerankEndpoints:
             )
 
     async def rerank(self, request: Request) -> Response:
-        """``POST /openai/v1/rerank``: the documents, best first."""
+        """``POST {prefix}/v1/rerank``: the documents, best first."""
         with self._counting("openai"):
             document, size = await _document(request)
             model = find(self.models, model_name(document))
             spec = await require_task(model, "rerank")
-            check_keys(document, _RERANK, "the body")
-            texts = [_document_text(item) for item in _list(document, "documents")]
-            top = optional(document, "top_n", int, "top_n")
+            given = self._followed(document, _RERANK)
+            texts = [_document_text(item) for item in _list(given, "documents")]
+            top = optional(given, "top_n", int, "top_n")
             if top is not None and top < 1:
                 raise RequestError("top_n must be at least 1.")
-            query = require_type(document.get("query"), str, "query")
-            typed = await off_loop(size, lambda: spec.request({}, _pairs(query, texts)))
+            query = require_type(given.get("query"), str, "query")
+            shared = {name: given.get(name) for name in _RERANK_PARAMETERS}
+            typed = await off_loop(size, lambda: spec.request(shared, _pairs(query, texts)))
             answers = await _answers(request, model, typed)
-        with_text = optional(document, "return_documents", bool, "return_documents")
+        with_text = optional(given, "return_documents", bool, "return_documents")
         results = [
             {"index": index, "relevance_score": score}
             | ({"document": {"text": texts[index]}} if with_text else {})
@@ -152,6 +169,11 @@ class EmbeddingsRerankEndpoints:
         rows = [_by_score(answer, raw=raw) for answer in of_type(answers, Classes)]
         return JSONAnswer(rows if isinstance(document["inputs"], list) else rows[0])
 
+    def _followed(self, document: Mapping[str, object], keys: Sequence[str]) -> dict[str, object]:
+        given, ignored = split_keys(document, keys, refused=_LIST_REFUSED, ignored=_LIST_IGNORED)
+        self.ignored.log(ignored)
+        return given
+
     def _only(self) -> ServedModel:
         """Return the one model, which TEI's clients do not name."""
         return next(iter(self.models.get_models().values()))
@@ -164,9 +186,9 @@ class EmbeddingsRerankEndpoints:
 
 
 async def _document(request: Request) -> tuple[dict[str, object], int]:
-    """Return a body as JSON, and its size in bytes."""
+    """Return a body as JSON, without its nulls, and its size in bytes."""
     body = await read_body(request)
-    return await off_loop(len(body), lambda: parse_document(body)), len(body)
+    return await off_loop(len(body), lambda: present(parse_document(body))), len(body)
 
 
 def _embeddings_body(vectors: Sequence[Vector], is_base64: bool, model: str) -> bytes:
@@ -197,7 +219,7 @@ def _inputs(given: object) -> list[str | list[object]]:
         raise RequestError("input is empty; give at least one text.")
     if set(map(type, items)) <= {int}:
         return [items]
-    check_count(len(items))
+    check_count(len(items), MAX_TEXTS)
     return [item if isinstance(item, str) else require_type(item, list, "input") for item in items]
 
 
@@ -214,15 +236,15 @@ def _pairs(query: str, texts: Iterable[str]) -> Iterator[RawInstance]:
 def _tei_texts(document: Mapping[str, object]) -> Iterator[RawInstance]:
     """Return TEI's ``inputs``, a text or a list of them, as instances."""
     given = document.get("inputs")
-    items = [given] if isinstance(given, str) else _list(document, "inputs")
+    items = [given] if isinstance(given, str) else _list(document, "inputs", MAX_TEXTS)
     return (RawInstance({"text": require_type(text, str, "inputs")}) for text in items)
 
 
-def _list(document: Mapping[str, object], key: str) -> list[object]:
+def _list(document: Mapping[str, object], key: str, most: int = MAX_INSTANCES) -> list[object]:
     items: list[object] = require_type(document.get(key), list, key)
     if not items:
         raise RequestError(f"{key} is empty; give at least one text.")
-    check_count(len(items))
+    check_count(len(items), most)
     return items
 
 

@@ -1,4 +1,4 @@
-"""HTTP endpoints below ``/openai``: the models, completions and chat completions.
+"""HTTP endpoints of OpenAI's API: the models, completions and chat completions.
 
 The source is OpenAI's API reference as its Python client has it (``openai.types``).
 """
@@ -21,6 +21,7 @@ from predictor.protocol.http.json_body import JSONAnswer
 from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.http.requests import read_body, resolve_model
 from predictor.protocol.http.sse import event_stream
+from predictor.protocol.openai.keys import IgnoredKeys
 from predictor.protocol.openai.request import Call, decode_body, decode_chat, decode_completion
 from predictor.protocol.openai.response import (
     ChatFormat,
@@ -30,7 +31,13 @@ from predictor.protocol.openai.response import (
     Format,
     encode,
 )
-from predictor.protocol.served import SERVER_NAME, Models, find, require_generating
+from predictor.protocol.served import (
+    Models,
+    find,
+    model_list,
+    model_row,
+    require_generating,
+)
 from predictor.tasks.answers import Completion, json_size, of_type
 
 _LAST = "[DONE]"
@@ -44,27 +51,28 @@ class OpenAIEndpoints:
         models: The models that are served.
         codec: Decodes the bodies of requests.
         created: Unix time that the models' objects have.
+        ignored: Logs the keys that are not followed.
     """
 
     models: Models
     codec: Codec = field(default_factory=CodecThreads)
     created: int = field(default_factory=lambda: int(time.time()))
+    ignored: IgnoredKeys = field(default_factory=IgnoredKeys)
 
     async def list_models(self, _request: Request) -> JSONAnswer:
-        """``GET /openai/v1/models``: the models."""
-        rows = [self._row(name) for name in self.models.get_models()]
-        return JSONAnswer({"object": "list", "data": rows})
+        """``GET {prefix}/v1/models``: the models."""
+        return JSONAnswer(model_list(self.models, self.created))
 
     async def model(self, request: Request) -> JSONAnswer:
-        """``GET /openai/v1/models/{model}``: one model."""
-        return JSONAnswer(self._row(resolve_model(self.models, request).name))
+        """``GET {prefix}/v1/models/{model}``: one model."""
+        return JSONAnswer(model_row(resolve_model(self.models, request).name, self.created))
 
     async def completions(self, request: Request) -> Response:
-        """``POST /openai/v1/completions``: continues prompts."""
+        """``POST {prefix}/v1/completions``: continues prompts."""
         return await self._answer(request, decode_completion, CompletionFormat())
 
     async def chat_completions(self, request: Request) -> Response:
-        """``POST /openai/v1/chat/completions``: replies to a conversation."""
+        """``POST {prefix}/v1/chat/completions``: replies to a conversation."""
         return await self._answer(request, decode_chat, ChatFormat())
 
     async def _answer(
@@ -82,6 +90,7 @@ class OpenAIEndpoints:
             await require_generating(model)
             if isinstance(call, RequestError):
                 raise call
+            self.ignored.log(call.ignored)
             timeout = requested_timeout(request.headers)
             envelope = Envelope.new(form, model.name)
             if call.stream:
@@ -100,6 +109,3 @@ class OpenAIEndpoints:
                 json_size(answers),
                 lambda: JSONAnswer(encode(form, envelope, call, completions)),
             )
-
-    def _row(self, name: str) -> dict[str, object]:
-        return {"id": name, "object": "model", "created": self.created, "owned_by": SERVER_NAME}

@@ -1,8 +1,6 @@
 """Decodes OpenAI's requests for completions and chat completions.
 
-Every key of OpenAI's API is in one of three groups: supported keys, keys that would change the
-answer and are refused by name, and keys that change nothing here and are ignored. A key with the
-value ``null`` is absent.
+Which keys are followed is said here, which are refused or ignored in `keys`.
 """
 
 from __future__ import annotations
@@ -13,12 +11,12 @@ from dataclasses import dataclass, replace
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import (
     check_count,
-    check_keys,
     optional,
     parse_document,
     require_type,
 )
 from predictor.protocol.openai import structured
+from predictor.protocol.openai.keys import split_keys
 from predictor.protocol.openai.prompt import conversation, prompt_texts
 from predictor.tasks.parameters import ALL_NAMES, parse_parameters
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt, PromptText
@@ -51,7 +49,7 @@ _CHAT_PARAMETERS = _SHARED | {
 }
 """Clients' keys and their parameters' names here."""
 
-_ASIDE = ("model", "n", "stream", "stream_options", *structured.KEYS)
+_ASIDE = ("model", "n", "best_of", "stream", "stream_options", *structured.KEYS)
 
 COMPLETION_KEYS = ("prompt", *_COMPLETION_PARAMETERS, *_ASIDE)
 """Keys of a request for completions that are supported."""
@@ -59,55 +57,28 @@ COMPLETION_KEYS = ("prompt", *_COMPLETION_PARAMETERS, *_ASIDE)
 CHAT_KEYS = ("messages", *_CHAT_PARAMETERS, "logprobs", "top_logprobs", *_ASIDE)
 """Keys of a request for chat completions that are supported."""
 
-REFUSED: Mapping[str, tuple[object, ...]] = {
-    "best_of": (1,),
-    "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none",),
-    "functions": ([],),
-    "function_call": ("none",),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "reasoning_effort": ("none",),
-    "web_search_options": (),
-    "moderation": (),
-}
-"""Keys that would change the answer, and the values of each that change nothing."""
-
-IGNORED = frozenset(
-    {
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "parallel_tool_calls",
-        "verbosity",
-    }
-    | structured.IGNORED
-)
-"""Keys that change nothing here."""
-
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """A decoded request and everything that its response depends on.
 
     Attributes:
-        request: `n` prompts in a row for each prompt of the client.
-        n: Replies to each prompt.
+        request: `best_of` prompts in a row for each prompt of the client.
+        n: Replies to each prompt that the client gets.
+        best_of: Replies to each prompt, of which the client gets the most probable ones.
+        hides_logprobs: Whether log probabilities serve only to choose among the replies.
         stream: Whether the replies are streamed.
         include_usage: Whether a stream ends with its usage.
+        ignored: Names of keys that no table has.
     """
 
     request: GenerationRequest
     n: int
+    best_of: int
+    hides_logprobs: bool
     stream: bool
     include_usage: bool
+    ignored: tuple[str, ...] = ()
 
 
 def model_name(document: Mapping[str, object]) -> str:
@@ -147,7 +118,9 @@ def decode_completion(document: Mapping[str, object]) -> Call:
     Raises:
         RequestError: The body is not of OpenAI's form, or has a key that is not supported.
     """
-    given = _given(document, COMPLETION_KEYS, "prompt")
+    given, ignored = _given(document, COMPLETION_KEYS, "prompt")
+    if given.get("logprobs") is False:
+        del given["logprobs"]
     if "logprobs" in given:
         _integer(given, "logprobs", 0, _MOST_COMPLETION_LOGPROBS)
         if given.get("echo") is True:
@@ -155,7 +128,8 @@ def decode_completion(document: Mapping[str, object]) -> Call:
     parameters = replace(
         _parameters(given, _COMPLETION_PARAMETERS), default_new_tokens=_DEFAULT_COMPLETION_TOKENS
     )
-    return _call(given, prompt_texts(given["prompt"]), parameters)
+    call = _call(given, prompt_texts(given["prompt"]), parameters)
+    return replace(call, ignored=ignored)
 
 
 def decode_chat(document: Mapping[str, object]) -> Call:
@@ -164,34 +138,22 @@ def decode_chat(document: Mapping[str, object]) -> Call:
     Raises:
         RequestError: The body is not of OpenAI's form, or has a key that is not supported.
     """
-    given = _given(document, CHAT_KEYS, "messages")
+    given, ignored = _given(document, CHAT_KEYS, "messages")
     names = dict(_CHAT_PARAMETERS)
     if "max_completion_tokens" in given:
         names.pop("max_tokens")  # deprecated, and some clients send both
     parameters = replace(_parameters(given, names), logprobs=_chat_logprobs(given))
-    return _call(given, [conversation(given["messages"])], parameters)
+    return replace(_call(given, [conversation(given["messages"])], parameters), ignored=ignored)
 
 
 def _given(
-    document: Mapping[str, object], supported: Sequence[str], needed: str
-) -> dict[str, object]:
-    """Return the supported keys; refuse others that would change the answer."""
-    present = {key: value for key, value in document.items() if value is not None}
-    for key, harmless in REFUSED.items():
-        if key in present and present.pop(key) not in harmless:
-            raise RequestError(f"{key} is not supported{_unless(key)}.")
-    given = {key: value for key, value in present.items() if key not in IGNORED}
-    check_keys(given, supported, "the body")
+    document: Mapping[str, object], followed: Sequence[str], needed: str
+) -> tuple[dict[str, object], tuple[str, ...]]:
+    """Return the keys that are followed, and the names of those that no table has."""
+    given, ignored = split_keys(document, followed)
     if needed not in given:
         raise RequestError(f"The body has no {needed!r}.")
-    return given
-
-
-def _unless(key: str) -> str:
-    return {
-        "best_of": " above 1",
-        "modalities": " other than ['text']",
-    }.get(key, "")
+    return given, ignored
 
 
 def _parameters(given: Mapping[str, object], names: Mapping[str, str]) -> GenerationParameters:
@@ -215,13 +177,29 @@ def _chat_logprobs(given: Mapping[str, object]) -> int | None:
 def _call(
     given: Mapping[str, object], texts: Sequence[PromptText], parameters: GenerationParameters
 ) -> Call:
-    n = _integer(given, "n", 1, None) if "n" in given else 1
-    check_count(len(texts) * n)
     parameters = replace(parameters, grammar=structured.grammar_of(given))
     stream = optional(given, "stream", bool, "stream") or False
-    variants = [_variant(parameters, number) for number in range(n)]
+    n, best_of = _counts(given, stream)
+    check_count(len(texts) * best_of)
+    chooses = best_of > n
+    hides_logprobs = chooses and parameters.logprobs is None
+    if hides_logprobs:
+        parameters = replace(parameters, logprobs=0)
+    variants = [_variant(parameters, number) for number in range(best_of)]
     prompts = tuple(Prompt(text, variant) for text in texts for variant in variants)
-    return Call(GenerationRequest(prompts), n, stream, _include_usage(given, stream))
+    usage = _include_usage(given, stream)
+    return Call(GenerationRequest(prompts), n, best_of, hides_logprobs, stream, usage)
+
+
+def _counts(given: Mapping[str, object], stream: bool) -> tuple[int, int]:
+    """Return the numbers of replies that the client gets, and among which they are chosen."""
+    n = _integer(given, "n", 1, None) if "n" in given else 1
+    best_of = _integer(given, "best_of", 1, None) if "best_of" in given else n
+    if best_of < n:
+        raise RequestError(f"best_of must be at least n, which is {n}.")
+    if stream and best_of > n:
+        raise RequestError("best_of above n cannot be streamed: the best is known at the end.")
+    return n, best_of
 
 
 def _variant(parameters: GenerationParameters, number: int) -> GenerationParameters:
@@ -237,9 +215,7 @@ def _include_usage(given: Mapping[str, object], stream: bool) -> bool:
         return False
     if not stream:
         raise RequestError("stream_options needs stream to be true.")
-    present = {key: value for key, value in options.items() if value is not None}
-    check_keys(present, ("include_usage", "include_obfuscation"), "stream_options")
-    return optional(present, "include_usage", bool, "stream_options.include_usage") or False
+    return optional(options, "include_usage", bool, "stream_options.include_usage") or False
 
 
 def _integer(given: Mapping[str, object], key: str, least: int, most: int | None) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from predictor.protocol.openai.request import Call
@@ -105,16 +106,32 @@ class Envelope:
 def encode(
     form: Format, envelope: Envelope, call: Call, completions: Sequence[Completion]
 ) -> dict[str, object]:
-    """Return the response for completions, `call.n` for each prompt."""
+    """Return the response for completions, `call.best_of` for each prompt."""
     choices = [
         {"index": index, **form.choice(each), "finish_reason": each.finish_reason}
-        for index, each in enumerate(completions)
+        for index, each in enumerate(_chosen(call, completions))
     ]
-    prompt_tokens = sum(each.prompt_tokens for each in completions[:: call.n])
+    prompt_tokens = sum(each.prompt_tokens for each in completions[:: call.best_of])
     completion_tokens = sum(each.completion_tokens for each in completions)
     return envelope.document(form.whole, choices) | {
         "usage": _usage(prompt_tokens, completion_tokens)
     }
+
+
+def _chosen(call: Call, completions: Sequence[Completion]) -> Sequence[Completion]:
+    """Return the `call.n` most probable completions of each prompt, by their mean token."""
+    if call.best_of == call.n:
+        return completions
+    groups = (
+        completions[at : at + call.best_of] for at in range(0, len(completions), call.best_of)
+    )
+    best = [each for group in groups for each in sorted(group, key=_mean, reverse=True)[: call.n]]
+    return [replace(each, tokens=()) for each in best] if call.hides_logprobs else best
+
+
+def _mean(completion: Completion) -> float:
+    logprobs = [token.logprob for token in completion.tokens]
+    return sum(logprobs) / len(logprobs) if logprobs else -math.inf
 
 
 @dataclass(slots=True)

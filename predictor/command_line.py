@@ -1,0 +1,155 @@
+"""The command line: the commands and their flags.
+
+Every setting is a flag of its name, with underscores or dashes, and so are the flags of KServe's
+Hugging Face server and of vLLM (`predictor.compatibility`). Flags without a command are those of
+``serve``. The last value of a repeated flag wins: KServe concatenates the arguments of a runtime
+and of an InferenceService.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import predictor
+from predictor.compatibility.apply import add_flags, without_others
+from predictor.errors import ConfigurationError
+from predictor.settings import Settings, names
+from predictor.settings_sources import ALIASES, check_known
+
+_WITHOUT_COMMAND = ("-h", "--help", "--version")
+_OUTPUTS = ("table", "json", "helm-values", "inferenceservice")
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Return the command's name and its flags; an absent flag has no entry.
+
+    Args:
+        arguments: The command line without the program's name.
+
+    Raises:
+        ConfigurationError: The command line is wrong.
+    """
+    command_line = parser()
+    parsed, unknown = command_line.parse_known_args(_with_command(arguments))
+    check_known(
+        [word.partition("=")[0].removeprefix("--") for word in unknown if word.startswith("--")],
+        "flag",
+        Settings.model_fields,
+        shown=lambda name: f"--{name}",
+    )
+    if unknown:
+        command_line.error(f"unexpected argument {unknown[0]!r}")
+    flags = {name: value for name, value in vars(parsed).items() if value is not None}
+    return flags.pop("command"), without_others(flags)
+
+
+def _with_command(arguments: Sequence[str]) -> list[str]:
+    """Return a command line whose flags have underscores, and that names a command."""
+    words = [_underscored(word) for word in arguments]
+    is_flag = bool(words) and words[0].startswith("-")
+    return ["serve", *words] if is_flag and words[0] not in _WITHOUT_COMMAND else words
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as the same error as any other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error."""
+        raise ConfigurationError(f"{message[0].upper()}{message[1:]}.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    whole = _Parser(prog="predictor", description=predictor.__doc__)
+    whole.add_argument("--version", action="version", version=predictor.__version__)
+    commands = whole.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", allow_abbrev=False, help="serve a model")
+    plan = commands.add_parser(
+        "plan", allow_abbrev=False, help="print where a model would go, without reading a weight"
+    )
+    plan.add_argument(
+        "model_dir",
+        nargs="?",
+        default=argparse.SUPPRESS,  # a default would override the flag of the same name
+        help="a model directory or a bare config.json",
+    )
+    plan.add_argument("--gpus", help="stated GPUs, such as 2x24GiB, instead of this pod's")
+    plan.add_argument("--memory", help="stated memory limit of the container, such as 32GiB")
+    plan.add_argument("--disk", help="stated space on the offload volume, such as 200GiB")
+    plan.add_argument("--output", choices=_OUTPUTS, default="table")
+    group = plan.add_argument_group(
+        "resources that a deployment requests, in addition to the planned ones"
+    )
+    group.add_argument(
+        "--cpus", dest="processors", type=_count, metavar="COUNT", help="processors to ask for"
+    )
+    group.add_argument(
+        "--gpu_resource", default="nvidia.com/gpu", help="the cluster's resource name of a GPU"
+    )
+    serve.add_argument(
+        "model",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        help="the same as --model_dir or, if there is no such directory, as --model_id",
+    )
+    for command in (serve, plan):
+        _add_settings(command)
+        add_flags(command)
+    _add_import(commands)
+    return whole
+
+
+def _add_import(commands: Any) -> None:
+    parser = commands.add_parser(
+        "import-torchserve",
+        allow_abbrev=False,
+        help="make a model directory of an archive of TorchServe's",
+    )
+    parser.add_argument(
+        "archive", metavar="ARCHIVE", type=Path, help="a .mar, a .tar.gz or a directory that is one"
+    )
+    parser.add_argument(
+        "--into", required=True, metavar="DIR", type=Path, help="the model directory to make"
+    )
+    parser.add_argument(
+        "--ts_config",
+        metavar="FILE",
+        type=Path,
+        help="TorchServe's own config.properties, or a snapshot of it",
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("settings", "also PREDICTOR_NAME in the environment")
+    for name in names():
+        field = Settings.model_fields[ALIASES.get(name, name)]
+        switch = {"nargs": "?", "const": "true"} if _is_switch(field) else {}
+        text = (field.description or "").replace("%", "%%")
+        group.add_argument(
+            f"--{name}",
+            dest=ALIASES.get(name, name),
+            default=None,
+            metavar="VALUE",
+            help=f"the same as --{ALIASES[name]}" if name in ALIASES else text,
+            **switch,  # type: ignore[arg-type]
+        )
+
+
+def _is_switch(field: Any) -> bool:
+    return field.annotation in (bool, bool | None)
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value

@@ -1,0 +1,1 @@
+"""Flags and environment variables of other servers, and what each is here."""

@@ -1,0 +1,72 @@
+"""Turns the flags and variables of other servers into settings, with a line for each in the log."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from predictor.compatibility.flag import Flag
+from predictor.compatibility.kserve_flags import KSERVE_FLAGS, KSERVE_VARIABLES
+from predictor.compatibility.vllm_flags import VLLM_FLAGS
+from predictor.settings import names
+
+logger = logging.getLogger(__name__)
+
+FLAGS: Mapping[str, Flag] = {
+    name: flag for name, flag in {**VLLM_FLAGS, **KSERVE_FLAGS}.items() if name not in names()
+}
+"""All flags of other servers that are not ours; KServe's win."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags to a parser; its help does not show them."""
+    for name, flag in FLAGS.items():
+        options = [f"--{name}"] + ([f"-{flag.short}"] if flag.short else [])
+        count = {"nargs": "?", "const": "true"} if flag.is_switch else {"nargs": "+"}
+        parser.add_argument(*options, dest=name, help=argparse.SUPPRESS, **count)  # type: ignore[arg-type]
+        if flag.is_switch:
+            parser.add_argument(
+                f"--no_{name}",
+                dest=name,
+                action="store_const",
+                const="false",
+                help=argparse.SUPPRESS,
+            )
+
+
+def without_others(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flags with those of other servers replaced by settings; our own flags win.
+
+    Args:
+        given: Flags by name, ours and others.
+
+    Raises:
+        ConfigurationError: A flag is refused.
+    """
+    settings: dict[str, Any] = {}
+    for name, values in given.items():
+        if name in FLAGS:
+            settings |= FLAGS[name].apply(name, _texts(values))
+            _log(f"--{name}", FLAGS[name])
+    return settings | {name: value for name, value in given.items() if name not in FLAGS}
+
+
+def log_variables(environ: Mapping[str, str]) -> None:
+    """Log the variables of other servers that change nothing."""
+    for name, variable in KSERVE_VARIABLES.items():
+        if name in environ:
+            _log(name, variable)
+
+
+def _texts(values: str | Iterable[str]) -> tuple[str, ...]:
+    return (values,) if isinstance(values, str) else tuple(values)
+
+
+def _log(name: str, flag: Flag) -> None:
+    if flag.settings:
+        sets = " and ".join(f"--{setting}" for setting in flag.settings)
+        logger.info("%s sets %s", name, sets)
+    else:
+        logger.warning("%s changes nothing: %s", name, flag.reason)

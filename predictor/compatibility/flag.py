@@ -1,0 +1,79 @@
+"""One flag of another server: it works, changes nothing, or is refused.
+
+Works: it sets settings of ours. Changes nothing: it is accepted with a line in the log that says
+why. Refused: the sentence says what to do instead. A flag may be accepted with some values and
+refused with others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from predictor.errors import ConfigurationError
+
+Values = tuple[str, ...]
+"""The values of a flag as they were given; one, unless the flag takes a list."""
+
+Convert = Callable[[Values], Mapping[str, str]]
+"""A function from the values of a flag to our settings by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A flag of another server.
+
+    Attributes:
+        settings: Names of the settings that it sets; none if it changes nothing.
+        convert: Returns the settings.
+        reason: Why it changes nothing, or the difference to the settings that it sets.
+        accepted: The values that are accepted; None for any.
+        instead: What to do instead of a value that is refused.
+        is_switch: Whether it may stand without a value, and after ``--no-``.
+        short: Its name with one dash, or nothing.
+    """
+
+    settings: tuple[str, ...] = ()
+    convert: Convert | None = None
+    reason: str = ""
+    accepted: tuple[str, ...] | None = None
+    instead: str = ""
+    is_switch: bool = False
+    short: str = ""
+
+    def apply(self, name: str, values: Values) -> dict[str, str]:
+        """Return the settings that the flag sets.
+
+        Raises:
+            ConfigurationError: It is refused with these values.
+        """
+        for value in values:
+            if self.accepted is not None and value.lower() not in self.accepted:
+                shown = f"--{name}" if self.is_switch and value == "true" else f"--{name}={value}"
+                raise ConfigurationError(f"{shown} is not supported: {self.instead}.")
+        if self.convert is not None:
+            return dict(self.convert(values))
+        return dict.fromkeys(self.settings, values[-1])
+
+
+def same(*settings: str, reason: str = "", is_switch: bool = False) -> Flag:
+    """Return a flag that is another name of settings."""
+    return Flag(settings, reason=reason, is_switch=is_switch)
+
+
+def unneeded(reason: str, *, is_switch: bool = False, short: str = "") -> Flag:
+    """Return a flag that changes nothing, whatever its value is."""
+    return Flag(reason=reason, is_switch=is_switch, short=short)
+
+
+def refused(
+    instead: str,
+    *,
+    unless: tuple[str, ...] = (),
+    reason: str = "it is what this server does anyway",
+    is_switch: bool = False,
+    short: str = "",
+) -> Flag:
+    """Return a flag that is refused, unless its value asks for nothing."""
+    harmless = ("false", *unless) if is_switch else unless
+    return Flag(accepted=harmless, instead=instead, reason=reason, is_switch=is_switch, short=short)

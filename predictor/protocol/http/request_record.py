@@ -1,0 +1,128 @@
+"""The record of one HTTP request: its id, and what the access line tells of it.
+
+The id is the client's ``X-Request-Id``, or a new one, and goes back with every answer. The line has
+numbers and the path alone: no query, no prompt and no reply.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+from predictor.sentences import shorten
+from predictor.tasks.answers import Answer, Completion, Piece, Vector
+
+REQUEST_ID = "x-request-id"
+"""The header of a request's id, both ways."""
+
+_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_LONGEST_PATH = 128
+
+logger = logging.getLogger("predictor.access")
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request.
+
+    Attributes:
+        id: Its id.
+        method: Its method.
+        path: Its path, without the query.
+        status: The status of its answer; 499 until there is one, as nginx has it.
+        prompt_tokens: Tokens of its prompts or texts; None if none were counted.
+        completion_tokens: Tokens of its replies; None if it has none.
+        first_token: Seconds to the first piece of a stream; None if it is not streamed.
+        began: When it came, on the monotonic clock.
+    """
+
+    id: str
+    method: str
+    path: str
+    status: int = 499
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    first_token: float | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, scope: Scope) -> RequestRecord:
+        """Return the record of a request that begins."""
+        given = dict(scope["headers"]).get(REQUEST_ID.encode(), b"").decode("latin-1")
+        name = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        return cls(name, scope["method"], shorten(scope["path"], _LONGEST_PATH))
+
+    def add(self, answers: Iterable[Answer]) -> None:
+        """Count the tokens of answers."""
+        for answer in answers:
+            if isinstance(answer, Completion):
+                self._count(answer.prompt_tokens, answer.completion_tokens)
+            elif isinstance(answer, Vector):
+                self._count(answer.tokens, None)
+
+    def add_piece(self, piece: Piece) -> None:
+        """Count the tokens of a streamed reply, at its end."""
+        if self.first_token is None:
+            self.first_token = time.monotonic() - self.began
+        if piece.ending is not None:
+            self._count(piece.prompt_tokens, piece.completion_tokens)
+
+    def fields(self) -> Mapping[str, object]:
+        """Return the fields of the line that have a value."""
+        values = {
+            "request_id": self.id,
+            "method": self.method,
+            "path": self.path,
+            "status": self.status,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "first_token_seconds": _rounded(self.first_token),
+            "seconds": _rounded(time.monotonic() - self.began),
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def log(self) -> None:
+        """Write the access line."""
+        fields = self.fields()
+        line = " ".join(f"{name}={value}" for name, value in fields.items())
+        logger.info("%s", line, extra={"fields": fields})
+
+    def _count(self, prompt: int, completion: int | None) -> None:
+        self.prompt_tokens = (self.prompt_tokens or 0) + prompt
+        if completion is not None:
+            self.completion_tokens = (self.completion_tokens or 0) + completion
+
+
+_current: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
+
+
+def begin(scope: Scope) -> RequestRecord:
+    """Return the record of a request, which is the current one from now on in this context."""
+    record = RequestRecord.of(scope)
+    _current.set(record)
+    return record
+
+
+def add_answers(answers: Iterable[Answer]) -> None:
+    """Count answers for the current HTTP request, if there is one."""
+    record = _current.get()
+    if record is not None:
+        record.add(answers)
+
+
+def add_piece(piece: Piece) -> None:
+    """Count a piece for the current HTTP request, if there is one."""
+    record = _current.get()
+    if record is not None:
+        record.add_piece(piece)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)

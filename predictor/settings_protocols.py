@@ -1,0 +1,113 @@
+"""The settings of the protocols: which routes are served, and in which shapes they answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from predictor.errors import ConfigurationError
+from predictor.settings_types import Names
+
+
+class ProtocolSettings(BaseSettings):
+    """Routes and shapes of requests and replies."""
+
+    model_config = SettingsConfigDict(use_attribute_docstrings=True)
+
+    openai_route_prefix: str = Field("/openai", pattern=r"^(/[\w.~-]+)*$")
+    """The path before OpenAI's routes, such as `/openai/v1/completions`. They are served without
+    one as well, as `/v1/completions`. KServe's `KSERVE_OPENAI_ROUTE_PREFIX` sets it too."""
+
+    return_probabilities: bool = False
+    """Whether classification returns the probabilities of all labels."""
+
+    return_raw_logits: bool = False
+    """Whether classification returns the logits of all labels."""
+
+    return_offsets_mapping: bool = False
+    """Whether token classification returns the label and offsets of every token in place of
+    entities."""
+
+    model_aliases: Names = ()
+    """Further names of the model, separated by commas, which may have slashes: OpenAI's clients may
+    use them as `model`."""
+
+    truncate: bool = False
+    """Whether a text that is longer than `max_model_len` is cut, in the tasks other than
+    generation. A request may say otherwise by its parameter `truncate`."""
+
+    enable_load_unload: bool = False
+    """Whether KServe's unauthenticated route that unloads the model is served. An unloaded model
+    stays unloaded until the process restarts."""
+
+    torchserve_api: bool = False
+    """Whether TorchServe's routes are served too: `/predictions`, `/ping` and, read-only,
+    `/models`."""
+
+    torchserve_semantics: bool = False
+    """Whether V1, V2 and `/predictions` use the defaults of TorchServe's handler. The prompt is cut
+    at `max_length` tokens, as many new tokens are sampled with `top_p` 0.95 and `top_k` 60, and the
+    reply repeats the prompt. V1's predictions are strings then."""
+
+    api_key: Names = Field((), exclude=True, repr=False)
+    """API keys, separated by commas. Requests need one of them (`Authorization: Bearer KEY`),
+    except for probes and `/metrics`. Processes can be listed with their flags, so set it in the
+    environment (`PREDICTOR_API_KEY`) or use `api_key_file`. Default: no key is needed."""
+
+    api_key_file: Path | None = None
+    """A file with an API key in each line, such as one of a mounted Secret; read at the start."""
+
+    allowed_origins: Names = ()
+    """Origins of web pages that may use the routes (CORS), separated by commas; `*` is any.
+    Default: none."""
+
+    access_log: bool = True
+    """Whether each request that may have a body is a line in the log: its id, path, status, tokens
+    and time, and never a prompt or a reply."""
+
+    log_format: Literal["text", "json"] = "text"
+    """The form of the lines of the log; `json` is one JSON object for each."""
+
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+    """The least level of the log's lines. KServe's `KSERVE_LOGLEVEL` sets it too."""
+
+    enable_docs_url: bool = False
+    """Whether `/docs` shows the routes. The page loads its scripts from the internet."""
+
+    timeout_keep_alive: int = Field(65, ge=1)
+    """Seconds after which an idle REST connection is closed. The default is above the 60 s after
+    which most load balancers close theirs."""
+
+    ssl_certfile: Path | None = None
+    """The certificate chain of REST, as PEM: REST is HTTPS then. gRPC has no TLS; turn it off, or
+    leave TLS to a gateway. KServe's `KSERVE_TLS_CERT_FILE` sets it too."""
+
+    ssl_keyfile: Path | None = None
+    """The private key of `ssl_certfile`. KServe's `KSERVE_TLS_KEY_FILE` sets it too."""
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    def api_keys(self) -> tuple[str, ...]:
+        """Return the API keys of the setting and of the file.
+
+        Raises:
+            ConfigurationError: The file cannot be read, or has no key.
+        """
+        if self.api_key_file is None:
+            return self.api_key
+        try:
+            lines = self.api_key_file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"api_key_file {self.api_key_file} cannot be read: {error}."
+            ) from None
+        keys = [line.strip() for line in lines if line.strip()]
+        if not keys:
+            raise ConfigurationError(f"api_key_file {self.api_key_file} has no key.")
+        return (*self.api_key, *keys)

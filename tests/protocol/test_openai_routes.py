@@ -1,0 +1,90 @@
+"""OpenAI's routes under each of their prefixes, beside those of KServe's V1."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import kserve
+import openai
+import pytest
+
+from predictor.errors import NotReady
+from tests.protocol.stub import Served, serve
+from tests.protocol.wire import PREDICT, refusal
+
+PREFIXES = ["/openai", ""]
+BODIES = {
+    "completions": {"model": "echo", "prompt": "a"},
+    "chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "a"}]},
+}
+
+
+def asking(served: Served, prefix: str) -> Any:
+    url = f"{served.url}{prefix}/v1"
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=30)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_openais_client_is_answered(served: Served, prefix: str) -> None:
+    with asking(served, prefix) as client:
+        assert [model.id for model in client.models.list()] == ["echo"]
+        assert client.models.retrieve("echo").object == "model"
+        assert client.completions.create(model="echo", prompt="a").choices[0].text == "A"
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("org/nobody")
+        with pytest.raises(openai.NotFoundError) as refused:
+            client.completions.create(model="nobody", prompt="a")
+    assert refused.value.code == "model_not_found"
+
+
+def test_kserves_client_is_answered_where_both_list_models(served: Served) -> None:
+    async def ask() -> bool:
+        config = kserve.RESTConfig(protocol="v1", retries=0)
+        async with kserve.InferenceRESTClient(config) as client:
+            ready: bool = await client.is_model_ready(served.url, "echo")
+            return ready
+
+    assert asyncio.run(ask())
+    assert httpx.get(f"{served.url}/v1/models").json()["models"] == ["echo"]
+
+
+def test_a_model_that_is_not_ready_is_503_in_v1s_form(served: Served, client: httpx.Client) -> None:
+    served.model.ready = False
+    response = client.get("/v1/models/echo")
+    assert (response.status_code, response.json()["ready"]) == (503, False)
+
+
+@pytest.mark.parametrize("prefix", ["", "/mine", "/a/b"])
+@pytest.mark.parametrize("path", BODIES)
+def test_the_prefix_is_set(prefix: str, path: str) -> None:
+    with serve(openai_prefix=prefix) as served, httpx.Client(base_url=served.url) as client:
+        for each in {prefix, ""}:
+            assert client.post(f"{each}/v1/{path}", json=BODIES[path]).status_code == 200
+            served.model.failure = NotReady("Not now.")
+            error = client.post(f"{each}/v1/{path}", json=BODIES[path]).json()["error"]
+            assert error["message"] == "Not now."
+            served.model.failure = None
+        assert client.post(f"/openai/v1/{path}", json=BODIES[path]).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/models/nobody", 404), ("POST", "/v1/models/nobody:predict", 404)],
+)
+def test_v1s_models_keep_v1s_errors(
+    client: httpx.Client, method: str, path: str, status: int
+) -> None:
+    assert refusal(client.request(method, path), status) == "There is no model 'nobody'."
+
+
+def test_v1s_predictions_keep_v1s_errors(client: httpx.Client) -> None:
+    assert "JSON" in refusal(client.post(PREDICT, content=b"{"), 400)
+
+
+@pytest.mark.parametrize("path", ["/v1/images", "/v1", "/mine/v1/images"])
+def test_other_paths_below_v1_have_openais_errors(client: httpx.Client, path: str) -> None:
+    response = client.get(path)
+    assert response.status_code == 404
+    assert response.json()["error"]["type"] == "invalid_request_error"
