@@ -31,7 +31,7 @@ def describe(routes: Sequence[BaseRoute]) -> dict[str, object]:
     """
     paths: dict[str, dict[str, object]] = {}
     for route in routes:
-        if isinstance(route, Route) and _is_described(route):
+        if type(route) is Route and not route.path.startswith(_HIDDEN):
             operations = paths.setdefault(_path(route), {})
             for method, operation in _operations(route):
                 operations.setdefault(method, operation)
@@ -63,11 +63,6 @@ def _operations(route: Route) -> Iterator[tuple[str, dict[str, object]]]:
         if method in ("POST", "PUT"):
             operation["requestBody"] = {"required": True, "content": _JSON}
         yield method.lower(), operation
-
-
-def _is_described(route: Route) -> bool:
-    is_ours = type(route) is Route and not route.path.startswith(_HIDDEN)
-    return is_ours or route.path == "/metrics"
 
 
 def _path(route: Route) -> str:

@@ -276,7 +276,7 @@ def test_teis_forms(serve_encoder: ServeEncoder) -> None:
         ({"instances": [{"txet": "x"}]}, "Unknown key 'txet'"),
         ({"instances": ["x"], "parameters": []}, "parameters must be an object"),
         ({"instances": ["x"], "instanzes": []}, "Unknown key 'instanzes'"),
-        ({"instances": ["x"] * 257}, "at most 256"),
+        ({"instances": ["x"] * 2049}, "A request has at most "),
     ],
 )
 def test_bad_v1_bodies_are_refused_in_a_sentence(
@@ -363,7 +363,9 @@ def test_what_another_task_answers_is_refused_by_name(
         {"model": "echo", "input": "x" * 1000},
         {"model": "echo", "input": "x", "encoding_format": "int8"},
         {"model": "echo", "input": "x", "dimensions": "8"},
-        {"model": "echo", "input": "x", "inptu": 1},
+        {"model": "echo", "input": ["x"] * 2049},
+        {"model": "echo", "input": "x", "truncate_prompt_tokens": 0},
+        {"model": "echo", "input": "x", "add_special_tokens": False},
         {"input": "x"},
     ],
     ids=str,
@@ -372,3 +374,31 @@ def test_bad_embedding_bodies_are_refused(serve_encoder: ServeEncoder, body: Any
     response = httpx.post(f"{serve_encoder('text_embedding').url}/openai/v1/embeddings", json=body)
     assert response.status_code == 400
     assert response.json()["error"]["message"][-1] in ".?"
+
+
+@pytest.mark.parametrize(
+    ("more", "tokens"),
+    [
+        ({"truncate_prompt_tokens": -1}, 128),
+        ({"truncate_prompt_tokens": 9}, 9),
+        ({"truncate_prompt_tokens": 1000}, 128),
+        ({"truncate": True}, 128),
+        ({"truncate_prompt_tokens": 9, "input": [[5] * 1000]}, 9),
+        ({"truncate": True, "inptu": 1, "user": "me", "dimensions": None}, 128),
+    ],
+    ids=str,
+)
+def test_embeddings_cut_texts_by_vllms_key_or_teis(
+    serve_encoder: ServeEncoder, more: dict[str, Any], tokens: int
+) -> None:
+    url = f"{serve_encoder('text_embedding').url}/v1/embeddings"
+    body = {"model": "echo", "input": "x" * 1000, **more}
+    response = httpx.post(url, json=body)
+    assert response.status_code == 200, response.text
+    assert response.json()["usage"]["prompt_tokens"] == tokens
+
+
+def test_embeddings_take_two_thousand_texts(serve_encoder: ServeEncoder) -> None:
+    url = f"{serve_encoder('text_embedding').url}/v1/embeddings"
+    response = httpx.post(url, json={"model": "echo", "input": ["x"] * 2048}, timeout=60)
+    assert len(response.json()["data"]) == 2048

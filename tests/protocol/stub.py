@@ -217,7 +217,7 @@ def serve(
 
 def _application(served: Served, surface: Surface) -> FastAPI:
     """Ours first, then what kserve's ``RESTServer.create_application`` does, in its order."""
-    app = FastAPI()
+    app = FastAPI(docs_url=None, redoc_url=None)  # as the SDK
     install(app, surface, models=served.models, admission=served.admission)
     sdk.add_routes(app, served.models)
 

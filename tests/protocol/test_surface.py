@@ -74,11 +74,10 @@ def test_a_compressed_body_is_inflated(
     assert response.json()["predictions"][0]["text"] == "A" * 100_000
 
 
-def test_an_inflated_body_has_the_limits_of_a_body(served: Served, client: httpx.Client) -> None:
+def test_an_inflated_body_has_the_limits_of_a_body(client: httpx.Client) -> None:
     body = gzip.compress(b" " * (64 * MAX_BODY_BYTES))
     response = client.post(PREDICT, content=body, headers={"Content-Encoding": "gzip"})
     assert "larger than the limit" in refusal(response, 413)
-    assert served.admission.body_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -221,7 +220,7 @@ def test_the_document_describes_the_routes_that_are_served(client: httpx.Client)
     paths = document["paths"]
     assert "requestBody" in paths["/v1/chat/completions"]["post"]
     assert paths["/v2/models/{model}/infer"]["post"]["parameters"][0]["name"] == "model"
-    assert {"/openai/v1/embeddings", "/embed", "/v1/models/{model}", "/metrics"} <= paths.keys()
+    assert {"/openai/v1/embeddings", "/embed", "/v1/models/{model}"} <= paths.keys()
     assert not [path for path in paths if "model_name" in path or "repository/models" in path]
     assert "/predictions/{model}" not in paths
     assert client.get("/docs").status_code == 404

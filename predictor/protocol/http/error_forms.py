@@ -41,6 +41,7 @@ _CODES: dict[type[Exception], str] = {
 }
 _JAVA_NAMES = {
     HTTPStatus.BAD_REQUEST: "BadRequestException",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "BadRequestException",
     HTTPStatus.NOT_FOUND: "ResourceNotFoundException",
     HTTPStatus.METHOD_NOT_ALLOWED: "MethodNotAllowedException",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "RequestEntityTooLargeException",
@@ -71,15 +72,15 @@ def error_response(path: str, exception: Exception) -> JSONAnswer:
     """Return the response to an exception on a path; log an error of the server."""
     status, sentence = http_error(exception)
     headers = error_headers(exception)
-    if _OPENAI.fullmatch(path):
-        code = next((code for kind, code in _CODES.items() if isinstance(exception, kind)), None)
-        return JSONAnswer(openai_error(status, sentence, code), status, headers)
     if _TORCHSERVE.fullmatch(path):
         if isinstance(exception, Overloaded):
             status = HTTPStatus.SERVICE_UNAVAILABLE
         kind = _java_name(status, exception)
         body = {"code": status, "type": kind, "message": sentence}
         return JSONAnswer(body, status, headers)
+    if _OPENAI.fullmatch(path):
+        code = next((code for kind, code in _CODES.items() if isinstance(exception, kind)), None)
+        return JSONAnswer(openai_error(status, sentence, code), status, headers)
     if _GENERATE.fullmatch(path):
         status = _generate_status(status, exception)
     return JSONAnswer({"error": sentence}, status, headers)
