@@ -12,7 +12,9 @@ from tests.recorded.forms import Keep, Rest
 from tests.recorded.reducing import families, routes
 from tests.recorded.tensors import LENGTH, unpack
 
-_PLUMBING = {"connection", "content-length", "date", "server", "transfer-encoding"}
+_PLUMBING = {
+    *("connection", "content-length", "date", "server", "transfer-encoding", "x-request-id")
+}
 """Headers of the transport."""
 
 

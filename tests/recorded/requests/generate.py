@@ -27,7 +27,8 @@ _BOTH: dict[str, object] = {
 
 _WHOLE: dict[str, object] = {
     "penalties": _body(LOOP, repetition_penalty=1.5, presence_penalty=1, frequency_penalty=0.5),
-    "defaults with a seed": {"text_input": PROMPT, "parameters": {"seed": 1, "unknown": 3}},
+    "defaults with a seed": {"text_input": PROMPT, "parameters": {"seed": 1}},
+    "unknown parameter": {"text_input": PROMPT, "parameters": {"seed": 1, "unknown": 3}},
     "unknown keys": {**_body(), "id": "seven", "stream": False},
     "timeout": _body(timeout=300),
     "text is a list": {"text_input": [PROMPT]},

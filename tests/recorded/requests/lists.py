@@ -43,7 +43,7 @@ _BODIES: dict[tuple[str, str], dict[str, object]] = {
         "unknown token": _embeddings(input=[999]),
         "token is a text": _embeddings(input=[[5, "a"]]),
         "too many tokens": _embeddings(input=[5] * 129),
-        "too many": _embeddings(input=["a"] * 257),
+        "too many": _embeddings(input=["a"] * 2049),
         "too long": _embeddings(input="a" * 300),
         "no model": {"input": "a"},
         "unknown model": _embeddings(model="other"),

@@ -181,7 +181,7 @@ def _of_each(fields: dict[str, str]) -> dict[str, object]:
         "instance is null": _body(None),
         "no instances": {},
         "empty": {"instances": []},
-        "too many": {"instances": ["a"] * 257},
+        "too many": {"instances": ["a"] * 2049},
         "unknown parameter": _body(fields, truncat=True),
         "null parameter": _body(fields, truncate=None),
         "parameters is null": {"instances": [fields], "parameters": None},
