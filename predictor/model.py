@@ -31,10 +31,12 @@ from predictor.protocol.response_style import style_of
 from predictor.protocol.served import Limits
 from predictor.settings import Settings
 from predictor.tasks.answers import Answer, Piece, Stream
+from predictor.tasks.generation import TextGeneration
 from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.loading import TaskOptions, open_checked_tokenizer, open_task
 from predictor.tasks.request import TaskRequest
 from predictor.tasks.task import PreparedRequest, Task, TaskSpec
+from predictor.tasks.text_tokens import TextTokens
 
 
 class PredictorModel(ModelShell):
@@ -71,6 +73,7 @@ class PredictorModel(ModelShell):
         self._progress: dict[str, object] = {"phase": "starting"}
         self._task: Task | None = None
         self._tokenizer: Any = None
+        self._tokens: TextTokens | None = None
         self.client: GenerationClient | EncoderClient | None = None
         self._properties: dict[str, str] = {}
         self._draining = False
@@ -92,6 +95,8 @@ class PredictorModel(ModelShell):
         options = TaskOptions.of(settings)
         task = open_task(facts, self.client, options=options, tokenizer=self._tokenizer)
         self.spec = self.style.applied_to(task.spec)
+        chat = task.conversation_ids if isinstance(task, TextGeneration) else None
+        self._tokens = TextTokens(self._tokenizer, facts.max_model_len, facts.vocabulary, chat)
         self._task = task
         self.ready = True
         return True
@@ -153,6 +158,16 @@ class PredictorModel(ModelShell):
     def metadata(self) -> dict[str, Any]:
         """Return the platform and, once they are known, the task and the placement as JSON."""
         return {"platform": "accelerate-predictor", "properties": self._properties}
+
+    def text_tokens(self) -> TextTokens:
+        """Return what makes tokens of texts, and texts of tokens.
+
+        Raises:
+            NotReady: The model is not loaded.
+        """
+        if self._tokens is None:
+            raise NotReady(f"Model {self.name!r} is not ready.")
+        return self._tokens
 
     def check_open(self) -> None:
         """Return if a request may come in now.

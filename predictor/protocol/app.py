@@ -37,6 +37,7 @@ from predictor.protocol.kserve.rest_inference import InferenceEndpoints
 from predictor.protocol.kserve.rest_status import StatusEndpoints
 from predictor.protocol.openai.embeddings_rerank import EmbeddingsRerankEndpoints
 from predictor.protocol.openai.endpoints import OpenAIEndpoints
+from predictor.protocol.openai.tokens import TokenEndpoints
 from predictor.protocol.openapi import describe, docs_page
 from predictor.protocol.served import Models
 from predictor.protocol.torchserve import TorchServeEndpoints
@@ -120,6 +121,7 @@ def _routes(surface: Surface, models: Models, codec: Codec) -> Iterator[Route]:
     for prefix in dict.fromkeys((surface.openai_prefix, "")):
         yield from _openai_routes(prefix, openai, lists)
     yield from _embedding_routes(lists)
+    yield from _token_routes(TokenEndpoints(models))
     if surface.torchserve:
         yield from _torchserve_routes(TorchServeEndpoints(models))
     if surface.docs:
@@ -131,6 +133,8 @@ def _routes(surface: Surface, models: Models, codec: Codec) -> Iterator[Route]:
 
 def _status_routes(status: StatusEndpoints) -> Iterator[Route]:
     yield _get("/", status.alive)
+    yield _get("/health", status.health)
+    yield _get("/version", status.version)
     yield _get("/v1/models", status.v1_names)
     yield _get("/v1/models/{model:path}", status.v1_model_ready)
     yield _get("/v2", status.server)
@@ -175,6 +179,11 @@ def _embedding_routes(endpoints: EmbeddingsRerankEndpoints) -> Iterator[Route]:
     yield _post("/embed", endpoints.embed)
     yield _post("/rerank", endpoints.tei_rerank)
     yield _post("/predict", endpoints.predict)
+
+
+def _token_routes(tokens: TokenEndpoints) -> Iterator[Route]:
+    yield _post("/tokenize", tokens.tokenize)
+    yield _post("/detokenize", tokens.detokenize)
 
 
 def _torchserve_routes(torchserve: TorchServeEndpoints) -> Iterator[Route]:

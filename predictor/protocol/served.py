@@ -14,6 +14,7 @@ from predictor.tasks.answers import Answer, Stream
 from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.request import TaskRequest
 from predictor.tasks.task import TaskSpec
+from predictor.tasks.text_tokens import TextTokens
 
 SERVER_NAME = "accelerate-predictor"
 """The name of this server in metadata and as the owner of its model."""
@@ -71,6 +72,14 @@ class ServedModel(Protocol):
 
     def limits(self) -> Limits:
         """Return the model's capacity and its use now."""
+        ...
+
+    def text_tokens(self) -> TextTokens:
+        """Return what makes tokens of texts, and texts of tokens.
+
+        Raises:
+            NotReady: The model is not loaded.
+        """
         ...
 
     def check_open(self) -> None:

@@ -112,6 +112,14 @@ class TextGeneration:
         grammars = {prompt.parameters.grammar for prompt in request.prompts}
         return {each: self._structured.compile_grammar(each) for each in grammars if each}
 
+    def conversation_ids(self, turns: tuple[Message, ...]) -> Sequence[int]:
+        """Return the tokens of a conversation by the model's chat template.
+
+        Raises:
+            RequestError: There is no template, or it refuses the conversation.
+        """
+        return self._ids(turns, None)
+
     def _prefix(self, forced: int | str | None) -> tuple[int, ...] | None:
         """Return the tokens that a decoder begins with; None if replies continue prompts."""
         if forced is None:

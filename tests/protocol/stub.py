@@ -35,6 +35,7 @@ from predictor.tasks.answers import Completion, Piece, ScoredToken, Stream
 from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.request import GenerationRequest, Message, Prompt
 from predictor.tasks.task import TaskSpec
+from predictor.tasks.text_tokens import TextTokens
 
 MAX_BODY_BYTES = 256 * 1024
 DEFAULT_LIMITS = ConnectionLimits()
@@ -58,6 +59,7 @@ class EchoModel(kserve.Model):
         self.requests: list[GenerationRequest] = []
         self.held = False
         self.answers = 1
+        self.tokens: TextTokens | None = None
 
     def progress(self) -> dict[str, object]:
         return self.loading
@@ -66,6 +68,10 @@ class EchoModel(kserve.Model):
         return Limits(
             running=2, max_requests=10, max_batch_size=4, request_timeout=60.0, memory=2**21
         )
+
+    def text_tokens(self) -> TextTokens:
+        assert self.tokens is not None, "a test of tokens sets them"
+        return self.tokens
 
     def metadata(self) -> dict[str, Any]:
         placement = {"gpu": 0, "cpu": 2, "disk": 1}

@@ -23,8 +23,11 @@ from predictor.protocol.http.json_body import JSONAnswer
 
 _GENERATE = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate(_stream)?")
 _TORCHSERVE = re.compile(r"/(predictions|explanations|models)(/.*)?|/ping")
-_OPENAI = re.compile(r"/openai(/.*)?|/v1(?!/models(/|$))(/.*)?|/(?!v[12]/).+/v1(/.*)?")
-"""Paths below ``/openai``, below ``/v1`` of any prefix, and below ``/v1`` but for V1's models."""
+_OPENAI = re.compile(
+    r"/openai(/.*)?|/v1(?!/models(/|$))(/.*)?|/(?!v[12]/).+/v1(/.*)?|/(de)?tokenize"
+)
+"""Paths below ``/openai``, below ``/v1`` of any prefix, below ``/v1`` but for V1's models, and
+vLLM's for tokens."""
 
 _APIS = {
     "v1": "v1",

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 import predictor
 from predictor.errors import UnknownModel
@@ -43,6 +44,14 @@ class StatusEndpoints:
     async def alive(self, _request: Request) -> JSONAnswer:
         """``GET /``: the process answers."""
         return JSONAnswer({"status": "alive"})
+
+    async def health(self, _request: Request) -> Response:
+        """``GET /health``: 200 if every model can answer, else 503, as vLLM and TEI have it."""
+        return Response(status_code=200 if await all_ready(self.models) else 503)
+
+    async def version(self, _request: Request) -> JSONAnswer:
+        """``GET /version``: the version of this server, as vLLM has it."""
+        return JSONAnswer({"version": predictor.__version__})
 
     async def live(self, _request: Request) -> JSONAnswer:
         """``GET /v2/health/live``: the process answers."""

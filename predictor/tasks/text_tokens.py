@@ -1,0 +1,60 @@
+"""Turns texts into token ids and back, for clients that count tokens or look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from predictor.errors import RequestError
+from predictor.tasks.large_texts import one_at_a_time
+
+
+@dataclass(frozen=True, slots=True)
+class TextTokens:
+    """The tokens of a model's texts.
+
+    Attributes:
+        tokenizer: The model's tokenizer.
+        max_model_len: Most tokens that the model takes.
+        vocabulary: Number of token ids.
+        chat: Returns the token ids of a conversation; None for a model that has none.
+    """
+
+    tokenizer: Any
+    max_model_len: int
+    vocabulary: int
+    chat: Callable[[Any], Sequence[int]] | None = None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a text, however many they are."""
+        with one_at_a_time(text):
+            encoding = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
+        ids: list[int] = encoding["input_ids"]
+        return ids
+
+    def encode_chat(self, turns: Any) -> list[int]:
+        """Return the token ids of a conversation, by the model's chat template.
+
+        Raises:
+            RequestError: The model generates no text, or its template refuses the conversation.
+        """
+        if self.chat is None:
+            raise RequestError("This model has no conversations; give a prompt.")
+        return list(self.chat(turns))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens included.
+
+        Raises:
+            RequestError: An id is not in the vocabulary.
+        """
+        if not all(0 <= token < self.vocabulary for token in ids):
+            raise RequestError(f"A token id is not between 0 and {self.vocabulary - 1}.")
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """Return the tokens of ids as the vocabulary writes them."""
+        names = self.tokenizer.convert_ids_to_tokens(list(ids))
+        return ["" if name is None else str(name) for name in names]
