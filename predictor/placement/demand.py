@@ -1,8 +1,9 @@
 """The memory that a model needs at full load, by unit and by kind: KV cache, activations, buffers.
 
-KV is counted here for the plan: `Demand.kv_tokens` tokens are cached at one time, `kv_bytes` is
-their size in one unit, and a forward pass attends to at most `max_attention_tokens` of them. The
-sizes per token are measured by `profiling`; the engine keeps within `Placement.kv_tokens`.
+KV is counted here for the plan: `Demand.kv_tokens` tokens are cached at one time, of which layers
+with a window keep `window_tokens`. `kv_bytes` is their size in one unit, and a forward pass attends
+to at most `max_attention_tokens` of them. The sizes per token are measured by `profiling`; the
+engine keeps within `Placement.kv_tokens` and `Placement.window_tokens`.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class Demand:
     Attributes:
         footprint: The model.
         concurrency: Sequences of full length whose tokens are cached at one time.
-        state_slots: Sequences, of whatever length, whose states are kept at one time. At least as
-            many are as there are sequences of full length.
+        state_slots: Sequences, of whatever length, whose states and windows are kept at one time.
+            At least as many are as there are sequences of full length.
     """
 
     footprint: Footprint
@@ -58,16 +59,28 @@ class Demand:
     @property
     def kv_tokens(self) -> int:
         """Tokens of KV cache at full load; 0 if the model keeps nothing of a token."""
-        return self.concurrency * self.footprint.max_model_len if self.footprint.kv_per_token else 0
+        keeps_tokens = self.footprint.kv_per_token or self.footprint.kv_windowed
+        return self.concurrency * self.footprint.max_model_len if keeps_tokens else 0
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens of KV cache at full load in layers with a window; 0 if all layers keep all.
+
+        They are the windows of all sequences, and a chunk for the new tokens of a forward pass, but
+        never more tokens than are cached.
+        """
+        window, chunk = self.footprint.window, self.footprint.prefill_chunk
+        return min(self.slots * window + chunk, self.kv_tokens) if window else 0
 
     @property
     def slots(self) -> int:
-        """Sequences that what is cached at any length is planned for."""
+        """Sequences that states and windows, which have a fixed size, are planned for."""
         return max(self.concurrency, self.state_slots)
 
     def kv_bytes(self, unit: PlacementUnit) -> int:
         """Return the bytes of a unit's KV cache at full load."""
-        return unit.kv_per_token * self.kv_tokens + unit.kv_fixed * self.slots
+        tokens = unit.kv_per_token * self.kv_tokens + unit.kv_windowed * self.window_tokens
+        return tokens + unit.kv_fixed * self.slots
 
     @property
     def activations(self) -> int:

@@ -1,7 +1,8 @@
 """How many sequences a plan is for, where that is not fixed.
 
 The cache of tokens grows with the length of sequences, so a few long ones share it with many short
-ones. A state has the same size whatever the length, and as many sequences run as have a slot.
+ones. A state has the same size whatever the length, and as many sequences run as have a slot. The
+same number of sequences has a full window each; short ones share these.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from predictor.placement.plan import PlacementOptions
 from predictor.placement.tiers import Budgets, fits
 
 STATE_SLOTS = 16
-"""Sequences whose states are planned for at the cost of resident weights. A pass over offloaded
-weights serves all of them, so that many are worth more than the weights that would stay."""
+"""Sequences whose states and windows are planned for at the cost of resident weights. A pass over
+offloaded weights serves all of them, so that many are worth more than the weights that would stay.
+"""
 
 
 def decide_for_states(
     demand: Demand, budgets: Budgets, options: PlacementOptions
 ) -> Decision | None:
-    """Return the decision for as many states as are worth their memory; None if nothing fits.
+    """Return the decision for as many states and windows as are worth their memory.
 
-    That is `STATE_SLOTS`; fewer if nothing is offloaded then, or if no more fit.
+    The number is `STATE_SLOTS`; fewer if nothing is offloaded then, or if no more fit. None is
+    returned if nothing fits.
     """
     fallback = None
     for slots in _slot_counts(demand, options.max_batch_size):
@@ -51,7 +54,7 @@ def with_most(
     Args:
         decision: The assignment.
         budgets: Bytes of each tier.
-        field: The number that grows: sequences of full length, or slots for states.
+        field: The number that grows: sequences of full length, or those with states and windows.
         most: The most sequences.
     """
     reserved = reserved_slots(decision.demand, decision.assignment, budgets)
@@ -79,8 +82,8 @@ def _changed(demand: Demand, field: Literal["concurrency", "state_slots"], numbe
 
 
 def _slot_counts(demand: Demand, most: int) -> Iterator[int]:
-    """Yield the numbers of states to plan for, the preferred one first."""
-    slots = min(most, STATE_SLOTS) if demand.footprint.kv_fixed else 0
+    """Yield the numbers of states and windows to plan for, the preferred one first."""
+    slots = min(most, STATE_SLOTS) if demand.footprint.has_slots else 0
     while slots > demand.concurrency:
         yield slots
         slots //= 2

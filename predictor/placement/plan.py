@@ -118,6 +118,8 @@ class Placement:
         max_model_len: Tokens of the longest sequence.
         kv_tokens: Tokens of KV cache that may be in use at one time; 0 if none is kept.
         state_slots: Sequences whose states may be kept at one time; 0 if none is kept.
+        window: Tokens of one sequence that layers with a window keep; 0 if all layers keep all.
+        window_tokens: Tokens of KV cache in layers with a window; 0 if all layers keep all.
         limited_by: The resource that keeps more of the model from a faster tier, as a phrase.
         by_block: Whether offloaded blocks are streamed whole, through buffers that are planned.
         notes: Sentences for the log, such as bounds that were lowered to the pod's resources.
@@ -140,6 +142,8 @@ class Placement:
     kv_tokens: int
     limited_by: str
     state_slots: int = 0
+    window: int = 0
+    window_tokens: int = 0
     by_block: bool = False
     notes: tuple[str, ...] = ()
     experts: tuple[ExpertSlots, ...] = ()

@@ -43,7 +43,7 @@ def plan(footprint: Footprint, resources: PodResources, options: PlacementOption
         raise does_not_fit(demand, budgets, uncapped, options, explicit)
     if options.max_concurrency is None:
         decision = with_most(decision, budgets, "concurrency", options.max_batch_size)
-    if footprint.kv_fixed:
+    if footprint.has_slots:
         decision = with_most(decision, budgets, "state_slots", options.max_batch_size)
     experts = share_slots(decision.demand, decision.assignment, budgets)
     tiers = fill_tiers(decision.demand, decision.assignment, budgets, experts)
@@ -120,6 +120,8 @@ def _placement(
         execution_device=int(main) if main.isdigit() else main,
         max_model_len=footprint.max_model_len,
         kv_tokens=decision.demand.kv_tokens,
+        window=footprint.window,
+        window_tokens=decision.demand.window_tokens,
         least_row_tokens=footprint.least_row_tokens,
         limited_by=_limit(filled, footprint, main, experts),
         state_slots=decision.demand.slots if footprint.kv_fixed else 0,

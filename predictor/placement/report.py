@@ -55,9 +55,12 @@ def table(placement: Placement) -> str:
 def _cache(placement: Placement) -> str:
     if not any(tier.kv for tier in placement.tiers):
         return "no KV cache"
+    windows = (
+        f", {placement.window_tokens} in windows of {placement.window}" if placement.window else ""
+    )
     states = f", states of {placement.state_slots} sequences" if placement.state_slots else ""
     tokens = f"KV cache: {placement.kv_tokens} tokens" if placement.kv_tokens else "no KV cache"
-    return tokens + states
+    return f"{tokens}{windows}{states}"
 
 
 def _row(tier: Tier) -> tuple[str, ...]:
@@ -116,6 +119,8 @@ def as_json(placement: Placement) -> dict[str, Any]:
         "max_model_len": placement.max_model_len,
         "kv_tokens": placement.kv_tokens,
         "state_slots": placement.state_slots,
+        "window": placement.window,
+        "window_tokens": placement.window_tokens,
         "execution_device": placement.execution_device,
         "limited_by": placement.limited_by,
         "by_block": placement.by_block,

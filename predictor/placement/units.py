@@ -38,6 +38,7 @@ class PlacementUnit:
         buffers: Bytes of computed buffers, which stay where the unit executes.
         largest_leaf: Bytes of its largest leaf module, the least that is streamed at one time.
         kv_per_token: Bytes of KV cache for one more token of one sequence.
+        kv_windowed: Bytes of KV cache for one token that is within the window of its sequence.
         kv_fixed: Bytes of cache that a sequence takes at any length.
         experts: Its experts, if it is a block of a mixture whose experts can be read one by one.
     """
@@ -50,6 +51,7 @@ class PlacementUnit:
     kv_per_token: int = 0
     kv_fixed: int = 0
     experts: Experts | None = None
+    kv_windowed: int = 0
 
     @property
     def is_block(self) -> bool:
@@ -96,6 +98,8 @@ class Footprint:
         by_expert: Whether experts are placed apart from their blocks, see `with_experts_apart`.
         whole_mixtures: The number of blocks whose experts cannot be read one by one.
         least_row_tokens: Tokens of prefill that take as much memory as a row of a few tokens.
+        window: Tokens of one sequence that layers with a window keep; 0 if all layers keep all.
+        prefill_chunk: Most new tokens of a forward pass, which such layers keep until it has ended.
     """
 
     architecture: str
@@ -114,6 +118,8 @@ class Footprint:
     quantization: str = ""
     quantised_to: str = ""
     least_row_tokens: int = 1
+    window: int = 0
+    prefill_chunk: int = 0
 
     @property
     def weights_layout(self) -> str:
@@ -151,6 +157,16 @@ class Footprint:
     def kv_fixed(self) -> int:
         """Bytes that are cached of a sequence of any length, over all blocks."""
         return sum(unit.kv_fixed for unit in self.units)
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether a part of the cache of a sequence has a fixed size, whatever its length."""
+        return self.kv_fixed > 0 or self.window > 0
+
+    @property
+    def kv_windowed(self) -> int:
+        """Bytes of KV cache for one token within its window, over all blocks."""
+        return sum(unit.kv_windowed for unit in self.units)
 
     @property
     def kv_per_token(self) -> int:

@@ -15,7 +15,9 @@ from transformers.cache_utils import (
     CacheLayerMixin,
     DummyLayer,
     DynamicLayer,
+    DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
     LinearAttentionCacheLayerMixin,
     LinearAttentionLayer,
 )
@@ -55,10 +57,17 @@ class CacheLayer:
     Attributes:
         kind: transformers' name of the kind, such as ``full_attention`` or ``linear_attention``.
         states: How many pairs of a convolution's and a recurrence's state it has; 0 for none.
+        window: Positions that a token attends to at most, its own among them; 0 for all. A chunk of
+            chunked attention has as many.
     """
 
     kind: str
     states: int = 0
+    window: int = 0
+
+    def window_within(self, longest: int) -> int:
+        """Return the window if it is shorter than a sequence of so many tokens, else 0."""
+        return self.window if 0 < self.window < longest else 0
 
 
 def cache_layers(model: PreTrainedModel) -> tuple[CacheLayer, ...]:
@@ -68,7 +77,7 @@ def cache_layers(model: PreTrainedModel) -> tuple[CacheLayer, ...]:
     config: Any = model.config.get_text_config(decoder=True)
     kinds, options = get_layer_types_and_kwargs(config)
     return tuple(
-        CacheLayer(kind, given.get("number_of_states", 0))
+        CacheLayer(kind, given.get("number_of_states", 0), given.get("sliding_window") or 0)
         for kind, given in zip(kinds, options, strict=True)
     )
 
@@ -112,3 +121,48 @@ def own_cache(model: PreTrainedModel) -> DynamicCache | None:
     if not takes_dynamic_cache(model):
         return None
     return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+_SLIDING: Any = DynamicSlidingWindowLayer
+_HYBRID_SLIDING: Any = LinearAttentionAndSlidingWindowAttentionLayer
+
+
+class _OwnMemory:
+    """A layer whose window is no view of the tokens that came before it."""
+
+    keys: Any
+    values: Any
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Add new keys and values; return those of the window and the new ones."""
+        both = super().update(*args, **kwargs)  # type: ignore[misc]
+        self.keys, self.values = self.keys.clone(), self.values.clone()
+        return both
+
+
+class _Window(_OwnMemory, _SLIDING):  # type: ignore[misc]
+    """The keys and values of a window."""
+
+
+class _HybridWindow(_OwnMemory, _HYBRID_SLIDING):  # type: ignore[misc]
+    """The same beside states."""
+
+
+_WITH_WINDOW: dict[type, Any] = {
+    DynamicLayer: _Window,
+    LinearAttentionAndFullAttentionLayer: _HybridWindow,
+}
+
+
+def with_window(layer: Any, window: int, tokens: int) -> Any:
+    """Return a layer of transformers that keeps a window, with the attributes of one that does not.
+
+    Args:
+        layer: A layer of `whole_sequence_cache`, with the keys and values that the window has.
+        window: Positions that a token attends to, its own among them.
+        tokens: Tokens of the sequence so far.
+    """
+    kept = _WITH_WINDOW[type(layer)](sliding_window=window)
+    vars(kept).update(vars(layer))
+    kept.cumulative_length = tokens
+    return kept

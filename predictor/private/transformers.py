@@ -52,10 +52,13 @@ MODELS = (
         "CacheLayerMixin",
         "DummyLayer",
         "DynamicLayer",
+        "DynamicSlidingWindowLayer",
         "LinearAttentionAndFullAttentionLayer",
+        "LinearAttentionAndSlidingWindowAttentionLayer",
         "LinearAttentionCacheLayerMixin",
         "LinearAttentionLayer",
     ),
+    *uncalled("transformers.masking_utils", "ALL_MASK_ATTENTION_FUNCTIONS"),
     Interface(
         "transformers.integrations.accelerate",
         "accelerate_dispatch",

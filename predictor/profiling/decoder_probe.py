@@ -9,13 +9,15 @@ from its config are used.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from predictor.placement.demand import ATTENTION_PADDING_FACTOR
+from predictor.private.mask_windows import noted_windows
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.long_passes import MOST_OPERATIONS, extrapolate, peak_of, run_up_to
 from predictor.profiling.meta_device import FAILURES
@@ -41,10 +43,11 @@ def probe(
 ) -> Probe:
     """Return the cache per block and the activations of a model on the meta device.
 
-    The engine keeps keys and values of whole sequences, and states of fixed size. A model that
-    needs a cache of its own has the one that it makes measured at a quarter, half and full length:
-    if that does not grow linearly (a sliding window is full), its size at full length counts for
-    every length. So it is exact at `max_model_len` and never too small for shorter sequences.
+    The engine keeps keys and values of whole sequences or of a window, and states of fixed size. A
+    model that needs a cache of its own has the one that it makes measured at a quarter, half and
+    full length: if that does not grow linearly (a sliding window is full), its size at full length
+    counts for every length. So it is exact at `max_model_len` and never too small for shorter
+    sequences.
 
     Args:
         model: The model, on the meta device.
@@ -75,7 +78,7 @@ class _Shape:
 
 
 def _measure_whole(run: MetaRun, shape: _Shape) -> Probe | None:
-    """Measure with a cache of whole sequences, as the engine has it; None if there is none."""
+    """Measure with a cache of sequences or windows, as the engine has it; None if there is none."""
     past = run.empty()
     if past is None:
         return None
@@ -85,26 +88,91 @@ def _measure_whole(run: MetaRun, shape: _Shape) -> Probe | None:
     per_token += [0] * (len(short.kept.by_block) - len(per_token))
     sizes = short.kept.bytes_by_block()
     fixed = [size - length * token for size, token in zip(sizes, per_token, strict=True)]
-    prefill = _prefill(run, shape, short)
-    decode, growth = _decode(run, shape, short)
-    gathered = max(per_token)
+    kept = _Kept(short, tuple(per_token), _windows(run, shape, short))
+    prefill = _prefill(run, shape, kept)
+    decode, growth = _decode(run, shape, kept)
     worst = max(prefill, decode + shape.rows * max(fixed))
     worst, least = _prefill_rows(run, shape, worst) if any(fixed) else (worst, 1)
-    worst += ATTENTION_PADDING_FACTOR * gathered * shape.max_model_len
-    growth = ATTENTION_PADDING_FACTOR * (gathered + growth)
+    gathered, grown = kept.gathered(shape)
     return Probe(
-        tuple(per_token), tuple(fixed), worst, growth, measured=True, least_row_tokens=least
+        kept.whole,
+        tuple(fixed),
+        worst + gathered,
+        grown + ATTENTION_PADDING_FACTOR * growth,
+        measured=True,
+        least_row_tokens=least,
+        kv_windowed=kept.windowed,
+        window=max(kept.windows, default=0),
     )
 
 
-def _prefill(run: MetaRun, shape: _Shape, short: ForwardPass) -> int:
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What is kept of a sequence.
+
+    Attributes:
+        short: A forward pass of a short one, after which all of its tokens are kept.
+        per_token: Bytes of a token by block.
+        windows: Tokens that are kept by layer of the cache, 0 for all; empty if none has a window.
+    """
+
+    short: ForwardPass
+    per_token: tuple[int, ...]
+    windows: tuple[int, ...]
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """Bytes of a token by block, in layers that keep all."""
+        return tuple(0 if window else size for size, window in self._pairs)
+
+    @property
+    def windowed(self) -> tuple[int, ...]:
+        """Bytes of a token by block, in layers that keep a window."""
+        return tuple(size if window else 0 for size, window in self._pairs)
+
+    @property
+    def _pairs(self) -> list[tuple[int, int]]:
+        return list(itertools.zip_longest(self.per_token, self.windows, fillvalue=0))
+
+    def past(self, rows: int, tokens: int) -> Cache:
+        """Return the cache of so many sequences of so many tokens."""
+        return resized(self.short.cache, rows, tokens, self.windows)
+
+    def gathered(self, shape: _Shape) -> tuple[int, int]:
+        """Return the bytes that a layer gathers for attention, and their growth by cached token."""
+        whole, windowed = max(self.whole), max(self.windowed)
+        longest = ATTENTION_PADDING_FACTOR * shape.max_model_len
+        most = shape.rows * max(self.windows, default=0) + shape.chunk
+        size = max(whole * longest, windowed * min(longest, most))
+        growing = max(whole, windowed if longest < most else 0)
+        return size, ATTENTION_PADDING_FACTOR * growing
+
+
+def _windows(run: MetaRun, shape: _Shape, short: ForwardPass) -> tuple[int, ...]:
+    """Return the windows of layers; none if the model needs what has left them.
+
+    The masks of some models do not heed the window of their config, and some have a mask of their
+    own for all layers alike.
+    """
+    windows = tuple(run.windows(shape.max_model_len))
+    if not any(windows):
+        return ()
+    try:
+        with noted_windows() as masked:
+            run.run(1, _FEW, resized(short.cache, 1, 2 * max(windows), windows))
+    except FAILURES:
+        return ()
+    return windows if masked.issuperset(filter(None, windows)) else ()
+
+
+def _prefill(run: MetaRun, shape: _Shape, kept: _Kept) -> int:
     """Return the peak of the last chunk of the longest sequence."""
     past = shape.max_model_len - shape.chunk
-    most = MOST_OPERATIONS + 2 * short.operations
+    most = MOST_OPERATIONS + 2 * kept.short.operations
     passes = run_up_to(
         run,
         shape.chunk,
-        lambda: resized(short.cache, 1, past) if past else run.empty(),
+        lambda: kept.past(1, past) if past else run.empty(),
         most_operations=most,
     )
     return peak_of(passes, shape.chunk)
@@ -129,12 +197,11 @@ def _prefill_rows(run: MetaRun, shape: _Shape, worst: int) -> tuple[int, int]:
     return max(worst, peak), tokens
 
 
-def _decode(run: MetaRun, shape: _Shape, short: ForwardPass) -> tuple[int, int]:
+def _decode(run: MetaRun, shape: _Shape, kept: _Kept) -> tuple[int, int]:
     """Return the peak of one new token of each row, and its growth by tokens in the cache."""
     past = max(1, ATTENTION_PADDING_FACTOR * shape.max_model_len // shape.rows)
     few, many = (
-        run.run(shape.rows, 1, resized(short.cache, shape.rows, length)).peak
-        for length in (past, 2 * past)
+        run.run(shape.rows, 1, kept.past(shape.rows, length)).peak for length in (past, 2 * past)
     )
     return few, max(0, many - few) // (shape.rows * past)
 

@@ -101,13 +101,11 @@ def measure_footprint(
         stored_kind: ``"safetensors"`` or ``"pickle"``, of which no expert can be read by itself.
         packed: The layers that stay packed.
     """
-    blocks = find_blocks(model)
-    source = max_source_len or max_model_len
-    probed, by_block = _choose_probe(model, source, is_encoder=is_encoder)(
+    blocks, dtype = find_blocks(model), name_of(model.dtype)
+    measure = _choose_probe(model, max_source_len or max_model_len, is_encoder=is_encoder)
+    probed, by_block = measure(
         model, blocks, max_model_len=max_model_len, chunk=prefill_chunk, rows=max_batch_size
     )
-    dtype = name_of(model.dtype)
-    experts = names_of_experts(model, (e.name for e in find_experts(model, blocks).values()))
     units = measure_units(model, blocks, probed, with_experts=stored_kind != "pickle")
     return Footprint(
         architecture=type(model).__name__,
@@ -120,12 +118,20 @@ def measure_footprint(
         activations_per_sequence=probed.activations_per_token * max_model_len,
         needs_cast=stored_dtype not in (None, dtype),
         needs_conversion=stored_kind == "pickle" or converts_weights(model),
-        experts_in_place=not converts_weights(model, but=experts),
+        experts_in_place=_has_experts_in_place(model, blocks),
         probed=probed.measured,
         least_row_tokens=probed.least_row_tokens,
+        window=probed.window,
+        prefill_chunk=min(prefill_chunk, max_model_len),
         by_block=by_block,
         whole_mixtures=len(find_mixtures(model, blocks)) - sum(bool(x.experts) for x in units),
     )
+
+
+def _has_experts_in_place(model: PreTrainedModel, blocks: Sequence[str]) -> bool:
+    """Return whether no weight but those of experts has to be converted."""
+    experts = names_of_experts(model, (e.name for e in find_experts(model, blocks).values()))
+    return not converts_weights(model, but=experts)
 
 
 def _choose_probe(

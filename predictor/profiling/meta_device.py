@@ -110,9 +110,15 @@ def _is_fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **opt
 
 
 def _attend_fused(
-    query: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None, **_: Any
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    **_: Any,
 ) -> torch.Tensor:
     """Allocate a fused kernel's result, beside the mask as numbers that the kernel adds."""
+    if attn_mask is not None and attn_mask.shape[-1] not in (1, key.shape[-2]):
+        raise ValueError("a mask of other columns than those of the keys")
     bias = None if attn_mask is None else query.new_empty(attn_mask.shape)
     result = query.new_empty((*query.shape[:-1], value.shape[-1]))
     del bias

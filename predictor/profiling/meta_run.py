@@ -13,7 +13,12 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 
 from predictor.live_bytes import LiveBytes
-from predictor.private.cache_layers import cache_argument, own_cache, whole_sequence_cache
+from predictor.private.cache_layers import (
+    cache_argument,
+    cache_layers,
+    own_cache,
+    whole_sequence_cache,
+)
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.meta_device import DeviceBehavior
 from predictor.profiling.sequence_cache import KeptTensors, in_modules
@@ -72,6 +77,10 @@ class MetaRun:
         if not self._name or own_cache(self._model) is None:
             return None
         return whole_sequence_cache(self._model)
+
+    def windows(self, longest: int) -> list[int]:
+        """Return the window of each layer of the cache, 0 without one that sequences outgrow."""
+        return [layer.window_within(longest) for layer in cache_layers(self._model)]
 
     def run(
         self,

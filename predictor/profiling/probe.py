@@ -30,6 +30,9 @@ class Probe:
         measured: False if formulas were used.
         least_row_tokens: Tokens of prefill that take as much memory as a row of a few tokens. Some
             models pad every row to the chunk in which they compute a state.
+        kv_windowed: For each block, the cache of a token that is within the window of its sequence;
+            empty if all layers keep all tokens.
+        window: Tokens of one sequence that layers with a window keep; 0 if all layers keep all.
     """
 
     kv_per_token: tuple[int, ...]
@@ -38,6 +41,8 @@ class Probe:
     activations_per_token: int
     measured: bool
     least_row_tokens: int = 1
+    kv_windowed: tuple[int, ...] = ()
+    window: int = 0
 
 
 def by_formula(model: PreTrainedModel, blocks: int, max_model_len: int, chunk: int) -> Probe:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import Cache
 
-from predictor.private.cache_layers import is_cache_layer
+from predictor.private.cache_layers import is_cache_layer, with_window
 from predictor.private.torch import own_attributes
 
 _BY_TOKENS = ("keys", "values")
@@ -75,10 +75,21 @@ def in_modules(blocks: Sequence[nn.Module]) -> list[list[torch.Tensor]]:
     ]
 
 
-def resized(cache: Cache, rows: int, tokens: int) -> Cache:
-    """Return a cache of so many sequences of so many tokens, as a shorter one of one sequence."""
+def resized(cache: Cache, rows: int, tokens: int, windows: Sequence[int] = ()) -> Cache:
+    """Return a cache of so many sequences of so many tokens, as a shorter one of one sequence.
+
+    Args:
+        cache: A cache whose layers keep all tokens.
+        rows: The number of sequences.
+        tokens: Tokens of each.
+        windows: The positions that a token of each layer attends to, its own among them; 0 for all.
+            Only those before the next token are kept.
+    """
     longer = copy.copy(cache)
-    longer.layers = [_resized_layer(layer, rows, tokens) for layer in cache.layers]
+    longer.layers = [
+        _resized_layer(layer, rows, tokens, window)
+        for layer, window in zip(cache.layers, windows or [0] * len(cache.layers), strict=True)
+    ]
     return longer
 
 
@@ -88,12 +99,12 @@ def bytes_per_token(layer: Any) -> int:
     return sum(x.nbytes // max(1, x.shape[-2]) for x in held if isinstance(x, torch.Tensor))
 
 
-def _resized_layer(layer: Any, rows: int, tokens: int) -> Any:
-    longer = copy.copy(layer)
+def _resized_layer(layer: Any, rows: int, tokens: int, window: int) -> Any:
+    longer, kept = copy.copy(layer), min(tokens, window - 1) if window else tokens
     for name, value in vars(layer).items():
-        length = tokens if name in _BY_TOKENS else None
+        length = kept if name in _BY_TOKENS else None
         setattr(longer, name, _resized_value(value, rows, length))
-    return longer
+    return with_window(longer, window, tokens) if window else longer
 
 
 def _resized_value(value: Any, rows: int, tokens: int | None) -> Any:

@@ -78,6 +78,7 @@ def _measure(
         largest_leaf=_largest_leaf(model, name),
         kv_per_token=probed.kv_per_token[block] if block is not None else 0,
         kv_fixed=probed.kv_fixed[block] if block is not None else 0,
+        kv_windowed=probed.kv_windowed[block] if block is not None and probed.window else 0,
         experts=experts,
     )
     return _Part(unit, {id(tensor): tensor.nbytes for tensor in parameters.values()})
@@ -121,6 +122,7 @@ def _join(first: _Part, second: _Part) -> _Part:
         largest_leaf=max(a.largest_leaf, b.largest_leaf),
         kv_per_token=a.kv_per_token + b.kv_per_token,
         kv_fixed=a.kv_fixed + b.kv_fixed,
+        kv_windowed=a.kv_windowed + b.kv_windowed,
     )
     return _Part(unit, first.parameters | second.parameters)
 

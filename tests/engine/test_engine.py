@@ -39,6 +39,7 @@ def batch_runner(model: Any, *, kv_tokens: int = KV_TOKENS) -> BatchRunner:
         pages=kv_tokens + PADDING_PAGES,
         max_length=LONGEST,
         slots=8,
+        window_pages=kv_tokens + PADDING_PAGES,
     )
 
 

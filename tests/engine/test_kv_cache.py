@@ -11,6 +11,7 @@ from predictor.engine.generation.kv_cache import PagedKVCache
 from predictor.engine.generation.layout import Layout, SequenceChunk
 from predictor.private.cache_layers import CacheLayer
 
+CPU = torch.device("cpu")
 HEADS, SIZE = 2, 3
 
 LAYERS = [CacheLayer("full_attention")] * 2
@@ -33,21 +34,39 @@ def test_rows_of_mixed_lengths_end_together() -> None:
         [torch.tensor(s) for s in ([3, 9, 4, 8, 2, 7], [1, 6, 5, 11, 12], [10, 13, 14])],
     )
     assert (layout.past, layout.new, layout.lengths.tolist()) == (1, 5, [6, 5, 3])
-    gather, written, fresh = layout.indices(torch.device("cpu"))
-    assert gather.tolist() == [[3, 9, 4, 8, 2, 7], [0, 1, 6, 5, 11, 12], [0, 0, 0, 10, 13, 14]]
-    assert written.tolist() == [7, 1, 6, 5, 11, 12, 13, 14]
+    indices = layout.indices(CPU)
+    assert indices.gather.tolist() == [
+        [3, 9, 4, 8, 2, 7],
+        [0, 1, 6, 5, 11, 12],
+        [0, 0, 0, 10, 13, 14],
+    ]
+    assert indices.written.tolist() == [7, 1, 6, 5, 11, 12, 13, 14]
     # Of the 3 * 5 computed columns: the last of row 0, all of row 1, the last two of row 2.
-    assert fresh is not None
-    assert fresh.tolist() == [4, 5, 6, 7, 8, 9, 13, 14]
+    assert indices.fresh is not None
+    assert indices.fresh.tolist() == [4, 5, 6, 7, 8, 9, 13, 14]
+
+
+def test_a_layer_with_a_window_attends_to_the_columns_that_the_first_new_one_sees() -> None:
+    # columns      0  1  2  3  4  5     past 4, new 2; a window of 3: two before the new ones
+    # row 0, 4+2         6  2  1  5     (of its tokens the first two are forgotten)
+    # row 1, 3+1         .  3  4  7
+    rows, pages = [row(0, 4, 2), row(1, 3, 1)], [torch.arange(1, 7), torch.arange(7, 11)]
+    windowed = [torch.tensor([0, 0, 6, 2, 1, 5]), torch.tensor([0, 3, 4, 7])]
+    layout = Layout(rows, pages, window_pages=windowed)
+    assert (layout.past, layout.past_within(3), layout.past_within(9)) == (4, 2, 4)
+    indices = layout.indices(CPU, 3)
+    assert indices.gather.tolist() == [[6, 2, 1, 5], [0, 3, 4, 7]]
+    assert indices.written.tolist() == [1, 5, 7]
+    assert layout.indices(CPU).gather.tolist() == [[1, 2, 3, 4, 5, 6], [0, 0, 7, 8, 9, 10]]
 
 
 def test_where_all_rows_are_as_long_every_computed_column_is_written() -> None:
     layout = Layout([row(0, 3, 1), row(1, 0, 1)], [torch.tensor([4, 3, 2, 1]), torch.tensor([5])])
-    gather, written, fresh = layout.indices(torch.device("cpu"))
+    indices = layout.indices(CPU)
     assert (layout.past, layout.new) == (3, 1)
-    assert gather.tolist() == [[4, 3, 2, 1], [0, 0, 0, 5]]
-    assert written.tolist() == [1, 5]
-    assert fresh is None
+    assert indices.gather.tolist() == [[4, 3, 2, 1], [0, 0, 0, 5]]
+    assert indices.written.tolist() == [1, 5]
+    assert indices.fresh is None
 
 
 # Owners of pages
@@ -82,9 +101,8 @@ def test_a_pass_that_is_laid_out_again_takes_no_more_pages() -> None:
     first = cache.lay_out([row(1, 0, 3), row(2, 0, 2)])
     again = cache.lay_out([row(1, 0, 3), row(2, 0, 2)])
     half = cache.lay_out([row(1, 0, 3)])
-    cpu = torch.device("cpu")
-    assert torch.equal(first.indices(cpu)[0], again.indices(cpu)[0])
-    assert half.indices(cpu)[1].tolist() == first.indices(cpu)[1].tolist()[:3]
+    assert torch.equal(first.indices(CPU).gather, again.indices(CPU).gather)
+    assert half.indices(CPU).written.tolist() == first.indices(CPU).written.tolist()[:3]
 
 
 def test_releasing_whom_nobody_knows_changes_nothing() -> None:
@@ -137,13 +155,14 @@ def stamp(key: int, position: int, layer: int) -> torch.Tensor:
     return entries + key * 10_000 + position * 10 + layer
 
 
-def expected(rows: list[SequenceChunk], layer: int = 0) -> torch.Tensor:
-    width = max(own.end for own in rows)
+def expected(rows: list[SequenceChunk], layer: int = 0, window: int = 0) -> torch.Tensor:
+    """Whole rows; of rows with a window, the columns that the first new one sees."""
+    width, new = max(own.end for own in rows), max(len(own.tokens) for own in rows)
     padded = torch.zeros(len(rows), HEADS, width, SIZE)
     for index, own in enumerate(rows):
-        for position in range(own.end):
+        for position in range(max(0, own.start - window + 1) if window else 0, own.end):
             padded[index, :, width - own.end + position] = stamp(own.key, position, layer)
-    return padded
+    return padded[:, :, max(0, width - new - window + 1) :] if window else padded
 
 
 def test_a_layer_gives_whole_rows_with_zeros_before_them() -> None:
@@ -198,3 +217,86 @@ def test_in_any_company_every_row_is_its_own_and_the_padding_stays_zero() -> Non
         assert 0 not in pages
         assert not cache.layers[0].keys[0].any()
         assert not cache.layers[0].values[0].any()
+
+
+# Layers with a window
+
+WINDOW = 4
+WINDOWED = [CacheLayer("full_attention"), CacheLayer("sliding_attention", window=WINDOW)]
+
+
+def test_a_window_gives_back_the_pages_of_what_left_it() -> None:
+    cache = PagedKVCache(WINDOWED, 31, 20, window_pages=10)
+    assert cache.is_sliding == [False, True]
+    assert not cache.keeps_every_position
+    rows = [row(1, 0, 7)]
+    for layer in range(2):
+        keys, _ = update(cache, rows, layer)
+        assert torch.equal(keys, expected(rows, layer))
+    cache.forget(rows)
+    assert cache.free_window_pages == 9 - (WINDOW - 1)
+    assert len(cache.owned_pages(1)) == 7  # in layers that keep all
+    rows = [row(1, 7, 1), row(2, 0, 2)]
+    assert torch.equal(update(cache, rows, 0)[0], expected(rows, 0))
+    assert torch.equal(update(cache, rows, 1)[0], expected(rows, 1, WINDOW))
+    assert cache.get_mask_sizes(2, 1) == (WINDOW - 1 + 2, 6 - (WINDOW - 1))
+    assert cache.layers[1].keys.shape[0] == 10
+    cache.release(1)
+    cache.release(2)
+    assert (cache.free_pages, cache.free_window_pages) == (30, 9)
+
+
+def test_a_pass_that_failed_is_repeated_on_the_same_window() -> None:
+    cache = PagedKVCache(WINDOWED, 31, 20, window_pages=20)
+    update(cache, [row(1, 0, 6)], 1)
+    cache.forget([row(1, 0, 6)])
+    first = update(cache, [row(1, 6, 8)], 1)[0]
+    assert torch.equal(update(cache, [row(1, 6, 8)], 1)[0], first)
+    assert torch.equal(first, expected([row(1, 6, 8)], 1, WINDOW))
+
+
+def test_what_is_released_cannot_be_continued_if_there_is_a_window() -> None:
+    cache = PagedKVCache(WINDOWED, 31, 20, window_pages=20)
+    cache.lay_out([row(1, 0, 3)])
+    assert cache.holds(1)
+    cache.release(1)
+    assert not cache.holds(1)
+
+
+@pytest.mark.parametrize(("longest", "pages"), [(WINDOW, 20), (20, 0)])
+def test_a_window_that_no_sequence_outgrows_or_that_is_not_planned_is_kept_whole(
+    longest: int, pages: int
+) -> None:
+    cache = PagedKVCache(WINDOWED, 31, longest, window_pages=pages)
+    assert cache.is_sliding == [False, False]
+    assert cache.keeps_every_position
+    assert cache.free_window_pages == 0
+
+
+def test_in_any_company_every_window_is_its_own() -> None:
+    chance, longest, chunk, sequences = random.Random(7), 40, 9, 3
+    pages = sequences * WINDOW + sequences * chunk
+    cache = PagedKVCache(WINDOWED, sequences * longest + 1, longest, window_pages=pages)
+    cached: dict[int, int] = {}
+    fresh_keys = iter(range(1, 1000))
+    for _ in range(300):
+        if cached and chance.random() < 0.1:
+            key = chance.choice(list(cached))
+            cache.release(key)
+            del cached[key]
+        while len(cached) < sequences:
+            cached[next(fresh_keys)] = 0
+        rows = []
+        for key in chance.sample(list(cached), chance.randint(1, sequences)):
+            if room := longest - cached[key]:
+                rows.append(row(key, cached[key], min(room, chance.choice([1, 1, 2, chunk]))))
+        if not rows:
+            continue
+        keys, values = update(cache, rows, 1)
+        assert torch.equal(keys, expected(rows, 1, WINDOW))
+        assert torch.equal(values, -expected(rows, 1, WINDOW))
+        if chance.random() < 0.2:
+            continue  # the pass failed in a later layer, and is repeated or not
+        cache.forget(rows)
+        for own in rows:
+            cached[own.key] = own.end

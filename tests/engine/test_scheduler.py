@@ -14,7 +14,7 @@ from predictor.engine.generation.forward_passes import (
     batch,
     choose_company,
 )
-from predictor.engine.generation.kv_accounting import KVLedger
+from predictor.engine.generation.kv_accounting import PADDING_PAGES, KVLedger
 from predictor.engine.generation.scheduler import LOOKAHEAD, MAX_SET_ASIDE, Scheduler, Step
 from predictor.shape_buckets import bucket_context, bucket_new_tokens
 
@@ -25,7 +25,7 @@ def scheduler(
     sequences: int = 64,
     chunk: int = 64,
     breakeven_tokens: int = 0,
-    **states: bool,
+    **states: int,
 ) -> Scheduler:
     """Return a scheduler with these prompts in line, under the keys 0, 1, 2, ..."""
     new = Scheduler(SchedulerLimits(kv, sequences, chunk, breakeven_tokens, **states))
@@ -194,6 +194,28 @@ def test_room_counts_generated_tokens_too() -> None:
     assert (s.running, s.waiting) == (2, 1)
 
 
+def test_room_counts_what_is_within_windows_too() -> None:
+    # Four windows of 10: long sequences take one each; 3 * 10 + 5 = 35 leave room for one of 5.
+    s = scheduler(50, 60, 70, 5, 6, 2, window=10, window_tokens=40)
+    s.plan()
+    assert s.running_keys == {0, 1, 2, 3}
+    s.remove(0)
+    s.plan()
+    assert s.running_keys == {1, 2, 3, 4}  # 5 and 6 may both grow to 10
+    s.remove(4)
+    s.plan()
+    assert s.running_keys == {1, 2, 3, 5}
+
+
+def test_who_outgrows_the_windows_is_preempted() -> None:
+    # 8 and 8 grow to 10 in a step each; a third of 2 has room: 8 + 8 + 2 + lookahead of 2 * 2.
+    s = scheduler(8, 8, 2, window=10, window_tokens=22)
+    prefill_all(s)
+    assert s.running_keys == {0, 1, 2}
+    steps = [advance(s) for _ in range(3)]
+    assert [step.preempted for step in steps] == [(), (2,), ()]
+
+
 def test_the_first_in_line_is_overtaken_by_shorter_ones_no_more_often_than_the_limit() -> None:
     # 40 run; 60 more never fit beside them, 10 do: 40 + 10 + 16 = 66.
     s = scheduler(40, 60, kv=100)
@@ -225,10 +247,12 @@ def test_a_step_looks_at_no_more_sequences_however_many_wait(
     s = scheduler(500, *[600] * waiting)  # none has room beside the first
     looked_at = 0
 
-    def has_room(self: KVLedger, tokens: int) -> bool:
+    original = KVLedger.has_room
+
+    def has_room(self: KVLedger, tokens: int, **running: int) -> bool:
         nonlocal looked_at
         looked_at += 1
-        return self.reserved + tokens <= self.capacity
+        return original(self, tokens, **running)
 
     monkeypatch.setattr(KVLedger, "has_room", has_room)
     s.plan()
@@ -491,6 +515,8 @@ class Simulation:
             breakeven_tokens=chance.choice([0, 0, 8, 32, 1000]),
             max_attention_tokens=chance.choice([0, 100, 800]),
             bucket_shapes=chance.choice([False, True]),
+            window=(window := chance.choice([0, 0, 3, 20])),
+            window_tokens=window * chance.choice([1, 2, 5]),
         )
         self.scheduler = Scheduler(self.limits)
         self.rate = chance.choice([0.02, 0.1, 0.3])
@@ -548,6 +574,7 @@ class Simulation:
         for rows in step.batches:
             self.check(rows, seen)
         for rows in step.batches:
+            self.check_windows(rows)
             for chunk in rows:
                 self.compute(chunk)
 
@@ -581,6 +608,14 @@ class Simulation:
         assert len(rows) == 1 or len(rows) * width <= together
         # One row alone may be padded over the chunk: it has to be computed somehow.
         assert most == 1 or len(rows) == 1 or len(rows) * most <= self.limits.chunk
+
+    def check_windows(self, rows: tuple[Chunk, ...]) -> None:
+        """Count pages of the pool for windows: those that are kept, and those of new tokens."""
+        window = self.limits.window
+        kept = sum(min(self.cached[key], window - 1) for key in self.running if window)
+        new = sum(chunk.count for chunk in rows if window)
+        pages = self.limits.window_tokens + self.limits.chunk - PADDING_PAGES
+        assert kept + new <= pages
 
     def compute(self, chunk: Chunk) -> None:
         key = chunk.key

@@ -70,6 +70,44 @@ def test_a_model_that_keeps_nothing_of_a_token_is_planned_without_tokens():
     assert "no KV cache, states of 8 sequences; longest sequence: 4 tokens" in table(placement)
 
 
+def with_windows(window, **sizes):
+    """The same without states, whose first two blocks keep a window of each sequence."""
+    model = footprint(**sizes)
+    units = tuple(
+        dataclasses.replace(unit, kv_per_token=0, kv_windowed=MIB) if unit.block in (0, 1) else unit
+        for unit in model.units
+    )
+    return dataclasses.replace(model, units=units, window=window, prefill_chunk=2)
+
+
+@pytest.mark.parametrize(
+    ("memory", "windows"),
+    [
+        (57 + 2 * 64 + 2 * 34, 16 * 2 + 2),  # 54 of weights, 3 of activations, 64 tokens
+        (57 + 2 * 64 + 2 * 20, 9 * 2 + 2),  # what is left is for nine sequences
+        (57 + 2 * 64 + 2 * 4, 2 + 2),
+        (400, 64),  # for all that is cached
+    ],
+)
+def test_windows_take_what_the_weights_leave(memory, windows):
+    options = PlacementOptions(headroom=0.0, max_batch_size=64, max_concurrency=1)
+    placement = plan(with_windows(2, max_model_len=64), pod(memory=memory), options)
+
+    assert not placement.offloaded
+    assert (placement.window, placement.window_tokens, placement.kv_tokens) == (2, windows, 64)
+    assert placement.state_slots == 0  # short sequences share the windows, so more may run
+
+
+def test_longer_sequences_and_more_of_them_fit_with_windows():
+    whole, windowed = footprint(max_model_len=64), with_windows(2, max_model_len=64)
+    memory = pod(memory=57 + 4 * 64)
+    options = PlacementOptions(headroom=0.0, max_batch_size=4, max_concurrency=None)
+
+    assert plan(whole, memory, options).kv_tokens == 64
+    assert plan(windowed, memory, options).kv_tokens == 64  # 2 * 64 + 2 * (4 * 2 + 2)
+    assert plan(windowed, pod(memory=57 + 4 * 64 + 20), options).kv_tokens == 2 * 64
+
+
 def test_a_model_without_a_state_has_no_slots():
     placement = plan(footprint(), pod(memory=200), PlacementOptions(max_batch_size=64))
 

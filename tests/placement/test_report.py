@@ -42,6 +42,13 @@ def test_a_disk_that_is_read_in_place_has_no_size():
     ]
 
 
+def test_windows_and_states_are_beside_the_tokens_that_are_cached_whole():
+    placement = dataclasses.replace(PLACEMENT, window=2, window_tokens=3, state_slots=5)
+
+    line = "KV cache: 4 tokens, 3 in windows of 2, states of 5 sequences"
+    assert f"{line}; longest sequence: 4 tokens" in table(placement).splitlines()
+
+
 def test_json_holds_every_field_of_the_placement_and_its_tiers():
     report = json.loads(json.dumps(as_json(PLACEMENT)))
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from predictor.placement.buffers import BOUNCE_BUFFER, STREAM_PIECE
 from predictor.placement.demand import Demand
 from predictor.placement.tiers import Budgets, fill_tiers, fits, main_device
@@ -143,6 +145,28 @@ def test_a_fixed_cache_is_counted_for_each_sequence_whatever_its_length():
     model = Footprint("Small", "float32", (unit,), 4, 0, False, False, True)
 
     assert Demand(model, 2).kv_bytes(unit) == 2 * (5 + 4) * MIB
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "slots", "tokens"),
+    [
+        (1, 1, 3 + 2),  # a window, and a chunk for new tokens
+        (1, 4, 4 * 3 + 2),
+        (1, 16, 20),  # no more than is cached
+        (5, 4, 5 * 3 + 2),
+    ],
+)
+def test_windows_are_counted_for_each_sequence_but_never_more_than_whole_ones(
+    concurrency, slots, tokens
+):
+    unit = PlacementUnit(("block",), 0, MIB, 0, MIB, kv_per_token=MIB, kv_windowed=7 * MIB)
+    model = Footprint(
+        *("Small", "float32", (unit,), 20, 0, False, False, True), window=3, prefill_chunk=2
+    )
+
+    demand = Demand(model, concurrency, slots)
+    assert demand.window_tokens == tokens
+    assert demand.kv_bytes(unit) == (20 * concurrency + 7 * tokens) * MIB
 
 
 def test_a_plan_fits_up_to_the_last_byte():

@@ -22,9 +22,6 @@ from predictor.profiling.decoder_probe import probe
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from tests.placement.models import ARCHITECTURES, WINDOW, measured, real_model
 
-COUNTER = 8
-"""A sliding window's layer keeps besides, as a tensor, how many tokens it saw."""
-
 SCRATCH = 160 * 1024
 """What the CPU's attention kernel takes for each thread, whatever the model: not in the probe."""
 
@@ -45,23 +42,26 @@ def run(model, tokens, past=None):
 
 def real_cache(model, tokens):
     """Bytes of keys and values of each block after a real pass over so many tokens."""
-    layers = run(model, tokens, DynamicCache()).past_key_values.layers
+    layers = run(model, tokens, DynamicCache(config=model.config)).past_key_values.layers
     return [layer.keys.nbytes + layer.values.nbytes for layer in layers]
 
 
 def planned_cache(footprint, tokens):
     blocks = [unit for unit in footprint.units if unit.block is not None]
-    return [unit.kv_fixed + unit.kv_per_token * tokens for unit in blocks]
+    kept = min(tokens, footprint.window)
+    return [unit.kv_fixed + unit.kv_per_token * tokens + unit.kv_windowed * kept for unit in blocks]
 
 
 @pytest.mark.parametrize("length", [WINDOW - 2, 3 * WINDOW])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_cache_is_what_a_real_pass_holds(name, length):
     footprint = measured(name, max_model_len=length, prefill_chunk=length)
+    held = real_cache(real_model(name), length)
 
     assert footprint.probed
-    pairs = zip(planned_cache(footprint, length), real_cache(real_model(name), length), strict=True)
-    assert {planned - real for planned, real in pairs} <= {0, COUNTER}
+    one = [unit.kv_windowed for unit in footprint.units if unit.block is not None]
+    # room for the token that is computed next is planned in a window, and not held after a pass
+    assert planned_cache(footprint, length) == [x + y for x, y in zip(held, one, strict=True)]
 
 
 @pytest.mark.parametrize("longest", [WINDOW + 2, 2 * WINDOW - 2, 4 * WINDOW])
@@ -74,14 +74,61 @@ def test_the_cache_is_never_planned_too_small_for_shorter_sequences(name, longes
         assert all(planned >= real for planned, real in pairs), length
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma3"])
-def test_a_sliding_window_is_planned_whole_as_the_engine_keeps_it(name):
-    footprint = measured(name, max_model_len=128)
+# 2 heads of 16, keys and values, float32
+@pytest.mark.parametrize(
+    ("name", "whole", "windowed"),
+    [("mistral", [0] * 4, [256] * 4), ("gemma3", [0, 256] * 2, [256, 0] * 2)],
+)
+def test_layers_with_a_window_are_planned_for_it(name, whole, windowed):
+    footprint = measured(name, max_model_len=128, prefill_chunk=16)
     blocks = [unit for unit in footprint.units if unit.block is not None]
 
-    # 2 heads of 16, keys and values, float32
-    assert {unit.kv_per_token for unit in blocks} == {256}
+    assert (footprint.window, footprint.prefill_chunk) == (WINDOW, 16)
+    assert [unit.kv_per_token for unit in blocks] == whole
+    assert [unit.kv_windowed for unit in blocks] == windowed
     assert {unit.kv_fixed for unit in blocks} == {0}
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_a_window_that_no_sequence_outgrows_is_planned_whole(name):
+    footprint = measured(name, max_model_len=WINDOW)
+
+    assert (footprint.window, footprint.kv_windowed) == (0, 0)
+    assert {unit.kv_per_token for unit in footprint.units if unit.block is not None} == {256}
+
+
+def test_a_model_that_masks_all_layers_alike_is_planned_whole():
+    model = build_on_meta(copy.deepcopy(ARCHITECTURES["mistral"]), "float32")
+    forward = model.model.layers[1].self_attn.forward
+
+    def attend(*args, attention_mask=None, past_key_values=None, **others):
+        mask = torch.empty(1, 1, args[0].shape[1] if args else 1, 7, device="meta")
+        return forward(*args, attention_mask=mask, past_key_values=past_key_values, **others)
+
+    model.model.layers[1].self_attn.forward = attend
+    footprint = measure_footprint(model, max_model_len=64, prefill_chunk=16)
+    assert footprint.window == 0
+    assert footprint.kv_per_token == 4 * 256
+
+
+def test_a_window_of_a_config_that_no_mask_of_the_model_heeds_is_no_window():
+    config = copy.deepcopy(ARCHITECTURES["llama"])
+    config.sliding_window = WINDOW
+    footprint = measured(config)
+
+    assert footprint.window == 0
+    assert footprint.kv_per_token == measured("llama").kv_per_token
+
+
+def test_a_window_takes_less_for_attention_than_whole_sequences():
+    windowed, whole = (
+        measured(MistralConfig(**WIDE, num_key_value_heads=2, sliding_window=window))
+        for window in (16, None)
+    )
+
+    assert (windowed.window, whole.window) == (16, 0)
+    assert windowed.activations < whole.activations
+    assert windowed.activations_per_sequence <= whole.activations_per_sequence
 
 
 def test_a_batch_of_more_tokens_gathers_more_for_each_layer():
@@ -129,7 +176,7 @@ MISTRAL_7B = MistralConfig(sliding_window=32)
         (BLOOM_176B, 4_014_080),  # 70 blocks x 14,336 x keys and values x 2 B
         (FALCON_7B, 8_192),  # 32 blocks x 1 head x 64 x keys and values x 2 B
         (DEEPSEEK_V3, 4_608),  # 4 blocks x (512 latent + 64 rotary) x 2 B
-        (MISTRAL_7B, 131_072),  # as many; the engine keeps what has left the window
+        (MISTRAL_7B, 0),  # all blocks keep a window
     ],
     ids=["llama-3-8b", "bloom-176b", "falcon-7b", "deepseek-v3", "mistral-7b"],
 )

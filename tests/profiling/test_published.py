@@ -3,7 +3,8 @@
 ``published.jsonl`` has a model a line: the values of its config.json that sizes depend on, and the
 number of parameters that its page on the Hugging Face hub or its report states, without the layers
 that predict further tokens, which transformers does not load. Tied weights count once. Where the
-cache in bfloat16 is worked out by hand, the line says how.
+cache in bfloat16 is worked out by hand, the line says how: bytes per token of layers that keep all,
+and of those that keep a window or a chunk (``in_window``).
 """
 
 import json
@@ -53,10 +54,16 @@ def test_the_weights_are_the_published_parameters(name):
 
 @pytest.mark.parametrize("name", WORKED)
 def test_the_cache_is_what_is_worked_out_by_hand(name):
-    footprint = measure_footprint(on_meta(name), max_model_len=32, prefill_chunk=16)
+    window = PUBLISHED[name].get("window", 0)
+    length = max(32, 2 * window)
+    footprint = measure_footprint(on_meta(name), max_model_len=length, prefill_chunk=16)
 
     assert footprint.probed
     assert footprint.kv_per_token == PUBLISHED[name]["per_token"]
+    assert (footprint.window, footprint.kv_windowed) == (
+        window,
+        PUBLISHED[name].get("in_window", 0),
+    )
     if PUBLISHED[name]["per_sequence"] is not None:
         fixed = sum(unit.kv_fixed for unit in footprint.units)
         assert fixed == PUBLISHED[name]["per_sequence"]

@@ -178,7 +178,7 @@ class ContinuousBatching:
         try:
             return self._batch_sampler.sample(samplers, logits)
         except Exception:
-            if self._limits.keeps_state:  # the states are those after the chunks already
+            if not self._limits.keeps_every_position:  # what came before the chunks may be gone
                 for chunk in rows:
                     self._runner.release(chunk.key)
             raise

@@ -35,6 +35,8 @@ class SchedulerLimits:
         keeps_state: Whether the model keeps a state of each sequence.
         one_by_one: Whether a sequence that has begun is continued one token at a time.
         least_row_tokens: Tokens of prefill that take as much memory as a row of a few tokens.
+        window: Tokens of one sequence that layers with a window keep; 0 if all layers keep all.
+        window_tokens: Tokens that sequences may cache in layers with a window.
     """
 
     kv_tokens: int
@@ -47,6 +49,13 @@ class SchedulerLimits:
     keeps_state: bool = False
     one_by_one: bool = False
     least_row_tokens: int = 1
+    window: int = 0
+    window_tokens: int = 0
+
+    @property
+    def keeps_every_position(self) -> bool:
+        """Whether all layers keep keys and values of all tokens, see `kv_cache`."""
+        return not self.keeps_state and not self.window
 
     def computed_tokens(self, rows: int, longest: int) -> int:
         """Return the tokens that a forward pass computes, padding included.

@@ -13,7 +13,10 @@
    never runs out.
    A model that keeps nothing of a token, but a state of each sequence, has no pages. Its sequences
    are not counted, and as many run as have slots.
-5. **Reads**: a forward pass gathers padded rows, up to `Placement.max_attention_tokens`
+5. **Windows**: layers that attend to a window have a pool of `Placement.window_tokens` pages. A
+   sequence keeps the tokens that are in the window, and its new tokens until a forward pass has
+   ended. The ledger counts both pools.
+6. **Reads**: a forward pass gathers padded rows, up to `Placement.max_attention_tokens`
    (`ATTENTION_PADDING_FACTOR` times the planned tokens). The plan counts these rows among the
    activations.
 
@@ -32,32 +35,67 @@ def usable_tokens(planned: int) -> int:
     return planned - PADDING_PAGES
 
 
+def usable_window_tokens(planned: int, whole: int, chunk: int) -> int:
+    """Return how many tokens sequences may keep in layers that attend to a window.
+
+    The new tokens of a forward pass take room for a chunk beside the windows of all sequences. A
+    pool that is as large as that of whole sequences has room for all that is cached.
+
+    Args:
+        planned: Tokens of the pool of such layers; 0 without any.
+        whole: Tokens of the pool of layers that keep whole sequences.
+        chunk: Most new tokens of a forward pass that prefills.
+    """
+    return usable_tokens(whole) if planned == whole else max(0, planned - chunk)
+
+
 class KVLedger:
     """The tokens that running sequences have reserved in the KV cache.
 
     Attributes:
         capacity: Tokens that may be reserved; None for any number.
         reserved: Tokens that are reserved.
+        window: Tokens of one sequence that layers with a window keep; 0 if all layers keep all.
+        window_capacity: Tokens that may be reserved in these layers.
+        windowed: Tokens that are reserved there.
     """
 
-    def __init__(self, capacity: int | None) -> None:
+    def __init__(self, capacity: int | None, *, window: int = 0, window_capacity: int = 0) -> None:
         """Begin with nothing reserved."""
         self.capacity = capacity
         self.reserved = 0
+        self.window, self.window_capacity = window, window_capacity
+        self.windowed = 0
 
     @property
     def is_overdrawn(self) -> bool:
         """Whether more is reserved than there is, so that a sequence must be preempted."""
-        return self.capacity is not None and self.reserved > self.capacity
+        if self.capacity is None:
+            return False
+        return self.reserved > self.capacity or self.windowed > self.window_capacity
 
-    def has_room(self, tokens: int) -> bool:
-        """Return whether so many more tokens may be reserved."""
-        return self.capacity is None or self.reserved + tokens <= self.capacity
+    def has_room(self, tokens: int, *, running: int = 0, growth: int = 0) -> bool:
+        """Return whether a sequence of so many tokens may be added.
 
-    def reserve(self, tokens: int) -> None:
-        """Reserve tokens."""
+        Args:
+            tokens: Its tokens.
+            running: How many sequences have tokens reserved.
+            growth: Tokens by which each of those may grow.
+        """
+        if self.capacity is None:
+            return True
+        grown = min(self.windowed + growth * running, self.window * running)
+        return (
+            self.reserved + growth * running + tokens <= self.capacity
+            and grown + min(tokens, self.window) <= self.window_capacity
+        )
+
+    def reserve(self, tokens: int, *, after: int = 0) -> None:
+        """Reserve tokens of a sequence, which follow others that are reserved already."""
         self.reserved += tokens
+        self.windowed += min(after + tokens, self.window) - min(after, self.window)
 
     def release(self, tokens: int) -> None:
-        """Return tokens that were reserved."""
+        """Return all tokens of a sequence."""
         self.reserved -= tokens
+        self.windowed -= min(tokens, self.window)

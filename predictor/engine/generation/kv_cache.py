@@ -13,6 +13,11 @@ keys and values to their pages and gathers whole rows. transformers calls that l
 works for every architecture that can be batched at all, ALiBi among them. Padding is never written,
 so no row can see another, whatever is computed there.
 
+Layers that attend to a window have a pool of their own, with a second table of pages. After a
+forward pass, its sequences give back the pages of tokens that have left the window. The columns of
+such a layer begin where the window of the first new column does. A model's own mask hides what is
+outside of the windows of later columns.
+
 Layers that keep a state have slots instead, see `state_cache`. If no layer keeps keys there are no
 pages, and no columns but the new ones. No padding may come between a state and the new columns, so
 rows that continue a state have equally many new tokens in a forward pass.
@@ -27,8 +32,9 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin  # public: `transformers` exports it, untyped
 
-from predictor.engine.generation.kv_accounting import PADDING_PAGES, usable_tokens
-from predictor.engine.generation.layout import Layout, SequenceChunk
+from predictor.engine.generation.kv_accounting import PADDING_PAGES
+from predictor.engine.generation.layout import Indices, Layout, SequenceChunk
+from predictor.engine.generation.pages import PageTable
 from predictor.engine.generation.state_cache import StateLayer, StateSlots
 from predictor.private.cache_layers import (
     EMPTY_KINDS,
@@ -48,7 +54,13 @@ class PagedKVCache(Cache):
     """
 
     def __init__(
-        self, layers: Sequence[CacheLayer], pages: int, max_length: int, *, slots: int = 0
+        self,
+        layers: Sequence[CacheLayer],
+        pages: int,
+        max_length: int,
+        *,
+        slots: int = 0,
+        window_pages: int = 0,
     ) -> None:
         """Make an empty pool. A layer's memory is taken when it is first written.
 
@@ -57,15 +69,22 @@ class PagedKVCache(Cache):
             pages: Tokens that the pool has pages for, including the padding; 0 if none is kept.
             max_length: Tokens of the longest sequence.
             slots: Sequences that the pool has slots for, if layers keep a state.
+            window_pages: The same as `pages` for layers that attend to a window; 0 if they keep
+                whole sequences.
         """
         self.layout: Layout | None = None
         self.states = StateSlots(slots)
         self._has_pages = pages > 0
-        self._free_count = usable_tokens(pages) if self._has_pages else 0
-        self._free = torch.arange(PADDING_PAGES, PADDING_PAGES + self._free_count).flip(0)
-        self._max_length = max_length
-        self._owned: dict[int, tuple[torch.Tensor, int]] = {}
-        super().__init__(layers=[_layer(self, layer, pages) for layer in layers])
+        self._pages = PageTable(pages, max_length)
+        windows = [layer.window_within(max_length) if window_pages else 0 for layer in layers]
+        self._window = max(windows, default=0)
+        self._window_pages = PageTable(window_pages, max_length) if self._window else None
+        super().__init__(
+            layers=[
+                _layer(self, layer, window_pages if window else pages, window)
+                for layer, window in zip(layers, windows, strict=True)
+            ]
+        )
 
     @property
     def is_linear(self) -> list[bool]:
@@ -86,15 +105,33 @@ class PagedKVCache(Cache):
         return self._has_pages and any(isinstance(layer, PagedLayer) for layer in self.layers)
 
     @property
+    def keeps_every_position(self) -> bool:
+        """Whether all that is kept of a sequence is keys and values, and those of all its tokens.
+
+        If not, nothing can be computed again from a token on, and no sequence can go on from the
+        first tokens of another.
+        """
+        return not self.keeps_state and self._window_pages is None
+
+    @property
     def free_pages(self) -> int:
         """How many pages no sequence owns."""
-        return self._free_count
+        return self._pages.free
+
+    @property
+    def free_window_pages(self) -> int:
+        """How many pages of the pool for windows no sequence owns."""
+        return 0 if self._window_pages is None else self._window_pages.free
 
     def owned_pages(self, key: int) -> list[int]:
         """Return the pages of a sequence, in the order of its tokens."""
-        own, count = self._owned[key]
-        pages: list[int] = own[:count].tolist()
-        return pages
+        return self._pages.owned(key)
+
+    def holds(self, key: int) -> bool:
+        """Return whether a sequence that has begun can be continued."""
+        if self._window_pages is not None and not self._window_pages.owns(key):
+            return False
+        return not self.keeps_state or self.states.owns(key)
 
     def lay_out(self, rows: Sequence[SequenceChunk], *, bucket_shapes: bool = False) -> Layout:
         """Give the rows the pages that they lack, and return the layout of the next forward pass.
@@ -111,49 +148,46 @@ class PagedKVCache(Cache):
             if any((row.start > 0) != continues for row in rows):
                 raise ValueError("rows that begin and rows that continue a state share no pass")
             self.states.begin([row.key for row in rows], continues=continues)
-        pages = None
-        if self.keeps_tokens:
-            pages = [self._take_pages(row.key, row.end) for row in rows]
-        self.layout = Layout(rows, pages, bucket_shapes=bucket_shapes, pads_new=not continues)
+        self.layout = Layout(
+            rows,
+            _take(self._pages, rows) if self.keeps_tokens else None,
+            window_pages=None if self._window_pages is None else _take(self._window_pages, rows),
+            bucket_shapes=bucket_shapes,
+            pads_new=not continues,
+        )
         return self.layout
+
+    def forget(self, rows: Sequence[SequenceChunk]) -> None:
+        """Free the pages of tokens that left the window of all layers in a pass that succeeded."""
+        if self._window_pages is not None:
+            for row in rows:
+                self._window_pages.forget(row.key, row.end - (self._window - 1))
 
     def release(self, key: int) -> None:
         """Free the pages and the slot of a sequence."""
         self.states.release(key)
-        own, count = self._owned.pop(key, (torch.empty(0), 0))
-        self._free[self._free_count : self._free_count + count] = own[:count]
-        self._free_count += count
-
-    def _take_pages(self, key: int, count: int) -> torch.Tensor:
-        """The pages of a sequence's first tokens; those that it lacks are taken."""
-        own, have = self._owned.get(key, (None, 0))
-        if own is None:
-            own = torch.empty(self._max_length, dtype=torch.long)
-        lacking = count - have
-        if lacking > self._free_count:
-            raise MemoryError(f"{lacking} KV pages needed, {self._free_count} are free")
-        if lacking > 0:
-            self._free_count -= lacking
-            own[have:count] = self._free[self._free_count : self._free_count + lacking]
-            self._owned[key] = (own, count)
-        return own[:count]
+        self._pages.release(key)
+        if self._window_pages is not None:
+            self._window_pages.release(key)
 
 
 class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """The keys and values of one layer, each of shape (pages, heads, head size)."""
 
-    is_sliding = False  # whole sequences are kept; a model's own mask hides what left its window
-
-    def __init__(self, cache: PagedKVCache, pages: int) -> None:
+    def __init__(self, cache: PagedKVCache, pages: int, window: int = 0) -> None:
         """Make an empty layer of a pool.
 
         Args:
             cache: The pool.
             pages: Tokens that it has pages for.
+            window: Positions that a token attends to, its own among them; 0 if whole sequences are
+                kept, and a model's own mask hides what left its window.
         """
         CacheLayerMixin.__init__(self)  # type: ignore[no-untyped-call]
+        self.is_sliding = window > 0  # transformers takes the size of masks from such a layer
         self._cache = cache
         self._pages = pages
+        self._window = window
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Take the layer's memory, on the device where it executes."""
@@ -168,7 +202,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write new keys and values, and return those of whole rows.
+        """Write new keys and values, and return those of whole rows, or of their windows.
 
         A forward pass that is run again writes the same to the same pages.
 
@@ -177,19 +211,20 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             value_states: New values, likewise.
 
         Returns:
-            Keys and values, each of shape (rows, heads, width, size).
+            Keys and values, each of shape (rows, heads, columns, size).
         """
         if not self.is_initialized:
             PagedLayer.lazy_initialization(self, key_states, value_states)
-        gather, written, fresh = self._layout.indices(key_states.device)
+        indices = self._layout.indices(key_states.device, self._window)
         return (
-            _exchange(self.keys, key_states, gather, written, fresh),
-            _exchange(self.values, value_states, gather, written, fresh),
+            _exchange(self.keys, key_states, indices),
+            _exchange(self.values, value_states, indices),
         )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many columns there are, and that they begin at the first."""
-        return self._layout.past + query_length, 0
+        """Return how many columns there are, and the first of them."""
+        past = self._layout.past_within(self._window)
+        return past + query_length, self._layout.past - past
 
     def get_seq_length(self) -> int:
         """Return how many columns are before the new ones."""
@@ -210,32 +245,31 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 class HybridLayer(StateLayer, PagedLayer):  # type: ignore[override, no-untyped-call]
     """The states of one layer, and its keys and values."""
 
-    def __init__(self, cache: PagedKVCache, pages: int, states: int) -> None:
+    def __init__(self, cache: PagedKVCache, pages: int, window: int, states: int) -> None:
         """Make an empty layer of a pool, see `PagedLayer` and `StateLayer`."""
-        PagedLayer.__init__(self, cache, pages)
+        PagedLayer.__init__(self, cache, pages, window)
         StateLayer.__init__(self, cache.states, states)
 
 
-def _layer(cache: PagedKVCache, layer: CacheLayer, pages: int) -> Any:
+def _take(table: PageTable, rows: Sequence[SequenceChunk]) -> list[torch.Tensor]:
+    return [table.take(row.key, row.end) for row in rows]
+
+
+def _layer(cache: PagedKVCache, layer: CacheLayer, pages: int, window: int) -> Any:
     if layer.kind in EMPTY_KINDS:
         return DummyLayer()  # type: ignore[no-untyped-call]
     if layer.kind in STATE_KINDS:
         return StateLayer(cache.states, layer.states)
     if layer.kind in HYBRID_KINDS:
-        return HybridLayer(cache, pages, layer.states)
-    return PagedLayer(cache, pages)
+        return HybridLayer(cache, pages, window, layer.states)
+    return PagedLayer(cache, pages, window)
 
 
-def _exchange(
-    pool: torch.Tensor | None,
-    states: torch.Tensor,
-    gather: torch.Tensor,
-    written: torch.Tensor,
-    fresh: torch.Tensor | None,
-) -> torch.Tensor:
+def _exchange(pool: torch.Tensor | None, states: torch.Tensor, indices: Indices) -> torch.Tensor:
     if pool is None:
         raise RuntimeError("the layer has no memory yet")
-    by_token = states.transpose(1, 2).flatten(0, 1)
-    pool.index_copy_(0, written, by_token if fresh is None else by_token[fresh])
+    by_token, fresh = states.transpose(1, 2).flatten(0, 1), indices.fresh
+    pool.index_copy_(0, indices.written, by_token if fresh is None else by_token[fresh])
+    gather = indices.gather
     rows = pool.index_select(0, gather.flatten()).view(*gather.shape, *pool.shape[1:])
     return rows.transpose(1, 2)

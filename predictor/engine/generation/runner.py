@@ -56,6 +56,7 @@ class BatchRunner:
         pages: int,
         max_length: int,
         slots: int = 0,
+        window_pages: int = 0,
     ) -> None:
         """Take a model that can be batched, see `batchability`.
 
@@ -66,9 +67,11 @@ class BatchRunner:
             pages: Tokens that the pool has pages for, including the padding; 0 if none is kept.
             max_length: Tokens of the longest sequence.
             slots: Sequences that the pool has slots for, if layers keep a state.
+            window_pages: Tokens that there are pages for in layers that attend to a window; 0 if
+                they keep whole sequences.
         """
         self.model: Any = model
-        self.cache = PagedKVCache(layers, pages, max_length, slots=slots)
+        self.cache = PagedKVCache(layers, pages, max_length, slots=slots, window_pages=window_pages)
         self._device = device
         self._accepted = inspect.signature(model.forward).parameters
         self._name = cache_argument(model)
@@ -76,8 +79,19 @@ class BatchRunner:
     @torch.inference_mode()
     def run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
         """Return logits of shape (rows, vocabulary)."""
-        if not self.cache.keeps_state:
-            return self._run(rows)
+        logits = self._run_states(rows) if self.cache.keeps_state else self._run(rows)
+        self.cache.forget(rows)
+        return logits
+
+    def holds(self, key: int, /) -> bool:
+        """Return whether what is kept of a sequence is still there, if it can be lost at all."""
+        return self.cache.holds(key)
+
+    def release(self, key: int) -> None:
+        """Free the KV pages and the slot of a sequence."""
+        self.cache.release(key)
+
+    def _run_states(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
         slots = [self.cache.states.take(row.key) for row in rows]
         order = sorted(range(len(rows)), key=slots.__getitem__)  # consecutive slots need no copy
         try:
@@ -89,14 +103,6 @@ class BatchRunner:
         if order == sorted(order):
             return logits
         return logits[torch.tensor(order).argsort().to(logits.device)]
-
-    def holds(self, key: int, /) -> bool:
-        """Return whether the state of a sequence is kept, if the model has any."""
-        return not self.cache.keeps_state or self.cache.states.owns(key)
-
-    def release(self, key: int) -> None:
-        """Free the KV pages and the slot of a sequence."""
-        self.cache.release(key)
 
     def _run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
         layout = self.cache.lay_out(rows, bucket_shapes=self._device.type == "cpu")

@@ -7,7 +7,8 @@ token.
 
 - **Admission**: the known tokens of all running sequences stay within the KV cache (`KVLedger`). A
   sequence is admitted when there is room for its known tokens, and besides for `LOOKAHEAD` more
-  tokens of each running sequence, so that none is preempted at once.
+  tokens of each running sequence, so that none is preempted at once. In layers with a window, the
+  tokens within it count.
 - **Order** is fair between requests (`fair_queue`), and that of arrival between requests of one
   sequence each. One rule is used twice: *a short sequence may overtake a long one, but not more
   than `MAX_OVERTAKES` times*. If the first in line has no room yet, later ones that have room may
@@ -89,7 +90,11 @@ class Scheduler:
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self._limits = limits
-        self._kv = KVLedger(limits.kv_tokens if limits.keeps_tokens else None)
+        self._kv = KVLedger(
+            limits.kv_tokens if limits.keeps_tokens else None,
+            window=limits.window,
+            window_capacity=limits.window_tokens,
+        )
         self._waiting: FairQueue[_Sequence] = FairQueue()
         self._running: dict[int, _Sequence] = {}
         self._cached = 0
@@ -148,8 +153,9 @@ class Scheduler:
 
     def append_token(self, key: int) -> None:
         """Note that a sequence continues with one more known token."""
-        self._running[key].tokens += 1
-        self._kv.reserve(1)
+        sequence = self._running[key]
+        self._kv.reserve(1, after=sequence.tokens)
+        sequence.tokens += 1
 
     def restart(self, chunk: Chunk) -> None:
         """Forget what is cached of a sequence, which a forward pass over a chunk lost."""
@@ -217,7 +223,7 @@ class Scheduler:
         self._may_admit = False
 
     def _has_room(self, sequence: _Sequence) -> bool:
-        return self._kv.has_room(sequence.tokens + LOOKAHEAD * len(self._running))
+        return self._kv.has_room(sequence.tokens, running=len(self._running), growth=LOOKAHEAD)
 
     def _select_prefill(self, prompts: list[tuple[_Sequence, Chunk]]) -> list[Chunk]:
         """Choose the chunks of prompts to compute next: the first by priority, and cheap company.

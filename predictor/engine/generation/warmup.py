@@ -22,7 +22,7 @@ from predictor.engine.generation.cache_kinds import keeps_state, unbatchable_rea
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.forward_passes import SchedulerLimits
-from predictor.engine.generation.kv_accounting import usable_tokens
+from predictor.engine.generation.kv_accounting import usable_tokens, usable_window_tokens
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.engine.generation.serial_runner import SerialRunner
@@ -147,6 +147,8 @@ def _limits(
         keeps_state=has_slots,
         least_row_tokens=placement.least_row_tokens,
         one_by_one=one_by_one,
+        window=placement.window,
+        window_tokens=usable_window_tokens(placement.window_tokens, placement.kv_tokens, chunk),
     )
 
 
@@ -187,6 +189,7 @@ def _open_runner(
             pages=placement.kv_tokens,
             max_length=placement.max_model_len,
             slots=placement.state_slots or max_sequences,
+            window_pages=placement.window_tokens,
         )
 
         def check_batch(one_by_one: bool) -> str | None:

@@ -1,0 +1,101 @@
+"""The pages of a pool, and the sequences that own them.
+
+A page holds the keys and values of one token in every layer of a pool. A sequence owns any free
+pages. Layers that keep whole sequences share one pool. Layers that attend to a window share
+another, where a sequence gives back the pages of tokens that have left the window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from predictor.engine.generation.kv_accounting import PADDING_PAGES, usable_tokens
+
+_PADDING = 0
+"""A page of the padding, which stands for tokens that are no longer kept."""
+
+
+@dataclass(slots=True)
+class _Owned:
+    """The pages of a sequence by position, of which those from `first` to `end` are kept."""
+
+    pages: torch.Tensor
+    first: int = 0
+    end: int = 0
+
+
+class PageTable:
+    """The pages that sequences own, by the positions of their tokens."""
+
+    def __init__(self, pages: int, max_length: int) -> None:
+        """Begin with all pages free.
+
+        Args:
+            pages: Pages of the pool, including the padding; 0 if none is kept.
+            max_length: Tokens of the longest sequence.
+        """
+        self._free_count = usable_tokens(pages) if pages else 0
+        self._free = torch.arange(PADDING_PAGES, PADDING_PAGES + self._free_count).flip(0)
+        self._max_length = max_length
+        self._owned: dict[int, _Owned] = {}
+
+    @property
+    def free(self) -> int:
+        """How many pages no sequence owns."""
+        return self._free_count
+
+    def owns(self, key: int) -> bool:
+        """Return whether a sequence has had pages since it began."""
+        return key in self._owned
+
+    def owned(self, key: int) -> list[int]:
+        """Return the pages of a sequence, in the order of its tokens."""
+        own = self._owned[key]
+        pages: list[int] = own.pages[own.first : own.end].tolist()
+        return pages
+
+    def take(self, key: int, end: int) -> torch.Tensor:
+        """Return the page of each of a sequence's first tokens, after taking those that it lacks.
+
+        Args:
+            key: The sequence.
+            end: How many tokens.
+
+        Returns:
+            Pages, of shape (tokens,). Tokens that were forgotten have a page of the padding.
+
+        Raises:
+            MemoryError: There are not enough pages.
+        """
+        own = self._owned.get(key)
+        lacking = end - (own.end if own else 0)
+        if lacking > self._free_count:
+            raise MemoryError(f"{lacking} KV pages needed, {self._free_count} are free")
+        if own is None:
+            own = self._owned[key] = _Owned(torch.empty(self._max_length, dtype=torch.long))
+        if lacking > 0:
+            self._free_count -= lacking
+            own.pages[own.end : end] = self._free[self._free_count : self._free_count + lacking]
+            own.end = end
+        return own.pages[:end]
+
+    def forget(self, key: int, before: int) -> None:
+        """Free the pages of a sequence's tokens before a position."""
+        own = self._owned[key]
+        if before > own.first:
+            self._put_back(own.pages[own.first : before])
+            own.pages[own.first : before] = _PADDING
+            own.first = before
+
+    def release(self, key: int) -> None:
+        """Free all pages of a sequence."""
+        own = self._owned.pop(key, None)
+        if own is not None:
+            self._put_back(own.pages[own.first : own.end])
+
+    def _put_back(self, pages: torch.Tensor) -> None:
+        count = len(pages)
+        self._free[self._free_count : self._free_count + count] = pages
+        self._free_count += count
