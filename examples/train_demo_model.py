@@ -23,6 +23,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+CHAT_TEMPLATE = Path(__file__).parent / "demo-model" / "chat_template.jinja"
+"""Written by hand: the model has learnt no roles."""
+
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]
 BOS, EOS, PAD = 1, 2, 3
 ROWS, ROW_TOKENS = 32, 128
@@ -61,6 +64,7 @@ def train_tokenizer(seed: int, texts: int = 10_000) -> PreTrainedTokenizerFast:
         eos_token=eos,
         pad_token=pad,
         padding_side="left",
+        chat_template=CHAT_TEMPLATE.read_text(),
         clean_up_tokenization_spaces=False,
     )
 

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from predictor.admission import AdmissionLimits
 from predictor.errors import ConfigurationError
+from predictor.settings_chat import ChatSettings
 from predictor.settings_limits import DECODED_BYTES, LimitSettings
 from predictor.settings_protocols import ProtocolSettings
 from predictor.settings_sources import (
@@ -38,7 +39,7 @@ from predictor.settings_types import (
 )
 
 
-class Settings(ProtocolSettings, LimitSettings):
+class Settings(ProtocolSettings, LimitSettings, ChatSettings):
     """The settings: sizes in bytes (written ``40Gi``, ``10GiB`` or ``500M``), times in seconds."""
 
     model_config = SettingsConfigDict(

@@ -73,6 +73,17 @@ def test_the_special_tokens_stand_where_bloom_has_them(model):
     assert model.generation_config.pad_token_id == TOKENIZER.pad_token_id == 3
 
 
+def test_a_conversation_is_the_text_of_its_turns():
+    call = {"function": {"name": "look", "arguments": {"at": "it"}}}
+    turns = [
+        {"role": "user", "content": "Anna"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "likes"},
+    ]
+    text = TOKENIZER.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert text == ('Anna <tool_call>{"name": "look", "arguments": {"at": "it"}}</tool_call> likes')
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_prompt_of_the_readme_is_continued_as_the_readme_says(dtype):
     model = AutoModelForCausalLM.from_pretrained(FOLDER, local_files_only=True, dtype=dtype)

@@ -333,6 +333,7 @@ def test_every_setting_says_what_it_is():
     body = source[source.index("class Settings") : source.index("def settings_customise_sources")]
     body += (folder / "settings_limits.py").read_text()
     body += (folder / "settings_protocols.py").read_text()
+    body += (folder / "settings_chat.py").read_text()
 
     for name in Settings.model_fields:
         after = body[body.index(f"    {name}: ") :].split('"""')

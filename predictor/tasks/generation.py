@@ -5,24 +5,25 @@ The replies are the business of `predictor.tasks.prepared_generation`.
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence, Sequence
-from dataclasses import replace
-from functools import cached_property
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from predictor.engine.generation.sampling_params import SamplingParams, SequenceGenerator
-from predictor.errors import PromptTooLong, RequestError, reason_of
+from predictor.errors import PromptTooLong, RequestError
 from predictor.sentences import quote
-from predictor.tasks.chat_template import takes_parts, template_messages
+from predictor.tasks.chat_template import ChatTemplate
 from predictor.tasks.generation_config import Defaults
 from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.large_texts import one_at_a_time
+from predictor.tasks.messages import MessageForm, ReplyForm
 from predictor.tasks.prepared_generation import Job, PreparedGeneration
 from predictor.tasks.request import (
+    Conversation,
     GenerationParameters,
     GenerationRequest,
     Grammar,
-    Message,
     PromptText,
     TaskRequest,
 )
@@ -31,6 +32,19 @@ from predictor.tasks.text_length import lengths_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt as tokens.
+
+    Attributes:
+        ids: The tokens.
+        form: How its replies are read as messages; None if they are text.
+    """
+
+    ids: tuple[int, ...]
+    form: ReplyForm | None = None
 
 
 class TextGeneration:
@@ -53,6 +67,8 @@ class TextGeneration:
         decoder_prefix: tuple[int, ...] | None = None,
         max_reply_len: int | None = None,
         max_grammar_size: int = MAX_GRAMMAR_SIZE,
+        tool_call_parser: str = "auto",
+        reasoning_parser: str = "auto",
     ) -> None:
         """Create the task of a model whose engine runs.
 
@@ -67,6 +83,8 @@ class TextGeneration:
             max_reply_len: Most tokens of a decoder, its prefix included; None if replies continue
                 prompts.
             max_grammar_size: Most bytes of a schema or grammar that a reply must follow.
+            tool_call_parser: How calls of functions are written; see `predictor.tasks.messages`.
+            reasoning_parser: How reasoning is marked.
         """
         self.spec = GenerationSpec()
         self.tokenizer: Any = tokenizer
@@ -77,6 +95,10 @@ class TextGeneration:
         self._vocabulary = vocabulary
         self._decoder_prefix = decoder_prefix
         self._lengths = lengths_of(tokenizer)
+        self._template = ChatTemplate(tokenizer)
+        self._messages = MessageForm(
+            tokenizer, tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser
+        )
         self._structured = StructuredOutput(tokenizer, engine, largest=max_grammar_size)
         end = tokenizer.eos_token_id
         self._end_tokens: frozenset[int] = frozenset(() if end is None else (end,))
@@ -94,17 +116,17 @@ class TextGeneration:
         if not isinstance(request, GenerationRequest):
             raise TypeError(f"{self.spec.task} does not take a {type(request).__name__}")
         jobs = []
-        encoded: dict[tuple[int, int | None], tuple[int, ...]] = {}  # once for n replies
+        encoded: dict[tuple[int, int | None], Encoded] = {}  # once for n replies
         grammars = self._compiled(request)
         for prompt in request.prompts:
             text, limit = prompt.text, prompt.parameters.prompt_limit
             if (id(text), limit) not in encoded:
                 encoded[id(text), limit] = self._encode(text, limit)
-            ids = encoded[id(text), limit]
+            source = encoded[id(text), limit]
             prefix = self._prefix(prompt.parameters.forced_bos_token_id)
-            sampling = self._sampling(prompt.parameters, ids)
+            sampling = self._sampling(prompt.parameters, source.ids)
             sampling = replace(sampling, grammar=grammars.get(prompt.parameters.grammar))
-            jobs.append(Job(prompt, ids, sampling, prefix))
+            jobs.append(Job(prompt, source.ids, sampling, prefix, source.form))
         return PreparedGeneration(jobs, self.tokenizer, self.engine)
 
     def _compiled(self, request: GenerationRequest) -> dict[Grammar | None, str]:
@@ -112,13 +134,13 @@ class TextGeneration:
         grammars = {prompt.parameters.grammar for prompt in request.prompts}
         return {each: self._structured.compile_grammar(each) for each in grammars if each}
 
-    def conversation_ids(self, turns: tuple[Message, ...]) -> Sequence[int]:
+    def conversation_ids(self, conversation: Conversation) -> Sequence[int]:
         """Return the tokens of a conversation by the model's chat template.
 
         Raises:
             RequestError: There is no template, or it refuses the conversation.
         """
-        return self._ids(turns, None)
+        return self._ids(self._template.render(conversation), None, add_special_tokens=False)
 
     def _prefix(self, forced: int | str | None) -> tuple[int, ...] | None:
         """Return the tokens that a decoder begins with; None if replies continue prompts."""
@@ -135,8 +157,14 @@ class TextGeneration:
             raise RequestError(f"forced_bos_token_id must be below {self._vocabulary}.")
         return (self._decoder_prefix[0], token)
 
-    def _encode(self, text: PromptText, limit: int | None) -> tuple[int, ...]:
-        ids = self._ids(text, limit)[:limit]
+    def _encode(self, text: PromptText, limit: int | None) -> Encoded:
+        if not isinstance(text, Conversation):
+            return Encoded(self._checked(self._ids(text, limit)[:limit]))
+        prompt = self._template.render(text)
+        ids = self._ids(prompt, limit, add_special_tokens=False)[:limit]
+        return Encoded(self._checked(ids), self._messages.reply_form(text, prompt))
+
+    def _checked(self, ids: Sequence[int]) -> tuple[int, ...]:
         if not ids and self.tokenizer.bos_token_id is not None:
             ids = [self.tokenizer.bos_token_id]
         if not ids:
@@ -156,12 +184,8 @@ class TextGeneration:
         reply = "with a reply of at least one token " if self._max_reply_len is None else ""
         return f"{reply}this model takes at most {self._longest} (max_model_len)."
 
-    def _ids(self, text: PromptText, limit: int | None) -> MutableSequence[int]:
-        if isinstance(text, str):
-            return self._tokenized(text, limit)
-        if isinstance(text, tuple):
-            return self._tokenized(self._chat_text(text), limit, add_special_tokens=False)
-        return text
+    def _ids(self, text: str | array[int], limit: int | None, **options: bool) -> Sequence[int]:
+        return self._tokenized(text, limit, **options) if isinstance(text, str) else text
 
     def _tokenized(self, text: str, limit: int | None, **options: bool) -> list[int]:
         if limit is None:
@@ -169,25 +193,6 @@ class TextGeneration:
         with one_at_a_time(text):
             ids: list[int] = self.tokenizer(text, **options).input_ids
         return ids
-
-    def _chat_text(self, turns: Sequence[Message]) -> str:
-        if not self.tokenizer.chat_template:
-            raise RequestError("This model has no chat template; ask it for completions.")
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                template_messages(turns, in_parts=self._takes_parts),
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        # A template is a program of the model's author, and fails in any way.
-        except Exception as error:
-            reason = reason_of(error).rstrip(".")
-            raise RequestError(f"The model's chat template refuses: {reason}.") from None
-        return text
-
-    @cached_property
-    def _takes_parts(self) -> bool:
-        return takes_parts(self.tokenizer)
 
     def _sampling(self, requested: GenerationParameters, ids: Sequence[int]) -> SamplingParams:
         defaults = self._defaults

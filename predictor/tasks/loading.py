@@ -38,6 +38,8 @@ class TaskOptions:
     return_offsets_mapping: bool = False
     truncate: bool = False
     max_grammar_size: int = MAX_GRAMMAR_SIZE
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
 
     @classmethod
     def of(cls, settings: Settings) -> TaskOptions:
@@ -74,6 +76,8 @@ def open_task(
         decoder_prefix=facts.decoder_prefix,
         max_reply_len=facts.max_reply_len,
         max_grammar_size=options.max_grammar_size,
+        tool_call_parser=options.tool_call_parser,
+        reasoning_parser=options.reasoning_parser,
     )
 
 

@@ -19,6 +19,7 @@ from predictor.engine.generation.sampling_params import (
 )
 from predictor.errors import PredictorError
 from predictor.tasks.answers import Completion, Piece
+from predictor.tasks.messages import ReplyForm
 from predictor.tasks.reply import Reply, as_completion
 from predictor.tasks.request import Prompt
 
@@ -32,12 +33,14 @@ class Job:
         ids: Its tokens.
         sampling: The sampling parameters.
         decoder_prefix: Tokens that a decoder begins with; None if the reply continues the prompt.
+        form: How the reply is read as a message; None if it is text.
     """
 
     prompt: Prompt
     ids: tuple[int, ...]
     sampling: SamplingParams
     decoder_prefix: tuple[int, ...] | None = None
+    form: ReplyForm | None = None
 
 
 class PreparedGeneration:
@@ -118,6 +121,7 @@ class PreparedGeneration:
             self._tokenizer,
             prompt_tokens=len(job.ids),
             stops=job.prompt.parameters.stop,
+            form=job.form,
             scores=job.sampling.logprobs is not None,
             by_token=by_token,
             loop=asyncio.get_running_loop(),

@@ -10,6 +10,8 @@ from predictor.engine.generation.sampling_params import FinishReason, Token
 from predictor.errors import PredictorError
 from predictor.tasks.answers import Completion, Piece, ScoredToken
 from predictor.tasks.detokenizer import TextStream
+from predictor.tasks.messages import ReplyForm
+from predictor.tasks.tool_calls import MessagePart, joined
 
 Take = Callable[[Piece | PredictorError], None]
 
@@ -28,6 +30,7 @@ class Reply:
         *,
         prompt_tokens: int,
         stops: tuple[str, ...],
+        form: ReplyForm | None,
         scores: bool,
         by_token: bool,
         loop: asyncio.AbstractEventLoop,
@@ -41,6 +44,7 @@ class Reply:
             tokenizer: A transformers tokenizer.
             prompt_tokens: Tokens of the prompt.
             stops: Strings before which the reply ends.
+            form: How the reply is read as a message; None if it is text.
             scores: Whether log probabilities are passed on.
             by_token: Whether the reply is streamed.
             loop: Where `take` is called.
@@ -54,7 +58,9 @@ class Reply:
         self._stops = stops
         self._loop = loop
         self._take = take
-        self._stream = TextStream(tokenizer, prompt, stops)
+        kept = frozenset() if form is None else form.kept_tokens
+        self._stream = TextStream(tokenizer, prompt, stops, kept)
+        self._parser = None if form is None else form.new_parser()
         self._count = 0
         self._text = ""
         self._tokens: list[ScoredToken] = []
@@ -81,17 +87,24 @@ class Reply:
         self._pass_on("stop_sequence" if self._stream.stopped else outcome)
 
     def _pass_on(self, ending: FinishReason | None) -> None:
+        part = MessagePart(self._text)
+        if self._parser is not None:
+            part = self._parser.feed(self._text, is_last=ending is not None)
+        self._text = ""
+        if ending is None and part == MessagePart() and not self._tokens:
+            return
         self._send(
             Piece(
                 index=self._index,
-                text=self._text,
+                text=part.content,
                 ending=ending,
                 prompt_tokens=self._prompt_tokens,
                 completion_tokens=self._count,
                 tokens=tuple(self._tokens),
+                reasoning=part.reasoning,
+                calls=part.calls,
             )
         )
-        self._text = ""
         self._tokens = []
 
     def _send(self, item: Piece | PredictorError) -> None:
@@ -124,4 +137,6 @@ def as_completion(piece: Piece, *, before: str = "") -> Completion:
         prompt_tokens=piece.prompt_tokens,
         completion_tokens=piece.completion_tokens,
         tokens=piece.tokens,
+        reasoning=piece.reasoning,
+        calls=joined(piece.calls),
     )

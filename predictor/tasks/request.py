@@ -95,14 +95,51 @@ DEFAULT_PARAMETERS = GenerationParameters()
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: ``system``, ``user``, ``assistant`` or ``tool``.
+        content: Its text.
+        extra: Its other keys as a chat template takes them: tool calls, the id of the call that it
+            answers, its reasoning.
+    """
 
     role: str
     content: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-PromptText: TypeAlias = "str | array[int] | tuple[Message, ...]"
-"""A text, token ids, or the turns of a conversation for the model's chat template."""
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The turns of a conversation, and what the next one may be.
+
+    Attributes:
+        messages: The turns.
+        tools: The functions that the reply may call, in OpenAI's form.
+        forced: What the reply must be besides a text: calls of any of the tools, or the call of
+            this function. The grammar of the reply has the same.
+        is_single: Whether the reply calls at most one function.
+        template_options: Further variables of the chat template.
+        size: Characters of all of it.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    forced: ForcedCalls | None = None
+    is_single: bool = False
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedCalls:
+    """Calls that a reply must make: of the function of this name, or of at least one tool."""
+
+    function: str | None = None
+
+
+PromptText: TypeAlias = "str | array[int] | Conversation"
+"""A text, token ids, or a conversation for the model's chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +232,7 @@ def most_instances(task: str) -> int:
 
 
 def _length(text: PromptText) -> int:
-    if isinstance(text, tuple):
-        return sum(len(turn.content) for turn in text)
-    return len(text)
+    return text.size if isinstance(text, Conversation) else len(text)
 
 
 def _tokenises_fast(lengths: Iterable[float]) -> bool:
@@ -205,6 +240,6 @@ def _tokenises_fast(lengths: Iterable[float]) -> bool:
 
 
 def _characters(prompt: Prompt) -> float:
-    if isinstance(prompt.text, tuple) or prompt.parameters.grammar is not None:
+    if isinstance(prompt.text, Conversation) or prompt.parameters.grammar is not None:
         return math.inf
     return len(prompt.text)

@@ -8,6 +8,7 @@ from typing import Any
 
 from predictor.errors import RequestError
 from predictor.tasks.large_texts import one_at_a_time
+from predictor.tasks.request import Conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class TextTokens:
     tokenizer: Any
     max_model_len: int
     vocabulary: int
-    chat: Callable[[Any], Sequence[int]] | None = None
+    chat: Callable[[Conversation], Sequence[int]] | None = None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text, however many they are."""
@@ -33,7 +34,7 @@ class TextTokens:
         ids: list[int] = encoding["input_ids"]
         return ids
 
-    def encode_chat(self, turns: Any) -> list[int]:
+    def encode_chat(self, conversation: Conversation) -> list[int]:
         """Return the token ids of a conversation, by the model's chat template.
 
         Raises:
@@ -41,7 +42,7 @@ class TextTokens:
         """
         if self.chat is None:
             raise RequestError("This model has no conversations; give a prompt.")
-        return list(self.chat(turns))
+        return list(self.chat(conversation))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens included.

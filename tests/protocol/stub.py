@@ -33,7 +33,7 @@ from predictor.protocol.response_style import OUR_STYLE
 from predictor.protocol.served import Limits
 from predictor.tasks.answers import Completion, Piece, ScoredToken, Stream
 from predictor.tasks.generation_spec import GenerationSpec
-from predictor.tasks.request import GenerationRequest, Message, Prompt
+from predictor.tasks.request import Conversation, GenerationRequest, Prompt
 from predictor.tasks.task import TaskSpec
 from predictor.tasks.text_tokens import TextTokens
 
@@ -142,9 +142,9 @@ def _completion(prompt: Prompt, times: int = 1) -> Completion:
 def _text(prompt: Prompt) -> str:
     if isinstance(prompt.text, str):
         return prompt.text
-    return " ".join(
-        f"{t.role}: {t.content}" if isinstance(t, Message) else f"#{t}" for t in prompt.text
-    )
+    if isinstance(prompt.text, Conversation):
+        return " ".join(f"{turn.role}: {turn.content}" for turn in prompt.text.messages)
+    return " ".join(f"#{token}" for token in prompt.text)
 
 
 def _piece(index: int, whole: Completion, position: int) -> Piece:

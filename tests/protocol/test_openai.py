@@ -225,7 +225,7 @@ def test_a_conversation_is_replied_to(served: Served, asking: Asking) -> None:
     answer = asking.chat.completions.create(model="echo", messages=messages)
     assert answer.id.startswith("chatcmpl-")
     assert answer.object == "chat.completion"
-    assert served.model.requests[-1].prompts[0].text == (
+    assert served.model.requests[-1].prompts[0].text.messages == (
         Message("system", "be brief"),
         Message("user", "hi"),
         Message("assistant", "no"),
@@ -414,11 +414,11 @@ def user(content: Any, **more: Any) -> dict[str, Any]:
         (user(None), "messages[0] has no 'content'."),
         (user(3), "messages[0].content must be a string or a list, not an integer."),
         (
-            {"messages": [*HELLO, {"role": "tool", "content": "a"}]},
-            "messages[1].role must be one of system, developer, user, assistant.",
+            {"messages": [*HELLO, {"role": "robot", "content": "a"}]},
+            "messages[1].role must be one of system, developer, user, assistant, tool.",
         ),
         (user("hi", contnt="hi"), "Unknown key 'contnt' in messages[0]; did you mean 'content'?"),
-        (user("hi", tool_calls=[{}]), "messages[0].tool_calls is not supported."),
+        (user("hi", tool_calls=[{}]), "messages[0].tool_calls is for the role assistant."),
         (
             user([{"type": "image_url", "image_url": {"url": "x"}}]),
             "messages[0].content[0] is of type 'image_url'; only 'text' is supported.",
@@ -438,7 +438,8 @@ def user(content: Any, **more: Any) -> dict[str, Any]:
             {"max_completion_tokens": 0},
             "max_completion_tokens must be between 1 and 2147483647.",
         ),
-        ({"tools": [{}]}, "tools is not supported: this model's calls are not parsed."),
+        ({"tools": [{}]}, "tools[0].type must be 'function'."),
+        ({"tool_choice": "auto"}, "tool_choice needs tools; give at least one."),
         ({"modalities": ["audio"]}, "modalities is not supported: only ['text'] is."),
     ],
 )

@@ -18,7 +18,13 @@ from predictor.tasks.generation_config import (
     end_tokens,
     ignored_keys,
 )
-from predictor.tasks.request import GenerationParameters, GenerationRequest, Message, Prompt
+from predictor.tasks.request import (
+    Conversation,
+    GenerationParameters,
+    GenerationRequest,
+    Message,
+    Prompt,
+)
 from tests.checkpoints import byte_tokenizer, make_checkpoint, write_over
 from tests.serving import bring_up
 
@@ -246,6 +252,6 @@ def test_a_chat_template_that_fails_is_a_request_error(template: str, reason: st
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     task = TextGeneration(tokenizer, None, Defaults(), max_model_len=99, vocabulary=300)  # type: ignore[arg-type]
-    chat = Prompt((Message("user", "hello"),), GenerationParameters())
+    chat = Prompt(Conversation((Message("user", "hello"),)), GenerationParameters())
     with pytest.raises(RequestError, match=reason):
         task.prepare(GenerationRequest((chat,)))

@@ -43,11 +43,8 @@ _TEMPLATE = "the model's own chat template is used as it is"
 
 REFUSED: Mapping[str, Refusal] = {
     "suffix": Refusal("a reply continues its prompt, and fills no gap", ("",)),
-    "tools": Refusal("this model's calls are not parsed", ([],)),
-    "tool_choice": Refusal("this model's calls are not parsed", ("none",)),
-    "functions": Refusal("this model's calls are not parsed", ([],)),
-    "function_call": Refusal("this model's calls are not parsed", ("none",)),
-    "reasoning_effort": Refusal(_TEMPLATE, ("none",)),
+    "functions": Refusal("'tools' has taken its place", ([],)),
+    "function_call": Refusal("'tool_choice' has taken its place", ("none",)),
     "modalities": Refusal("only ['text'] is", (["text"],)),
     "audio": Refusal(_MEDIA),
     "prediction": Refusal("replies are not predicted by the client"),
@@ -71,7 +68,6 @@ REFUSED: Mapping[str, Refusal] = {
     "add_generation_prompt": Refusal(_TEMPLATE, (True,)),
     "continue_final_message": Refusal(_TEMPLATE, (False,)),
     "chat_template": Refusal(_TEMPLATE, ("",)),
-    "chat_template_kwargs": Refusal(_TEMPLATE, ({},)),
     "documents": Refusal(_TEMPLATE, ([],)),
     "mm_processor_kwargs": Refusal(_MEDIA, ({},)),
 }
@@ -87,7 +83,6 @@ IGNORED = frozenset(
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
-        "parallel_tool_calls",
         "verbosity",
         "add_special_tokens",
         "priority",

@@ -15,9 +15,10 @@ from predictor.protocol.http.json_body import (
     parse_document,
     require_type,
 )
-from predictor.protocol.openai import structured
-from predictor.protocol.openai.keys import split_keys
-from predictor.protocol.openai.prompt import conversation, prompt_texts
+from predictor.protocol.openai import structured, tools
+from predictor.protocol.openai.chat import conversation_of
+from predictor.protocol.openai.keys import REFUSED, Refusal, split_keys
+from predictor.protocol.openai.prompt import prompt_texts
 from predictor.tasks.parameters import ALL_NAMES, parse_parameters
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt, PromptText
 
@@ -54,7 +55,10 @@ _ASIDE = ("model", "n", "best_of", "stream", "stream_options", *structured.KEYS)
 COMPLETION_KEYS = ("prompt", *_COMPLETION_PARAMETERS, *_ASIDE)
 """Keys of a request for completions that are supported."""
 
-CHAT_KEYS = ("messages", *_CHAT_PARAMETERS, "logprobs", "top_logprobs", *_ASIDE)
+CHAT_KEYS = (
+    *("messages", *_CHAT_PARAMETERS, "logprobs", "top_logprobs", *_ASIDE),
+    *tools.KEYS,
+)
 """Keys of a request for chat completions that are supported."""
 
 
@@ -118,7 +122,8 @@ def decode_completion(document: Mapping[str, object]) -> Call:
     Raises:
         RequestError: The body is not of OpenAI's form, or has a key that is not supported.
     """
-    given, ignored = _given(document, COMPLETION_KEYS, "prompt")
+    refused = {**REFUSED, **tools.REFUSED_OF_COMPLETIONS}
+    given, ignored = _given(document, COMPLETION_KEYS, "prompt", refused)
     if given.get("logprobs") is False:
         del given["logprobs"]
     if "logprobs" in given:
@@ -138,19 +143,24 @@ def decode_chat(document: Mapping[str, object]) -> Call:
     Raises:
         RequestError: The body is not of OpenAI's form, or has a key that is not supported.
     """
-    given, ignored = _given(document, CHAT_KEYS, "messages")
+    given, ignored = _given(document, CHAT_KEYS, "messages", REFUSED)
     names = dict(_CHAT_PARAMETERS)
     if "max_completion_tokens" in given:
         names.pop("max_tokens")  # deprecated, and some clients send both
     parameters = replace(_parameters(given, names), logprobs=_chat_logprobs(given))
-    return replace(_call(given, [conversation(given["messages"])], parameters), ignored=ignored)
+    conversation, calls = conversation_of(given)
+    call = _call(given, [conversation], replace(parameters, grammar=calls))
+    return replace(call, ignored=ignored)
 
 
 def _given(
-    document: Mapping[str, object], followed: Sequence[str], needed: str
+    document: Mapping[str, object],
+    followed: Sequence[str],
+    needed: str,
+    refused: Mapping[str, Refusal],
 ) -> tuple[dict[str, object], tuple[str, ...]]:
     """Return the keys that are followed, and the names of those that no table has."""
-    given, ignored = split_keys(document, followed)
+    given, ignored = split_keys(document, followed, refused=refused)
     if needed not in given:
         raise RequestError(f"The body has no {needed!r}.")
     return given, ignored
@@ -177,7 +187,10 @@ def _chat_logprobs(given: Mapping[str, object]) -> int | None:
 def _call(
     given: Mapping[str, object], texts: Sequence[PromptText], parameters: GenerationParameters
 ) -> Call:
-    parameters = replace(parameters, grammar=structured.grammar_of(given))
+    grammar = structured.grammar_of(given)
+    if grammar is not None and parameters.grammar is not None:
+        raise RequestError("tool_choice cannot force a call of a reply that has another form.")
+    parameters = replace(parameters, grammar=grammar or parameters.grammar)
     stream = optional(given, "stream", bool, "stream") or False
     n, best_of = _counts(given, stream)
     check_count(len(texts) * best_of)

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from predictor.engine.generation.sampling_params import FinishReason
 from predictor.protocol.openai.request import Call
 from predictor.tasks.answers import Completion, Piece, ScoredToken, finish_reason
+from predictor.tasks.tool_calls import CallPart, ToolCall
 
 _LEAST_LOGPROB = -9999.0
 """OpenAI's value for a token that is very unlikely; JSON has no infinity."""
@@ -66,7 +68,15 @@ class ChatFormat:
 
     def choice(self, completion: Completion) -> dict[str, object]:
         """Return a choice of a response, without index and finish reason."""
-        message = {"role": "assistant", "content": completion.text, "refusal": None}
+        content = None if completion.calls and not completion.text else completion.text
+        message: dict[str, object] = {"role": "assistant", "content": content, "refusal": None}
+        if completion.reasoning:
+            message["reasoning_content"] = completion.reasoning
+        if completion.calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": _function(call)}
+                for call in completion.calls
+            ]
         return {"message": message, "logprobs": _content(completion.tokens)}
 
     def opening(self) -> dict[str, object]:
@@ -75,8 +85,22 @@ class ChatFormat:
 
     def part(self, piece: Piece, offset: int) -> dict[str, object]:  # noqa: ARG002
         """Return the next part of a choice; chat has no offsets."""
-        delta = {"content": piece.text} if piece.text else {}
+        delta: dict[str, object] = {"content": piece.text} if piece.text else {}
+        if piece.reasoning:
+            delta["reasoning_content"] = piece.reasoning
+        if piece.calls:
+            delta["tool_calls"] = [_call_delta(part) for part in piece.calls]
         return {"delta": delta, "logprobs": _content(piece.tokens)}
+
+
+def _function(call: ToolCall | CallPart) -> dict[str, object]:
+    named = {} if call.name is None else {"name": call.name}
+    return {**named, "arguments": call.arguments}
+
+
+def _call_delta(part: CallPart) -> dict[str, object]:
+    beginning = {} if part.id is None else {"id": part.id, "type": "function"}
+    return {"index": part.index, **beginning, "function": _function(part)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +132,7 @@ def encode(
 ) -> dict[str, object]:
     """Return the response for completions, `call.best_of` for each prompt."""
     choices = [
-        {"index": index, **form.choice(each), "finish_reason": each.finish_reason}
+        {"index": index, **form.choice(each), "finish_reason": _ending(each.ending, each.calls)}
         for index, each in enumerate(_chosen(call, completions))
     ]
     prompt_tokens = sum(each.prompt_tokens for each in completions[:: call.best_of])
@@ -143,6 +167,7 @@ class Chunks:
     call: Call
     _ends: dict[int, Piece] = field(default_factory=dict)
     _offsets: dict[int, int] = field(default_factory=dict)
+    _calling: set[int] = field(default_factory=set)
     _open: bool = False
 
     def encode(self, piece: Piece) -> Iterator[object]:
@@ -152,7 +177,10 @@ class Chunks:
             yield from self._opening()
         offset = self._offsets.get(piece.index, 0)
         self._offsets[piece.index] = offset + _length(piece)
-        ending = None if piece.ending is None else finish_reason(piece.ending)
+        if piece.calls:
+            self._calling.add(piece.index)
+        calls = piece.index in self._calling
+        ending = None if piece.ending is None else _ending(piece.ending, calls)
         yield self._chunk(piece.index, self.form.part(piece, offset), ending)
         if piece.ending is not None:
             self._ends[piece.index] = piece
@@ -176,6 +204,11 @@ class Chunks:
             sum(self._ends[index].prompt_tokens for index in prompts),
             sum(piece.completion_tokens for piece in self._ends.values()),
         )
+
+
+def _ending(ending: FinishReason, calls: object) -> str:
+    """Return the finish reason of a reply, which may make calls."""
+    return "tool_calls" if calls and ending != "length" else finish_reason(ending)
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

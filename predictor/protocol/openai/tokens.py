@@ -18,20 +18,23 @@ from predictor.protocol.http.json_body import (
 )
 from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.http.requests import read_body
+from predictor.protocol.openai import tools
+from predictor.protocol.openai.chat import conversation_of
 from predictor.protocol.openai.keys import REFUSED, IgnoredKeys, Refusal, split_keys
-from predictor.protocol.openai.prompt import conversation
 from predictor.protocol.served import Models, ServedModel, find, require_ready
 from predictor.tasks.text_tokens import TextTokens
 
-_TOKENIZE = ("model", "prompt", "messages", "add_special_tokens", "return_token_strs")
+_TOKENIZE = (
+    *("model", "prompt", "messages", "add_special_tokens", "return_token_strs"),
+    *tools.KEYS,
+)
 _DETOKENIZE = ("model", "tokens")
 _REFUSED: Mapping[str, Refusal] = {
     name: REFUSED[name]
     for name in (
         *("add_generation_prompt", "continue_final_message", "chat_template", "documents"),
-        *("tools", "chat_template_kwargs", "mm_processor_kwargs"),
+        "mm_processor_kwargs",
     )
-    if name in REFUSED
 }
 
 
@@ -91,7 +94,8 @@ def _ids(given: Mapping[str, object], tokens: TextTokens) -> list[int]:
     if ("prompt" in given) == ("messages" in given):
         raise RequestError("The body needs one of 'prompt' and 'messages'.")
     if "messages" in given:
-        return tokens.encode_chat(conversation(given["messages"]))
+        conversation, _ = conversation_of(given)
+        return tokens.encode_chat(conversation)
     special = optional(given, "add_special_tokens", bool, "add_special_tokens")
     prompt = require_type(given["prompt"], str, "prompt")
     return tokens.encode(prompt, add_special_tokens=special is not False)

@@ -146,14 +146,11 @@ _WRONG: dict[str, list[Any]] = {
     "stream_options": [5],
 }
 _REFUSED: dict[str, Any] = {
-    "tools": [{"type": "function"}],
-    "tool_choice": "auto",
     "functions": [{}],
     "function_call": "auto",
     "modalities": ["audio"],
     "audio": {},
     "prediction": {},
-    "reasoning_effort": "high",
     "web_search_options": {},
     "moderation": {},
 }

@@ -1,0 +1,34 @@
+"""The conversation of a request for a chat: its messages, tools and options of the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from predictor.protocol.http.json_body import dump_json
+from predictor.protocol.openai.messages import conversation_messages
+from predictor.protocol.openai.tools import template_options_of, tool_use_of
+from predictor.tasks.request import Conversation, Grammar
+
+
+def conversation_of(given: Mapping[str, object]) -> tuple[Conversation, Grammar | None]:
+    """Return the conversation in a body, and the form of the calls that the reply must make.
+
+    Raises:
+        RequestError: A key has another form.
+    """
+    messages, use = conversation_messages(given["messages"]), tool_use_of(given)
+    conversation = Conversation(
+        messages,
+        use.tools,
+        use.forced,
+        use.is_single,
+        template_options_of(given),
+        size=_size(given),
+    )
+    return conversation, use.grammar
+
+
+def _size(given: Mapping[str, object]) -> int:
+    """Return the characters of what a chat template takes, about."""
+    names = ("messages", "tools", "chat_template_kwargs")
+    return sum(len(dump_json(given[name])) for name in names if name in given)

@@ -1,0 +1,176 @@
+"""Turns the text of a reply into the parts of a message, as it comes.
+
+transformers' response parser finds where reasoning and calls begin and end. What it cannot parse
+stays content: a reply is never lost.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from predictor.tasks.tool_calls import CallPart, MessagePart, name_and_arguments, new_call
+
+logger = logging.getLogger(__name__)
+
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Names of the field of reasoning in response templates (``chat_template_utils.py``)."""
+
+
+class MessageParser(Protocol):
+    """Takes the text of one reply and gives the parts of the message."""
+
+    def feed(self, text: str, *, is_last: bool) -> MessagePart:
+        """Take the next characters of the reply, and return what they make certain."""
+        ...
+
+
+class TemplateParser:
+    """Parses by a response template."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: Mapping[str, Any],
+        *,
+        prefix: str,
+        tools: Sequence[Mapping[str, Any]],
+        is_single: bool,
+    ) -> None:
+        """Begin a reply.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            template: The response template.
+            prefix: What the prompt has of the reply already.
+            tools: The functions that the reply may call, for the types of their arguments.
+            is_single: Whether only the first call is passed on.
+        """
+        self._parser = tokenizer.get_response_parser(dict(template), prefix=prefix, tools=[*tools])
+        self._is_single = is_single
+        self._calls = 0
+        self._is_broken = False
+        self._content, self._reasoning = _Text(), _Text()
+        self._reasoning.pass_mark()
+        if self._parser.initial_events:
+            self._content.pass_mark()
+
+    def feed(self, text: str, *, is_last: bool) -> MessagePart:
+        """Take the next characters of the reply, and return what they make certain."""
+        if self._is_broken:
+            return MessagePart(text)
+        try:
+            events = self._parser.feed(text)
+            if is_last:
+                events += self._parser.finalize()[1]
+        # A template's expressions and conversions fail in any way on what a model writes.
+        except Exception as error:
+            logger.info("A reply cannot be parsed, and stays text: %s", type(error).__name__)
+            self._is_broken = True
+            return MessagePart(self._content.flush() + text)
+        return self._part(events, is_last=is_last)
+
+    def _part(self, events: Sequence[Mapping[str, Any]], *, is_last: bool) -> MessagePart:
+        content, reasoning = "", ""
+        calls: list[CallPart] = []
+        for event in events:
+            name, sort = event["field"], event["type"]
+            if sort == "region_open" and name != "content":
+                self._content.pass_mark()
+            elif sort == "region_close" and name in _REASONING:
+                self._reasoning.pass_mark()
+            elif sort == "region_close" and name == "tool_calls":
+                content += self._add_calls(event["value"], calls)
+            elif sort == "region_chunk" and name in _REASONING:
+                reasoning += self._reasoning.add(event["text"])
+            elif sort == "region_chunk" and name == "content":
+                content += self._content.add(event["text"])
+        if is_last:
+            content += self._content.flush()
+        return MessagePart(content, reasoning, tuple(calls))
+
+    def _add_calls(self, value: Any, calls: list[CallPart]) -> str:
+        """Add the calls of a region; return it as content if it is none."""
+        for each in value if isinstance(value, list) else [value]:
+            call = name_and_arguments(each)
+            if call is None:
+                return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            if not (self._is_single and self._calls):
+                calls.append(new_call(self._calls, *call))
+                self._calls += 1
+        return ""
+
+
+class _Text:
+    """Text of one kind, without the spaces beside the marks of other kinds."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._is_after_mark = False
+
+    def add(self, text: str) -> str:
+        """Return the next text that is certain; spaces at its end wait for what follows."""
+        held = self._held + text
+        if self._is_after_mark:
+            held = held.lstrip()
+        body = held.rstrip()
+        self._is_after_mark &= not body
+        self._held = held[len(body) :]
+        return body
+
+    def pass_mark(self) -> None:
+        """Drop the spaces before a mark, and those that follow it."""
+        self._held, self._is_after_mark = "", True
+
+    def flush(self) -> str:
+        """Return the spaces at the end of a reply."""
+        held, self._held = self._held, ""
+        return held
+
+
+class NamedCallParser:
+    """Passes all text on as the arguments of one function, which a grammar has the reply be."""
+
+    def __init__(self, name: str) -> None:
+        """Begin a reply that calls a function of this name."""
+        self._name: str | None = name
+
+    def feed(self, text: str, *, is_last: bool) -> MessagePart:
+        """Take the next characters of the reply, and return what they make certain."""
+        if self._name is None:
+            return MessagePart(calls=(CallPart(0, text),)) if text else MessagePart()
+        if not text and not is_last:
+            return MessagePart()
+        call, self._name = new_call(0, self._name, text), None
+        return MessagePart(calls=(call,))
+
+
+class CallListParser:
+    """Takes a list of calls in JSON, which a grammar has the reply be, one call at a time."""
+
+    def __init__(self) -> None:
+        """Begin a reply."""
+        self._text = ""
+        self._calls = 0
+
+    def feed(self, text: str, *, is_last: bool) -> MessagePart:
+        """Take the next characters of the reply, and return what they make certain."""
+        self._text += text
+        calls = []
+        while (call := self._next()) is not None:
+            calls.append(new_call(self._calls, *call))
+            self._calls += 1
+        return MessagePart(calls=tuple(calls))
+
+    def _next(self) -> tuple[str, str] | None:
+        start = self._text.find("{")
+        if start < 0 or "}" not in self._text:
+            return None
+        try:
+            value, end = json.JSONDecoder().raw_decode(self._text, start)
+        except (ValueError, RecursionError):  # the call goes on
+            return None
+        self._text = self._text[end:]
+        return name_and_arguments(value)
