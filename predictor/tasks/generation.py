@@ -117,7 +117,7 @@ class TextGeneration:
             raise TypeError(f"{self.spec.task} does not take a {type(request).__name__}")
         jobs = []
         encoded: dict[tuple[int, int | None], Encoded] = {}  # once for n replies
-        grammars = self._compiled(request)
+        grammars: dict[tuple[Grammar, str], str] = {}
         for prompt in request.prompts:
             text, limit = prompt.text, prompt.parameters.prompt_limit
             if (id(text), limit) not in encoded:
@@ -125,14 +125,14 @@ class TextGeneration:
             source = encoded[id(text), limit]
             prefix = self._prefix(prompt.parameters.forced_bos_token_id)
             sampling = self._sampling(prompt.parameters, source.ids)
-            sampling = replace(sampling, grammar=grammars.get(prompt.parameters.grammar))
+            if prompt.parameters.grammar is not None:
+                lead = "" if source.form is None else source.form.lead
+                key = prompt.parameters.grammar, lead
+                if key not in grammars:
+                    grammars[key] = self._structured.compile_grammar(*key)
+                sampling = replace(sampling, grammar=grammars[key])
             jobs.append(Job(prompt, source.ids, sampling, prefix, source.form))
         return PreparedGeneration(jobs, self.tokenizer, self.engine)
-
-    def _compiled(self, request: GenerationRequest) -> dict[Grammar | None, str]:
-        """Return the compiled form of each grammar of a request."""
-        grammars = {prompt.parameters.grammar for prompt in request.prompts}
-        return {each: self._structured.compile_grammar(each) for each in grammars if each}
 
     def conversation_ids(self, conversation: Conversation) -> Sequence[int]:
         """Return the tokens of a conversation by the model's chat template.

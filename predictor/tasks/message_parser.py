@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from predictor.tasks.tool_calls import CallPart, MessagePart, name_and_arguments, new_call
@@ -128,6 +128,27 @@ class _Text:
         """Return the spaces at the end of a reply."""
         held, self._held = self._held, ""
         return held
+
+
+class ChainedParser:
+    """Reads reasoning out of a reply first, and calls out of the content that is left."""
+
+    def __init__(
+        self, outer: Callable[[], MessageParser], inner: Callable[[], MessageParser]
+    ) -> None:
+        """Begin a reply.
+
+        Args:
+            outer: Begins the parser that takes the reply.
+            inner: Begins the parser that takes its content.
+        """
+        self._outer, self._inner = outer(), inner()
+
+    def feed(self, text: str, *, is_last: bool) -> MessagePart:
+        """Take the next characters of the reply, and return what they make certain."""
+        part = self._outer.feed(text, is_last=is_last)
+        rest = self._inner.feed(part.content, is_last=is_last)
+        return MessagePart(rest.content, part.reasoning, rest.calls)
 
 
 class NamedCallParser:

@@ -7,6 +7,8 @@ show.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +16,7 @@ from typing import Any
 
 from predictor.tasks.message_parser import (
     CallListParser,
+    ChainedParser,
     MessageParser,
     NamedCallParser,
     TemplateParser,
@@ -21,11 +24,13 @@ from predictor.tasks.message_parser import (
 from predictor.tasks.reply_formats import (
     CALL_ALIASES,
     CALL_FORMATS,
+    LINE_BREAKS,
     REASONING_ALIASES,
     REASONING_FORMATS,
     CallFormat,
     detect_calls,
     detect_reasoning,
+    harmony_lead,
     marks_of,
     response_template,
 )
@@ -39,10 +44,13 @@ class ReplyForm:
     Attributes:
         new_parser: Begins the parsing of one of them.
         kept_tokens: Special tokens that are part of their text, since they mark its parts.
+        lead: What comes before a reply that must have a form, such as reasoning that the prompt has
+            begun: the rule ``lead`` of a grammar, or empty.
     """
 
     new_parser: Callable[[], MessageParser]
     kept_tokens: frozenset[int] = frozenset()
+    lead: str = ""
 
 
 class MessageForm:
@@ -70,25 +78,48 @@ class MessageForm:
             conversation: The conversation.
             prompt: The prompt that the chat template has made of it.
         """
-        if conversation.forced is not None:
-            name = conversation.forced.function
-            return ReplyForm(CallListParser if name is None else partial(NamedCallParser, name))
-        template = self._template(has_tools=bool(conversation.tools))
+        prefix, forced = self._prefix(prompt), _forced_parser(conversation)
+        lead = self._lead(prefix)
+        if forced is not None and not lead:
+            return ReplyForm(forced)
+        template = self._template(has_tools=bool(conversation.tools) and forced is None)
         if template is None:
             return None
-        new_parser = partial(
+        new_parser: Callable[[], MessageParser] = partial(
             TemplateParser,
             self._tokenizer,
             template,
-            prefix=prompt if self._own is not None else self._prefix(prompt),
+            prefix=prompt if self._own is not None else prefix,
             tools=conversation.tools,
             is_single=conversation.is_single,
         )
-        return ReplyForm(new_parser, self._kept_tokens(template))
+        if forced is not None:
+            new_parser = partial(ChainedParser, new_parser, forced)
+        return ReplyForm(new_parser, self._kept_tokens(template), lead)
+
+    def _lead(self, prefix: str) -> str:
+        """Return the rule of what comes before a reply that must have some form."""
+        if self._calls is not None and self._calls.marks_all:
+            return f"lead: {harmony_lead(self._terminal)}"
+        if not prefix or self._reasoning is None:
+            return ""
+        mark = self._reasoning[1]
+        if mark in self._special_tokens():
+            return f"lead: /(?s:.*)/ {self._terminal(mark)} {LINE_BREAKS}"
+        pattern = re.escape(mark).replace("/", r"\/")
+        return f"lead: reasoning {LINE_BREAKS}\nreasoning[lazy]: /(?s:.*){pattern}/"
+
+    def _terminal(self, mark: str) -> str:
+        """Return a mark as a grammar names it: a special token by its id, a text in quotes."""
+        token = self._special_tokens().get(mark)
+        return json.dumps(mark) if token is None else f"<[{token}]>"
+
+    def _special_tokens(self) -> dict[str, int]:
+        tokenizer = self._tokenizer
+        return dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 
     def _kept_tokens(self, template: Mapping[str, Any]) -> frozenset[int]:
-        tokenizer = self._tokenizer
-        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        special = self._special_tokens()
         return frozenset(special[mark] for mark in marks_of(template, list(special)))
 
     def _template(self, *, has_tools: bool) -> dict[str, Any] | None:
@@ -104,6 +135,13 @@ class MessageForm:
         if self._reasoning is None or not prompt.rstrip().endswith(self._reasoning[0].strip()):
             return ""
         return self._reasoning[0]
+
+
+def _forced_parser(conversation: Conversation) -> Callable[[], MessageParser] | None:
+    if conversation.forced is None:
+        return None
+    name = conversation.forced.function
+    return CallListParser if name is None else partial(NamedCallParser, name)
 
 
 def _texts(tokenizer: Any) -> str:

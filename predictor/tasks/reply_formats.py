@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,6 +183,9 @@ REASONING_FORMATS: Mapping[str, tuple[str, str]] = {
 }
 """What opens and closes a model's reasoning, by name. The first that a model has is its own."""
 
+LINE_BREAKS = r"/\n{0,2}/"
+"""What models write between their reasoning and their reply, as a terminal of a grammar."""
+
 CALL_ALIASES: Mapping[str, str] = {
     "qwen3_xml": "qwen3_coder",
     "glm47": "glm45",
@@ -228,6 +231,18 @@ def response_template(
         return None
     fields.setdefault("content", {"content_args": {"strip": False}})
     return {"start_anchor_pattern": r"\A", "fields": fields}
+
+
+def harmony_lead(terminal: Callable[[str], str]) -> str:
+    """Return what gpt-oss writes before its final text, as a rule of a grammar.
+
+    Args:
+        terminal: Returns how a grammar names a mark.
+    """
+    marks = ("<|channel|>", "<|message|>", "<|end|>", "<|start|>")
+    channel, message, end, start = map(terminal, marks)
+    analysis = f'{channel} "analysis" {message} /(?s:.*)/ {end} {start} "assistant"'
+    return f'({analysis})? {channel} "final" {message}'
 
 
 def marks_of(template: Mapping[str, Any], special_tokens: list[str]) -> frozenset[str]:

@@ -49,8 +49,12 @@ class StructuredOutput:
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
-    def compile_grammar(self, grammar: Grammar) -> str:
+    def compile_grammar(self, grammar: Grammar, lead: str = "") -> str:
         """Return a grammar in the engine's form. Blocks; call it in a thread.
+
+        Args:
+            grammar: The grammar.
+            lead: The rule ``lead`` of what comes before it in the reply; empty for nothing.
 
         Raises:
             RequestError: It is faulty, too large or too complex, or this model's tokenizer allows
@@ -62,7 +66,7 @@ class StructuredOutput:
                 f"The schema or grammar of the reply has {size} bytes; at most {self._largest} "
                 "are accepted (max_grammar_size)."
             )
-        text = _as_llguidance(grammar)
+        text = _as_llguidance(grammar, lead)
         grammars, pool = self._open()
         pool.submit(grammars.matcher, text).result()
         return text
@@ -98,17 +102,25 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
     )
 
 
-def _as_llguidance(grammar: Grammar) -> str:
+def _as_llguidance(grammar: Grammar, lead: str) -> str:
+    """Return a grammar that begins with the rule `lead`, if that is not empty."""
+    body = _body(grammar)
+    if not lead:
+        return LLMatcher.grammar_from_lark(_HEADER + body)
+    body = f"body: %lark {{\n{body}\n}}"
+    return LLMatcher.grammar_from_lark(f"{_HEADER}start: lead body\n{lead}\n{body}")
+
+
+def _body(grammar: Grammar) -> str:
     if grammar.form == "json_schema":
-        return LLMatcher.grammar_from_lark(f"{_HEADER}start: %json {_styled_schema(grammar)}")
+        return f"start: %json {_styled_schema(grammar)}"
     if grammar.form == "regex":
         document = json.loads(LLMatcher.grammar_from_regex(_unanchored(grammar.text)))
-        return LLMatcher.grammar_from_lark(_HEADER + document["grammars"][0]["lark_grammar"])
+        return str(document["grammars"][0]["lark_grammar"])
     if grammar.form == "choice":
-        choices = " | ".join(json.dumps(choice) for choice in json.loads(grammar.text))
-        return LLMatcher.grammar_from_lark(f"{_HEADER}start: {choices}")
+        return "start: " + " | ".join(json.dumps(each) for each in json.loads(grammar.text))
     try:
-        return LLMatcher.grammar_from_lark(_HEADER + any_to_lark(grammar.text))
+        return str(any_to_lark(grammar.text))
     # A parser in Python, which raises errors of any kind for what is no grammar.
     except Exception as error:
         reason = reason_of(error).rstrip(".")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from typing import Any, get_args
+from unittest.mock import Mock
 
 import pytest
 
+from predictor.engine.generation.grammar import Grammars
 from predictor.settings_chat import ChatSettings
 from predictor.tasks.messages import MessageForm
 from predictor.tasks.reply_formats import (
@@ -16,7 +18,8 @@ from predictor.tasks.reply_formats import (
     REASONING_FORMATS,
     detect_calls,
 )
-from predictor.tasks.request import Conversation, ForcedCalls, Message
+from predictor.tasks.request import Conversation, ForcedCalls, Grammar, Message
+from predictor.tasks.structured_output import StructuredOutput, vocabulary_of
 from predictor.tasks.tool_calls import CallPart, joined
 from tests.checkpoints import byte_tokenizer
 
@@ -259,6 +262,67 @@ def test_forced_calls_are_all_of_a_reply(step: int) -> None:
     any_tool, named = ForcedCalls(), ForcedCalls("get_weather")
     assert parse(form(""), text, step, forced=any_tool) == ("", "", [SIEGEN, ULM])
     assert parse(form(""), arguments(ULM), step, forced=named) == ("", "", [ULM])
+
+
+FINAL = "<|channel|>final<|message|>"
+
+
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+def test_forced_calls_come_after_reasoning_that_the_prompt_has_begun(step: int) -> None:
+    reply = f"Hm.\n</think>\n\n{arguments(ULM)}"
+    named = ForcedCalls("get_weather")
+    assert parse(form("<think>"), reply, step, prompt="<think>\n", forced=named) == (
+        "",
+        "Hm.",
+        [ULM],
+    )
+    both = f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant{FINAL}{arguments(ULM)}"
+    for text, reasoning in ((both, "Hm."), (FINAL + arguments(ULM), "")):
+        assert parse(form("<|channel|>"), text, step, forced=named) == ("", reasoning, [ULM])
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        (Grammar("json_schema", '{"type": "object"}'), '{"a": 1}'),
+        (Grammar("regex", "a{2}"), "aa"),
+        (Grammar("choice", '["aa", "b"]'), "aa"),
+        (Grammar("grammar", "start: x x\nx: /a/"), "aa"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("template", "special", "prompt", "leads"),
+    [
+        ("<think>", [], "user: Hi<think>\n", ["Hm.\n</think>\n\n", "</think>"]),
+        ("<think>", ["</think>"], "user: Hi<think>\n", ["Hm.\n</think>\n\n", "</think>"]),
+        ("<think>", [], "user: Hi", [""]),
+        (
+            "",
+            ["<|channel|>", "<|message|>", "<|end|>", "<|start|>"],
+            "",
+            [FINAL, f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant{FINAL}"],
+        ),
+    ],
+)
+def test_a_form_is_that_of_what_follows_reasoning(
+    grammar: Grammar, text: str, template: str, special: list[str], prompt: str, leads: list[str]
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.chat_template = template
+    messages = MessageForm(tokenizer, tool_call_parser="auto", reasoning_parser="auto")
+    reply_form = messages.reply_form(conversation(), prompt)
+    assert reply_form is not None
+    structured = StructuredOutput(tokenizer, Mock(), largest=10_000)
+    grammars = Grammars(vocabulary_of(tokenizer))
+    for lead in leads:
+        matcher = grammars.matcher(structured.compile_grammar(grammar, reply_form.lead))
+        assert matcher.consume_tokens(tokenizer(lead + text).input_ids), matcher.get_error()
+        assert matcher.is_accepting()
+    if "" not in leads:
+        matcher = grammars.matcher(structured.compile_grammar(grammar, reply_form.lead))
+        matcher.consume_tokens(tokenizer(text).input_ids)
+        assert not matcher.is_accepting()
 
 
 def test_the_arguments_of_a_named_call_come_as_they_are_written() -> None:
