@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from predictor.tasks.call_text import CallText
 from predictor.tasks.tool_calls import CallPart, MessagePart, name_and_arguments, new_call
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class TemplateParser:
         self._parser = tokenizer.get_response_parser(dict(template), prefix=prefix, tools=[*tools])
         self._is_single = is_single
         self._calls = 0
+        self._call_text = CallText(0)
+        self._is_whole_call = _has_whole_calls(template)
         self._is_broken = False
         self._content, self._reasoning = _Text(), _Text()
         self._reasoning.pass_mark()
@@ -79,10 +82,13 @@ class TemplateParser:
             name, sort = event["field"], event["type"]
             if sort == "region_open" and name != "content":
                 self._content.pass_mark()
+                self._call_text = CallText(self._calls)
             elif sort == "region_close" and name in _REASONING:
                 self._reasoning.pass_mark()
             elif sort == "region_close" and name == "tool_calls":
                 content += self._add_calls(event["value"], calls)
+            elif sort == "region_chunk" and name == "tool_calls" and self._is_whole_call:
+                calls += filter(self._is_wanted, self._call_text.feed(event["text"]))
             elif sort == "region_chunk" and name in _REASONING:
                 reasoning += self._reasoning.add(event["text"])
             elif sort == "region_chunk" and name == "content":
@@ -91,16 +97,27 @@ class TemplateParser:
             content += self._content.flush()
         return MessagePart(content, reasoning, tuple(calls))
 
+    def _is_wanted(self, part: CallPart) -> bool:
+        return not (self._is_single and part.index)
+
     def _add_calls(self, value: Any, calls: list[CallPart]) -> str:
-        """Add the calls of a region; return it as content if it is none."""
-        for each in value if isinstance(value, list) else [value]:
+        """Add the calls of a region that were not written yet; return what is none as content."""
+        written, self._calls = self._call_text.calls, self._calls + self._call_text.calls
+        for each in (value if isinstance(value, list) else [value])[written:]:
             call = name_and_arguments(each)
             if call is None:
                 return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            if not (self._is_single and self._calls):
-                calls.append(new_call(self._calls, *call))
-                self._calls += 1
+            part = new_call(self._calls, *call)
+            self._calls += 1
+            if self._is_wanted(part):
+                calls.append(part)
         return ""
+
+
+def _has_whole_calls(template: Mapping[str, Any]) -> bool:
+    """Return whether calls are JSON with the name in it, and not the arguments alone."""
+    calls = template["fields"].get("tool_calls", {})
+    return calls.get("content") == "json" and "(?P<" not in calls.get("open_pattern", "")
 
 
 class _Text:

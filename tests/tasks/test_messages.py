@@ -124,6 +124,13 @@ REPLIES: dict[str, tuple[str, str, str, list[Any]]] = {
         "Hm",
         [],
     ),
+    "openai with odd arguments": (
+        "<|channel|>",
+        "<|channel|>analysis<|message|>Think<|end|><|start|>assistant<|channel|>commentary "
+        f"to=functions.f<|message|>{text_of(SIEGEN)}<|call|>",
+        "",
+        [("f", json.loads(text_of(SIEGEN)))],
+    ),
     "gemma4": (
         "<|tool_call>",
         '<|tool_call>call:get_weather{city:<|"|>Siegen<|"|>,days:2}<tool_call|>',
@@ -219,6 +226,18 @@ def test_reasoning_is_apart_from_content(name: str, step: int) -> None:
     assert parse(form(opening), rest, step, prompt=begun, tools=()) == expected
     cut = reply.partition(closing)[0]
     assert parse(form(opening), cut, step, tools=()) == ("", "Let me think.", [])
+
+
+def test_arguments_are_passed_on_as_they_are_written() -> None:
+    reply_form = form("<tool_call>").reply_form(conversation(), "")
+    assert reply_form is not None
+    parser = reply_form.new_parser()
+    written = '<tool_call>{"name": "get_weather", "arguments": {"city": "Sie'
+    *_, last = parser.feed(written, is_last=False).calls
+    assert (last.index, last.arguments) == (0, '{"city": "Sie')
+    rest = parser.feed('gen"}}\n</tool_call>', is_last=False)
+    assert [part.arguments for part in rest.calls] == ['gen"}']
+    assert parser.feed("", is_last=True).calls == ()
 
 
 def test_reasoning_goes_before_calls() -> None:
