@@ -18,7 +18,7 @@ from predictor.admission import AdmissionController, Permit
 from predictor.engine.process.client import EncoderClient, GenerationClient
 from predictor.engine.process.messages import Placed
 from predictor.engine_process import EngineProcess
-from predictor.errors import DeadlineExceeded, EngineBroken, NotReady
+from predictor.errors import DeadlineExceeded, EngineBroken, NotReady, RequestError
 from predictor.heartbeat import Health, Timeouts
 from predictor.metrics import show_placement
 from predictor.mixture.heat import LayerHeat
@@ -261,7 +261,13 @@ class PredictorModel(ModelShell):
         return task
 
     def _limit(self, request: TaskRequest, timeout: float | None) -> float:
-        limits = (self._settings.request_timeout, request.timeout, timeout)
+        most = self._settings.request_timeout
+        if request.timeout is not None and request.timeout > most:
+            raise RequestError(
+                f"timeout is {request.timeout:g} seconds, and this server's limit {most:g} seconds "
+                "(request_timeout). It is in seconds, and not in microseconds as in Triton."
+            )
+        limits = (most, request.timeout, timeout)
         return min(seconds for seconds in limits if seconds is not None)
 
     def _break(self, error: EngineBroken) -> None:

@@ -47,6 +47,10 @@ class ProtocolSettings(BaseSettings):
     """Whether TorchServe's routes are served too: `/predictions`, `/ping` and, read-only,
     `/models`."""
 
+    kserve_semantics: bool = False
+    """Whether V1 and V2 answer encoder tasks as KServe's Hugging Face server: class indices in
+    place of labels, the best token of a mask, vectors, and V2's one output `output-0`."""
+
     torchserve_semantics: bool = False
     """Whether V1, V2 and `/predictions` use the defaults of TorchServe's handler. The prompt is cut
     at `max_length` tokens, as many new tokens are sampled with `top_p` 0.95 and `top_k` 60, and the

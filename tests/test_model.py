@@ -54,6 +54,10 @@ def test_a_v2_request_gets_a_response(model: PredictorModel) -> None:
 def test_a_wrong_header_or_body_is_refused(model: PredictorModel) -> None:
     with pytest.raises(RequestError, match="x-request-timeout"):
         call(model, {"instances": ["a"]}, **{"x-request-timeout": "soon"})
+    with pytest.raises(
+        RequestError, match=r"^timeout is 1e\+06 seconds, .* limit 600 seconds .*mic"
+    ):
+        call(model, {"instances": ["a"], "parameters": {"timeout": 1_000_000}})
     with pytest.raises(RequestError, match="no 'instances'"):
         call(model, {})
     assert model.running == 0

@@ -52,6 +52,7 @@ _UNITS = {
         "max_body_size",
         "max_header_size",
         "max_bytes_in_flight",
+        "max_grammar_size",
     ),
     "bytes per second": ("min_body_rate",),
     "fraction": ("memory_headroom", "pinned_memory_fraction", "gpu_fraction"),

@@ -35,6 +35,7 @@ from predictor.protocol.http.middleware import Border
 from predictor.protocol.kserve.generate import GenerateEndpoints
 from predictor.protocol.kserve.rest_inference import InferenceEndpoints
 from predictor.protocol.kserve.rest_status import StatusEndpoints
+from predictor.protocol.kserve.triton import TritonEndpoints
 from predictor.protocol.openai.embeddings_rerank import EmbeddingsRerankEndpoints
 from predictor.protocol.openai.endpoints import OpenAIEndpoints
 from predictor.protocol.openai.tokens import TokenEndpoints
@@ -115,7 +116,7 @@ def _routes(surface: Surface, models: Models, codec: Codec) -> Iterator[Route]:
     openai = OpenAIEndpoints(models, codec)
     status = StatusEndpoints(models, openai.created)
     lists = EmbeddingsRerankEndpoints(models, codec)
-    yield from _status_routes(status)
+    yield from _status_routes(status, TritonEndpoints(models))
     yield from _inference_routes(InferenceEndpoints(models, codec))
     yield from _generate_routes(GenerateEndpoints(models, codec))
     for prefix in dict.fromkeys((surface.openai_prefix, "")):
@@ -131,7 +132,7 @@ def _routes(surface: Surface, models: Models, codec: Codec) -> Iterator[Route]:
             yield _post(f"{_REPOSITORY_MODEL}/{verb}", status.no_loading)
 
 
-def _status_routes(status: StatusEndpoints) -> Iterator[Route]:
+def _status_routes(status: StatusEndpoints, triton: TritonEndpoints) -> Iterator[Route]:
     yield _get("/", status.alive)
     yield _get("/health", status.health)
     yield _get("/version", status.version)
@@ -142,10 +143,13 @@ def _status_routes(status: StatusEndpoints) -> Iterator[Route]:
     yield _get("/v2/health/live", status.live)
     yield _get("/v2/health/ready", status.ready)
     yield _get("/v2/models", status.names)
+    yield _get("/v2/models/stats", triton.all_stats)
     for path in (_MODEL, _VERSION):
         yield _get(path, status.model)
         yield _get(f"{path}/ready", status.model_ready)
         yield _get(f"{path}/experts", status.experts)
+        yield _get(f"{path}/config", triton.config)
+        yield _get(f"{path}/stats", triton.stats)
     yield _post("/v2/repository/index", status.index)
 
 

@@ -85,8 +85,9 @@ class EchoModel(kserve.Model):
 
     @property
     def spec(self) -> TaskSpec:
-        spec: TaskSpec = self.task.spec if self.task else GenerationSpec(self.style.defaults)
-        return spec
+        if self.task is None:
+            return GenerationSpec(self.style.defaults)
+        return self.style.applied_to(self.task.spec)
 
     def check_open(self) -> None:
         if not self.ready:

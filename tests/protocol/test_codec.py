@@ -125,7 +125,7 @@ VECTORS = """
     [
         "lists._embed_body, vectors",
         "lists._embeddings_body, vectors, True, 'm'",
-        "partial(v1.encode_body, text_only=False), vectors",
+        "partial(v1.encode_body, predictions='objects'), vectors",
         "partial(grpc_server._encode, **name), vectors, form",
         "partial(rest_inference._encode_infer, **name), vectors, form, "
         "rest_codec.BinaryOutputs(True, {})",

@@ -51,4 +51,4 @@ def test_vectors_and_scores() -> None:
 
 def test_only_completions_can_be_their_text_alone() -> None:
     answers = [Completion("A", "eos_token", 1, 2), Score(0.5)]
-    assert v1.encode(answers, text_only=True) == {"predictions": ["A", {"score": 0.5}]}
+    assert v1.encode(answers, predictions="texts") == {"predictions": ["A", {"score": 0.5}]}

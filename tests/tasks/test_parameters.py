@@ -31,6 +31,11 @@ def test_nothing_said_and_null_are_the_same() -> None:
     assert parse_parameters({"seed": None, "stop": None}) == GenerationParameters()
 
 
+def test_values_that_ask_for_nothing_are_accepted() -> None:
+    assert parse_parameters({"top_k": -1, "stop": ""}) == GenerationParameters(top_k=0)
+    assert parse_parameters({"stop": ["", "x"]}).stop == ("x",)
+
+
 def test_a_single_stop_is_a_list_of_one() -> None:
     assert parse_parameters({"stop": "end"}).stop == ("end",)
 
@@ -53,14 +58,13 @@ def test_a_single_stop_is_a_list_of_one() -> None:
         ("top_p", 0),
         ("top_p", 1.01),
         ("top_p", float("-inf")),
-        ("top_k", -1),
+        ("top_k", -2),
         ("top_k", 2.0),
         ("repetition_penalty", 0),
         ("repetition_penalty", 1e-40),
         ("repetition_penalty", -2),
         ("seed", -1),
         ("seed", 2**63),
-        ("stop", ""),
         ("stop", [1]),
         ("stop", {"a": 1}),
         ("stop", ["x"] * 17),

@@ -72,5 +72,5 @@ def decode_call(
         )
         return DecodedCall(call.request, encode_v2)
     document = parse_document(payload) if isinstance(payload, bytes) else payload
-    encode_v1 = partial(v1.encode, text_only=style.text_only)
+    encode_v1 = partial(v1.encode, predictions=style.predictions)
     return DecodedCall(v1.decode(document, spec), encode_v1)

@@ -63,8 +63,8 @@ class InferenceEndpoints:
                 call = model.answer(typed, requested_timeout(request.headers))
                 answers = await while_connected(request, call)
             with timed("postprocess", model.name):
-                codec, text_only = codec_of(answers, self.codec), model.style.text_only
-                encode = partial(v1.encode_body, text_only=text_only)
+                codec = codec_of(answers, self.codec)
+                encode = partial(v1.encode_body, predictions=model.style.predictions)
                 return JSONBody(await codec.run(json_size(answers), encode, answers))
 
     async def _predict_stream(self, request: Request, model: ServedModel) -> Response:

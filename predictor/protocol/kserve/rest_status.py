@@ -26,7 +26,7 @@ from predictor.protocol.served import (
     unready,
 )
 
-EXTENSIONS = ("binary_tensor_data", "model_repository")
+EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration", "statistics")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ request's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import (
@@ -21,12 +21,19 @@ from predictor.protocol.http.json_body import (
     present,
     require_type,
 )
+from predictor.protocol.kserve.kserve_answers import kserve_prediction
 from predictor.protocol.kserve.v1_answers import prediction, text_or_prediction
+from predictor.protocol.response_style import Predictions
 from predictor.tasks.answers import Answer
 from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.request import TaskRequest, most_instances
 from predictor.tasks.task import RawInstance, TaskSpec
 
+_RENDERERS: Mapping[Predictions, Callable[[Answer], object]] = {
+    "objects": prediction,
+    "texts": text_or_prediction,
+    "kserve": kserve_prediction,
+}
 _KEYS = ("instances", "inputs", "parameters")
 
 
@@ -100,21 +107,21 @@ def decode_instance(instance: object, place: str, spec: TaskSpec) -> RawInstance
     return RawInstance(fields, own, place)
 
 
-def encode(answers: Sequence[Answer], *, text_only: bool = False) -> dict[str, object]:
+def encode(answers: Sequence[Answer], *, predictions: Predictions = "objects") -> dict[str, object]:
     """Return the V1 response.
 
     Args:
         answers: The answers, in the order of the instances.
-        text_only: Whether the prediction for a completion is its text, as in TorchServe's V1
-            envelope, and not an object.
+        predictions: Their form: objects, the text alone for a completion, as in TorchServe's V1
+            envelope, or that of KServe's Hugging Face server.
     """
-    render = text_or_prediction if text_only else prediction
+    render = _RENDERERS[predictions]
     return {"predictions": [render(answer) for answer in answers]}
 
 
-def encode_body(answers: Sequence[Answer], *, text_only: bool) -> bytes:
+def encode_body(answers: Sequence[Answer], *, predictions: Predictions) -> bytes:
     """Return the body of the V1 response; see `encode`."""
-    return dump_json(encode(answers, text_only=text_only))
+    return dump_json(encode(answers, predictions=predictions))
 
 
 def _check_one_prompt(instance: Mapping[str, object], keys: Iterable[str], place: str) -> None:

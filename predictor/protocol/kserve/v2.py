@@ -15,9 +15,11 @@ from typing import Any
 from kserve import InferOutput, InferRequest, InferResponse
 
 from predictor.errors import RequestError
+from predictor.protocol.kserve.kserve_answers import kserve_columns
 from predictor.protocol.kserve.v2_answers import columns
 from predictor.protocol.kserve.v2_inputs import check_once, decode_inputs
 from predictor.protocol.kserve.v2_parameters import decode_parameters
+from predictor.protocol.kserve_spec import OUTPUT
 from predictor.protocol.sdk import to_http_parameters
 from predictor.sentences import quote
 from predictor.tasks.answers import Answer
@@ -109,7 +111,8 @@ def encode(
         model_name: Name for the response.
         model_version: Version for the response.
     """
-    by_name = columns(answers, form.shape)
+    make = kserve_columns if OUTPUT in form.datatypes else columns
+    by_name = make(answers, form.shape)
     return InferResponse(
         response_id=form.id,
         model_name=model_name,

@@ -1,0 +1,45 @@
+"""Answers in the shapes of KServe's Hugging Face server, by setting (`kserve_semantics`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from predictor.protocol.kserve.v1_answers import prediction
+from predictor.protocol.kserve.v2_answers import Column, columns
+from predictor.protocol.kserve_spec import OUTPUT
+from predictor.tasks.answers import Answer, Classes, Masks, Vector, of_type
+
+_ADDED: tuple[str, ...] = ("probabilities", "logits")
+"""Outputs that a parameter adds."""
+
+
+def kserve_prediction(answer: Answer) -> object:
+    """Return an answer as V1's prediction: an index, numbers by index, a token or a vector."""
+    match answer:
+        case Classes(logits=tuple() as numbers) | Classes(probabilities=tuple() as numbers):
+            return {str(index): number for index, number in enumerate(numbers)}
+        case Classes():
+            return answer.labels.index(answer.label)
+        case Masks():
+            return answer.masks[0][0].token.strip()
+        case _:
+            return prediction(answer)
+
+
+def kserve_columns(answers: Sequence[Answer], shape: tuple[int, ...]) -> dict[str, Column]:
+    """Return KServe's output, and those that a parameter has added; see `columns`."""
+    ours = columns(answers, shape)
+    count = len(answers)
+    match answers[0]:
+        case Classes():
+            classes = of_type(answers, Classes)
+            indices = [each.labels.index(each.label) for each in classes]
+            added = {name: ours[name] for name in _ADDED if name in ours}
+            return {OUTPUT: Column((count,), indices), **added}
+        case Masks():
+            tokens = [each.masks[0][0].token.strip() for each in of_type(answers, Masks)]
+            return {OUTPUT: Column((count,), tokens)}
+        case Vector():
+            return {OUTPUT: ours["embedding"]}
+        case _:
+            return ours
