@@ -11,7 +11,7 @@ import torch
 
 from predictor.engine.generation.batch_sampler import BatchSampler
 from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
-from predictor.engine.generation.sampler import Sampler
+from predictor.engine.generation.sampler import Sampler, expand_bits
 from predictor.engine.generation.sampling_params import SamplingParams, Token
 from predictor.engine.generation.token_mask import MaskFactory, TokenMask
 from predictor.errors import GenerationFailed, PredictorError
@@ -58,6 +58,13 @@ def test_end_tokens_are_allowed_where_the_grammar_may_end_and_nowhere_else(
 
 def test_an_end_token_that_is_text_is_no_text_of_a_grammar(pool: ThreadPoolExecutor) -> None:
     assert allowed(mask_of('start: "a" | "b" "a"', pool, ends=(B,))) == [A]
+
+
+def test_devices_expand_the_bits_to_the_same_bias(pool: ThreadPoolExecutor) -> None:
+    tokens = mask_of('start: "a"+ "!"?', pool).allowed()
+    expanded = expand_bits(torch.from_numpy(tokens.bits))[: len(tokens.bias)]
+    assert expanded.dtype == torch.float32
+    assert torch.equal(expanded, torch.from_numpy(tokens.bias))
 
 
 def test_rows_beside_a_grammar_are_as_they_would_be_alone(pool: ThreadPoolExecutor) -> None:

@@ -22,6 +22,7 @@ def tool(name: str = "f", **function: Any) -> dict[str, Any]:
 
 
 NODE = {
+    "$id": "https://example.org/node",
     "type": "object",
     "properties": {"next": {"$ref": "#/$defs/node"}, "same": {"$ref": "#"}},
     "$defs": {"node": {"type": "null"}},
@@ -85,8 +86,19 @@ def test_forced_calls_are_a_form_of_the_reply() -> None:
     }
     assert second["properties"]["name"] == {"const": "g"}
     moved = schema["$defs"]["tool0"]
+    assert "$id" not in moved
     assert moved["properties"]["next"] == {"$ref": "#/$defs/tool0/$defs/node"}
     assert moved["properties"]["same"] == {"$ref": "#/$defs/tool0"}
+
+
+@pytest.mark.parametrize("choice", ["required", tool("f")])
+def test_what_cannot_be_enforced_counts_for_strict_functions_alone(choice: Any) -> None:
+    for strict in (False, True):
+        tools = [tool("f", strict=strict), tool("g")]
+        call = decode_chat({"messages": [HELLO], "tools": tools, "tool_choice": choice})
+        given = call.request.prompts[0].parameters.grammar
+        assert given is not None
+        assert given.is_lenient != strict
 
 
 @pytest.mark.parametrize(

@@ -171,9 +171,13 @@ def _bias(allowed: AllowedTokens, device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
         return torch.from_numpy(allowed.bias)
     bits = torch.from_numpy(allowed.bits).to(device)  # a 32nd of the bytes of the bias
-    flags = (bits.unsqueeze(1) >> torch.arange(8, device=device)) & 1
-    bias = torch.where(flags.bool(), 0.0, -torch.inf).flatten()
-    return bias[: len(allowed.bias)]
+    return expand_bits(bits)[: len(allowed.bias)]
+
+
+def expand_bits(bits: torch.Tensor) -> torch.Tensor:
+    """Return what is added to the logits of the eight tokens of each byte, the lowest bit first."""
+    flags = (bits.unsqueeze(1) >> torch.arange(8, device=bits.device)) & 1
+    return torch.where(flags.bool(), 0.0, -torch.inf).flatten()
 
 
 def _in_range(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,11 +82,12 @@ def tool_use_of(given: Mapping[str, object]) -> ToolUse:
     if choice == "auto":
         return ToolUse(tools, is_single=is_single)
     if choice == "required":
-        grammar = Grammar("json_schema", json.dumps(_calls_schema(tools, is_single=is_single)))
+        grammar = _grammar(_calls_schema(tools, is_single=is_single), tools)
         return ToolUse(tools, ForcedCalls(), is_single, grammar)
     name = _chosen(choice, tools)
     (tool,) = (tool for tool in tools if tool["function"]["name"] == name)
-    return ToolUse(tools, ForcedCalls(name), True, Grammar("json_schema", _parameters(tool)))
+    grammar = _grammar(_arguments_schema(tool), (tool,))
+    return ToolUse(tools, ForcedCalls(name), True, grammar)
 
 
 def template_options_of(given: Mapping[str, object]) -> dict[str, object]:
@@ -155,8 +156,13 @@ def _chosen(choice: object, tools: tuple[Mapping[str, Any], ...]) -> str:
     return name
 
 
-def _parameters(tool: Mapping[str, Any]) -> str:
-    return json.dumps(_arguments_schema(tool))
+def _grammar(schema: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> Grammar:
+    """Return the form of calls; what cannot be enforced counts only for strict functions.
+
+    Schemas of tools are made for people and validators, and have many such keywords.
+    """
+    is_strict = any(tool["function"].get("strict") for tool in tools)
+    return Grammar("json_schema", json.dumps(schema), is_lenient=not is_strict)
 
 
 def _arguments_schema(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +174,8 @@ def _arguments_schema(tool: Mapping[str, Any]) -> dict[str, Any]:
 def _calls_schema(tools: tuple[Mapping[str, Any], ...], *, is_single: bool) -> dict[str, Any]:
     """Return the schema of a list of calls, at least one.
 
-    References in the schema of a function's arguments count from its root, which moves.
+    References in the schema of a function's arguments count from its root, which moves. An id would
+    be another root.
     """
     calls = [
         {
@@ -197,6 +204,8 @@ def _moved(schema: Any, root: str) -> Any:
     if not isinstance(schema, dict):
         return schema
     moved = {key: _moved(value, root) for key, value in schema.items()}
+    if isinstance(schema.get("$id"), str):
+        del moved["$id"]
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference.startswith("#"):
         moved["$ref"] = root + reference.removeprefix("#")
