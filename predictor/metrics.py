@@ -60,6 +60,11 @@ INTER_TOKEN_SECONDS = Histogram(
     buckets=_SHORT,
 )
 PROMPT_TOKENS = Counter("predictor_prompt_tokens", "Prompt tokens of sequences begun.", (_MODEL,))
+CACHED_PROMPT_TOKENS = Counter(
+    "predictor_prompt_tokens_cached",
+    "Prompt tokens of sequences begun that the prefix cache had, so that none computed them.",
+    (_MODEL,),
+)
 GENERATED_TOKENS = Counter("predictor_generated_tokens", "Tokens generated.", (_MODEL,))
 BATCH_ROWS = Histogram(
     "predictor_batch_sequences", "Sequences in one pass of the model.", (_MODEL,), buckets=_ROWS
@@ -254,6 +259,7 @@ class EngineMetrics:
         self.first_token_seconds = child(FIRST_TOKEN_SECONDS, model_name)
         self.inter_token_seconds = child(INTER_TOKEN_SECONDS, model_name)
         self.prompt_tokens = child(PROMPT_TOKENS, model_name)
+        self.cached_prompt_tokens = child(CACHED_PROMPT_TOKENS, model_name)
         self.generated_tokens = child(GENERATED_TOKENS, model_name)
         self.batch_rows = child(BATCH_ROWS, model_name)
         self.step_seconds = child(STEP_SECONDS, model_name)

@@ -15,6 +15,7 @@ from contextlib import aclosing
 from typing import Any
 
 from predictor.admission import AdmissionController, Permit
+from predictor.cache_scope import ScopeHeader
 from predictor.engine.process.client import EncoderClient, GenerationClient
 from predictor.engine.process.messages import Placed
 from predictor.engine_process import EngineProcess
@@ -66,6 +67,7 @@ class PredictorModel(ModelShell):
         super().__init__(settings.model_name)
         self.version = settings.model_version
         self.style = style_of(settings)
+        self.scope_header = ScopeHeader(settings.scope_header())
         self.spec: TaskSpec = GenerationSpec(self.style.defaults)
         self._settings = settings
         self._on_broken = on_broken

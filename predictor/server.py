@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from predictor import logs
+from predictor.cache_scope import ScopeHeader
 from predictor.engine_process import EngineProcess
 from predictor.errors import ConfigurationError, EngineBroken
 from predictor.metrics import STALLED
@@ -153,6 +154,7 @@ class Server(ModelServer):
             ),
             keys=self._keys,
             codec=self._codec,
+            scope_header=ScopeHeader(settings.scope_header()),
         )
         logger.info("gRPC on %s:%d", settings.host, bound.port)
         if settings.ssl_certfile is not None:
@@ -242,6 +244,7 @@ def _surface(settings: Settings, keys: ApiKeys) -> Surface:
         allowed_origins=settings.allowed_origins,
         access_log=settings.access_log,
         docs=settings.enable_docs_url,
+        scope_header=ScopeHeader(settings.scope_header()),
     )
 
 

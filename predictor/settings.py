@@ -94,6 +94,10 @@ class Settings(ProtocolSettings, LimitSettings, ChatSettings):
     """Most prompt tokens in one forward pass; bounds the memory of activations. With 512 rows
     matrix products are efficient, and activations are still small compared with a block."""
 
+    prefix_cache: bool = True
+    """Whether prompts that begin alike share what is computed of their prefix, while the KV cache
+    has room. Models that keep more than keys and values of whole sequences share nothing."""
+
     device_map: DeviceMap = "auto"
     """`auto` (the same as `balanced`), `balanced`, `balanced_low_0`, `sequential`, one device
     (`cpu`, `disk`, `cuda:0`, `0`), or an object from module names to devices."""

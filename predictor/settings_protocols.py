@@ -64,6 +64,12 @@ class ProtocolSettings(BaseSettings):
     api_key_file: Path | None = None
     """A file with an API key in each line, such as one of a mounted Secret; read at the start."""
 
+    prefix_cache_salt_header: str | None = Field(None, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
+    """A header, and gRPC metadata, that says who calls. Only requests with the same value share
+    prefixes (`prefix_cache`), and one without it shares none. The gateway must set or overwrite it
+    in every request. Default: the API key, if there are any; else all callers share, and the time
+    to a first token tells whether another one has sent the same prefix."""
+
     allowed_origins: Names = ()
     """Origins of web pages that may use the routes (CORS), separated by commas; `*` is any.
     Default: none."""
@@ -96,6 +102,12 @@ class ProtocolSettings(BaseSettings):
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
+
+    def scope_header(self) -> str | None:
+        """Return the header with a request's scope in the prefix cache; None if all share."""
+        if self.prefix_cache_salt_header is not None:
+            return self.prefix_cache_salt_header
+        return "authorization" if self.api_key or self.api_key_file else None
 
     def api_keys(self) -> tuple[str, ...]:
         """Return the API keys of the setting and of the file.

@@ -281,6 +281,7 @@ def _open(
             prefill_chunk=prepared.chunk,
             max_sequences=settings.max_batch_size,
             eos_token_ids=end_tokens(loaded.model.generation_config, path),
+            prefix_cache=settings.prefix_cache,
             **common,
         )
         facts = generation_facts(

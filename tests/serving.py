@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 
 from predictor import startup
 from predictor.engine.generation.engine import Engine
-from predictor.engine.generation.sampling_params import SamplingParams, Token
+from predictor.engine.generation.sampling_params import CachedPrompt, SamplingParams, Token
 from predictor.placement.plan import Placement
 from predictor.pod.resources import Memory, PodResources, Volume
 from predictor.settings import Settings, read_settings
@@ -55,6 +55,7 @@ class Collected:
         self.tokens: list[int] = []
         self.scored: list[Token] = []
         self.outcome: Any = None
+        self.cached = 0
         self._on_token = on_token
         self.ended = threading.Event()
 
@@ -64,6 +65,9 @@ class Collected:
         collected = cls()
         engine.submit(ids, SamplingParams(**params), collected)
         return collected.wait()
+
+    def on_cached_prompt(self, cached: CachedPrompt) -> None:
+        self.cached = cached.tokens
 
     def on_token(self, token: Token) -> bool:
         self.tokens.append(token.id)

@@ -27,11 +27,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from predictor.admission import AdmissionController
+from predictor.cache_scope import ONE_SCOPE, ScopeHeader
 from predictor.protocol.http.authentication import ApiKeys
 from predictor.protocol.http.codec import Codec, CodecThreads
 from predictor.protocol.http.error_forms import error_response
 from predictor.protocol.http.gate import Gate
-from predictor.protocol.http.middleware import Border
+from predictor.protocol.http.middleware import Border, CacheScope
 from predictor.protocol.kserve.generate import GenerateEndpoints
 from predictor.protocol.kserve.rest_inference import InferenceEndpoints
 from predictor.protocol.kserve.rest_status import StatusEndpoints
@@ -63,6 +64,7 @@ class Surface:
         allowed_origins: Origins of web pages that may use the routes (CORS); ``*`` is any.
         access_log: Whether each request that may have a body is a line in the log.
         docs: Whether ``/docs`` shows the routes.
+        scope_header: The header with a request's scope in the prefix cache.
     """
 
     max_body_bytes: int
@@ -73,6 +75,7 @@ class Surface:
     allowed_origins: Sequence[str] = ()
     access_log: bool = False
     docs: bool = False
+    scope_header: ScopeHeader = ONE_SCOPE
 
 
 def install(
@@ -99,6 +102,7 @@ def install(
         max_body_bytes=surface.max_body_bytes,
         model_name=lambda: next(iter(models.get_models()), ""),
     )
+    app.add_middleware(CacheScope, header=surface.scope_header)
     app.add_middleware(Border, gate=gate, keys=surface.keys, access_log=surface.access_log)
     if surface.allowed_origins:
         app.add_middleware(

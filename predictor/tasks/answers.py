@@ -47,6 +47,7 @@ class Completion:
         tokens: The generated tokens, if log probabilities were requested.
         reasoning: What the model wrote before the reply, which is no part of its text.
         calls: The calls of functions that it makes.
+        cached_tokens: Tokens of the prompt that the prefix cache had.
     """
 
     text: str
@@ -56,6 +57,7 @@ class Completion:
     tokens: tuple[ScoredToken, ...] = ()
     reasoning: str = ""
     calls: tuple[ToolCall, ...] = ()
+    cached_tokens: int = 0
 
     @property
     def finish_reason(self) -> str:
@@ -76,6 +78,7 @@ class Piece:
         tokens: The new tokens, if log probabilities were requested.
         reasoning: New text of the model's reasoning.
         calls: New parts of calls of functions.
+        cached_tokens: Tokens of the prompt that the prefix cache had.
     """
 
     index: int
@@ -86,6 +89,7 @@ class Piece:
     tokens: tuple[ScoredToken, ...] = ()
     reasoning: str = ""
     calls: tuple[CallPart, ...] = ()
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from predictor.cache_scope import current_scope
 from predictor.engine.generation.sampling_params import SamplingParams, SequenceGenerator
 from predictor.errors import PromptTooLong, RequestError
 from predictor.sentences import quote
@@ -132,7 +133,8 @@ class TextGeneration:
                     grammars[key] = self._structured.compile_grammar(*key)
                 sampling = replace(sampling, grammar=grammars[key])
             jobs.append(Job(prompt, source.ids, sampling, prefix, source.form))
-        return PreparedGeneration(jobs, self.tokenizer, self.engine)
+        scope = current_scope(request.cache_salt)
+        return PreparedGeneration(jobs, self.tokenizer, self.engine, scope)
 
     def conversation_ids(self, conversation: Conversation) -> Sequence[int]:
         """Return the tokens of a conversation by the model's chat template.

@@ -55,9 +55,18 @@ class PreparedGeneration:
         jobs: Sequence[Job],
         tokenizer: Any,
         engine: SequenceGenerator,
+        scope: bytes = b"",
     ) -> None:
-        """Create the request of a `TextGeneration`, with its tokenizer and engine."""
+        """Create the request of a `TextGeneration`, with its tokenizer and engine.
+
+        Args:
+            jobs: The prompts.
+            tokenizer: The model's tokenizer.
+            engine: Runs the model.
+            scope: The request's scope in the prefix cache.
+        """
         self.jobs = jobs
+        self._scope = scope
         self._tokenizer = tokenizer
         self._engine = engine
 
@@ -99,7 +108,7 @@ class PreparedGeneration:
                     prompts[prompt] = _engine_prompt(job)
                 reply = self._reply(index, job, inbox, by_token=by_token)
                 keys[index] = self._engine.submit(
-                    prompts[prompt], job.sampling, reply, request=request
+                    prompts[prompt], job.sampling, reply, request=request, scope=self._scope
                 )
             while keys:
                 item = await inbox.get()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from predictor.engine.generation.sampling_params import FinishReason, Token
+from predictor.engine.generation.sampling_params import CachedPrompt, FinishReason, Token
 from predictor.errors import PredictorError
 from predictor.tasks.answers import Completion, Piece, ScoredToken
 from predictor.tasks.detokenizer import TextStream
@@ -62,8 +62,13 @@ class Reply:
         self._stream = TextStream(tokenizer, prompt, stops, kept)
         self._parser = None if form is None else form.new_parser()
         self._count = 0
+        self._cached = 0
         self._text = ""
         self._tokens: list[ScoredToken] = []
+
+    def on_cached_prompt(self, cached: CachedPrompt) -> None:
+        """Take how much of the prompt was cached."""
+        self._cached = cached.tokens
 
     def on_token(self, token: Token) -> bool:
         """Take the next token; return whether a stop sequence ends the reply with it."""
@@ -103,6 +108,7 @@ class Reply:
                 tokens=tuple(self._tokens),
                 reasoning=part.reasoning,
                 calls=part.calls,
+                cached_tokens=self._cached,
             )
         )
         self._tokens = []
@@ -139,4 +145,5 @@ def as_completion(piece: Piece, *, before: str = "") -> Completion:
         tokens=piece.tokens,
         reasoning=piece.reasoning,
         calls=joined(piece.calls),
+        cached_tokens=piece.cached_tokens,
     )

@@ -152,9 +152,15 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A request for replies to at least one prompt."""
+    """A request for replies to at least one prompt.
+
+    Attributes:
+        prompts: The prompts.
+        cache_salt: Makes the request's scope in the prefix cache narrower; empty does not.
+    """
 
     prompts: tuple[Prompt, ...]
+    cache_salt: str = ""
 
     @property
     def timeout(self) -> float | None:

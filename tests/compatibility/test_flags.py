@@ -67,7 +67,8 @@ def test_a_flag_sets_settings_or_says_why_it_does_not(name: str) -> None:
         ("--model_name x --workers 1 --enable_grpc", {"model_name": "x", "enable_grpc": "true"}),
         ("serve --quantization awq -tp 2", {}),
         ("serve --enable-lora=false --no-enable-lora --enforce-eager", {}),
-        ("serve --load-format auto --seed 3 --no-enable-prefix-caching", {}),
+        ("serve --load-format auto --seed 3", {}),
+        ("serve --no-enable-prefix-caching", {"prefix_cache": "false"}),
     ],
 )
 def test_a_flag_becomes_settings(line: str, settings: dict[str, str]) -> None:

@@ -28,6 +28,7 @@ from predictor.engine.generation.batchability import check_batch_invariance
 from predictor.engine.generation.cache_kinds import unbatchable_reason
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.layout import SequenceChunk
+from predictor.engine.generation.page_pool import PagePool
 from predictor.engine.generation.runner import BatchRunner
 from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.engine.generation.serial_runner import SerialRunner
@@ -118,17 +119,27 @@ class Company:
     """Runs requests in one engine."""
 
     def __init__(
-        self, runner: Any, requests: Sequence[Ask], *, kv_tokens: int = KV_TOKENS, **limits: Any
+        self,
+        runner: Any,
+        requests: Sequence[Ask],
+        *,
+        kv_tokens: int = KV_TOKENS,
+        pages: PagePool | None = None,
+        **limits: Any,
     ) -> None:
         self._asks = list(requests)
         self._callbacks = [Member(self) for _ in requests]
         self._keys: dict[int, int] = {}
+        self._pages = pages
         self.runner = Wrapped(runner, lambda _: self._come_and_go())
         self._limits = SchedulerLimits(kv_tokens, **{"sequences": 6, "chunk": 16} | limits)
         self.preemptions = 0
 
     def run(self, ends: Sequence[int] = ()) -> list[Collected]:
-        with RunningEngine(self.runner, limits=self._limits, eos_token_ids=ends) as opened:
+        opened = RunningEngine(
+            self.runner, limits=self._limits, eos_token_ids=ends, pages=self._pages
+        )
+        with opened:
             self._engine = opened.engine
             with opened.held():
                 self._come_and_go()

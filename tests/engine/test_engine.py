@@ -16,6 +16,7 @@ from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_accounting import PADDING_PAGES
 from predictor.engine.generation.layout import SequenceChunk
+from predictor.engine.generation.page_pool import PagePool
 from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.engine.generation.sampling_params import SamplingParams, Token
 from predictor.errors import EngineBroken, GenerationFailed
@@ -53,6 +54,7 @@ class RunningEngine:
         eos_token_ids: Sequence[int] = (),
         limits: SchedulerLimits | None = None,
         on_broken: Any = None,
+        pages: PagePool | None = None,
     ) -> None:
         self.name = next(_names)
         self.engine = Engine(
@@ -61,6 +63,7 @@ class RunningEngine:
             eos_token_ids=frozenset(eos_token_ids),
             metrics=EngineMetrics(self.name),
             on_broken=on_broken,
+            pages=pages,
         )
 
     def __enter__(self) -> RunningEngine:

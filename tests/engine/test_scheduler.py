@@ -589,6 +589,10 @@ class Simulation:
                 self.overtaken[key] += sum(new > key for new in newcomers)
                 assert self.requests or self.overtaken[key] <= MAX_OVERTAKES
         assert len(self.running) <= self.limits.sequences
+        self.check_room()
+
+    def check_room(self) -> None:
+        running = self.scheduler.running_keys
         assert sum([self.known_tokens[key] for key in running]) <= self.limits.kv_tokens
 
     def check(self, rows: tuple[Chunk, ...], seen: set[int]) -> None:

@@ -20,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from predictor.admission import AdmissionController, AdmissionLimits
+from predictor.cache_scope import ONE_SCOPE, ScopeHeader, current_scope
 from predictor.errors import NotReady
 from predictor.mixture.heat import LayerHeat
 from predictor.protocol import sdk
@@ -54,6 +55,7 @@ class EchoModel(kserve.Model):
         self.failure: Exception | None = None
         self.late_failure: Exception | None = None
         self.timeouts: list[float | None] = []
+        self.scopes: list[bytes] = []
         self.loading: dict[str, object] = {}
         self.heat: Sequence[LayerHeat] = ()
         self.requests: list[GenerationRequest] = []
@@ -115,6 +117,7 @@ class EchoModel(kserve.Model):
             raise self.failure
         self.requests.append(request)
         self.timeouts.append(timeout)
+        self.scopes.append(current_scope(request.cache_salt))
 
     async def _pieces(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """A piece for each character; those of several prompts take turns."""
@@ -168,6 +171,7 @@ class Served:
     models: kserve.ModelRepository
     admission: AdmissionController
     grpc_timeout: float
+    scope_header: ScopeHeader = ONE_SCOPE
     http_port: int = 0
     grpc_port: int = 0
     failures: list[BaseException] = field(default_factory=list)
@@ -201,7 +205,8 @@ def serve(
     """
     surface = Surface(MAX_BODY_BYTES, **options)
     models = kserve.ModelRepository()
-    served = Served(EchoModel(), models, AdmissionController(admission), grpc_timeout)
+    controller = AdmissionController(admission)
+    served = Served(EchoModel(), models, controller, grpc_timeout, surface.scope_header)
     models.update(served.model)
     served.keys = surface.keys
     app = _application(served, surface)
@@ -255,6 +260,7 @@ async def _serve(served: Served, web: uvicorn.Server, listener: socket.socket) -
         bounds=GrpcBounds(
             served.admission, MAX_BODY_BYTES, timeout=served.grpc_timeout, body_rate=2**30
         ),
+        scope_header=served.scope_header,
     )
     served.grpc_port = bound.port
     stopping = asyncio.Event()

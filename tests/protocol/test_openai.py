@@ -531,7 +531,19 @@ def test_the_best_of_several_replies_are_returned() -> None:
     document: Any = encode(CompletionFormat(), envelope, call, completions)
     assert [choice["text"] for choice in document["choices"]] == ["x", "y"]
     assert [choice["logprobs"] for choice in document["choices"]] == [None, None]
-    assert document["usage"] == {"prompt_tokens": 6, "completion_tokens": 6, "total_tokens": 12}
+    usage = {"prompt_tokens": 6, "completion_tokens": 6, "total_tokens": 12}
+    assert document["usage"] == usage | {"prompt_tokens_details": {"cached_tokens": 0}}
+
+
+def test_of_several_replies_to_a_prompt_the_fewest_cached_tokens_count() -> None:
+    call = decode_completion({**PROMPT, "prompt": ["a", "b"], "n": 2})
+    completions = [
+        Completion("x", "length", 40, 1, cached_tokens=count) for count in (32, 0, 16, 32)
+    ]
+    document: Any = encode(
+        CompletionFormat(), Envelope.new(CompletionFormat(), "m"), call, completions
+    )
+    assert document["usage"]["prompt_tokens_details"] == {"cached_tokens": 16}
 
 
 @pytest.mark.parametrize("key", sorted(REFUSED))

@@ -133,7 +133,13 @@ class Recorder:
         return 0
 
     def submit(
-        self, prompt: Any, sampling: SamplingParams, listener: SequenceCallback, *, request: int
+        self,
+        prompt: Any,
+        sampling: SamplingParams,
+        listener: SequenceCallback,
+        *,
+        request: int,
+        scope: bytes,
     ) -> int:
         self.params.append(sampling)
         listener.on_token(Token(7))
@@ -219,7 +225,13 @@ class Parrot:
         return 0
 
     def submit(
-        self, prompt: Any, sampling: SamplingParams, listener: SequenceCallback, *, request: int
+        self,
+        prompt: Any,
+        sampling: SamplingParams,
+        listener: SequenceCallback,
+        *,
+        request: int,
+        scope: bytes,
     ) -> int:
         stops = (listener.on_token(Token(3 if n else 2)) for n in range(sampling.max_new_tokens))
         listener.on_finish("stop_sequence" if any(stops) else "length")

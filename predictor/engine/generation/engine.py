@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Unpack
 
 from predictor.engine.generation.batch_sampler import BatchSampler
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
+from predictor.engine.generation.generated_sequence import GeneratedSequence
 from predictor.engine.generation.grammar import Vocabulary
 from predictor.engine.generation.layout import SequenceChunk
+from predictor.engine.generation.page_pool import PagePool
+from predictor.engine.generation.prefix_cache import PrefixCache
+from predictor.engine.generation.prefixes import NoPrefixes, Prefixes
 from predictor.engine.generation.runner import Runner
 from predictor.engine.generation.sampler import Sampler
 from predictor.engine.generation.sampling_params import (
@@ -36,20 +39,7 @@ _PROBE = -1
 """The key of the forward pass that tells whether the model still works."""
 
 
-@dataclass(slots=True)
-class _Sequence:
-    prompt: Sequence[int]
-    params: SamplingParams
-    sampler: Sampler
-    callback: SequenceCallback
-    request: int | None
-    arrived: float
-    last_token: float = 0.0
-    tokens: list[int] = field(default_factory=list)
-    """All known tokens. Empty until the first forward pass: many may wait with the same prompt."""
-
-
-class Engine(ModelThread[_Sequence, Chunk]):
+class Engine(ModelThread[GeneratedSequence, Chunk]):
     """Generates sequences until it is stopped or the model is broken.
 
     Attributes:
@@ -64,6 +54,7 @@ class Engine(ModelThread[_Sequence, Chunk]):
         *,
         eos_token_ids: frozenset[int],
         metrics: EngineMetrics,
+        pages: PagePool | None = None,
         **options: Unpack[ThreadOptions],
     ) -> None:
         """Start the model thread.
@@ -73,11 +64,12 @@ class Engine(ModelThread[_Sequence, Chunk]):
             limits: The limits of the KV cache and of a forward pass.
             eos_token_ids: Tokens that end a sequence.
             metrics: Takes counts and times.
+            pages: The runner's pages, if sequences share those of a prefix; else None.
             options: See `ThreadOptions`.
         """
         self.runner, self.limits, self._eos_token_ids = runner, limits, eos_token_ids
         self._masks = MaskFactory()
-        policy = ContinuousBatching(runner, limits, metrics)
+        policy = ContinuousBatching(runner, limits, metrics, pages)
         super().__init__(policy, name="engine", **options)
 
     def submit(
@@ -88,6 +80,7 @@ class Engine(ModelThread[_Sequence, Chunk]):
         *,
         request: int | None = None,
         key: int | None = None,
+        scope: bytes = b"",
     ) -> int:
         """Hand in a sequence and return its key; do not wait.
 
@@ -98,6 +91,7 @@ class Engine(ModelThread[_Sequence, Chunk]):
             callback: Called with its tokens and its end.
             request: The request that it belongs to, see `new_request`. None if it is the only one.
             key: Its key, if the caller gives every sequence one.
+            scope: Sequences of equal scopes share what is computed of equal prefixes.
 
         Raises:
             EngineBroken: The engine has ended.
@@ -107,7 +101,9 @@ class Engine(ModelThread[_Sequence, Chunk]):
 
         def begin(mask: TokenMask | None) -> None:
             sampler = Sampler(params, prompt, ends, mask)
-            self.put(_Sequence(prompt, params, sampler, callback, request, now), number)
+            self.put(
+                GeneratedSequence(prompt, params, sampler, callback, request, scope, now), number
+            )
 
         self._masks.begin(number, params.grammar, ends, begin, callback.on_finish)
         return number
@@ -127,20 +123,30 @@ class ContinuousBatching:
 
     noun = "sequence"
 
-    def __init__(self, runner: Runner, limits: SchedulerLimits, metrics: EngineMetrics) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        limits: SchedulerLimits,
+        metrics: EngineMetrics,
+        pages: PagePool | None = None,
+    ) -> None:
         self._runner, self._limits, self._metrics = runner, limits, metrics
-        self._scheduler = Scheduler(limits)
+        self._prefixes: Prefixes = NoPrefixes()
+        if pages is not None:
+            self._prefixes = PrefixCache(pages, self._known_tokens)
+        self._scheduler = Scheduler(limits, self._prefixes)
         self._batch_sampler = BatchSampler()
-        self._sequences: dict[int, _Sequence] = {}
+        self._sequences: dict[int, GeneratedSequence] = {}
         metrics.kv_limit.set(limits.kv_tokens if limits.keeps_tokens else 0)
 
     def idle_seconds(self) -> float | None:
         """Return that there is nothing to wait for while a sequence is left."""
         return 0 if self._sequences else None
 
-    def add(self, key: int, request: _Sequence) -> None:
+    def add(self, key: int, request: GeneratedSequence) -> None:
         """Put a sequence in line."""
         self._scheduler.add(key, len(request.prompt), request.request)
+        self._prefixes.begin(key, request.scope)
         self._sequences[key] = request
 
     def remove(self, key: int) -> None:
@@ -148,6 +154,7 @@ class ContinuousBatching:
         if self._sequences.pop(key, None) is not None:
             self._scheduler.remove(key)
             self._runner.release(key)
+            self._prefixes.end(key)
             self._count()
 
     def batches(self) -> Iterator[Sequence[Chunk]]:
@@ -168,9 +175,9 @@ class ContinuousBatching:
     def compute(self, rows: Sequence[Chunk]) -> list[Token | Exception | None]:
         """Return each row's next token, its error, or None if it has tokens left to compute."""
         sequences = [self._sequences[chunk.key] for chunk in rows]
-        for sequence in sequences:
+        for chunk, sequence in zip(rows, sequences, strict=True):
             if not sequence.tokens:
-                self._start(sequence)
+                self._start(sequence, chunk.start)
         pairs = list(zip(rows, sequences, strict=True))
         chunks = [SequenceChunk(c.key, c.start, s.tokens[c.start : c.end]) for c, s in pairs]
         logits = self._runner.run(chunks)
@@ -190,6 +197,8 @@ class ContinuousBatching:
         tokens = sum(isinstance(token, Token) for token in results)
         self._metrics.count_step(rows=len(rows), seconds=seconds, tokens=tokens)
         for chunk, token in zip(rows, results, strict=True):
+            if not isinstance(token, Exception):
+                self._prefixes.enter(chunk)
             if self._scheduler.mark_computed(chunk) and token is not None:
                 self._continue(chunk.key, token)
 
@@ -225,21 +234,25 @@ class ContinuousBatching:
             logger.warning("%d sequences lost their cache and are computed again", len(lost))
         return [chunk for chunk in rows if chunk not in lost]
 
-    def _start(self, sequence: _Sequence) -> None:
-        sequence.tokens = list(sequence.prompt)
+    def _known_tokens(self, key: int) -> Sequence[int]:
+        return self._sequences[key].known_tokens
+
+    def _start(self, sequence: GeneratedSequence, cached: int) -> None:
+        sequence.tokens, sequence.cached_prompt = list(sequence.prompt), cached
         self._metrics.queue_seconds.observe(time.monotonic() - sequence.arrived)
         self._metrics.prompt_tokens.inc(len(sequence.prompt))
+        self._metrics.cached_prompt_tokens.inc(cached)
 
     def _continue(self, key: int, token: Token | Exception) -> None:
         if isinstance(token, Exception):
             logger.error("No token can be chosen for a sequence", exc_info=token)
+            self._prefixes.forget(key)
             self._finish(key, token if isinstance(token, GenerationFailed) else request_failed())
             return
         sequence = self._sequences[key]
         self._time(sequence)
-        sequence.tokens.append(token.id)
         try:
-            is_stopped = sequence.callback.on_token(token)
+            is_stopped = sequence.take(token)
         # A callback's failure is its own sequence's.
         except Exception:
             logger.exception("A callback failed")
@@ -252,7 +265,7 @@ class ContinuousBatching:
             self._finish(key, reason)
 
     def _finish_reason(
-        self, sequence: _Sequence, token: Token, *, is_stopped: bool
+        self, sequence: GeneratedSequence, token: Token, *, is_stopped: bool
     ) -> FinishReason | None:
         if is_stopped:
             return "stop_sequence"
@@ -261,7 +274,7 @@ class ContinuousBatching:
         generated = len(sequence.tokens) - len(sequence.prompt)
         return "length" if generated >= sequence.params.max_new_tokens else None
 
-    def _time(self, sequence: _Sequence) -> None:
+    def _time(self, sequence: GeneratedSequence) -> None:
         now = time.monotonic()
         self._metrics.generated_tokens.inc()
         if sequence.last_token:
@@ -271,22 +284,12 @@ class ContinuousBatching:
         sequence.last_token = now
 
     def _finish(self, key: int, outcome: FinishReason | PredictorError) -> None:
-        callback = self._sequences[key].callback
+        sequence = self._sequences[key]
         self.remove(key)
-        if not _call_finish(callback, outcome) and not isinstance(outcome, PredictorError):
-            _call_finish(callback, request_failed())  # else its client waits until the deadline
+        if not sequence.finish(outcome) and not isinstance(outcome, PredictorError):
+            sequence.finish(request_failed())  # else its client waits until the deadline
 
     def _count(self) -> None:
         self._metrics.running.set(self._scheduler.running)
         self._metrics.waiting.set(self._scheduler.waiting)
         self._metrics.kv_used.set(self._scheduler.cached)
-
-
-def _call_finish(callback: SequenceCallback, outcome: FinishReason | PredictorError) -> bool:
-    """Call a callback with the end of its sequence; return whether it took that."""
-    try:
-        callback.on_finish(outcome)
-    except Exception:
-        logger.exception("A callback failed at its end")
-        return False
-    return True

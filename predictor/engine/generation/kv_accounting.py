@@ -10,7 +10,8 @@
 4. **Reservations**: `KVLedger` is the only account of the use of the pool. The scheduler reserves
    the known tokens of a sequence before it runs, one more for each generated token, and returns
    them when the sequence ends or is preempted. The pool only maps reserved tokens to pages, so it
-   never runs out.
+   never runs out. What several sequences own together (`prefix_cache`) takes pages once, and is
+   counted once.
    A model that keeps nothing of a token, but a state of each sequence, has no pages. Its sequences
    are not counted, and as many run as have slots.
 5. **Windows**: layers that attend to a window have a pool of `Placement.window_tokens` pages. A
@@ -25,6 +26,12 @@ cached (`predictor_kv_tokens_used`), which are at most those reserved.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+BLOCK_TOKENS = 16
+"""Tokens that sequences share or do not share as a whole. So many of a prefix may be computed again
+at most, which takes less than a forward pass over the weights."""
 
 PADDING_PAGES = 1
 """Pages of the pool that hold padding, which stays zero and belongs to no sequence."""
@@ -60,19 +67,35 @@ class KVLedger:
         windowed: Tokens that are reserved there.
     """
 
-    def __init__(self, capacity: int | None, *, window: int = 0, window_capacity: int = 0) -> None:
-        """Begin with nothing reserved."""
+    def __init__(
+        self,
+        capacity: int | None,
+        *,
+        window: int = 0,
+        window_capacity: int = 0,
+        shared: Callable[[], int] = int,
+    ) -> None:
+        """Begin with nothing reserved.
+
+        Args:
+            capacity: Tokens that may be reserved; None for any number.
+            window: Tokens of one sequence that layers with a window keep; 0 if all layers keep all.
+            window_capacity: Tokens that may be reserved in these layers.
+            shared: Returns how many of the reserved tokens take no pages of their own.
+        """
         self.capacity = capacity
         self.reserved = 0
         self.window, self.window_capacity = window, window_capacity
         self.windowed = 0
+        self._shared = shared
 
     @property
     def is_overdrawn(self) -> bool:
         """Whether more is reserved than there is, so that a sequence must be preempted."""
         if self.capacity is None:
             return False
-        return self.reserved > self.capacity or self.windowed > self.window_capacity
+        taken = self.reserved - self._shared()
+        return taken > self.capacity or self.windowed > self.window_capacity
 
     def has_room(self, tokens: int, *, running: int = 0, growth: int = 0) -> bool:
         """Return whether a sequence of so many tokens may be added.
@@ -86,7 +109,7 @@ class KVLedger:
             return True
         grown = min(self.windowed + growth * running, self.window * running)
         return (
-            self.reserved + growth * running + tokens <= self.capacity
+            self.reserved - self._shared() + growth * running + tokens <= self.capacity
             and grown + min(tokens, self.window) <= self.window_capacity
         )
 

@@ -2,8 +2,8 @@
 
 A page holds the keys and values of one token in every layer. Each layer has a tensor for keys and
 one for values with a page for every planned token (`kv_accounting` says how many that are). They
-never grow. A sequence owns any free pages. For a forward pass the tokens of its sequences are laid
-out as rows that end together:
+never grow. `page_pool` gives pages to sequences. For a forward pass the tokens of its sequences are
+laid out as rows that end together:
 
     row 0   . . . . p p p p p p n      p: cached    n: new
     row 1   . . p p p p n n n n n      .: padding (page 0, which stays zero)
@@ -34,6 +34,7 @@ from transformers.cache_utils import CacheLayerMixin  # public: `transformers` e
 
 from predictor.engine.generation.kv_accounting import PADDING_PAGES
 from predictor.engine.generation.layout import Indices, Layout, SequenceChunk
+from predictor.engine.generation.page_pool import PagePool
 from predictor.engine.generation.pages import PageTable
 from predictor.engine.generation.state_cache import StateLayer, StateSlots
 from predictor.private.cache_layers import (
@@ -51,6 +52,7 @@ class PagedKVCache(Cache):
     Attributes:
         layout: The layout of the forward pass that runs.
         states: The slots of layers that keep a state.
+        pages: The owners of the pages.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class PagedKVCache(Cache):
         self.layout: Layout | None = None
         self.states = StateSlots(slots)
         self._has_pages = pages > 0
-        self._pages = PageTable(pages, max_length)
+        self.pages = PagePool(pages, max_length)
         windows = [layer.window_within(max_length) if window_pages else 0 for layer in layers]
         self._window = max(windows, default=0)
         self._window_pages = PageTable(window_pages, max_length) if self._window else None
@@ -116,7 +118,7 @@ class PagedKVCache(Cache):
     @property
     def free_pages(self) -> int:
         """How many pages no sequence owns."""
-        return self._pages.free
+        return self.pages.free
 
     @property
     def free_window_pages(self) -> int:
@@ -125,7 +127,7 @@ class PagedKVCache(Cache):
 
     def owned_pages(self, key: int) -> list[int]:
         """Return the pages of a sequence, in the order of its tokens."""
-        return self._pages.owned(key)
+        return self.pages.owned(key)
 
     def holds(self, key: int) -> bool:
         """Return whether a sequence that has begun can be continued."""
@@ -150,7 +152,7 @@ class PagedKVCache(Cache):
             self.states.begin([row.key for row in rows], continues=continues)
         self.layout = Layout(
             rows,
-            _take(self._pages, rows) if self.keeps_tokens else None,
+            _take(self.pages, rows) if self.keeps_tokens else None,
             window_pages=None if self._window_pages is None else _take(self._window_pages, rows),
             bucket_shapes=bucket_shapes,
             pads_new=not continues,
@@ -166,7 +168,7 @@ class PagedKVCache(Cache):
     def release(self, key: int) -> None:
         """Free the pages and the slot of a sequence."""
         self.states.release(key)
-        self._pages.release(key)
+        self.pages.release(key)
         if self._window_pages is not None:
             self._window_pages.release(key)
 

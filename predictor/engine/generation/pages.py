@@ -50,6 +50,11 @@ class PageTable:
         """Return whether a sequence has had pages since it began."""
         return key in self._owned
 
+    def count(self, key: int) -> int:
+        """Return how many first tokens of a sequence have had pages."""
+        own = self._owned.get(key)
+        return 0 if own is None else own.end
+
     def owned(self, key: int) -> list[int]:
         """Return the pages of a sequence, in the order of its tokens."""
         own = self._owned[key]
@@ -69,17 +74,11 @@ class PageTable:
         Raises:
             MemoryError: There are not enough pages.
         """
-        own = self._owned.get(key)
-        lacking = end - (own.end if own else 0)
+        lacking = max(0, end - self.count(key))
         if lacking > self._free_count:
             raise MemoryError(f"{lacking} KV pages needed, {self._free_count} are free")
-        if own is None:
-            own = self._owned[key] = _Owned(torch.empty(self._max_length, dtype=torch.long))
-        if lacking > 0:
-            self._free_count -= lacking
-            own.pages[own.end : end] = self._free[self._free_count : self._free_count + lacking]
-            own.end = end
-        return own.pages[:end]
+        self._free_count -= lacking
+        return self._append(key, self._free[self._free_count : self._free_count + lacking])[:end]
 
     def forget(self, key: int, before: int) -> None:
         """Free the pages of a sequence's tokens before a position."""
@@ -94,6 +93,15 @@ class PageTable:
         own = self._owned.pop(key, None)
         if own is not None:
             self._put_back(own.pages[own.first : own.end])
+
+    def _append(self, key: int, pages: torch.Tensor) -> torch.Tensor:
+        """Give a sequence further pages; return all of its."""
+        own = self._owned.get(key)
+        if own is None:
+            own = self._owned[key] = _Owned(torch.empty(self._max_length, dtype=torch.long))
+        own.pages[own.end : own.end + len(pages)] = pages
+        own.end += len(pages)
+        return own.pages[: own.end]
 
     def _put_back(self, pages: torch.Tensor) -> None:
         count = len(pages)

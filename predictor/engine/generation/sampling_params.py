@@ -62,6 +62,17 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class CachedPrompt:
+    """How much of a prompt did not have to be computed.
+
+    Attributes:
+        tokens: Its first tokens that were in the KV cache already.
+    """
+
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """One generated token.
 
@@ -82,6 +93,10 @@ class SequenceCallback(Protocol):
 
     An exception that it raises fails its own sequence and no other.
     """
+
+    def on_cached_prompt(self, cached: CachedPrompt) -> None:
+        """Take how much of the prompt was cached, before the first token; not called for none."""
+        ...
 
     def on_token(self, token: Token) -> bool:
         """Take the next token; return whether the sequence ends with it."""
@@ -110,8 +125,11 @@ class SequenceGenerator(Protocol):
         callback: SequenceCallback,
         *,
         request: int | None = None,
+        scope: bytes = b"",
     ) -> int:
         """Hand in a sequence of a request and return its key; do not wait.
+
+        Sequences share what is computed of equal prefixes if their scopes are equal.
 
         Raises:
             EngineBroken: The engine has ended.

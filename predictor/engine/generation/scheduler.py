@@ -21,6 +21,9 @@ token.
 - **Restarts**: if a failed forward pass spoils what is cached of a sequence, it is computed again
   from its first token. The chunk that failed is then computed alone, so that no sequence makes
   others fail again; the second time, all of it is, so that it ends. One such pass is in each step.
+- **Prefixes**: a sequence skips the tokens of its prompt that another one has computed
+  (`prefix_cache`). Of several prompts that begin alike, one is computed and the others wait for
+  its next chunk, unless it takes less than another forward pass to compute all of them.
 - **States**: if the model keeps a state, a sequence that begins is never part of a decode pass, and
   one whose state can be continued by single tokens alone is, even if it has many tokens left. Else
   the first chunk of a prompt is the odd one, since only chunks that begin may be padded: all that
@@ -40,6 +43,7 @@ from predictor.engine.generation.forward_passes import (
     choose_company,
 )
 from predictor.engine.generation.kv_accounting import KVLedger
+from predictor.engine.generation.prefixes import NoPrefixes, Prefixes, without_followers
 
 LOOKAHEAD = 16
 """Tokens of room for each running sequence that a newcomer must leave."""
@@ -88,17 +92,24 @@ class _Sequence(Entry):
 class Scheduler:
     """Plans the steps of all sequences. Its caller runs them and reports the results."""
 
-    def __init__(self, limits: SchedulerLimits) -> None:
-        self._limits = limits
+    def __init__(self, limits: SchedulerLimits, prefixes: Prefixes | None = None) -> None:
+        """Begin with no sequence.
+
+        Args:
+            limits: The limits of the KV cache and of a forward pass.
+            prefixes: The tokens that need not be computed again; None if nothing is shared.
+        """
+        self._limits, self._prefixes = limits, prefixes or NoPrefixes()
         self._kv = KVLedger(
             limits.kv_tokens if limits.keeps_tokens else None,
             window=limits.window,
             window_capacity=limits.window_tokens,
+            shared=lambda: self._prefixes.shared,
         )
         self._waiting: FairQueue[_Sequence] = FairQueue()
         self._running: dict[int, _Sequence] = {}
         self._cached = 0
-        self._may_admit = False  # until a sequence arrives or leaves, none gets room
+        self._may_admit = False  # until a sequence arrives, leaves or shares, none gets room
 
     @property
     def waiting(self) -> int:
@@ -118,7 +129,7 @@ class Scheduler:
     @property
     def cached(self) -> int:
         """Tokens in the KV cache."""
-        return self._cached if self._limits.keeps_tokens else 0
+        return self._cached - self._prefixes.shared if self._limits.keeps_tokens else 0
 
     def add(self, key: int, tokens: int, request: int | None = None) -> None:
         """Put a sequence in line.
@@ -149,6 +160,7 @@ class Scheduler:
         sequence = self._running[chunk.key]
         sequence.cached += chunk.count
         self._cached += chunk.count
+        self._may_admit |= bool(self._prefixes.blocks(chunk))  # others need no room for those
         return sequence.left == 0
 
     def append_token(self, key: int) -> None:
@@ -162,18 +174,20 @@ class Scheduler:
         sequence = self._running[chunk.key]
         whole = range(self._limits.kv_tokens)
         sequence.alone = whole if sequence.alone else range(chunk.start, chunk.end)
+        self._prefixes.release(chunk.key)
         self._cached -= sequence.cached
         sequence.cached = 0
 
     def plan(self) -> Step:
         """Return the next step, and count the sequences that it admits as running."""
         preempted = self._preempt()
-        if self._may_admit:
+        if self._may_admit and not preempted:  # whose pages the caller has still to take back
             self._admit()
         prompts: list[tuple[_Sequence, Chunk]] = []
         decode: list[Chunk] = []
         alone: list[Chunk] = []
         for sequence in self._running.values():
+            self._extend(sequence)
             chunk = sequence.next_chunk(self._limits)
             if not chunk.count:
                 continue
@@ -189,6 +203,7 @@ class Scheduler:
     def _release(self, key: int) -> _Sequence:
         sequence = self._running.pop(key)
         self._kv.release(sequence.tokens)
+        self._prefixes.release(key)
         self._cached -= sequence.cached
         sequence.cached = 0
         return sequence
@@ -214,6 +229,7 @@ class Scheduler:
                 self._waiting.take([sequence])
                 self._running[sequence.key] = sequence
                 self._kv.reserve(sequence.tokens)
+                self._extend(sequence)
             elif sequence.is_due:
                 break
             else:
@@ -223,7 +239,19 @@ class Scheduler:
         self._may_admit = False
 
     def _has_room(self, sequence: _Sequence) -> bool:
-        return self._kv.has_room(sequence.tokens, running=len(self._running), growth=LOOKAHEAD)
+        lookahead = {"running": len(self._running), "growth": LOOKAHEAD}
+        if self._kv.has_room(sequence.tokens, **lookahead):
+            return True
+        owned = self._prefixes.count_owned(sequence.key, sequence.tokens - 1)
+        return owned > 0 and self._kv.has_room(sequence.tokens - owned, **lookahead)
+
+    def _extend(self, sequence: _Sequence) -> None:
+        """Skip tokens that another sequence has computed, but for the last one."""
+        if sequence.left > 1:
+            cached = self._prefixes.extend(sequence.key, sequence.cached, sequence.tokens - 1)
+            self._may_admit |= cached > sequence.cached  # pages for others are left
+            self._cached += cached - sequence.cached
+            sequence.cached = cached
 
     def _select_prefill(self, prompts: list[tuple[_Sequence, Chunk]]) -> list[Chunk]:
         """Choose the chunks of prompts to compute next: the first by priority, and cheap company.
@@ -233,7 +261,9 @@ class Scheduler:
         prompts join, in order of priority, if their padding costs less than another forward pass.
         """
         prompts.sort(key=lambda prompt: _priority(prompt[0]))
-        chunks = choose_company([chunk for _, chunk in prompts], self._limits)
+        chunks = [chunk for _, chunk in prompts]
+        leaders = without_followers(chunks, self._prefixes, self._limits.breakeven_tokens)
+        chunks = choose_company(leaders, self._limits)
         selected = {chunk.key for chunk in chunks}
         last = max((self._running[key].place for key in selected), default=(0, 0))
         for sequence, _ in prompts:

@@ -24,6 +24,7 @@ from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_accounting import usable_tokens, usable_window_tokens
 from predictor.engine.generation.layout import SequenceChunk
+from predictor.engine.generation.page_pool import PagePool
 from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.engine.generation.serial_runner import SerialRunner
 from predictor.engine.model_thread import ThreadOptions
@@ -37,6 +38,7 @@ from predictor.engine.warmup import (
     set_up_torch,
     tune_threads,
 )
+from predictor.heartbeat import Heartbeat
 from predictor.metrics import EngineMetrics
 from predictor.placement.plan import Placement
 from predictor.private.cache_layers import cache_layers
@@ -80,6 +82,7 @@ def open_engine(
     metrics: EngineMetrics,
     warmup_cache: WarmupCache,
     eos_token_ids: frozenset[int],
+    prefix_cache: bool = False,
     **options: Unpack[ThreadOptions],
 ) -> EngineHandle:
     """Return a running engine, after forward passes that test and time the model where need be.
@@ -93,6 +96,7 @@ def open_engine(
         metrics: Takes counts and times.
         warmup_cache: The results of an earlier start; those of this one are added.
         eos_token_ids: Tokens that end a sequence, by the model's configs.
+        prefix_cache: Whether sequences share what is computed of equal prefixes, if the model can.
         options: See `ThreadOptions`; the observer is made here.
 
     Raises:
@@ -100,26 +104,57 @@ def open_engine(
     """
     limit = set_up_torch(threads)
     with first_token():
-        vocabulary = count_vocabulary(model)
         opened = _open_runner(model, placement, max_sequences, warmup_cache)
-        most = min(prefill_chunk, _most_tokens(placement))
-
-        def run(count: int) -> None:
-            best = _run_tokens(opened.runner, [index % vocabulary for index in range(count)])
-            check_finite([best], model)  # it waits for the device
-
-        choose_linear_kernels(run, most, placement.execution_device, warmup_cache)
-        breakeven_tokens = measure_breakeven_tokens(
-            *(run, prefill_chunk),
-            timed=min(_TIMED_TOKENS, most),
-            warmup_cache=warmup_cache,
-            weights=placement.weights,
+        breakeven_tokens = _time_passes(
+            *(opened.runner, model, placement, prefill_chunk, warmup_cache),
             heartbeat=options.get("heartbeat"),
         )
     limits = _limits(placement, opened, max_sequences, prefill_chunk, breakeven_tokens)
     options["observer"] = tune_threads(limit, placement, warmup_cache)
-    engine = Engine(opened.runner, limits, eos_token_ids=eos_token_ids, metrics=metrics, **options)
-    return EngineHandle(engine, vocabulary)
+    engine = Engine(
+        opened.runner,
+        limits,
+        eos_token_ids=eos_token_ids,
+        metrics=metrics,
+        pages=_shared_pages(opened.runner) if prefix_cache else None,
+        **options,
+    )
+    return EngineHandle(engine, count_vocabulary(model))
+
+
+def _time_passes(
+    runner: Runner,
+    model: PreTrainedModel,
+    placement: Placement,
+    chunk: int,
+    warmup_cache: WarmupCache,
+    *,
+    heartbeat: Heartbeat | None,
+) -> int:
+    """Choose the quickest kernels; return the tokens that take as long as a pass over weights."""
+    vocabulary, most = count_vocabulary(model), min(chunk, _most_tokens(placement))
+
+    def run(count: int) -> None:
+        best = _run_tokens(runner, [index % vocabulary for index in range(count)])
+        check_finite([best], model)  # it waits for the device
+
+    choose_linear_kernels(run, most, placement.execution_device, warmup_cache)
+    return measure_breakeven_tokens(
+        *(run, chunk),
+        timed=min(_TIMED_TOKENS, most),
+        warmup_cache=warmup_cache,
+        weights=placement.weights,
+        heartbeat=heartbeat,
+    )
+
+
+def _shared_pages(runner: Runner) -> PagePool | None:
+    """The pages that sequences can share; None if the model keeps more of a sequence than pages."""
+    cache = runner.cache if isinstance(runner, BatchRunner) else None
+    if cache is not None and cache.keeps_tokens and cache.keeps_every_position:
+        return cache.pages
+    logger.info("Equal prefixes are computed for each request: this model cannot share them")
+    return None
 
 
 def _limits(

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from predictor.engine.encoding.inputs import EncoderCallback, EncoderInput
 from predictor.engine.generation.grammar import Vocabulary
 from predictor.engine.generation.sampling_params import (
+    CachedPrompt,
     FinishReason,
     SamplingParams,
     SequenceCallback,
@@ -177,17 +178,21 @@ class GenerationClient(EngineClient[SequenceCallback]):
         callback: SequenceCallback,
         *,
         request: int | None = None,
+        scope: bytes = b"",
     ) -> int:
-        """Hand in a sequence of a request and return its key; do not wait.
+        """Hand in a sequence of a request and return its key; do not wait. See `SequenceGenerator`.
 
         Raises:
             EngineBroken: The engine has ended.
         """
         (key,) = self._register([callback])
-        self._channel.send(Generate(key, request, prompt, params))
+        self._channel.send(Generate(key, request, prompt, params, scope))
         return key
 
     def _call(self, callback: SequenceCallback, item: Any) -> bool:
+        if isinstance(item, CachedPrompt):
+            callback.on_cached_prompt(item)
+            return False
         if isinstance(item, int):
             item = Token(item)
         if not isinstance(item, Token):
@@ -227,4 +232,4 @@ class EncoderClient(EngineClient[EncoderCallback]):
 
 def _is_end(item: FinishReason | Any) -> bool:
     """Return whether the engine has forgotten a sequence after this result."""
-    return not isinstance(item, (int, Token))
+    return not isinstance(item, (int, Token, CachedPrompt))

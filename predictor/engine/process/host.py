@@ -9,7 +9,7 @@ from typing import Any
 from predictor.engine.encoding.engine import EncoderEngine
 from predictor.engine.encoding.inputs import EncoderInput
 from predictor.engine.generation.engine import Engine
-from predictor.engine.generation.sampling_params import FinishReason, Token
+from predictor.engine.generation.sampling_params import CachedPrompt, FinishReason, Token
 from predictor.engine.process.channel import Channel
 from predictor.engine.process.messages import Cancel, Encode, Generate, Results, UseVocabulary
 from predictor.errors import EngineBroken, PredictorError
@@ -49,6 +49,9 @@ class _SequenceResults:
     key: int
     outbox: Outbox
 
+    def on_cached_prompt(self, cached: CachedPrompt) -> None:
+        self.outbox.add(self.key, cached)
+
     def on_token(self, token: Token) -> bool:
         self.outbox.add(self.key, token.id if token.logprob is None else token)
         return False
@@ -81,6 +84,7 @@ class EngineHost:
                     results,
                     request=message.request,
                     key=message.key,
+                    scope=message.scope,
                 )
             elif isinstance(message, UseVocabulary) and isinstance(self._engine, Engine):
                 self._engine.use_vocabulary(message.vocabulary)

@@ -41,6 +41,7 @@ class Generate:
     request: int | None
     prompt: Sequence[int]
     params: SamplingParams
+    scope: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class Results:
 
     Attributes:
         items: For each result the key of its sequence or text, and the result: a token, a finish
-            reason, an array or an error. A token that has only an id is an `int`.
+            reason, a `CachedPrompt`, an array or an error. A token that has only an id is an `int`.
         updates: Changes of metrics.
     """
 

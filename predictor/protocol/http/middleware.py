@@ -3,6 +3,8 @@
 It names requests, checks their API keys, admits them, inflates their bodies, hides raw exceptions,
 and writes access lines.
 
+It also notes in which scope of the prefix cache a request is.
+
 Plain ASGI, so that nothing is buffered on the way.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from predictor.admission import RequestPermit
+from predictor.cache_scope import ScopeHeader
 from predictor.errors import Overloaded, PredictorError
 from predictor.protocol.http.authentication import ApiKeys
 from predictor.protocol.http.compression import inflated
@@ -78,6 +81,21 @@ def _named(send: Send, record: RequestRecord) -> Send:
         await send(message)
 
     return named
+
+
+class CacheScope:
+    """Lets every request be of the scope in its headers, see `predictor.cache_scope`."""
+
+    def __init__(self, app: ASGIApp, *, header: ScopeHeader) -> None:
+        self._app = app
+        self._header = header
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        octets = scope.get("headers", ())
+        headers = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in octets)
+        with self._header.applied(headers):
+            await self._app(scope, receive, send)
 
 
 class _Call:

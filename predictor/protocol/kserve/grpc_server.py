@@ -20,6 +20,7 @@ import grpc
 from kserve import InferRequest
 
 import predictor
+from predictor.cache_scope import ONE_SCOPE, ScopeHeader
 from predictor.errors import ConfigurationError, Overloaded, RequestError
 from predictor.metrics import REQUESTS
 from predictor.protocol.http.authentication import ApiKeys
@@ -93,6 +94,7 @@ def make_server(
     bounds: GrpcBounds,
     keys: ApiKeys | None = None,
     codec: Codec | None = None,
+    scope_header: ScopeHeader = ONE_SCOPE,
 ) -> BoundServer:
     """Return a bound server with the inference service. Must be called in its event loop.
 
@@ -103,13 +105,14 @@ def make_server(
         bounds: The bounds of connections, calls and messages.
         keys: The API keys, one of which a call for inference needs in its metadata; None for none.
         codec: Encodes vectors; None for threads.
+        scope_header: The metadata with a call's scope in the prefix cache.
 
     Raises:
         ConfigurationError: The port cannot be bound.
     """
     server = grpc.aio.server(options=bounds.options())
     health = Health(models, bounds.status_reader())
-    inference = Inference(models, bounds, codec or CodecThreads(), keys or ApiKeys())
+    inference = Inference(models, bounds, codec or CodecThreads(), keys or ApiKeys(), scope_header)
     server.add_generic_rpc_handlers((inference.handler(), health.handler()))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
@@ -121,10 +124,18 @@ def make_server(
 class Inference:
     """The service ``inference.GRPCInferenceService``; methods are named by the protocol."""
 
-    def __init__(self, models: Models, bounds: GrpcBounds, codec: Codec, keys: ApiKeys) -> None:
+    def __init__(
+        self,
+        models: Models,
+        bounds: GrpcBounds,
+        codec: Codec,
+        keys: ApiKeys,
+        scope_header: ScopeHeader,
+    ) -> None:
         """Create the service."""
         self._codec = codec
         self._keys = keys
+        self._scope_header = scope_header
         self._models = models
         self._admission = bounds.admission
         self._inference_reader = bounds.inference_reader()
@@ -175,7 +186,7 @@ class Inference:
 
     async def ModelInfer(self, stream: calls.Calls, context: Any) -> Any:  # noqa: N802
         """Answer a request for inference, if it is admitted, with a response as bytes."""
-        self._keys.check(_metadata(context).get("authorization", ""))
+        self._keys.check(dict(_metadata(context)).get("authorization", ""))
         with self._counted():  # of too many calls, no message is read
             self._admission.check(0)
         raw = await self._inference_reader.read(aiter(stream))
@@ -202,7 +213,7 @@ class Inference:
             with timed("preprocess", model.name):
                 model.check_open()
                 call = await off_loop(size, lambda: _decode(request, model))
-            with timed("predict", model.name):
+            with timed("predict", model.name), self._scope_header.applied(_metadata(context)):
                 answers = await model.answer(call.request, _timeout(context))
             with timed("postprocess", model.name):
                 codec, size = codec_of(answers, self._codec), json_size(answers)
@@ -230,17 +241,17 @@ def _encode(
     return calls.serialized(response.to_grpc())
 
 
+def _metadata(context: Any) -> list[tuple[str, str]]:
+    return [(key, str(value)) for key, value in context.invocation_metadata()]
+
+
 def _timeout(context: Any) -> float | None:
     """Return the seconds that a call may take by its metadata and its own deadline."""
-    requested = requested_timeout(_metadata(context))
+    requested = requested_timeout(dict(_metadata(context)))
     remaining: float | None = context.time_remaining()
     if remaining is None:
         return requested
     return max(min(requested or remaining, remaining), _LEAST_TIMEOUT)
-
-
-def _metadata(context: Any) -> dict[str, str]:
-    return {key: str(value) for key, value in context.invocation_metadata()}
 
 
 def _check_transport(request: Any) -> None:

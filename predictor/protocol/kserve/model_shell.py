@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from predictor.cache_scope import ONE_SCOPE, ScopeHeader
 from predictor.protocol.http.deadline import requested_timeout  # first: imports kserve safely
 from predictor.protocol.kserve.decoded_call import AnsweredCall, DecodedCall, decode_call
 from predictor.protocol.response_style import ResponseStyle
@@ -26,11 +27,13 @@ class ModelShell(Model):
         version: Its only version.
         style: How V1 and V2 requests are read that leave something open.
         spec: Inputs, parameters and outputs of its task.
+        scope_header: The header with a request's scope in the prefix cache.
     """
 
     version: str
     style: ResponseStyle
     spec: TaskSpec
+    scope_header: ScopeHeader = ONE_SCOPE
 
     def check_open(self) -> None:
         """Return if a request may come in now; see `ServedModel`."""
@@ -66,7 +69,9 @@ class ModelShell(Model):
         self, payload: DecodedCall, headers: Headers = None, response_headers: object = None
     ) -> AnsweredCall:
         """Return the answers to a typed request; raises the errors of `answer`."""
-        return AnsweredCall(payload, await self.answer(payload.request, requested_timeout(headers)))
+        with self.scope_header.applied((headers or {}).items()):
+            answers = await self.answer(payload.request, requested_timeout(headers))
+        return AnsweredCall(payload, answers)
 
     async def postprocess(
         self, result: AnsweredCall, headers: Headers = None, response_headers: object = None

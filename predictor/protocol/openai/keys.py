@@ -87,7 +87,6 @@ IGNORED = frozenset(
         "add_special_tokens",
         "priority",
         "request_id",
-        "cache_salt",
     }
     | structured.IGNORED
 )

@@ -50,7 +50,7 @@ _CHAT_PARAMETERS = _SHARED | {
 }
 """Clients' keys and their parameters' names here."""
 
-_ASIDE = ("model", "n", "best_of", "stream", "stream_options", *structured.KEYS)
+_ASIDE = ("model", "n", "best_of", "stream", "stream_options", "cache_salt", *structured.KEYS)
 
 COMPLETION_KEYS = ("prompt", *_COMPLETION_PARAMETERS, *_ASIDE)
 """Keys of a request for completions that are supported."""
@@ -201,7 +201,8 @@ def _call(
     variants = [_variant(parameters, number) for number in range(best_of)]
     prompts = tuple(Prompt(text, variant) for text in texts for variant in variants)
     usage = _include_usage(given, stream)
-    return Call(GenerationRequest(prompts), n, best_of, hides_logprobs, stream, usage)
+    salt = optional(given, "cache_salt", str, "cache_salt") or ""
+    return Call(GenerationRequest(prompts, salt), n, best_of, hides_logprobs, stream, usage)
 
 
 def _counts(given: Mapping[str, object], stream: bool) -> tuple[int, int]:

@@ -135,11 +135,7 @@ def encode(
         {"index": index, **form.choice(each), "finish_reason": _ending(each.ending, each.calls)}
         for index, each in enumerate(_chosen(call, completions))
     ]
-    prompt_tokens = sum(each.prompt_tokens for each in completions[:: call.best_of])
-    completion_tokens = sum(each.completion_tokens for each in completions)
-    return envelope.document(form.whole, choices) | {
-        "usage": _usage(prompt_tokens, completion_tokens)
-    }
+    return envelope.document(form.whole, choices) | {"usage": _usage(completions, call.best_of)}
 
 
 def _chosen(call: Call, completions: Sequence[Completion]) -> Sequence[Completion]:
@@ -198,12 +194,8 @@ class Chunks:
         usage = {"usage": None} if self.call.include_usage else {}
         return self.envelope.document(self.form.chunk, [choice]) | usage
 
-    def _total(self) -> dict[str, int]:
-        prompts = range(0, len(self._ends), self.call.n)
-        return _usage(
-            sum(self._ends[index].prompt_tokens for index in prompts),
-            sum(piece.completion_tokens for piece in self._ends.values()),
-        )
+    def _total(self) -> dict[str, object]:
+        return _usage([self._ends[index] for index in range(len(self._ends))], self.call.n)
 
 
 def _ending(ending: FinishReason, calls: object) -> str:
@@ -211,11 +203,20 @@ def _ending(ending: FinishReason, calls: object) -> str:
     return "tool_calls" if calls and ending != "length" else finish_reason(ending)
 
 
-def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+def _usage(replies: Sequence[Completion | Piece], n: int) -> dict[str, object]:
+    """Return the tokens of replies, `n` to each prompt, which counts once.
+
+    Of the replies to one prompt the first to be computed had the fewest tokens cached.
+    """
+    prompts = [replies[first : first + n] for first in range(0, len(replies), n)]
+    prompt_tokens = sum(prompt[0].prompt_tokens for prompt in prompts)
+    completion_tokens = sum(reply.completion_tokens for reply in replies)
+    cached_tokens = sum(min(reply.cached_tokens for reply in prompt) for prompt in prompts)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 

@@ -1,0 +1,73 @@
+"""A sequence that the engine generates: its tokens, and how it is continued and ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from predictor.engine.generation.sampler import Sampler
+from predictor.engine.generation.sampling_params import (
+    CachedPrompt,
+    FinishReason,
+    SamplingParams,
+    SequenceCallback,
+    Token,
+)
+from predictor.errors import PredictorError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class GeneratedSequence:
+    """One sequence, from its arrival to its end.
+
+    Attributes:
+        prompt: Tokens of its prompt.
+        params: How it is continued.
+        sampler: Samples its tokens.
+        callback: Called with its tokens and its end.
+        request: The request that it belongs to; None if it is the only one.
+        scope: Sequences of equal scopes share what is computed of equal prefixes.
+        arrived: When it arrived, in seconds.
+        last_token: When its last token came, in seconds; 0 before the first.
+        cached_prompt: Tokens of the prompt that were cached before its first forward pass.
+        tokens: All known tokens. Empty until the first forward pass: many may wait with the same
+            prompt.
+    """
+
+    prompt: Sequence[int]
+    params: SamplingParams
+    sampler: Sampler
+    callback: SequenceCallback
+    request: int | None
+    scope: bytes
+    arrived: float
+    last_token: float = 0.0
+    cached_prompt: int = 0
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def known_tokens(self) -> Sequence[int]:
+        """The tokens of the prompt and of the reply so far."""
+        return self.tokens or self.prompt
+
+    def take(self, token: Token) -> bool:
+        """Append a token and pass it on; return whether the callback ends the sequence with it.
+
+        Lets the callback's exceptions pass.
+        """
+        if self.cached_prompt and len(self.tokens) == len(self.prompt):
+            self.callback.on_cached_prompt(CachedPrompt(self.cached_prompt))
+        self.tokens.append(token.id)
+        return self.callback.on_token(token)
+
+    def finish(self, outcome: FinishReason | PredictorError) -> bool:
+        """Call the callback with the end of the sequence; return whether it took that."""
+        try:
+            self.callback.on_finish(outcome)
+        except Exception:
+            logger.exception("A callback failed at its end")
+            return False
+        return True

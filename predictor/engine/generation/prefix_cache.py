@@ -1,0 +1,108 @@
+"""The prefix cache: tokens that follow the same tokens as in another sequence are computed once.
+
+The KV cache keeps whole blocks of tokens for later sequences (`page_pool`). A block's name is a
+chained SHA-256: of its own tokens and the name of the block before it, so equal names mean equal
+prefixes, and nobody can make two prefixes of one name. The chain begins with the *scope* of a
+sequence. Sequences of different scopes share nothing, so the time to a first token tells a caller
+nothing about the prompts in other scopes (CVE-2025-46570).
+
+- A block is entered when a forward pass that computed its last token has ended well, whether its
+  tokens are of the prompt or of the reply.
+- A sequence adopts blocks before its first forward pass, and between any two of its prompt. At
+  least one token is left to compute, because the logits after it give the next one.
+- If the logits of a sequence are not finite, its blocks are forgotten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
+
+from predictor.engine.generation.forward_passes import Chunk
+from predictor.engine.generation.kv_accounting import BLOCK_TOKENS
+from predictor.engine.generation.page_pool import PagePool
+
+
+class PrefixCache:
+    """The names of the blocks of all sequences that have begun; see `scheduler.Prefixes`."""
+
+    def __init__(self, pages: PagePool, tokens_of: Callable[[int], Sequence[int]]) -> None:
+        """Begin with no sequence.
+
+        Args:
+            pages: The pages of the KV cache.
+            tokens_of: Returns the known tokens of a sequence that has begun.
+        """
+        self._pages = pages
+        self._tokens_of = tokens_of
+        self._chains: dict[int, list[bytes]] = {}
+
+    @property
+    def shared(self) -> int:
+        """Tokens that are cached once for several sequences, counted for all but one of them."""
+        return self._pages.shared
+
+    def begin(self, key: int, scope: bytes) -> None:
+        """Note a sequence. Its tokens are hashed when it may run."""
+        self._chains[key] = [hashlib.sha256(scope).digest()]
+
+    def end(self, key: int) -> None:
+        """Forget a sequence, but not its blocks."""
+        self.release(key)
+        self._chains.pop(key, None)
+
+    def release(self, key: int) -> None:
+        """Take the pages of a sequence back, which may run again."""
+        self._pages.release(key)
+
+    def extend(self, key: int, cached: int, limit: int) -> int:
+        """Give a sequence the blocks that continue it; return how many tokens it has cached then.
+
+        Args:
+            key: The sequence.
+            cached: How many tokens it has cached.
+            limit: Most tokens that it may have cached.
+        """
+        if cached % BLOCK_TOKENS:
+            return cached
+        for name in self._names(key, cached, limit):
+            if not self._pages.adopt(key, cached, name):
+                break
+            cached += BLOCK_TOKENS
+        return cached
+
+    def count_owned(self, key: int, limit: int) -> int:
+        """Return how many first tokens of a sequence, up to a limit, others own at this time."""
+        owned = takewhile(self._pages.is_owned, self._names(key, 0, limit))
+        return BLOCK_TOKENS * sum(1 for _ in owned)
+
+    def blocks(self, chunk: Chunk) -> list[bytes]:
+        """Return the names of the blocks that a chunk completes."""
+        first = chunk.start - chunk.start % BLOCK_TOKENS
+        return list(self._names(chunk.key, first, chunk.end))
+
+    def enter(self, chunk: Chunk) -> None:
+        """Keep the blocks that a chunk has completed, after a forward pass that ended well."""
+        first = chunk.start // BLOCK_TOKENS
+        for index, name in enumerate(self.blocks(chunk), first):
+            self._pages.enter(chunk.key, index, name)
+
+    def forget(self, key: int) -> None:
+        """Let no sequence adopt the blocks of this one, which may be spoilt."""
+        self._pages.withdraw(key)
+
+    def _names(self, key: int, start: int, end: int) -> Iterator[bytes]:
+        """Yield the names of the whole blocks between two tokens, the first of which begins one."""
+        for index in range(start // BLOCK_TOKENS, end // BLOCK_TOKENS):
+            yield self._name(key, index)
+
+    def _name(self, key: int, index: int) -> bytes:
+        """Return the name of a block, after adding those before it to the sequence's chain."""
+        chain = self._chains[key]
+        while len(chain) < index + 2:  # the scope comes first
+            start = (len(chain) - 1) * BLOCK_TOKENS
+            tokens = array("i", self._tokens_of(key)[start : start + BLOCK_TOKENS])
+            chain.append(hashlib.sha256(chain[-1] + tokens.tobytes()).digest())
+        return chain[index + 1]
