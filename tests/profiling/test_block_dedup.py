@@ -75,7 +75,7 @@ def test_every_kind_of_block_is_run():
     runs = count_runs([block.mlp for block in blocks])
     probed(model, blocks, deduplicator)
 
-    assert runs == [0, 1, 2, 3] * PASSES
+    assert runs == [0, 1, 2, 3] * (PASSES + 1)  # one more shows that the windows suffice
 
 
 @pytest.mark.parametrize(
