@@ -89,8 +89,10 @@ def test_a_grammar_goes_before_other_bans_and_before_ids_without_a_token(
 def test_a_grammar_that_becomes_too_complex_fails_its_own_row_before_any_is_drawn(
     pool: ThreadPoolExecutor,
 ) -> None:
-    mask = mask_of("start: " + '"a"? ' * 1000, pool)
-    mask.count(A)
+    mask = mask_of('start: "bbbb"' + ' "a"?' * 1000, pool)
+    for token in (B, B, B, B):
+        assert mask.allowed().has(token)
+        mask.count(token)
     rows = [Sampler(SamplingParams(8), [0]), Sampler(SamplingParams(8), [0], frozenset(), mask)]
     first, second = BatchSampler().sample(rows, torch.ones(2, 7))
     assert isinstance(first, Token)

@@ -185,6 +185,10 @@ def test_the_same_replies_come_in_any_company(up: Up) -> None:
         (Grammar("grammar", "start: nowhere"), "nowhere"),
         (Grammar("grammar", "no grammar at all"), "cannot be used"),
         (Grammar("regex", "a" * 70_000), "max_grammar_size"),
+        (
+            schema({"type": "object", "properties": {f"property {n}": {} for n in range(1500)}}),
+            "max is 2000",
+        ),
     ],
 )
 def test_what_cannot_be_followed_is_refused_in_a_sentence(

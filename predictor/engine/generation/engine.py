@@ -245,7 +245,8 @@ class ContinuousBatching:
 
     def _continue(self, key: int, token: Token | Exception) -> None:
         if isinstance(token, Exception):
-            logger.error("No token can be chosen for a sequence", exc_info=token)
+            trace = None if isinstance(token, GenerationFailed) else token
+            logger.error("No token can be chosen for a sequence", exc_info=trace)
             self._prefixes.forget(key)
             self._finish(key, token if isinstance(token, GenerationFailed) else request_failed())
             return

@@ -10,6 +10,7 @@ other. So grammars are compiled in threads with a large stack, and their size is
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from predictor.errors import RequestError, reason_of
@@ -24,6 +26,12 @@ from predictor.errors import RequestError, reason_of
 _STACK_BYTES = 128 * 1024**2
 """Stack of a thread that compiles. A chain of 8,000 rules, more than 64 KiB can hold, takes less
 than half of it; what is not touched takes no memory."""
+
+_TRIAL_TOKENS = 3
+
+NICENESS = 10
+"""Of threads that compile: about a tenth of a processor if all are busy, so that a large schema
+waits rather than its neighbours' next tokens."""
 
 _MOST_KEPT = 8
 """Compiled grammars that are kept for the next request with the same one."""
@@ -73,8 +81,10 @@ class Grammars:
             compiled = self._kept.get(grammar)
         if compiled is None:
             compiled = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
-            if compiled.is_error():
-                raise RequestError(_refusal(compiled.get_error()))
+            trial = compiled.deep_copy()
+            _follow(trial)
+            if trial.is_error():
+                raise RequestError(_refusal(trial.get_error()))
         with self._lock:
             self._kept[grammar] = compiled
             self._kept.move_to_end(grammar)
@@ -98,9 +108,30 @@ class _Tokens:
         return []
 
 
-def executor(name: str, threads: int = 1) -> ThreadPoolExecutor:
-    """Return threads whose stack suffices to compile any grammar of the allowed size."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+def _follow(matcher: LLMatcher) -> None:
+    """Take a few tokens: some grammars turn out to be too complex at the first or second one."""
+    for _ in range(_TRIAL_TOKENS):
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        if matcher.is_error() or matcher.is_stopped() or not len(allowed):
+            return
+        matcher.consume_token(int(allowed[0]))
+
+
+def executor(name: str, threads: int = 1, *, niceness: int = 0) -> ThreadPoolExecutor:
+    """Return threads whose stack suffices to compile any grammar of the allowed size.
+
+    Args:
+        name: Their name.
+        threads: Their number.
+        niceness: By how much their priority is lower than that of the thread that calls this.
+    """
+
+    def yield_processor() -> None:
+        own = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + niceness)
+
+    pool = ThreadPoolExecutor(threads, name, initializer=yield_processor)
     before = threading.stack_size(_STACK_BYTES)
     try:  # the threads start with the first calls
         gate = threading.Barrier(threads + 1)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher
 
-from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
+from predictor.engine.generation.grammar import NICENESS, Grammars, Vocabulary, executor
 from predictor.errors import GenerationFailed, PredictorError
 
 _THREADS = 2
@@ -67,7 +67,7 @@ class TokenMask:
         self._matcher, self._size = matcher, size
         self._ends = [token for token in ends if token < size]
         self._pool = pool
-        self._next: Future[AllowedTokens] = pool.submit(self._compute)
+        self._next: Future[AllowedTokens | None] = pool.submit(self._compute)
 
     def allowed(self) -> AllowedTokens:
         """Return the tokens that may come next.
@@ -75,7 +75,10 @@ class TokenMask:
         Raises:
             GenerationFailed: The grammar is too complex to follow any further.
         """
-        return self._next.result()
+        allowed = self._next.result()
+        if allowed is None:
+            raise GenerationFailed("The reply's schema or grammar is too complex to be followed.")
+        return allowed
 
     def count(self, token: int) -> None:
         """Count a token as generated."""
@@ -86,7 +89,7 @@ class TokenMask:
         if not self.is_complete:
             self._next = self._pool.submit(self._compute)
 
-    def _compute(self) -> AllowedTokens:
+    def _compute(self) -> AllowedTokens | None:
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8).copy()
         may_end = self._matcher.is_accepting()
         for token in (*self._ends, self._size):  # the last is llguidance's own, and no real token
@@ -95,7 +98,7 @@ class TokenMask:
             if may_end and token < self._size:
                 bits[byte] |= 1 << bit
         if self._matcher.is_error() or not bits.any():
-            raise GenerationFailed("The reply's schema or grammar is too complex to be followed.")
+            return None
         return AllowedTokens(bits, _BIASES[bits].reshape(-1)[: self._size])
 
 
@@ -114,7 +117,10 @@ class MaskFactory:
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Follow grammars with this vocabulary."""
         self._grammars = Grammars(vocabulary)
-        self._compiling, self._pool = executor("grammars"), executor("masks", _THREADS)
+        self._compiling, self._pool = (
+            executor("grammars", niceness=NICENESS),
+            executor("masks", _THREADS),
+        )
 
     def begin(
         self,
