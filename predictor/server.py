@@ -19,8 +19,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from prometheus_client import REGISTRY
+
 from predictor import logs
 from predictor.cache_scope import ScopeHeader
+from predictor.derived_metrics import DerivedMetrics
 from predictor.engine_process import EngineProcess
 from predictor.errors import ConfigurationError, EngineBroken
 from predictor.metrics import STALLED
@@ -85,6 +88,7 @@ class Server(ModelServer):
         self.register_model(self._model)
         for alias in settings.model_aliases:
             self.registered_models.update(self._model, alias)
+        REGISTRY.register(DerivedMetrics(vllm=settings.vllm_metrics))
         self._keys = ApiKeys(settings.api_keys())
         install(
             sdk.own_app,

@@ -47,6 +47,9 @@ class ProtocolSettings(BaseSettings):
     """Whether TorchServe's routes are served too: `/predictions`, `/ping` and, read-only,
     `/models`."""
 
+    vllm_metrics: bool = False
+    """Whether `/metrics` has vLLM's names besides ours (`vllm:num_requests_waiting` and others)."""
+
     kserve_semantics: bool = False
     """Whether V1 and V2 answer encoder tasks as KServe's Hugging Face server: class indices in
     place of labels, the best token of a mask, vectors, and V2's one output `output-0`."""
