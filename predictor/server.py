@@ -17,7 +17,6 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from prometheus_client import REGISTRY
 
@@ -73,8 +72,8 @@ class Server(ModelServer):
             enable_latency_logging=False,
             grace_period=int(settings.grace_period),
             timeout_keep_alive=settings.timeout_keep_alive,
-            ssl_certfile=_path(settings.ssl_certfile),
-            ssl_keyfile=_path(settings.ssl_keyfile),
+            ssl_certfile=settings.ssl_certfile and str(settings.ssl_certfile),
+            ssl_keyfile=settings.ssl_keyfile and str(settings.ssl_keyfile),
         )
         logs.configure(settings.log_level, as_json=settings.log_format == "json")
         logs.quiet()
@@ -250,10 +249,6 @@ def _surface(settings: Settings, keys: ApiKeys) -> Surface:
         docs=settings.enable_docs_url,
         scope_header=ScopeHeader(settings.scope_header()),
     )
-
-
-def _path(file: Path | None) -> str | None:
-    return None if file is None else str(file)
 
 
 def _connection_limits(settings: Settings) -> ConnectionLimits:
