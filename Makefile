@@ -88,6 +88,7 @@ image:
 
 benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/plan.py
+	$(BIN)/python benchmarks/plan_time.py
 	$(BIN)/python benchmarks/contrast.py
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/encoders.py

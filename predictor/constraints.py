@@ -124,15 +124,30 @@ def _max_model_len(settings: Settings, checkpoint: Checkpoint, skeleton: PreTrai
     return length or min(default, positions or default)
 
 
+def reason_against_batches(task: str, skeleton: PreTrainedModel) -> str | None:
+    """Return why a model generates one sequence at a time; None if it does not, or is an encoder.
+
+    Args:
+        task: The task of the model.
+        skeleton: The model on the meta device.
+    """
+    if task != "text_generation":
+        return None
+    reason = unbatchable_reason(skeleton)
+    if reason is None and keeps_state_in_modules(skeleton):
+        return "it keeps a state in its modules"
+    return reason
+
+
 def largest_batch(
-    settings: Settings, task: str, skeleton: PreTrainedModel, length: int
+    settings: Settings, task: str, unbatchable: str | None, length: int
 ) -> tuple[int, int]:
     """Return the most tokens and the most sequences of one forward pass.
 
     Args:
         settings: The settings.
         task: The task of the model.
-        skeleton: The model on the meta device.
+        unbatchable: Why it generates one sequence at a time; None if it does not.
         length: Most tokens of a sequence.
     """
     if task not in GENERATING:
@@ -140,25 +155,24 @@ def largest_batch(
     if task == "text2text_generation":
         return max(settings.prefill_chunk, length), settings.max_batch_size
     # A model that cannot be batched cannot prefill in chunks either, for the same reasons.
-    if _unbatchable_reason(skeleton) is not None:
+    if unbatchable is not None:
         return length, 1
     return min(settings.prefill_chunk, length), settings.max_batch_size
 
 
 def serving_notes(
-    checkpoint: Checkpoint, skeleton: PreTrainedModel, lengths: Lengths
+    checkpoint: Checkpoint, unbatchable: str | None, lengths: Lengths
 ) -> tuple[str, ...]:
     """Return sentences about what limits how the model is served.
 
     Args:
         checkpoint: The checkpoint as it is stored.
-        skeleton: The model on the meta device.
+        unbatchable: Why it generates one sequence at a time; None if it does not.
         lengths: The most tokens of a sequence.
     """
     notes = []
-    reason = None if checkpoint.task != "text_generation" else _unbatchable_reason(skeleton)
-    if reason is not None:
-        notes.append(f"Requests are answered one at a time: {reason}.")
+    if unbatchable is not None:
+        notes.append(f"Requests are answered one at a time: {unbatchable}.")
     positions = equal_positions(checkpoint.config)
     if positions is not None and lengths.reply is None and lengths.source > positions:
         notes.append(
@@ -166,13 +180,6 @@ def serving_notes(
             "of this model has other angles, so sequences of all lengths get those other angles."
         )
     return tuple(notes)
-
-
-def _unbatchable_reason(skeleton: PreTrainedModel) -> str | None:
-    reason = unbatchable_reason(skeleton)
-    if reason is None and keeps_state_in_modules(skeleton):
-        return "it keeps a state in its modules"
-    return reason
 
 
 def placement_options(

@@ -16,6 +16,7 @@ from predictor.constraints import (
     largest_batch,
     offload_of,
     placement_options,
+    reason_against_batches,
     sequence_lengths,
     serving_dtype,
     serving_notes,
@@ -144,14 +145,14 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     original, checkpoint = checkpoint, with_served_angles(settings, checkpoint)
     dtype, task = serving_dtype(settings, checkpoint), checkpoint.task
     if task in GENERATING:
-        has_encoder = bool(checkpoint.config.is_encoder_decoder)
-        check_generation_config(checkpoint.path, has_encoder=has_encoder)
+        check_generation_config(checkpoint.path, has_encoder=checkpoint.config.is_encoder_decoder)
     skeleton = build_on_meta(
         checkpoint.config, dtype, task, trust_remote_code=settings.trust_remote_code
     )
     checkpoint, packed = verify_model(skeleton, checkpoint, settings.weights_dtype)
     lengths = sequence_lengths(settings, checkpoint, skeleton)
-    chunk, rows = largest_batch(settings, task, skeleton, lengths.total)
+    unbatchable = reason_against_batches(task, skeleton)
+    chunk, rows = largest_batch(settings, task, unbatchable, lengths.total)
     footprint = measure_footprint(
         skeleton,
         max_model_len=lengths.total,
@@ -167,7 +168,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         check_one_token(skeleton)
     options = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
     placement = plan(footprint, resources, options)
-    notes = (*text_notes(skeleton), *packed.notes, *serving_notes(original, skeleton, lengths))
+    notes = (*text_notes(skeleton), *packed.notes, *serving_notes(original, unbatchable, lengths))
     return Prepared(
         checkpoint,
         skeleton,

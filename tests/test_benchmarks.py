@@ -703,3 +703,11 @@ def test_the_client_times_each_text_by_the_bytes_that_end_it(load_module):
 def test_a_request_that_was_not_answered_fails_the_benchmark(load_module, pieces, reason):
     with pytest.raises(load_module.CannotMeasure, match=reason):
         reply(load_module, pieces)
+
+
+def test_the_time_to_plan_a_shape_has_a_bound(tmp_path_factory: pytest.TempPathFactory) -> None:
+    done, numbers = run("plan_time.py", tmp_path_factory, "--models", "gpt2-xl", "--target=0")
+    assert done.returncode == 1
+    assert "for gpt2-xl" in numbers["failure"]
+    assert numbers["seconds"]["gpt2-xl"] > 0
+    assert "gpt2-xl" in done.stdout

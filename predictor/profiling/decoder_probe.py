@@ -83,13 +83,13 @@ def _measure_whole(run: MetaRun, shape: _Shape) -> Probe | None:
     if past is None:
         return None
     length = min(_SHORT, shape.max_model_len)
-    short = run.run(1, length, past)
+    short = run.run(1, length, past, by_module=True)
     per_token = [bytes_per_token(layer) for layer in short.cache.layers]
     per_token += [0] * (len(short.kept.by_block) - len(per_token))
     sizes = short.kept.bytes_by_block()
     fixed = [size - length * token for size, token in zip(sizes, per_token, strict=True)]
     kept = _Kept(short, tuple(per_token), _windows(run, shape, short))
-    prefill = _prefill(run, shape, kept)
+    prefill = _prefill(run, shape, kept, keeps_state=any(fixed))
     decode, growth = _decode(run, shape, kept)
     worst = max(prefill, decode + shape.rows * max(fixed))
     worst, least = _prefill_rows(run, shape, worst) if any(fixed) else (worst, 1)
@@ -165,7 +165,7 @@ def _windows(run: MetaRun, shape: _Shape, short: ForwardPass) -> tuple[int, ...]
     return windows if masked.issuperset(filter(None, windows)) else ()
 
 
-def _prefill(run: MetaRun, shape: _Shape, kept: _Kept) -> int:
+def _prefill(run: MetaRun, shape: _Shape, kept: _Kept, *, keeps_state: bool) -> int:
     """Return the peak of the last chunk of the longest sequence."""
     past = shape.max_model_len - shape.chunk
     most = MOST_OPERATIONS + 2 * kept.short.operations
@@ -174,6 +174,8 @@ def _prefill(run: MetaRun, shape: _Shape, kept: _Kept) -> int:
         shape.chunk,
         lambda: kept.past(1, past) if past else run.empty(),
         most_operations=most,
+        keeps_state=keeps_state,
+        known=None if past else {min(_SHORT, shape.chunk): kept.short},
     )
     return peak_of(passes, shape.chunk)
 
@@ -209,9 +211,10 @@ def _decode(run: MetaRun, shape: _Shape, kept: _Kept) -> tuple[int, int]:
 def _measure_own(run: MetaRun, shape: _Shape) -> Probe:
     """Measure with the cache that the model makes, which runs a whole sequence in one pass."""
     longest = shape.max_model_len
-    short = run.run(1, min(_SHORT, longest))
+    short = run.run(1, min(_SHORT, longest), by_module=True)
     most = MOST_OPERATIONS + 2 * short.operations
-    passes = run_up_to(run, longest, lambda: None, most_operations=most)
+    known = {min(_SHORT, longest): short}
+    passes = run_up_to(run, longest, lambda: None, most_operations=most, known=known)
     if longest in passes:
         passes |= {n: run.run(1, n) for n in (max(1, longest // 4), max(1, longest // 2))}
     lengths = sorted(passes)

@@ -6,7 +6,7 @@ new tensors that share memory where those of the first value did.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,8 @@ class TensorForm:
         shape: Its shape.
         strides: Its strides.
         dtype: Its dtype.
-        offset: Where it begins in its storage, in elements.
+        offset: Where it begins in its storage, in elements. It tells no forms apart, such as of
+            the parts that blocks get of one tensor for all: no size depends on it.
         storage: The number of its storage among those of the same value.
         nbytes: Bytes of its storage.
     """
@@ -34,7 +35,7 @@ class TensorForm:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
-    offset: int
+    offset: int = field(compare=False)
     storage: int
     nbytes: int
 
@@ -68,9 +69,15 @@ Form = TensorForm | Scalar | Container | Opaque
 
 @dataclass(slots=True)
 class Reader:
-    """Reads the forms of several values, which may share memory."""
+    """Reads the forms of several values, which may share memory.
+
+    Attributes:
+        storages: The number of each storage, by its identity.
+        tensors: By the number of a storage, the first tensor in it that was read.
+    """
 
     storages: dict[int, int] = field(default_factory=dict)
+    tensors: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def read(self, value: Any) -> Form:
         """Return the form of a value."""
@@ -86,6 +93,7 @@ class Reader:
     def _read_tensor(self, tensor: torch.Tensor) -> TensorForm:
         storage = tensor.untyped_storage()
         number = self.storages.setdefault(id(storage), len(self.storages))
+        self.tensors.setdefault(number, tensor)
         shape, strides = tuple(tensor.shape), tensor.stride()
         offset = int(tensor.storage_offset())
         return TensorForm(shape, strides, tensor.dtype, offset, number, storage.nbytes())
@@ -93,8 +101,14 @@ class Reader:
 
 @dataclass(slots=True)
 class Maker:
-    """Makes values of forms that were read by one reader."""
+    """Makes values of forms that were read by one reader.
 
+    Attributes:
+        given: By the number of a storage, a tensor in one that is used and not made anew.
+        storages: By the number of a storage, all of it.
+    """
+
+    given: Mapping[int, torch.Tensor] = field(default_factory=dict)
     storages: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def make(self, form: Form) -> Any:
@@ -107,10 +121,15 @@ class Maker:
 
     def _make_tensor(self, form: TensorForm) -> torch.Tensor:
         if form.storage not in self.storages:
-            whole = torch.empty(form.nbytes // form.dtype.itemsize, dtype=form.dtype, device="meta")
-            self.storages[form.storage] = whole
+            self.storages[form.storage] = self._whole(form)
         whole = self.storages[form.storage].view(form.dtype)
         return whole.as_strided(form.shape, form.strides, form.offset)
+
+    def _whole(self, form: TensorForm) -> torch.Tensor:
+        given = self.given.get(form.storage)
+        if given is not None:
+            return given.as_strided((form.nbytes // given.itemsize,), (1,), 0)
+        return torch.empty(form.nbytes // form.dtype.itemsize, dtype=form.dtype, device="meta")
 
 
 def leaves(form: Form) -> Iterator[TensorForm | Scalar | Opaque]:
@@ -127,10 +146,10 @@ def is_repeatable(form: Form) -> bool:
     return not any(isinstance(leaf, Opaque) for leaf in leaves(form))
 
 
-def storage_bytes(form: Form) -> int:
-    """Return the bytes of the storages of all tensors of a value."""
+def storage_bytes(form: Form, but: Collection[int] = ()) -> int:
+    """Return the bytes of the storages of all tensors of a value, but those of some numbers."""
     tensors = (leaf for leaf in leaves(form) if isinstance(leaf, TensorForm))
-    return sum({leaf.storage: leaf.nbytes for leaf in tensors}.values())
+    return sum({leaf.storage: leaf.nbytes for leaf in tensors if leaf.storage not in but}.values())
 
 
 def _content(value: Any) -> dict[Hashable, Any] | None:

@@ -21,13 +21,22 @@ MOST_OPERATIONS = 12_000
 _CHUNK = 256
 """Tokens from which models that compute a state in chunks of tokens run several chunks."""
 
+_TWO = (8, 16)
+"""Tokens of the passes that show how operations grow with the tokens."""
+
 _LEAST = 4
 """Passes that sizes are extrapolated from: three show a bend, and the fourth whether it is one or
 the place where one tensor outgrows another."""
 
 
 def run_up_to(
-    run: MetaRun, tokens: int, past: Callable[[], Any], *, most_operations: int
+    run: MetaRun,
+    tokens: int,
+    past: Callable[[], Any],
+    *,
+    most_operations: int,
+    keeps_state: bool = True,
+    known: Mapping[int, ForwardPass] | None = None,
 ) -> dict[int, ForwardPass]:
     """Run a forward pass of one sequence, or shorter ones if it takes too many operations.
 
@@ -36,15 +45,18 @@ def run_up_to(
         tokens: New tokens of the pass.
         past: Returns the cache that it extends.
         most_operations: The most operations that it may take.
+        keeps_state: Whether the model keeps a state, which it may compute token by token.
+        known: Passes of the same kind that have run, measured by module.
 
     Returns:
         The pass by its tokens, or shorter passes by theirs.
     """
     shorter: dict[int, ForwardPass] = {}
-    if tokens > 2 * _CHUNK:
-        for length in (8, 16):
+    if tokens > 2 * _CHUNK or (keeps_state and tokens > _TWO[-1]):
+        shorter |= known or {}
+        for length in set(_TWO) - shorter.keys():
             shorter[length] = run.run(1, length, past(), by_module=True)
-        if _predict(shorter, 2 * _CHUNK) == shorter[16].operations:
+        if tokens > 2 * _CHUNK and _predict(shorter, 2 * _CHUNK) == shorter[_TWO[-1]].operations:
             shorter[_CHUNK] = run.run(1, _CHUNK, past(), by_module=True)
     if 1.5 * _predict(shorter, tokens) <= most_operations:
         try:
@@ -55,7 +67,7 @@ def run_up_to(
     while length < tokens:
         last = shorter[length] = run.run(1, length, past(), by_module=True)
         spent = sum(each.operations for each in shorter.values())
-        if len(shorter) >= _LEAST and spent + 2 * last.operations > 2 * most_operations:
+        if len(shorter) >= _LEAST and spent + 2 * last.operations > most_operations:
             break
         length *= 2
     return shorter

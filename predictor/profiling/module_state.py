@@ -7,10 +7,14 @@ import contextlib
 from transformers import PreTrainedModel
 
 from predictor.private.transformers import is_stateful
+from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.blocks import find_blocks
 from predictor.profiling.meta_device import FAILURES
+from predictor.profiling.meta_run import MetaRun
 from predictor.profiling.sequence_cache import in_modules
-from predictor.profiling.text_model import run_text
+
+_TOKENS = 2
+"""Tokens of the forward pass that may leave a state."""
 
 
 def keeps_state_in_modules(model: PreTrainedModel) -> bool:
@@ -22,8 +26,9 @@ def keeps_state_in_modules(model: PreTrainedModel) -> bool:
     if not is_stateful(model):
         return False
     blocks = [model.get_submodule(name) for name in find_blocks(model)]
+    deduplicator = BlockDeduplicator(blocks, model.config.get_text_config(decoder=True))
     before = in_modules(blocks)
     with contextlib.suppress(*FAILURES):
-        run_text(model)
+        MetaRun(model, blocks, deduplicator).run(1, _TOKENS)
     old = {id(tensor) for own in before for tensor in own}
     return any(id(tensor) not in old for own in in_modules(blocks) for tensor in own)

@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig
+from transformers import Gemma3nTextConfig, LlamaConfig, RwkvConfig
 
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.blocks import find_blocks
@@ -156,7 +156,37 @@ def test_blocks_that_are_alike_and_do_different_things_are_all_run(monkeypatch):
     assert runs == list(range(6)) * PASSES
 
 
-def test_a_block_that_returns_what_it_was_given_is_run(monkeypatch):
+SHARING = [
+    RwkvConfig(vocab_size=64, hidden_size=32, num_hidden_layers=6),  # one list of states for all
+    Gemma3nTextConfig(  # parts of one tensor
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=[48] * 6,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention"] * 6,
+        vocab_size_per_layer_input=64,
+        hidden_size_per_layer_input=16,
+        laurel_rank=8,
+        activation_sparsity_pattern=[0.0] * 6,
+    ),
+]
+
+
+@pytest.mark.parametrize("config", SHARING, ids=lambda config: config.model_type)
+def test_blocks_that_are_given_parts_of_one_thing_are_repeated(config):
+    model, blocks = on_meta(config)
+    runs = count_runs([next(block.children()) for block in blocks])
+    whole = probed(*on_meta(config))
+
+    assert probed(model, blocks, BlockDeduplicator(blocks, model.config)) == whole
+    assert len(set(runs)) <= 3
+
+
+def test_a_block_that_returns_what_it_was_given_takes_nothing(monkeypatch):
     model, blocks = on_meta()
     monkeypatch.setattr(type(blocks[0]), "forward", lambda self, hidden_states, **_: hidden_states)
     deduplicator = BlockDeduplicator(blocks, model.config)

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.checkpoint.lengths import Lengths
-from predictor.constraints import largest_batch, serving_notes
+from predictor.constraints import largest_batch, reason_against_batches, serving_notes
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.blocks import find_blocks
@@ -137,10 +137,11 @@ def test_a_model_whose_state_cannot_be_shared_is_planned_for_one(name):
     model = build_on_meta(config_of(name), "float32")
     settings = Settings(model_id="x/y", prefill_chunk=16, max_batch_size=8)
 
-    batch = largest_batch(settings, "text_generation", model, 64)
+    reason = reason_against_batches("text_generation", model)
+    batch = largest_batch(settings, "text_generation", reason, 64)
     assert batch == ((64, 1) if name in ALONE else (16, 8))
     checkpoint = Checkpoint(Path(), model.config, "safetensors", None, "text_generation")
-    assert len(serving_notes(checkpoint, model, Lengths(64))) == (name in ALONE)
+    assert len(serving_notes(checkpoint, reason, Lengths(64))) == (name in ALONE)
 
 
 SHARING = {  # the rows of 8 tokens that may share a pass of 128
