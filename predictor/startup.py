@@ -138,8 +138,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         DoesNotFit: No placement fits.
         CheckpointError: The files are not those of the model, or are damaged.
         ModelUnusable: The model cannot compute a token.
-        ConfigurationError: A setting is invalid for this model or this pod, or a library lacks what
-            is used of it.
+        ConfigurationError: A setting is invalid here, or a library lacks what is used of it.
     """
     check_models()
     original, checkpoint = checkpoint, with_served_angles(settings, checkpoint)

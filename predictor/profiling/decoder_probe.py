@@ -175,7 +175,7 @@ def _prefill(run: MetaRun, shape: _Shape, kept: _Kept, *, keeps_state: bool) -> 
         lambda: kept.past(1, past) if past else run.empty(),
         most_operations=most,
         keeps_state=keeps_state,
-        known=None if past else {min(_SHORT, shape.chunk): kept.short},
+        earlier=None if past else {min(_SHORT, shape.chunk): kept.short},
     )
     return peak_of(passes, shape.chunk)
 
@@ -213,8 +213,8 @@ def _measure_own(run: MetaRun, shape: _Shape) -> Probe:
     longest = shape.max_model_len
     short = run.run(1, min(_SHORT, longest), by_module=True)
     most = MOST_OPERATIONS + 2 * short.operations
-    known = {min(_SHORT, longest): short}
-    passes = run_up_to(run, longest, lambda: None, most_operations=most, known=known)
+    earlier = {min(_SHORT, longest): short}
+    passes = run_up_to(run, longest, lambda: None, most_operations=most, earlier=earlier)
     if longest in passes:
         passes |= {n: run.run(1, n) for n in (max(1, longest // 4), max(1, longest // 2))}
     lengths = sorted(passes)

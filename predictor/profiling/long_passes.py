@@ -36,7 +36,7 @@ def run_up_to(
     *,
     most_operations: int,
     keeps_state: bool = True,
-    known: Mapping[int, ForwardPass] | None = None,
+    earlier: Mapping[int, ForwardPass] | None = None,
 ) -> dict[int, ForwardPass]:
     """Run a forward pass of one sequence, or shorter ones if it takes too many operations.
 
@@ -46,14 +46,14 @@ def run_up_to(
         past: Returns the cache that it extends.
         most_operations: The most operations that it may take.
         keeps_state: Whether the model keeps a state, which it may compute token by token.
-        known: Passes of the same kind that have run, measured by module.
+        earlier: Passes of the same kind that have run, measured by module.
 
     Returns:
         The pass by its tokens, or shorter passes by theirs.
     """
     shorter: dict[int, ForwardPass] = {}
     if tokens > 2 * _CHUNK or (keeps_state and tokens > _TWO[-1]):
-        shorter |= known or {}
+        shorter |= earlier or {}
         for length in set(_TWO) - shorter.keys():
             shorter[length] = run.run(1, length, past(), by_module=True)
         if tokens > 2 * _CHUNK and _predict(shorter, 2 * _CHUNK) == shorter[_TWO[-1]].operations:
