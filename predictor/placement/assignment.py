@@ -100,7 +100,7 @@ def _fill_in_order(
     """Place the first units; the first GPU also holds the buffers for the remaining ones."""
     units, streamed = demand.footprint.units[:count], demand.footprint.units[count:]
     used = demand.activations + demand.device_buffer_bytes(streamed)
-    used += sum(unit.buffers + demand.kv_bytes(unit) for unit in streamed)
+    used += sum(unit.stays + demand.kv_bytes(unit) for unit in streamed)
     devices: list[str] = []
     index = 0
     for unit in units:
@@ -145,7 +145,7 @@ def _spill(
 ) -> Assignment:
     """Place as many of these units as fit in main memory, the first ones, and the rest on disk."""
     fixed = demand.activations + demand.kernels if executes else 0
-    fixed += sum(unit.buffers + demand.kv_bytes(unit) for unit in units) if executes else 0
+    fixed += sum(unit.stays + demand.kv_bytes(unit) for unit in units) if executes else 0
     weights = sum(unit.weights for unit in units)
     for count in range(len(units), -1, -1):
         waiting = () if executes else units[:count]

@@ -9,9 +9,13 @@ import math
 from collections.abc import Iterable
 
 STREAM_BUFFERS = 2
-"""Buffers for whole blocks on the device that computes: one is filled while the block in the other
-computes. More would only help if reading is fast at times and slow at others, and each takes a
-block's memory."""
+"""Buffers for blocks, or for their modules, on the device that computes: one is filled while the
+block in the other computes. More would only help if reading is fast at times and slow at others,
+and each takes a block's memory."""
+
+PART_BUFFERS = 1
+"""Buffers for parts outside of blocks. They run before and after all blocks, so that one is filled
+while the blocks compute."""
 
 STREAM_PIECE = 64 * 1024**2
 """Bytes of one direct read, and the most bytes of a piece of a block on its way from disk through

@@ -1,4 +1,4 @@
-"""Decide how a model is offloaded: in experts, whole blocks or leaf modules, and what goes where.
+"""Decide how a model is offloaded: in experts, whole blocks or modules, and what goes where.
 
 `decide` follows an explicit device map, or takes the best assignment for a strategy. Experts that
 are read one by one have no device of their own: the dense part of every block is placed before any
@@ -40,7 +40,7 @@ def decide(
     """Return the assignment of a device map; None if nothing fits.
 
     Of the ways to offload, the first with which a GPU can compute is taken: experts one by one,
-    then blocks whole, then one leaf module at a time, which is slow, but takes less memory.
+    then blocks whole, then blocks module by module, which takes less memory.
 
     Args:
         demand: The model and its load.
@@ -64,7 +64,7 @@ def can_place(
     demand: Demand, budgets: Budgets, strategy: str, *, expert_slots: bool = False
 ) -> bool:
     """Return whether a strategy finds any assignment, however slow."""
-    if search(demand.by_leaf(), budgets, strategy) is not None:
+    if search(demand.by_module(), budgets, strategy) is not None:
         return True
     return expert_slots and _place_experts_apart(demand, budgets) is not None
 
@@ -80,7 +80,7 @@ def _candidates(
         yield _place_experts_apart(demand, budgets)
     yield whole
     if demand.footprint.by_block:
-        yield _decide(demand.by_leaf(), budgets, device_map)
+        yield _decide(demand.by_module(), budgets, device_map)
 
 
 def _decide(demand: Demand, budgets: Budgets, device_map: str | dict[str, str]) -> Decision | None:

@@ -17,6 +17,7 @@ from predictor.placement.buffers import (
     EXPERT_BOUNCE_BUFFER,
     EXPERT_KERNELS,
     EXPERT_READERS,
+    PART_BUFFERS,
     STREAM_BUFFERS,
     STREAM_PIECE,
     count_pieces,
@@ -95,10 +96,10 @@ class Demand:
         has_experts = any(unit.experts for unit in self.footprint.units)
         return EXPERT_KERNELS if is_half and has_experts else 0
 
-    def by_leaf(self) -> Demand:
-        """Return the same demand, with offloaded blocks streamed one leaf module at a time.
+    def by_module(self) -> Demand:
+        """Return the same demand, with offloaded blocks streamed module by module.
 
-        That is slow, but takes less memory than buffers for whole blocks.
+        That takes less memory than buffers for whole blocks, and more reads.
         """
         return replace(self, footprint=replace(self.footprint, by_block=False))
 
@@ -120,17 +121,16 @@ class Demand:
 
     def resident_bytes(self, unit: PlacementUnit) -> int:
         """Return the bytes of a unit on the device where it both stays and executes."""
-        return unit.weights + unit.buffers + self.kv_bytes(unit)
+        return unit.weights + unit.stays + self.kv_bytes(unit)
 
     def device_buffer_bytes(self, units: Sequence[PlacementUnit]) -> int:
         """Return the bytes of GPU memory through which these offloaded units are streamed.
 
-        Blocks are streamed whole, other units one leaf module at a time. Accelerate casts a leaf
-        module on the GPU, which then also holds it in its stored dtype, up to twice as large.
-        Experts that do not stay take staging slots, however many of them a forward pass needs.
+        Blocks go through two buffers, whole or by module, and other units through a third one, by
+        module. Experts that do not stay take staging slots, however many a forward pass needs.
         """
-        leaf = (3 if self.footprint.needs_cast else 1) * self._largest_leaf(units)
-        return STREAM_BUFFERS * self._largest_block(units) + leaf + self._staging_slots
+        block, part = self._largest(units)
+        return STREAM_BUFFERS * block + PART_BUFFERS * part + self._staging_slots
 
     def host_buffer_bytes(
         self,
@@ -142,20 +142,19 @@ class Demand:
         """Return the bytes of main memory through which these units are read from disk.
 
         Args:
-            units: The units on disk. Units other than blocks take one leaf module at a time, and a
-                cast takes another.
-            executes: Whether the processor executes them. Blocks are then read whole, large ones
-                through bounce buffers. On their way to a GPU they are read piece by piece. Experts
-                are read through bounce buffers of their own into staging slots in both cases.
+            units: The units on disk.
+            executes: Whether the processor executes them. They are then read into the same buffers
+                as a GPU's, and large ones of blocks through bounce buffers. On their way to a GPU
+                they are read in pieces. Experts are read through bounce buffers of their own into
+                staging slots in both cases.
             waiting: The units that wait in main memory for a GPU.
         """
-        leaf = (2 if self.footprint.needs_cast else 1) * self._largest_leaf(units)
-        largest = self._largest_block(units)
+        block, part = self._largest(units)
         if executes:
-            bounce = BOUNCE_BUFFERS * BOUNCE_BUFFER if needs_bounce_buffers(largest) else 0
-            return STREAM_BUFFERS * largest + bounce + leaf + self._expert_reads
-        pieces = count_pieces(largest) * min(largest, STREAM_PIECE)
-        return max(pieces, self._loading(units, waiting)) + leaf + self._expert_reads
+            bounce = BOUNCE_BUFFERS * BOUNCE_BUFFER if needs_bounce_buffers(block) else 0
+            return STREAM_BUFFERS * block + PART_BUFFERS * part + bounce + self._expert_reads
+        pieces = sum(count_pieces(size) * min(size, STREAM_PIECE) for size in (block, part))
+        return max(pieces, self._loading(units, waiting)) + self._expert_reads
 
     @property
     def _staging_slots(self) -> int:
@@ -170,18 +169,21 @@ class Demand:
     def _loading(self, units: Sequence[PlacementUnit], waiting: Sequence[PlacementUnit]) -> int:
         """Return the bytes of main memory that loading takes beyond the weights that wait there.
 
-        Whole blocks are written to the offload store. By then transformers has read the waiting
-        units only if it converts them. Those are moved block by block to page-locked memory.
+        What is streamed at one time is written to the offload store at one time. By then
+        transformers has read the waiting units only if it converts them. Those are moved in the
+        same way to page-locked memory.
         """
         if self.footprint.needs_cast or self.footprint.needs_conversion:
-            return self._largest_block([*units, *waiting])
-        return self._largest_block(units) - sum(unit.weights for unit in waiting)
+            return max(self._largest([*units, *waiting]))
+        return max(self._largest(units)) - sum(unit.weights for unit in waiting)
 
-    def _is_whole(self, unit: PlacementUnit) -> bool:
-        return self.footprint.by_block and unit.is_block
-
-    def _largest_block(self, units: Sequence[PlacementUnit]) -> int:
-        return max((unit.stream_buffer for unit in units if self._is_whole(unit)), default=0)
-
-    def _largest_leaf(self, units: Sequence[PlacementUnit]) -> int:
-        return max((unit.largest_leaf for unit in units if not self._is_whole(unit)), default=0)
+    def _largest(self, units: Sequence[PlacementUnit]) -> tuple[int, int]:
+        """Return the bytes of a buffer for blocks, and of one for parts outside of blocks."""
+        block = part = 0
+        for unit in units:
+            size = unit.stream_buffer(whole=self.footprint.by_block and unit.is_block)
+            if unit.block is None:
+                part = max(part, size)
+            else:
+                block = max(block, size)
+        return block, part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from predictor.placement.demand import max_attention_tokens
@@ -121,7 +122,10 @@ class Placement:
         window: Tokens of one sequence that layers with a window keep; 0 if all layers keep all.
         window_tokens: Tokens of KV cache in layers with a window; 0 if all layers keep all.
         limited_by: The resource that keeps more of the model from a faster tier, as a phrase.
-        by_block: Whether offloaded blocks are streamed whole, through buffers that are planned.
+        by_block: Whether offloaded blocks are streamed whole.
+        modules: For each name of the device map, the modules in it that are streamed one by one if
+            it is offloaded and not streamed whole.
+        fixed: Names of the parameters that stay where they are read.
         notes: Sentences for the log, such as bounds that were lowered to the pod's resources.
         experts: The expert slots of each layer, in execution order; empty if the model has no
             experts, or they stay in their blocks. The device map names the dense parts alone.
@@ -145,6 +149,8 @@ class Placement:
     window: int = 0
     window_tokens: int = 0
     by_block: bool = False
+    modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     experts: tuple[ExpertSlots, ...] = ()
     expert_staging: int = 0

@@ -8,7 +8,8 @@ cache is enlarged to the memory that is left.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from predictor.errors import ConfigurationError
@@ -20,7 +21,7 @@ from predictor.placement.load import decide_for_states, with_most
 from predictor.placement.plan import ExpertSlots, Placement, PlacementOptions, Tier
 from predictor.placement.refusal import does_not_fit
 from predictor.placement.tiers import Budgets, fill_tiers, main_device
-from predictor.placement.units import Footprint
+from predictor.placement.units import Footprint, PlacementUnit
 from predictor.pod.resources import PodResources
 from predictor.quantity import format_bytes
 
@@ -111,11 +112,7 @@ def _placement(
         dtype=footprint.dtype,
         quantization=footprint.quantization,
         weights_layout=footprint.weights_layout,
-        device_map={
-            name: int(device) if device.isdigit() else device
-            for unit, device in zip(footprint.units, decision.assignment, strict=True)
-            for name in unit.names
-        },
+        device_map=_device_map(decision, main),
         tiers=tuple(filled.values()),
         execution_device=int(main) if main.isdigit() else main,
         max_model_len=footprint.max_model_len,
@@ -126,10 +123,49 @@ def _placement(
         limited_by=_limit(filled, footprint, main, experts),
         state_slots=decision.demand.slots if footprint.kv_fixed else 0,
         by_block=footprint.by_block,
-        notes=(*notes, *_formulas(footprint), *_whole_mixtures(footprint, filled, main)),
+        modules=dict(itertools.chain.from_iterable(map(_modules, footprint.units))),
+        fixed=frozenset(name for unit in footprint.units for name in unit.fixed_names),
+        notes=(
+            *notes,
+            *_formulas(footprint),
+            *_fixed_parts(decision, main),
+            *_whole_mixtures(footprint, filled, main),
+        ),
         experts=experts,
         expert_staging=staging,
         host_expert_staging=0 if main == "cpu" else staging,
+    )
+
+
+def _device_map(decision: Decision, main: str) -> dict[str, int | str]:
+    """Return the device of each name; a unit of which nothing is streamed is where it executes."""
+    units = zip(decision.demand.footprint.units, decision.assignment, strict=True)
+    devices = {
+        name: main if device in ("cpu", "disk") and unit.fixed and not unit.weights else device
+        for unit, device in units
+        for name in unit.names
+    }
+    return {name: int(device) if device.isdigit() else device for name, device in devices.items()}
+
+
+def _modules(unit: PlacementUnit) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each name of a unit with its modules."""
+    for name in unit.names:
+        yield name, tuple(x for x in unit.modules if x == name or x.startswith(f"{name}."))
+
+
+def _fixed_parts(decision: Decision, main: str) -> tuple[str, ...]:
+    """Return a sentence about what stays in memory of the units that are offloaded."""
+    units = zip(decision.demand.footprint.units, decision.assignment, strict=True)
+    fixed = [
+        unit for unit, device in units if unit.fixed_names and device in {"cpu", "disk"} - {main}
+    ]
+    if not fixed:
+        return ()
+    names, size = ", ".join(unit.names[0] for unit in fixed), sum(unit.fixed for unit in fixed)
+    return (
+        f"{format_bytes(size)} of {names} stay in memory wherever they are placed, because modules "
+        "around them read their weights, or no file has them.",
     )
 
 

@@ -55,8 +55,9 @@ def fill_tiers(
     """Return the tiers as an assignment fills them, by name; `owned` is left to the caller.
 
     If a GPU is in use, units in main memory and on disk are streamed to the first GPU in use
-    (`accelerate.dispatch_model`'s main device), which holds their KV cache and computed buffers.
-    Otherwise the processor executes them. Experts apart from their blocks are all on disk.
+    (`accelerate.dispatch_model`'s main device), which holds their KV cache and all that stays where
+    they execute. Otherwise the processor executes them. Experts apart from their blocks are all on
+    disk.
 
     Args:
         demand: The model and its load.
@@ -71,7 +72,7 @@ def fill_tiers(
         runs_on = device if device in budgets.gpus else main
         sums[device].weights += unit.weights
         sums[device].units += 1
-        sums[runs_on].weights += unit.buffers
+        sums[runs_on].weights += unit.stays
         sums[runs_on].kv += demand.kv_bytes(unit)
         sums[runs_on].executes = True
     _add_staging(demand, assignment, sums, main)

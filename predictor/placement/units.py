@@ -36,22 +36,30 @@ class PlacementUnit:
         weights: Bytes of parameters, tied ones once, and of the buffers in the checkpoint. If
             experts are placed apart, bytes of the dense part alone.
         buffers: Bytes of computed buffers, which stay where the unit executes.
-        largest_leaf: Bytes of its largest leaf module, the least that is streamed at one time.
+        largest_module: Bytes of the largest of its `modules`.
         kv_per_token: Bytes of KV cache for one more token of one sequence.
         kv_windowed: Bytes of KV cache for one token that is within the window of its sequence.
         kv_fixed: Bytes of cache that a sequence takes at any length.
         experts: Its experts, if it is a block of a mixture whose experts can be read one by one.
+        modules: The names of the modules in it that are streamed one by one if it is offloaded and
+            not streamed whole.
+        fixed: Bytes of further parameters, which stay where the unit executes: modules around it
+            read them, or no file has them.
+        fixed_names: The names of these parameters.
     """
 
     names: tuple[str, ...]
     block: int | None
     weights: int
     buffers: int
-    largest_leaf: int
+    largest_module: int
     kv_per_token: int = 0
     kv_fixed: int = 0
     experts: Experts | None = None
     kv_windowed: int = 0
+    modules: tuple[str, ...] = ()
+    fixed: int = 0
+    fixed_names: tuple[str, ...] = ()
 
     @property
     def is_block(self) -> bool:
@@ -59,9 +67,14 @@ class PlacementUnit:
         return self.block is not None and len(self.names) == 1
 
     @property
-    def stream_buffer(self) -> int:
-        """Bytes of a buffer through which it is streamed whole."""
-        return self.weights + PAGE_SLACK
+    def stays(self) -> int:
+        """Bytes that stay where it executes, wherever it is placed."""
+        return self.buffers + self.fixed
+
+    def stream_buffer(self, *, whole: bool) -> int:
+        """Return the bytes of a buffer that it is streamed through, whole or by module."""
+        size = self.weights if whole else self.largest_module
+        return size + PAGE_SLACK if size else 0
 
     def dense_part(self) -> PlacementUnit:
         """Return the unit without the bytes of its experts."""
@@ -93,8 +106,8 @@ class Footprint:
         experts_in_place: Whether nothing has to be written again if experts are read one by one.
         activations_per_sequence: Additional bytes for a batch with the tokens of one more such
             sequence.
-        by_block: Whether the model calls each block once, as a module, so that blocks can be
-            streamed whole.
+        by_block: Whether the model calls each block as a module, equally often, so that blocks can
+            be streamed whole.
         by_expert: Whether experts are placed apart from their blocks, see `with_experts_apart`.
         whole_mixtures: The number of blocks whose experts cannot be read one by one.
         least_row_tokens: Tokens of prefill that take as much memory as a row of a few tokens.
@@ -130,7 +143,7 @@ class Footprint:
     def weights(self) -> int:
         """Bytes of all weights."""
         apart = sum(experts.weights for experts in self.experts_apart)
-        return sum(unit.weights for unit in self.units) + apart
+        return sum(unit.weights + unit.fixed for unit in self.units) + apart
 
     @property
     def experts_apart(self) -> tuple[Experts, ...]:

@@ -34,6 +34,7 @@ from predictor.profiling.encoder_probe import probe_encoder
 from predictor.profiling.probe import Probe
 from predictor.profiling.text_model import build_text_model, is_wrapper
 from predictor.profiling.unit_sizes import measure_units
+from predictor.profiling.weight_reads import WeightReads
 
 
 def build_on_meta(
@@ -103,10 +104,12 @@ def measure_footprint(
     """
     blocks, dtype = find_blocks(model), name_of(model.dtype)
     measure = _choose_probe(model, max_source_len or max_model_len, is_encoder=is_encoder)
-    probed, by_block = measure(
-        model, blocks, max_model_len=max_model_len, chunk=prefill_chunk, rows=max_batch_size
-    )
-    units = measure_units(model, blocks, probed, with_experts=stored_kind != "pickle")
+    with WeightReads(model, blocks) as watched:
+        probed, by_block = measure(
+            model, blocks, max_model_len=max_model_len, chunk=prefill_chunk, rows=max_batch_size
+        )
+    has_slices = stored_kind != "pickle"
+    units = measure_units(model, blocks, probed, watched.readers, with_experts=has_slices)
     return Footprint(
         architecture=type(model).__name__,
         dtype=dtype,
@@ -164,9 +167,7 @@ def _probe_decoder(
             )
         if probed.measured:
             break
-    if not probed.measured:
-        return probed, calls_blocks_evenly(model, blocks)
-    return probed, _is_even(calls)
+    return probed, _is_even(model, blocks, probed, calls)
 
 
 def _probe_encoder(
@@ -177,7 +178,7 @@ def _probe_encoder(
         probed = probe_encoder(
             model, len(blocks), max_model_len=max_model_len, tokens=chunk, rows=rows
         )
-    return probed, probed.measured and _is_even(calls)
+    return probed, _is_even(model, blocks, probed, calls)
 
 
 def _probe_encoder_decoder(
@@ -190,13 +191,19 @@ def _probe_encoder_decoder(
     rows: int,
 ) -> tuple[Probe, bool]:
     """Do the same for a model with an encoder, which runs once for a sequence, and a decoder."""
-    probed = probe_encoder_decoder(
-        model, blocks, max_model_len=max_model_len, source=source, chunk=chunk, rows=rows
-    )
-    return probed, False
+    with _counting_calls(model, blocks) as calls:
+        probed = probe_encoder_decoder(
+            model, blocks, max_model_len=max_model_len, source=source, chunk=chunk, rows=rows
+        )
+    return probed, _is_even(model, blocks, probed, calls)
 
 
-def _is_even(calls: Mapping[str, int]) -> bool:
+def _is_even(
+    model: PreTrainedModel, blocks: Sequence[str], probed: Probe, calls: Mapping[str, int]
+) -> bool:
+    """Return whether each block was called as a module, equally often."""
+    if not probed.measured:
+        return calls_blocks_evenly(model, blocks)
     return all(calls.values()) and len(set(calls.values())) == 1
 
 

@@ -5,8 +5,7 @@ Experts that are read one by one are in the same store; see `expert_source` for 
 1. If there is a store with the blocks, it is used.
 2. Otherwise the first process writes a store (`store.packing`), if one is wanted and pays.
 3. A process that cannot wait for the writer, or whose volume is full, reads the checkpoint in
-   place, if that is stored as it is served.
-4. Otherwise Accelerate's hooks stream the blocks, which `loader` arranges.
+   place. If that is stored in another dtype, tensors are cast while they are read.
 """
 
 from __future__ import annotations
@@ -147,11 +146,11 @@ class BlockSourceResolver:
             spent: Bytes of the offload volume that loading has taken already.
 
         Returns:
-            The extents, without blocks if there is no store and the checkpoint cannot be read in
-            place.
+            The extents.
 
         Raises:
-            ConfigurationError: The settings require a store, and it cannot be written.
+            ConfigurationError: There is no store, and the settings require one, or the checkpoint
+                cannot be read in place.
         """
         try:
             return self._resolve(blocks, index, experts, spent)
@@ -170,6 +169,12 @@ class BlockSourceResolver:
             if self._may_write and not self._is_unsure and self._folder is not None:
                 free = self._offload.free - spent
                 self._write(self._folder, blocks, index, experts, free, in_place)
+            if self.store is None and in_place is None:
+                raise ConfigurationError(
+                    "The checkpoint has to be written anew to be streamed from disk; set "
+                    "--offload_folder to a folder on a volume that can be written, and "
+                    "--offload_store to auto."
+                )
             if self.store is None:
                 return Extents(in_place or (), experts)
         if self.store is None:
@@ -257,7 +262,8 @@ class BlockSourceResolver:
         in_place: Sequence[BlockExtent] | None,
     ) -> None:
         """Write the store if it is wanted, or pays."""
-        is_wanted = self._offload.store == "always" or self._offload.needs_store or in_place is None
+        is_as_served = in_place is not None and not any(block.cast_from for block in in_place)
+        is_wanted = self._offload.store == "always" or self._offload.needs_store or not is_as_served
         try:
             if not is_wanted and not (in_place and is_faster(folder.file, in_place)):
                 return

@@ -19,6 +19,7 @@ from torch import nn
 
 from predictor.checkpoint.safetensors_header import data_start, read_header
 from predictor.dtypes import BY_CODE
+from predictor.placement.buffers import TENSOR_ALIGNMENT
 
 PAGE = 4096
 """The alignment in bytes of direct reads: in the file, in memory and in length. A page is a
@@ -93,6 +94,37 @@ class TensorView:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a file.
+
+    Attributes:
+        file: The file.
+        begin: Offset of its first byte in the file.
+        end: Offset behind its last byte.
+        dtype: The dtype of its elements.
+        shape: Its shape.
+        file_identity: The identity of the file when its header was read.
+    """
+
+    file: Path
+    begin: int
+    end: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file_identity: FileIdentity
+
+    def can_serve(self, parameter: torch.Tensor) -> bool:
+        """Return whether a view of the stored bytes can be the parameter."""
+        is_aligned = self.begin % self.dtype.itemsize == 0
+        return is_aligned and self.dtype == parameter.dtype and self.can_be_cast(parameter)
+
+    def can_be_cast(self, parameter: torch.Tensor) -> bool:
+        """Return whether the parameter is this tensor in another dtype, or in the same."""
+        are_alike = self.dtype.is_floating_point == parameter.is_floating_point()
+        return are_alike and self.shape == tuple(parameter.shape)
+
+
+@dataclass(frozen=True, slots=True)
 class BlockExtent:
     """A block on disk.
 
@@ -101,17 +133,27 @@ class BlockExtent:
         segments: The bytes to read.
         tensors: The tensors that the buffer then holds.
         source: The origin of the bytes, for metrics: ``"store"`` or ``"checkpoint"``.
+        cast_from: For a block that is stored in another dtype than it is served in, the stored form
+            of each tensor. The tensors are cast while they are read, and there are no segments.
     """
 
     name: str
     segments: tuple[FileSegment, ...]
     tensors: tuple[TensorView, ...]
     source: str
+    cast_from: tuple[StoredTensor, ...] = ()
 
     @property
     def size(self) -> int:
         """Bytes of its buffer."""
+        if self.cast_from:
+            return pages(max(tensor.at + tensor.nbytes for tensor in self.tensors))
         return max((segment.at + segment.length for segment in self.segments), default=0)
+
+    @property
+    def file(self) -> Path:
+        """The first file that it is read from."""
+        return self.cast_from[0].file if self.cast_from else self.segments[0].file
 
 
 def largest(blocks: Iterable[BlockExtent]) -> int:
@@ -154,7 +196,7 @@ def find_in_checkpoint(
         index: The location of each parameter on disk.
 
     Returns:
-        The extents, or None if a block is not stored as it is served.
+        The extents, or None if a tensor is not there, whatever its dtype.
     """
     tensors_of = functools.cache(stored_tensors)  # one file holds many blocks
     extents = []
@@ -165,40 +207,30 @@ def find_in_checkpoint(
             if "safetensors_file" not in entry:
                 return None
             tensor = tensors_of(Path(entry["safetensors_file"])).get(entry["weight_name"])
-            if tensor is None or not tensor.can_serve(parameter):
+            if tensor is None or not tensor.can_be_cast(parameter):
                 return None
             stored[key] = tensor
-        extents.append(_lay_out(name, stored))
+        is_as_served = all(stored[key].can_serve(parameters[key]) for key in stored)
+        extents.append(_lay_out(name, stored) if is_as_served else _cast(name, stored, parameters))
     return tuple(extents)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor in a file.
-
-    Attributes:
-        file: The file.
-        begin: Offset of its first byte in the file.
-        end: Offset behind its last byte.
-        dtype: The dtype of its elements.
-        shape: Its shape.
-    """
-
-    file: Path
-    begin: int
-    end: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    def can_serve(self, parameter: torch.Tensor) -> bool:
-        """Return whether a view of the stored bytes can be the parameter."""
-        is_alike = (self.dtype, self.shape) == (parameter.dtype, tuple(parameter.shape))
-        return is_alike and self.begin % self.dtype.itemsize == 0
+def _cast(
+    name: str, stored: Mapping[str, StoredTensor], parameters: Mapping[str, torch.Tensor]
+) -> BlockExtent:
+    """Return the extent of a block whose tensors are cast, one behind the other in the buffer."""
+    tensors: list[TensorView] = []
+    end = 0
+    for key, parameter in parameters.items():
+        tensors.append(TensorView(key, parameter.dtype, tuple(parameter.shape), end))
+        end += -(-parameter.nbytes // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
+    cast_from = tuple(stored[tensor.name] for tensor in tensors)
+    return BlockExtent(name, (), tuple(tensors), "checkpoint", cast_from)
 
 
 def stored_tensors(file: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a safetensors file by name, those of unknown dtypes excluded."""
-    start = data_start(file)
+    start, identity = data_start(file), identify_file(file.stat())
     return {
         name: StoredTensor(
             file,
@@ -206,6 +238,7 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
             start + entry["data_offsets"][1],
             _TORCH[entry["dtype"]],
             tuple(entry["shape"]),
+            identity,
         )
         for name, entry in read_header(file).items()
         if entry["dtype"] in _TORCH
@@ -218,10 +251,10 @@ def _lay_out(name: str, stored: Mapping[str, StoredTensor]) -> BlockExtent:
     tensors: list[TensorView] = []
     end = 0
     for run in _runs(stored):
-        file, begin = stored[run[0]].file, stored[run[0]].begin
-        start = begin // PAGE * PAGE
+        first = stored[run[0]]
+        start = first.begin // PAGE * PAGE
         length = pages(max(stored[key].end for key in run) - start)
-        segments.append(FileSegment(file, start, length, end, identify_file(file.stat())))
+        segments.append(FileSegment(first.file, start, length, end, first.file_identity))
         for key in run:
             tensor = stored[key]
             tensors.append(TensorView(key, tensor.dtype, tensor.shape, end + tensor.begin - start))

@@ -1,8 +1,8 @@
 """transformers' own loading: each part goes where a device map says, and no further.
 
-Before `from_pretrained` returns, transformers has Accelerate attach hooks to every offloaded part.
-Blocks that we stream need none of them. So the attaching is held back, and done afterwards for the
-parts that Accelerate streams. Which parts these are is decided in `loader`.
+Before `from_pretrained` returns, transformers has Accelerate attach hooks to every part that is on
+another device than the first GPU. Parts that we stream need none of them. So the attaching is held
+back, and done afterwards for the parts on further GPUs.
 """
 
 from __future__ import annotations
@@ -64,16 +64,12 @@ class DeferredDispatch:
         self.index = complete_ties(model, index or {})
         self._arguments = (model, quantizer, folder, self.index, offload_buffers)
 
-    def attach(self, placement: Placement, streamed: Sequence[str]) -> None:
-        """Attach Accelerate's hooks to all parts that execute away from where they are stored.
+    def attach(self, placement: Placement) -> None:
+        """Attach Accelerate's hooks, which move data to the GPU of each part and back.
 
-        Experts that are read one by one are on the meta device, and no business of Accelerate.
-
-        Args:
-            placement: The plan.
-            streamed: Blocks that we stream. They get no hooks of Accelerate.
+        Parts that are streamed, and experts that are read one by one, get no hooks.
         """
-        placed = placement.device_map.items()
+        placed, streamed = placement.device_map.items(), placement.offloaded
         devices = {device for name, device in placed if name not in streamed}
         if self._arguments is None or devices <= {placement.execution_device}:
             return
@@ -84,8 +80,10 @@ class DeferredDispatch:
             device_map = dict(placement.device_map)
             with _without_parameters(model, [slots.module for slots in placement.experts]):
                 accelerate_dispatch(model, quantizer, device_map, folder, index, offload_buffers)
+        modules = dict(model.named_modules(remove_duplicate=False))
         for name in (*streamed, *(slots.module for slots in placement.experts)):
-            remove_hook_from_submodules(model.get_submodule(name))
+            if name in modules:  # and not a single tensor
+                remove_hook_from_submodules(modules[name])
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ read them packed.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -21,13 +22,18 @@ from predictor.weights.progress import Progress
 
 
 def read_kept_blocks(
-    model: nn.Module, extents: Extents, placement: Placement, progress: Progress
+    model: nn.Module,
+    extents: Extents,
+    kept: Collection[str],
+    placement: Placement,
+    progress: Progress,
 ) -> tuple[Extents, int]:
     """Give the blocks that stay in memory their parameters.
 
     Args:
         model: The model. Parameters of the blocks are on the meta device.
         extents: The extents of these blocks among others.
+        kept: The names of these blocks.
         placement: The device of each block.
         progress: Counts the blocks.
 
@@ -37,8 +43,7 @@ def read_kept_blocks(
     Raises:
         OSError: A file cannot be read.
     """
-    offloaded = placement.offloaded
-    blocks = [block for block in extents.blocks if block.name not in offloaded]
+    blocks = [block for block in extents.blocks if block.name in kept]
     progress.begin("reading weights", {block.name: block.size for block in blocks})
     try:
         with open_block_reader() as reader:
@@ -49,7 +54,7 @@ def read_kept_blocks(
                 progress.done(block.name)
     finally:
         progress.end()
-    others = tuple(block for block in extents.blocks if block.name in offloaded)
+    others = tuple(block for block in extents.blocks if block.name not in kept)
     return replace(extents, blocks=others), sum(block.size for block in blocks)
 
 

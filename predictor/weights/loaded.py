@@ -14,6 +14,7 @@ from predictor.weights.experts.cache import ExpertCache
 from predictor.weights.experts.device_cache import DeviceExpertCache
 from predictor.weights.store.warmup_cache import WarmupCache
 from predictor.weights.streaming.hooks import Streaming
+from predictor.weights.streaming.parts import StreamedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,38 +24,43 @@ class Loaded:
     Attributes:
         model: The model, in evaluation mode. Exactly one forward pass may run at a time: neither
             our hooks nor Accelerate's are thread-safe.
-        streaming: The streamed blocks; None if no block is streamed, or Accelerate streams them.
+        streamed: The parts that are streamed.
         experts: The experts that are read one by one; None if none are.
         resolver: The source of the streamed blocks.
         warmup_cache: Measurements of earlier starts, kept on the offload volume.
     """
 
     model: PreTrainedModel
-    streaming: Streaming | None
+    streamed: StreamedModel
     experts: ExpertCache | DeviceExpertCache | None
     resolver: BlockSourceResolver
     warmup_cache: WarmupCache
 
     @property
+    def streaming(self) -> Streaming | None:
+        """The streamed blocks; None if no block is streamed."""
+        return self.streamed.blocks
+
+    @property
     def buffer_bytes(self) -> int:
         """Bytes of main memory that its blocks are streamed through, and that its experts take."""
-        blocks = () if self.streaming is None else self.streaming.loader.buffers
+        parts = [buffer for streaming in self.streamed.all for buffer in streaming.loader.buffers]
         experts = () if self.experts is None else self.experts.buffers
-        return sum(buffer.tensor.nbytes for buffer in (*blocks, *experts))
+        return sum(buffer.tensor.nbytes for buffer in (*parts, *experts))
 
     @property
     def read_activity(self) -> ReadActivities | None:
         """The reads from disk under way; None if nothing is read while serving."""
-        blocks = None if self.streaming is None else self.streaming.loader.read_activity
+        parts = [streaming.loader.read_activity for streaming in self.streamed.all]
         experts = None if self.experts is None else self.experts.reader.activity
-        activities = [activity for activity in (blocks, experts) if activity is not None]
+        activities = [activity for activity in (*parts, experts) if activity is not None]
         return ReadActivities(activities) if activities else None
 
     @property
     def device_bytes(self) -> int:
         """Bytes of the executing accelerator's memory that blocks and experts are copied to."""
-        blocks = 0 if self.streaming is None else self.streaming.loader.device_bytes
-        return blocks + (0 if self.experts is None else self.experts.device_bytes)
+        parts = sum(streaming.loader.device_bytes for streaming in self.streamed.all)
+        return parts + (0 if self.experts is None else self.experts.device_bytes)
 
     def count_heat(self) -> ExpertHeat:
         """Return the heat of the experts, which grows from now on; of no layer without experts."""

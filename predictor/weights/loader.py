@@ -1,7 +1,6 @@
 """Loads a model as a placement says, and returns it ready to run.
 
-`load` is the one way from files to a running model. Offloaded blocks are streamed by `streaming`.
-All other offloaded parts are streamed by Accelerate's hooks, which `from_pretrained` attaches.
+`load` is the one way from files to a running model. Offloaded parts are streamed by `streaming`.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ from predictor.weights.from_pretrained import DeferredDispatch, from_pretrained
 from predictor.weights.kept_blocks import read_kept_blocks
 from predictor.weights.loaded import Loaded
 from predictor.weights.offloaded_parts import (
+    StreamedParts,
     count_bytes,
     device_map,
     kept_blocks,
-    log_accelerates_part,
-    streamed_blocks,
+    streamed_parts,
 )
 from predictor.weights.progress import Progress
 from predictor.weights.resident import make_resident
@@ -56,7 +55,7 @@ from predictor.weights.store.format import Identity
 from predictor.weights.store.served_weights import ServedWeights
 from predictor.weights.store.warmup_cache import WarmupCache
 from predictor.weights.streaming.device_loader import HostBlock
-from predictor.weights.streaming.hooks import Streaming, stream_blocks
+from predictor.weights.streaming.parts import StreamedModel, stream_parts
 
 logger = logging.getLogger(__name__)
 
@@ -92,25 +91,25 @@ def load(
         LoadFailed: Reading failed for another reason.
     """
     blocks, weights = find_blocks(skeleton), ServedWeights.of(checkpoint, offload.folder)
+    experts = OffloadedExperts(placement, skeleton, checkpoint)
+    parts = streamed_parts(placement, skeleton, blocks, without=placement.fixed | experts.names)
     loading = _Loading(
         *(checkpoint, placement, offload, skeleton, packed, blocks, trust_remote_code),
-        *(progress, metrics, weights, OffloadedExperts(placement, skeleton, checkpoint)),
-        pinned_fraction,
+        *(progress, metrics, weights, experts, pinned_fraction, parts),
     )
-    resolver = loading.resolver()
+    resolver, waiting = loading.resolver(), parts.in_memory
     with contextlib.ExitStack() as undone, _translated_errors():
         undone.callback(resolver.release)
         with resolver.opened():
             model, dispatch, whole = loading.place(resolver)
-        extents, was_read = read_kept_blocks(model, whole, placement, progress)
-        in_memory = loading.streamed_from_memory(extents)
-        copied, host_blocks = make_resident(model, progress, blocks=blocks, host_blocks=in_memory)
+        extents, was_read = read_kept_blocks(model, whole, loading.kept, placement, progress)
+        copied, host_blocks = make_resident(model, progress, blocks=blocks, host_blocks=waiting)
         loading.weights.check_unchanged()
         streaming = loading.stream(model, dispatch, extents.blocks, host_blocks)
-        experts = loading.open_experts(model, extents, host_blocks)
+        cache = loading.open_experts(model, extents, host_blocks)
         logger.info("Loaded: %s were read to stay in memory", format_bytes(copied + was_read))
         undone.pop_all()
-    return Loaded(model, streaming, experts, resolver, loading.warmup_cache(resolver, whole))
+    return Loaded(model, streaming, cache, resolver, loading.warmup_cache(resolver, whole))
 
 
 @contextlib.contextmanager
@@ -140,16 +139,12 @@ class _Loading:
     weights: ServedWeights
     experts: OffloadedExperts
     pinned_fraction: float
+    parts: StreamedParts
 
     @property
     def page_locked_bytes(self) -> int:
         """Most bytes of main memory that may be page-locked."""
         return int(self.pinned_fraction * (self.placement.tier("cpu").owned or 0))
-
-    @property
-    def streamed(self) -> tuple[str, ...]:
-        """The blocks that we stream."""
-        return streamed_blocks(self.placement, self.skeleton, self.blocks)
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -163,30 +158,15 @@ class _Loading:
             return ()
         kept = kept_blocks(self.placement, self.skeleton, self.blocks)
         stored = folder.file.stat().st_size if folder.file.exists() else 0
-        is_stored = stored >= count_bytes(self.skeleton, [*self.on_disk, *kept])
+        is_stored = stored >= count_bytes(self.skeleton, [*self.parts.on_disk, *kept])
         needed = 2 * count_bytes(self.skeleton, [""])
         return kept if is_stored or (self.offload.is_disk and needed <= self.offload.free) else ()
 
-    @property
-    def on_disk(self) -> list[str]:
-        """The blocks that we stream from disk."""
-        return [name for name in self.streamed if self.placement.device_map[name] == "disk"]
-
-    def streamed_from_memory(self, extents: Extents) -> list[str]:
-        """Return the blocks that we stream from main memory to an accelerator.
-
-        If Accelerate streams blocks on disk, it needs the memory that was planned for these.
-        """
-        on_disk = self.on_disk
-        if on_disk and not extents.blocks:
-            return []
-        return [name for name in self.streamed if name not in on_disk]
-
     def resolver(self) -> BlockSourceResolver:
         """Return the resolver of the source of blocks that we read, and of the experts."""
-        experts, names = self.experts, [*self.on_disk, *self.kept]
+        experts, names = self.experts, [*self.parts.on_disk, *self.kept]
         folder = self._store_folder() if names or experts.modules else None
-        parameters = parameters_of_blocks(self.skeleton, names, without=experts.names)
+        parameters = parameters_of_blocks(self.skeleton, names, without=self._not_streamed)
         return BlockSourceResolver(
             *(self._offload(), folder, parameters, self.progress, self.metrics),
             *(experts.parameters, experts.names),
@@ -199,11 +179,11 @@ class _Loading:
 
         Parts on disk are on the meta device in the model.
         """
-        in_store = resolver.names if resolver.store else ()
-        devices = device_map(self.placement, self.skeleton, in_store)
-        if not resolver.store:
-            devices |= dict.fromkeys(resolver.names, "disk")  # writes what stays as it is served
-        devices |= self.experts.device_map(in_store=resolver.store is not None)
+        in_store = resolver.store is not None
+        devices = device_map(
+            *(self.placement, self.skeleton, self.parts, self.kept), in_store=in_store
+        )
+        devices |= self.experts.device_map(in_store=in_store)
         sizes = {name: tensor.nbytes for name, tensor in self.skeleton.named_parameters()}
         self.progress.begin("placing weights", sizes, self.blocks)
         with self._conversion(devices) as converted:
@@ -225,7 +205,7 @@ class _Loading:
             compute_here(model)  # a GPU with all experts has faster ways of its own
         if self.placement.execution_device == "cpu":
             install(model)
-        parameters = parameters_of_blocks(model, resolver.names, without=self.experts.names)
+        parameters = parameters_of_blocks(model, resolver.names, without=self._not_streamed)
         experts = self.experts.in_checkpoint
         if experts is None:
             experts = self.experts.find_converted(model, dispatch.index)
@@ -241,17 +221,17 @@ class _Loading:
         dispatch: DeferredDispatch,
         on_disk: Sequence[BlockExtent],
         host_blocks: Mapping[str, HostBlock],
-    ) -> Streaming | None:
-        """Stream these blocks, and have Accelerate stream all other offloaded parts."""
-        streamed = (*(block.name for block in on_disk), *host_blocks)
-        dispatch.attach(self.placement, streamed)
-        set_device(model, torch.device(self.placement.execution_device))
-        log_accelerates_part(self.placement, streamed, self.blocks)
-        return stream_blocks(
+    ) -> StreamedModel:
+        """Stream the offloaded parts, and have Accelerate move data between GPUs."""
+        dispatch.attach(self.placement)
+        device = torch.device(self.placement.execution_device)
+        set_device(model, device)
+        return stream_parts(
             model,
+            self.parts,
             on_disk,
             host_blocks,
-            torch.device(self.placement.execution_device),
+            device,
             page_locked_bytes=self.page_locked_bytes,
             metrics=self.metrics,
         )
@@ -265,7 +245,7 @@ class _Loading:
         return self.experts.open(model, extents.experts, self.metrics, page_locked_bytes=left)
 
     def warmup_cache(self, resolver: BlockSourceResolver, extents: Extents) -> WarmupCache:
-        """Return the warm-up cache, which keeps nothing if Accelerate streams."""
+        """Return the warm-up cache, which keeps nothing if nothing is read while serving."""
         return WarmupCache(
             resolver.warmup_cache_file if extents.source else None,
             self.weights,
@@ -273,6 +253,11 @@ class _Loading:
             source=[extents.source] if extents.source else [],
             device=self.placement.execution_device,
         )
+
+    @property
+    def _not_streamed(self) -> frozenset[str]:
+        """The names of the parameters that no module is streamed with."""
+        return self.placement.fixed | self.experts.names
 
     def _conversion(
         self, devices: Mapping[str, int | str]

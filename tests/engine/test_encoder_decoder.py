@@ -76,16 +76,17 @@ def ask(up: Up, *texts: str, max_new_tokens: int | None = 20, **params: Any) -> 
     return list(asyncio.run(up.task.prepare(request).complete()))
 
 
-@pytest.mark.parametrize("tier", ["resident", "disk"])
+@pytest.mark.parametrize("tier", ["resident", "half", "disk"])
 @pytest.mark.parametrize("architecture", ENCODER_DECODERS)
 def test_replies_in_a_batch_are_those_of_generate(make: Make, architecture: str, tier: str) -> None:
     folder = make(architecture)
     expected = alone(folder, *TEXTS, max_new_tokens=20)
     assert len(set(expected)) > 3
-    placed = (
-        {} if tier == "resident" else {"device_map": blocks_on_disk(folder, "text2text_generation")}
-    )
-    up = bring_up(folder, max_model_len=128, **placed)
+    half = blocks_on_disk(folder, "text2text_generation")
+    placed = {"resident": "cpu", "half": half, "disk": "disk"}[tier]
+    up = bring_up(folder, max_model_len=128, device_map=placed)
+    streams = {"resident": None, "half": 4, "disk": 7}[tier]
+    assert streams is None or len(up.weights.streaming.loader.blocks) == streams  # type: ignore[union-attr]
     replies = ask(up, *TEXTS)
     assert [one.text for one in replies] == expected
     assert [one.prompt_tokens for one in replies] == [len(text) + 2 for text in TEXTS]
@@ -452,7 +453,7 @@ def test_the_plan_counts_what_a_token_leaves(make: Make, architecture: str) -> N
     footprint = measure_footprint(skeleton, max_model_len=64, prefill_chunk=64, max_batch_size=8)
     blocks = [unit for unit in footprint.units if unit.block is not None]
     assert footprint.probed
-    assert not footprint.by_block
+    assert footprint.by_block
     assert len(blocks) == 4 + 3
     # Keys and values of 64 numbers each in three layers, and what the encoder made, of 4 bytes.
     # A quarter more is counted for padding.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from predictor.placement.buffers import PAGE_SLACK
 from predictor.placement.demand import Demand
 from predictor.placement.tiers import Budgets
 from predictor.placement.units import Experts, Footprint, PlacementUnit
@@ -24,7 +25,7 @@ def footprint(
     head: int = 8,
     norm: int = 0,
     activations: int = 3,
-    leaf: int = 4,
+    module: int = 2,
     max_model_len: int = 4,
     needs_cast: bool = False,
     needs_conversion: bool = False,
@@ -36,19 +37,21 @@ def footprint(
 
     Sizes are in MiB; `kv` is for one token in one block. With the defaults:
 
-    ===========  =======  ==  ===========
-    unit         weights  kv  largest leaf
-    ===========  =======  ==  ===========
-    norm               0   0            0
-    embeddings         6   0            6
-    head               8   0            8
-    4 blocks          10   4            4    (kv for 4 tokens)
-    ===========  =======  ==  ===========
+    ===========  =======  ==  ======================
+    unit         weights  kv  module, and its buffer
+    ===========  =======  ==  ======================
+    norm               0   0               0
+    embeddings         6   0               6
+    head               8   0               8
+    4 blocks          10   4               2    (kv for 4 tokens)
+    ===========  =======  ==  ======================
 
     With experts, each block has so many in addition, of `expert` MiB each.
     """
     parts = [("norm", norm), ("embeddings", embeddings), ("head", head)]
-    others = tuple(PlacementUnit((name,), None, size * MIB, 0, size * MIB) for name, size in parts)
+    others = tuple(
+        PlacementUnit((name,), None, size * MIB, 0, _module(size)) for name, size in parts
+    )
     return Footprint(
         architecture="Small",
         dtype="float32",
@@ -59,7 +62,7 @@ def footprint(
                 index,
                 (block + experts * expert) * MIB,
                 0,
-                max(leaf, experts * expert) * MIB,
+                _module(max(module, experts * expert)),
                 kv * MIB,
                 experts=_experts(index, experts, expert, routed) if experts else None,
             )
@@ -72,6 +75,11 @@ def footprint(
         probed=True,
         by_block=experts > 0,
     )
+
+
+def _module(size: int) -> int:
+    """Bytes of a module whose buffer has these MiB."""
+    return max(0, size * MIB - PAGE_SLACK)
 
 
 def _experts(block: int, count: int, size: int, routed: int) -> Experts:

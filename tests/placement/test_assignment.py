@@ -25,9 +25,9 @@ def split(assignment):
         (57, 13, {"0": 5, "disk": 2}),
         (57, 4, {"0": 5, "disk": 2}),
         (37, 4, {"0": 3, "disk": 4}),
-        # the head is streamed as well: 3 + 16 + 8 = 27, and 6 for the embeddings
-        (36, 8, {"0": 2, "disk": 5}),
-        (33, 18, {"0": 2, "cpu": 1, "disk": 4}),
+        # embeddings and head are streamed as well, through a buffer of 8 beside those of blocks
+        (36, 18, {"0": 1, "cpu": 2, "disk": 4}),
+        (31, 20, {"0": 1, "cpu": 2, "disk": 4}),
     ],
 )
 def test_units_go_to_the_gpu_then_to_main_memory_then_to_disk(gpu, cpu, expected):

@@ -162,9 +162,9 @@ def test_without_the_option_or_with_an_explicit_map_blocks_stay_whole():
 
 
 def test_a_model_whose_blocks_cannot_be_streamed_whole_has_no_slots():
-    by_leaf = dataclasses.replace(MIXTURE, by_block=False)
+    by_module = dataclasses.replace(MIXTURE, by_block=False)
 
-    assert plan(by_leaf, pod(memory=200), SLOTS).experts == ()
+    assert plan(by_module, pod(memory=200), SLOTS).experts == ()
 
 
 def test_experts_that_have_no_room_on_the_disk_stay_in_their_blocks():
@@ -200,8 +200,8 @@ def test_a_refusal_says_that_no_expert_stays():
 
     sentence = str(caught.value)
     assert "does not fit, even if none of its experts stays in memory: main memory" in sentence
-    # 3 + 16 and a leaf of 32, the experts of a block
-    assert "(needs 51.00 MiB, can use 40.00 MiB)" in sentence
+    # 3 + 16, two blocks of 10, the head's 8, and 36 of slots and bounce buffers
+    assert "(needs 84.00 MiB, can use 40.00 MiB)" in sentence
 
 
 def test_experts_that_cannot_be_read_one_by_one_are_noted_if_blocks_are_offloaded():

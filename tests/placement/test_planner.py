@@ -20,8 +20,8 @@ def options(**given):
 
 
 def test_the_device_map_and_the_tiers_in_exact_numbers():
-    # GPU 57: 3 activations + 16 KV + 4 staged + 0 + 6 + 8 + 2 blocks of 10
-    # main memory 14: a block of 10 and 4 for a leaf on its way from disk
+    # GPU 57: 3 activations + 16 KV + 2 buffers of 2 + 0 + 6 + 8 + 2 blocks of 10
+    # main memory 14: a block of 10 and two modules of 2 on their way from disk
     placement = plan(footprint(), pod(57, memory=14), options())
 
     assert placement.device_map == {
@@ -231,8 +231,8 @@ def test_streaming_whole_blocks_takes_two_buffers():
     ]
 
 
-def test_where_buffers_for_whole_blocks_do_not_fit_leaf_modules_are_streamed():
-    # 3 activations + 16 KV + 4 for a leaf + 6 + 8
+def test_where_buffers_for_whole_blocks_do_not_fit_their_modules_are_streamed():
+    # 3 activations + 16 KV + two buffers of 2 + 6 + 8
     placement = plan(by_block(), pod(memory=3 + 16 + 4 + 14), options())
 
     assert placement.tier("cpu").staging == 4 * MIB
@@ -251,8 +251,8 @@ def test_blocks_are_streamed_to_a_gpu_whole_where_it_has_room_for_two():
 
 
 def test_a_gpu_with_no_room_for_two_blocks_computes_all_the_same():
-    # 3 activations + 16 KV + 8 for the head as a leaf: no room for buffers
-    placement = plan(by_block(), pod(27, memory=200), options())
+    # 3 activations + 16 KV + 8 for the head and 4 for modules: no room for two blocks
+    placement = plan(by_block(), pod(31, memory=200), options())
 
     assert not placement.by_block
     assert placement.execution_device == 0

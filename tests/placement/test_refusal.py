@@ -66,14 +66,14 @@ def _more(what: str, amount: int, resources: PodResources, options: PlacementOpt
 
 
 CASES = {
-    # 3 activations + 16 KV + 8 staged are 27 without a weight in main memory
-    "memory": (footprint(), pod(memory=20), BARE),
+    # 3 activations + 16 KV + 4 + 8 staged are 31 without a weight in main memory
+    "memory": (footprint(), pod(memory=24), BARE),
     "memory with headroom": (
         footprint(),
         pod(memory=20),
         PlacementOptions(headroom=0.05, reserve=2 * MIB),
     ),
-    "gpu and memory": (footprint(), pod(20, memory=20), BARE),
+    "gpu and memory": (footprint(), pod(24, memory=24), BARE),
     "two gpus": (footprint(), pod(12, 12), PlacementOptions(headroom=0.05)),
     "disk": (footprint(), pod(memory=60), replace(BARE, disk=2 * MIB)),
     "disk and gpu": (footprint(), pod(40, memory=4), replace(BARE, disk=2 * MIB)),
@@ -91,7 +91,7 @@ CASES = {
         PlacementOptions(headroom=0.05, max_memory={"0": 12 * MIB, "1": 9 * MIB}),
     ),
     "large": (
-        footprint(block=4000, kv=64, leaf=700, max_model_len=512),
+        footprint(block=4000, kv=64, module=700, max_model_len=512),
         pod(24 * 1024, memory=900),
         PlacementOptions(headroom=0.05),
     ),
@@ -134,15 +134,15 @@ def test_the_sentence_says_what_the_error_carries(case):
 
 
 def test_the_whole_sentence():
-    # 1 token each: 3 activations + 4 KV + 8 staged for the head = 15
+    # 1 token each: 3 activations + 4 KV + 4 staged for blocks + 8 for the head = 19
     model = footprint(max_model_len=1)
     error = refused(model, pod(memory=10), BARE)
 
     assert str(error) == (
-        "Small in float32 does not fit: main memory lacks 5.00 MiB (needs 15.00 MiB, can use "
-        "10.00 MiB); it would fit with 5.00 MiB more main memory."
+        "Small in float32 does not fit: main memory lacks 9.00 MiB (needs 19.00 MiB, can use "
+        "10.00 MiB); it would fit with 9.00 MiB more main memory."
     )
-    assert (error.tier, error.needed, error.available) == ("cpu", 15 * MIB, 10 * MIB)
+    assert (error.tier, error.needed, error.available) == ("cpu", 19 * MIB, 10 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -175,27 +175,27 @@ def test_a_stated_map_that_overfills_two_devices_needs_both():
 def test_the_sentence_names_a_reserve_that_takes_all():
     error = refused(footprint(max_model_len=1), pod(memory=10), replace(BARE, reserve=12 * MIB))
 
-    assert "needs 15.00 MiB, can use 0 B beside a reserve of 12.00 MiB)" in str(error)
-    assert error.remedies == ("17.00 MiB more main memory",)
+    assert "needs 19.00 MiB, can use 0 B beside a reserve of 12.00 MiB)" in str(error)
+    assert error.remedies == ("21.00 MiB more main memory",)
 
 
 def test_a_max_memory_that_binds_is_to_be_changed():
     error = refused(*CASES["max_memory"])
 
-    assert error.remedies[0] == "27.00 MiB instead of 20.00 MiB for 'cpu' in max_memory"
+    assert error.remedies[0] == "31.00 MiB instead of 20.00 MiB for 'cpu' in max_memory"
 
 
 def test_a_max_memory_that_cannot_be_raised_far_enough_needs_more_memory_too():
     error = refused(*CASES["max_memory and owned"])
 
     assert error.remedies[0] == (
-        "27.00 MiB instead of 20.00 MiB for 'cpu' in max_memory and 5.00 MiB more main memory"
+        "31.00 MiB instead of 20.00 MiB for 'cpu' in max_memory and 9.00 MiB more main memory"
     )
 
 
 def test_a_refusal_of_a_large_model_is_found_quickly():
     """A hundred blocks on eight GPUs: some hundred plans are made to find the remedies."""
-    model = footprint(blocks=100, block=4000, kv=4, leaf=1000, max_model_len=2048)
+    model = footprint(blocks=100, block=4000, kv=4, module=1000, max_model_len=2048)
 
     error = refused(model, pod(*[1000] * 8, memory=900), PlacementOptions())
 

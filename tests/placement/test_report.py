@@ -53,7 +53,7 @@ def test_json_holds_every_field_of_the_placement_and_its_tiers():
     report = json.loads(json.dumps(as_json(PLACEMENT)))
 
     fields = {field.name for field in dataclasses.fields(Placement)}
-    assert set(report) == fields - {"least_row_tokens"}  # it bounds passes, and is no size
+    assert set(report) == fields - {"least_row_tokens", "modules", "fixed"}  # of no use outside
     for tier in report["tiers"]:
         names = {field.name for field in dataclasses.fields(Tier)}
         assert set(tier) == names | {"planned", "reserve"}

@@ -17,19 +17,19 @@ def in_mib(tier):
 
 
 def test_kv_of_an_offloaded_block_counts_where_the_block_executes():
-    # GPU: 0 + 6 + 8 + block 0; KV of all four blocks, the largest leaf of what is streamed: 4
+    # GPU: 0 + 6 + 8 + block 0; KV of all four blocks, two buffers for modules of 2
     assignment = ("0", "0", "0", "0", "cpu", "cpu", "disk")
     filled = fill_tiers(DEMAND, assignment, budgets(100, cpu=100))
 
     assert in_mib(filled["0"]) == (24, 16, 4, 3)
-    assert in_mib(filled["cpu"]) == (20, 0, 4, 0)  # and a leaf on its way from the disk
+    assert in_mib(filled["cpu"]) == (20, 0, 4, 0)  # and modules on their way from the disk
     assert in_mib(filled["disk"]) == (10, 0, 0, 0)
     assert [filled[name].units for name in ("0", "cpu", "disk")] == [4, 2, 1]
 
 
 def test_blocks_are_streamed_to_a_gpu_whole_through_two_buffers():
     demand = Demand(dataclasses.replace(footprint(), by_block=True), 1)
-    # GPU: norm, embeddings, head and a block. Buffers of 10 MiB and 64 KiB, and no leaf besides.
+    # GPU: norm, embeddings, head and a block. Buffers of 10 MiB and 64 KiB.
     filled = fill_tiers(demand, ("0", "0", "0", "0", "cpu", "cpu", "disk"), budgets(100, cpu=100))
     buffer = 10 * MIB + 64 * 1024
 
@@ -46,7 +46,8 @@ def test_blocks_are_streamed_to_a_gpu_whole_through_two_buffers():
 
     head = fill_tiers(demand, ("0", "0", "disk", "0", "0", "0", "0"), budgets(100, cpu=100))
 
-    assert in_mib(head["0"])[2] == in_mib(head["cpu"])[2] == 8  # no block: its largest leaf
+    assert head["0"].staging == 8 * MIB  # no block: one buffer
+    assert head["cpu"].staging == 2 * head["0"].staging  # pieces on their way
 
 
 def test_large_blocks_on_their_way_to_a_gpu_pass_main_memory_in_pieces():
@@ -77,11 +78,23 @@ def test_loading_holds_a_whole_block_before_others_wait_in_its_place():
     assert one_waits["cpu"].staging == block  # what waits is in memory by then
 
 
-def test_accelerate_converts_a_leaf_module_on_the_gpu():
-    demand = Demand(footprint(needs_cast=True), 1)
-    filled = fill_tiers(demand, ("0", "0", "0", "0", "cpu", "cpu", "disk"), budgets(100, cpu=100))
+def test_a_part_outside_of_blocks_has_a_buffer_of_its_own():
+    demand = Demand(dataclasses.replace(footprint(), by_block=True), 1)
+    filled = fill_tiers(demand, ("cpu", "cpu", "disk", *("disk",) * 4), budgets(cpu=100))
 
-    assert in_mib(filled["0"])[2] == 3 * 4
+    assert filled["cpu"].staging == 2 * (10 * MIB + 64 * 1024) + 8 * MIB
+
+
+def test_what_modules_around_a_part_read_stays_where_the_part_executes():
+    units = footprint().units
+    embeddings = dataclasses.replace(units[1], weights=0, largest_module=0, fixed=6 * MIB)
+    model = dataclasses.replace(footprint(), units=(units[0], embeddings, *units[2:]))
+    assert model.weights == footprint().weights
+    for where in ("cpu", "0"):
+        assignment = (where, "disk", *("disk",) * 5)
+        filled = fill_tiers(Demand(model, 1), assignment, budgets(100, cpu=100))
+        main = filled[main_device(assignment)]
+        assert (filled["disk"].weights // MIB, main.weights // MIB) == (48, 6)
 
 
 def test_without_a_gpu_in_use_main_memory_executes_and_holds_the_cache():
@@ -122,13 +135,6 @@ def test_computed_buffers_stay_where_the_unit_executes():
 
     assert in_mib(filled["0"])[0] == 1 + 2
     assert in_mib(filled["cpu"])[0] == 0
-
-
-def test_a_streamed_tensor_is_held_twice_while_it_is_cast():
-    demand = Demand(footprint(needs_cast=True), 1)
-    filled = fill_tiers(demand, ("cpu",) * 6 + ("disk",), budgets(cpu=100))
-
-    assert in_mib(filled["cpu"])[2] == 2 * 4
 
 
 def test_concurrency_multiplies_the_cache_alone():

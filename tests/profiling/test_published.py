@@ -15,10 +15,14 @@ from transformers import AutoConfig
 
 from predictor.checkpoint.positions import context_length
 from predictor.live_bytes import LiveBytes
+from predictor.placement.plan import PlacementOptions
+from predictor.placement.planner import plan
 from predictor.profiling.blocks import find_blocks
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.profiling.probe import Probe
 from predictor.profiling.unit_sizes import measure_units
+from predictor.profiling.weight_reads import Readers
+from tests.placement.small import pod
 
 ROWS = map(json.loads, (Path(__file__).parent / "published.jsonl").read_text().splitlines())
 PUBLISHED = {row["name"]: row for row in ROWS}
@@ -46,9 +50,9 @@ def test_the_weights_are_the_published_parameters(name):
     model = on_meta(name)
     blocks = find_blocks(model)
     nothing = Probe((0,) * len(blocks), (0,) * len(blocks), 0, 0, measured=True)
-    units = measure_units(model, blocks, nothing, with_experts=True)
+    units = measure_units(model, blocks, nothing, Readers(blocks), with_experts=True)
 
-    planned = sum(unit.weights for unit in units)
+    planned = sum(unit.weights + unit.fixed for unit in units)
     assert planned == pytest.approx(2 * PUBLISHED[name]["parameters"], rel=0.005)
 
 
@@ -67,6 +71,16 @@ def test_the_cache_is_what_is_worked_out_by_hand(name):
     if PUBLISHED[name]["per_sequence"] is not None:
         fixed = sum(unit.kv_fixed for unit in footprint.units)
         assert fixed == PUBLISHED[name]["per_sequence"]
+
+
+@pytest.mark.parametrize("name", ["bloom", "DeepSeek-V2", "DBRX"])
+def test_models_of_which_two_blocks_fill_a_gpu_of_24_gib_compute_on_it(name):
+    footprint = measure_footprint(on_meta(name), max_model_len=2048, prefill_chunk=512)
+    gib = 1024
+    placement = plan(footprint, pod(24 * gib, memory=64 * gib), PlacementOptions())
+
+    assert placement.execution_device == 0
+    assert placement.by_block == (name != "bloom")  # blocks of 4.6 GiB beside 7.7 GiB of KV cache
 
 
 @pytest.mark.parametrize("name", but_quick(PUBLISHED))

@@ -44,7 +44,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return quantised
 
 
-LOCATIONS = ("resident", "on disk", "half in the store", "half in the checkpoint", "leaf by leaf")
+LOCATIONS = ("resident", "on disk", "half in the store", "half in the checkpoint", "by module")
 
 
 @contextlib.contextmanager
@@ -54,10 +54,10 @@ def placed(quantised: Quantised, place: str, offload: Path, **flags: Any) -> Ite
     if place.startswith("half"):
         settings["device_map"] = blocks_on_disk(quantised.folder)
         settings["offload_store"] = "always" if place.endswith("store") else "never"
-    elif place in ("on disk", "leaf by leaf"):
+    elif place in ("on disk", "by module"):
         settings["device_map"] = "disk"
-    if place == "leaf by leaf":
-        settings["change_placement"] = leaf_by_leaf
+    if place == "by module":
+        settings["change_placement"] = by_module
     up = bring_up(quantised.folder, **settings)
     try:
         yield up
@@ -65,7 +65,7 @@ def placed(quantised: Quantised, place: str, offload: Path, **flags: Any) -> Ite
         stopped(up)
 
 
-def leaf_by_leaf(prepared: Prepared) -> Any:
+def by_module(prepared: Prepared) -> Any:
     return replace(prepared.placement, by_block=False)
 
 

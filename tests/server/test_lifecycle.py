@@ -23,7 +23,7 @@ from kserve import InferenceGRPCClient  # isort: skip
 import grpc  # isort: skip
 
 SMALL = ("--max_model_len=2048", "--prefill_chunk=16", "--device_map=disk", "--dtype=bfloat16")
-"""Streamed from disk and converted by Accelerate's hooks."""
+"""Streamed from disk, and cast while it is read."""
 
 
 def status(server: Served, path: str) -> int:

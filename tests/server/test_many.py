@@ -35,7 +35,6 @@ DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
 @pytest.fixture(scope="module")
 def slow(checkpoints: Checkpoints) -> Iterator[Served]:
     """Every block on disk, at most four requests, and as slow as its gate makes it."""
-    # Converted by Accelerate's hooks while it is streamed, and so slow enough for a stream too.
     flags = ("--max_model_len=2048", "--prefill_chunk=16", "--device_map=disk", "--max_requests=4")
     flags += ("--dtype=bfloat16", "--torchserve_api")
     with serve(checkpoints("bloom"), *flags, gated=True) as server:

@@ -203,7 +203,7 @@ def test_what_a_killed_start_left_beside_its_store_is_removed_by_the_next(
 def test_what_a_process_streams_from_is_left_until_it_ends(
     checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
-    """One serves from converted weights by Accelerate's hooks; others write a store, and use it."""
+    """One streams modules from converted weights; others write a store, and use it."""
     model = checkpoints("mixtral")
     flags = {"device_map": "disk", "offload_folder": str(tmp_path)}
     first = bring_up(model, offload_store="never", max_memory='{"cpu": "800KiB"}', **flags)

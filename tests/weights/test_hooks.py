@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def logits(up: Up) -> torch.Tensor:
 
 def streams(up: Up) -> Any:
     streaming = up.weights.streaming
-    assert streaming is not None, "Accelerate's hooks stream"
+    assert streaming is not None
     return streaming
 
 
@@ -136,12 +135,13 @@ def test_a_block_that_cannot_be_read_any_more_breaks_the_engine_with_one_sentenc
             up.tokens([5, 6], max_new_tokens=8)
 
 
-def test_accelerate_streams_other_blocks_and_the_log_says_so(
-    checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_without_a_store_weights_are_cast_while_they_are_read(
+    checkpoints: Checkpoints, stored: torch.dtype
 ) -> None:
-    folder = checkpoints("llama")
-    with caplog.at_level(logging.WARNING):
-        up = bring_up(folder, device_map=blocks_on_disk(folder), dtype="bfloat16")
-    assert up.weights.streaming is None
-    assert "streamed by Accelerate's hooks" in caplog.text
-    assert len(up.tokens([5, 6], max_new_tokens=3)) == 3
+    folder = checkpoints("llama", dtype=stored)
+    served = "bfloat16" if stored == torch.float32 else "float32"
+    expected = logits(bring_up(folder, device_map="cpu", dtype=served))
+    up = bring_up(folder, device_map="disk", dtype=served)
+    assert up.sources == {"checkpoint"}
+    assert torch.equal(logits(up), expected)

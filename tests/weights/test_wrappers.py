@@ -17,7 +17,9 @@ from tests.wrappers import WRAPPERS, make_wrapper, wrapper_config
 
 _PROMPT = list(range(5, 16))
 
-_ALWAYS = {"llava", "gemma3", "qwen2_vl", "llama4", "idefics3", "mllama", "qwen2_audio"}
+_ALWAYS = {"llava", "gemma3", "qwen2_vl", "llama4", "idefics3", "mllama", "qwen2_audio"} | {
+    *("gemma4", "kosmos-2.5"),  # which read weights of their text model's embeddings themselves
+}
 """One of each kind; the others run with ``--full-grid`` alone."""
 
 _CASES = [

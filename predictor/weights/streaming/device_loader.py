@@ -25,6 +25,7 @@ from predictor.weights.extents import (
     split_segments,
     view_of,
 )
+from predictor.weights.streaming.cast_reader import split_cast
 from predictor.weights.streaming.copy_stream import CopyStream, Event
 from predictor.weights.streaming.host_loader import HostBlockLoader
 from predictor.weights.streaming.prefetch_ring import PrefetchRing
@@ -81,7 +82,8 @@ class ChunkedBlock:
 
     Attributes:
         first: Index of its first chunk among the chunks of all blocks.
-        chunks: Its chunks. A chunk has one tensor of uint8 for each run of bytes of a parameter.
+        chunks: Its chunks. A chunk has one tensor of uint8 for each run of bytes of a parameter, or
+            one of a parameter's values that are cast.
         targets: For each chunk, the place of each of its runs in the accelerator's memory.
         tensors: The parameters in the accelerator's memory.
     """
@@ -101,7 +103,11 @@ def split_block(block: BlockExtent, first: int, chunk_bytes: int = STREAM_PIECE)
         chunk_bytes: Most bytes of a chunk, a multiple of a page.
     """
     tensors = _lay_out(block.tensors)
-    chunks, targets = [], []
+    chunks: list[BlockExtent] = []
+    targets: list[tuple[slice, ...]] = []
+    for chunk, target in split_cast(block, tensors, chunk_bytes):
+        chunks.append(chunk)
+        targets.append((target,))
     for segment in split_segments(block.segments, chunk_bytes):
         runs, run_targets = [], []
         for tensor, stored in zip(tensors, block.tensors, strict=True):
@@ -145,6 +151,8 @@ class DeviceBlockLoader:
         stream: CopyStream,
         device: torch.device,
         metrics: WeightMetrics,
+        *,
+        slots: int = STREAM_BUFFERS,
     ) -> None:
         """Allocate the accelerator's memory, and begin to copy.
 
@@ -154,6 +162,7 @@ class DeviceBlockLoader:
             stream: Copies to the accelerator.
             device: The accelerator.
             metrics: Counts bytes copied.
+            slots: Most blocks in the accelerator's memory at one time.
         """
         self.sources = sources
         self.disk = disk
@@ -162,7 +171,7 @@ class DeviceBlockLoader:
         self._copying: Event | None = None  # the end of the copy from the memory of `disk`
         self._in_use: _Slot | None = None
         free = stream.record()
-        self._slots = [_Slot(sources, device, free) for _ in range(STREAM_BUFFERS)]
+        self._slots = [_Slot(sources, device, free) for _ in range(slots)]
         self._ring = PrefetchRing(range(len(sources)), self._slots, self._fetch)
 
     def acquire(self, index: int) -> tuple[Sequence[nn.Parameter], float]:
@@ -225,7 +234,8 @@ class DeviceBlockLoader:
             self._copying = None
         disk.release()
         runs, _ = disk.acquire(number)
-        self._copy(slot, [slot.memory[target] for target in targets], runs)
+        data = [run.detach().view(-1).view(torch.uint8) for run in runs]
+        self._copy(slot, [slot.memory[target] for target in targets], data)
         self._copying = slot.copied
 
     def _copy(
@@ -243,6 +253,7 @@ def open_device_loader(
     device: torch.device,
     metrics: WeightMetrics,
     *,
+    slots: int = STREAM_BUFFERS,
     chunk_bytes: int = STREAM_PIECE,
 ) -> DeviceBlockLoader:
     """Return a loader that brings blocks to an accelerator.
@@ -254,6 +265,7 @@ def open_device_loader(
         stream: Copies to the accelerator.
         device: The accelerator.
         metrics: Counts bytes read and copied.
+        slots: Most blocks in the accelerator's memory at one time.
         chunk_bytes: Most bytes of a read, a multiple of a page.
     """
     blocks = {block.name: block for block in on_disk}
@@ -263,9 +275,9 @@ def open_device_loader(
         source = host_blocks.get(name) or split_block(blocks[name], len(chunks), chunk_bytes)
         chunks.extend(source.chunks if isinstance(source, ChunkedBlock) else ())
         sources.append(source)
-    slots = count_pieces(largest(on_disk))
-    disk = HostBlockLoader(chunks, metrics, slots=slots) if chunks else None
-    return DeviceBlockLoader(sources, disk, stream, device, metrics)
+    pieces = count_pieces(largest(on_disk))
+    disk = HostBlockLoader(chunks, metrics, slots=pieces) if chunks else None
+    return DeviceBlockLoader(sources, disk, stream, device, metrics, slots=slots)
 
 
 def _lay_out(tensors: Iterable[TensorView]) -> tuple[TensorView, ...]:

@@ -3,6 +3,9 @@
 A hook around every streamed block acquires the block's parameters from a loader, and releases them
 afterwards. At all other times the parameters are on the meta device. So any other use of them
 fails, and never sees another block's weights. How blocks are fetched is left to the loaders.
+
+A streamed block is a block of the model, or a module that is streamed by itself: a part of a block,
+or one outside of blocks, such as the embeddings.
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ def stream_blocks(
     host_blocks: Mapping[str, HostBlock],
     device: torch.device,
     *,
+    slots: int,
     page_locked_bytes: int,
     metrics: WeightMetrics,
 ) -> Streaming | None:
@@ -67,7 +71,8 @@ def stream_blocks(
         on_disk: Blocks that are read from disk for every forward pass.
         host_blocks: By name, blocks that stay in main memory and compute on an accelerator.
         device: The device where the blocks compute.
-        page_locked_bytes: Most bytes of main memory to page-lock.
+        slots: Most blocks on that device at one time.
+        page_locked_bytes: Most bytes of main memory to page-lock for blocks from disk.
         metrics: Counts bytes read and copied, and seconds that forward passes waited.
 
     Raises:
@@ -78,15 +83,16 @@ def stream_blocks(
     in_order = names_in_order(model, on_disk, host_blocks)
     loader: BlockLoader
     if device.type == "cpu":
-        loader = HostBlockLoader(
-            on_disk, metrics, use_bounce_buffer=needs_bounce_buffers(largest(on_disk))
-        )
+        is_large = slots > 1 and needs_bounce_buffers(largest(on_disk))
+        by_name = {block.name: block for block in on_disk}
+        ordered = [by_name[name] for name in in_order]
+        loader = HostBlockLoader(ordered, metrics, slots=slots, use_bounce_buffer=is_large)
     else:
-        limit = page_locked_bytes if device.type == "cuda" else 0
-        limit -= page_lock_within(limit, [block.buffer for block in host_blocks.values()])
         stream = CopyStream(device)
-        loader = open_device_loader(tuple(in_order), on_disk, host_blocks, stream, device, metrics)
-        page_lock_within(limit, loader.buffers)
+        loader = open_device_loader(
+            tuple(in_order), on_disk, host_blocks, stream, device, metrics, slots=slots
+        )
+        page_lock_within(page_locked_bytes, loader.buffers)
     return Streaming(model, in_order, loader, metrics, device)
 
 
@@ -97,7 +103,7 @@ def names_in_order(
     blocks: dict[str, BlockExtent | HostBlock] = {b.name: b for b in on_disk} | dict(host_blocks)
     return {
         name: [tensor.name for tensor in blocks[name].tensors]
-        for name, _ in model.named_modules()
+        for name, _ in model.named_modules(remove_duplicate=False)
         if name in blocks
     }
 
@@ -133,10 +139,11 @@ class Streaming:
         self.blocks = tuple(blocks)
         self.metrics = metrics
         self._slots = [[parameter_slot(model, name) for name in names] for names in blocks.values()]
-        self._absent = [[own[name] for own, name in slots] for slots in self._slots]
+        self._absent = [[_on_meta(own[name]) for own, name in slots] for slots in self._slots]
         self._entered: int | None = None
         for index, name in enumerate(blocks):
             block = model.get_submodule(name)
+            self._assign(index, self._absent[index])
             _move_buffers(block, device)
             add_hook_to_module(block, _Hook(self, index, device, skipped_arguments(model)))
 
@@ -191,6 +198,12 @@ class _Hook(ModelHook):  # type: ignore[misc]
         """Take the weights away."""
         self._streaming.leave()
         return output
+
+
+def _on_meta(parameter: nn.Parameter | None) -> nn.Parameter | None:
+    if parameter is None or parameter.is_meta:
+        return parameter
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
 
 
 def _move_buffers(block: nn.Module, device: torch.device) -> None:

@@ -17,6 +17,7 @@ from predictor.placement.buffers import STREAM_BUFFERS
 from predictor.weights.direct_io import AlignedBuffer, BlockReader
 from predictor.weights.extents import BlockExtent, largest, parameters_in
 from predictor.weights.streaming.bounce_buffer import BounceBuffer
+from predictor.weights.streaming.cast_reader import CastReader
 from predictor.weights.streaming.prefetch_ring import PrefetchRing
 
 _SLOWEST = 10 * 1024**2
@@ -60,6 +61,8 @@ class HostBlockLoader:
         self._metrics = metrics
         size = largest(blocks)
         self._reader = BounceBuffer() if use_bounce_buffer else BlockReader()
+        are_cast = [block for block in blocks if block.cast_from]
+        self._cast_reader = CastReader(are_cast) if are_cast else None
         self._slots = [_Slot(size, blocks) for _ in range(slots)]
         self._in_use: _Slot | None = None
         self._ring = PrefetchRing(
@@ -73,7 +76,8 @@ class HostBlockLoader:
     def buffers(self) -> tuple[AlignedBuffer, ...]:
         """Main memory that blocks are read to."""
         bounce = self._reader.buffers if isinstance(self._reader, BounceBuffer) else ()
-        return (*(slot.buffer for slot in self._slots), *bounce)
+        cast = self._cast_reader.buffers if self._cast_reader else ()
+        return (*(slot.buffer for slot in self._slots), *bounce, *cast)
 
     @property
     def device_bytes(self) -> int:
@@ -90,7 +94,7 @@ class HostBlockLoader:
             self._in_use, waited = self._ring.acquire(index)
         except OSError as error:
             block = self.blocks[index]
-            file = error.filename or block.segments[0].file
+            file = error.filename or block.file
             raise WeightsUnreadable(
                 f"{block.name} cannot be read from {file}: {error.strerror}."
             ) from error
@@ -106,12 +110,15 @@ class HostBlockLoader:
         """End reading."""
         self._ring.close()
         self._reader.close()
+        if self._cast_reader is not None:
+            self._cast_reader.close()
 
     def _fetch(self, index: int, slot: _Slot) -> None:
         block, began = self.blocks[index], time.perf_counter()
-        self.read_activity.begin(block.size, f"{block.name} from {block.segments[0].file}")
+        reader = self._cast_reader if self._cast_reader and block.cast_from else self._reader
+        self.read_activity.begin(block.size, f"{block.name} from {block.file}")
         try:
-            self._reader.read(block, slot.buffer)
+            reader.read(block, slot.buffer)
             self.read_activity.end()
         finally:
             self.read_activity.rest()
