@@ -87,7 +87,7 @@ class BlockSourceResolver:
         progress: Progress,
         metrics: WeightMetrics,
         experts: BlockParameters = MappingProxyType({}),
-        expert_names: Collection[str] = (),
+        further_names: Collection[str] = (),
     ) -> None:
         """Read nothing yet.
 
@@ -98,14 +98,15 @@ class BlockSourceResolver:
             progress: Counts blocks that are checked and written.
             metrics: Counts stores that were found and written.
             experts: The tensors of each expert that is read by itself.
-            expert_names: The names of the model's parameters that hold these experts.
+            further_names: The names of the model's parameters that hold these experts, and of those
+                that share their weights with others.
         """
         self.store: Store | None = None
         self.converted: ConvertedCheckpoint | None = None
         self._offload = offload
         self._folder = folder
         self.names = tuple(blocks)
-        self._experts, self._expert_names = experts, expert_names
+        self._experts, self._further_names = experts, further_names
         self._blocks: BlockParameters = {**blocks, **experts}
         self._progress = progress
         self._metrics = metrics
@@ -126,7 +127,7 @@ class BlockSourceResolver:
                     self._metrics.store_hits.inc()
                     paths = conversions(self._folder.folder, self._folder.identity.name)
                     names = chain.from_iterable(self._blocks.values())
-                    remove_abandoned(paths, chain(names, self._expert_names))
+                    remove_abandoned(paths, chain(names, self._further_names))
             yield
 
     def resolve(

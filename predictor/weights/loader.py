@@ -169,7 +169,7 @@ class _Loading:
         parameters = parameters_of_blocks(self.skeleton, names, without=self._not_streamed)
         return BlockSourceResolver(
             *(self._offload(), folder, parameters, self.progress, self.metrics),
-            *(experts.parameters, experts.names),
+            *(experts.parameters, self._further_names),
         )
 
     def place(
@@ -212,7 +212,7 @@ class _Loading:
         spent = 0 if folder is None else count_usage(folder).used - before
         extents = resolver.resolve(parameters, dispatch.index, experts, spent=spent)
         if converted is not None and resolver.store is not None:
-            converted.remove((*chain.from_iterable(parameters.values()), *self.experts.names))
+            converted.remove((*chain.from_iterable(parameters.values()), *self._further_names))
         return model, dispatch, extents
 
     def stream(
@@ -253,6 +253,11 @@ class _Loading:
             source=[extents.source] if extents.source else [],
             device=self.placement.execution_device,
         )
+
+    @property
+    def _further_names(self) -> frozenset[str]:
+        """The names of the parameters that are in a store under the names of others."""
+        return self.experts.names | self.parts.names_of_twins
 
     @property
     def _not_streamed(self) -> frozenset[str]:

@@ -44,6 +44,11 @@ class StreamedParts:
     of_blocks: frozenset[str]
 
     @property
+    def names_of_twins(self) -> frozenset[str]:
+        """The names of the twins' parameters, which transformers loads by themselves."""
+        return frozenset(name for twin in self.twins.values() for name in twin.names.values())
+
+    @property
     def in_memory(self) -> tuple[str, ...]:
         """The modules that are streamed from main memory to an accelerator."""
         return tuple(name for name in self.modules if name not in self.on_disk)

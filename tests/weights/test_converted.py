@@ -206,7 +206,7 @@ def test_what_a_process_streams_from_is_left_until_it_ends(
     """One streams modules from converted weights; others write a store, and use it."""
     model = checkpoints("mixtral")
     flags = {"device_map": "disk", "offload_folder": str(tmp_path)}
-    first = bring_up(model, offload_store="never", max_memory='{"cpu": "800KiB"}', **flags)
+    first = bring_up(model, offload_store="never", max_memory='{"cpu": "1330KiB"}', **flags)
     assert not first.prepared.placement.by_block
     expected = first.tokens([7, 8, 9], max_new_tokens=4)
     for _ in range(2):
@@ -265,6 +265,7 @@ def test_two_models_on_one_volume_answer_each_with_its_own_weights(
 ) -> None:
     """Both convert tensors of the same names; transformers alone would mix them."""
     flags = {"device_map": "disk", "allow_pickle": True, "offload_folder": str(tmp_path)}
+    flags |= {"offload_store": "never"}
     alone = bring_up(checkpoints("llama", pickle=True), device_map="cpu", allow_pickle=True)
     first = bring_up(checkpoints("llama", pickle=True), **flags)
     second = bring_up(checkpoints("llama-tied", pickle=True), **flags)
