@@ -102,13 +102,11 @@ def measure_footprint(
         stored_kind: ``"safetensors"`` or ``"pickle"``, of which no expert can be read by itself.
         packed: The layers that stay packed.
     """
-    blocks, dtype = find_blocks(model), name_of(model.dtype)
+    blocks, dtype, has_slices = find_blocks(model), name_of(model.dtype), stored_kind != "pickle"
     measure = _choose_probe(model, max_source_len or max_model_len, is_encoder=is_encoder)
+    shape = {"max_model_len": max_model_len, "chunk": prefill_chunk, "rows": max_batch_size}
     with WeightReads(model, blocks) as watched:
-        probed, by_block = measure(
-            model, blocks, max_model_len=max_model_len, chunk=prefill_chunk, rows=max_batch_size
-        )
-    has_slices = stored_kind != "pickle"
+        probed, by_block = measure(model, blocks, **shape)
     units = measure_units(model, blocks, probed, watched.readers, with_experts=has_slices)
     return Footprint(
         architecture=type(model).__name__,
