@@ -16,7 +16,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 from llguidance.hf import from_tokenizer
 
-from predictor.engine.generation.grammar import NICENESS, Grammars, Vocabulary, executor
+from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
 from predictor.engine.generation.sampling_params import SequenceGenerator
 from predictor.errors import RequestError, reason_of
 from predictor.tasks.request import Grammar
@@ -75,7 +75,7 @@ class StructuredOutput:
         with self._lock:
             if self._grammars is None or self._pool is None:
                 vocabulary = vocabulary_of(self._tokenizer)
-                self._pool = executor("schemas", niceness=NICENESS)
+                self._pool = executor("schemas")
                 self._grammars = Grammars(vocabulary)
                 self._engine.use_vocabulary(vocabulary)
             return self._grammars, self._pool

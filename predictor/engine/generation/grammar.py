@@ -10,7 +10,6 @@ other. So grammars are compiled in threads with a large stack, and their size is
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections import OrderedDict
@@ -28,10 +27,6 @@ _STACK_BYTES = 128 * 1024**2
 than half of it; what is not touched takes no memory."""
 
 _TRIAL_TOKENS = 3
-
-NICENESS = 10
-"""Of threads that compile: about a tenth of a processor if all are busy, so that a large schema
-waits rather than its neighbours' next tokens."""
 
 _MOST_KEPT = 8
 """Compiled grammars that are kept for the next request with the same one."""
@@ -118,20 +113,13 @@ def _follow(matcher: LLMatcher) -> None:
         matcher.consume_token(int(allowed[0]))
 
 
-def executor(name: str, threads: int = 1, *, niceness: int = 0) -> ThreadPoolExecutor:
+def executor(name: str, threads: int = 1) -> ThreadPoolExecutor:
     """Return threads whose stack suffices to compile any grammar of the allowed size.
 
-    Args:
-        name: Their name.
-        threads: Their number.
-        niceness: By how much their priority is lower than that of the thread that calls this.
+    Their priority is that of other threads: with a lower one they would keep the interpreter's lock
+    for as long as a busy machine leaves them waiting.
     """
-
-    def yield_processor() -> None:
-        own = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + niceness)
-
-    pool = ThreadPoolExecutor(threads, name, initializer=yield_processor)
+    pool = ThreadPoolExecutor(threads, name)
     before = threading.stack_size(_STACK_BYTES)
     try:  # the threads start with the first calls
         gate = threading.Barrier(threads + 1)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher
 
-from predictor.engine.generation.grammar import NICENESS, Grammars, Vocabulary, executor
+from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
 from predictor.errors import GenerationFailed, PredictorError
 
 _THREADS = 2
@@ -118,7 +118,7 @@ class MaskFactory:
         """Follow grammars with this vocabulary."""
         self._grammars = Grammars(vocabulary)
         self._compiling, self._pool = (
-            executor("grammars", niceness=NICENESS),
+            executor("grammars"),
             executor("masks", _THREADS),
         )
 
