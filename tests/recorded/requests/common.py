@@ -23,7 +23,7 @@ WRONG: dict[str, list[Any]] = {
     "max_new_tokens": ["5", True, 1.5, 0, -1, 2**31],
     "temperature": ["warm", True, -0.5, 0.001, 101],
     "top_p": [0, 1.5, "0.5x", []],
-    "top_k": [-1, 1.5, "3"],
+    "top_k": [-2, 1.5, "3"],
     "repetition_penalty": [0, 101, {}],
     "presence_penalty": [2.5, -2.5, False],
     "frequency_penalty": [3, "much"],

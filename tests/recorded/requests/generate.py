@@ -22,7 +22,7 @@ _BOTH: dict[str, object] = {
     "sampled": _body(temperature=0.8, top_p=0.9, top_k=50, seed=4, details=True),
     "default temperature": {"text_input": PROMPT, "parameters": {"seed": 4}},
     "no text": {"parameters": {}},
-    "top_k too small": _body(top_k=-1),
+    "top_k too small": _body(top_k=-2),
 }
 
 _WHOLE: dict[str, object] = {
@@ -32,7 +32,7 @@ _WHOLE: dict[str, object] = {
     "unknown keys": {**_body(), "id": "seven", "stream": False},
     "timeout": _body(timeout=300),
     "text is a list": {"text_input": [PROMPT]},
-    "parameters is null": {"text_input": PROMPT, "parameters": None},
+    "parameters is null": {**_body()["parameters"], "text_input": PROMPT, "parameters": None},
     "parameters is a list": {"text_input": PROMPT, "parameters": []},
     "parameter is null": _body(top_p=None),
     "stop is a text": _body(stop=" to"),

@@ -70,7 +70,7 @@ _BAD: dict[str, dict[str, Any]] = {
     "unknown parameter": _message(contents(_PROMPT), max_token=5),
     "wrong parameter": _message(contents(_PROMPT), temperature="hot"),
     "wrong type": _message(contents(_PROMPT), max_new_tokens="5"),
-    "out of range": _message(contents(_PROMPT), top_k=-1),
+    "out of range": _message(contents(_PROMPT), top_k=-2),
     "no value": {**contents(_PROMPT), "parameters": {"temperature": {}}},
     "unknown output": _message(contents(_PROMPT), "logits"),
     "output twice": _message(contents(_PROMPT), "text", "text"),

@@ -25,7 +25,6 @@ _GET = {
     "v2 unknown version": "/v2/models/demo/versions/2",
     "v2 unknown version ready": "/v2/models/demo/versions/2/ready",
     "v2 long name": f"/v2/models/{'a' * 100}",
-    "v2 stats": "/v2/models/demo/stats",
     "v2 config": "/v2/models/demo/config",
     "v1 live": "/v1/health/live",
     "trailing slash": "/v2/models/demo/",

@@ -45,7 +45,7 @@ _PAYLOADS: dict[str, Payload] = {
     "JSON number": (b"5", _JSON),
     "JSON list": (["a"], _JSON),
     "JSON without a prompt": ({"parameters": {}}, _JSON),
-    "JSON wrong parameter": ({"data": "a", "parameters": {"top_k": -1}}, _JSON),
+    "JSON wrong parameter": ({"data": "a", "parameters": {"top_k": -2}}, _JSON),
     "JSON malformed": (b"{", _JSON),
     "form without": (b"text=a", _FORM),
     "form too many": (b"&".join(b"a%d=1" % number for number in range(17)), _FORM),

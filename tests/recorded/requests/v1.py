@@ -89,7 +89,7 @@ _STREAMS: dict[str, object] = {
     "sampled": _body(PROMPT, **_SAMPLED, temperature=1),
     "unicode": _body("日本 🙂", max_new_tokens=16, temperature=2, seed=11),
     "two": _body(PROMPT, {"text": OTHER, "parameters": {"max_new_tokens": 3}}, **_FEW),
-    "bad parameter": _generation(top_k=-1),
+    "bad parameter": _generation(top_k=-2),
     "no instances": {},
 }
 
