@@ -29,8 +29,8 @@ PUBLISHED = {row["name"]: row for row in ROWS}
 WORKED = [name for name, row in PUBLISHED.items() if "worked" in row]
 
 QUICK = {"Jamba-1.5-Large", "Qwen3-Next-80B-A3B", "FalconMamba-7B", "DeepSeek-V3", "bloom"}
-MOST_OPERATIONS = 25_000
-"""Operations on the meta device for a plan: two or three seconds of a processor."""
+MOST_OPERATIONS = 40_000
+"""Operations on the meta device for a plan: five seconds of a processor at most."""
 
 
 def on_meta(name):
