@@ -133,7 +133,7 @@ def _plan(flags: dict[str, Any]) -> int:
     if checkpoint.has_weights:
         open_checked_tokenizer(
             checkpoint.path,
-            startup.encoder_facts_of(prepared),
+            prepared.encoder_facts,
             trust_remote_code=settings.trust_remote_code,
         )
     placement = prepared.placement

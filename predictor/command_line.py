@@ -132,7 +132,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("settings", "also PREDICTOR_NAME in the environment")
     for name in names():
         field = Settings.model_fields[ALIASES.get(name, name)]
-        switch = {"nargs": "?", "const": "true"} if _is_switch(field) else {}
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if _is_switch(field) else {}
+        if field.annotation == dict[str, Path]:  # as vLLM has it
+            switch = {"nargs": "+"}
         text = (field.description or "").replace("%", "%%")
         group.add_argument(
             f"--{name}",
@@ -140,7 +142,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             default=None,
             metavar="VALUE",
             help=f"the same as --{ALIASES[name]}" if name in ALIASES else text,
-            **switch,  # type: ignore[arg-type]
+            **switch,
         )
 
 

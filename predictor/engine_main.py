@@ -115,7 +115,7 @@ class _EngineProcess:
             logger.warning("%s", note)
         prepared = startup.prepare(settings, checkpoint, resources)
         logger.info("%s", table(prepared.placement))
-        facts = startup.encoder_facts_of(prepared)
+        facts = prepared.encoder_facts
         self._channel.send(Placed(prepared.placement, checkpoint.task, checkpoint.path, facts))
         self._proceed.wait()
         hooks = startup.EngineHooks(self._break, self._outbox.flush, self._recorder.child)

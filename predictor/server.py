@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from prometheus_client import REGISTRY
 
 from predictor import logs
+from predictor.adapted_model import AdaptedModel
 from predictor.cache_scope import ScopeHeader
 from predictor.derived_metrics import DerivedMetrics
 from predictor.engine_process import EngineProcess
@@ -89,6 +90,8 @@ class Server(ModelServer):
             self.registered_models.update(self._model, alias)
         REGISTRY.register(DerivedMetrics(vllm=settings.vllm_metrics))
         self._keys = ApiKeys(settings.api_keys())
+        for name in settings.lora_modules:
+            self.registered_models.update(AdaptedModel(name, self._model))
         install(
             sdk.own_app,
             _surface(settings, self._keys),

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from predictor.errors import ConfigurationError
-from predictor.settings_types import Names
+from predictor.settings_types import Adapters, Names
 
 
 class ProtocolSettings(BaseSettings):
@@ -34,6 +34,11 @@ class ProtocolSettings(BaseSettings):
     model_aliases: Names = ()
     """Further names of the model, separated by commas, which may have slashes: OpenAI's clients may
     use them as `model`."""
+
+    lora_modules: Adapters = Field(default_factory=dict)
+    """LoRA adapters in the format of PEFT, as `name=path` pairs with commas or spaces between them,
+    or as JSON. A request picks one by its name in place of the model's. They stay in memory, and
+    rows with different ones share forward passes."""
 
     truncate: bool = False
     """Whether a text that is longer than `max_model_len` is cut, in the tasks other than

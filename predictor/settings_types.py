@@ -68,6 +68,29 @@ def _devices(value: Any) -> Any:
     return str(device_map)
 
 
+def _adapters(value: Any) -> Any:
+    """Return adapters by name: of ``name=path`` pairs, or of JSON as vLLM takes it."""
+    if isinstance(value, str):
+        value = json.loads(value) if value.lstrip().startswith(("{", "[")) else value.split(",")
+    if isinstance(value, dict):
+        value = [value] if set(value) >= {"name", "path"} else list(value.items())
+    pairs = [_pair(each) for each in value]
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("names an adapter twice")
+    return dict(pairs)
+
+
+def _pair(value: Any) -> tuple[str, str]:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = json.loads(value)
+    if isinstance(value, dict):
+        value = (value.get("name"), value.get("path"))
+    name, path = value.strip().split("=", 1) if isinstance(value, str) and "=" in value else value
+    if not (isinstance(name, str) and name and not set(name) & set("/: ") and path):
+        raise ValueError("must be pairs such as name=path")
+    return name, str(path)
+
+
 Bytes = Annotated[int, BeforeValidator(parse_bytes), PlainSerializer(as_quantity, when_used="json")]
 Dtype = Annotated[
     Literal["auto", dtypes.ServingDType],
@@ -78,6 +101,13 @@ Names = Annotated[
     tuple[Annotated[str, Field(pattern=r"^\S+$")], ...],
     BeforeValidator(_split),
     PlainSerializer(",".join, when_used="json"),
+]
+Adapters = Annotated[
+    dict[str, Path],
+    BeforeValidator(_adapters),
+    PlainSerializer(
+        lambda paths: ",".join(f"{name}={path}" for name, path in paths.items()), when_used="json"
+    ),
 ]
 ModelName = Annotated[str, BeforeValidator(_model_name)]
 ModelDir = Annotated[Path, BeforeValidator(_no_uri)]

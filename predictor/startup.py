@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from predictor.adapters import open_adapters, with_adapters
 from predictor.checkpoint.checkpoint import Checkpoint, fetch_weights, open_directory, open_hub
-from predictor.checkpoint.lengths import Lengths
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.constraints import (
     largest_batch,
@@ -26,18 +26,17 @@ from predictor.engine.encoding.batching import BatchLimits
 from predictor.engine.encoding.engine import EncoderEngine
 from predictor.engine.encoding.postprocess import postprocess_for
 from predictor.engine.encoding.warmup import open_encoder_engine
+from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.warmup import open_engine
 from predictor.engine.trial import check_one_token
 from predictor.errors import EngineBroken
 from predictor.heartbeat import Heartbeat, Timeouts
-from predictor.linear.layers import PackedLayers
 from predictor.metrics import EngineMetrics, Labelled, WeightMetrics, labelled
-from predictor.placement.plan import Placement
 from predictor.placement.planner import plan
-from predictor.placement.units import Footprint
 from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
+from predictor.prepared import Prepared
 from predictor.private.transformers import check_models
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.profiling.text_model import text_notes
@@ -47,37 +46,9 @@ from predictor.tasks.model_facts import ModelFacts, encoder_facts, generation_fa
 from predictor.tasks.sentence_layout import read_layout
 from predictor.verification.model import verify_model
 from predictor.weights import audit
-from predictor.weights.block_source import OffloadConfig
 from predictor.weights.loaded import Loaded
 from predictor.weights.loader import load
 from predictor.weights.progress import Progress
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A model whose placement is decided and of which no weight is read yet.
-
-    Attributes:
-        checkpoint: The files of the model.
-        skeleton: The model on the meta device.
-        packed: Its layers that stay packed.
-        footprint: The memory that it needs.
-        placement: The device of each of its parts.
-        threads: Threads to compute with; None leaves the number to torch.
-        chunk: Most tokens of one forward pass, for which the activations were planned.
-        offload: How offloaded blocks are stored.
-        lengths: The most tokens of a sequence.
-    """
-
-    checkpoint: Checkpoint
-    skeleton: Any
-    packed: PackedLayers
-    footprint: Footprint
-    placement: Placement
-    threads: int | None
-    chunk: int
-    offload: OffloadConfig
-    lengths: Lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +121,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     )
     checkpoint, packed = verify_model(skeleton, checkpoint, settings.weights_dtype)
     lengths = sequence_lengths(settings, checkpoint, skeleton)
+    adapters = open_adapters(settings, skeleton, task)
     unbatchable = reason_against_batches(task, skeleton)
     chunk, rows = largest_batch(settings, task, unbatchable, lengths.total)
     footprint = measure_footprint(
@@ -163,6 +135,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         stored_kind=checkpoint.kind,
         packed=packed,
     )
+    footprint = with_adapters(footprint, adapters, max(chunk, rows))
     if not footprint.probed:
         check_one_token(skeleton)
     options = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
@@ -172,6 +145,7 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
         checkpoint,
         skeleton,
         packed,
+        adapters,
         footprint,
         replace(placement, notes=placement.notes + notes),
         resources.processors,
@@ -230,17 +204,6 @@ def bring_up(
     return Started(engine, facts, loaded)
 
 
-def encoder_facts_of(prepared: Prepared) -> ModelFacts | None:
-    """Return the facts of a model with an encoder task, which its config has; None for others."""
-    checkpoint = prepared.checkpoint
-    if checkpoint.task in GENERATING:
-        return None
-    length = prepared.footprint.max_model_len
-    return encoder_facts(
-        prepared.skeleton.config, task=checkpoint.task, path=checkpoint.path, max_model_len=length
-    )
-
-
 def _fetched(settings: Settings, prepared: Prepared) -> Prepared:
     """Fetch the weights; the headers of their files say how layers really are packed."""
     checkpoint = fetch_weights(prepared.checkpoint)
@@ -282,6 +245,7 @@ def _open(
             max_sequences=settings.max_batch_size,
             eos_token_ids=end_tokens(loaded.model.generation_config, path),
             prefix_cache=settings.prefix_cache,
+            adapters=LoadedAdapters(loaded.model, prepared.adapters, placement.execution_device),
             **common,
         )
         facts = generation_facts(

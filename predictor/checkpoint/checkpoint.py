@@ -14,6 +14,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from predictor.checkpoint.adapters import base_of
 from predictor.checkpoint.hub import Repository, Snapshot, missing_files
 from predictor.checkpoint.quantization import Quantization, take_quantization
 from predictor.checkpoint.task_detection import find_task
@@ -106,6 +107,15 @@ def open_directory(
     return Checkpoint(path, config, stored.kind, stored, task, quantization=quantization)
 
 
+def _refuse_adapter(path: Path) -> None:
+    base = base_of(path)
+    if base is not None:
+        raise CheckpointError(
+            f"{path} is a LoRA adapter and no model; serve {base}, and name the adapter in "
+            "lora_modules."
+        )
+
+
 def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Return the config of a model directory, or of a bare ``config.json``.
 
@@ -115,6 +125,7 @@ def read_config(path: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
     file = path if path.is_file() else path / "config.json"
     if not file.is_file():
         _refuse_gguf(each.name for each in path.iterdir())
+        _refuse_adapter(path)
         raise CheckpointError(f"There is no config.json in {path}.")
     try:
         config = AutoConfig.from_pretrained(

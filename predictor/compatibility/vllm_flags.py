@@ -10,7 +10,7 @@ from pathlib import Path
 
 from predictor.compatibility.flag import Flag, Values, refused, same, unneeded
 
-_MERGE = "merge the adapter into the model (merge_and_unload of peft), and serve that"
+_ADAPTERS = "all of --lora_modules stay in memory, whatever their ranks, and share forward passes"
 _PLACEMENT = (
     "blocks are placed over all accelerators of the pod, main memory and disk; `predictor plan` "
     "shows where"
@@ -127,11 +127,10 @@ VLLM_FLAGS: Mapping[str, Flag] = {
     "speculative_config": unneeded(_DRAFT),
     "speculative_model": unneeded(_DRAFT),
     "num_speculative_tokens": unneeded(_DRAFT),
-    "enable_lora": refused(_MERGE, is_switch=True),
-    "lora_modules": refused(_MERGE),
-    "max_loras": refused(_MERGE),
-    "max_lora_rank": refused(_MERGE),
-    "max_cpu_loras": refused(_MERGE),
+    "enable_lora": unneeded(_ADAPTERS, is_switch=True),
+    "max_loras": unneeded(_ADAPTERS),
+    "max_lora_rank": unneeded(_ADAPTERS),
+    "max_cpu_loras": unneeded(_ADAPTERS),
     "enable_auto_tool_choice": unneeded("nothing needs to be turned on", is_switch=True),
     "reasoning_parser": unneeded("nothing needs to be turned on"),
     "limit_mm_per_prompt": unneeded(_MEDIA),

@@ -126,6 +126,7 @@ class TextGeneration:
             source = encoded[id(text), limit]
             prefix = self._prefix(prompt.parameters.forced_bos_token_id)
             sampling = self._sampling(prompt.parameters, source.ids)
+            sampling = replace(sampling, adapter=request.adapter)
             if prompt.parameters.grammar is not None:
                 lead = "" if source.form is None else source.form.lead
                 key = prompt.parameters.grammar, lead

@@ -156,10 +156,12 @@ class GenerationRequest:
 
     Attributes:
         prompts: The prompts.
+        adapter: The LoRA adapter that answers; None is the model alone.
         cache_salt: Makes the request's scope in the prefix cache narrower; empty does not.
     """
 
     prompts: tuple[Prompt, ...]
+    adapter: str | None = None
     cache_salt: str = ""
 
     @property

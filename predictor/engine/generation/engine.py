@@ -179,7 +179,10 @@ class ContinuousBatching:
             if not sequence.tokens:
                 self._start(sequence, chunk.start)
         pairs = list(zip(rows, sequences, strict=True))
-        chunks = [SequenceChunk(c.key, c.start, s.tokens[c.start : c.end]) for c, s in pairs]
+        chunks = [
+            SequenceChunk(c.key, c.start, s.tokens[c.start : c.end], s.params.adapter)
+            for c, s in pairs
+        ]
         logits = self._runner.run(chunks)
         samplers = [s.sampler if c.end == len(s.tokens) else None for c, s in pairs]
         try:

@@ -23,11 +23,13 @@ class SequenceChunk:
         key: The sequence.
         start: How many of its tokens are cached.
         tokens: The tokens after those.
+        adapter: The adapter that computes them; None is the model alone.
     """
 
     key: int
     start: int
     tokens: Sequence[int]
+    adapter: str | None = None
 
     @property
     def end(self) -> int:

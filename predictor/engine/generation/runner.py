@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
+from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.kv_cache import PagedKVCache
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.private.cache_layers import CacheLayer, cache_argument
@@ -57,6 +58,7 @@ class BatchRunner:
         max_length: int,
         slots: int = 0,
         window_pages: int = 0,
+        adapters: LoadedAdapters | None = None,
     ) -> None:
         """Take a model that can be batched, see `batchability`.
 
@@ -69,10 +71,11 @@ class BatchRunner:
             slots: Sequences that the pool has slots for, if layers keep a state.
             window_pages: Tokens that there are pages for in layers that attend to a window; 0 if
                 they keep whole sequences.
+            adapters: The adapters that rows may use, attached to the model.
         """
         self.model: Any = model
         self.cache = PagedKVCache(layers, pages, max_length, slots=slots, window_pages=window_pages)
-        self._device = device
+        self._device, self._adapters = device, adapters or LoadedAdapters.none()
         self._accepted = inspect.signature(model.forward).parameters
         self._name = cache_argument(model)
 
@@ -116,12 +119,13 @@ class BatchRunner:
             extra["position_ids"] = positions[:, layout.past :].clamp(min=0).to(self._device)
         if "logits_to_keep" in self._accepted:
             extra["logits_to_keep"] = 1
-        output = self.model(
-            input_ids=ids.to(self._device),
-            attention_mask=self._mask(positions),
-            use_cache=True,
-            **extra,
-        )
+        with self._adapters.used_by([row.adapter for row in rows], self._device):
+            output = self.model(
+                input_ids=ids.to(self._device),
+                attention_mask=self._mask(positions),
+                use_cache=True,
+                **extra,
+            )
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 

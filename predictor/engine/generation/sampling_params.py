@@ -40,6 +40,7 @@ class SamplingParams:
         suppress_tokens: Tokens that are never generated.
         begin_suppress_tokens: Tokens that are not generated first.
         grammar: What the reply must follow, in llguidance's form; None for any text.
+        adapter: The adapter that computes the sequence; None is the model alone.
     """
 
     max_new_tokens: int
@@ -59,6 +60,7 @@ class SamplingParams:
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
     grammar: str | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.private.cache_layers import cache_argument, own_cache
 
@@ -34,15 +35,22 @@ class SerialRunner:
         model: The model.
     """
 
-    def __init__(self, model: PreTrainedModel, *, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        device: torch.device,
+        adapters: LoadedAdapters | None = None,
+    ) -> None:
         """Take any model that generates.
 
         Args:
             model: The model.
             device: The device of its first part.
+            adapters: The adapters that sequences may use, attached to the model.
         """
         self.model: Any = model
-        self._device = device
+        self._device, self._adapters = device, adapters or LoadedAdapters.none()
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         self._sequences: dict[int, _Sequence] = {}
 
@@ -70,7 +78,8 @@ class SerialRunner:
         if sequence is None:
             raise RuntimeError("the sequence's cache is gone")
         sequence.tokens += row.tokens
-        output = self.model(**self._inputs(sequence, row))
+        with self._adapters.used_by([row.adapter], self._device):
+            output = self.model(**self._inputs(sequence, row))
         sequence.caches |= {
             name: value
             for name, value in output.items()

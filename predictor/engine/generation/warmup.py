@@ -9,6 +9,7 @@ from typing import Unpack
 import torch
 from transformers import PreTrainedModel
 
+from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.batchability import (
     check_batch_invariance,
     check_encoder_decoder_batch_invariance,
@@ -82,6 +83,7 @@ def open_engine(
     metrics: EngineMetrics,
     warmup_cache: WarmupCache,
     eos_token_ids: frozenset[int],
+    adapters: LoadedAdapters,
     prefix_cache: bool = False,
     **options: Unpack[ThreadOptions],
 ) -> EngineHandle:
@@ -96,6 +98,7 @@ def open_engine(
         metrics: Takes counts and times.
         warmup_cache: The results of an earlier start; those of this one are added.
         eos_token_ids: Tokens that end a sequence, by the model's configs.
+        adapters: The adapters that are attached to the model.
         prefix_cache: Whether sequences share what is computed of equal prefixes, if the model can.
         options: See `ThreadOptions`; the observer is made here.
 
@@ -104,7 +107,7 @@ def open_engine(
     """
     limit = set_up_torch(threads)
     with first_token():
-        opened = _open_runner(model, placement, max_sequences, warmup_cache)
+        opened = _open_runner(model, placement, max_sequences, warmup_cache, adapters)
         breakeven_tokens = _time_passes(
             *(opened.runner, model, placement, prefill_chunk, warmup_cache),
             heartbeat=options.get("heartbeat"),
@@ -205,7 +208,11 @@ def _run_tokens(runner: Runner, tokens: list[int]) -> torch.Tensor:
 
 
 def _open_runner(
-    model: PreTrainedModel, placement: Placement, max_sequences: int, warmup_cache: WarmupCache
+    model: PreTrainedModel,
+    placement: Placement,
+    max_sequences: int,
+    warmup_cache: WarmupCache,
+    adapters: LoadedAdapters,
 ) -> _Opened:
     """The runner that suits the model, and the reason if it does not batch.
 
@@ -225,6 +232,7 @@ def _open_runner(
             max_length=placement.max_model_len,
             slots=placement.state_slots or max_sequences,
             window_pages=placement.window_tokens,
+            adapters=adapters,
         )
 
         def check_batch(one_by_one: bool) -> str | None:
@@ -234,7 +242,7 @@ def _open_runner(
         one_by_one, reason = check_once("batches", check_batch, steps, warmup_cache)
         if reason is None:
             return _Opened(runner, None, one_by_one)
-    serial = SerialRunner(model, device=device)
+    serial = SerialRunner(model, device=device, adapters=adapters)
 
     def check(one_by_one: bool) -> str | None:
         return check_serial(serial, model, device, one_by_one=one_by_one)

@@ -1,0 +1,166 @@
+"""LoRA adapters beside the weights of one model: rows of a forward pass use different ones.
+
+Adapters are small and stay in memory, so a forward pass streams the weights of the model once for
+the rows of all adapters. A hook behind each adapted layer adds what the adapters of its rows give.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from predictor.checkpoint.adapters import AdaptedLayer, Adapter
+from predictor.errors import CheckpointError
+from predictor.linear.install import is_weight_used_by
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrices:
+    """A and B, transposed and scaled: outputs get ``x a b`` added."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+class LoadedAdapters:
+    """The adapters of a model, on the device that executes it.
+
+    Attributes:
+        names: Their names.
+    """
+
+    def __init__(
+        self, model: nn.Module, adapters: Sequence[Adapter], device: torch.device | str | int
+    ) -> None:
+        """Read the weights of adapters, and attach them to a model.
+
+        Args:
+            model: The model.
+            adapters: Adapters that `check_adapters` has accepted.
+            device: The device that executes the model.
+        """
+        self.names = frozenset(adapter.name for adapter in adapters)
+        self._rows: Mapping[str, torch.Tensor | None] = {}
+        self._count = 0
+        by_layer: dict[str, dict[str, _Matrices]] = {}
+        dtype: torch.dtype = getattr(model, "dtype", torch.float32)
+        for adapter in adapters:
+            with safe_open(adapter.file, framework="pt") as file:
+                for name, layer in adapter.layers.items():
+                    matrices = _read(file, layer, device, dtype)
+                    by_layer.setdefault(name, {})[adapter.name] = matrices
+        for name, each in by_layer.items():
+            hook = partial(self._add, name, each)
+            model.get_submodule(name).register_forward_hook(hook)
+
+    @classmethod
+    def none(cls) -> LoadedAdapters:
+        """Return no adapters."""
+        return cls(nn.Module(), (), "cpu")
+
+    @contextlib.contextmanager
+    def used_by(self, rows: Sequence[str | None], device: torch.device) -> Iterator[None]:
+        """Add to the rows of a forward pass what their adapters give.
+
+        Args:
+            rows: The adapter of each row; None is the model alone.
+            device: The device that executes the model.
+        """
+        indices: dict[str, list[int]] = {}
+        for index, name in enumerate(rows):
+            if name is not None:
+                indices.setdefault(name, []).append(index)
+        self._count = len(rows)
+        self._rows = {
+            name: None if len(each) == len(rows) else torch.tensor(each, device=device)
+            for name, each in indices.items()
+        }
+        try:
+            yield
+        finally:
+            self._rows = {}
+
+    def _add(
+        self,
+        name: str,
+        matrices: Mapping[str, _Matrices],
+        _: nn.Module,
+        inputs: tuple[torch.Tensor, ...],
+        output: torch.Tensor,
+    ) -> torch.Tensor:
+        """Add to the outputs of a layer; the signature is that of a forward hook."""
+        for adapter, rows in self._rows.items():
+            mine = matrices.get(adapter)
+            if mine is None:
+                continue
+            x, result = self._by_row(name, inputs[0]), self._by_row(name, output)
+            if rows is None:
+                result += x @ mine.a @ mine.b
+            else:
+                result.index_add_(0, rows, x[rows] @ mine.a @ mine.b)
+        return output
+
+    def _by_row(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        """Return values with a dimension of rows first; some code joins rows and their tokens."""
+        if values.dim() == 2 and len(values) % self._count == 0:
+            return values.view(self._count, -1, values.shape[-1])
+        if len(values) != self._count:
+            raise RuntimeError(f"{name} does not compute rows in their order")
+        return values
+
+
+def check_adapters(model: nn.Module, adapters: Sequence[Adapter]) -> None:
+    """Check that a model has the layers that adapters change.
+
+    Args:
+        model: The model, on any device, meta included.
+        adapters: The adapters.
+
+    Raises:
+        CheckpointError: It lacks one, or has it in another shape.
+    """
+    modules = dict(model.named_modules())
+    for adapter in adapters:
+        for name, layer in adapter.layers.items():
+            owner, _, last = name.rpartition(".")
+            reason = _mismatch(modules.get(name), layer)
+            if reason is None and is_weight_used_by(modules[owner], last):
+                reason = "is not called by the model's code, which takes its weight"
+            if reason is not None:
+                base = f" (it was trained on {adapter.base})" if adapter.base else ""
+                raise CheckpointError(
+                    f"The adapter {adapter.name!r} does not suit this model{base}: {name} {reason}."
+                )
+
+
+def count_adapter_bytes(adapters: Sequence[Adapter], itemsize: int) -> int:
+    """Return the bytes that adapters take in memory."""
+    return itemsize * sum(
+        layer.elements for adapter in adapters for layer in adapter.layers.values()
+    )
+
+
+def _mismatch(module: Any, layer: AdaptedLayer) -> str | None:
+    if module is None:
+        return "is not in it"
+    shape = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    if shape == (None, None):
+        return "is no linear layer"
+    if shape != (layer.out_features, layer.in_features):
+        return f"is {shape[0]}x{shape[1]}, and not {layer.out_features}x{layer.in_features}"
+    return None
+
+
+def _read(
+    file: Any, layer: AdaptedLayer, device: torch.device | str | int, dtype: torch.dtype
+) -> _Matrices:
+    a, b = file.get_tensor(layer.a), file.get_tensor(layer.b)
+    scaled = b.to(torch.float32) * layer.scale
+    return _Matrices(a.t().to(device, dtype), scaled.t().to(device, dtype))

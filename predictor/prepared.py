@@ -1,0 +1,56 @@
+"""What a start has decided before it reads a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from predictor.checkpoint.adapters import Adapter
+from predictor.checkpoint.checkpoint import Checkpoint
+from predictor.checkpoint.lengths import Lengths
+from predictor.checkpoint.task_detection import GENERATING
+from predictor.linear.layers import PackedLayers
+from predictor.placement.plan import Placement
+from predictor.placement.units import Footprint
+from predictor.tasks.model_facts import ModelFacts, encoder_facts
+from predictor.weights.block_source import OffloadConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model whose placement is decided and of which no weight is read yet.
+
+    Attributes:
+        checkpoint: The files of the model.
+        skeleton: The model on the meta device.
+        packed: Its layers that stay packed.
+        adapters: The adapters that are served beside it.
+        footprint: The memory that it needs.
+        placement: The device of each of its parts.
+        threads: Threads to compute with; None leaves the number to torch.
+        chunk: Most tokens of one forward pass, for which the activations were planned.
+        offload: How offloaded blocks are stored.
+        lengths: The most tokens of a sequence.
+    """
+
+    checkpoint: Checkpoint
+    skeleton: Any
+    packed: PackedLayers
+    adapters: tuple[Adapter, ...]
+    footprint: Footprint
+    placement: Placement
+    threads: int | None
+    chunk: int
+    offload: OffloadConfig
+    lengths: Lengths
+
+    @property
+    def encoder_facts(self) -> ModelFacts | None:
+        """The facts of a model with an encoder task, which its config has; None for others."""
+        checkpoint = self.checkpoint
+        if checkpoint.task in GENERATING:
+            return None
+        length = self.footprint.max_model_len
+        return encoder_facts(
+            self.skeleton.config, task=checkpoint.task, path=checkpoint.path, max_model_len=length
+        )

@@ -1,0 +1,227 @@
+"""Rows of one forward pass use different LoRA adapters, each as if it were merged and alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, MambaConfig
+
+from predictor import startup
+from predictor.engine.generation.sampling_params import SamplingParams
+from predictor.errors import CheckpointError, ConfigurationError
+from predictor.settings import read_settings
+from tests.adapters import merged, write_adapter
+from tests.checkpoints import VOCABULARY, make_checkpoint
+from tests.conftest import Checkpoints
+from tests.serving import Collected, Up, blocks_on_disk, bring_up, resources
+
+TOKENS = 8
+
+CASES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "llama": (None, ("q_proj", "v_proj", "down_proj")),
+    "mistral": (None, ("o_proj", "gate_proj", "lm_head")),
+    "bloom": (None, ("query_key_value", "dense_h_to_4h")),
+    "mamba": (
+        MambaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            state_size=4,
+            num_hidden_layers=3,
+            tie_word_embeddings=False,
+        ),
+        ("in_proj",),
+    ),
+}
+"""Models, and the layers that an adapter changes."""
+
+ALPHA = {"llama": 8, "mistral": 8, "bloom": 8, "mamba": 4000}
+"""Mamba's mixers hardly count beside its embeddings in a model with random weights."""
+
+PROMPTS = ([5, 6, 7, 8, 9], [30, 31], [12, 13, 14], [40, 41, 42, 43])
+
+
+def reference(folder: Path, adapter: Path | None, prompt: list[int], scale: float = 0) -> list[int]:
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    if adapter is not None:
+        merged(model, adapter, scale)
+    ids = torch.tensor([prompt])
+    whole = model.generate(ids, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
+    return list(whole[0, len(prompt) :].tolist())
+
+
+def in_company(up: Up, names: tuple[str | None, ...]) -> list[list[int]]:
+    """Tokens of the prompts, each with its adapter, all running at one time."""
+    waiting = []
+    for prompt, name in zip(PROMPTS, names, strict=True):
+        collected = Collected()
+        params = SamplingParams(max_new_tokens=TOKENS, min_new_tokens=TOKENS, adapter=name)
+        up.task.engine.submit(prompt, params, collected)
+        waiting.append(collected)
+    return [collected.wait().tokens for collected in waiting]
+
+
+@pytest.mark.parametrize("placed", ["resident", "on disk"])
+@pytest.mark.parametrize("name", CASES)
+def test_each_row_gets_the_tokens_of_its_own_adapter(
+    name: str, placed: str, tmp_path: Path
+) -> None:
+    config, targets = CASES[name]
+    folder = make_checkpoint(tmp_path / "model", name, config=config)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    paths = {
+        key: write_adapter(tmp_path / key, model, targets, seed=seed, lora_alpha=ALPHA[name])
+        for seed, key in enumerate(("one", "two"))
+    }
+    flags: dict[str, Any] = {"lora_modules": {key: str(path) for key, path in paths.items()}}
+    if placed == "on disk":
+        flags["device_map"] = blocks_on_disk(folder)
+    up = bring_up(folder, **flags)
+    try:
+        names = ("one", None, "two", "one")
+        expected = [
+            reference(folder, None if key is None else paths[key], prompt, ALPHA[name] / 4)
+            for key, prompt in zip(names, PROMPTS, strict=True)
+        ]
+        assert in_company(up, names) == expected
+        assert in_company(up, ("two",) * 4)[2] == expected[2]
+        alone = [reference(folder, None, prompt) for prompt in PROMPTS]
+        assert expected != alone, "the adapters change nothing"
+    finally:
+        up.task.engine.stop()
+        up.weights.release()
+
+
+def test_adapters_are_in_the_plan(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    folder = checkpoints("llama")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    path = write_adapter(tmp_path, model, ("q_proj",), seed=0)
+    alone, adapted = planned(folder), planned(folder, lora_modules=f"a={path}")
+    tensors = load_file(path / "adapter_model.safetensors").values()
+    size = sum(tensor.nbytes for tensor in tensors)
+    assert adapted.footprint.activations >= alone.footprint.activations + size
+
+
+def planned(folder: Path, **flags: Any) -> startup.Prepared:
+    settings = read_settings({"model_dir": str(folder), **flags}, environ={})
+    return startup.prepare(settings, startup.open_checkpoint(settings), resources())
+
+
+def config_of(**changed: Any) -> Any:
+    def change(path: Path) -> None:
+        file = path / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+
+    return change
+
+
+def tensors_of(change: Any) -> Any:
+    def apply(path: Path) -> None:
+        tensors = load_file(path / "adapter_model.safetensors")
+        save_file(change(tensors), path / "adapter_model.safetensors")
+
+    return apply
+
+
+def _named(old: str, new: str) -> Any:
+    return tensors_of(
+        lambda tensors: {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    )
+
+
+UNSUITABLE = {
+    "no adapter": (lambda path: (path / "adapter_config.json").unlink(), "no adapter_config.json"),
+    "no weights": (
+        lambda path: (path / "adapter_model.safetensors").unlink(),
+        "has no adapter_model.safetensors",
+    ),
+    "not json": (lambda path: (path / "adapter_config.json").write_text("{"), "is no JSON"),
+    "a list": (lambda path: (path / "adapter_config.json").write_text("[]"), "no LoRA"),
+    "prompt tuning": (config_of(peft_type="PROMPT_TUNING"), "'PROMPT_TUNING'"),
+    "DoRA": (config_of(use_dora=True), "use_dora True"),
+    "whole modules": (config_of(modules_to_save=["lm_head"]), "modules_to_save"),
+    "biases": (config_of(bias="all"), "bias 'all'"),
+    "no alpha": (config_of(lora_alpha=None), "lora_alpha"),
+    "another tensor": (_named("lora_A.weight", "lora_embedding_A"), "lora_embedding_A"),
+    "half a pair": (
+        tensors_of(lambda tensors: {n: t for n, t in tensors.items() if "lora_A" in n}),
+        "no pair of matrices",
+    ),
+    "another model": (_named("layers.0", "layers.9"), r"trained on org/base\): model.layers.9"),
+    "no linear layer": (_named("self_attn.q_proj", "input_layernorm"), "is no linear layer"),
+    "another shape": (
+        tensors_of(
+            lambda tensors: {
+                n: t[:, :3].clone() if "lora_A" in n else t for n, t in tensors.items()
+            }
+        ),
+        r"q_proj is 64x64, and not 64x3",
+    ),
+    "empty": (tensors_of(lambda _: {}), "changes no layer"),
+}
+"""How an adapter is spoilt, and what the refusal says."""
+
+
+@pytest.mark.parametrize("case", UNSUITABLE)
+def test_an_adapter_that_does_not_suit_is_refused_at_plan(
+    case: str, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    folder = checkpoints("llama")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    path = write_adapter(tmp_path, model, ("q_proj",), seed=0)
+    spoil, sentence = UNSUITABLE[case]
+    spoil(path)
+    with pytest.raises(CheckpointError, match=sentence) as refused:
+        planned(folder, lora_modules=f"a={path}")
+    assert str(refused.value).count(". ") == 0
+
+
+def test_scales_follow_the_config(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    from predictor.checkpoint.adapters import read_adapter
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoints("llama"))
+    patterns = {"layers.1.self_attn.q_proj": 16}
+    path = write_adapter(tmp_path, model, ("q_proj",), seed=0, alpha_pattern=patterns)
+    scales = [layer.scale for layer in read_adapter("a", path).layers.values()]
+    assert scales[:3] == [2.0, 4.0, 2.0]
+    config_of(use_rslora=True, alpha_pattern={})(path)
+    assert {layer.scale for layer in read_adapter("a", path).layers.values()} == {4.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("a=/x,b=/y", ["a", "b"]),
+        ('{"a": "/x", "b": "/y"}', ["a", "b"]),
+        ('{"name": "a", "path": "/x"}', ["a"]),
+        ('[{"name": "a", "path": "/x", "base_model_name": "m"}]', ["a"]),
+    ],
+)
+def test_adapters_are_named_as_pairs_or_json(given: str, names: list[str]) -> None:
+    assert list(read_settings({"lora_modules": given}, environ={}).lora_modules) == names
+
+
+@pytest.mark.parametrize("given", ["a", "=x", "a=", "a=/x,a=/y", "a/b=/x", "{", '{"a": 1'])
+def test_adapters_that_cannot_be_named_are_refused(given: str) -> None:
+    with pytest.raises(ConfigurationError, match="lora_modules"):
+        read_settings({"lora_modules": given}, environ={})
+
+
+def test_an_adapter_is_not_named_as_the_model_nor_served_with_encoders(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    folder = checkpoints("llama")
+    with pytest.raises(ConfigurationError, match="is the name of the model itself"):
+        planned(folder, lora_modules=f"model={tmp_path}")
+
+
+def test_a_directory_that_is_an_adapter_says_which_base_it_wants(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base"})
+    )
+    with pytest.raises(CheckpointError, match=r"is a LoRA adapter .*org/base.*lora_modules"):
+        planned(tmp_path)
