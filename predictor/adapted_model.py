@@ -14,6 +14,7 @@ from predictor.tasks.request import GenerationRequest, TaskRequest
 from predictor.tasks.task import TaskSpec
 from predictor.tasks.text_tokens import TextTokens
 
+
 class AdaptedModel(ServedModel):
     """Answers as its base does, with an adapter.
 

@@ -89,6 +89,10 @@ def test_each_row_gets_the_tokens_of_its_own_adapter(
         ]
         assert in_company(up, names) == expected
         assert in_company(up, ("two",) * 4)[2] == expected[2]
+        long = [index % 200 + 4 for index in range(70)]
+        for key in names[:3]:  # each of the same prompt, whose keys and values adapters change
+            own = reference(folder, None if key is None else paths[key], long, ALPHA[name] / 4)
+            assert up.tokens(long, max_new_tokens=TOKENS, min_new_tokens=TOKENS, adapter=key) == own
         alone = [reference(folder, None, prompt) for prompt in PROMPTS]
         assert expected != alone, "the adapters change nothing"
     finally:

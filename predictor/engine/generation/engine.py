@@ -146,7 +146,7 @@ class ContinuousBatching:
     def add(self, key: int, request: GeneratedSequence) -> None:
         """Put a sequence in line."""
         self._scheduler.add(key, len(request.prompt), request.request)
-        self._prefixes.begin(key, request.scope)
+        self._prefixes.begin(key, request.prefix_scope)
         self._sequences[key] = request
 
     def remove(self, key: int) -> None:

@@ -53,6 +53,12 @@ class GeneratedSequence:
         """The tokens of the prompt and of the reply so far."""
         return self.tokens or self.prompt
 
+    @property
+    def prefix_scope(self) -> bytes:
+        """The scope of its prefixes, which are computed by its adapter."""
+        adapter = self.params.adapter
+        return self.scope if adapter is None else b"%s adapter %s" % (self.scope, adapter.encode())
+
     def take(self, token: Token) -> bool:
         """Append a token and pass it on; return whether the callback ends the sequence with it.
 
