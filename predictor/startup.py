@@ -11,6 +11,7 @@ from typing import Any
 
 from predictor.adapters import open_adapters, with_adapters
 from predictor.checkpoint.checkpoint import Checkpoint, fetch_weights, open_directory, open_hub
+from predictor.checkpoint.lengths import Lengths
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.constraints import (
     largest_batch,
@@ -32,8 +33,10 @@ from predictor.engine.generation.warmup import open_engine
 from predictor.engine.trial import check_one_token
 from predictor.errors import EngineBroken
 from predictor.heartbeat import Heartbeat, Timeouts
+from predictor.linear.layers import PackedLayers
 from predictor.metrics import EngineMetrics, Labelled, WeightMetrics, labelled
 from predictor.placement.planner import plan
+from predictor.placement.units import Footprint
 from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
 from predictor.prepared import Prepared
@@ -124,20 +127,8 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     adapters = open_adapters(settings, skeleton, task)
     unbatchable = reason_against_batches(task, skeleton)
     chunk, rows = largest_batch(settings, task, unbatchable, lengths.total)
-    footprint = measure_footprint(
-        skeleton,
-        max_model_len=lengths.total,
-        max_source_len=lengths.source,
-        prefill_chunk=chunk,
-        max_batch_size=rows,
-        is_encoder=task not in GENERATING,
-        stored_dtype=checkpoint.dtype,
-        stored_kind=checkpoint.kind,
-        packed=packed,
-    )
+    footprint = _measure(skeleton, checkpoint, packed, lengths, chunk, rows)
     footprint = with_adapters(footprint, adapters, max(chunk, rows))
-    if not footprint.probed:
-        check_one_token(skeleton)
     options = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
     placement = plan(footprint, resources, options)
     notes = (*text_notes(skeleton), *packed.notes, *serving_notes(original, unbatchable, lengths))
@@ -202,6 +193,31 @@ def bring_up(
         raise
     loaded.serve()
     return Started(engine, facts, loaded)
+
+
+def _measure(
+    skeleton: Any,
+    checkpoint: Checkpoint,
+    packed: PackedLayers,
+    lengths: Lengths,
+    chunk: int,
+    rows: int,
+) -> Footprint:
+    """Return the footprint of the model alone, which has computed at least a token on meta."""
+    footprint = measure_footprint(
+        skeleton,
+        max_model_len=lengths.total,
+        max_source_len=lengths.source,
+        prefill_chunk=chunk,
+        max_batch_size=rows,
+        is_encoder=checkpoint.task not in GENERATING,
+        stored_dtype=checkpoint.dtype,
+        stored_kind=checkpoint.kind,
+        packed=packed,
+    )
+    if not footprint.probed:
+        check_one_token(skeleton)
+    return footprint
 
 
 def _fetched(settings: Settings, prepared: Prepared) -> Prepared:
