@@ -199,10 +199,10 @@ class TextGeneration:
 
     def _sampling(self, requested: GenerationParameters, ids: Sequence[int]) -> SamplingParams:
         defaults = self._defaults
-        if any(token >= self._vocabulary for token in requested.logit_bias):
-            raise RequestError(f"logit_bias names a token id above {self._vocabulary - 1}.")
+        self._check_token_ids(requested)
+        most = self._new_tokens(requested, len(ids))
         return SamplingParams(
-            max_new_tokens=self._new_tokens(requested, len(ids)),
+            max_new_tokens=most,
             temperature=self._temperature(requested),
             top_p=defaults.top_p if requested.top_p is None else requested.top_p,
             top_k=defaults.top_k if requested.top_k is None else requested.top_k,
@@ -215,12 +215,40 @@ class TextGeneration:
             logit_bias=requested.logit_bias,
             seed=requested.seed,
             logprobs=requested.logprobs,
-            end_tokens=self._end_tokens,
-            min_new_tokens=self._min_new_tokens(len(ids)),
+            end_tokens=self._ends(requested),
+            ignore_eos=requested.ignore_eos,
+            min_new_tokens=self._least(requested, len(ids), most),
             no_repeat_ngram_size=defaults.no_repeat_ngram_size,
             suppress_tokens=defaults.suppress_tokens,
             begin_suppress_tokens=defaults.begin_suppress_tokens,
+            allowed_tokens=requested.allowed_token_ids,
+            bad_words=self._words(requested.bad_words),
         )
+
+    def _check_token_ids(self, requested: GenerationParameters) -> None:
+        for name in ("logit_bias", "stop_token_ids", "allowed_token_ids"):
+            if any(token >= self._vocabulary for token in getattr(requested, name)):
+                raise RequestError(f"{name} names a token id above {self._vocabulary - 1}.")
+
+    def _ends(self, requested: GenerationParameters) -> frozenset[int]:
+        own = frozenset() if requested.ignore_eos else self._end_tokens
+        return own | frozenset(requested.stop_token_ids)
+
+    def _least(self, requested: GenerationParameters, prompt_tokens: int, most: int) -> int:
+        if requested.min_new_tokens is None:
+            return self._min_new_tokens(prompt_tokens)
+        if requested.min_new_tokens > most:
+            raise RequestError(
+                f"At least {requested.min_new_tokens} new tokens are more than the {most} that the "
+                "reply may have."
+            )
+        return requested.min_new_tokens
+
+    def _words(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Return words as tokens: at the beginning of a text, and after a space."""
+        spelled = [text for word in texts for text in (word, f" {word.lstrip()}")]
+        tokenized = (self.tokenizer(text, add_special_tokens=False).input_ids for text in spelled)
+        return tuple(dict.fromkeys(tuple(ids) for ids in tokenized if ids))
 
     def _min_new_tokens(self, prompt_tokens: int) -> int:
         before, prefix = prompt_tokens, self._decoder_prefix

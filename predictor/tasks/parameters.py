@@ -15,6 +15,8 @@ _LEAST, _MOST = 0.01, 100.0
 """Bounds of a divisor of logits: beyond them probabilities overflow to infinity and NaN."""
 
 _MOST_STOPS = 16
+_MOST_WORDS = 128
+_MOST_TOKEN_IDS = 1024
 _LONGEST_STOP = 1024
 _LARGEST_SEED = 2**63 - 1
 _MOST_BIASES = 1024
@@ -138,10 +140,14 @@ def _forced_bos_token_id(name: str, value: Any) -> int | str:
     return integer(name, value, 0, 2**31 - 1)
 
 
+def _count(name: str, value: Any) -> int:
+    return integer(name, value, 0, 2**31 - 1)
+
+
 def _top_k(name: str, value: Any) -> int:
     if value == -1:  # no limit, as vLLM has it
         return 0
-    return integer(name, value, 0, 2**31 - 1)
+    return _count(name, value)
 
 
 def timeout(name: str, value: Any) -> float:
@@ -178,15 +184,26 @@ def _seed(name: str, value: Any) -> int:
     return integer(name, value, 0, _LARGEST_SEED)
 
 
-def _stop(name: str, value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
-        raise RequestError(f"{name} must be a string or a list of strings.")
-    if len(stops) > _MOST_STOPS or any(len(stop) > _LONGEST_STOP for stop in stops):
-        raise RequestError(
-            f"{name} takes at most {_MOST_STOPS} strings of up to {_LONGEST_STOP} characters."
-        )
-    return tuple(stop for stop in stops if stop)  # clients send an empty one as their default
+def _texts(most: int) -> Check:
+    """Return the check of a string or a list of at most so many."""
+
+    def check(name: str, value: Any) -> tuple[str, ...]:
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise RequestError(f"{name} must be a string or a list of strings.")
+        if len(texts) > most or any(len(text) > _LONGEST_STOP for text in texts):
+            raise RequestError(
+                f"{name} takes at most {most} strings of up to {_LONGEST_STOP} characters."
+            )
+        return tuple(text for text in texts if text)  # clients send an empty one as their default
+
+    return check
+
+
+def _token_ids(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple) or len(value) > _MOST_TOKEN_IDS:
+        raise RequestError(f"{name} must be a list of at most {_MOST_TOKEN_IDS} token ids.")
+    return tuple(integer(name, token, 0, 2**31 - 1) for token in value)
 
 
 def boolean(name: str, value: Any) -> bool:
@@ -224,7 +241,7 @@ _CHECKS: dict[str, Check] = {
     "min_p": bounded(0, 1),
     "repetition_penalty": bounded(_LEAST, _MOST),
     "seed": _seed,
-    "stop": _stop,
+    "stop": _texts(_MOST_STOPS),
     "return_full_text": boolean,
     "presence_penalty": bounded(-2, 2),
     "frequency_penalty": bounded(-2, 2),
@@ -232,6 +249,11 @@ _CHECKS: dict[str, Check] = {
     "logit_bias": _logit_bias,
     "logprobs": _logprobs,
     "forced_bos_token_id": _forced_bos_token_id,
+    "min_new_tokens": _count,
+    "ignore_eos": boolean,
+    "stop_token_ids": _token_ids,
+    "allowed_token_ids": _token_ids,
+    "bad_words": _texts(_MOST_WORDS),
 }
 
 ALL_NAMES = tuple(_CHECKS)

@@ -130,6 +130,7 @@ class PreparedGeneration:
             self._tokenizer,
             prompt_tokens=len(job.ids),
             stops=job.prompt.parameters.stop,
+            ends=job.prompt.parameters.stop_token_ids,
             form=job.form,
             scores=job.sampling.logprobs is not None,
             by_token=by_token,

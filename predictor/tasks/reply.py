@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from predictor.engine.generation.sampling_params import CachedPrompt, FinishReason, Token
@@ -30,6 +30,7 @@ class Reply:
         *,
         prompt_tokens: int,
         stops: tuple[str, ...],
+        ends: Collection[int] = (),
         form: ReplyForm | None,
         scores: bool,
         by_token: bool,
@@ -44,6 +45,7 @@ class Reply:
             tokenizer: A transformers tokenizer.
             prompt_tokens: Tokens of the prompt.
             stops: Strings before which the reply ends.
+            ends: Tokens that end it and are no part of its text.
             form: How the reply is read as a message; None if it is text.
             scores: Whether log probabilities are passed on.
             by_token: Whether the reply is streamed.
@@ -55,7 +57,7 @@ class Reply:
         self._tokenizer = tokenizer
         self._scores = scores
         self._by_token = by_token
-        self._stops = stops
+        self._stops, self._ends = stops, ends
         self._loop = loop
         self._take = take
         kept = frozenset() if form is None else form.kept_tokens
@@ -73,7 +75,9 @@ class Reply:
     def on_token(self, token: Token) -> bool:
         """Take the next token; return whether a stop sequence ends the reply with it."""
         self._count += 1
-        if self._by_token or self._stops:
+        if token.id in self._ends:
+            pass
+        elif self._by_token or self._stops:
             self._text += self._stream.push(token.id)
         else:
             self._stream.take(token.id)

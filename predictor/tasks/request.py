@@ -67,6 +67,11 @@ class GenerationParameters:
             of a language, as its id or its text.
         prompt_limit: Tokens to which a longer prompt is cut; None cuts none.
         grammar: What the reply must follow; None for any text.
+        min_new_tokens: Tokens before which the model and `stop_token_ids` do not end the reply.
+        ignore_eos: Whether the model's end tokens do not end it.
+        stop_token_ids: Token ids that end it, and are no part of its text.
+        allowed_token_ids: The only token ids of it; empty for all.
+        bad_words: Texts that it does not have, as tokens.
     """
 
     max_new_tokens: int | None = None
@@ -87,6 +92,11 @@ class GenerationParameters:
     min_p: float | None = None
     forced_bos_token_id: int | str | None = None
     grammar: Grammar | None = None
+    min_new_tokens: int | None = None
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
 
 
 DEFAULT_PARAMETERS = GenerationParameters()

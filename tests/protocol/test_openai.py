@@ -382,8 +382,9 @@ def test_a_special_token_takes_no_room_in_the_text() -> None:
             "suffix is not supported: a reply continues its prompt, and fills no gap.",
         ),
         (
-            {"ignore_eos": True},
-            "ignore_eos is not supported: a reply ends where the model ends it.",
+            {"include_stop_str_in_output": True},
+            "include_stop_str_in_output is not supported: replies are the text of whole tokens "
+            "without the special ones.",
         ),
     ],
 )

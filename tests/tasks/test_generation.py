@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from predictor.engine.generation.sampling_params import SamplingParams, SequenceCallback, Token
-from predictor.errors import PromptTooLong, RequestError
+from predictor.errors import GenerationFailed, PromptTooLong, RequestError
 from predictor.tasks.answers import Completion
 from predictor.tasks.generation import TextGeneration
 from predictor.tasks.generation_config import Defaults
@@ -281,3 +281,66 @@ def test_a_prompt_is_refused_by_its_length_before_it_is_tokenised(
     sentence = "^A prompt of 1048576 characters has more than 256 tokens; with a reply of at least"
     with pytest.raises(PromptTooLong, match=sentence):
         ask(demo.task, "a" * 2**20)
+
+
+def test_ignore_eos_goes_on_to_the_last_token(demo: Up) -> None:
+    result = ask(demo.task, README_PROMPT, max_new_tokens=200, ignore_eos=True)
+    assert (result.finish_reason, result.completion_tokens) == ("length", 200)
+
+
+def test_min_new_tokens_delays_the_end(demo: Up) -> None:
+    count = ask(demo.task, README_PROMPT, max_new_tokens=200).completion_tokens
+    more = ask(demo.task, README_PROMPT, max_new_tokens=200, min_new_tokens=count + 3)
+    assert more.completion_tokens >= count + 3
+    with pytest.raises(RequestError, match="more than the 5"):
+        ask(demo.task, README_PROMPT, max_new_tokens=5, min_new_tokens=6)
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+def test_a_stop_token_ends_the_reply_and_is_no_part_of_it(demo: Up, by_token: bool) -> None:
+    whole = ask(demo.task, README_PROMPT, max_new_tokens=20, logprobs=0)
+    token = whole.tokens[6].id
+    first = [each.id for each in whole.tokens].index(token)
+    stop = "never in it" if by_token else ()  # texts are made token by token then
+    stops = (stop,) if stop else ()
+    result = ask(demo.task, README_PROMPT, max_new_tokens=20, stop_token_ids=(token,), stop=stops)
+    assert result.finish_reason == "stop"
+    assert result.completion_tokens == first + 1
+    assert result.text == "".join(each.text for each in whole.tokens[:first])
+
+
+def test_only_allowed_tokens_are_generated(demo: Up) -> None:
+    allowed = (50, 60, 70)
+    for temperature in (0, 1):
+        result = ask(
+            *(demo.task, README_PROMPT),
+            max_new_tokens=9,
+            logprobs=0,
+            allowed_token_ids=allowed,
+            temperature=temperature,
+        )
+        assert {each.id for each in result.tokens} <= set(allowed)
+        assert result.completion_tokens == 9
+    end = demo.task.tokenizer.eos_token_id
+    with pytest.raises(GenerationFailed, match="allowed_token_ids"):
+        ask(demo.task, README_PROMPT, allowed_token_ids=(end,), min_new_tokens=2)
+
+
+def test_bad_words_are_not_generated_as_by_transformers(demo: Up) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype="auto").eval()
+    whole = ask(demo.task, README_PROMPT, max_new_tokens=20).text
+    words = whole.split()[1:6:2]
+    spelled = [[word, f" {word}"] for word in words]
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for each in spelled for text in each]
+    inputs = tokenizer(README_PROMPT, return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=20, do_sample=False, bad_words_ids=ids)
+    expected = tokenizer.decode(tokens[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    result = ask(demo.task, README_PROMPT, max_new_tokens=20, bad_words=tuple(words))
+    assert result.text == expected != whole
+
+
+@pytest.mark.parametrize("name", ["stop_token_ids", "allowed_token_ids"])
+def test_tokens_beyond_the_vocabulary_are_refused(demo: Up, name: str) -> None:
+    with pytest.raises(RequestError, match=f"{name} names a token id above"):
+        ask(demo.task, README_PROMPT, **{name: (10**6,)})

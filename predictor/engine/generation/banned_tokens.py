@@ -1,12 +1,14 @@
-"""Which tokens may not follow next: those of a generation config that are logits of minus infinity.
+"""Which tokens may not follow next, by the generation config or by a request.
 
 They are what transformers' processors of these names forbid (``generation/logits_process.py``):
-`MinNewTokensLength`, `NoRepeatNGram`, `SuppressTokens` and `SuppressTokensAtBegin`.
+`MinNewTokensLength`, `NoRepeatNGram`, `SuppressTokens`, `SuppressTokensAtBegin` and `NoBadWords`;
+and all but those that a request allows.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -33,6 +35,8 @@ class BannedTokens:
         self._sequence = array("i")
         if params.no_repeat_ngram_size:
             self._sequence.extend(token for token in prompt if token >= 0)
+        longest = max(map(len, params.bad_words), default=1)
+        self._last: deque[int] = deque(maxlen=longest - 1)
 
     @classmethod
     def of(
@@ -44,12 +48,15 @@ class BannedTokens:
             params.no_repeat_ngram_size,
             params.suppress_tokens,
             params.begin_suppress_tokens,
+            params.allowed_tokens,
+            params.bad_words,
         )
         return cls(params, prompt, ends) if any(bans) else None
 
     def count(self, token: int) -> None:
         """Count a token as generated."""
         self._count += 1
+        self._last.append(token)
         if self._params.no_repeat_ngram_size:
             self._sequence.append(token)
 
@@ -67,6 +74,20 @@ class BannedTokens:
         if is_short:
             banned.update(self._ends)
         return banned
+
+    @property
+    def allowed(self) -> tuple[int, ...]:
+        """The only tokens that may be generated; empty for all that are not banned."""
+        return self._params.allowed_tokens
+
+    def ending_words(self) -> list[int]:
+        """Return the tokens that would complete a word that may not be generated."""
+        last = tuple(self._last)
+        return [
+            word[-1]
+            for word in self._params.bad_words
+            if len(word) <= len(last) + 1 and last[len(last) - len(word) + 1 :] == word[:-1]
+        ]
 
     def repeating(self) -> npt.NDArray[np.int64]:
         """Return the tokens that would end an n-gram of the sequence again, some more than once."""

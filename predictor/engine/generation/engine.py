@@ -97,7 +97,8 @@ class Engine(ModelThread[GeneratedSequence, Chunk]):
             EngineBroken: The engine has ended.
         """
         number = self.new_request() if key is None else key
-        now, ends = time.monotonic(), self._eos_token_ids | params.end_tokens
+        own = frozenset() if params.ignore_eos else self._eos_token_ids
+        now, ends = time.monotonic(), own | params.end_tokens
 
         def begin(mask: TokenMask | None) -> None:
             sampler = Sampler(params, prompt, ends, mask)

@@ -14,6 +14,7 @@ import torch
 from predictor.engine.generation.banned_tokens import BannedTokens
 from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.engine.generation.token_mask import AllowedTokens, TokenMask
+from predictor.errors import GenerationFailed
 
 FEW = 512
 """Tokens that nearly always hold the probability mass of `top_p`; sorting them is quick."""
@@ -53,6 +54,7 @@ class Sampler:
         self._generator: torch.Generator | None = None
         self._banned = BannedTokens.of(params, prompt, ends)
         self._listed: torch.Tensor | None = None
+        self._allowed: torch.Tensor | None = None
         self._phase: tuple[bool, bool] | None = None
         self.has_penalties = (
             params.repetition_penalty != 1
@@ -128,9 +130,28 @@ class Sampler:
             )
             self._phase = banned.phase
         scores.index_fill_(0, self._listed, -torch.inf)
+        words = banned.ending_words()
+        if words:
+            scores.index_fill_(0, _in_range(torch.tensor(words), scores), -torch.inf)
         repeating = banned.repeating()
         if len(repeating):
             scores.index_fill_(0, _in_range(torch.from_numpy(repeating), scores), -torch.inf)
+        if banned.allowed:
+            self._keep_allowed(banned.allowed, scores)
+
+    def _keep_allowed(self, allowed: Sequence[int], scores: torch.Tensor) -> None:
+        """Ban all other tokens.
+
+        Raises:
+            GenerationFailed: The allowed ones are banned, too.
+        """
+        if self._allowed is None:
+            self._allowed = _in_range(torch.tensor(allowed, dtype=torch.long), scores)
+        kept = scores[self._allowed]
+        if self.mask is None and bool(torch.isneginf(kept).all()):
+            raise GenerationFailed("None of allowed_token_ids may follow.")
+        scores.fill_(-torch.inf)
+        scores[self._allowed] = kept
 
     def draw(self, scores: torch.Tensor) -> int:
         """Return a token drawn with the sequence's own generator.

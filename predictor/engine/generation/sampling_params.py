@@ -34,11 +34,14 @@ class SamplingParams:
         logprobs: How many most probable tokens are returned with each token, beside its own log
             probability; None returns neither.
         end_tokens: Tokens that end the sequence, besides those that the engine has of the model.
+        ignore_eos: Whether those of the model do not end it.
         min_new_tokens: Tokens that are generated before one may end the sequence.
         no_repeat_ngram_size: So many consecutive tokens never stand in the sequence twice; 0 allows
             all.
         suppress_tokens: Tokens that are never generated.
         begin_suppress_tokens: Tokens that are not generated first.
+        allowed_tokens: The only tokens that are generated; empty for all.
+        bad_words: Tokens that are never generated in this order, each word by itself.
         grammar: What the reply must follow, in llguidance's form; None for any text.
         adapter: The adapter that computes the sequence; None is the model alone.
     """
@@ -55,10 +58,13 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
     end_tokens: frozenset[int] = frozenset()
+    ignore_eos: bool = False
     min_new_tokens: int = 0
     no_repeat_ngram_size: int = 0
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
+    allowed_tokens: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
     grammar: str | None = None
     adapter: str | None = None
 

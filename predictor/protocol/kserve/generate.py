@@ -43,6 +43,11 @@ _NAMES = {
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
     "forced_bos_token_id": "forced_bos_token_id",
+    "min_tokens": "min_new_tokens",
+    "ignore_eos": "ignore_eos",
+    "stop_token_ids": "stop_token_ids",
+    "allowed_token_ids": "allowed_token_ids",
+    "bad_words": "bad_words",
     "timeout": "timeout",
 }
 """The extension's parameters, and additional ones, with the names of `GenerationParameters`."""

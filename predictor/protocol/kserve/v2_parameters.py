@@ -2,7 +2,7 @@
 
 A V2 parameter is a scalar, and over gRPC not even a number with a fraction (``InferParameter`` has
 ``bool_param``, ``int64_param`` and ``string_param``). So a numeric string stands for a number where
-a fraction is allowed, and a JSON list in a string for the list of stop strings.
+a fraction is allowed, and a JSON list in a string for a list.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ _FRACTIONS = frozenset(
         "timeout",
     }
 )
+_LISTS = {"stop": str, "bad_words": str, "stop_token_ids": int, "allowed_token_ids": int}
+"""Parameters that are lists, and what of."""
+
 _NUMERIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -62,7 +65,7 @@ def decode_parameters(
     Args:
         given: The request's parameters.
         tensors: The `InferInput`s that are named as a parameter. One element is for all instances,
-            `count` elements are one for each; the elements of ``stop`` are a list for all.
+            `count` elements are one for each; the elements of a list are for all.
         count: Instances in the request.
 
     Raises:
@@ -85,7 +88,7 @@ def decode_parameters(
 def _check_size(tensor: Any, count: int) -> None:
     """Check the size of a tensor by its shape, before any of its elements is looked at."""
     size = size_of(tensor.shape, f"Input {quote(tensor.name)}")
-    if size not in (1, count) and tensor.name != "stop":
+    if size not in (1, count) and tensor.name not in _LISTS:
         counts = "1" if count == 1 else f"1 or {count}"
         raise RequestError(f"Input '{tensor.name}' has {size} elements instead of {counts}.")
 
@@ -96,7 +99,7 @@ def _place(
     shared: dict[str, object],
     columns: dict[str, list[object]],
 ) -> None:
-    if name == "stop":
+    if name in _LISTS:
         shared[name] = values
     elif len(values) == 1:
         shared[name] = _fraction(name, values[0])
@@ -105,8 +108,8 @@ def _place(
 
 
 def _scalar(name: str, value: object) -> object:
-    if name == "stop" and isinstance(value, str):
-        return _stop(value)
+    if name in _LISTS and isinstance(value, str):
+        return _list(value, _LISTS[name])
     return _fraction(name, value)
 
 
@@ -116,10 +119,11 @@ def _fraction(name: str, value: object) -> object:
     return float(str(value)) if name in _FRACTIONS and is_numeric else value
 
 
-def _stop(text: str) -> object:
+def _list(text: str, kind: type) -> object:
+    """Return the list in a string, or the string itself, which may be a single item."""
     try:
-        stops = json.loads(text)
+        items = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    is_list = isinstance(stops, list) and all(isinstance(stop, str) for stop in stops)
-    return stops if is_list else text
+    is_list = isinstance(items, list) and all(isinstance(item, kind) for item in items)
+    return items if is_list else text

@@ -37,6 +37,11 @@ _SHARED = {
     "logit_bias": "logit_bias",
     "seed": "seed",
     "stop": "stop",
+    "min_tokens": "min_new_tokens",
+    "ignore_eos": "ignore_eos",
+    "stop_token_ids": "stop_token_ids",
+    "allowed_token_ids": "allowed_token_ids",
+    "bad_words": "bad_words",
 }
 _COMPLETION_PARAMETERS = _SHARED | {
     "max_tokens": "max_new_tokens",
