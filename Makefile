@@ -91,6 +91,7 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/plan_time.py
 	$(BIN)/python benchmarks/contrast.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/prefixes.py
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/offload.py
 	$(BIN)/python benchmarks/experts.py

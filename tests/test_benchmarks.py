@@ -212,6 +212,15 @@ def test_serving_compares_a_server_with_raw_generate(tmp_path_factory):
     assert {target["target"] for target in numbers["targets"]} == {">= 0.95", "< 2"}
 
 
+def test_prefixes_compares_a_server_with_and_without_the_cache(tmp_path_factory):
+    done, numbers = run("prefixes.py", tmp_path_factory, "--quick")
+    assert done.returncode == 0, done.stderr
+    for cache in ("with", "without"):
+        levels = numbers["measured"][cache]["levels"]
+        assert [level["users"] for level in levels] == [1, 2]
+        assert all(level["passes"] > 0 for level in levels)
+
+
 def test_threads_compares_a_disturbed_start_with_an_undisturbed_one(tmp_path_factory):
     done, numbers = run("threads.py", tmp_path_factory, "--quick")
     assert done.returncode == 0, done.stderr
