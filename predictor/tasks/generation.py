@@ -30,6 +30,7 @@ from predictor.tasks.request import (
 )
 from predictor.tasks.structured_output import MAX_GRAMMAR_SIZE, StructuredOutput
 from predictor.tasks.text_length import lengths_of
+from predictor.tasks.token_lists import check_allowed, check_token_ids, words_as_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -118,6 +119,7 @@ class TextGeneration:
             raise TypeError(f"{self.spec.task} does not take a {type(request).__name__}")
         jobs = []
         encoded: dict[tuple[int, int | None], Encoded] = {}  # once for n replies
+        words: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
         grammars: dict[tuple[Grammar, str], str] = {}
         for prompt in request.prompts:
             text, limit = prompt.text, prompt.parameters.prompt_limit
@@ -126,7 +128,11 @@ class TextGeneration:
             source = encoded[id(text), limit]
             prefix = self._prefix(prompt.parameters.forced_bos_token_id)
             sampling = self._sampling(prompt.parameters, source.ids)
-            sampling = replace(sampling, adapter=request.adapter)
+            bad_words = prompt.parameters.bad_words
+            if bad_words not in words:
+                words[bad_words] = words_as_tokens(bad_words, self.tokenizer)
+            sampling = replace(sampling, adapter=request.adapter, bad_words=words[bad_words])
+            check_allowed(sampling)
             if prompt.parameters.grammar is not None:
                 lead = "" if source.form is None else source.form.lead
                 key = prompt.parameters.grammar, lead
@@ -199,7 +205,7 @@ class TextGeneration:
 
     def _sampling(self, requested: GenerationParameters, ids: Sequence[int]) -> SamplingParams:
         defaults = self._defaults
-        self._check_token_ids(requested)
+        check_token_ids(requested, self._vocabulary)
         most = self._new_tokens(requested, len(ids))
         return SamplingParams(
             max_new_tokens=most,
@@ -222,13 +228,7 @@ class TextGeneration:
             suppress_tokens=defaults.suppress_tokens,
             begin_suppress_tokens=defaults.begin_suppress_tokens,
             allowed_tokens=requested.allowed_token_ids,
-            bad_words=self._words(requested.bad_words),
         )
-
-    def _check_token_ids(self, requested: GenerationParameters) -> None:
-        for name in ("logit_bias", "stop_token_ids", "allowed_token_ids"):
-            if any(token >= self._vocabulary for token in getattr(requested, name)):
-                raise RequestError(f"{name} names a token id above {self._vocabulary - 1}.")
 
     def _ends(self, requested: GenerationParameters) -> frozenset[int]:
         own = frozenset() if requested.ignore_eos else self._end_tokens
@@ -243,12 +243,6 @@ class TextGeneration:
                 "reply may have."
             )
         return requested.min_new_tokens
-
-    def _words(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Return words as tokens: at the beginning of a text, and after a space."""
-        spelled = [text for word in texts for text in (word, f" {word.lstrip()}")]
-        tokenized = (self.tokenizer(text, add_special_tokens=False).input_ids for text in spelled)
-        return tuple(dict.fromkeys(tuple(ids) for ids in tokenized if ids))
 
     def _min_new_tokens(self, prompt_tokens: int) -> int:
         before, prefix = prompt_tokens, self._decoder_prefix

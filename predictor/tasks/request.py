@@ -260,4 +260,4 @@ def _tokenises_fast(lengths: Iterable[float]) -> bool:
 def _characters(prompt: Prompt) -> float:
     if isinstance(prompt.text, Conversation) or prompt.parameters.grammar is not None:
         return math.inf
-    return len(prompt.text)
+    return len(prompt.text) + sum(map(len, prompt.parameters.bad_words))

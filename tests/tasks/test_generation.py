@@ -24,7 +24,7 @@ from predictor.tasks.generation_config import Defaults
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
 from tests.checkpoints import byte_tokenizer
 from tests.conftest import Checkpoints
-from tests.serving import Up, bring_up
+from tests.serving import Collected, Up, bring_up
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
 README_PROMPT = "Today the weather is really nice and I am planning on"
@@ -322,8 +322,26 @@ def test_only_allowed_tokens_are_generated(demo: Up) -> None:
         assert {each.id for each in result.tokens} <= set(allowed)
         assert result.completion_tokens == 9
     end = demo.task.tokenizer.eos_token_id
-    with pytest.raises(GenerationFailed, match="allowed_token_ids"):
+    with pytest.raises(RequestError, match="None of allowed_token_ids"):
         ask(demo.task, README_PROMPT, allowed_token_ids=(end,), min_new_tokens=2)
+
+
+def test_a_request_without_a_choice_leaves_its_neighbours_draws_alone(demo: Up) -> None:
+    engine, ids = demo.task.engine, demo.task.tokenizer(README_PROMPT).input_ids
+    seeded: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3}
+    alone = demo.tokens(ids, **seeded)
+    bad = SamplingParams(12, allowed_tokens=(50,), bad_words=((50,),))
+    pairs = [(SamplingParams(**seeded), Collected()), (bad, Collected())]
+    for params, collected in pairs:
+        engine.submit(ids, params, collected)
+    assert pairs[0][1].wait().tokens == alone
+    with pytest.raises(GenerationFailed, match="allowed_token_ids"):
+        pairs[1][1].wait()
+
+
+def test_too_many_bad_words_are_refused(demo: Up) -> None:
+    with pytest.raises(RequestError, match="more than 1024 tokens"):
+        ask(demo.task, README_PROMPT, bad_words=("several words " * 40,) * 9 + ("x " * 500,))
 
 
 def test_bad_words_are_not_generated_as_by_transformers(demo: Up) -> None:

@@ -35,6 +35,9 @@ class BannedTokens:
         self._sequence = array("i")
         if params.no_repeat_ngram_size:
             self._sequence.extend(token for token in prompt if token >= 0)
+        self._words: dict[int | None, list[tuple[int, ...]]] = {}  # by the token before the last
+        for word in params.bad_words:
+            self._words.setdefault(word[-2] if len(word) > 1 else None, []).append(word)
         longest = max(map(len, params.bad_words), default=1)
         self._last: deque[int] = deque(maxlen=longest - 1)
 
@@ -80,12 +83,21 @@ class BannedTokens:
         """The only tokens that may be generated; empty for all that are not banned."""
         return self._params.allowed_tokens
 
+    @property
+    def leaves_none(self) -> bool:
+        """Whether all tokens that are allowed are banned, too."""
+        if not self._params.allowed_tokens:
+            return False
+        banned = {*self.listed(), *self.ending_words(), *self.repeating().tolist()}
+        return banned.issuperset(self._params.allowed_tokens)
+
     def ending_words(self) -> list[int]:
         """Return the tokens that would complete a word that may not be generated."""
         last = tuple(self._last)
+        words = (*self._words.get(None, ()), *self._words.get(last[-1] if last else None, ()))
         return [
             word[-1]
-            for word in self._params.bad_words
+            for word in dict.fromkeys(words)
             if len(word) <= len(last) + 1 and last[len(last) - len(word) + 1 :] == word[:-1]
         ]
 

@@ -13,6 +13,7 @@ import torch
 
 from predictor.engine.generation.sampler import FEW, Sampler
 from predictor.engine.generation.sampling_params import SamplingParams, Token
+from predictor.errors import GenerationFailed
 
 _NOT_FINITE, _UNDECIDED = -1, -2
 """In place of a token: its logits are not finite; the tokens looked at hold too little mass."""
@@ -53,6 +54,8 @@ class BatchSampler:
     def _sample(self, samplers: Sequence[Sampler | None], logits: torch.Tensor) -> list[Result]:
         best, choices = logits.max(dim=-1)
         choices = torch.where(torch.isfinite(best), choices, _NOT_FINITE)
+        if any(sampler is not None and sampler.has_no_choice for sampler in samplers):
+            raise GenerationFailed("None of allowed_token_ids may follow.")  # before a row is drawn
         banned = _banned(samplers, choices)
         rows = [
             (row, sampler)

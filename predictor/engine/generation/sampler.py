@@ -14,7 +14,6 @@ import torch
 from predictor.engine.generation.banned_tokens import BannedTokens
 from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.engine.generation.token_mask import AllowedTokens, TokenMask
-from predictor.errors import GenerationFailed
 
 FEW = 512
 """Tokens that nearly always hold the probability mass of `top_p`; sorting them is quick."""
@@ -74,6 +73,11 @@ class Sampler:
     def is_complete(self) -> bool:
         """Whether the reply follows its grammar and nothing can be added to it."""
         return self.mask is not None and self.mask.is_complete
+
+    @property
+    def has_no_choice(self) -> bool:
+        """Whether all tokens that its request allows are banned, and no grammar decides."""
+        return self._banned is not None and self.mask is None and self._banned.leaves_none
 
     def count(self, token: int) -> None:
         """Count a token as generated."""
@@ -140,16 +144,12 @@ class Sampler:
             self._keep_allowed(banned.allowed, scores)
 
     def _keep_allowed(self, allowed: Sequence[int], scores: torch.Tensor) -> None:
-        """Ban all other tokens.
-
-        Raises:
-            GenerationFailed: The allowed ones are banned, too.
-        """
+        """Ban all other tokens. If the model rules out all that are allowed, they are equal."""
         if self._allowed is None:
             self._allowed = _in_range(torch.tensor(allowed, dtype=torch.long), scores)
         kept = scores[self._allowed]
         if self.mask is None and bool(torch.isneginf(kept).all()):
-            raise GenerationFailed("None of allowed_token_ids may follow.")
+            kept = torch.zeros_like(kept)
         scores.fill_(-torch.inf)
         scores[self._allowed] = kept
 

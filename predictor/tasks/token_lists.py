@@ -1,0 +1,51 @@
+"""The parameters of a request that are lists of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from predictor.engine.generation.sampling_params import SamplingParams
+from predictor.errors import RequestError
+from predictor.tasks.request import GenerationParameters
+
+_MOST_WORD_TOKENS = 1024
+"""Tokens of all `bad_words` together, which are sent to the engine with every sequence."""
+
+
+def check_token_ids(requested: GenerationParameters, vocabulary: int) -> None:
+    """Check that token ids are in the vocabulary.
+
+    Raises:
+        RequestError: One is not.
+    """
+    for name in ("logit_bias", "stop_token_ids", "allowed_token_ids"):
+        if any(token >= vocabulary for token in getattr(requested, name)):
+            raise RequestError(f"{name} names a token id above {vocabulary - 1}.")
+
+
+def check_allowed(sampling: SamplingParams) -> None:
+    """Check that a token can be generated at all.
+
+    Raises:
+        RequestError: The allowed ones are all suppressed, or end the reply before it may end.
+    """
+    banned = set(sampling.suppress_tokens)
+    if sampling.min_new_tokens:
+        banned |= sampling.end_tokens
+    if sampling.allowed_tokens and banned.issuperset(sampling.allowed_tokens):
+        raise RequestError("None of allowed_token_ids may be generated.")
+
+
+def words_as_tokens(texts: Sequence[str], tokenizer: Any) -> tuple[tuple[int, ...], ...]:
+    """Return words as tokens: at the beginning of a text, and after a space.
+
+    Raises:
+        RequestError: They are too many.
+    """
+    spelled = [text for word in texts for text in (word, f" {word.lstrip()}")]
+    tokenized = (tokenizer(text, add_special_tokens=False).input_ids for text in spelled)
+    words = tuple(dict.fromkeys(tuple(ids) for ids in tokenized if ids))
+    if sum(map(len, words)) > _MOST_WORD_TOKENS:
+        raise RequestError(f"bad_words are more than {_MOST_WORD_TOKENS} tokens.")
+    return words
