@@ -14,7 +14,6 @@ from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
-from llguidance.hf import from_tokenizer
 
 from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
 from predictor.engine.generation.sampling_params import SequenceGenerator
@@ -88,6 +87,8 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
         RequestError: The tokenizer is of a kind whose tokens cannot be told as bytes.
     """
     try:
+        from llguidance.hf import from_tokenizer  # imports transformers, which imports torch
+
         whole: LLTokenizer = from_tokenizer(tokenizer, eos_token=tokenizer.eos_token_id or 0)
     # A tokenizer of any other library, or with a decoder of its own.
     except Exception as error:
