@@ -86,10 +86,10 @@ def _measure(flag: str, model: Path, flags: argparse.Namespace, work: Path) -> d
             settings.append(f"--max_memory={json.dumps({'cpu': f'{budget}GiB'})}")
             drop_from_cache(model)
         server = stack.enter_context(serve(settings, group, work))
-        return _ask(server, prompts, flags)
+        return _requests(server, prompts, flags)
 
 
-def _ask(server: Server, prompts: Prompts, flags: argparse.Namespace) -> dict[str, Any]:
+def _requests(server: Server, prompts: Prompts, flags: argparse.Namespace) -> dict[str, Any]:
     """Return the seconds of a pass, of the system prompt, and of each number of users."""
     alone = asyncio.run(send(server, prompts.take(1, seed=-1)[0], 4 * _NEW_TOKENS))
     one_pass = statistics.median(alone.gaps)
@@ -98,8 +98,8 @@ def _ask(server: Server, prompts: Prompts, flags: argparse.Namespace) -> dict[st
     levels = []
     for users in flags.users:
         own = prompts.take(users, seed=users)
-        asked = [_joined(system, each, prompts) for each in own]
-        replies = asyncio.run(send_all(server, [[each] for each in asked], _NEW_TOKENS))
+        whole = [_joined(system, each, prompts) for each in own]
+        replies = asyncio.run(send_all(server, [[each] for each in whole], _NEW_TOKENS))
         first = statistics.median(reply.first for reply in replies)
         levels.append({"users": users, "first": first, "passes": first / one_pass})
         print(f"{users} users: {first / one_pass:.2f} passes", file=sys.stderr, flush=True)
