@@ -45,7 +45,7 @@ def _replaced(
     def forward_of(index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             calls[index] += 1
-            return result_of(next(x for x in (*args, *kwargs.values()) if torch.is_tensor(x)))
+            return result_of(_first_tensor((*args, *kwargs.values())))
 
         return forward
 
@@ -54,6 +54,13 @@ def _replaced(
             undone.callback(vars(block).pop, "forward", None)
             vars(block)["forward"] = forward_of(index)
         yield
+
+
+def _first_tensor(inputs: Sequence[Any]) -> torch.Tensor:
+    for value in inputs:
+        if isinstance(value, torch.Tensor):
+            return value
+    raise TypeError("a block is given no tensor")
 
 
 def _tensor(hidden: torch.Tensor) -> torch.Tensor:

@@ -60,7 +60,8 @@ class WeightReads(TorchFunctionMode):
         """Begin to watch."""
         # Hooks of all modules leave the modules themselves as they are, and so of one kind.
         self._hooks.callback(register_module_forward_pre_hook(self._enter).remove)
-        self._hooks.callback(register_module_forward_hook(self._leave).remove)
+        left = register_module_forward_hook(self._leave, always_call=True)
+        self._hooks.callback(left.remove)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -78,14 +79,13 @@ class WeightReads(TorchFunctionMode):
 
     def _enter(self, module: nn.Module, _: Any) -> None:
         name = self._modules.get(id(module))
-        if name == "":
-            self._running.clear()  # an earlier pass may have failed within a module
         if name is not None:
             self._running.append(name)
             self.readers.note_call(name)
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
-        if id(module) in self._modules and self._running:
+        # Modules that fail are left, too: what is read after a pass that failed, no module reads.
+        if self._running and self._modules.get(id(module)) == self._running[-1]:
             self._running.pop()
 
     def _note(self, weight: nn.Parameter) -> None:

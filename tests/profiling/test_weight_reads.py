@@ -66,6 +66,15 @@ def test_a_weight_is_read_by_its_owner_under_the_name_that_runs() -> None:
     assert not readers.is_called("layers.1.inner")
 
 
+def test_what_is_read_after_a_pass_that_failed_is_read_by_no_module() -> None:
+    model: Any = Model(lambda _: torch.zeros(1, device="meta").item()).to("meta")
+    with WeightReads(model, BLOCKS) as watch:
+        with pytest.raises(RuntimeError, match="meta"):
+            model(torch.zeros(1, 2, dtype=torch.long, device="meta"))
+        assert [weight.untyped_storage() for weight in model.parameters()]
+    assert watch.readers.of("layers.0.inner.up.weight") == "layers.0.inner.up"
+
+
 @pytest.mark.parametrize(
     "read",
     [

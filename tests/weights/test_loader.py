@@ -131,7 +131,8 @@ def test_a_model_that_reads_whole_prompts_is_planned_for_whole_prompts(tmp_path:
     settings = read_settings({"max_model_len": 2048, "prefill_chunk": 16}, environ={})
     prepared = prepare(settings, checkpoint, resources())
     assert prepared.chunk == 2048
-    assert prepared.placement.kv_tokens == 2048
+    assert prepared.placement.max_model_len == 2048
+    assert prepared.placement.kv_tokens == 0  # it keeps a state alone
 
 
 def test_a_context_of_very_few_tokens_can_be_served(checkpoints: Checkpoints) -> None:
