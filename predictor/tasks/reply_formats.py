@@ -3,6 +3,9 @@
 Each format is a field of a response template of transformers (``utils/chat_parsing`` of 5.23): what
 opens and closes it, and how its text is parsed. A tokenizer that has such a template itself needs
 none of these.
+
+The patterns take linear time on any reply: none begins with a repetition, and none looks through
+the rest of the reply from each of many places. `MessageParser` drops the spaces around a call.
 """
 
 from __future__ import annotations
@@ -44,8 +47,8 @@ class CallFormat:
 _HARMONY = CallFormat(
     {
         "open_pattern": (
-            r"(?:<\|start\|>assistant)?(?:<\|channel\|>\w+)?\s*to=(?:functions\.)?"
-            rf"{_NAME}(?:<\|channel\|>\w+)?[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
+            r"\bto=(?:functions\.)?"
+            rf"{_NAME}(?:<\|channel\|>\w+)?[^<]{{0,64}}(?:<\|constrain\|>[^<]{{0,64}})?<\|message\|>"
         ),
         "close_pattern": r"<\|call\|>|<\|end\|>|<\|return\|>",
         **_CALL,
@@ -62,7 +65,7 @@ _HARMONY = CallFormat(
         "content": {
             "open_pattern": (
                 r"(?:<\|start\|>assistant)?<\|channel\|>(?:final|commentary)"
-                r"(?:\s*<\|constrain\|>[^<]*)?<\|message\|>"
+                r"(?:\s*<\|constrain\|>[^<]{0,64})?<\|message\|>"
             ),
             "close_pattern": r"<\|end\|>|<\|return\|>",
             "repeats": True,
@@ -72,12 +75,15 @@ _HARMONY = CallFormat(
 )
 _QWEN_XML = CallFormat(
     {
-        "open_pattern": rf"(?:\s*<tool_call>)?\s*<function={_NAME}>",
+        "open_pattern": rf"(?:<tool_call>\s*)?<function={_NAME}>",
         "close_pattern": r"</function>\s*</tool_call>",
         "repeats": True,
         "content": "xml-inline",
         "content_args": {
-            "tag_pattern": r"<parameter=(?P<key>[^>\n]+)>\n?(?P<value>.*?)\n?</parameter>"
+            "tag_pattern": (
+                r"<parameter=(?P<key>[^<>\n]+)>\n?(?P<value>.*?)"
+                r"\n?(?:</parameter>|(?=<parameter=))"
+            )
         },
         **_NAMED,
     },
@@ -85,13 +91,14 @@ _QWEN_XML = CallFormat(
 )
 _GLM = CallFormat(
     {
-        "open_pattern": rf"\s*<tool_call>\s*{_NAME}",
+        "open_pattern": rf"<tool_call>\s*{_NAME}",
         "close": "</tool_call>",
         "repeats": True,
         "content": "xml-inline",
         "content_args": {
             "tag_pattern": (
-                r"<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>"
+                r"<arg_key>(?P<key>[^<]*)</arg_key>\s*<arg_value>(?P<value>.*?)"
+                r"(?:</arg_value>|(?=<arg_key>))"
             )
         },
         **_NAMED,
@@ -123,7 +130,7 @@ def _deepseek(name: str) -> str:
 _DEEPSEEK = CallFormat(
     {
         "open_pattern": (
-            rf"(?:\s*{_deepseek('tool calls begin')})?\s*{_deepseek('tool call begin')}"
+            rf"(?:{_deepseek('tool calls begin')}\s*)?{_deepseek('tool call begin')}"
             rf"(?:function{_deepseek('tool sep')})?(?!function{_deepseek('tool sep')})"
             rf"{_NAME}(?:{_deepseek('tool sep')}|\n```json\n)"
         ),
@@ -132,27 +139,23 @@ _DEEPSEEK = CallFormat(
         **_NAMED,
     },
     (_deepseek("tool calls begin"),),
-    {"after_calls": {"open_pattern": rf"\s*{_deepseek('tool calls end')}"}},
+    {"after_calls": {"open": _deepseek("tool calls end")}},
 )
 _MISTRAL = CallFormat(
     {
-        "open_pattern": rf"\s*\[TOOL_CALLS\]{_NAME}(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{{)",
+        "open_pattern": rf"\[TOOL_CALLS\]{_NAME}(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{{)",
         "close_pattern": r"(?=\[TOOL_CALLS\])|</s>",
         **_CALL,
         **_NAMED,
     },
     ("[ARGS]",),
 )
-_MISTRAL_LIST = CallFormat(
-    {"open_pattern": r"\s*\[TOOL_CALLS\]", "close": "</s>", **_CALL}, ("[TOOL_CALLS]",)
-)
-_HERMES = CallFormat(
-    {"open_pattern": r"\s*<tool_call>", "close": "</tool_call>", **_CALL}, ("<tool_call>",)
-)
+_MISTRAL_LIST = CallFormat({"open": "[TOOL_CALLS]", "close": "</s>", **_CALL}, ("[TOOL_CALLS]",))
+_HERMES = CallFormat({"open": "<tool_call>", "close": "</tool_call>", **_CALL}, ("<tool_call>",))
 _LLAMA_JSON = CallFormat(
     {
         "open_pattern": (
-            r"(?:\A\s*|\s*<\|python_tag\|>|(?<=\});\s*)"
+            r"(?:\A\s*|<\|python_tag\|>|(?<=\});\s*)"
             r'(?=\{\s*"(?:name|type|function|parameters|arguments)"\s*:)'
         ),
         "close_pattern": r"(?<=\})(?=\s*;\s*\{)|<\|eom_id\|>|<\|eot_id\|>",

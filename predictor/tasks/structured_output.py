@@ -8,12 +8,13 @@ most, and no token, which is a whole forward pass, goes to other spaces.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
 from predictor.engine.generation.sampling_params import SequenceGenerator
@@ -25,6 +26,9 @@ MAX_GRAMMAR_SIZE = 64 * 1024
 
 _HEADER = '%llguidance {"no_forcing": true}\n'
 """A text that is the only one possible may be written in any tokens, as the model prefers."""
+
+_IS_LARK = re.compile(r"^[^\S\n]*(?:%llguidance\b|start\s*:)", re.MULTILINE)
+"""What llguidance's `is_lark_syntax` looks for, but in linear time on blank lines."""
 
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -121,7 +125,8 @@ def _body(grammar: Grammar) -> str:
     if grammar.form == "choice":
         return "start: " + " | ".join(json.dumps(each) for each in json.loads(grammar.text))
     try:
-        return str(any_to_lark(grammar.text))
+        is_lark = _IS_LARK.search(grammar.text) is not None
+        return grammar.text if is_lark else str(gbnf_to_lark(grammar.text))
     # A parser in Python, which raises errors of any kind for what is no grammar.
     except Exception as error:
         reason = reason_of(error).rstrip(".")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from predictor.errors import RequestError
-from predictor.protocol.openai.request import decode_chat
+from predictor.protocol.openai.request import decode_body, decode_chat
 from predictor.protocol.openai.response import ChatFormat, Chunks, Envelope, encode
 from predictor.tasks.answers import Completion, Piece
 from predictor.tasks.request import Conversation, ForcedCalls
@@ -27,6 +27,7 @@ NODE = {
     "properties": {"next": {"$ref": "#/$defs/node"}, "same": {"$ref": "#"}},
     "$defs": {"node": {"type": "null"}},
 }
+DEEP = '{"a": ' * 300 + "{}" + "}" * 300
 TWO = [tool("f", parameters=NODE), tool("g")]
 
 
@@ -174,7 +175,7 @@ def test_calls_and_their_results_stand_in_the_history() -> None:
     assert second.extra == {"tool_call_id": "c1", "name": "f"}
 
 
-@pytest.mark.parametrize("text", ["", "no json", "[1]", "[" * 9000])
+@pytest.mark.parametrize("text", ["", "no json", "[1]", "[" * 9000, '{"a": "\\ud800"}', DEEP])
 def test_arguments_that_a_model_wrote_wrongly_may_be_sent_back(text: str) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": text}}
     (message,) = decoded([{"role": "assistant", "tool_calls": [call]}]).messages
@@ -272,3 +273,44 @@ def test_calls_are_streamed_in_parts() -> None:
         {"tool_calls": [{"index": 0, "function": {"arguments": '":1}'}}]},
     ]
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+# --- large numbers and deep values ---
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"tools": [tool(parameters={"maximum": 2**64})]},
+        {"tools": [tool(parameters={"maximum": 2**64})], "tool_choice": "required"},
+        {"chat_template_kwargs": {"a": -(2**80)}},
+    ],
+)
+def test_integers_may_have_more_than_64_bits(keys: dict[str, Any]) -> None:
+    assert decoded(**keys).size
+
+
+@pytest.mark.parametrize("levels", [300, 900, 1010])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        '"tools": [{"type": "function", "function": {"name": "f", "parameters": DEEP}}]',
+        '"tool_choice": "required", "tools": [{"type": "function", "function": {"name": "f", '
+        '"parameters": DEEP}}]',
+        '"guided_json": DEEP',
+        '"chat_template_kwargs": DEEP',
+        '"structured_outputs": {"json": DEEP}',
+        '"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": DEEP}}',
+    ],
+)
+def test_values_that_are_nested_too_deeply_are_refused(keys: str, levels: int) -> None:
+    deep = '{"a": ' * levels + "{}" + "}" * levels
+    body = '{"model": "m", "messages": [{"role": "user", "content": "a"}], ' + keys + "}"
+    _, call = decode_body(body.replace("DEEP", deep).encode(), decode_chat)
+    assert isinstance(call, RequestError)
+    assert "nested too deeply" in str(call)
+
+
+def test_a_schema_as_text_is_refused_if_it_is_nested_too_deeply() -> None:
+    with pytest.raises(RequestError, match="nested too deeply"):
+        decoded(guided_json=DEEP)

@@ -214,6 +214,36 @@ def test_what_is_no_call_stays_content(name: str, reply: str) -> None:
     assert content.strip()
 
 
+MANY = 20_000
+"""As often as a mark stands in a reply, so that a scan from each to the end takes minutes."""
+
+
+@pytest.mark.parametrize(
+    ("name", "reply"),
+    [
+        ("qwen3_coder", "<tool_call><function=f>" + "<parameter=a>" * MANY),
+        ("qwen3_coder", "<tool_call><function=f>" + "<parameter=" * MANY),
+        ("glm45", "<tool_call>f" + "<arg_key>" * MANY),
+        ("glm45", "<tool_call>f" + "<arg_key>a</arg_key>" * MANY),
+        ("glm45", "<tool_call>f" + "<arg_key>a</arg_key><arg_value>" * MANY),
+        ("openai", "to=a " * MANY),
+        ("openai", "<|channel|>final" * MANY),
+        ("openai", "<|start|>assistant" * MANY),
+        ("openai", "to=" + "a" * MANY),
+        *((name, " \n" * MANY + "x") for name in CALL_FORMATS),
+    ],
+)
+def test_marks_without_an_end_are_read_once(name: str, reply: str) -> None:
+    parse(form("", tool_call_parser=name), reply, len(reply))
+
+
+def test_a_parameter_ends_where_the_next_begins() -> None:
+    body = "<parameter=city>Ulm\n<parameter=days>2</parameter>"
+    reply = f"<tool_call><function=get_weather>{body}</function></tool_call>"
+    expected = ("", "", [("get_weather", {"city": "Ulm", "days": 2})])
+    assert parse(form("", tool_call_parser="qwen3_coder"), reply, 5) == expected
+
+
 @pytest.mark.parametrize("step", [1, 5, 10_000])
 @pytest.mark.parametrize("name", REASONING_FORMATS)
 def test_reasoning_is_apart_from_content(name: str, step: int) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jsonschema
 import pytest
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 from predictor.errors import GenerationFailed, RequestError
 from predictor.tasks.answers import Completion
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Grammar, Prompt
+from predictor.tasks.structured_output import StructuredOutput
+from tests.checkpoints import byte_tokenizer
 from tests.serving import Up, bring_up
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
@@ -56,6 +59,14 @@ def reply(up: Up, form: Any, text: str, **parameters: Any) -> Completion:
 
 def schema(value: object) -> Grammar:
     return Grammar("json_schema", json.dumps(value))
+
+
+def test_blank_lines_of_a_grammar_are_read_once() -> None:
+    engine = Mock(use_vocabulary=Mock())
+    structured = StructuredOutput(byte_tokenizer(), engine, largest=2**20)
+    lines = "\n" * 500_000  # a scan to the end from each takes an hour
+    structured.compile_grammar(Grammar("grammar", f'{lines}root ::= "a"'))
+    structured.compile_grammar(Grammar("grammar", f'{lines}start: "a"'))
 
 
 # --- what a reply follows ---

@@ -21,6 +21,12 @@ from predictor.tasks.request import MAX_INSTANCES
 
 _T = TypeVar("_T")
 
+MAX_NESTING = 128
+"""Most levels of lists and objects in values that are written again or walked through.
+
+`json`, chat templates and compilers of schemas recurse: each level takes frames of the stack.
+"""
+
 _MOST_DIGITS = 64
 _LONG_NUMBER = b"0" * 19
 """As many digits as an integer has that orjson may return as a float."""
@@ -86,6 +92,32 @@ def parse_json(body: bytes) -> object:
         raise RequestError(f"The body is not valid JSON at {where}.") from None
     except RecursionError:
         raise RequestError("The body's JSON is nested too deeply.") from None
+
+
+def nested_within(value: object, levels: int = MAX_NESTING) -> bool:
+    """Return whether a JSON value has at most this many levels of lists and objects."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [child for each in level if isinstance(each, dict | list) for child in _in(each)]
+        if not level:
+            return True
+    return False
+
+
+def _in(holder: dict[str, object] | list[object]) -> Iterable[object]:
+    return holder.values() if isinstance(holder, dict) else holder
+
+
+def check_nesting(value: object) -> None:
+    """Refuse a JSON value of too many levels.
+
+    Raises:
+        RequestError: It has more than `MAX_NESTING`.
+    """
+    if not nested_within(value):
+        raise RequestError(
+            f"The body's JSON is nested too deeply: at most {MAX_NESTING} levels are accepted."
+        )
 
 
 def decode_text(body: bytes) -> str:

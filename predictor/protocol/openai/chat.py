@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
-from predictor.protocol.http.json_body import dump_json
 from predictor.protocol.openai.messages import conversation_messages
 from predictor.protocol.openai.tools import template_options_of, tool_use_of
 from predictor.tasks.request import Conversation, Grammar
@@ -31,4 +31,4 @@ def conversation_of(given: Mapping[str, object]) -> tuple[Conversation, Grammar 
 def _size(given: Mapping[str, object]) -> int:
     """Return the characters of what a chat template takes, about."""
     names = ("messages", "tools", "chat_template_kwargs")
-    return sum(len(dump_json(given[name])) for name in names if name in given)
+    return sum(len(json.dumps(given[name], ensure_ascii=False)) for name in names if name in given)

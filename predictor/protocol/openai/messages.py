@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from predictor.errors import RequestError
-from predictor.protocol.http.json_body import check_keys, kind, require_type
+from predictor.protocol.http.json_body import (
+    check_keys,
+    kind,
+    nested_within,
+    parse_json,
+    require_type,
+)
 from predictor.sentences import quote
 from predictor.tasks.request import Message
 
@@ -88,10 +93,10 @@ def _call(call: object, where: str) -> dict[str, Any]:
 def _arguments(text: str) -> object:
     """Return the object that templates take; what is no JSON, as models may write, as it is."""
     try:
-        value = json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError):
+        value = parse_json(text.encode()) if text.strip() else {}
+    except RequestError:
         return text
-    return value if isinstance(value, dict) else text
+    return value if isinstance(value, dict) and nested_within(value) else text
 
 
 def _content(content: object, where: str) -> str:

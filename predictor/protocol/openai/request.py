@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import (
     check_count,
+    check_nesting,
     optional,
     parse_document,
     require_type,
@@ -116,6 +117,7 @@ def decode_body(
     document = parse_document(body)
     name = model_name(document)
     try:
+        check_nesting(document)
         return name, decode(document)
     except RequestError as error:
         return name, error

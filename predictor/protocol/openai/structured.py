@@ -10,7 +10,13 @@ import json
 from collections.abc import Callable, Mapping
 
 from predictor.errors import RequestError
-from predictor.protocol.http.json_body import check_keys, optional, parse_json, require_type
+from predictor.protocol.http.json_body import (
+    check_keys,
+    check_nesting,
+    optional,
+    parse_json,
+    require_type,
+)
 from predictor.sentences import quote
 from predictor.tasks.request import Grammar
 
@@ -100,6 +106,7 @@ def _json(value: object, where: str) -> Grammar:
         schema = parse_json(value.encode())
     except RequestError:
         raise RequestError(f"{where} is a text that is no JSON.") from None
+    check_nesting(schema)
     return Grammar("json_schema", schema_text(schema, where))
 
 

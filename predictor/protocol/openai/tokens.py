@@ -11,6 +11,7 @@ from starlette.responses import Response
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import (
     JSONBody,
+    check_nesting,
     dump_json,
     optional,
     parse_document,
@@ -66,7 +67,7 @@ class TokenEndpoints:
         return JSONBody(await off_loop(len(body), lambda: dump_json(_text(ids, tokens))))
 
     async def _given(self, body: bytes, followed: tuple[str, ...]) -> dict[str, object]:
-        document = await off_loop(len(body), lambda: parse_document(body))
+        document = await off_loop(len(body), lambda: _document(body))
         given, ignored = split_keys(document, followed, refused=_REFUSED, ignored=())
         self.ignored.log(ignored)
         return given
@@ -77,6 +78,12 @@ class TokenEndpoints:
         model = find(self.models, name)
         await require_ready(model)
         return model
+
+
+def _document(body: bytes) -> dict[str, object]:
+    document = parse_document(body)
+    check_nesting(document)
+    return document
 
 
 def _tokenized(given: Mapping[str, object], tokens: TextTokens) -> dict[str, object]:
