@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from predictor.engine.generation import page_pool
 from predictor.engine.generation.kv_accounting import BLOCK_TOKENS, PADDING_PAGES
@@ -40,6 +41,21 @@ def test_a_block_has_several_owners_and_its_pages_are_taken_once() -> None:
     assert pages.take(2, 3 * BLOCK_TOKENS).tolist()[: len(owned)] == owned
     pages.release(1)
     assert (pages.free, pages.shared) == (BLOCK_TOKENS, 0)
+    pages.release(2)
+    assert pages.free == 4 * BLOCK_TOKENS
+
+
+def test_a_sequence_that_began_in_a_pass_adopts_blocks_between_passes() -> None:
+    pages = pool(4)
+    with torch.inference_mode():
+        owned = compute(pages, 1, b"a", b"b")
+        own = compute(pages, 2, b"a")
+    assert pages.adopt(2, BLOCK_TOKENS, b"b")
+    assert pages.owned(2) == own + owned[BLOCK_TOKENS:]
+    pages.release(2)
+    with torch.inference_mode():
+        pages.take(2, BLOCK_TOKENS)
+        pages.release(1)
     pages.release(2)
     assert pages.free == 4 * BLOCK_TOKENS
 

@@ -98,10 +98,14 @@ class PageTable:
         """Give a sequence further pages; return all of its."""
         own = self._owned.get(key)
         if own is None:
-            own = self._owned[key] = _Owned(torch.empty(self._max_length, dtype=torch.long))
+            own = self._owned[key] = _Owned(self._no_pages())
         own.pages[own.end : own.end + len(pages)] = pages
         own.end += len(pages)
         return own.pages[: own.end]
+
+    @torch.inference_mode(mode=False)  # within a pass too: a plan between passes adds to it
+    def _no_pages(self) -> torch.Tensor:
+        return torch.empty(self._max_length, dtype=torch.long)
 
     def _put_back(self, pages: torch.Tensor) -> None:
         count = len(pages)
