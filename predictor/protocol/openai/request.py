@@ -209,7 +209,7 @@ def _call(
     prompts = tuple(Prompt(text, variant) for text in texts for variant in variants)
     usage = _include_usage(given, stream)
     salt = optional(given, "cache_salt", str, "cache_salt") or ""
-    return Call(GenerationRequest(prompts, salt), n, best_of, hides_logprobs, stream, usage)
+    return Call(GenerationRequest(prompts, cache_salt=salt), n, best_of, hides_logprobs, stream, usage)
 
 
 def _counts(given: Mapping[str, object], stream: bool) -> tuple[int, int]:
