@@ -135,7 +135,7 @@ def _of_each(server: str) -> dict[str, object]:
         "unknown output": _body(*inputs, outputs=[{"name": "zzz"}]),
         "unknown parameter": _body(*inputs, parameters={"zzz": 1}),
         "timeout": _body(*inputs, parameters={"timeout": "300"}),
-        "too many": _body(*(texts(one["name"], *one["data"] * 2049) for one in inputs)),
+        "too many": _body(*(texts(one["name"], *["a"] * 2049) for one in inputs)),
     }
 
 
