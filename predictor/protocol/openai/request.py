@@ -209,7 +209,8 @@ def _call(
     prompts = tuple(Prompt(text, variant) for text in texts for variant in variants)
     usage = _include_usage(given, stream)
     salt = optional(given, "cache_salt", str, "cache_salt") or ""
-    return Call(GenerationRequest(prompts, cache_salt=salt), n, best_of, hides_logprobs, stream, usage)
+    request = GenerationRequest(prompts, cache_salt=salt)
+    return Call(request, n, best_of, hides_logprobs, stream, usage)
 
 
 def _counts(given: Mapping[str, object], stream: bool) -> tuple[int, int]:
