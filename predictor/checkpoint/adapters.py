@@ -34,8 +34,13 @@ _PLAIN = {
     "megatron_config": None,
     "use_qalora": False,
     "alora_invocation_tokens": None,
+    "layer_replication": None,
 }
 """Keys of the config that change what an adapter computes, and their values without an effect."""
+
+
+_INITIALISATIONS = (True, False, None, "default", "gaussian", "eva", "orthogonal")
+"""Values of ``init_lora_weights`` that leave the weights of the base as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key, plain in _PLAIN.items():
         if config.get(key, plain) not in (plain, None, [], {}):
             raise CheckpointError(f"The adapter {path} has {key} {config[key]!r}, not served.")
+    if config.get("init_lora_weights") not in _INITIALISATIONS:
+        how = config["init_lora_weights"]
+        raise CheckpointError(
+            f"The adapter {path} was trained on changed weights of its base (init_lora_weights "
+            f"{how!r}); peft can convert it to a plain LoRA when it saves it."
+        )
     return config
 
 
@@ -151,10 +162,11 @@ def _layer(
 def _scale(path: Path, config: Mapping[str, Any], layer: str, rank: int) -> float:
     alpha = config.get("lora_alpha")
     patterns = config.get("alpha_pattern") or {}
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", layer):
-            alpha = value
-            break
+    try:
+        matching = (v for p, v in patterns.items() if re.match(rf"(.*\.)?({p})$", layer))
+        alpha = next(matching, alpha)
+    except (re.error, AttributeError):
+        raise CheckpointError(f"The adapter {path} has no usable alpha_pattern.") from None
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or rank < 1:
         raise CheckpointError(f"The adapter {path} has no usable lora_alpha for {layer}.")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank

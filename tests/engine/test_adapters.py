@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from predictor import startup
+from predictor.checkpoint.adapters import read_adapter
+from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.errors import CheckpointError, ConfigurationError
 from predictor.settings import read_settings
@@ -149,6 +151,10 @@ UNSUITABLE = {
     "DoRA": (config_of(use_dora=True), "use_dora True"),
     "whole modules": (config_of(modules_to_save=["lm_head"]), "modules_to_save"),
     "biases": (config_of(bias="all"), "bias 'all'"),
+    "replicated layers": (config_of(layer_replication=[[0, 2]]), "layer_replication"),
+    "a changed base": (config_of(init_lora_weights="pissa"), "changed weights of its base"),
+    "a broken pattern": (config_of(alpha_pattern={"(": 1}), "no usable alpha_pattern"),
+    "a list of patterns": (config_of(alpha_pattern=["q"]), "no usable alpha_pattern"),
     "no alpha": (config_of(lora_alpha=None), "lora_alpha"),
     "another tensor": (_named("lora_A.weight", "lora_embedding_A"), "lora_embedding_A"),
     "half a pair": (
@@ -185,8 +191,6 @@ def test_an_adapter_that_does_not_suit_is_refused_at_plan(
 
 
 def test_scales_follow_the_config(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    from predictor.checkpoint.adapters import read_adapter
-
     model = AutoModelForCausalLM.from_pretrained(checkpoints("llama"))
     patterns = {"layers.1.self_attn.q_proj": 16}
     path = write_adapter(tmp_path, model, ("q_proj",), seed=0, alpha_pattern=patterns)
@@ -229,3 +233,13 @@ def test_a_directory_that_is_an_adapter_says_which_base_it_wants(tmp_path: Path)
     )
     with pytest.raises(CheckpointError, match=r"is a LoRA adapter .*org/base.*lora_modules"):
         planned(tmp_path)
+
+
+def test_tokens_that_are_no_rows_are_never_adapted(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5))
+    path = write_adapter(tmp_path, model, ("0",), seed=0)
+    adapters = LoadedAdapters(model, [read_adapter("a", path)], "cpu")
+    with adapters.used_by(["a", None], columns=3):
+        assert model(torch.ones(6, 6)).shape == (6, 5)
+        with pytest.raises(RuntimeError, match="does not compute rows in their order"):
+            model(torch.ones(4, 6))  # some experts' tokens

@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from predictor.checkpoint.adapters import AdaptedLayer, Adapter
-from predictor.errors import CheckpointError
+from predictor.errors import CheckpointError, LoadFailed, reason_of
 from predictor.linear.install import is_weight_used_by
 
 
@@ -27,6 +27,19 @@ class _Matrices:
 
     a: torch.Tensor
     b: torch.Tensor
+
+    def on(self, device: torch.device) -> _Matrices:
+        """Return the same matrices on a device."""
+        return _Matrices(self.a.to(device), self.b.to(device))
+
+    def add(self, x: torch.Tensor, outputs: torch.Tensor, rows: torch.Tensor | None) -> None:
+        """Add to the outputs of some rows, or of all."""
+        mine = x if rows is None else x[rows]
+        added = (mine.to(self.a.dtype) @ self.a @ self.b).to(outputs.dtype)
+        if rows is None:
+            outputs += added
+        else:
+            outputs.index_add_(0, rows, added)
 
 
 class LoadedAdapters:
@@ -48,14 +61,12 @@ class LoadedAdapters:
         """
         self.names = frozenset(adapter.name for adapter in adapters)
         self._rows: Mapping[str, torch.Tensor | None] = {}
-        self._count = 0
+        self._shape = 0, 0
         by_layer: dict[str, dict[str, _Matrices]] = {}
         dtype: torch.dtype = getattr(model, "dtype", torch.float32)
         for adapter in adapters:
-            with safe_open(adapter.file, framework="pt") as file:
-                for name, layer in adapter.layers.items():
-                    matrices = _read(file, layer, device, dtype)
-                    by_layer.setdefault(name, {})[adapter.name] = matrices
+            for name, matrices in _read_all(adapter, device, dtype):
+                by_layer.setdefault(name, {})[adapter.name] = matrices
         for name, each in by_layer.items():
             hook = partial(self._add, name, each)
             model.get_submodule(name).register_forward_hook(hook)
@@ -66,20 +77,20 @@ class LoadedAdapters:
         return cls(nn.Module(), (), "cpu")
 
     @contextlib.contextmanager
-    def used_by(self, rows: Sequence[str | None], device: torch.device) -> Iterator[None]:
+    def used_by(self, rows: Sequence[str | None], columns: int) -> Iterator[None]:
         """Add to the rows of a forward pass what their adapters give.
 
         Args:
             rows: The adapter of each row; None is the model alone.
-            device: The device that executes the model.
+            columns: The tokens that it computes of each row, padding included.
         """
         indices: dict[str, list[int]] = {}
         for index, name in enumerate(rows):
             if name is not None:
                 indices.setdefault(name, []).append(index)
-        self._count = len(rows)
+        self._shape = len(rows), columns
         self._rows = {
-            name: None if len(each) == len(rows) else torch.tensor(each, device=device)
+            name: None if len(each) == len(rows) else torch.tensor(each)
             for name, each in indices.items()
         }
         try:
@@ -90,7 +101,7 @@ class LoadedAdapters:
     def _add(
         self,
         name: str,
-        matrices: Mapping[str, _Matrices],
+        matrices: dict[str, _Matrices],
         _: nn.Module,
         inputs: tuple[torch.Tensor, ...],
         output: torch.Tensor,
@@ -100,18 +111,18 @@ class LoadedAdapters:
             mine = matrices.get(adapter)
             if mine is None:
                 continue
-            x, result = self._by_row(name, inputs[0]), self._by_row(name, output)
-            if rows is None:
-                result += x @ mine.a @ mine.b
-            else:
-                result.index_add_(0, rows, x[rows] @ mine.a @ mine.b)
+            if mine.a.device != output.device:  # one of several accelerators computes the layer
+                mine = matrices[adapter] = mine.on(output.device)
+            chosen = None if rows is None else rows.to(output.device)
+            mine.add(self._by_row(name, inputs[0]), self._by_row(name, output), chosen)
         return output
 
     def _by_row(self, name: str, values: torch.Tensor) -> torch.Tensor:
         """Return values with a dimension of rows first; some code joins rows and their tokens."""
-        if values.dim() == 2 and len(values) % self._count == 0:
-            return values.view(self._count, -1, values.shape[-1])
-        if len(values) != self._count:
+        rows, columns = self._shape
+        if values.dim() == 2 and len(values) == rows * columns:
+            return values.view(rows, columns, values.shape[-1])
+        if len(values) != rows:
             raise RuntimeError(f"{name} does not compute rows in their order")
         return values
 
@@ -158,9 +169,20 @@ def _mismatch(module: Any, layer: AdaptedLayer) -> str | None:
     return None
 
 
-def _read(
-    file: Any, layer: AdaptedLayer, device: torch.device | str | int, dtype: torch.dtype
-) -> _Matrices:
-    a, b = file.get_tensor(layer.a), file.get_tensor(layer.b)
-    scaled = b.to(torch.float32) * layer.scale
-    return _Matrices(a.t().to(device, dtype), scaled.t().to(device, dtype))
+def _read_all(
+    adapter: Adapter, device: torch.device | str | int, dtype: torch.dtype
+) -> Iterator[tuple[str, _Matrices]]:
+    """Yield the matrices of an adapter by the names of the layers.
+
+    Raises:
+        LoadFailed: They cannot be read.
+    """
+    try:
+        with safe_open(adapter.file, framework="pt") as file:
+            for name, layer in adapter.layers.items():
+                a, b = file.get_tensor(layer.a), file.get_tensor(layer.b)
+                scaled = b.to(torch.float32) * layer.scale
+                yield name, _Matrices(a.t().to(device, dtype), scaled.t().to(device, dtype))
+    except (OSError, SafetensorError, torch.OutOfMemoryError) as error:
+        reason = reason_of(error)
+        raise LoadFailed(f"The adapter {adapter.name!r} cannot be read: {reason}") from error

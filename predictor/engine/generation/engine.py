@@ -68,7 +68,7 @@ class Engine(ModelThread[GeneratedSequence, Chunk]):
             options: See `ThreadOptions`.
         """
         self.runner, self.limits, self._eos_token_ids = runner, limits, eos_token_ids
-        self._masks = MaskFactory()
+        self._masks = MaskFactory(self.call)
         policy = ContinuousBatching(runner, limits, metrics, pages)
         super().__init__(policy, name="engine", **options)
 

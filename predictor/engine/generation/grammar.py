@@ -31,9 +31,10 @@ _TRIAL_TOKENS = 3
 _MOST_KEPT = 8
 """Compiled grammars that are kept for the next request with the same one."""
 
-_LIMITS = LLParserLimits(max_lexer_states=50_000, max_grammar_size=100_000, verbose_errors=False)
-"""A state takes some 2 KiB, so one grammar takes at most some 100 MB where llguidance's own bound
-allows five times as much. The schemas of real tools have a few hundred symbols."""
+_LIMITS = LLParserLimits(max_lexer_states=10_000, max_grammar_size=100_000, verbose_errors=False)
+"""A state takes some 2 KiB, so one grammar takes at most some 20 MB where llguidance's own bound
+allows 25 times as much. The schemas of real tools have a few hundred symbols, and as many states.
+All replies that follow the same text share its states."""
 
 
 _PLACE = re.compile(r"^at \d+\(\d+\): (?:failed to compile JSON schema: )?")
@@ -74,12 +75,11 @@ class Grammars:
         """
         with self._lock:
             compiled = self._kept.get(grammar)
-        if compiled is None:
+        if compiled is None or _error_of(compiled):  # other replies may have used up its states
             compiled = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
-            trial = compiled.deep_copy()
-            _follow(trial)
-            if trial.is_error():
-                raise RequestError(_refusal(trial.get_error()))
+            error = _error_of(compiled)
+            if error:
+                raise RequestError(_refusal(error))
         with self._lock:
             self._kept[grammar] = compiled
             self._kept.move_to_end(grammar)
@@ -103,8 +103,18 @@ class _Tokens:
         return []
 
 
+def _error_of(compiled: LLMatcher) -> str:
+    """Return the error of a grammar in its first tokens; nothing if it has none.
+
+    Some grammars turn out to be too complex at the first or second one.
+    """
+    trial = compiled.deep_copy()
+    _follow(trial)
+    return str(trial.get_error()) if trial.is_error() else ""
+
+
 def _follow(matcher: LLMatcher) -> None:
-    """Take a few tokens: some grammars turn out to be too complex at the first or second one."""
+    """Take a few tokens."""
     for _ in range(_TRIAL_TOKENS):
         bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))

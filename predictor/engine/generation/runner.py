@@ -119,7 +119,7 @@ class BatchRunner:
             extra["position_ids"] = positions[:, layout.past :].clamp(min=0).to(self._device)
         if "logits_to_keep" in self._accepted:
             extra["logits_to_keep"] = 1
-        with self._adapters.used_by([row.adapter for row in rows], self._device):
+        with self._adapters.used_by([row.adapter for row in rows], layout.new):
             output = self.model(
                 input_ids=ids.to(self._device),
                 attention_mask=self._mask(positions),

@@ -160,7 +160,8 @@ class Scheduler:
         sequence = self._running[chunk.key]
         sequence.cached += chunk.count
         self._cached += chunk.count
-        self._may_admit |= bool(self._prefixes.blocks(chunk))  # others need no room for those
+        if chunk.count > 1:  # others may need no room for those; a reply rarely is their prompt
+            self._may_admit |= bool(self._prefixes.blocks(chunk))
         return sequence.left == 0
 
     def append_token(self, key: int) -> None:

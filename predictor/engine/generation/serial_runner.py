@@ -78,7 +78,7 @@ class SerialRunner:
         if sequence is None:
             raise RuntimeError("the sequence's cache is gone")
         sequence.tokens += row.tokens
-        with self._adapters.used_by([row.adapter], self._device):
+        with self._adapters.used_by([row.adapter], len(row.tokens)):
             output = self.model(**self._inputs(sequence, row))
         sequence.caches |= {
             name: value

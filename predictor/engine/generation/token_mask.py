@@ -6,10 +6,12 @@ pass, so the model thread finds them ready.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,8 @@ from llguidance import LLMatcher
 
 from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
 from predictor.errors import GenerationFailed, PredictorError
+
+logger = logging.getLogger(__name__)
 
 _THREADS = 2
 """Threads that compute masks: mostly idle, since a mask takes some 50 µs."""
@@ -108,8 +112,13 @@ class MaskFactory:
     A sequence is cancelled here as long as its grammar is being compiled.
     """
 
-    def __init__(self) -> None:
-        """Begin without a vocabulary."""
+    def __init__(self, call: Callable[[Callable[[], None]], None]) -> None:
+        """Begin without a vocabulary.
+
+        Args:
+            call: Has an action called in the model thread.
+        """
+        self._call = call
         self._grammars: Grammars | None = None
         self._waiting: set[int] = set()
         self._lock = threading.Lock()
@@ -137,8 +146,8 @@ class MaskFactory:
             grammar: Its grammar, or None.
             ends: Tokens that end the sequence.
             begin: Called with its mask: in another thread, unless it is cancelled before.
-            fail: Called there, in place of `begin`, with the reason why there is no mask, and with
-                any error of `begin`.
+            fail: Called in the model thread, in place of `begin`, with the reason why there is no
+                mask, and with any error of `begin`.
         """
         if grammar is None:
             begin(None)
@@ -154,7 +163,12 @@ class MaskFactory:
                         self._waiting.discard(key)
                         begin(mask)
             except PredictorError as error:
-                fail(error)
+                self._call(partial(fail, error))
+            # llguidance may fail in any way.
+            except Exception:
+                logger.exception("A grammar cannot be compiled")
+                unknown = GenerationFailed("The reply's schema or grammar cannot be compiled.")
+                self._call(partial(fail, unknown))
 
         self._compiling.submit(compile_grammar)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -46,6 +47,9 @@ from predictor.private.cache_layers import cache_layers
 from predictor.weights.store.warmup_cache import WarmupCache
 
 logger = logging.getLogger(__name__)
+
+_ADAPTERS_AT_ONCE = 8
+"""Adapters that are tried in one forward pass: few rows, which any plan has room for."""
 
 _TIMED_TOKENS = 32
 """Tokens of a typical forward pass: one of each running sequence, and some of prompts."""
@@ -108,6 +112,7 @@ def open_engine(
     limit = set_up_torch(threads)
     with first_token():
         opened = _open_runner(model, placement, max_sequences, warmup_cache, adapters)
+        _try_adapters(opened.runner, model, sorted(adapters.names))
         breakeven_tokens = _time_passes(
             *(opened.runner, model, placement, prefill_chunk, warmup_cache),
             heartbeat=options.get("heartbeat"),
@@ -205,6 +210,18 @@ def _run_tokens(runner: Runner, tokens: list[int]) -> torch.Tensor:
     finally:
         for row in rows:
             runner.release(row.key)
+
+
+def _try_adapters(runner: Runner, model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Compute two tokens with each adapter, some adapters in a forward pass."""
+    for first in range(0, len(names), _ADAPTERS_AT_ONCE):
+        some = names[first : first + _ADAPTERS_AT_ONCE]
+        rows = [SequenceChunk(-1 - row, 0, [0, 0], name) for row, name in enumerate(some)]
+        try:
+            check_finite([runner.run(rows).amax(dim=-1)], model)
+        finally:
+            for row in rows:
+                runner.release(row.key)
 
 
 def _open_runner(
