@@ -100,7 +100,7 @@ def test_a_grammar_that_becomes_too_complex_fails_its_own_row_before_any_is_draw
 
 
 def test_a_sequence_that_is_cancelled_while_its_grammar_is_compiled_does_not_begin() -> None:
-    factory, gate = MaskFactory(), threading.Event()
+    factory, gate = MaskFactory(lambda action: action()), threading.Event()
     factory.use_vocabulary(TOKENS)
     begun: list[object] = []
     over = threading.Event()
