@@ -120,8 +120,7 @@ def open_engine(
     limits = _limits(placement, opened, max_sequences, prefill_chunk, breakeven_tokens)
     options["observer"] = tune_threads(limit, placement, warmup_cache)
     engine = Engine(
-        opened.runner,
-        limits,
+        *(opened.runner, limits),
         eos_token_ids=eos_token_ids,
         metrics=metrics,
         pages=_shared_pages(opened.runner) if prefix_cache else None,
