@@ -294,5 +294,8 @@ def _sentence(error: ValidationError) -> str:
     reason = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:  # settings contradict each other
         return f"{reason}."
-    place = str(first["loc"][0])
-    return f"{place}: {reason} (given: {str(first['input'])[:64]!r})."
+    name = str(first["loc"][0])
+    field = Settings.model_fields.get(name)
+    is_secret = field is not None and not field.repr
+    given = "" if is_secret else f" (given: {str(first['input'])[:64]!r})"
+    return f"{name}: {reason}{given}."

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from predictor.errors import ConfigurationError
@@ -110,6 +110,13 @@ class ProtocolSettings(BaseSettings):
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        """Refuse an empty list, such as that of an empty Secret: any request could pass."""
+        if "api_key" in self.model_fields_set and not self.api_key:
+            raise ValueError("api_key is set and has no key; leave it out if none is needed")
+        return self
 
     def scope_header(self) -> str | None:
         """Return the header with a request's scope in the prefix cache; None if all share."""

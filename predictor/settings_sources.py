@@ -20,13 +20,14 @@ from predictor.errors import ConfigurationError
 ALIASES = {"revision": "model_revision", "torch_dtype": "dtype"}
 """The predecessor's names of settings that KServe's Hugging Face server names differently."""
 
-KSERVE_VARIABLES = {
+VARIABLES = {
     "KSERVE_OPENAI_ROUTE_PREFIX": "openai_route_prefix",
     "KSERVE_LOGLEVEL": "log_level",
     "KSERVE_TLS_CERT_FILE": "ssl_certfile",
     "KSERVE_TLS_KEY_FILE": "ssl_keyfile",
+    "VLLM_API_KEY": "api_key",
 }
-"""Variables of KServe's SDK, and the settings that they set."""
+"""Variables of KServe's SDK and of vLLM, and the settings that they set."""
 
 _QUANTISE = ("quantization", "quantize", "load_in_8bit", "load_in_4bit")
 """Settings of vLLM, TGI and transformers, in the place of which there is one of ours."""
@@ -101,9 +102,9 @@ def by_field(given: Mapping[str, Any]) -> dict[str, Any]:
 def own_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """Return our variables, without those that Kubernetes sets for Services with similar names.
 
-    KServe's variables stand for the settings that they set; our own names win.
+    Other servers' variables stand for the settings that they set; our own names win.
     """
-    theirs = {name: environ[key] for key, name in KSERVE_VARIABLES.items() if key in environ}
+    theirs = {name: environ[key] for key, name in VARIABLES.items() if key in environ}
     return theirs | {
         name.removeprefix(PREFIX).lower(): value
         for name, value in environ.items()

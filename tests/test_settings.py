@@ -389,3 +389,27 @@ def test_explicit_settings_make_the_same_settings_again():
 )
 def test_what_bodies_may_take_is_reserved(flags, mebibytes):
     assert read(flags).planned_reserve() == mebibytes * 1024**2
+
+
+@pytest.mark.parametrize("given", ["", " ", ",", "[]"])
+@pytest.mark.parametrize("name", ["PREDICTOR_API_KEY", "VLLM_API_KEY"])
+def test_an_api_key_that_is_set_is_not_empty(name, given):
+    with pytest.raises(ConfigurationError, match=r"^api_key is set and has no key"):
+        read(environ={name: given})
+
+
+def test_vllms_variable_sets_the_api_key_and_ours_wins():
+    environ = {"VLLM_API_KEY": "theirs"}
+    assert read(environ=environ).api_keys() == ("theirs",)
+    assert read(environ={**environ, "PREDICTOR_API_KEY": "ours"}).api_keys() == ("ours",)
+
+
+@pytest.mark.parametrize("given", ["super secret key", "ok,a secret", '["a secret"]', ["a secret"]])
+@pytest.mark.parametrize("source", ["flag", "environment", "file"])
+def test_no_error_shows_a_secret(model_dir, source, given):
+    flags = {"model_dir": model_dir({"api_key": given} if source == "file" else {})}
+    flags |= {"api_key": given} if source == "flag" else {}
+    environ = {"PREDICTOR_API_KEY": str(given)} if source == "environment" else {}
+    with pytest.raises(ConfigurationError, match=r"^api_key: ") as refused:
+        read_settings(flags, environ=environ)
+    assert "secret" not in str(refused.value)

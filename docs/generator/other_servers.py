@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from predictor.compatibility.flag import Flag
 from predictor.compatibility.kserve_flags import KSERVE_VARIABLES
 from predictor.settings import names
-from predictor.settings_sources import KSERVE_VARIABLES as SETTING_VARIABLES
+from predictor.settings_sources import VARIABLES as SETTING_VARIABLES
 
 
 def flag_rows(flags: Mapping[str, Flag]) -> Iterator[Sequence[str]]:
@@ -19,7 +19,7 @@ def flag_rows(flags: Mapping[str, Flag]) -> Iterator[Sequence[str]]:
 
 
 def variable_rows() -> Iterator[Sequence[str]]:
-    """Yield the row of each variable of KServe."""
+    """Yield the row of each variable of KServe and vLLM."""
     for name, setting in SETTING_VARIABLES.items():
         yield f"`{name}`", f"sets `--{setting}`"
     for name, variable in KSERVE_VARIABLES.items():

@@ -202,7 +202,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "openai-keys": openai_keys_table,
     "refused-keys": refused_keys_table,
     "kserve-flags": lambda: flags_table(KSERVE_FLAGS),
-    "kserve-variables": lambda: table(("Variable", "Here"), variable_rows()),
+    "variables": lambda: table(("Variable", "Here"), variable_rows()),
     "vllm-flags": lambda: flags_table(VLLM_FLAGS),
     "exit-codes": exit_codes_table,
     "helm-values": helm_values,

@@ -13,7 +13,7 @@ from predictor.compatibility.kserve_flags import KSERVE_FLAGS, KSERVE_VARIABLES
 from predictor.compatibility.vllm_flags import VLLM_FLAGS
 from predictor.errors import ConfigurationError
 from predictor.settings import Settings, names
-from predictor.settings_sources import KSERVE_VARIABLES as SETTING_VARIABLES
+from predictor.settings_sources import VARIABLES as SETTING_VARIABLES
 
 HUGGINGFACESERVER = [
     *("model_dir", "model_id", "model_revision", "tokenizer_revision", "max_length"),

@@ -9,6 +9,7 @@ from kserve import errors as sdk
 from starlette.exceptions import HTTPException
 
 from predictor import errors
+from predictor.protocol.http.error_forms import api_of
 from predictor.protocol.http.errors import NEUTRAL, grpc_error, http_error
 
 
@@ -47,6 +48,39 @@ def test_the_frameworks_refusals_become_sentences() -> None:
 def test_a_sentence_is_short_enough_for_grpc_trailers() -> None:
     _, sentence = grpc_error(errors.RequestError("\N{GRINNING FACE}" * 10_000))
     assert len(sentence) == 500
+
+
+@pytest.mark.parametrize(
+    ("path", "api"),
+    [
+        ("/openai", "openai"),
+        ("/openai/anything", "openai"),
+        ("/openaix", "other"),
+        ("/v1", "openai"),
+        ("/v1/completions", "openai"),
+        ("/v1/models", "v1"),
+        ("/v1/models/echo/v1", "v1"),
+        ("/v1/models/echo:predict", "v1"),
+        ("/v1/modelsx", "openai"),
+        ("/api/v1", "openai"),
+        ("/a/b/v1/completions", "openai"),
+        ("/api/v1x", "other"),
+        ("//v1", "other"),
+        ("/v2/v1", "v2"),
+        ("/v2/models/echo/infer", "v2"),
+        ("/v2/models/echo/generate", "generate"),
+        ("/tokenize", "openai"),
+        ("/detokenize", "openai"),
+        ("/tokenize/", "other"),
+        ("/models/echo", "torchserve"),
+        ("/embed", "tei"),
+        ("/a" + "/v1" * 250_000 + "\n", "openai"),  # a pattern that backs up takes hours
+        ("/v2/models/" + "a\n" * 500_000, "v2"),
+    ],
+    ids=lambda path: path[:30].strip(),
+)
+def test_a_path_is_of_one_api(path: str, api: str) -> None:
+    assert api_of(path) == api
 
 
 def test_only_the_servers_own_failures_are_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import logging
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,7 @@ from tests.protocol.wire import INFER, PREDICT, refusal
 
 CALL = {"instances": ["a"]}
 KEY = {"Authorization": "Bearer second"}
+BEYOND = "The compressed body goes on after its end; send it as one member."
 
 
 # --- request ids ---
@@ -86,13 +88,26 @@ def test_an_inflated_body_has_the_limits_of_a_body(client: httpx.Client) -> None
         (b"{}", "The body is not of its Content-Encoding."),
         (gzip.compress(b"{}")[:-9], "The compressed body is cut short."),
         (b"", "The compressed body is cut short."),
+        (gzip.compress(b"{}") + b"{}", BEYOND),
+        (gzip.compress(b"{}") * 2, BEYOND),
+        (iter([gzip.compress(b"{}"), b"", b"0" * 1000]), BEYOND),
+        (iter([gzip.compress(b"{}")[:-1], gzip.compress(b"{}")[-1:] + b"0"]), BEYOND),
     ],
 )
 def test_a_body_that_is_not_compressed_is_400(
-    client: httpx.Client, content: bytes, sentence: str
+    client: httpx.Client, content: Any, sentence: str
 ) -> None:
     response = client.post(PREDICT, content=content, headers={"Content-Encoding": "gzip"})
     assert refusal(response, 400) == sentence
+
+
+def test_a_body_that_inflates_to_nothing_has_the_limit_of_a_body(client: httpx.Client) -> None:
+    empty_block = b"\x00\x00\x00\xff\xff"
+    blocks = [b"\x78\x9c", *([empty_block * 4096] * (MAX_BODY_BYTES // 4096 // 5 * 2))]
+    for path in (PREDICT, "/test/typed"):
+        body: Any = iter(blocks)
+        response = client.post(path, content=body, headers={"Content-Encoding": "deflate"})
+        assert "larger than the limit" in refusal(response, 413)
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip"])
@@ -194,6 +209,14 @@ def test_no_origin_is_allowed_by_default(client: httpx.Client) -> None:
 # --- access lines ---
 
 
+def access_lines(served: Served, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The lines of all requests; each is written after its answer."""
+    deadline = time.monotonic() + 30
+    while served.tasks() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return [record.getMessage() for record in caplog.records]
+
+
 def test_a_request_is_one_line_without_its_text(
     guarded: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -204,11 +227,30 @@ def test_a_request_is_one_line_without_its_text(
         url = f"{guarded.url}/v2/models/echo/generate?secret=1"
         assert httpx.post(url, json=body, headers=headers).status_code == 200
         httpx.post(guarded.url + PREDICT, json=CALL)
-    (line, refused) = [record.getMessage() for record in caplog.records]
+        (line, refused) = access_lines(guarded, caplog)
     assert "secret" not in caplog.text
     assert line.startswith("request_id=abc method=POST path=/v2/models/echo/generate status=200 ")
     assert " seconds=0." in line
     assert "status=401" in refused
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/a%0Arequest_id=x", "/a%0Arequest_id%3Dx"),
+        ("/a%20status=200", "/a%20status%3D200"),
+        ("/a%0D%1B%5B31m%E2%80%A8", "/a%0D%1B%5B31m%E2%80%A8"),
+        ("/v1/models/echo:predict", PREDICT),
+        ("/" + "%0A" * 200, "/" + "%0A" * 124 + "..."),
+    ],
+)
+def test_a_path_cannot_forge_a_line(
+    guarded: Served, caplog: pytest.LogCaptureFixture, path: str, shown: str
+) -> None:
+    with caplog.at_level(logging.INFO, logger="predictor.access"):
+        httpx.post(guarded.url + path)
+        (line,) = access_lines(guarded, caplog)
+    assert f" path={shown} status=401 seconds=" in line
 
 
 # --- the document ---

@@ -106,6 +106,12 @@ def test_a_string_stands_for_what_a_parameter_cannot_be(
     assert getattr(parameters_of([_TEXT], {name: given}, way)[0], name) == meant
 
 
+@pytest.mark.parametrize("given", ["1" * 500_000 + "x", "1" * 500_000, "." * 500_000])
+def test_a_long_string_is_refused_at_once(given: str) -> None:
+    with pytest.raises(RequestError, match="temperature must be a"):
+        decoded([_TEXT], {"temperature": given})
+
+
 def test_a_single_precision_input_is_the_same_number_over_every_transport() -> None:
     tensors = [_TEXT, Tensor("temperature", "FP32", [0.7])]
     numbers = {parameters_of(tensors, way=way)[0].temperature for way in ALL}

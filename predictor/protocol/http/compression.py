@@ -42,7 +42,7 @@ class Inflated:
         """Return the next message.
 
         Raises:
-            RequestError: The body is not of its coding.
+            RequestError: The body is not of its coding, or goes on after its end.
         """
         if not self._left and self._has_more:
             message = await self._receive()
@@ -56,10 +56,14 @@ class Inflated:
         return self._message(self._inflate())
 
     def _inflate(self) -> bytes:
+        if self._left and self._inflater.eof:
+            raise _beyond_its_end()
         try:
             piece = self._inflater.decompress(self._left, _PIECE)
         except zlib.error:
             raise RequestError("The body is not of its Content-Encoding.") from None
+        if self._inflater.unused_data:
+            raise _beyond_its_end()
         self._left = self._inflater.unconsumed_tail
         return piece
 
@@ -68,6 +72,10 @@ class Inflated:
         if is_over and not self._inflater.eof:
             raise RequestError("The compressed body is cut short.")
         return {"type": "http.request", "body": piece, "more_body": not is_over}
+
+
+def _beyond_its_end() -> RequestError:
+    return RequestError("The compressed body goes on after its end; send it as one member.")
 
 
 def inflated(scope: Scope, receive: Receive) -> tuple[Scope, Receive]:

@@ -23,12 +23,6 @@ from predictor.protocol.http.json_body import JSONAnswer
 
 _GENERATE = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate(_stream)?")
 _TORCHSERVE = re.compile(r"/(predictions|explanations|models)(/.*)?|/ping")
-_OPENAI = re.compile(
-    r"/openai(/.*)?|/v1(?!/models(/|$))(/.*)?|/(?!v[12]/).+/v1(/.*)?|/(de)?tokenize"
-)
-"""Paths below ``/openai``, below ``/v1`` of any prefix, below ``/v1`` but for V1's models, and
-vLLM's for tokens."""
-
 _APIS = {
     "v1": "v1",
     "v2": "v2",
@@ -65,7 +59,7 @@ def api_of(path: str) -> str:
         return "generate"
     if _TORCHSERVE.fullmatch(path):
         return "torchserve"
-    if _OPENAI.fullmatch(path):
+    if _is_openais(path):
         return "openai"
     first = path.split("/", 2)[1]
     return _APIS.get(first, "other")
@@ -81,7 +75,7 @@ def error_response(path: str, exception: Exception) -> JSONAnswer:
         kind = _java_name(status, exception)
         body = {"code": status, "type": kind, "message": sentence}
         return JSONAnswer(body, status, headers)
-    if _OPENAI.fullmatch(path):
+    if _is_openais(path):
         code = next((code for kind, code in _CODES.items() if isinstance(exception, kind)), None)
         return JSONAnswer(openai_error(status, sentence, code), status, headers)
     if _GENERATE.fullmatch(path):
@@ -94,6 +88,20 @@ def openai_error(status: int, sentence: str, code: str | None = None) -> dict[st
     kind = "invalid_request_error" if status < 500 else "server_error"
     kind = next((name for code, name in _TYPES.items() if code == status), kind)
     return {"error": {"message": sentence, "type": kind, "param": None, "code": code}}
+
+
+def _is_openais(path: str) -> bool:
+    """Return whether a path is OpenAI's, or one of vLLM's for tokens.
+
+    OpenAI's are those below ``/openai``, below ``/v1`` of any prefix, and below ``/v1`` but for
+    V1's models. The client chooses the path, so no pattern is tried at each of its characters.
+    """
+    below = f"{path}/"
+    if below.startswith("/v1/"):
+        return not below.startswith("/v1/models/")
+    if below.startswith("/openai/") or path in ("/tokenize", "/detokenize"):
+        return True
+    return not below.startswith("/v2/") and "/v1/" in below[2:]
 
 
 def _java_name(status: int, exception: Exception) -> str:

@@ -99,21 +99,25 @@ class CacheScope:
 
 
 class _Call:
-    """One HTTP call: counts what is received, knows whether the answer has begun."""
+    """One HTTP call: counts what is received, knows whether the answer has begun.
+
+    Of a compressed body the bytes count as they come or inflated, whichever are more: a body may
+    inflate to nothing, and never end.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, gate: Gate) -> None:
         self.scope = scope
-        self._receive = receive
+        self._receive = self._arriving = receive
         self._send = send
         self._gate = gate
-        self._received = 0
+        self._arrived = self._given = self._received = 0
         self._refusal: PredictorError | None = None
         self.has_started = False
         self.permit: RequestPermit | None = None
 
     def inflate(self) -> None:
         """Receive the body as if it were not compressed; raises the errors of `inflated`."""
-        self.scope, self._receive = inflated(self.scope, self._receive)
+        self.scope, self._receive = inflated(self.scope, self._arrive)
 
     def check_received(self) -> None:
         """Raise the refusal of a body that has turned out too large."""
@@ -127,11 +131,17 @@ class _Call:
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self._received += len(message.get("body", b""))
+        self._given += len(message.get("body", b""))
+        self._received = max(self._given, self._arrived)
         self._claim()
         self.check_received()
         if self.permit is not None and not message.get("more_body", False):
             self.permit.resize(self._received)
+        return message
+
+    async def _arrive(self) -> Message:
+        message = await self._arriving()
+        self._arrived += len(message.get("body", b""))
         return message
 
     async def send(self, message: Message) -> None:

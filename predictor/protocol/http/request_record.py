@@ -1,7 +1,8 @@
 """The record of one HTTP request: its id, and what the access line tells of it.
 
 The id is the client's ``X-Request-Id``, or a new one, and goes back with every answer. The line has
-numbers and the path alone: no query, no prompt and no reply.
+numbers and the path alone: no query, no prompt and no reply. What is no plain character of the path
+is percent-encoded, so that no path ends the line or looks like one of its fields.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 from starlette.types import Scope
 
@@ -35,7 +37,7 @@ class RequestRecord:
     Attributes:
         id: Its id.
         method: Its method.
-        path: Its path, without the query.
+        path: Its path, without the query, percent-encoded.
         status: The status of its answer; 499 until there is one, as nginx has it.
         prompt_tokens: Tokens of its prompts or texts; None if none were counted.
         completion_tokens: Tokens of its replies; None if it has none.
@@ -57,7 +59,8 @@ class RequestRecord:
         """Return the record of a request that begins."""
         given = dict(scope["headers"]).get(REQUEST_ID.encode(), b"").decode("latin-1")
         name = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        return cls(name, scope["method"], shorten(scope["path"], _LONGEST_PATH))
+        path = shorten(scope["path"], _LONGEST_PATH, ellipsis="...")
+        return cls(name, scope["method"], quote(path, "/:"))
 
     def add(self, answers: Iterable[Answer]) -> None:
         """Count the tokens of answers."""

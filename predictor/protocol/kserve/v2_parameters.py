@@ -37,7 +37,7 @@ _FRACTIONS = frozenset(
 _LISTS = {"stop": str, "bad_words": str, "stop_token_ids": int, "allowed_token_ids": int}
 """Parameters that are lists, and what of."""
 
-_NUMERIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_NUMERIC = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
