@@ -11,6 +11,7 @@ from predictor.dtypes import item_bytes
 from predictor.engine.generation.adapters import check_adapters, count_adapter_bytes
 from predictor.errors import ConfigurationError
 from predictor.placement.units import Footprint
+from predictor.sentences import quote
 from predictor.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,10 +36,15 @@ def open_adapters(settings: Settings, model: PreTrainedModel, task: str) -> tupl
     """
     if settings.lora_modules and task != "text_generation":
         raise ConfigurationError(f"lora_modules is for text_generation; this task is {task}.")
-    if settings.model_name in settings.lora_modules:
-        raise ConfigurationError(
-            f"lora_modules: {settings.model_name!r} is the name of the model itself (model_name)."
-        )
+    for setting, names in (
+        ("model_name", (settings.model_name,)),
+        ("model_aliases", settings.model_aliases),
+    ):
+        taken = next((name for name in names if name in settings.lora_modules), None)
+        if taken is not None:
+            raise ConfigurationError(
+                f"lora_modules: {quote(taken)} is the name of the model itself ({setting})."
+            )
     adapters = tuple(read_adapter(name, path) for name, path in settings.lora_modules.items())
     check_adapters(model, adapters)
     return adapters

@@ -37,6 +37,7 @@ from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.loading import TaskOptions, open_checked_tokenizer, open_task
 from predictor.tasks.request import TaskRequest
 from predictor.tasks.task import PreparedRequest, Task, TaskSpec
+from predictor.tasks.text_length import lengths_of
 from predictor.tasks.text_tokens import TextTokens
 
 
@@ -98,7 +99,14 @@ class PredictorModel(ModelShell):
         task = open_task(facts, self.client, options=options, tokenizer=self._tokenizer)
         self.spec = self.style.applied_to(task.spec)
         chat = task.conversation_ids if isinstance(task, TextGeneration) else None
-        self._tokens = TextTokens(self._tokenizer, facts.max_model_len, facts.vocabulary, chat)
+        self._tokens = TextTokens(
+            self._tokenizer,
+            facts.max_model_len,
+            facts.vocabulary,
+            chat,
+            lengths_of(self._tokenizer),
+            self.admission,
+        )
         self._task = task
         self.ready = True
         return True

@@ -295,7 +295,6 @@ def _sentence(error: ValidationError) -> str:
     if not first["loc"]:  # settings contradict each other
         return f"{reason}."
     name = str(first["loc"][0])
-    field = Settings.model_fields.get(name)
-    is_secret = field is not None and not field.repr
+    is_secret = name in Settings.model_fields and not Settings.model_fields[name].repr
     given = "" if is_secret else f" (given: {str(first['input'])[:64]!r})"
     return f"{name}: {reason}{given}."

@@ -99,19 +99,20 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
     return (text[n : n + _PIECE] for text in texts for n in range(0, len(text), _PIECE))
 
 
-_UNBOUND = TextLengths(CHARACTERS_PER_TOKEN, is_bound=False)
+UNBOUND = TextLengths(CHARACTERS_PER_TOKEN, is_bound=False)
+"""The length of texts for a tokenizer that makes tokens of any length."""
 
 
 def lengths_of(tokenizer: Any) -> TextLengths:
     """Return the length of texts for one of transformers' tokenizers."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not _covers_all_bytes(backend.model, backend.get_vocab(False)):
-        return _UNBOUND
+        return UNBOUND
     steps = (*_steps(backend.normalizer), *_steps(backend.pre_tokenizer))
     composed = [1, *map(_composed, steps)]
     makes_bytes = any(step["type"] == "ByteLevel" for step in steps)
     if not (all(composed) and (makes_bytes or backend.model.byte_fallback)):
-        return _UNBOUND
+        return UNBOUND
     added = (token.content for token in backend.get_added_tokens_decoder().values())
     longest = max(map(len, (*backend.get_vocab(False), *added)))
     return TextLengths(longest * max(composed), is_bound=True)

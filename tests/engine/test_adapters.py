@@ -223,8 +223,10 @@ def test_an_adapter_is_not_named_as_the_model_nor_served_with_encoders(
     checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
     folder = checkpoints("llama")
-    with pytest.raises(ConfigurationError, match="is the name of the model itself"):
-        planned(folder, lora_modules=f"model={tmp_path}")
+    for name, setting in (("model", "model_name"), ("big", "model_aliases")):
+        taken = rf"'{name}' is the name of the model itself \({setting}\)"
+        with pytest.raises(ConfigurationError, match=taken):
+            planned(folder, lora_modules=f"{name}={tmp_path}", model_aliases="org/x,big")
 
 
 def test_a_directory_that_is_an_adapter_says_which_base_it_wants(tmp_path: Path) -> None:

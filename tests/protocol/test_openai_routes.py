@@ -9,7 +9,9 @@ import httpx
 import kserve
 import openai
 import pytest
+from prometheus_client import REGISTRY
 
+from predictor.adapted_model import AdaptedModel
 from predictor.errors import NotReady
 from tests.protocol.stub import Served, serve
 from tests.protocol.wire import PREDICT, refusal
@@ -88,3 +90,24 @@ def test_other_paths_below_v1_have_openais_errors(client: httpx.Client, path: st
     response = client.get(path)
     assert response.status_code == 404
     assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def counts(name: str, outcome: str) -> float:
+    labels = {"model_name": name, "protocol": "openai", "outcome": outcome}
+    return REGISTRY.get_sample_value("predictor_requests_total", labels) or 0.0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", BODIES)
+def test_a_request_is_counted_by_the_model_that_it_names(path: str, stream: bool) -> None:
+    with serve() as served:
+        served.models.update(AdaptedModel("sql", served.model))
+        served.models.update(served.model, "org/echo")
+        outcomes = [(name, way) for way in ("ok", "bad_request") for name in ("echo", "sql")]
+        before = [counts(*outcome) for outcome in outcomes]
+        for name in ("echo", "sql", "org/echo", "nobody"):
+            body = {**BODIES[path], "model": name, "stream": stream}
+            httpx.post(f"{served.url}/v1/{path}", json=body)
+        httpx.post(f"{served.url}/v1/embeddings", json={"model": "sql", "input": "a"})
+    changes = [counts(*outcome) - was for outcome, was in zip(outcomes, before, strict=True)]
+    assert changes == [2, 1, 1, 1]

@@ -8,6 +8,8 @@ import httpx
 import pytest
 
 import predictor
+from predictor.admission import AdmissionController, AdmissionLimits
+from predictor.tasks.text_length import lengths_of
 from predictor.tasks.text_tokens import TextTokens
 from tests.checkpoints import byte_tokenizer
 from tests.protocol.stub import Served
@@ -18,8 +20,17 @@ CHAT = [{"role": "user", "content": "hi"}]
 
 @pytest.fixture(autouse=True)
 def tokens(served: Served) -> None:
-    served.model.tokens = TextTokens(
-        TOKENIZER, 64, len(TOKENIZER), lambda turns: TOKENIZER("chat").input_ids
+    served.model.tokens = text_tokens()
+
+
+def text_tokens(admission: AdmissionController | None = None) -> TextTokens:
+    return TextTokens(
+        TOKENIZER,
+        64,
+        len(TOKENIZER),
+        lambda turns: TOKENIZER("chat").input_ids,
+        lengths_of(TOKENIZER),
+        admission,
     )
 
 
@@ -68,6 +79,31 @@ def test_a_wrong_body_is_refused_in_openais_form(
     response = client.post(path, json=body)
     assert response.status_code == 400
     assert response.json()["error"]["message"].startswith(sentence)
+
+
+def test_a_long_text_is_counted_and_a_large_one_that_is_too_long_is_not(
+    client: httpx.Client,
+) -> None:
+    assert client.post("/tokenize", json={"prompt": "a" * 100}).json()["count"] == 100
+    response = client.post("/tokenize", json={"prompt": "a" * (64 * 1024 + 1)})
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert "A text of 65537 characters has more than 64 tokens" in response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/tokenize", {"prompt": "a" * 90}), ("/detokenize", {"tokens": [1] * 90})]
+)
+def test_texts_are_admitted_as_those_of_other_requests(
+    served: Served, client: httpx.Client, path: str, body: Any
+) -> None:
+    admission = AdmissionController(AdmissionLimits(4, 2**20, sequences=8, tokens=100))
+    served.model.tokens = text_tokens(admission)
+    assert client.post(path, json=body).status_code == 200
+    other = admission.enter(1, 50)
+    assert client.post(path, json=body).status_code == 429
+    other.release()
+    assert client.post(path, json=body).status_code == 200
+    assert (admission.running, admission.tokens) == (0, 0)
 
 
 def test_an_unknown_model_is_not_found(client: httpx.Client) -> None:

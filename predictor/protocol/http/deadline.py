@@ -7,6 +7,7 @@ import contextlib
 import math
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -44,20 +45,37 @@ def requested_timeout(headers: Mapping[str, str] | None) -> float | None:
     return seconds
 
 
+@dataclass(slots=True)
+class CountedRequest:
+    """A request that is counted.
+
+    Attributes:
+        model_name: The model by whose name it is counted.
+    """
+
+    model_name: str
+
+
 @contextmanager
-def counted(model_name: str, protocol: str) -> Iterator[None]:
-    """Count one request and its time; an exception in the context decides the outcome."""
+def counted(model_name: str, protocol: str) -> Iterator[CountedRequest]:
+    """Count one request and its time; an exception in the context decides the outcome.
+
+    Args:
+        model_name: The model. If its body names another, the caller sets that when it is read.
+        protocol: The protocol.
+    """
     began = asyncio.get_running_loop().time()
     outcome = "ok"
+    request = CountedRequest(model_name)
     try:
-        yield
+        yield request
     except BaseException as error:
         outcome = _outcome(error)
         raise
     finally:
-        REQUESTS.labels(model_name, protocol, outcome).inc()
+        REQUESTS.labels(request.model_name, protocol, outcome).inc()
         seconds = asyncio.get_running_loop().time() - began
-        REQUEST_SECONDS.labels(model_name, protocol).observe(seconds)
+        REQUEST_SECONDS.labels(request.model_name, protocol).observe(seconds)
 
 
 def _outcome(error: BaseException) -> str:

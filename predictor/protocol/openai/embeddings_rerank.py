@@ -13,14 +13,18 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from predictor.errors import RequestError
 from predictor.protocol.http.codec import Codec, CodecThreads
-from predictor.protocol.http.deadline import counted, requested_timeout, while_connected
+from predictor.protocol.http.deadline import (
+    CountedRequest,
+    counted,
+    requested_timeout,
+    while_connected,
+)
 from predictor.protocol.http.json_body import (
     JSONAnswer,
     JSONBody,
@@ -79,9 +83,10 @@ class EmbeddingsRerankEndpoints:
 
     async def embeddings(self, request: Request) -> Response:
         """``POST {prefix}/v1/embeddings``: a vector for each text or list of tokens."""
-        with self._counting("openai"):
+        with self._counting("openai") as counting:
             document, size = await _document(request)
             model = find(self.models, model_name(document))
+            counting.model_name = model.name
             spec = await require_task(model, "text_embedding")
             given = self._followed(document, _EMBEDDINGS)
             form = given.get("encoding_format", "float")
@@ -100,9 +105,10 @@ class EmbeddingsRerankEndpoints:
 
     async def rerank(self, request: Request) -> Response:
         """``POST {prefix}/v1/rerank``: the documents, best first."""
-        with self._counting("openai"):
+        with self._counting("openai") as counting:
             document, size = await _document(request)
             model = find(self.models, model_name(document))
+            counting.model_name = model.name
             spec = await require_task(model, "rerank")
             given = self._followed(document, _RERANK)
             texts = [_document_text(item) for item in _list(given, "documents")]
@@ -179,10 +185,10 @@ class EmbeddingsRerankEndpoints:
         return next(iter(self.models.get_models().values()))
 
     @contextmanager
-    def _counting(self, protocol: str) -> Any:
-        # The body may name a model, and may be no JSON at all; there is one model here.
-        with counted(next(iter(self.models.get_models()), ""), protocol):
-            yield
+    def _counting(self, protocol: str) -> Iterator[CountedRequest]:
+        # The body may name a model, and may be no JSON at all; until it is read, it is the base.
+        with counted(next(iter(self.models.get_models()), ""), protocol) as counting:
+            yield counting
 
 
 async def _document(request: Request) -> tuple[dict[str, object], int]:

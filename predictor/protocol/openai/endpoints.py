@@ -82,11 +82,13 @@ class OpenAIEndpoints:
         form: Format,
     ) -> Response:
         with ExitStack() as count:
-            # The body names the model, and may be no JSON at all; there is one model here.
-            count.enter_context(counted(next(iter(self.models.get_models()), ""), "openai"))
+            # The body names the model, and may be no JSON at all; until it is read, it is the base.
+            base = next(iter(self.models.get_models()), "")
+            counting = count.enter_context(counted(base, "openai"))
             body = await read_body(request)
             name, call = await self.codec.run(len(body), decode_body, body, decode)
             model = find(self.models, name)
+            counting.model_name = model.name
             await require_generating(model)
             if isinstance(call, RequestError):
                 raise call

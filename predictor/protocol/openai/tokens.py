@@ -56,7 +56,8 @@ class TokenEndpoints:
         body = await read_body(request)
         given = await self._given(body, _TOKENIZE)
         tokens = (await self._model(given)).text_tokens()
-        return JSONBody(await off_loop(len(body), lambda: dump_json(_tokenized(given, tokens))))
+        with tokens.admitted(len(body)):
+            return JSONBody(await off_loop(len(body), lambda: dump_json(_tokenized(given, tokens))))
 
     async def detokenize(self, request: Request) -> Response:
         """``POST /detokenize``: the text of token ids."""
@@ -64,7 +65,8 @@ class TokenEndpoints:
         given = await self._given(body, _DETOKENIZE)
         tokens = (await self._model(given)).text_tokens()
         ids = require_type(given.get("tokens"), list, "tokens")
-        return JSONBody(await off_loop(len(body), lambda: dump_json(_text(ids, tokens))))
+        with tokens.admitted(len(body)):
+            return JSONBody(await off_loop(len(body), lambda: dump_json(_text(ids, tokens))))
 
     async def _given(self, body: bytes, followed: tuple[str, ...]) -> dict[str, object]:
         document = await off_loop(len(body), lambda: _document(body))
