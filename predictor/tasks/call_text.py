@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from predictor.tasks.tool_calls import CallPart, new_call
 
@@ -24,9 +24,15 @@ class CallText:
         calls: Calls that have begun.
     """
 
-    def __init__(self, first: int) -> None:
-        """Begin a text whose first call has this index in the reply."""
+    def __init__(self, first: int, names: Collection[str]) -> None:
+        """Begin a text.
+
+        Args:
+            first: The index in the reply that its first call has.
+            names: The functions that may be called. What names another is no call.
+        """
         self.calls = 0
+        self._names = names
         self._first = first
         self._text = ""
         self._depth = 0
@@ -39,10 +45,10 @@ class CallText:
         while True:
             if not self._depth:
                 head = _HEAD.match(self._text)
-                if head is None:
+                if head is None or (name := _name(head[1])) not in self._names:
                     return
                 self._text, self._position = self._text[head.end() :], 0
-                yield new_call(self._first + self.calls, json.loads(head[1]), "")
+                yield new_call(self._first + self.calls, name, "")
                 self.calls += 1
             end = self._end()
             arguments, self._text = self._text[:end], self._text[end:]
@@ -52,6 +58,11 @@ class CallText:
             if self._depth or not end:
                 return
             self._text = self._text.lstrip().removeprefix("}")
+
+    def rest(self) -> str:
+        """Return the text after the last call, without what closes a list of calls."""
+        text = self._text.strip().removeprefix("}")
+        return text if text.strip("] ;,\t\r\n") else ""
 
     def _end(self) -> int:
         """Return where the arguments end, or the text if they go on; count their brackets."""
@@ -69,3 +80,11 @@ class CallText:
                 if not self._depth:
                     return self._position
         return len(self._text)
+
+
+def _name(text: str) -> str:
+    """Return the name in a JSON string; empty if it is no valid string."""
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return ""

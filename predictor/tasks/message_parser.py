@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from predictor.tasks.call_text import CallText
+from predictor.tasks.reply_text import ReplyText
 from predictor.tasks.tool_calls import CallPart, MessagePart, name_and_arguments, new_call
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,11 @@ class TemplateParser:
         """
         self._parser = tokenizer.get_response_parser(dict(template), prefix=prefix, tools=[*tools])
         self._is_single = is_single
+        self._names = frozenset(tool["function"]["name"] for tool in tools)
+        self._reply = ReplyText(template)
         self._calls = 0
-        self._call_text = CallText(0)
+        self._is_call_open = False
+        self._call_text = CallText(0, self._names)
         self._is_whole_call = _has_whole_calls(template)
         self._is_broken = False
         self._content, self._reasoning = _Text(), _Text()
@@ -64,6 +68,7 @@ class TemplateParser:
         """Take the next characters of the reply, and return what they make certain."""
         if self._is_broken:
             return MessagePart(text)
+        self._reply.feed(text)
         try:
             events = self._parser.feed(text)
             if is_last:
@@ -72,46 +77,69 @@ class TemplateParser:
         except Exception as error:
             logger.info("A reply cannot be parsed, and stays text: %s", type(error).__name__)
             self._is_broken = True
-            return MessagePart(self._content.flush() + text)
+            return MessagePart(self._content.flush() + self._reply.since(self._unwritten()))
         return self._part(events, is_last=is_last)
 
     def _part(self, events: Sequence[Mapping[str, Any]], *, is_last: bool) -> MessagePart:
         content, reasoning = "", ""
         calls: list[CallPart] = []
         for event in events:
+            self._reply.pass_event(event)
             name, sort = event["field"], event["type"]
-            if sort == "region_open" and name != "content":
+            if name == "tool_calls":
+                content += self._add_calls(event, calls)
+            elif name != "content" and sort == "region_open":
                 self._content.pass_mark()
-                self._call_text = CallText(self._calls)
-            elif sort == "region_close" and name in _REASONING:
+            elif name in _REASONING and sort == "region_close":
                 self._reasoning.pass_mark()
-            elif sort == "region_close" and name == "tool_calls":
-                content += self._add_calls(event["value"], calls)
-            elif sort == "region_chunk" and name == "tool_calls" and self._is_whole_call:
-                calls += filter(self._is_wanted, self._call_text.feed(event["text"]))
-            elif sort == "region_chunk" and name in _REASONING:
+            elif name in _REASONING and sort == "region_chunk":
                 reasoning += self._reasoning.add(event["text"])
-            elif sort == "region_chunk" and name == "content":
+            elif name == "content" and sort == "region_chunk":
                 content += self._content.add(event["text"])
         if is_last:
             content += self._content.flush()
         return MessagePart(content, reasoning, tuple(calls))
 
+    def _add_calls(self, event: Mapping[str, Any], calls: list[CallPart]) -> str:
+        """Add the calls of an event of a region of calls; return what is content in it."""
+        self._is_call_open = event["type"] != "region_close"
+        if not self._is_call_open:
+            return self._close_calls(event["value"], calls)
+        if event["type"] == "region_open":
+            self._call_text = CallText(self._calls, self._names)
+        elif self._is_whole_call:
+            calls += filter(self._is_wanted, self._call_text.feed(event["text"]))
+        return ""
+
+    def _close_calls(self, value: Any, calls: list[CallPart]) -> str:
+        """Add the calls of a region that were not written yet; return all else as content."""
+        written, before = self._call_text.calls, self._calls
+        self._calls += written
+        others = []
+        for each in (value if isinstance(value, list) else [value])[written:]:
+            call = name_and_arguments(each)
+            if call is None or call[0] not in self._names:
+                others.append(each)
+                continue
+            calls += filter(self._is_wanted, [new_call(self._calls, *call)])
+            self._calls += 1
+        if self._calls == before:
+            return self._content.add(self._reply.region())
+        self._content.pass_mark()
+        rest = self._call_text.rest() if isinstance(value, str) else _as_lines(others)
+        return self._content.add(rest)
+
     def _is_wanted(self, part: CallPart) -> bool:
         return not (self._is_single and part.index)
 
-    def _add_calls(self, value: Any, calls: list[CallPart]) -> str:
-        """Add the calls of a region that were not written yet; return what is none as content."""
-        written, self._calls = self._call_text.calls, self._calls + self._call_text.calls
-        for each in (value if isinstance(value, list) else [value])[written:]:
-            call = name_and_arguments(each)
-            if call is None:
-                return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            part = new_call(self._calls, *call)
-            self._calls += 1
-            if self._is_wanted(part):
-                calls.append(part)
-        return ""
+    def _unwritten(self) -> int:
+        """Return from where on the reply is in no part of the message."""
+        is_held = self._is_call_open and not self._call_text.calls
+        return self._reply.start if is_held else self._reply.end
+
+
+def _as_lines(values: Sequence[Any]) -> str:
+    return "\n".join(json.dumps(value, ensure_ascii=False) for value in values)
 
 
 def _has_whole_calls(template: Mapping[str, Any]) -> bool:

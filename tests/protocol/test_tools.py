@@ -111,7 +111,6 @@ def test_what_cannot_be_enforced_counts_for_strict_functions_alone(choice: Any) 
         ({"tools": [{"type": "function"}]}, "tools[0].function must be an object, not null."),
         ({"tools": [tool("a b")]}, "tools[0].function.name must have 1 to 128 letters, digits,"),
         ({"tools": [tool(parameters=[])]}, "tools[0].function.parameters must be an object"),
-        ({"tools": [tool(x=1)]}, "Unknown key 'x' in tools[0].function;"),
         ({"tools": [tool()] * 257}, "A request has at most 256"),
         ({"tool_choice": "required"}, "tool_choice needs tools; give at least one."),
         ({"tools": TWO, "tool_choice": "any"}, "tool_choice must be one of none, auto, required,"),
@@ -273,6 +272,41 @@ def test_calls_are_streamed_in_parts() -> None:
         {"tool_calls": [{"index": 0, "function": {"arguments": '":1}'}}]},
     ]
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("messages", "keys", "ignored"),
+    [
+        ([HELLO | {"id": "m1"}], {}, ("messages[].id",)),
+        ([HELLO | {"id": None}, HELLO | {"annotations": []}], {}, ()),
+        (
+            [{"role": "assistant", "content": "a", "provider_specific_fields": {"x": None}}] * 2,
+            {},
+            ("messages[].provider_specific_fields",),
+        ),
+        (
+            [{"role": "assistant", "content": "", "thinking_blocks": [], "reasoning_details": [1]}],
+            {"x": 1},
+            ("x", "messages[].thinking_blocks", "messages[].reasoning_details"),
+        ),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}],
+            {},
+            ("messages[].content[].cache_control",),
+        ),
+        ([HELLO], {"tools": [tool(returns={"type": "null"})]}, ("tools[].function.returns",)),
+        ([HELLO], {"structured_outputs": {"regex": "a", "backend": "xgrammar"}}, ()),
+    ],
+)
+def test_keys_that_other_servers_add_are_ignored(
+    messages: list[Any], keys: dict[str, Any], ignored: tuple[str, ...]
+) -> None:
+    call = decode_chat({"messages": messages, **keys})
+    assert call.ignored == ignored
+    text = call.request.prompts[0].text
+    assert isinstance(text, Conversation)
+    assert all(each["function"].keys() <= {"name"} for each in text.tools)
+    assert not any(message.extra for message in text.messages)
 
 
 # --- large numbers and deep values ---

@@ -127,9 +127,9 @@ REPLIES: dict[str, tuple[str, str, str, list[Any]]] = {
     "openai with odd arguments": (
         "<|channel|>",
         "<|channel|>analysis<|message|>Think<|end|><|start|>assistant<|channel|>commentary "
-        f"to=functions.f<|message|>{text_of(SIEGEN)}<|call|>",
+        f"to=functions.get_weather<|message|>{text_of(SIEGEN)}<|call|>",
         "",
-        [("f", json.loads(text_of(SIEGEN)))],
+        [("get_weather", json.loads(text_of(SIEGEN)))],
     ),
     "gemma4": (
         "<|tool_call>",
@@ -197,21 +197,52 @@ def test_a_reply_without_calls_is_content_as_it_is(name: str, reply: str) -> Non
     assert parse(form("", tool_call_parser=name), reply, 3) == (reply, "", [])
 
 
+OTHER = '{"name": "other", "arguments": {}}'
+
+
+@pytest.mark.parametrize("step", [1, 7, 50_000])
 @pytest.mark.parametrize(
     ("name", "reply"),
     [
         ("hermes", "<tool_call>no json</tool_call>"),
         ("hermes", '<tool_call>{"name": "a", "argum'),
         ("hermes", "<tool_call>[1, 2]</tool_call>"),
-        ("hermes", f"<tool_call>{'[' * 20_000}</tool_call>"),
+        ("hermes", "The tag <tool_call> is used so, and </tool_call> closes it.\n"),
+        ("hermes", f"Hm\n<tool_call>\n{OTHER}\n</tool_call>\nMore"),
+        ("hermes", "Write <tool_call> so."),
         ("llama3_json", '{"name": 5}'),
+        ("llama3_json", '{"name": "John", "age": 3}\n'),
+        ("llama3_json", '{"name": "John", "parameters": {}}'),
+        ("mistral", 'The [TOOL_CALLS]other[ARGS]{"a": 1}'),
         ("mistral_list", "[TOOL_CALLS] 5"),
+        ("mistral_list", f"[TOOL_CALLS][{OTHER}]"),
+        ("qwen3_coder", "A <function=other> is\n</function></tool_call> so."),
+        ("glm45", "A <tool_call>other <b> tag</tool_call> is so."),
+        ("gemma4", "A <|tool_call>call:other{a:1}<tool_call|> is so."),
+        ("deepseek_v3", f"A {BEGIN}{CALL}other{SEP}{{}}{OVER} is so."),
     ],
 )
-def test_what_is_no_call_stays_content(name: str, reply: str) -> None:
-    content, _, calls = parse(form("", tool_call_parser=name), reply, 10_000)
-    assert calls == []
-    assert content.strip()
+def test_what_is_no_call_stays_content(name: str, reply: str, step: int) -> None:
+    assert parse(form("", tool_call_parser=name), reply, step) == (reply, "", [])
+
+
+def test_a_reply_that_cannot_be_parsed_stays_content() -> None:
+    reply = f"So: <tool_call>{'[' * 20_000}</tool_call>"
+    assert parse(form("", tool_call_parser="hermes"), reply, 10_000) == (reply, "", [])
+
+
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+@pytest.mark.parametrize(
+    ("name", "reply", "content"),
+    [
+        ("llama3_json", f"{text_of(SIEGEN, 'parameters')} is what I call.", "is what I call."),
+        ("hermes", f"<tool_call>{text_of(SIEGEN)}</tool_call>\nSo.", "So."),
+        ("hermes", f"<tool_call>{text_of(SIEGEN)}\nSo.</tool_call>", "So."),
+        ("mistral_list", f"[TOOL_CALLS][{text_of(SIEGEN)}, {OTHER}]", OTHER),
+    ],
+)
+def test_text_beside_a_call_is_content(name: str, reply: str, content: str, step: int) -> None:
+    assert parse(form("", tool_call_parser=name), reply, step) == (content, "", [SIEGEN])
 
 
 MANY = 20_000

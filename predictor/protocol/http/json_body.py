@@ -21,7 +21,7 @@ from predictor.tasks.request import MAX_INSTANCES
 
 _T = TypeVar("_T")
 
-MAX_NESTING = 128
+MAX_NESTING = 255
 """Most levels of lists and objects in values that are written again or walked through.
 
 `json`, chat templates and compilers of schemas recurse: each level takes frames of the stack.

@@ -7,7 +7,6 @@ from typing import Any
 
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import (
-    check_keys,
     kind,
     nested_within,
     parse_json,
@@ -23,9 +22,16 @@ _ROLES = {
     "assistant": "assistant",
     "tool": "tool",
 }
-_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning")
-_IGNORED = frozenset({"annotations"})
 _REFUSED = ("function_call", "audio", "refusal")
+KEYS = (
+    *("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning"),
+    *("annotations", *_REFUSED),
+)
+"""Keys of a message that are followed, refused, or known to change nothing."""
+
+PART_KEYS = ("type", "text")
+"""Keys of a part of a message that are followed."""
+
 _EMPTY: tuple[object, ...] = ([], "", {})
 
 
@@ -46,7 +52,6 @@ def _message(turn: object, where: str) -> Message:
     for key in _REFUSED:
         if given.pop(key, []) not in _EMPTY:
             raise RequestError(f"{where}.{key} is not supported.")
-    check_keys(given.keys() - _IGNORED, _KEYS, where)
     if "role" not in given:
         raise RequestError(f"{where} has no 'role'.")
     role = _ROLES.get(require_type(given["role"], str, f"{where}.role"))
@@ -112,7 +117,6 @@ def _part(part: object, where: str) -> str:
     sort = require_type(given.get("type"), str, f"{where}.type")
     if sort != "text":
         raise RequestError(f"{where} is of type {quote(sort)}; only 'text' is supported.")
-    check_keys(given, ("type", "text"), where)
     return require_type(given.get("text"), str, f"{where}.text")
 
 

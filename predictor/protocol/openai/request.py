@@ -19,6 +19,7 @@ from predictor.protocol.http.json_body import (
 from predictor.protocol.openai import structured, tools
 from predictor.protocol.openai.chat import conversation_of
 from predictor.protocol.openai.keys import REFUSED, Refusal, split_keys
+from predictor.protocol.openai.nested_keys import nested_names
 from predictor.protocol.openai.prompt import prompt_texts
 from predictor.tasks.parameters import ALL_NAMES, parse_parameters
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt, PromptText
@@ -157,7 +158,7 @@ def decode_chat(document: Mapping[str, object]) -> Call:
     parameters = replace(_parameters(given, names), logprobs=_chat_logprobs(given))
     conversation, calls = conversation_of(given)
     call = _call(given, [conversation], replace(parameters, grammar=calls))
-    return replace(call, ignored=ignored)
+    return replace(call, ignored=ignored + nested_names(given))
 
 
 def _given(

@@ -30,7 +30,10 @@ KEYS = ("response_format", _OBJECT_KEY, *(f"guided_{name}" for name in _VLLM))
 IGNORED = frozenset({"guided_decoding_backend", "guided_whitespace_pattern"})
 """vLLM's keys that change nothing here: there is one backend, and one style of spaces."""
 
-_IGNORED_OPTIONS = ("disable_any_whitespace", "whitespace_pattern")
+_IGNORED_OPTIONS = (
+    *("disable_any_whitespace", "whitespace_pattern"),
+    *("backend", "_backend", "_backend_was_auto", "disable_fallback"),
+)
 _ANY_OBJECT = Grammar("json_schema", '{"type": "object"}')
 
 

@@ -22,6 +22,7 @@ from predictor.protocol.http.requests import read_body
 from predictor.protocol.openai import tools
 from predictor.protocol.openai.chat import conversation_of
 from predictor.protocol.openai.keys import REFUSED, IgnoredKeys, Refusal, split_keys
+from predictor.protocol.openai.nested_keys import nested_names
 from predictor.protocol.served import Models, ServedModel, find, require_ready
 from predictor.tasks.text_tokens import TextTokens
 
@@ -57,7 +58,10 @@ class TokenEndpoints:
         given = await self._given(body, _TOKENIZE)
         tokens = (await self._model(given)).text_tokens()
         with tokens.admitted(len(body)):
-            return JSONBody(await off_loop(len(body), lambda: dump_json(_tokenized(given, tokens))))
+            answer = await off_loop(len(body), lambda: dump_json(_tokenized(given, tokens)))
+        if "messages" in given:
+            self.ignored.log(nested_names(given))
+        return JSONBody(answer)
 
     async def detokenize(self, request: Request) -> Response:
         """``POST /detokenize``: the text of token ids."""

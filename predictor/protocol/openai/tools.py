@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from predictor.errors import RequestError
-from predictor.protocol.http.json_body import check_count, check_keys, optional, require_type
+from predictor.protocol.http.json_body import check_count, optional, require_type
 from predictor.protocol.openai.keys import Refusal
 from predictor.sentences import quote
 from predictor.tasks.request import ForcedCalls, Grammar
@@ -33,6 +33,9 @@ REFUSED_OF_COMPLETIONS: Mapping[str, Refusal] = {
     "reasoning_effort": Refusal(_OF_CHATS, ("none",)),
 }
 """Those that would change a chat, in a request for completions."""
+
+FUNCTION_KEYS = ("name", "description", "parameters", "strict")
+"""Keys of a function that are followed."""
 
 _NAME = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -130,7 +133,6 @@ def _tool(tool: object, where: str) -> Mapping[str, Any]:
         raise RequestError(f"{where}.type must be 'function'.")
     function = _present(require_type(given.get("function"), dict, f"{where}.function"))
     inner = f"{where}.function"
-    check_keys(function, ("name", "description", "parameters", "strict"), inner)
     name = require_type(function.get("name"), str, f"{inner}.name")
     if not _NAME.fullmatch(name):
         raise RequestError(
@@ -139,7 +141,8 @@ def _tool(tool: object, where: str) -> Mapping[str, Any]:
     optional(function, "description", str, f"{inner}.description")
     optional(function, "strict", bool, f"{inner}.strict")
     optional(function, "parameters", dict, f"{inner}.parameters")
-    return {"type": "function", "function": function}
+    followed = {key: value for key, value in function.items() if key in FUNCTION_KEYS}
+    return {"type": "function", "function": followed}
 
 
 def _chosen(choice: object, tools: tuple[Mapping[str, Any], ...]) -> str:
