@@ -41,6 +41,11 @@ from predictor.weights.store.packing import VolumeFull, is_faster, write_store
 
 logger = logging.getLogger(__name__)
 
+_REMEDY = (
+    "; set --offload_folder to a folder on a volume that can be written, and --offload_store to "
+    "auto."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class OffloadConfig:
@@ -112,6 +117,7 @@ class BlockSourceResolver:
         self._metrics = metrics
         self._may_write = False
         self._is_unsure = False
+        self._reason: str | None = None  # why there is no store
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
@@ -172,9 +178,8 @@ class BlockSourceResolver:
                 self._write(self._folder, blocks, index, experts, free, in_place)
             if self.store is None and in_place is None:
                 raise ConfigurationError(
-                    "The checkpoint has to be written anew to be streamed from disk; set "
-                    "--offload_folder to a folder on a volume that can be written, and "
-                    "--offload_store to auto."
+                    "The checkpoint has to be written anew to be streamed from disk"
+                    + (f", and {self._reason}." if self._reason else _REMEDY)
                 )
             if self.store is None:
                 return Extents(in_place or (), experts)
@@ -282,7 +287,8 @@ class BlockSourceResolver:
 
     def _do_without_store(self, folder: StoreFolder, reason: str) -> None:
         """Log the reason, or raise it if the settings require a store."""
-        sentence = f"The offload volume at {folder.folder} {reason}."
+        self._reason = f"the offload volume at {folder.folder} {reason}"
+        sentence = f"T{self._reason[1:]}."
         if self._offload.store == "always":
             raise ConfigurationError(sentence)
         logger.warning("%s Blocks are read from the checkpoint instead.", sentence)

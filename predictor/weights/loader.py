@@ -97,13 +97,13 @@ def load(
         *(checkpoint, placement, offload, skeleton, packed, blocks, trust_remote_code),
         *(progress, metrics, weights, experts, pinned_fraction, parts),
     )
-    resolver, waiting = loading.resolver(), parts.in_memory
+    resolver = loading.resolver()
     with contextlib.ExitStack() as undone, _translated_errors():
         undone.callback(resolver.release)
         with resolver.opened():
             model, dispatch, whole = loading.place(resolver)
         extents, was_read = read_kept_blocks(model, whole, loading.kept, placement, progress)
-        copied, host_blocks = make_resident(model, progress, blocks=blocks, host_blocks=waiting)
+        copied, host_blocks = loading.make_resident(model)
         loading.weights.check_unchanged()
         streaming = loading.stream(model, dispatch, extents.blocks, host_blocks)
         cache = loading.open_experts(model, extents, host_blocks)
@@ -214,6 +214,15 @@ class _Loading:
         if converted is not None and resolver.store is not None:
             converted.remove((*chain.from_iterable(parameters.values()), *self._further_names))
         return model, dispatch, extents
+
+    def make_resident(self, model: PreTrainedModel) -> tuple[int, dict[str, HostBlock]]:
+        """Copy what stays in main memory; return the bytes, and the parts that wait for a GPU."""
+        return make_resident(
+            *(model, self.progress),
+            blocks=self.blocks,
+            host_blocks=self.parts.in_memory,
+            without=self._not_streamed,
+        )
 
     def stream(
         self,

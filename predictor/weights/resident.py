@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ def make_resident(
     *,
     blocks: tuple[str, ...] = (),
     host_blocks: Sequence[str] = (),
+    without: Collection[str] = (),
     maps: str | None = None,
 ) -> tuple[int, dict[str, HostBlock]]:
     """Copy every tensor in main memory that is backed by a file.
@@ -37,6 +38,7 @@ def make_resident(
         progress: Counts every tensor.
         blocks: Names of the blocks, for the progress.
         host_blocks: Blocks that are streamed from main memory to an accelerator.
+        without: Names of their parameters that are not streamed.
         maps: Text of ``/proc/self/maps``; None reads it.
 
     Returns:
@@ -53,7 +55,7 @@ def make_resident(
             _begin_copy(tensor, into, mapped, files)
             progress.done(name)
 
-        moved = {block: move_to_buffer(model, block, copy) for block in host_blocks}
+        moved = {x: move_to_buffer(model, x, copy, without=without) for x in host_blocks}
         in_host_blocks = {tensor.name for block in moved.values() for tensor in block.tensors}
         copied = _copy_all({n: t for n, t in file_backed.items() if n not in in_host_blocks}, copy)
         files.finish()

@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from predictor.engine import warmup
 from predictor.engine.generation import warmup as generation_warmup
 from predictor.errors import ConfigurationError
+from predictor.metrics import WeightMetrics
+from predictor.weights.block_source import BlockSourceResolver, OffloadConfig
+from predictor.weights.progress import Progress
+from predictor.weights.store.folder import StoreFolder
+from predictor.weights.store.format import Identity
 from predictor.weights.store.warmup_cache import WarmupCache
 from tests.conftest import Checkpoints
 from tests.serving import GIB, Up, blocks_on_disk, bring_up
@@ -142,3 +149,20 @@ def test_measurements_that_cannot_be_read_are_not_used(tmp_path: Path, text: str
     file = tmp_path / "known.json"
     file.write_text(text)
     assert WarmupCache(file).get("batches") is None
+
+
+def test_a_store_that_cannot_be_written_and_is_needed_is_refused_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"block.weight": torch.zeros(4)}, file)
+    index = {"block.weight": {"safetensors_file": str(file), "weight_name": "block.weight"}}
+    blocks = {"block": {"block.weight": torch.nn.Parameter(torch.zeros(2, 2, device="meta"))}}
+    folder = StoreFolder(tmp_path / "offload", Identity("model", "name", "float32"))
+    offload = OffloadConfig(folder.folder, needs_conversion=True)
+    resolver = BlockSourceResolver(offload, folder, blocks, Progress(), WeightMetrics("test"))
+    with (
+        resolver.opened(),
+        pytest.raises(ConfigurationError, match=r"written anew .*, and the .* lacks space"),
+    ):
+        resolver.resolve(blocks, index)

@@ -23,7 +23,8 @@ from predictor.metrics import WeightMetrics
 from predictor.placement.buffers import STREAM_PIECE
 from predictor.profiling.blocks import find_blocks
 from predictor.weights.direct_io import AlignedBuffer
-from predictor.weights.extents import PAGE
+from predictor.weights.extents import PAGE, BlockExtent, StoredTensor, TensorView
+from predictor.weights.streaming.cast_reader import split_cast
 from predictor.weights.streaming.copy_stream import page_lock, page_lock_within
 from predictor.weights.streaming.device_loader import move_to_buffer, open_device_loader
 from predictor.weights.streaming.hooks import Streaming, names_in_order
@@ -257,3 +258,25 @@ def test_a_block_that_cannot_be_read_is_the_same_error_as_on_the_processor(
         with pytest.raises(WeightsUnreadable, match=r"layers\.\d cannot be read from .*store"):
             logits(up)
     streaming.close()
+
+
+def test_what_is_not_streamed_stays_where_it_is() -> None:
+    model = torch.nn.ModuleDict({"block": torch.nn.Linear(4, 3)})
+    block = move_to_buffer(model, "block", copy, without={"block.bias"})
+    assert [tensor.name for tensor in block.tensors] == ["block.weight"]
+    assert {name for name, tensor in model.named_parameters() if tensor.is_meta} == {"block.weight"}
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("served", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_chunk_that_is_cast_is_within_its_limit_before_and_after(
+    tmp_path: Path, stored: torch.dtype, served: torch.dtype
+) -> None:
+    count = 5000
+    tensor = StoredTensor(tmp_path, 0, count * stored.itemsize, stored, (count,), (0, 0, 0, 0))
+    view = TensorView("a", served, (count,), 0)
+    block = BlockExtent("block", (), (view,), "checkpoint", (tensor,))
+    chunks = [chunk for chunk, _ in split_cast(block, block.tensors, 4096)]
+    sizes = [(x.cast_from[0].end - x.cast_from[0].begin, x.tensors[0].nbytes) for x in chunks]
+    assert max(map(max, sizes)) == 4096
+    assert sum(size for _, size in sizes) == view.nbytes

@@ -80,8 +80,8 @@ def split_cast(
         limit: Most bytes of a chunk, as it is stored and as it is served.
     """
     for tensor, stored in zip(tensors, block.cast_from, strict=False):
-        begin = tensor.at
-        for piece in split_stored(stored, limit // 2):  # a cast at most doubles it
+        begin, size = tensor.at, stored.dtype.itemsize
+        for piece in split_stored(stored, limit * size // max(size, tensor.dtype.itemsize)):
             view = TensorView(tensor.name, tensor.dtype, piece.shape, 0)
             end = begin + view.nbytes
             yield replace(block, tensors=(view,), cast_from=(piece,)), slice(begin, end)

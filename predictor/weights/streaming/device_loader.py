@@ -6,7 +6,7 @@ main memory is decided in `placement`; the order of copies and computation is le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,13 +59,21 @@ CopyParameter = Callable[[str, torch.Tensor, torch.Tensor], None]
 """Copies the parameter of a name, the first tensor, into another tensor of its dtype and shape."""
 
 
-def move_to_buffer(model: nn.Module, name: str, copy: CopyParameter) -> HostBlock:
+def move_to_buffer(
+    model: nn.Module, name: str, copy: CopyParameter, *, without: Collection[str] = ()
+) -> HostBlock:
     """Move a block's parameters into one buffer, and put the model's own on the meta device.
 
     Experts that are read one by one are there already, and stay away.
+
+    Args:
+        model: The model.
+        name: The name of the block.
+        copy: Copies a parameter into the buffer.
+        without: Names of parameters that are not streamed, and stay where they are.
     """
     named = model.get_submodule(name).named_parameters(prefix=name)
-    parameters = {key: parameter for key, parameter in named if not parameter.is_meta}
+    parameters = {key: p for key, p in named if not p.is_meta and key not in without}
     tensors = _lay_out(TensorView(key, p.dtype, tuple(p.shape), 0) for key, p in parameters.items())
     buffer = AlignedBuffer(_end(tensors))
     for tensor, (key, parameter) in zip(tensors, parameters.items(), strict=True):
