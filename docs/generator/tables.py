@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from prometheus_client.core import Metric
 from prometheus_client.metrics import MetricWrapperBase
 
 from docs.generator import command_line
@@ -17,6 +18,7 @@ from predictor import metrics
 from predictor.compatibility.flag import Flag
 from predictor.compatibility.kserve_flags import KSERVE_FLAGS
 from predictor.compatibility.vllm_flags import VLLM_FLAGS
+from predictor.derived_metrics import DerivedMetrics
 from predictor.protocol.openai.keys import IGNORED, REFUSED
 from predictor.protocol.openai.request import CHAT_KEYS, COMPLETION_KEYS
 from predictor.quantity import as_quantity
@@ -143,14 +145,19 @@ def metrics_table() -> str:
 
 def _metrics_rows() -> Iterator[Sequence[str]]:
     for metric in vars(metrics).values():
-        if not isinstance(metric, MetricWrapperBase):
-            continue
-        family = next(iter(metric.describe()))
-        name = f"{family.name}_total" if family.type == "counter" else family.name
-        labels = ", ".join(f"`{label}`" for label in metric._labelnames if label != "model_name")
-        units = {"seconds": "seconds", "bytes": "bytes", "tokens": "tokens", "ratio": "fraction"}
-        unit = next((unit for word, unit in units.items() if word in name), "count")
-        yield f"`{name}`", family.type, unit, labels, family.documentation
+        if isinstance(metric, MetricWrapperBase):
+            labels = [label for label in metric._labelnames if label != "model_name"]
+            yield _metric_row(next(iter(metric.describe())), labels)
+    for family in DerivedMetrics(vllm=False).collect():
+        yield _metric_row(family, [])
+
+
+def _metric_row(family: Metric, labels: Sequence[str]) -> Sequence[str]:
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    units = {"seconds": "seconds", "bytes": "bytes", "tokens": "tokens", "ratio": "fraction"}
+    unit = next((unit for word, unit in units.items() if word in name), "count")
+    shown = ", ".join(f"`{label}`" for label in labels)
+    return f"`{name}`", family.type, unit, shown, family.documentation
 
 
 def openai_keys_table() -> str:
