@@ -24,24 +24,13 @@ from predictor.private.cache_layers import cache_layers
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from tests.checkpoints import VOCABULARY, byte_tokenizer
 from tests.engine.test_contamination import Alone, Ask, Company, check, generated
+from tests.mixture.families import SHAPE
 from tests.serving import Collected, blocks_on_disk, bring_up
 
 WINDOW, CHUNK, LONGEST = 8, 12, 128
 KV_TOKENS, WINDOW_TOKENS = 230, 4 * WINDOW
 
-_SHAPE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 3,
-    "sliding_window": WINDOW,
-}
+_SHAPE = SHAPE | {"sliding_window": WINDOW}
 _HEAD = {"head_dim": 16}
 _MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 _LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}

@@ -21,7 +21,7 @@ from tests.checkpoints import byte_tokenizer
 
 EXPERTS, ROUTED = 8, 3
 
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 264,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -170,7 +170,7 @@ def family_config(name: str, **other: Any) -> PreTrainedConfig:
     """
     family, entries = _VARIANTS.get(name, (name, {}))
     own = (_FAMILIES | _FURTHER)[family]
-    return AutoConfig.for_model(family, **(_SHAPE | own | entries | other))
+    return AutoConfig.for_model(family, **(SHAPE | own | entries | other))
 
 
 def make_family(

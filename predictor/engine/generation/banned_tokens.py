@@ -94,10 +94,10 @@ class BannedTokens:
     def ending_words(self) -> list[int]:
         """Return the tokens that would complete a word that may not be generated."""
         last = tuple(self._last)
-        words = (*self._words.get(None, ()), *self._words.get(last[-1] if last else None, ()))
+        words = self._words.get(None, []) + (self._words.get(last[-1], []) if last else [])
         return [
             word[-1]
-            for word in dict.fromkeys(words)
+            for word in words
             if len(word) <= len(last) + 1 and last[len(last) - len(word) + 1 :] == word[:-1]
         ]
 
