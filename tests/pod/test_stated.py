@@ -16,7 +16,7 @@ def test_stated_memory_is_the_containers_limit_of_which_the_process_has_its_part
 
 @pytest.mark.parametrize("memory", ["0", "512MiB"])
 def test_a_limit_that_the_process_alone_would_reach_is_refused(memory):
-    with pytest.raises(ConfigurationError, match=r"own processes take 576\.00 MiB; state more"):
+    with pytest.raises(ConfigurationError, match=r"own processes take 608\.00 MiB; state more"):
         stated_resources(None, memory, None)
 
 

@@ -38,7 +38,7 @@ def test_a_limit_below_what_the_process_takes_is_said_before_it_is_killed(big_mo
     assert done.returncode == 78, done.stderr
     sentence = done.stderr.strip().splitlines()[-1]
     assert sentence.startswith(
-        "predictor: The predictor's own processes take 576.00 MiB of main memory"
+        "predictor: The predictor's own processes take 608.00 MiB of main memory"
     )
     assert sentence.endswith("raise the container's memory limit.")
 
