@@ -295,7 +295,7 @@ def test_a_max_length_beyond_the_models_positions_is_cut_and_a_max_model_len_ref
 
 
 def test_last_words_go_to_stderr_and_to_the_termination_log(run, bloom, termination_log):
-    code, out, err = run("plan", bloom, "--memory", "600MiB")
+    code, out, err = run("plan", bloom, "--memory", "632MiB")
     sentence = termination_log.read_text()
 
     assert code == 78

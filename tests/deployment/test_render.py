@@ -26,8 +26,8 @@ def test_the_values_of_a_partly_offloaded_model():
             "model": {"uri": "pvc://CLAIM/PATH"},
             "accelerators": {"nvidia.com/gpu": 1},
             "resources": {
-                "requests": {"cpu": 4, "memory": "592Mi"},
-                "limits": {"memory": "592Mi"},
+                "requests": {"cpu": 4, "memory": "624Mi"},
+                "limits": {"memory": "624Mi"},
             },
             "offload": {"enabled": True, "persistence": {"size": "400Gi"}},
             "settings": {
@@ -57,7 +57,7 @@ def test_the_inference_service_of_a_partly_offloaded_model():
             "resources": {"requests": {"storage": "400Gi"}},
         },
     }
-    amounts = {"cpu": 16, "memory": "592Mi", "nvidia.com/gpu": 1}
+    amounts = {"cpu": 16, "memory": "624Mi", "nvidia.com/gpu": 1}
     assert service == {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",

@@ -114,7 +114,7 @@ def test_this_pods_processors_are_requested_unless_others_are_stated():
     assert requirements_of(measured, processors=3).processors == 3
 
 
-@pytest.mark.parametrize("limit", [None, -576])
+@pytest.mark.parametrize("limit", [None, -608])
 def test_without_a_memory_limit_there_is_no_deployment(limit):
     with pytest.raises(ConfigurationError, match="state it with --memory"):
         requirements_of(resources(200, memory=limit))

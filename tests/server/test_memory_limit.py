@@ -104,7 +104,7 @@ def _completion(server: Served, prompt: int, new: int) -> int:
 
 def _least(model: Path, *flags: str) -> int:
     """Return the least memory limit that `predictor plan` accepts, in bytes."""
-    below = 600
+    below = 632
     refused = forked.run(["plan", str(model), f"--memory={below}MiB", *flags])
     lacking = re.search(r"would fit with ([\d.]+) MiB more main memory", refused.stderr)
     assert lacking is not None, refused.stderr
