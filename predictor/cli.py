@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import logging
 import os
 import signal
@@ -27,7 +26,7 @@ from predictor.errors import (
     unexpected,
 )
 from predictor.private import versions
-from predictor.settings import Settings, explicit_settings, read_settings
+from predictor.settings import Settings, read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -113,42 +112,12 @@ def _settings_of(flags: dict[str, Any]) -> Settings:
 
 def _plan(flags: dict[str, Any]) -> int:
     gc.disable()  # in this short process, collecting the objects of imports takes 1/4 of the time
-    stated = {name: flags.pop(name, None) for name in ("gpus", "memory", "disk")}
-    requests = {name: flags.pop(name, None) for name in ("processors", "gpu_resource")}
-    output = flags.pop("output")
-    settings = _settings_of(flags)
-    from predictor import pod, startup
-    from predictor.deployment import render
-    from predictor.deployment.sizing import size_deployment
-    from predictor.placement import report
-    from predictor.pod.stated import stated_resources
-    from predictor.tasks.loading import open_checked_tokenizer
+    from predictor.plan_command import plan_text, take_request
 
-    if any(stated.values()):
-        resources = stated_resources(**stated)
-    else:
-        resources = pod.read_resources(settings.offload_folder, gpu_fraction=settings.gpu_fraction)
-    checkpoint = startup.open_checkpoint(settings, needs_weights=False)
-    prepared = startup.prepare(settings, checkpoint, resources)
-    if checkpoint.has_weights:
-        open_checked_tokenizer(
-            checkpoint.path,
-            prepared.encoder_facts,
-            trust_remote_code=settings.trust_remote_code,
-        )
-    placement = prepared.placement
-    if output == "table":
-        text = report.table(placement)
-    elif output == "json":
-        text = json.dumps(report.as_json(placement), indent=2)
-    else:
-        explicit = explicit_settings(settings, flags, os.environ)
-        requirements = size_deployment(
-            placement, resources, settings, explicit, stored_dtype=checkpoint.dtype, **requests
-        )
-        text = render.to_yaml(render.summary(placement), render.RENDERERS[output](requirements))
+    request = take_request(flags)
+    text, code = plan_text(request, _settings_of(flags), flags)
     print(text)  # noqa: T201 - the command's output
-    return 0
+    return code
 
 
 def _import(flags: dict[str, Any]) -> int:

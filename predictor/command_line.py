@@ -11,16 +11,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import predictor
 from predictor.compatibility.apply import add_flags, without_others
 from predictor.errors import ConfigurationError
+from predictor.placement.estimate import GB, Bandwidths, Resource
 from predictor.settings import Settings, names
 from predictor.settings_sources import ALIASES, check_known
 
 _WITHOUT_COMMAND = ("-h", "--help", "--version")
-_OUTPUTS = ("table", "json", "helm-values", "inferenceservice")
+_OUTPUTS = ("table", "json", "svg", "html", "helm-values", "inferenceservice")
+_BANDWIDTHS = {
+    "disk": "the offload volume, such as 2GB, or 'measured' to read 64 MiB of the model's files",
+    "link": "copies from main memory to a GPU",
+    "memory": "main memory",
+    "gpu": "a GPU's memory",
+}
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -80,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--memory", help="stated memory limit of the container, such as 32GiB")
     plan.add_argument("--disk", help="stated space on the offload volume, such as 200GiB")
     plan.add_argument("--output", choices=_OUTPUTS, default="table")
+    _add_comparison(plan)
     group = plan.add_argument_group(
         "resources that a deployment requests, in addition to the planned ones"
     )
@@ -100,6 +108,22 @@ def parser() -> argparse.ArgumentParser:
         add_flags(command)
     _add_import(commands)
     return whole
+
+
+def _add_comparison(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument(
+        "--compare",
+        action="append",
+        metavar="RESOURCES",
+        help="stated resources to compare with those of other --compare, such as "
+        "gpus=2x24GiB,memory=64GiB; --gpus, --memory and --disk state what all have in common",
+    )
+    group = plan.add_argument_group("bandwidths, in bytes/s, that tokens/s are estimated from")
+    for resource, meaning in _BANDWIDTHS.items():
+        speed = Bandwidths().of(cast("Resource", resource)) // GB
+        group.add_argument(
+            f"--{resource}_bandwidth", metavar="SPEED", help=f"of {meaning} (default: {speed}GB)"
+        )
 
 
 def _add_import(commands: Any) -> None:

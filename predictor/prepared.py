@@ -17,6 +17,33 @@ from predictor.weights.block_source import OffloadConfig
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """A model whose memory is measured, before it is placed on any resources.
+
+    Attributes:
+        checkpoint: The files of the model.
+        skeleton: The model on the meta device.
+        packed: Its layers that stay packed.
+        adapters: The adapters that are served beside it.
+        footprint: The memory that it needs.
+        chunk: Most tokens of one forward pass, for which the activations are planned.
+        rows: Most sequences of one forward pass.
+        lengths: The most tokens of a sequence.
+        notes: Sentences for the log about how it is served.
+    """
+
+    checkpoint: Checkpoint
+    skeleton: Any
+    packed: PackedLayers
+    adapters: tuple[Adapter, ...]
+    footprint: Footprint
+    chunk: int
+    rows: int
+    lengths: Lengths
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A model whose placement is decided and of which no weight is read yet.
 

@@ -39,7 +39,7 @@ from predictor.placement.planner import plan
 from predictor.placement.units import Footprint
 from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
-from predictor.prepared import Prepared
+from predictor.prepared import Measured, Prepared
 from predictor.private.transformers import check_models
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from predictor.profiling.text_model import text_notes
@@ -110,6 +110,15 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
 
     Raises:
         DoesNotFit: No placement fits.
+        ConfigurationError: See `measure`.
+    """
+    return place(settings, measure(settings, checkpoint), resources)
+
+
+def measure(settings: Settings, checkpoint: Checkpoint) -> Measured:
+    """Measure the memory that a model needs, whatever it is placed on.
+
+    Raises:
         CheckpointError: The files are not those of the model, or are damaged.
         ModelUnusable: The model cannot compute a token.
         ConfigurationError: A setting is invalid here, or a library lacks what is used of it.
@@ -129,20 +138,28 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     chunk, rows = largest_batch(settings, task, unbatchable, lengths.total)
     footprint = _measure(skeleton, checkpoint, packed, lengths, chunk, rows)
     footprint = with_adapters(footprint, adapters, max(chunk, rows))
-    options = placement_options(settings, checkpoint, footprint, resources, max_batch_size=rows)
-    placement = plan(footprint, resources, options)
     notes = (*text_notes(skeleton), *packed.notes, *serving_notes(original, unbatchable, lengths))
+    return Measured(checkpoint, skeleton, packed, adapters, footprint, chunk, rows, lengths, notes)
+
+
+def place(settings: Settings, model: Measured, resources: PodResources) -> Prepared:
+    """Decide the placement of a measured model; raises `DoesNotFit` if none fits."""
+    footprint = model.footprint
+    options = placement_options(
+        settings, model.checkpoint, footprint, resources, max_batch_size=model.rows
+    )
+    placement = plan(footprint, resources, options)
     return Prepared(
-        checkpoint,
-        skeleton,
-        packed,
-        adapters,
+        model.checkpoint,
+        model.skeleton,
+        model.packed,
+        model.adapters,
         footprint,
-        replace(placement, notes=placement.notes + notes),
+        replace(placement, notes=placement.notes + model.notes),
         resources.processors,
-        chunk,
+        model.chunk,
         offload_of(settings, footprint, resources),
-        lengths,
+        model.lengths,
     )
 
 

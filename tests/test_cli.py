@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -110,6 +111,92 @@ def test_stated_resources_stand_in_for_the_pods(plan, bloom):
         "cpu": 1024 * mib - PROCESSES,
         "disk": 2048 * mib,
     }
+
+
+COMPARED = ("--memory=1GiB", "--disk=2GiB", "--compare=gpus=2x4MiB", "--compare=gpus=none")
+
+
+def test_plan_compares_resources_line_by_line(run, bloom):
+    code, out, _ = run("plan", bloom, *COMPARED, "--compare", "memory=2GiB,gpus=16MiB")
+
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == [
+        *("gpus=2x4MiB", "gpus=none", "memory=2GiB,gpus=16MiB"),
+    ]
+    assert "an estimate and no measurement" in out
+
+
+def test_compared_resources_have_in_common_what_the_flags_state(plan, bloom):
+    two, none = plan(bloom, *COMPARED)["alternatives"]
+
+    assert [tier["name"] for tier in two["placement"]["tiers"]] == ["0", "1", "cpu", "disk"]
+    assert [tier["name"] for tier in none["placement"]["tiers"]] == ["cpu", "disk"]
+    assert none["placement"]["tiers"][0]["owned"] == 1024**3 - PROCESSES
+
+
+def test_resources_that_the_model_does_not_fit_are_a_line_and_not_the_end(run, bloom):
+    small = ("--compare=memory=1GiB", "--max_model_len=64", '--max_memory={"cpu": "100KiB"}')
+    code, out, _ = run("plan", bloom, *small)
+
+    assert code == 78
+    assert "does not fit" in out
+
+
+def test_compared_resources_without_memory_are_refused(run, bloom):
+    code, _, err = run("plan", bloom, "--compare", "gpus=24GiB")
+
+    assert code == 78
+    assert "states no memory; add memory=64GiB to it, or --memory" in err
+
+
+def test_several_resources_make_no_deployment(run, bloom):
+    code, _, err = run("plan", bloom, *COMPARED, "--output=helm-values")
+
+    assert code == 78
+    assert "--compare prints table, json, svg, html" in err
+
+
+@pytest.mark.parametrize("alternatives", [STATED, COMPARED])
+def test_a_plan_is_a_picture_or_a_page(run, bloom, alternatives):
+    _, svg, _ = run("plan", bloom, *alternatives, "--output=svg")
+    _, page, _ = run("plan", bloom, *alternatives, "--output=html")
+
+    assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+    assert page.startswith("<!doctype html>")
+    assert page.rstrip().endswith("</html>")
+
+
+def test_a_stated_bandwidth_is_in_the_estimate_that_the_table_then_has(run, plan, bloom):
+    _, plain, _ = run("plan", bloom, *STATED)
+    _, out, _ = run("plan", bloom, *STATED, "--memory_bandwidth", "80GB/s")
+
+    assert out.splitlines()[:-1] == plain.splitlines()
+    assert "limited by main memory at 80 GB/s (stated)" in out.splitlines()[-1]
+    estimate = plan(bloom, *STATED, "--memory-bandwidth=80GB")["estimate"]
+    assert estimate["bandwidths"]["memory"] == {"bytes_per_second": 80e9, "source": "stated"}
+
+
+def test_the_bandwidth_of_the_disk_is_measured_by_reading_a_file_of_the_model(plan, tmp_path):
+    folder = make_checkpoint(tmp_path, "bloom")
+    estimate = plan(str(folder), *STATED, "--disk_bandwidth=measured")["estimate"]
+
+    assert estimate["bandwidths"]["disk"]["source"] == "measured"
+    assert estimate["bandwidths"]["disk"]["bytes_per_second"] > 1e6
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--disk_bandwidth=measured", "reads a file of the model, and there is none here"),
+        ("--link_bandwidth=measured", "--link_bandwidth cannot be read: 'measured' is no amount"),
+        ("--gpu_bandwidth=0", "--gpu_bandwidth is 0; it must be above 0"),
+    ],
+)
+def test_a_wrong_bandwidth_is_refused(run, bloom, flag, message):
+    code, _, err = run("plan", bloom, *STATED, flag)
+
+    assert code == 78
+    assert message in err
 
 
 def test_helm_values_are_yaml_and_nothing_else(run, bloom):

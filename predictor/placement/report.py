@@ -7,6 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from predictor.placement.estimate import (
+    ASSUMED,
+    GB,
+    RESOURCE_TITLES,
+    Bandwidths,
+    DecodeRate,
+    Estimate,
+    Resource,
+)
 from predictor.placement.plan import ExpertSlots, Placement, Tier
 from predictor.placement.units import describe_dtype
 from predictor.quantity import format_bytes
@@ -33,26 +42,22 @@ def table(placement: Placement) -> str:
     rows = [_COLUMNS, *(_row(tier) for tier in placement.tiers)]
     if not placement.experts:
         rows = [row[:_EXPERTS] + row[_EXPERTS + 1 :] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
-    rule = "  ".join("-" * width for width in widths)
     return "\n".join(
         [
             f"Placement of {placement.architecture} in "
             f"{describe_dtype(placement.dtype, placement.quantization)}",
-            lines[0],
-            rule,
-            *lines[1:],
-            f"executes offloaded parts on: {_title(str(placement.execution_device))}",
+            *aligned_lines(rows),
+            f"executes offloaded parts on: {title_of(str(placement.execution_device))}",
             *([f"experts: {describe_experts(placement)}"] if placement.experts else []),
-            f"{_cache(placement)}; longest sequence: {placement.max_model_len} tokens",
+            f"{describe_cache(placement)}; longest sequence: {placement.max_model_len} tokens",
             f"limited by {placement.limited_by}",
             *(f"note: {note}" for note in placement.notes),
         ]
     )
 
 
-def _cache(placement: Placement) -> str:
+def describe_cache(placement: Placement) -> str:
+    """Return how much KV cache there is: tokens, those in windows, and states."""
     if not any(tier.kv for tier in placement.tiers):
         return "no KV cache"
     windows = (
@@ -70,7 +75,7 @@ def _row(tier: Tier) -> tuple[str, ...]:
         *(tier.experts, tier.planned),
     )
     usable = "in place" if tier.budget is None else format_bytes(tier.budget)
-    return (_title(tier.name), str(tier.units), *map(format_bytes, amounts), usable, full)
+    return (title_of(tier.name), str(tier.units), *map(format_bytes, amounts), usable, full)
 
 
 def describe_experts(placement: Placement) -> str:
@@ -92,6 +97,34 @@ def describe_experts(placement: Placement) -> str:
     return f"{', '.join(parts)}; {stay}"
 
 
+def describe_estimate(estimate: Estimate) -> str:
+    """Return the estimated rates, and what limits the first of them, as a phrase."""
+    single, full = estimate.single, estimate.full
+    rows = f", {format_rate(full)} with {full.rows}" if full.rows > 1 else ""
+    return (
+        f"estimate: {format_rate(single)} tokens/s with one request{rows}, limited by "
+        f"{_describe_bandwidth(estimate.bandwidths, single.limited_by)}"
+    )
+
+
+def describe_bandwidths(bandwidths: Bandwidths) -> str:
+    """Return the bandwidths and where each is from: ``disk at 1 GB/s (assumed)``."""
+    return ", ".join(_describe_bandwidth(bandwidths, resource) for resource in RESOURCE_TITLES)
+
+
+def _describe_bandwidth(bandwidths: Bandwidths, resource: Resource) -> str:
+    source = bandwidths.sources.get(resource, ASSUMED)
+    return (
+        f"{RESOURCE_TITLES[resource]} at {round(bandwidths.of(resource) / GB, 2):g} GB/s ({source})"
+    )
+
+
+def format_rate(rate: DecodeRate) -> str:
+    """Return tokens/s with two significant digits, and no decimals from 10 on."""
+    tokens = rate.tokens_per_second
+    return f"{tokens:.0f}" if tokens >= 10 else f"{tokens:.2g}"
+
+
 def _range(layers: Sequence[ExpertSlots], slots: Callable[[ExpertSlots], int]) -> str:
     """Return how many of a layer's experts have slots, as a range if the layers differ."""
     numbers, counts = sorted({slots(layer) for layer in layers}), {x.count for x in layers}
@@ -100,12 +133,20 @@ def _range(layers: Sequence[ExpertSlots], slots: Callable[[ExpertSlots], int]) -
     return joint.join(dict.fromkeys([str(numbers[0]), str(numbers[-1])])) + total
 
 
+def aligned_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table, whose first row is its head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    head, *others = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+    return [head, "  ".join("-" * width for width in widths), *others]
+
+
 def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
     first, *rest = zip(row, widths, strict=True)
     return [first[0].ljust(first[1])] + [cell.rjust(width) for cell, width in rest]
 
 
-def _title(name: str) -> str:
+def title_of(name: str) -> str:
+    """Return how people call a tier: ``GPU 0``, ``cpu``, ``disk``."""
     return f"GPU {name}" if name.isdigit() else name
 
 

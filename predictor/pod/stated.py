@@ -9,6 +9,10 @@ from predictor.errors import ConfigurationError
 from predictor.pod.memory import PROCESSES
 from predictor.pod.resources import Accelerator, Memory, PodResources, Volume
 from predictor.quantity import format_bytes, parse_bytes
+from predictor.sentences import quote
+
+RESOURCES = ("gpus", "memory", "disk")
+"""The names of what can be stated."""
 
 
 def stated_resources(gpus: str | None, memory: str | None, disk: str | None) -> PodResources:
@@ -45,6 +49,32 @@ def stated_resources(gpus: str | None, memory: str | None, disk: str | None) -> 
         if space is None
         else Volume(Path("stated"), space, True, "stated", None, stated=True),
     )
+
+
+def parse_alternative(text: str) -> dict[str, str]:
+    """Return the resources that an alternative states, by name.
+
+    Args:
+        text: Such as ``gpus=2x24GiB,memory=64GiB``. A part without a name belongs to the one
+            before it, so that ``gpus=24GiB,16GiB`` are two GPUs. ``none`` is no such resource.
+
+    Raises:
+        ConfigurationError: A name is not one of a resource, or comes twice.
+    """
+    amounts: dict[str, str] = {}
+    last = ""
+    for part in text.split(","):
+        name, equals, amount = (word.strip() for word in part.partition("="))
+        if not equals and last:
+            amounts[last] += f",{name}"
+            continue
+        if name not in RESOURCES or not equals or name in amounts:
+            raise ConfigurationError(
+                f"{quote(part)} states no resource; write an alternative like "
+                "gpus=2x24GiB,memory=64GiB,disk=200GiB, each name once."
+            )
+        amounts[name], last = amount, name
+    return amounts
 
 
 def _cards(part: str) -> list[int]:

@@ -3,7 +3,7 @@
 import pytest
 
 from predictor.errors import ConfigurationError
-from predictor.pod.stated import PROCESSES, stated_resources
+from predictor.pod.stated import PROCESSES, parse_alternative, stated_resources
 
 GIB = 1024**3
 
@@ -46,3 +46,15 @@ def test_stated_space_may_be_written_whole():
 def test_what_cannot_be_read_is_one_sentence():
     with pytest.raises(ConfigurationError, match="cannot be read: 'two' is no amount of memory"):
         stated_resources("two", None, None)
+
+
+def test_an_alternative_names_its_resources_and_lists_have_commas_too():
+    amounts = parse_alternative("gpus=2x24GiB,16GiB, memory=64GiB,disk=none")
+
+    assert amounts == {"gpus": "2x24GiB,16GiB", "memory": "64GiB", "disk": "none"}
+
+
+@pytest.mark.parametrize("text", ["", "24GiB", "gpu=24GiB", "gpus=1,gpus=2", "memory=1GiB,cpus=2"])
+def test_an_alternative_with_another_name_or_one_twice_is_refused(text):
+    with pytest.raises(ConfigurationError, match="write an alternative like gpus=2x24GiB"):
+        parse_alternative(text)

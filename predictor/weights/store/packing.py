@@ -25,6 +25,7 @@ from predictor.weights.extents import (
     FileSegment,
     identify_file,
     largest,
+    pages,
 )
 from predictor.weights.progress import Progress
 from predictor.weights.store.folder import StoreFolder
@@ -199,6 +200,17 @@ def measure_blocks(blocks: Sequence[BlockExtent]) -> float:
             if count >= _SAMPLE:
                 break
     return count / (time.perf_counter() - began)
+
+
+def measure_file(file: Path) -> float:
+    """Return the bytes per second at which the beginning of a file is read.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    identity = identify_file(file.stat())
+    segment = FileSegment(file, 0, min(_SAMPLE, pages(file.stat().st_size)), 0, identity)
+    return measure_blocks([BlockExtent("sample", (segment,), (), "checkpoint")])
 
 
 def measure_folder(store: Path) -> float:
