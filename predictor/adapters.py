@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from predictor.checkpoint.adapters import Adapter, read_adapter
+from predictor.checkpoint.adapters import Adapter, locate_adapter, read_adapter
 from predictor.dtypes import item_bytes
 from predictor.engine.generation.adapters import check_adapters, count_adapter_bytes
 from predictor.errors import ConfigurationError
@@ -23,7 +23,7 @@ of one adapter, and what is added to them."""
 
 
 def open_adapters(settings: Settings, model: PreTrainedModel, task: str) -> tuple[Adapter, ...]:
-    """Return the adapters, which suit the model; no weight is read.
+    """Return the adapters, which suit the model; those on the hub are fetched.
 
     Args:
         settings: The settings.
@@ -33,6 +33,7 @@ def open_adapters(settings: Settings, model: PreTrainedModel, task: str) -> tupl
     Raises:
         CheckpointError: An adapter is damaged, or is for another model.
         ConfigurationError: The model takes none, or a name is taken.
+        HubUnreachable: An adapter is on the hub, which cannot be reached.
     """
     if settings.lora_modules and task != "text_generation":
         raise ConfigurationError(f"lora_modules is for text_generation; this task is {task}.")
@@ -45,7 +46,9 @@ def open_adapters(settings: Settings, model: PreTrainedModel, task: str) -> tupl
             raise ConfigurationError(
                 f"lora_modules: {quote(taken)} is the name of the model itself ({setting})."
             )
-    adapters = tuple(read_adapter(name, path) for name, path in settings.lora_modules.items())
+    adapters = tuple(
+        read_adapter(name, locate_adapter(source)) for name, source in settings.lora_modules.items()
+    )
     check_adapters(model, adapters)
     return adapters
 

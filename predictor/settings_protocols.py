@@ -37,8 +37,9 @@ class ProtocolSettings(BaseSettings):
 
     lora_modules: Adapters = Field(default_factory=dict)
     """LoRA adapters in the format of PEFT, as `name=path` pairs with commas or spaces between them,
-    or as JSON. A request picks one by its name in place of the model's. They stay in memory, and
-    rows with different ones share forward passes."""
+    or as JSON. A path is a directory or, if there is none, a repository on the hub such as
+    `owner/name@revision`. A request picks an adapter by its name in place of the model's. They stay
+    in memory, and rows with different ones share forward passes."""
 
     truncate: bool = False
     """Whether a text that is longer than `max_model_len` is cut, in the tasks other than

@@ -88,7 +88,7 @@ def _pair(value: Any) -> tuple[str, str]:
     name, path = value.strip().split("=", 1) if isinstance(value, str) and "=" in value else value
     if not (isinstance(name, str) and name and not set(name) & set("/: ") and path):
         raise ValueError("must be pairs such as name=path")
-    return name, str(path)
+    return name, re.sub(r"^hf://", "", str(path))
 
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), PlainSerializer(as_quantity, when_used="json")]
@@ -103,10 +103,11 @@ Names = Annotated[
     PlainSerializer(",".join, when_used="json"),
 ]
 Adapters = Annotated[
-    dict[str, Path],
+    dict[str, str],
     BeforeValidator(_adapters),
     PlainSerializer(
-        lambda paths: ",".join(f"{name}={path}" for name, path in paths.items()), when_used="json"
+        lambda sources: ",".join(f"{name}={source}" for name, source in sources.items()),
+        when_used="json",
     ),
 ]
 ModelName = Annotated[str, BeforeValidator(_model_name)]

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from predictor.checkpoint.hub import Repository, Snapshot
 from predictor.checkpoint.safetensors_header import read_header
 from predictor.errors import CheckpointError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^\s@]+))?")
 
 _PREFIX = "base_model.model."
 _NAME = re.compile(r"(?P<layer>.+)\.lora_(?P<half>[AB])\.weight")
@@ -86,6 +89,31 @@ class Adapter:
     base: str | None
 
 
+def locate_adapter(source: str) -> Path:
+    """Return the directory of an adapter, after fetching it if it is on the hub.
+
+    Args:
+        source: A directory or, if there is no such directory, a repository on the hub as
+            ``owner/name`` or ``owner/name@revision``.
+
+    Raises:
+        CheckpointError: The hub has no such adapter, or denies access.
+        HubUnreachable: The hub cannot be reached, and the cache lacks the adapter.
+    """
+    match = _REPOSITORY.fullmatch(source)
+    if match is None or Path(source).exists():
+        return Path(source)
+    repository = Repository(match["name"], match["revision"], remedy="give a directory")
+    snapshot = repository.open((CONFIG, WEIGHTS), _missing_file)
+    missing = _missing_file(snapshot)
+    if missing is not None:
+        raise CheckpointError(
+            f"The repository {repository.name} is no adapter: it lacks {missing}."
+        )
+    repository.remember(snapshot.commit)
+    return snapshot.path
+
+
 def read_adapter(name: str, path: Path) -> Adapter:
     """Return the adapter in a directory.
 
@@ -112,6 +140,11 @@ def base_of(path: Path) -> str | None:
     if (path / "config.json").exists() or not (path / CONFIG).is_file():
         return None
     return str(_read_config(path).get("base_model_name_or_path") or "its base model")
+
+
+def _missing_file(snapshot: Snapshot) -> str | None:
+    missing = (name for name in (CONFIG, WEIGHTS) if not (snapshot.path / name).is_file())
+    return next(missing, None)
 
 
 def _weights_file(path: Path) -> Path:

@@ -59,21 +59,29 @@ class Snapshot:
 
 
 class Repository:
-    """A model's repository at a branch, a tag or a commit.
+    """A repository of a model or an adapter at a branch, a tag or a commit.
 
     Attributes:
         model_id: The repository's name.
         ref: The branch or tag; None for a pinned commit.
     """
 
-    def __init__(self, model_id: str, revision: str | None) -> None:
+    def __init__(
+        self,
+        model_id: str,
+        revision: str | None,
+        *,
+        remedy: str = "mount the model and give --model_dir",
+    ) -> None:
         """Ask and read nothing yet.
 
         Args:
             model_id: The repository's name.
             revision: Branch, tag or commit; None is the default branch.
+            remedy: What a user can do without the hub, as an imperative phrase.
         """
         self.model_id = model_id
+        self._remedy = remedy
         self._revision = revision
         self._pinned = revision if revision and _COMMIT.fullmatch(revision) else None
         self.ref = None if self._pinned else revision or constants.DEFAULT_REVISION
@@ -198,8 +206,8 @@ class Repository:
     def _unreachable(self, reason: str, lacks: str | None) -> str:
         return (
             f"{self.name} must come from the hub at {constants.ENDPOINT}, which cannot be reached "
-            f"({reason}), since the cache in {constants.HF_HUB_CACHE} lacks {lacks}; mount the "
-            "model and give --model_dir, or let this pod reach the hub."
+            f"({reason}), since the cache in {constants.HF_HUB_CACHE} lacks {lacks}; "
+            f"{self._remedy}, or let this pod reach the hub."
         )
 
 

@@ -19,11 +19,14 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from transformers import AutoModelForCausalLM
 
 from predictor.checkpoint import hub as hub_module
+from predictor.checkpoint.adapters import locate_adapter, read_adapter
 from predictor.checkpoint.checkpoint import Checkpoint, fetch_weights, open_hub
 from predictor.errors import CheckpointError, ConfigurationError, HubUnreachable
 from predictor.tasks.loading import open_tokenizer
+from tests.adapters import write_adapter
 from tests.conftest import Checkpoints
 from tests.hub import COMMIT, Hub, make_server
 
@@ -296,3 +299,49 @@ def test_an_answer_of_something_else_is_an_outage(
 
     monkeypatch.setattr(hub, "do_GET", hang_up)
     assert whole().revision == COMMIT
+
+
+# --- adapters ---
+
+
+@pytest.fixture
+def published(hub: type[Hub], checkpoints: Checkpoints, tmp_path: Path) -> type[Hub]:
+    """The hub, where the one repository is an adapter."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoints("llama"))
+    hub.folder = write_adapter(tmp_path / "published", model, ("q_proj",), seed=0)
+    hub.repository = "me/sql"
+    return hub
+
+
+@pytest.mark.parametrize("source", ["me/sql", "me/sql@v1", f"me/sql@{COMMIT}"])
+def test_an_adapter_is_fetched_and_then_served_without_the_hub(
+    published: type[Hub], source: str
+) -> None:
+    fetched = locate_adapter(source)
+    assert read_adapter("sql", fetched).layers
+    published.fault = ("", 503)
+    assert locate_adapter(source) == fetched
+
+
+def test_a_directory_goes_before_a_repository_of_the_same_name(
+    published: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "me" / "sql").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert locate_adapter("me/sql") == Path("me/sql")
+    assert locate_adapter("/me/sql") == Path("/me/sql")
+    assert published.requested == []
+
+
+def test_a_repository_that_is_no_adapter_is_refused(published: type[Hub]) -> None:
+    (published.folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"me/sql is no adapter: it lacks adapter_model"):
+        locate_adapter("me/sql")
+    with pytest.raises(CheckpointError, match="me/other"):
+        locate_adapter("me/other")
+
+
+def test_without_the_hub_and_a_copy_an_adapter_needs_a_directory(published: type[Hub]) -> None:
+    published.fault = ("", 503)
+    with pytest.raises(HubUnreachable, match=r"lacks me/sql; give a directory, or let"):
+        locate_adapter("me/sql")
