@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import (
     kind,
     nested_within,
+    optional,
     parse_json,
+    present,
     require_type,
 )
 from predictor.sentences import quote
@@ -48,7 +50,7 @@ def conversation_messages(messages: object) -> tuple[Message, ...]:
 
 
 def _message(turn: object, where: str) -> Message:
-    given = _present(require_type(turn, dict, where))
+    given = present(require_type(turn, dict, where))
     for key in _REFUSED:
         if given.pop(key, []) not in _EMPTY:
             raise RequestError(f"{where}.{key} is not supported.")
@@ -83,16 +85,31 @@ def _extra(given: Mapping[str, object], role: str, where: str) -> dict[str, Any]
 
 
 def _call(call: object, where: str) -> dict[str, Any]:
-    given = _present(require_type(call, dict, where))
+    given = present(require_type(call, dict, where))
     function = require_type(given.get("function"), dict, f"{where}.function")
-    name = require_type(function.get("name"), str, f"{where}.function.name")
-    arguments = function.get("arguments")
-    if arguments is None:
-        arguments = "{}"
+    identity = optional(given, "id", str, f"{where}.id")
+    return template_call(present(function), identity, f"{where}.function")
+
+
+def template_call(
+    function: Mapping[str, object], identity: str | None, where: str
+) -> dict[str, Any]:
+    """Return the call of a function in the form of OpenAI's chats, as templates take it.
+
+    Args:
+        function: Its ``name``, and its ``arguments`` as an object or as JSON.
+        identity: Its id; None if it has none.
+        where: Its place in the body, for errors.
+
+    Raises:
+        RequestError: A key has another form.
+    """
+    name = require_type(function.get("name"), str, f"{where}.name")
+    arguments = function.get("arguments", {})
     if not isinstance(arguments, dict):
-        arguments = _arguments(require_type(arguments, str, f"{where}.function.arguments"))
-    identity = {} if "id" not in given else {"id": require_type(given["id"], str, f"{where}.id")}
-    return {**identity, "type": "function", "function": {"name": name, "arguments": arguments}}
+        arguments = _arguments(require_type(arguments, str, f"{where}.arguments"))
+    named = {} if identity is None else {"id": identity}
+    return {**named, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _arguments(text: str) -> object:
@@ -113,12 +130,24 @@ def _content(content: object, where: str) -> str:
 
 
 def _part(part: object, where: str) -> str:
-    given = _present(require_type(part, dict, where))
+    return part_text(part, ("text",), where)
+
+
+def part_text(part: object, sorts: Sequence[str], where: str) -> str:
+    """Return the text of a part of a message.
+
+    Args:
+        part: The part.
+        sorts: The types that parts of text have.
+        where: Its place in the body, for errors.
+
+    Raises:
+        RequestError: It is no text.
+    """
+    given = present(require_type(part, dict, where))
     sort = require_type(given.get("type"), str, f"{where}.type")
-    if sort != "text":
-        raise RequestError(f"{where} is of type {quote(sort)}; only 'text' is supported.")
+    if sort not in sorts:
+        supported = " and ".join(map(repr, sorts))
+        verb = "is" if len(sorts) == 1 else "are"
+        raise RequestError(f"{where} is of type {quote(sort)}; only {supported} {verb} supported.")
     return require_type(given.get("text"), str, f"{where}.text")
-
-
-def _present(holder: Mapping[str, object]) -> dict[str, object]:
-    return {key: value for key, value in holder.items() if value is not None}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from predictor.protocol.openai import messages, tools
+from predictor.protocol.openai import messages
+from predictor.protocol.openai.functions import FUNCTION_KEYS
 
 
 def nested_names(given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -22,7 +23,7 @@ def nested_names(given: Mapping[str, Any]) -> tuple[str, ...]:
     names = (
         *_strange("messages[]", turns, messages.KEYS),
         *_strange("messages[].content[]", parts, messages.PART_KEYS),
-        *_strange("tools[].function", functions, tools.FUNCTION_KEYS),
+        *_strange("tools[].function", functions, FUNCTION_KEYS),
     )
     return tuple(dict.fromkeys(names))
 
