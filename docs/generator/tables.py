@@ -19,8 +19,9 @@ from predictor.compatibility.flag import Flag
 from predictor.compatibility.kserve_flags import KSERVE_FLAGS
 from predictor.compatibility.vllm_flags import VLLM_FLAGS
 from predictor.derived_metrics import DerivedMetrics
-from predictor.protocol.openai.keys import IGNORED, REFUSED
+from predictor.protocol.openai.keys import IGNORED, REFUSED, Refusal
 from predictor.protocol.openai.request import CHAT_KEYS, COMPLETION_KEYS
+from predictor.protocol.openai.responses import request as responses
 from predictor.quantity import as_quantity
 from predictor.settings import Settings, own_names
 from predictor.settings_sources import ALIASES, PREFIX
@@ -165,17 +166,19 @@ def openai_keys_table() -> str:
     groups = {
         "Followed, completions": COMPLETION_KEYS,
         "Followed, chat completions": CHAT_KEYS,
+        "Followed, responses": responses.KEYS,
         "Ignored": tuple(sorted(IGNORED)),
+        "Ignored, responses": tuple(sorted(responses.IGNORED)),
     }
     rows = ((name, ", ".join(f"`{key}`" for key in keys)) for name, keys in groups.items())
     return table(("Group", "Keys"), rows)
 
 
-def refused_keys_table() -> str:
-    """Return the table of the keys of OpenAI's requests that are refused, with the reasons."""
+def refused_keys_table(refused: Mapping[str, Refusal]) -> str:
+    """Return the table of keys of requests that are refused, with the reasons."""
     rows = (
         (f"`{key}`", refusal.reason, ", ".join(f"`{json.dumps(one)}`" for one in refusal.harmless))
-        for key, refusal in REFUSED.items()
+        for key, refusal in refused.items()
     )
     return table(("Key", "Reason", "Values that are accepted"), rows)
 
@@ -207,7 +210,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics_table,
     "errors": errors_table,
     "openai-keys": openai_keys_table,
-    "refused-keys": refused_keys_table,
+    "refused-keys": lambda: refused_keys_table(REFUSED),
+    "refused-response-keys": lambda: refused_keys_table(responses.REFUSED),
     "kserve-flags": lambda: flags_table(KSERVE_FLAGS),
     "variables": lambda: table(("Variable", "Here"), variable_rows()),
     "vllm-flags": lambda: flags_table(VLLM_FLAGS),

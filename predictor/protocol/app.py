@@ -179,6 +179,7 @@ def _openai_routes(
         yield _get(f"{prefix}/v1/models/{{model:path}}", openai.model)
     yield _post(f"{prefix}/v1/completions", openai.completions)
     yield _post(f"{prefix}/v1/chat/completions", openai.chat_completions)
+    yield _post(f"{prefix}/v1/responses", openai.responses)
     yield _post(f"{prefix}/v1/embeddings", lists.embeddings)
     yield _post(f"{prefix}/v1/rerank", lists.rerank)
 

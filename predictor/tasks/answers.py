@@ -48,6 +48,8 @@ class Completion:
         reasoning: What the model wrote before the reply, which is no part of its text.
         calls: The calls of functions that it makes.
         cached_tokens: Tokens of the prompt that the prefix cache had.
+        reasoning_tokens: Tokens of the reasoning.
+        stop: The stop sequence that ended it; empty if none did.
     """
 
     text: str
@@ -58,6 +60,8 @@ class Completion:
     reasoning: str = ""
     calls: tuple[ToolCall, ...] = ()
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    stop: str = ""
 
     @property
     def finish_reason(self) -> str:
@@ -79,6 +83,8 @@ class Piece:
         reasoning: New text of the model's reasoning.
         calls: New parts of calls of functions.
         cached_tokens: Tokens of the prompt that the prefix cache had.
+        reasoning_tokens: Tokens of the reasoning, in its last piece.
+        stop: The stop sequence that ended it, in its last piece; empty if none did.
     """
 
     index: int
@@ -90,6 +96,8 @@ class Piece:
     reasoning: str = ""
     calls: tuple[CallPart, ...] = ()
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    stop: str = ""
 
 
 @dataclass(frozen=True, slots=True)

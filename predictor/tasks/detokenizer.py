@@ -23,7 +23,7 @@ class TextStream:
 
     Attributes:
         text: Its final part so far.
-        stopped: Whether a stop sequence has ended it; the text ends before the sequence.
+        stop: The stop sequence that has ended it, before which the text ends; empty if none has.
     """
 
     def __init__(
@@ -50,7 +50,12 @@ class TextStream:
         self._before = self._decode(self._ids)
         self._held = ""
         self.text = ""
-        self.stopped = False
+        self.stop = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop sequence has ended it."""
+        return bool(self.stop)
 
     def take(self, token: int) -> None:
         """Add the next token; its text comes with the next call of another method."""
@@ -86,10 +91,10 @@ class TextStream:
     def _settle(self, fresh: str) -> str:
         """Cut at a stop sequence, and hold back text that may begin one."""
         self._held += fresh
-        indices = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
-        if indices:
-            self.stopped = True
-            final, self._held = self._held[: min(indices)], ""
+        matches = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if matches:
+            at, self.stop = min(matches)
+            final, self._held = self._held[:at], ""
         else:
             keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
             cut = len(self._held) - keep

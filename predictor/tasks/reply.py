@@ -67,6 +67,7 @@ class Reply:
         self._cached = 0
         self._text = ""
         self._tokens: list[ScoredToken] = []
+        self._reasoning: list[str] = []
 
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         """Take how much of the prompt was cached."""
@@ -100,6 +101,8 @@ class Reply:
         if self._parser is not None:
             part = self._parser.feed(self._text, is_last=ending is not None)
         self._text = ""
+        if part.reasoning:
+            self._reasoning.append(part.reasoning)
         if ending is None and part == MessagePart() and not self._tokens:
             return
         self._send(
@@ -113,9 +116,18 @@ class Reply:
                 reasoning=part.reasoning,
                 calls=part.calls,
                 cached_tokens=self._cached,
+                reasoning_tokens=0 if ending is None else self._reasoning_tokens(),
+                stop=self._stream.stop,
             )
         )
         self._tokens = []
+
+    def _reasoning_tokens(self) -> int:
+        """Return the tokens of the reasoning's text, which are about those that were generated."""
+        if not self._reasoning:
+            return 0
+        ids = self._tokenizer.encode("".join(self._reasoning), add_special_tokens=False)
+        return min(len(ids), self._count)
 
     def _send(self, item: Piece | PredictorError) -> None:
         # The loop is closed where the process ends with work unfinished; then nobody waits.
@@ -150,4 +162,6 @@ def as_completion(piece: Piece, *, before: str = "") -> Completion:
         reasoning=piece.reasoning,
         calls=joined(piece.calls),
         cached_tokens=piece.cached_tokens,
+        reasoning_tokens=piece.reasoning_tokens,
+        stop=piece.stop,
     )

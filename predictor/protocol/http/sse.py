@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
 
 import orjson
 from starlette.responses import StreamingResponse
@@ -20,7 +21,7 @@ from predictor.protocol.http.errors import http_error
 from predictor.tasks.answers import Piece, Stream
 
 Encode = Callable[[Piece], Iterable[object]]
-"""A function from a piece to JSON values, one for each event."""
+"""A function from a piece to JSON values or `NamedEvent`s, one for each event."""
 
 _SECONDS_TO_SAY_SO = 5.0
 """Seconds after the deadline for its error event; then the connection is closed."""
@@ -30,6 +31,19 @@ _SECONDS_OF_SILENCE = 15.0
 30 s, and the prefill of an offloaded model takes longer. The HTML standard suggests 15 s."""
 
 _COMMENT = b": ping\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class NamedEvent:
+    """An event that has a name.
+
+    Attributes:
+        name: Its name.
+        data: A JSON value.
+    """
+
+    name: str
+    data: object
 
 
 def error_event(_status: int, sentence: str) -> object:
@@ -42,6 +56,7 @@ def event_stream(
     stream: Stream,
     encode: Encode,
     *,
+    opening: Iterable[object] = (),
     encode_error: Callable[[int, str], object] = error_event,
     last: str | None = None,
 ) -> StreamingResponse:
@@ -53,6 +68,7 @@ def event_stream(
         count: Closed when the stream ends, with the exception that ended it.
         stream: The pieces; always closed at the end.
         encode: Returns the events of a piece.
+        opening: The events before the first piece.
         encode_error: Returns the event for an HTTP status and a sentence.
         last: Data of one more event at the end, unless there was an error.
     """
@@ -62,13 +78,15 @@ def event_stream(
         try:
             with count:
                 async with aclosing(generator):
+                    for value in opening:
+                        yield _event(value)
                     async for piece in generator:
                         for value in encode(piece):
-                            yield _event(orjson.dumps(value))
+                            yield _event(value)
             if last is not None:
-                yield _event(last.encode())
+                yield _data(last.encode())
         except Exception as error:
-            yield _event(orjson.dumps(encode_error(*http_error(error))))
+            yield _event(encode_error(*http_error(error)))
 
     return _Events(events(), count, stream)
 
@@ -139,5 +157,11 @@ class _Sender:
                 return
 
 
-def _event(data: bytes) -> bytes:
+def _event(value: object) -> bytes:
+    if isinstance(value, NamedEvent):
+        return b"event: %b\n%b" % (value.name.encode(), _data(orjson.dumps(value.data)))
+    return _data(orjson.dumps(value))
+
+
+def _data(data: bytes) -> bytes:
     return b"data: %b\n\n" % data

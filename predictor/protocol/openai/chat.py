@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from predictor.protocol.openai.messages import conversation_messages
 from predictor.protocol.openai.tools import template_options_of, tool_use_of
 from predictor.tasks.request import Conversation, Grammar
+
+_TEMPLATE_KEYS = ("messages", "tools", "chat_template_kwargs")
 
 
 def conversation_of(given: Mapping[str, object]) -> tuple[Conversation, Grammar | None]:
@@ -23,12 +25,11 @@ def conversation_of(given: Mapping[str, object]) -> tuple[Conversation, Grammar 
         use.forced,
         use.is_single,
         template_options_of(given),
-        size=_size(given),
+        size=size_of(given, _TEMPLATE_KEYS),
     )
     return conversation, use.grammar
 
 
-def _size(given: Mapping[str, object]) -> int:
-    """Return the characters of what a chat template takes, about."""
-    names = ("messages", "tools", "chat_template_kwargs")
+def size_of(given: Mapping[str, object], names: Iterable[str]) -> int:
+    """Return the characters of keys of a body that a chat template takes, about."""
     return sum(len(json.dumps(given[name], ensure_ascii=False)) for name in names if name in given)

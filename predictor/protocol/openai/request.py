@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import (
@@ -20,38 +21,23 @@ from predictor.protocol.openai import structured, tools
 from predictor.protocol.openai.chat import conversation_of
 from predictor.protocol.openai.keys import REFUSED, Refusal, split_keys
 from predictor.protocol.openai.nested_keys import nested_names
+from predictor.protocol.openai.parameters import SHARED, parameters_of
 from predictor.protocol.openai.prompt import prompt_texts
-from predictor.tasks.parameters import ALL_NAMES, parse_parameters
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt, PromptText
 
 _MOST_COMPLETION_LOGPROBS = 5
 _DEFAULT_COMPLETION_TOKENS = 16
 _SEEDS = 2**63
 
-_SHARED = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "logit_bias": "logit_bias",
-    "seed": "seed",
-    "stop": "stop",
-    "min_tokens": "min_new_tokens",
-    "ignore_eos": "ignore_eos",
-    "stop_token_ids": "stop_token_ids",
-    "allowed_token_ids": "allowed_token_ids",
-    "bad_words": "bad_words",
-}
-_COMPLETION_PARAMETERS = _SHARED | {
+_Call = TypeVar("_Call")
+
+_COMPLETION_PARAMETERS = {**SHARED} | {
     "max_tokens": "max_new_tokens",
     "logprobs": "logprobs",
     "echo": "return_full_text",
     "forced_bos_token_id": "forced_bos_token_id",
 }
-_CHAT_PARAMETERS = _SHARED | {
+_CHAT_PARAMETERS = {**SHARED} | {
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
 }
@@ -104,13 +90,13 @@ def model_name(document: Mapping[str, object]) -> str:
 
 
 def decode_body(
-    body: bytes, decode: Callable[[Mapping[str, object]], Call]
-) -> tuple[str, Call | RequestError]:
+    body: bytes, decode: Callable[[Mapping[str, object]], _Call]
+) -> tuple[str, _Call | RequestError]:
     """Return the name of the model in a body, and the request or what is wrong with it.
 
     Args:
         body: The body.
-        decode: `decode_completion` or `decode_chat`.
+        decode: Returns the request in a document, such as `decode_chat`.
 
     Raises:
         RequestError: The body is no JSON object, or names no model.
@@ -139,7 +125,7 @@ def decode_completion(document: Mapping[str, object]) -> Call:
         if given.get("echo") is True:
             raise RequestError("echo together with logprobs is not supported.")
     parameters = replace(
-        _parameters(given, _COMPLETION_PARAMETERS), default_new_tokens=_DEFAULT_COMPLETION_TOKENS
+        parameters_of(given, _COMPLETION_PARAMETERS), default_new_tokens=_DEFAULT_COMPLETION_TOKENS
     )
     call = _call(given, prompt_texts(given["prompt"]), parameters)
     return replace(call, ignored=ignored)
@@ -155,7 +141,7 @@ def decode_chat(document: Mapping[str, object]) -> Call:
     names = dict(_CHAT_PARAMETERS)
     if "max_completion_tokens" in given:
         names.pop("max_tokens")  # deprecated, and some clients send both
-    parameters = replace(_parameters(given, names), logprobs=_chat_logprobs(given))
+    parameters = replace(parameters_of(given, names), logprobs=_chat_logprobs(given))
     conversation, calls = conversation_of(given)
     call = _call(given, [conversation], replace(parameters, grammar=calls))
     return replace(call, ignored=ignored + nested_names(given))
@@ -174,19 +160,9 @@ def _given(
     return given, ignored
 
 
-def _parameters(given: Mapping[str, object], names: Mapping[str, str]) -> GenerationParameters:
-    """Return checked parameters; errors name the client's keys (sentences begin with the name)."""
-    keys = {name: key for key, name in names.items() if key in given}
-    try:
-        return parse_parameters({name: given[key] for name, key in keys.items()}, ALL_NAMES)
-    except RequestError as error:
-        name, space, rest = str(error).partition(" ")
-        raise RequestError(keys.get(name, name) + space + rest) from None
-
-
 def _chat_logprobs(given: Mapping[str, object]) -> int | None:
     wanted = optional(given, "logprobs", bool, "logprobs") or False
-    top = _parameters(given, {"top_logprobs": "logprobs"}).logprobs or 0
+    top = parameters_of(given, {"top_logprobs": "logprobs"}).logprobs or 0
     if top and not wanted:
         raise RequestError("top_logprobs needs logprobs to be true.")
     return top if wanted else None

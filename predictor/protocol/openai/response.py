@@ -10,12 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from predictor.engine.generation.sampling_params import FinishReason
+from predictor.protocol.http.error_forms import openai_error
+from predictor.protocol.openai.logprobs import (
+    completion_logprobs,
+    message_logprobs,
+    piece_width,
+)
 from predictor.protocol.openai.request import Call
-from predictor.tasks.answers import Completion, Piece, ScoredToken, finish_reason
+from predictor.tasks.answers import Completion, Piece, finish_reason
 from predictor.tasks.tool_calls import CallPart, ToolCall
-
-_LEAST_LOGPROB = -9999.0
-"""OpenAI's value for a token that is very unlikely; JSON has no infinity."""
 
 
 class Format(Protocol):
@@ -51,14 +54,14 @@ class CompletionFormat:
 
     def choice(self, completion: Completion) -> dict[str, object]:
         """Return a choice of a response, without index and finish reason."""
-        return {"text": completion.text, "logprobs": _lists(completion.tokens, 0)}
+        return {"text": completion.text, "logprobs": completion_logprobs(completion.tokens, 0)}
 
     def opening(self) -> None:
         """Return None: a text begins with its first piece."""
 
     def part(self, piece: Piece, offset: int) -> dict[str, object]:
         """Return the next part of a choice; `offset` is where its tokens begin in the reply."""
-        return {"text": piece.text, "logprobs": _lists(piece.tokens, offset)}
+        return {"text": piece.text, "logprobs": completion_logprobs(piece.tokens, offset)}
 
 
 class ChatFormat:
@@ -77,7 +80,7 @@ class ChatFormat:
                 {"id": call.id, "type": "function", "function": _function(call)}
                 for call in completion.calls
             ]
-        return {"message": message, "logprobs": _content(completion.tokens)}
+        return {"message": message, "logprobs": message_logprobs(completion.tokens)}
 
     def opening(self) -> dict[str, object]:
         """Return the chunk with the role of the message."""
@@ -90,7 +93,7 @@ class ChatFormat:
             delta["reasoning_content"] = piece.reasoning
         if piece.calls:
             delta["tool_calls"] = [_call_delta(part) for part in piece.calls]
-        return {"delta": delta, "logprobs": _content(piece.tokens)}
+        return {"delta": delta, "logprobs": message_logprobs(piece.tokens)}
 
 
 def _function(call: ToolCall | CallPart) -> dict[str, object]:
@@ -154,6 +157,25 @@ def _mean(completion: Completion) -> float:
     return sum(logprobs) / len(logprobs) if logprobs else -math.inf
 
 
+@dataclass(frozen=True, slots=True)
+class ChoicesForm:
+    """The form of completions or of chat completions.
+
+    Attributes:
+        form: Their differences.
+    """
+
+    form: Format
+
+    def whole(self, call: Call, model: str, completions: Sequence[Completion]) -> object:
+        """Return the response; see `encode`."""
+        return encode(self.form, Envelope.new(self.form, model), call, completions)
+
+    def events(self, call: Call, model: str) -> Chunks:
+        """Return what makes the events of a stream."""
+        return Chunks(self.form, Envelope.new(self.form, model), call)
+
+
 @dataclass(slots=True)
 class Chunks:
     """The events of one stream."""
@@ -166,13 +188,26 @@ class Chunks:
     _calling: set[int] = field(default_factory=set)
     _open: bool = False
 
+    @property
+    def last(self) -> str:
+        """Data of the event after all others."""
+        return "[DONE]"
+
+    def opening(self) -> Iterator[object]:
+        """Yield nothing: the openings of choices come with the first piece."""
+        yield from ()
+
+    def error(self, status: int, sentence: str) -> object:
+        """Return the event of an error, which ends the stream."""
+        return openai_error(status, sentence)
+
     def encode(self, piece: Piece) -> Iterator[object]:
         """Yield the events of a piece: before the first the openings, after the last the usage."""
         if not self._open:
             self._open = True
             yield from self._opening()
         offset = self._offsets.get(piece.index, 0)
-        self._offsets[piece.index] = offset + _length(piece)
+        self._offsets[piece.index] = offset + piece_width(piece)
         if piece.calls:
             self._calling.add(piece.index)
         calls = piece.index in self._calling
@@ -217,58 +252,10 @@ def _usage(replies: Sequence[Completion | Piece], n: int) -> dict[str, object]:
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        **_reasoning_usage(replies),
     }
 
 
-def _length(piece: Piece) -> int:
-    return sum(_width(token) for token in piece.tokens)
-
-
-def _width(token: ScoredToken) -> int:
-    """Return the characters of a token in a reply, which no special token is part of."""
-    return 0 if token.special else len(token.text)
-
-
-def _lists(tokens: Sequence[ScoredToken], offset: int) -> dict[str, object] | None:
-    """Return the log probabilities of a completion; the chosen token is among the top ones."""
-    if not tokens:
-        return None
-    offsets = [offset]
-    for token in tokens[:-1]:
-        offsets.append(offsets[-1] + _width(token))
-    return {
-        "text_offset": offsets,
-        "token_logprobs": [_bounded(token.logprob) for token in tokens],
-        "tokens": [token.text for token in tokens],
-        "top_logprobs": [_top(token) for token in tokens],
-    }
-
-
-def _top(token: ScoredToken) -> dict[str, float]:
-    """Return the alternatives by text; of several tokens with one text the most probable."""
-    alternatives: dict[str, float] = {}
-    for text, logprob in (*token.top, (token.text, token.logprob)):
-        alternatives.setdefault(text, _bounded(logprob))
-    return alternatives
-
-
-def _content(tokens: Sequence[ScoredToken]) -> dict[str, object] | None:
-    """Return the log probabilities of a message."""
-    if not tokens:
-        return None
-    content = [
-        _token(token.text, token.logprob)
-        | {"top_logprobs": [_token(text, logprob) for text, logprob in token.top]}
-        for token in tokens
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _token(text: str, logprob: float) -> dict[str, object]:
-    # A token that is part of a character shows as U+FFFD; its own bytes are not known here.
-    octets = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
-    return {"token": text, "logprob": _bounded(logprob), "bytes": octets}
-
-
-def _bounded(logprob: float) -> float:
-    return max(logprob, _LEAST_LOGPROB)
+def _reasoning_usage(replies: Sequence[Completion | Piece]) -> dict[str, object]:
+    tokens = sum(reply.reasoning_tokens for reply in replies)
+    return {"completion_tokens_details": {"reasoning_tokens": tokens}} if tokens else {}

@@ -15,6 +15,7 @@ from predictor.protocol.http.json_body import (
     check_nesting,
     optional,
     parse_json,
+    present,
     require_type,
 )
 from predictor.sentences import quote
@@ -62,42 +63,56 @@ def schema_text(schema: object, where: str) -> str:
 
 def _read(key: str, given: Mapping[str, object]) -> Grammar | None:
     if key == "response_format":
-        return _response_format(require_type(given[key], dict, key))
+        return format_grammar(require_type(given[key], dict, key), key, "json_schema")
     if key == _OBJECT_KEY:
         return _structured_outputs(require_type(given[key], dict, key))
     return _READERS[key.removeprefix("guided_")](given[key], key)
 
 
-def _response_format(given: Mapping[str, object]) -> Grammar | None:
-    sort = require_type(given.get("type"), str, "response_format.type")
+def format_grammar(given: Mapping[str, object], where: str, holder: str = "") -> Grammar | None:
+    """Return what OpenAI's object of a format asks for; None for any text.
+
+    Args:
+        given: The object.
+        where: Its place in the body, for errors.
+        holder: The key of the schema and what goes with it; empty if they are in the object itself.
+
+    Raises:
+        RequestError: A key has another form.
+    """
+    sort = require_type(given.get("type"), str, f"{where}.type")
     if sort not in _FORMATS:
-        raise RequestError(
-            f"response_format.type must be one of {', '.join(_FORMATS)}, not {quote(sort)}."
-        )
+        raise RequestError(f"{where}.type must be one of {', '.join(_FORMATS)}, not {quote(sort)}.")
     if sort == "text":
         return None
     if sort == "json_object":
         return _ANY_OBJECT
-    where = "response_format.json_schema"
-    holder = require_type(given.get("json_schema"), dict, where)
-    present = {key: value for key, value in holder.items() if value is not None}
-    check_keys(present, ("name", "description", "schema", "strict"), where)
-    is_strict = optional(present, "strict", bool, f"{where}.strict")
-    text = schema_text(present.get("schema"), f"{where}.schema")
+    inner, keys = where, dict(given)
+    if holder:
+        inner = f"{where}.{holder}"
+        keys = require_type(given.get(holder), dict, inner)
+    return _schema_grammar({key: each for key, each in keys.items() if key != "type"}, inner)
+
+
+def _schema_grammar(holder: Mapping[str, object], where: str) -> Grammar:
+    given = present(holder)
+    check_keys(given, ("name", "description", "schema", "strict"), where)
+    is_strict = optional(given, "strict", bool, f"{where}.strict")
+    text = schema_text(given.get("schema"), f"{where}.schema")
     return Grammar("json_schema", text, is_lenient=is_strict is False)
 
 
 def _structured_outputs(given: Mapping[str, object]) -> Grammar | None:
-    present = {key: value for key, value in given.items() if value is not None}
-    check_keys(present, (*_VLLM, "json_object", *_IGNORED_OPTIONS), _OBJECT_KEY)
+    keys = present(given)
+    check_keys(keys, (*_VLLM, "json_object", *_IGNORED_OPTIONS), _OBJECT_KEY)
     where = f"{_OBJECT_KEY}.json_object"
-    named = [name for name in _VLLM if name in present]
-    wants_object = optional(present, "json_object", bool, where)
+    named = [name for name in _VLLM if name in keys]
+    wants_object = optional(keys, "json_object", bool, where)
     if len(named) + bool(wants_object) > 1:
         raise RequestError(f"{_OBJECT_KEY} takes one of {', '.join(_VLLM)} and json_object.")
     if wants_object:
         return _ANY_OBJECT
-    grammars = (_READERS[name](present[name], f"{_OBJECT_KEY}.{name}") for name in named)
+    grammars = (_READERS[name](keys[name], f"{_OBJECT_KEY}.{name}") for name in named)
     return next(grammars, None)
 
 

@@ -1,0 +1,1 @@
+"""OpenAI's API of responses: items in, items out, and a stream of named events."""
