@@ -245,6 +245,7 @@ def _surface(settings: Settings, keys: ApiKeys) -> Surface:
         settings.max_body_size,
         load_unload=settings.enable_load_unload,
         torchserve=settings.torchserve_api,
+        tgi=settings.tgi_api,
         openai_prefix=settings.openai_route_prefix,
         keys=keys,
         allowed_origins=settings.allowed_origins,

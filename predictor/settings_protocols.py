@@ -53,6 +53,10 @@ class ProtocolSettings(BaseSettings):
     """Whether TorchServe's routes are served too: `/predictions`, `/ping` and, read-only,
     `/models`."""
 
+    tgi_api: bool = False
+    """Whether Text Generation Inference's routes are served too: `/generate`, `/generate_stream`,
+    `POST /` and `/info`."""
+
     vllm_metrics: bool = False
     """Whether `/metrics` has vLLM's names besides ours (`vllm:num_requests_waiting` and others)."""
 

@@ -19,7 +19,10 @@ _ARGUMENTS: dict[type[errors.PredictorError], dict[str, Any]] = {
 _NEVER_SENT = (errors.PredictorError, errors.LoadFailed)
 """Errors that end the process before a client can see them, and the base class."""
 
-_PATHS = ("/v2/models/demo/infer", "/openai/v1", "/v2/models/demo/generate", "/predictions/demo")
+_PATHS = (
+    *("/v2/models/demo/infer", "/openai/v1", "/v2/models/demo/generate", "/predictions/demo"),
+    "/generate",
+)
 
 _EXIT_CAUSES = {
     0: "The server drained after the first SIGTERM or SIGINT, or the command succeeded.",
@@ -49,7 +52,7 @@ def error_rows() -> Iterator[Sequence[str]]:
         if kind.exit_code != 1 or kind in _NEVER_SENT:
             continue
         error = kind("A sentence.", **_ARGUMENTS.get(kind, {}))
-        plain, openai, generate, torchserve = _responses(error)
+        plain, openai, generate, torchserve, tgi = _responses(error)
         about = json.loads(openai.body)["error"]
         java = json.loads(torchserve.body)
         yield (
@@ -59,6 +62,7 @@ def error_rows() -> Iterator[Sequence[str]]:
             f"`{about['type']}`" + (f", `{about['code']}`" if about["code"] else ""),
             str(generate.status_code),
             f"{torchserve.status_code} `{java['type']}`",
+            f"{tgi.status_code} `{json.loads(tgi.body)['error_type']}`",
             _summary(kind),
         )
 

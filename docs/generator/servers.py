@@ -21,6 +21,7 @@ _SECONDS_TO_START = 300
 _FLAGS = {
     "demo": ["--max_model_len=256", "--prefill_chunk=64", '--max_memory={"cpu": "8MiB"}'],
     "torchserve": ["--max_model_len=256", "--torchserve_api"],
+    "tgi": ["--max_model_len=256", "--tgi_api"],
 }
 _PRELOADED = (
     "predictor.server",
@@ -70,7 +71,7 @@ class Servers:
     def _start(self, name: str) -> tuple[Any, tuple[str, str]]:
         model = make_model(name, Path(self._folder.name) / name)
         log = Path(self._folder.name) / f"{name}.log"
-        served = "demo" if name == "torchserve" else name
+        served = "demo" if name in ("torchserve", "tgi") else name
         flags = [f"--model_name={served}", f"--model_dir={model}", *_FLAGS.get(name, [])]
         ports = ["--host=127.0.0.1", "--http_port=0", "--grpc_port=0"]
         process = self._context.Process(

@@ -22,6 +22,8 @@ from predictor.derived_metrics import DerivedMetrics
 from predictor.protocol.openai.keys import IGNORED, REFUSED, Refusal
 from predictor.protocol.openai.request import CHAT_KEYS, COMPLETION_KEYS
 from predictor.protocol.openai.responses import request as responses
+from predictor.protocol.tgi.request import PARAMETERS as TGI_PARAMETERS
+from predictor.protocol.tgi.request import REFUSED as TGI_REFUSED
 from predictor.quantity import as_quantity
 from predictor.settings import Settings, own_names
 from predictor.settings_sources import ALIASES, PREFIX
@@ -183,6 +185,15 @@ def refused_keys_table(refused: Mapping[str, Refusal]) -> str:
     return table(("Key", "Reason", "Values that are accepted"), rows)
 
 
+def tgi_parameters_table() -> str:
+    """Return the table of the parameters of Text Generation Inference."""
+    rows = [("Followed", ", ".join(f"`{key}`" for key in TGI_PARAMETERS), "")]
+    for key, refusal in TGI_REFUSED.items():
+        harmless = ", ".join(f"`{json.dumps(one)}`" for one in refusal.harmless)
+        rows.append((f"Refused: {refusal.reason}", f"`{key}`", harmless))
+    return table(("Group", "Parameters", "Values that are accepted"), iter(rows))
+
+
 def flags_table(flags: Mapping[str, Flag]) -> str:
     """Return the table of the flags of another server."""
     return table(("Flag", "Accepted", "Otherwise refused: what to do instead"), flag_rows(flags))
@@ -190,8 +201,8 @@ def flags_table(flags: Mapping[str, Flag]) -> str:
 
 def errors_table() -> str:
     """Return the table of all errors and their form in each API."""
-    head = ("Error", "HTTP", "gRPC", "OpenAI `type`, `code`", "Generate", "TorchServe", "Meaning")
-    return table(head, error_rows())
+    head = ("Error", "HTTP", "gRPC", "OpenAI `type`, `code`", "Generate", "TorchServe", "TGI")
+    return table((*head, "Meaning"), error_rows())
 
 
 def exit_codes_table() -> str:
@@ -212,6 +223,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "openai-keys": openai_keys_table,
     "refused-keys": lambda: refused_keys_table(REFUSED),
     "refused-response-keys": lambda: refused_keys_table(responses.REFUSED),
+    "tgi-parameters": tgi_parameters_table,
     "kserve-flags": lambda: flags_table(KSERVE_FLAGS),
     "variables": lambda: table(("Variable", "Here"), variable_rows()),
     "vllm-flags": lambda: flags_table(VLLM_FLAGS),

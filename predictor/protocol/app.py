@@ -33,6 +33,7 @@ from predictor.protocol.http.codec import Codec, CodecThreads
 from predictor.protocol.http.error_forms import error_response
 from predictor.protocol.http.gate import Gate
 from predictor.protocol.http.middleware import Border, CacheScope
+from predictor.protocol.info import InfoEndpoint
 from predictor.protocol.kserve.generate import GenerateEndpoints
 from predictor.protocol.kserve.rest_inference import InferenceEndpoints
 from predictor.protocol.kserve.rest_status import StatusEndpoints
@@ -42,6 +43,7 @@ from predictor.protocol.openai.endpoints import OpenAIEndpoints
 from predictor.protocol.openai.tokens import TokenEndpoints
 from predictor.protocol.openapi import describe, docs_page
 from predictor.protocol.served import Models
+from predictor.protocol.tgi.endpoints import TGIEndpoints
 from predictor.protocol.torchserve import TorchServeEndpoints
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -59,6 +61,7 @@ class Surface:
         max_body_bytes: Largest body of a request, on any path; a larger one is answered with 413.
         load_unload: Whether the SDK's routes that load and unload models stay reachable.
         torchserve: Whether TorchServe's routes are served.
+        tgi: Whether Text Generation Inference's routes are served.
         openai_prefix: The path before OpenAI's routes, which are served without one as well.
         keys: The API keys, one of which a request needs; none for none.
         allowed_origins: Origins of web pages that may use the routes (CORS); ``*`` is any.
@@ -70,6 +73,7 @@ class Surface:
     max_body_bytes: int
     load_unload: bool = False
     torchserve: bool = False
+    tgi: bool = False
     openai_prefix: str = "/openai"
     keys: ApiKeys = field(default_factory=ApiKeys)
     allowed_origins: Sequence[str] = ()
@@ -126,9 +130,12 @@ def _routes(surface: Surface, models: Models, codec: Codec) -> Iterator[Route]:
     for prefix in dict.fromkeys((surface.openai_prefix, "")):
         yield from _openai_routes(prefix, openai, lists)
     yield from _embedding_routes(lists)
+    yield _get("/info", InfoEndpoint(models, surface.tgi).info)
     yield from _token_routes(TokenEndpoints(models))
     if surface.torchserve:
         yield from _torchserve_routes(TorchServeEndpoints(models))
+    if surface.tgi:
+        yield from _tgi_routes(TGIEndpoints(models, codec))
     if surface.docs:
         yield _get("/docs", docs_page)
     if not surface.load_unload:  # the SDK's have no authentication
@@ -201,6 +208,12 @@ def _torchserve_routes(torchserve: TorchServeEndpoints) -> Iterator[Route]:
     for suffix in ("{model}", "{model}/{version}"):
         yield _get(f"/models/{suffix}", torchserve.describe)
         yield _route(f"/predictions/{suffix}", torchserve.predict, "POST", "PUT")
+
+
+def _tgi_routes(tgi: TGIEndpoints) -> Iterator[Route]:
+    yield _post("/", tgi.either)
+    yield _post("/generate", tgi.generate)
+    yield _post("/generate_stream", tgi.generate_stream)
 
 
 def _get(path: str, endpoint: Endpoint) -> Route:

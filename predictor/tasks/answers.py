@@ -26,6 +26,8 @@ class ScoredToken:
         logprob: Natural logarithm of its probability.
         special: Whether it is a special token; no reply's text contains those.
         top: The most probable tokens at its position, as text and log probability, best first.
+        top_ids: The token ids of those.
+        top_special: Which of those are special tokens.
     """
 
     id: int
@@ -33,6 +35,8 @@ class ScoredToken:
     logprob: float
     special: bool = False
     top: tuple[tuple[str, float], ...] = ()
+    top_ids: tuple[int, ...] = ()
+    top_special: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.large_texts import one_at_a_time
 from predictor.tasks.messages import MessageForm, ReplyForm
 from predictor.tasks.prepared_generation import Job, PreparedGeneration
+from predictor.tasks.prompt_cut import Cut
 from predictor.tasks.request import (
     Conversation,
     GenerationParameters,
@@ -118,14 +119,14 @@ class TextGeneration:
         if not isinstance(request, GenerationRequest):
             raise TypeError(f"{self.spec.task} does not take a {type(request).__name__}")
         jobs = []
-        encoded: dict[tuple[int, int | None], Encoded] = {}  # once for n replies
+        encoded: dict[tuple[int, Cut], Encoded] = {}  # once for n replies
         words: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
         grammars: dict[tuple[Grammar, str], str] = {}
         for prompt in request.prompts:
-            text, limit = prompt.text, prompt.parameters.prompt_limit
-            if (id(text), limit) not in encoded:
-                encoded[id(text), limit] = self._encode(text, limit)
-            source = encoded[id(text), limit]
+            text, cut = prompt.text, Cut.of(prompt.parameters)
+            if (id(text), cut) not in encoded:
+                encoded[id(text), cut] = self._encode(text, cut)
+            source = encoded[id(text), cut]
             prefix = self._prefix(prompt.parameters.forced_bos_token_id)
             sampling = self._sampling(prompt.parameters, source.ids)
             bad_words = prompt.parameters.bad_words
@@ -166,11 +167,11 @@ class TextGeneration:
             raise RequestError(f"forced_bos_token_id must be below {self._vocabulary}.")
         return (self._decoder_prefix[0], token)
 
-    def _encode(self, text: PromptText, limit: int | None) -> Encoded:
+    def _encode(self, text: PromptText, cut: Cut) -> Encoded:
         if not isinstance(text, Conversation):
-            return Encoded(self._checked(self._ids(text, limit)[:limit]))
+            return Encoded(self._checked(cut.apply(self._ids(text, cut.limit))))
         prompt = self._template.render(text)
-        ids = self._ids(prompt, limit, add_special_tokens=False)[:limit]
+        ids = cut.apply(self._ids(prompt, cut.limit, add_special_tokens=False))
         return Encoded(self._checked(ids), self._messages.reply_form(text, prompt))
 
     def _checked(self, ids: Sequence[int]) -> tuple[int, ...]:

@@ -14,7 +14,9 @@ from predictor.tasks.request import DEFAULT_PARAMETERS, GenerationParameters
 _LEAST, _MOST = 0.01, 100.0
 """Bounds of a divisor of logits: beyond them probabilities overflow to infinity and NaN."""
 
-_MOST_STOPS = 16
+MAX_STOPS = 16
+"""Stop strings of a request."""
+
 _MOST_WORDS = 128
 _MOST_TOKEN_IDS = 1024
 _LONGEST_STOP = 1024
@@ -241,7 +243,7 @@ _CHECKS: dict[str, Check] = {
     "min_p": bounded(0, 1),
     "repetition_penalty": bounded(_LEAST, _MOST),
     "seed": _seed,
-    "stop": _texts(_MOST_STOPS),
+    "stop": _texts(MAX_STOPS),
     "return_full_text": boolean,
     "presence_penalty": bounded(-2, 2),
     "frequency_penalty": bounded(-2, 2),

@@ -135,12 +135,16 @@ class Reply:
             self._loop.call_soon_threadsafe(self._take, item)
 
     def _scored(self, token: Token) -> ScoredToken:
+        special = self._tokenizer.all_special_ids
+        ids = tuple(i for i, _ in token.top)
         return ScoredToken(
             id=token.id,
             text=self._tokenizer.decode([token.id]),
             logprob=token.logprob or 0.0,
-            special=token.id in self._tokenizer.all_special_ids,
+            special=token.id in special,
             top=tuple((self._tokenizer.decode([i]), logprob) for i, logprob in token.top),
+            top_ids=ids,
+            top_special=tuple(i in special for i in ids),
         )
 
 

@@ -66,6 +66,7 @@ class GenerationParameters:
         forced_bos_token_id: The first token of the reply of a model with an encoder, such as that
             of a language, as its id or its text.
         prompt_limit: Tokens to which a longer prompt is cut; None cuts none.
+        keeps_prompt_end: Whether its last tokens are kept then, and not its first.
         grammar: What the reply must follow; None for any text.
         min_new_tokens: Tokens before which the model and `stop_token_ids` do not end the reply.
         ignore_eos: Whether the model's end tokens do not end it.
@@ -89,6 +90,7 @@ class GenerationParameters:
     timeout: float | None = None
     default_new_tokens: int | None = None
     prompt_limit: int | None = None
+    keeps_prompt_end: bool = False
     min_p: float | None = None
     forced_bos_token_id: int | str | None = None
     grammar: Grammar | None = None

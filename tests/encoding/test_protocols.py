@@ -17,6 +17,7 @@ import tritonclient.http as triton
 from tokenizers.pre_tokenizers import ByteLevel
 
 from predictor.tasks.encoder_task import EncoderTask
+from predictor.tasks.text_tokens import TextTokens
 from tests.encoding.conftest import ServeEncoder
 from tests.protocol.stub import Served
 
@@ -402,3 +403,11 @@ def test_embeddings_take_two_thousand_texts(serve_encoder: ServeEncoder) -> None
     url = f"{serve_encoder('text_embedding').url}/v1/embeddings"
     response = httpx.post(url, json={"model": "echo", "input": ["x"] * 2048}, timeout=60)
     assert len(response.json()["data"]) == 2048
+
+
+def test_info_is_teis_for_an_encoder(serve_encoder: ServeEncoder) -> None:
+    served = serve_encoder("text_embedding")
+    served.model.tokens = TextTokens(None, 128, 256)
+    info = httpx.get(f"{served.url}/info").json()
+    assert info["model_type"] == {"embedding": {}}
+    assert (info["max_input_length"], info["max_client_batch_size"]) == (128, 2048)

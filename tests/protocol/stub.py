@@ -137,7 +137,14 @@ def _completion(prompt: Prompt, times: int = 1) -> Completion:
     text = given.upper() * times
     scored = prompt.parameters.logprobs is not None
     tokens = tuple(
-        ScoredToken(ord(char), char, -0.5 * (n + 1), top=((char, -0.5 * (n + 1)), ("?", -9.0)))
+        ScoredToken(
+            ord(char),
+            char,
+            -0.5 * (n + 1),
+            top=((char, -0.5 * (n + 1)), ("?", -9.0)),
+            top_ids=(ord(char), ord("?")),
+            top_special=(False, False),
+        )
         for n, char in enumerate(text if scored else "")
     )
     return Completion(text, "eos_token", len(given), len(given), tokens)

@@ -362,3 +362,15 @@ def test_bad_words_are_not_generated_as_by_transformers(demo: Up) -> None:
 def test_tokens_beyond_the_vocabulary_are_refused(demo: Up, name: str) -> None:
     with pytest.raises(RequestError, match=f"{name} names a token id above"):
         ask(demo.task, README_PROMPT, **{name: (10**6,)})
+
+
+def test_a_prompt_keeps_its_beginning_or_its_end(demo: Up) -> None:
+    beginning = ask(demo.task, README_PROMPT, max_new_tokens=4, prompt_limit=5)
+    end = ask(demo.task, README_PROMPT, max_new_tokens=4, prompt_limit=5, keeps_prompt_end=True)
+    ids = array("i", AutoTokenizer.from_pretrained(DEMO)(README_PROMPT).input_ids)
+    assert len(ids) > 5
+    assert beginning.text == ask(demo.task, ids[:5], max_new_tokens=4).text
+    assert end.text == ask(demo.task, ids[-5:], max_new_tokens=4).text
+    assert (beginning.prompt_tokens, end.prompt_tokens) == (5, 5)
+    whole = ask(demo.task, README_PROMPT, prompt_limit=1000, keeps_prompt_end=True)
+    assert whole.prompt_tokens == len(ids)

@@ -1,8 +1,9 @@
-"""The form of an error on each HTTP path: one sentence everywhere, in four wrappings.
+"""The form of an error on each HTTP path: one sentence everywhere, in five wrappings.
 
 On OpenAI's paths clients expect its object with a type and a code. The generate extension has
 statuses of its own for two kinds of errors. TorchServe's paths have its object with the name of a
-Java exception, and 503 for a full queue. Everything else is V1's and V2's.
+Java exception, and 503 for a full queue. Text Generation Inference has the generate extension's
+statuses, and the type of an error beside its sentence. Everything else is V1's and V2's.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from predictor.protocol.http.json_body import JSONAnswer
 
 _GENERATE = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate(_stream)?")
 _TORCHSERVE = re.compile(r"/(predictions|explanations|models)(/.*)?|/ping")
+_TGI = ("/", "/generate", "/generate_stream", "/info")
 _APIS = {
+    "generate": "tgi",
+    "generate_stream": "tgi",
+    "info": "tgi",
     "v1": "v1",
     "v2": "v2",
     "embed": "tei",
@@ -45,6 +50,11 @@ _JAVA_NAMES = {
     HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailableException",
     HTTPStatus.REQUEST_TIMEOUT: "RequestTimeoutException",
     HTTPStatus.GATEWAY_TIMEOUT: "RequestTimeoutException",
+}
+_TGI_TYPES = {
+    HTTPStatus.FAILED_DEPENDENCY: "generation",
+    HTTPStatus.TOO_MANY_REQUESTS: "overloaded",
+    HTTPStatus.SERVICE_UNAVAILABLE: "healthcheck",
 }
 _TYPES = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
@@ -78,8 +88,10 @@ def error_response(path: str, exception: Exception) -> JSONAnswer:
     if _is_openais(path):
         code = next((code for kind, code in _CODES.items() if isinstance(exception, kind)), None)
         return JSONAnswer(openai_error(status, sentence, code), status, headers)
-    if _GENERATE.fullmatch(path):
+    if _GENERATE.fullmatch(path) or path in _TGI:
         status = _generate_status(status, exception)
+    if path in _TGI:
+        return JSONAnswer(tgi_error(status, sentence), status, headers)
     return JSONAnswer({"error": sentence}, status, headers)
 
 
@@ -88,6 +100,13 @@ def openai_error(status: int, sentence: str, code: str | None = None) -> dict[st
     kind = "invalid_request_error" if status < 500 else "server_error"
     kind = next((name for code, name in _TYPES.items() if code == status), kind)
     return {"error": {"message": sentence, "type": kind, "param": None, "code": code}}
+
+
+def tgi_error(status: int, sentence: str) -> dict[str, object]:
+    """Return an error in Text Generation Inference's form."""
+    kind = "validation" if status < 500 else "incomplete_generation"
+    kind = next((name for code, name in _TGI_TYPES.items() if code == status), kind)
+    return {"error": sentence, "error_type": kind}
 
 
 def _is_openais(path: str) -> bool:

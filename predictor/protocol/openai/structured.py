@@ -116,8 +116,12 @@ def _structured_outputs(given: Mapping[str, object]) -> Grammar | None:
     return next(grammars, None)
 
 
-def _json(value: object, where: str) -> Grammar:
-    """Return the grammar of a schema, which may also be given as text, as vLLM allows."""
+def json_grammar(value: object, where: str) -> Grammar:
+    """Return the grammar of a schema, which may also be given as text, as vLLM allows.
+
+    Raises:
+        RequestError: It is no schema.
+    """
     if not isinstance(value, str):
         return Grammar("json_schema", schema_text(value, where))
     try:
@@ -128,7 +132,12 @@ def _json(value: object, where: str) -> Grammar:
     return Grammar("json_schema", schema_text(schema, where))
 
 
-def _regex(value: object, where: str) -> Grammar:
+def regex_grammar(value: object, where: str) -> Grammar:
+    """Return the grammar of a regular expression.
+
+    Raises:
+        RequestError: It is no text, or an empty one.
+    """
     return Grammar("regex", _text(value, where))
 
 
@@ -151,8 +160,8 @@ def _text(value: object, where: str) -> str:
 
 
 _READERS: Mapping[str, Callable[[object, str], Grammar]] = {
-    "json": _json,
-    "regex": _regex,
+    "json": json_grammar,
+    "regex": regex_grammar,
     "choice": _choice,
     "grammar": _grammar,
 }

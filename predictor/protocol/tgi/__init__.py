@@ -1,0 +1,1 @@
+"""Text Generation Inference's API, for clients that cannot be changed."""
