@@ -1,6 +1,7 @@
-"""Write the generated parts of the chart: the schema of `settings` and the table of values.
+"""Write the generated parts of the chart: schema of `settings`, table of values, and dashboard.
 
-The schema follows the predictor's settings, the table follows the comments of `values.yaml`.
+The schema follows the predictor's settings, the table follows the comments of `values.yaml`, and
+`dashboard.py` has the dashboard.
 `make generate` runs this module; `tests/deploy/test_generated.py` compares the committed files
 with a fresh generation.
 """
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 from pydantic import BeforeValidator
 
+from helm import dashboard
 from predictor.quantity import parse_bytes
 from predictor.settings import Settings
 from predictor.settings_types import _devices, _memory_by_device
@@ -104,3 +106,4 @@ def readme() -> str:
 if __name__ == "__main__":
     SCHEMA.write_text(json.dumps(schema(), indent=2) + "\n")
     README.write_text(readme())
+    dashboard.FILE.write_text(dashboard.text())

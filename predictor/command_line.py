@@ -88,6 +88,12 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--disk", help="stated space on the offload volume, such as 200GiB")
     plan.add_argument("--output", choices=_OUTPUTS, default="table")
     _add_comparison(plan)
+    plan.add_argument(
+        "--replicas",
+        type=_count,
+        metavar="COUNT",
+        help="show what so many replicas read from one claim, which --disk_bandwidth is of",
+    )
     group = plan.add_argument_group(
         "resources that a deployment requests, in addition to the planned ones"
     )

@@ -72,6 +72,11 @@ BATCH_ROWS = Histogram(
 STEP_SECONDS = Histogram(
     "predictor_step_seconds", "Time of one pass of the model.", (_MODEL,), buckets=_SHORT
 )
+READY = Gauge(
+    "predictor_ready",
+    "1 while a request would be answered, else 0: while it loads, is stalled or drains.",
+    (_MODEL,),
+)
 STALLED = Gauge(
     "predictor_engine_stalled",
     "1 while a forward pass or a read of a block takes far too long, else 0.",

@@ -21,7 +21,7 @@ from predictor.engine.process.messages import Placed
 from predictor.engine_process import EngineProcess
 from predictor.errors import DeadlineExceeded, EngineBroken, NotReady, RequestError
 from predictor.heartbeat import Health, Timeouts
-from predictor.metrics import show_placement
+from predictor.metrics import READY, show_placement
 from predictor.mixture.heat import LayerHeat
 from predictor.placement.report import as_json
 from predictor.pod.memory import read_own_anonymous
@@ -81,6 +81,7 @@ class PredictorModel(ModelShell):
         self._properties: dict[str, str] = {}
         self._draining = False
         self.admission = AdmissionController(settings.admission_limits())
+        READY.labels(self.name).set_function(self._is_open)
 
     def load(self) -> bool:
         """Have the engine process plan, load and warm up the model. Blocks; call it in a thread.
@@ -144,7 +145,7 @@ class PredictorModel(ModelShell):
 
     async def healthy(self) -> bool:
         """Return whether a request would be answered now."""
-        return self.ready and not self._draining and self.health().state == "ok"
+        return self._is_open()
 
     def progress(self) -> dict[str, object]:
         """Return the progress of loading; empty once it is done."""
@@ -269,6 +270,9 @@ class PredictorModel(ModelShell):
         if self.health().state != "ok":
             raise NotReady(f"Model {self.name!r} is stalled: its engine makes no progress.")
         return task
+
+    def _is_open(self) -> bool:
+        return self.ready and not self._draining and self.health().state == "ok"
 
     def _limit(self, request: TaskRequest, timeout: float | None) -> float:
         most = self._settings.request_timeout

@@ -15,6 +15,7 @@ from typing import Any
 from predictor import pod, startup
 from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.deployment import render
+from predictor.deployment.replicas import ClaimReads
 from predictor.deployment.sizing import size_deployment
 from predictor.errors import ConfigurationError, DoesNotFit
 from predictor.placement import comparison, report
@@ -50,6 +51,7 @@ class PlanRequest:
         bandwidths: The stated bandwidths by resource, such as ``2GB``, or ``measured``.
         output: The form of output.
         requests: Resources that a deployment requests in addition to the planned ones.
+        replicas: Pods whose reads from one claim are shown; None for none.
     """
 
     stated: dict[str, str]
@@ -57,6 +59,7 @@ class PlanRequest:
     bandwidths: dict[Resource, str]
     output: str
     requests: dict[str, Any]
+    replicas: int | None = None
 
 
 def take_request(flags: dict[str, Any]) -> PlanRequest:
@@ -69,6 +72,7 @@ def take_request(flags: dict[str, Any]) -> PlanRequest:
         bandwidths={resource: speed for resource, speed in speeds.items() if speed is not None},
         output=flags.pop("output"),
         requests={name: flags.pop(name, None) for name in ("processors", "gpu_resource")},
+        replicas=flags.pop("replicas", None),
     )
 
 
@@ -88,6 +92,10 @@ def plan_text(request: PlanRequest, settings: Settings, flags: dict[str, Any]) -
         raise ConfigurationError(
             f"--compare prints {', '.join(_PICTURES)}, and not {request.output}, which is for one "
             "pod."
+        )
+    if request.replicas and (request.alternatives or request.output not in ("table", "json")):
+        raise ConfigurationError(
+            "--replicas is for one plan as a table or JSON: leave out --compare, and --output."
         )
     several = [_alternative_resources(request, text) for text in request.alternatives]
     checkpoint = startup.open_checkpoint(settings, needs_weights=False)
@@ -121,7 +129,8 @@ def _one_plan(
     placement = prepared.placement
     if request.output in _PICTURES:
         drawing = Drawing(placement, estimate=estimate_rates(placement, bandwidths, model.rows))
-        return _single(request.output, drawing, bandwidths, with_rates=bool(request.bandwidths))
+        text = _single(request.output, drawing, bandwidths, with_rates=bool(request.bandwidths))
+        return text if request.replicas is None else _with_reads(request, text, drawing, bandwidths)
     explicit = explicit_settings(settings, flags, os.environ)
     requirements = size_deployment(
         placement, resources, settings, explicit, stored_dtype=checkpoint.dtype, **request.requests
@@ -213,6 +222,15 @@ def _compared(output: str, alternatives: Sequence[Alternative], bandwidths: Band
     if output == "svg" and drawings:
         return draw(drawings)
     return comparison.table(alternatives, bandwidths)
+
+
+def _with_reads(request: PlanRequest, text: str, drawing: Drawing, bandwidths: Bandwidths) -> str:
+    """Add the reads of replicas to a plan's text."""
+    replicas = request.replicas or 1
+    reads = ClaimReads.of(drawing.placement, replicas, bandwidth=bandwidths.of("disk"))
+    if request.output == "json":
+        return json.dumps({**json.loads(text), "claim": reads.as_json()}, indent=2)
+    return "\n".join([text, *reads.lines()])
 
 
 def _single(output: str, drawing: Drawing, bandwidths: Bandwidths, *, with_rates: bool) -> str:

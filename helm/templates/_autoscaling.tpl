@@ -5,7 +5,7 @@ maxReplicas: {{ .Values.autoscaling.maxReplicas }}
 {{- if include "predictor.knative" . }}
 scaleMetric: concurrency
 scaleTarget: {{ .Values.autoscaling.target }}
-{{- else }}
+{{- else if eq .Values.autoscaling.by "keda" }}
 autoScaling:
   behavior:
     scaleDown:
@@ -16,7 +16,7 @@ autoScaling:
         metric:
           backend: prometheus
           serverAddress: {{ .Values.autoscaling.prometheus }}
-          query: {{ include "predictor.waitingQuery" . | quote }}
+          query: {{ include "predictor.scalingQuery" . | quote }}
         target:
           type: Value
           value: {{ .Values.autoscaling.target | quote }}

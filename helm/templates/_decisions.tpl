@@ -51,7 +51,7 @@ rollingUpdate:
 {{- if include "predictor.knative" . }}
 {{- $_ := set $own "serving.knative.dev/progress-deadline" (printf "%vs" .Values.startup.timeoutSeconds) }}
 {{- else }}
-{{- $_ := set $own "serving.kserve.io/autoscalerClass" (ternary "keda" "none" .Values.autoscaling.enabled) }}
+{{- $_ := set $own "serving.kserve.io/autoscalerClass" (include "predictor.autoscalerClass" .) }}
 {{- end }}
 {{- if hasPrefix "pvc://" .Values.model.uri }}
 {{- $_ := set $own "storage.kserve.io/readonly" "true" }}
@@ -59,8 +59,16 @@ rollingUpdate:
 {{- merge (deepCopy (default dict .Values.kserve.annotations)) $own | toYaml }}
 {{- end }}
 
-{{- define "predictor.waitingQuery" -}}
-sum(predictor_sequences_waiting{namespace="{{ .Release.Namespace }}",model_name="{{ include "predictor.modelName" . }}"})
+{{- define "predictor.autoscalerClass" -}}
+{{- if not .Values.autoscaling.enabled }}none{{ else if eq .Values.autoscaling.by "keda" }}keda{{ else }}external{{ end }}
+{{- end }}
+
+{{/* A sum over all pods, which the autoscaler divides by its target to get their number. */}}
+{{- define "predictor.scalingQuery" -}}
+{{- $of := printf "namespace=%q,model_name=%q" .Release.Namespace (include "predictor.modelName" .) -}}
+sum(predictor_sequences_waiting{ {{- $of -}} })
+{{- if eq .Values.autoscaling.metric "queueSeconds" }} / clamp_min(sum(rate(predictor_queue_seconds_count{ {{- $of -}} }[5m])), 1/60) * count(predictor_ready{ {{- $of -}} })
+{{- end }}
 {{- end }}
 
 {{/* Ends with one sentence where the cluster lacks an API: (list . api kind who). */}}

@@ -46,7 +46,16 @@ _AROUND: dict[str, Any] = {
     },
     "podDisruptionBudget": {"enabled": True},
     "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
-    "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+    "prometheusRule": {
+        "enabled": True,
+        "labels": {"release": "prometheus"},
+        "docsUrl": "https://docs.example.com",
+    },
+    "dashboard": {
+        "enabled": True,
+        "namespace": "monitoring",
+        "annotations": {"grafana_folder": "Models"},
+    },
     "autoscaling": {"enabled": True, "maxReplicas": 4},
     "serviceAccount": {"annotations": {"example.com/role": "reader"}},
 }
@@ -84,6 +93,7 @@ CASES: dict[str, dict[str, Any]] = {
         "kserve": {"runtime": {"create": False, "name": "accelerate-predictor"}},
         "serviceAccount": {"create": False},
         "rbac": {"create": False},
+        "autoscaling": {"enabled": True, "by": "hpa", "metric": "queueSeconds"},
         "extraArgs": ["--dtype=float32"],
         "networkPolicy": {"enabled": True},
     },
@@ -118,6 +128,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "a model of the hub without KServe": {
         "kserve": {"enabled": False},
+        "dashboard": {"enabled": True, "labels": {}},
+        "autoscaling": {"enabled": True, "by": "hpa", "maxReplicas": 1},
         "model": {"id": "org/model"},
         "hubToken": {"existingSecret": "token"},
         "offload": {

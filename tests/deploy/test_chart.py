@@ -14,6 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 import predictor
 from predictor import metrics
+from predictor.derived_metrics import DerivedMetrics
 from tests.deploy import objects, pod_security, pods
 from tests.deploy.cases import CASES, STORIES
 from tests.deploy.helm import CHART, MANIFESTS, Object, helm, read, render
@@ -211,21 +212,82 @@ def test_helm_keeps_the_claim_unless_retain_is_false() -> None:
     assert "helm.sh/resource-policy" not in deleted["metadata"]["annotations"]
 
 
-def test_both_autoscalers_use_the_queue_metric() -> None:
-    query = 'sum(predictor_sequences_waiting{{namespace="default",model_name="{}"}})'
-    (scaled,) = of_kind("ScaledObject", rendered("everything without KServe"))
-    (service,) = of_kind("InferenceService", rendered("everything under KServe"))
-    assert scaled["spec"]["triggers"][0]["metadata"]["query"] == query.format("demo")
-    (metric,) = service["spec"]["predictor"]["autoScaling"]["metrics"]
-    assert metric["external"]["metric"]["query"] == query.format("known")
+@pytest.mark.parametrize("metric", ["waiting", "queueSeconds"])
+def test_keda_gets_the_same_query_from_the_chart_and_from_kserve(metric: str) -> None:
+    of = '{namespace="default",model_name="known"}'
+    queries = {
+        "waiting": f"sum(predictor_sequences_waiting{of})",
+        "queueSeconds": f"sum(predictor_sequences_waiting{of}) / "
+        f"clamp_min(sum(rate(predictor_queue_seconds_count{of}[5m])), 1/60) * "
+        f"count(predictor_ready{of})",
+    }
+    values = {
+        "model": {"name": "known"},
+        "offload": {"enabled": False},
+        "autoscaling": {"enabled": True, "metric": metric},
+    }
+    scaled = one("ScaledObject", {**values, "kserve": {"enabled": False}})
+    (scaling,) = one("InferenceService", values)["spec"]["predictor"]["autoScaling"]["metrics"]
+    assert scaled["spec"]["triggers"][0]["metadata"]["query"] == queries[metric]
+    assert scaling["external"]["metric"]["query"] == queries[metric]
+
+
+@pytest.mark.parametrize(("kserve", "deployment"), [(True, "demo-predictor"), (False, "demo")])
+def test_an_hpa_scales_the_deployment_and_kserve_leaves_it_alone(
+    kserve: bool, deployment: str
+) -> None:
+    made = render(
+        {
+            "autoscaling": {"enabled": True, "by": "hpa", "maxReplicas": 5},
+            "offload": {"enabled": False},
+            "kserve": {"enabled": kserve},
+        }
+    )
+    (hpa,) = of_kind("HorizontalPodAutoscaler", made)
+    assert hpa["spec"]["scaleTargetRef"]["name"] == deployment
+    assert of_kind("ScaledObject", made) == []
+    for service in of_kind("InferenceService", made):
+        annotations = service["metadata"]["annotations"]
+        assert annotations["serving.kserve.io/autoscalerClass"] == "external"
+        assert "autoScaling" not in service["spec"]["predictor"]
+        assert service["spec"]["predictor"]["maxReplicas"] == 5
 
 
 def test_metrics_in_the_chart_are_the_predictors() -> None:
-    queried = set(re.findall(r"\b(predictor_\w+)\{", "".join(TEMPLATES.values())))
+    drawn = [one["expr"] for panel in panels() for one in panel.get("targets", ())]
+    queried = set(re.findall(r"\b(predictor_\w+)\{", "".join([*TEMPLATES.values(), *drawn])))
     made = (m for m in vars(metrics).values() if isinstance(m, MetricWrapperBase))
     families = [next(iter(metric.describe())) for metric in made]
+    families += DerivedMetrics(vllm=False).collect()
+    endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
     assert queried
-    assert queried <= {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
+    assert queried <= {f.name + ending for f in families for ending in endings[f.type]}
+
+
+def panels() -> list[dict[str, Any]]:
+    """Return the panels of the dashboard that the chart renders."""
+    (obj,) = of_kind("ConfigMap", rendered("everything under KServe"))
+    drawn: list[dict[str, Any]] = json.loads(obj["data"]["accelerate-predictor.json"])["panels"]
+    return drawn
+
+
+def test_the_dashboard_has_the_labels_that_grafanas_sidecar_looks_for() -> None:
+    (obj,) = of_kind("ConfigMap", rendered("everything under KServe"))
+    assert obj["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert obj["metadata"]["annotations"] == {"grafana_folder": "Models"}
+    assert obj["metadata"]["namespace"] == "monitoring"
+    assert of_kind("ConfigMap", render({})) == []
+
+
+def test_no_panel_covers_another() -> None:
+    cells = [
+        (panel["gridPos"]["x"] + x, panel["gridPos"]["y"] + y)
+        for panel in panels()
+        for x in range(panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert {x for x, _ in cells} == set(range(24))
 
 
 def test_the_linter_reports_nothing() -> None:

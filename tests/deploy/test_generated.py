@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from helm import dashboard
 from helm import generate as generated
 
 REMEDY = "run: make generate"
@@ -19,6 +20,10 @@ def test_the_schema_of_settings_is_the_predictors() -> None:
 
 def test_the_table_of_values_is_that_of_the_chart() -> None:
     assert generated.README.read_text() == generated.readme(), REMEDY
+
+
+def test_the_dashboard_is_what_its_rows_say() -> None:
+    assert dashboard.FILE.read_text() == dashboard.text(), REMEDY
 
 
 def test_every_value_has_a_comment() -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from tests.checkpoints import byte_tokenizer
 from tests.conftest import Checkpoints
+from tests.mixture.families import family_config
 from tests.server.process import Served, serve
 
 
@@ -20,3 +25,14 @@ def served(checkpoints: Checkpoints) -> Iterator[Served]:
         "--prefill_chunk=16",
     ) as server:
         yield server.await_ready()
+
+
+@pytest.fixture(scope="package")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Mixtral whose experts have 25 MB, since a small one fits beside the staging of experts."""
+    folder = tmp_path_factory.mktemp("mixture")
+    torch.manual_seed(0)
+    config = family_config("mixtral", intermediate_size=1024)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder

@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
-from tests.checkpoints import byte_tokenizer
-from tests.mixture.families import EXPERTS, ROUTED, family_config
+from tests.mixture.families import EXPERTS, ROUTED
 from tests.server.process import Served, serve
 
 FLAGS = ("--max_model_len=64", "--prefill_chunk=16", "--max_concurrency=1")
@@ -43,17 +39,6 @@ def hottest_shares(server: Served) -> dict[str, float]:
     text = httpx.get(f"{server.url}/metrics", timeout=30).text
     lines = re.findall(r'^predictor_expert_hottest_ratio\{layer="(.+?)",.*\} (\S+)$', text, re.M)
     return {layer: float(share) for layer, share in lines}
-
-
-@pytest.fixture(scope="module")
-def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Mixtral whose experts have 25 MB, since a small one fits beside the staging of experts."""
-    folder = tmp_path_factory.mktemp("mixture")
-    torch.manual_seed(0)
-    config = family_config("mixtral", intermediate_size=1024)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def ask(server: Served) -> int:
