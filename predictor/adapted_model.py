@@ -20,19 +20,22 @@ class AdaptedModel(ServedModel):
 
     Attributes:
         name: Name under which it answers.
+        key: The engine's name of the adapter.
         engine: Whether kserve's repository is to end an engine of its own.
     """
 
     engine = False
 
-    def __init__(self, name: str, base: ServedModel) -> None:
+    def __init__(self, name: str, base: ServedModel, key: str | None = None) -> None:
         """Serve an adapter.
 
         Args:
             name: Its name.
             base: The model that it is loaded beside.
+            key: The engine's name of it; None if that is the same.
         """
         self.name = name
+        self.key = name if key is None else key
         self._base = base
 
     @property
@@ -92,5 +95,5 @@ class AdaptedModel(ServedModel):
 
     def _adapted(self, request: TaskRequest) -> TaskRequest:
         if isinstance(request, GenerationRequest):
-            return replace(request, adapter=self.name)
+            return replace(request, adapter=self.key)
         return request

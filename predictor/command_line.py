@@ -163,7 +163,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     for name in names():
         field = Settings.model_fields[ALIASES.get(name, name)]
         switch: dict[str, Any] = {"nargs": "?", "const": "true"} if _is_switch(field) else {}
-        if field.annotation == dict[str, Path]:  # as vLLM has it
+        if field.annotation == dict[str, str]:  # as vLLM has it
             switch = {"nargs": "+"}
         text = (field.description or "").replace("%", "%%")
         group.add_argument(

@@ -18,9 +18,11 @@ import time
 from typing import NoReturn
 
 from predictor import constraints, pod, startup
+from predictor.adapters import RuntimeAdapters
 from predictor.engine.process.channel import Channel
 from predictor.engine.process.heat_report import HeatReport
 from predictor.engine.process.host import EngineHost, Outbox
+from predictor.engine.process.hosted_adapters import HostedAdapters
 from predictor.engine.process.messages import (
     Broken,
     Failed,
@@ -93,7 +95,9 @@ class _EngineProcess:
         gc.freeze()  # a collection of the millions of objects of libraries would stop every thread
         # After the warm-up and before any request, so that requests alone count.
         heat = HeatReport(self._channel, started.weights.count_heat(), self._settings.model_name)
-        self._host = EngineHost(started.engine, self._outbox)
+        adapters = RuntimeAdapters.of(started.engine, self._settings.lora_memory)
+        hosted = None if adapters is None else HostedAdapters(adapters, self._channel)
+        self._host = EngineHost(started.engine, self._outbox, hosted)
         self._outbox.flush()
         self._channel.send(Ready(started.facts))
         watch = threading.Thread(

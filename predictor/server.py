@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from prometheus_client import REGISTRY
 
 from predictor import logs
-from predictor.adapted_model import AdaptedModel
+from predictor.adapter_registry import AdapterRegistry, register_adapters
 from predictor.cache_scope import ScopeHeader
 from predictor.derived_metrics import DerivedMetrics
 from predictor.engine_process import EngineProcess
@@ -90,11 +90,10 @@ class Server(ModelServer):
             self.registered_models.update(self._model, alias)
         REGISTRY.register(DerivedMetrics(vllm=settings.vllm_metrics))
         self._keys = ApiKeys(settings.api_keys())
-        for name in settings.lora_modules:
-            self.registered_models.update(AdaptedModel(name, self._model))
+        adapters = register_adapters(settings, self._model, self.registered_models)
         install(
             sdk.own_app,
-            _surface(settings, self._keys),
+            _surface(settings, self._keys, adapters),
             models=self.registered_models,
             admission=self._model.admission,
             codec=codec,
@@ -240,7 +239,7 @@ class Server(ModelServer):
             await asyncio.sleep(_POLL)
 
 
-def _surface(settings: Settings, keys: ApiKeys) -> Surface:
+def _surface(settings: Settings, keys: ApiKeys, adapters: AdapterRegistry | None) -> Surface:
     return Surface(
         settings.max_body_size,
         load_unload=settings.enable_load_unload,
@@ -248,6 +247,7 @@ def _surface(settings: Settings, keys: ApiKeys) -> Surface:
         tgi=settings.tgi_api,
         openai_prefix=settings.openai_route_prefix,
         keys=keys,
+        adapters=adapters,
         allowed_origins=settings.allowed_origins,
         access_log=settings.access_log,
         docs=settings.enable_docs_url,

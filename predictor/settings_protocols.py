@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from predictor.errors import ConfigurationError
-from predictor.settings_types import Adapters, Names
+from predictor.settings_types import Adapters, Bytes, Names
 
 
 class ProtocolSettings(BaseSettings):
@@ -40,6 +40,12 @@ class ProtocolSettings(BaseSettings):
     or as JSON. A path is a directory or, if there is none, a repository on the hub such as
     `owner/name@revision`. A request picks an adapter by its name in place of the model's. They stay
     in memory, and rows with different ones share forward passes."""
+
+    lora_memory: Bytes = 0
+    """Memory for adapters that are loaded while the model serves, by vLLM's routes
+    `/v1/load_lora_adapter` and `/v1/unload_lora_adapter`, which there are only with it. It is part
+    of the plan. Whoever may use the routes can read any directory with an adapter that the pod can
+    read: set API keys too. After a restart these adapters have to be loaded again."""
 
     truncate: bool = False
     """Whether a text that is longer than `max_model_len` is cut, in the tasks other than

@@ -137,7 +137,8 @@ def measure(settings: Settings, checkpoint: Checkpoint) -> Measured:
     unbatchable = reason_against_batches(task, skeleton)
     chunk, rows = largest_batch(settings, task, unbatchable, lengths.total)
     footprint = _measure(skeleton, checkpoint, packed, lengths, chunk, rows)
-    footprint = with_adapters(footprint, adapters, max(chunk, rows))
+    beside: dict[str, Any] = {"lora_memory": settings.lora_memory, "model": skeleton}
+    footprint = with_adapters(footprint, adapters, max(chunk, rows), **beside)
     notes = (*text_notes(skeleton), *packed.notes, *serving_notes(original, unbatchable, lengths))
     return Measured(checkpoint, skeleton, packed, adapters, footprint, chunk, rows, lengths, notes)
 

@@ -88,6 +88,11 @@ class Adapter:
     layers: Mapping[str, AdaptedLayer]
     base: str | None
 
+    @property
+    def widest(self) -> int:
+        """The most inputs or outputs of a layer that it changes."""
+        return max(max(each.in_features, each.out_features) for each in self.layers.values())
+
 
 def locate_adapter(source: str) -> Path:
     """Return the directory of an adapter, after fetching it if it is on the hub.

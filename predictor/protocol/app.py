@@ -38,6 +38,7 @@ from predictor.protocol.kserve.generate import GenerateEndpoints
 from predictor.protocol.kserve.rest_inference import InferenceEndpoints
 from predictor.protocol.kserve.rest_status import StatusEndpoints
 from predictor.protocol.kserve.triton import TritonEndpoints
+from predictor.protocol.openai.adapters import AdapterEndpoints, Adapters
 from predictor.protocol.openai.embeddings_rerank import EmbeddingsRerankEndpoints
 from predictor.protocol.openai.endpoints import OpenAIEndpoints
 from predictor.protocol.openai.tokens import TokenEndpoints
@@ -64,6 +65,7 @@ class Surface:
         tgi: Whether Text Generation Inference's routes are served.
         openai_prefix: The path before OpenAI's routes, which are served without one as well.
         keys: The API keys, one of which a request needs; none for none.
+        adapters: Loads and unloads adapters; None if that is not served.
         allowed_origins: Origins of web pages that may use the routes (CORS); ``*`` is any.
         access_log: Whether each request that may have a body is a line in the log.
         docs: Whether ``/docs`` shows the routes.
@@ -76,6 +78,7 @@ class Surface:
     tgi: bool = False
     openai_prefix: str = "/openai"
     keys: ApiKeys = field(default_factory=ApiKeys)
+    adapters: Adapters | None = None
     allowed_origins: Sequence[str] = ()
     access_log: bool = False
     docs: bool = False
@@ -132,6 +135,8 @@ def _routes(surface: Surface, models: Models, codec: Codec) -> Iterator[Route]:
     yield from _embedding_routes(lists)
     yield _get("/info", InfoEndpoint(models, surface.tgi).info)
     yield from _token_routes(TokenEndpoints(models))
+    if surface.adapters is not None:
+        yield from _adapter_routes(surface.openai_prefix, AdapterEndpoints(surface.adapters))
     if surface.torchserve:
         yield from _torchserve_routes(TorchServeEndpoints(models))
     if surface.tgi:
@@ -200,6 +205,12 @@ def _embedding_routes(endpoints: EmbeddingsRerankEndpoints) -> Iterator[Route]:
 def _token_routes(tokens: TokenEndpoints) -> Iterator[Route]:
     yield _post("/tokenize", tokens.tokenize)
     yield _post("/detokenize", tokens.detokenize)
+
+
+def _adapter_routes(prefix: str, endpoints: AdapterEndpoints) -> Iterator[Route]:
+    for path in dict.fromkeys((prefix, "")):
+        yield _post(f"{path}/v1/load_lora_adapter", endpoints.load)
+        yield _post(f"{path}/v1/unload_lora_adapter", endpoints.unload)
 
 
 def _torchserve_routes(torchserve: TorchServeEndpoints) -> Iterator[Route]:

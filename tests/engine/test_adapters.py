@@ -112,6 +112,12 @@ def test_adapters_are_in_the_plan(checkpoints: Checkpoints, tmp_path: Path) -> N
     assert adapted.footprint.activations >= alone.footprint.activations + size
 
 
+def test_memory_for_adapters_of_later_is_in_the_plan(checkpoints: Checkpoints) -> None:
+    folder = checkpoints("llama")
+    alone, roomy = planned(folder), planned(folder, lora_memory="1MiB")
+    assert roomy.footprint.activations >= alone.footprint.activations + 2**20
+
+
 def planned(folder: Path, **flags: Any) -> startup.Prepared:
     settings = read_settings({"model_dir": str(folder), **flags}, environ={})
     return startup.prepare(settings, startup.open_checkpoint(settings), resources())

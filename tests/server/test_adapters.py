@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.adapters import write_adapter
@@ -28,8 +29,21 @@ def adapted(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) 
         for seed, name in enumerate(("one", "two"))
     ]
     pairs = [f"{path.name}={path}" for path in paths]
-    with serve(folder, "--max_model_len=128", "--lora-modules", *pairs) as server:
+    flags = ("--max_model_len=128", "--lora_memory=512KiB")
+    with serve(folder, *flags, "--lora-modules", *pairs) as server:
         yield server.await_ready()
+
+
+@pytest.fixture(scope="module")
+def llama(checkpoints: Checkpoints) -> nn.Module:
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(checkpoints("llama"))
+    return model
+
+
+def change(served: Served, verb: str, **body: Any) -> httpx.Response:
+    """Loads or unloads an adapter."""
+    url = f"{served.url}/v1/{verb}_lora_adapter"
+    return httpx.post(url, json={f"lora_{key}": value for key, value in body.items()}, timeout=60)
 
 
 def by_openai(served: Served, model: str) -> str:
@@ -77,3 +91,95 @@ def test_an_unknown_adapter_is_no_model(adapted: Served) -> None:
     )
     assert response.status_code == 404
     assert "'three'" in response.text or '"three"' in response.text.replace("\\", "")
+
+
+# --- loaded while the server runs ---
+
+
+def test_an_adapter_is_loaded_and_unloaded_while_the_server_runs(
+    adapted: Served, llama: nn.Module, tmp_path: Path
+) -> None:
+    by_the_start = by_openai(adapted, "two")
+    same = write_adapter(tmp_path / "same", llama, ("q_proj", "down_proj"), seed=1)
+    other = write_adapter(tmp_path / "other", llama, ("q_proj", "up_proj"), seed=7)
+    loaded = change(adapted, "load", name="new", path=str(same))
+    assert (loaded.status_code, "'new' added" in loaded.text) == (200, True), loaded.text
+    assert by_openai(adapted, "new") == by_v1(adapted, "new") == by_the_start
+    assert change(adapted, "load", name="new", path=str(other)).status_code == 400
+    assert change(adapted, "unload", name="new").status_code == 200
+    with pytest.raises(openai.NotFoundError):
+        by_openai(adapted, "new")
+    assert change(adapted, "unload", name="new").status_code == 404
+    # Of the same name and prompt, and with nothing of the one before, cached prefixes included.
+    assert change(adapted, "load", name="new", path=str(other)).status_code == 200
+    assert by_openai(adapted, "new") not in (by_the_start, by_openai(adapted, adapted.name))
+    assert change(adapted, "unload", name="new").status_code == 200
+    assert by_openai(adapted, "two") == by_the_start
+
+
+def test_a_running_reply_keeps_its_adapter(
+    adapted: Served, llama: nn.Module, tmp_path: Path
+) -> None:
+    path = write_adapter(tmp_path / "short", llama, ("q_proj", "down_proj"), seed=1)
+    assert change(adapted, "load", name="short", path=str(path)).status_code == 200
+    body = {"model": "short", "prompt": PROMPT, "max_tokens": 60, "temperature": 0, "stream": True}
+    pieces = []
+    with (
+        openai.OpenAI(base_url=f"{adapted.url}/v1", api_key="none") as client,
+        client.completions.create(**body, extra_body={"ignore_eos": True}) as stream,
+    ):
+        for piece in stream:
+            if not pieces:
+                assert change(adapted, "unload", name="short").status_code == 200
+            pieces.append(piece.choices[0].text)
+        whole = client.completions.create(
+            **(body | {"model": "two", "stream": False}), extra_body={"ignore_eos": True}
+        )
+    assert "".join(pieces) == whole.choices[0].text
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"name": "x", "path": "/nowhere"}, "has no adapter_config.json"),
+        ({"name": "x"}, "lora_path"),
+        ({"name": "a/b", "path": "/x"}, "lora_name"),
+        ({"name": "", "path": "/x"}, "lora_name is empty"),
+        ({"name": "one", "path": "/x"}, "already"),
+        ({"name": "m", "path": "/x"}, "already"),
+    ],
+)
+def test_an_adapter_that_cannot_be_loaded_is_refused(
+    adapted: Served, body: dict[str, str], reason: str
+) -> None:
+    response = change(adapted, "load", **body)
+    assert response.status_code == 400
+    assert reason in response.json()["error"]["message"]
+
+
+def test_adapters_stay_within_their_memory_and_fit_the_model(
+    adapted: Served, llama: nn.Module, tmp_path: Path
+) -> None:
+    layers = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    large = write_adapter(tmp_path / "large", llama, layers, seed=3)
+    statuses, loaded = [], []
+    for number in range(40):
+        response = change(adapted, "load", name=f"l{number}", path=str(large))
+        statuses.append(response.status_code)
+        if response.status_code != 200:
+            break
+        loaded.append(f"l{number}")
+    assert statuses[0] == 200
+    assert statuses[-1] == 400
+    assert "of lora_memory (512.00 KiB)" in response.json()["error"]["message"]
+    for name in loaded:
+        assert change(adapted, "unload", name=name).status_code == 200
+    assert change(adapted, "load", name="again", path=str(large)).status_code == 200
+    assert change(adapted, "unload", name="again").status_code == 200
+
+
+def test_adapters_of_the_start_stay(adapted: Served) -> None:
+    response = change(adapted, "unload", name="one")
+    assert response.status_code == 400
+    assert "stay" in response.json()["error"]["message"]
+    assert by_openai(adapted, "one")

@@ -45,8 +45,13 @@ class _Matrices:
 class LoadedAdapters:
     """The adapters of a model, on the device that executes it.
 
+    Adapters come and go while the model computes, in another thread. A forward pass uses an adapter
+    only after `load` has returned, and not after `unload` is called.
+
     Attributes:
-        names: Their names.
+        model: The model.
+        dtype: The dtype in which they are kept.
+        names: The names of the adapters.
     """
 
     def __init__(
@@ -59,17 +64,35 @@ class LoadedAdapters:
             adapters: Adapters that `check_adapters` has accepted.
             device: The device that executes the model.
         """
-        self.names = frozenset(adapter.name for adapter in adapters)
+        self.model = model
+        self._device = device
+        self.dtype: torch.dtype = getattr(model, "dtype", torch.float32)
         self._rows: Mapping[str, torch.Tensor | None] = {}
         self._shape = 0, 0
-        by_layer: dict[str, dict[str, _Matrices]] = {}
-        dtype: torch.dtype = getattr(model, "dtype", torch.float32)
+        self._by_layer: dict[str, dict[str, _Matrices]] = {}
+        self.names: frozenset[str] = frozenset()
         for adapter in adapters:
-            for name, matrices in _read_all(adapter, device, dtype):
-                by_layer.setdefault(name, {})[adapter.name] = matrices
-        for name, each in by_layer.items():
-            hook = partial(self._add, name, each)
-            model.get_submodule(name).register_forward_hook(hook)
+            self.load(adapter)
+
+    def load(self, adapter: Adapter) -> None:
+        """Read the weights of an adapter that `check_adapters` has accepted, and attach it.
+
+        Raises:
+            LoadFailed: They cannot be read. The adapters are as before.
+        """
+        for name, matrices in list(_read_all(adapter, self._device, self.dtype)):
+            if name not in self._by_layer:
+                self._by_layer[name] = {}
+                hook = partial(self._add, name, self._by_layer[name])
+                self.model.get_submodule(name).register_forward_hook(hook)
+            self._by_layer[name][adapter.name] = matrices
+        self.names |= {adapter.name}
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter, which no sequence uses any more."""
+        self.names -= {name}
+        for matrices in self._by_layer.values():
+            matrices.pop(name, None)
 
     @classmethod
     def none(cls) -> LoadedAdapters:

@@ -46,6 +46,7 @@ class BatchRunner:
     Attributes:
         model: The model.
         cache: The pool.
+        adapters: The adapters that rows may use.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class BatchRunner:
         """
         self.model: Any = model
         self.cache = PagedKVCache(layers, pages, max_length, slots=slots, window_pages=window_pages)
-        self._device, self._adapters = device, adapters or LoadedAdapters.none()
+        self._device, self.adapters = device, adapters or LoadedAdapters.none()
         self._accepted = inspect.signature(model.forward).parameters
         self._name = cache_argument(model)
 
@@ -119,7 +120,7 @@ class BatchRunner:
             extra["position_ids"] = positions[:, layout.past :].clamp(min=0).to(self._device)
         if "logits_to_keep" in self._accepted:
             extra["logits_to_keep"] = 1
-        with self._adapters.used_by([row.adapter for row in rows], layout.new):
+        with self.adapters.used_by([row.adapter for row in rows], layout.new):
             output = self.model(
                 input_ids=ids.to(self._device),
                 attention_mask=self._mask(positions),

@@ -33,6 +33,7 @@ class SerialRunner:
 
     Attributes:
         model: The model.
+        adapters: The adapters that sequences may use.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class SerialRunner:
             adapters: The adapters that sequences may use, attached to the model.
         """
         self.model: Any = model
-        self._device, self._adapters = device, adapters or LoadedAdapters.none()
+        self._device, self.adapters = device, adapters or LoadedAdapters.none()
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         self._sequences: dict[int, _Sequence] = {}
 
@@ -78,7 +79,7 @@ class SerialRunner:
         if sequence is None:
             raise RuntimeError("the sequence's cache is gone")
         sequence.tokens += row.tokens
-        with self._adapters.used_by([row.adapter], len(row.tokens)):
+        with self.adapters.used_by([row.adapter], len(row.tokens)):
             output = self.model(**self._inputs(sequence, row))
         sequence.caches |= {
             name: value

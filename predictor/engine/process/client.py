@@ -10,6 +10,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 from predictor.engine.encoding.inputs import EncoderCallback, EncoderInput
@@ -24,12 +25,15 @@ from predictor.engine.generation.sampling_params import (
 from predictor.engine.model_thread import request_failed
 from predictor.engine.process.channel import Channel
 from predictor.engine.process.messages import (
+    AdapterLoaded,
     Broken,
     Cancel,
     Encode,
     ExpertsUsed,
     Generate,
+    LoadAdapter,
     Results,
+    UnloadAdapter,
     UseVocabulary,
 )
 from predictor.errors import EngineBroken, PredictorError
@@ -69,6 +73,7 @@ class EngineClient(Generic[Callback]):
         self._ended = ended
         self._keys = itertools.count()
         self._callbacks: dict[int, Callback] = {}
+        self._adapters: dict[str, Future[None]] = {}
         self._broken: EngineBroken | None = None
         self._health = Health()
         self._silence = Activity("The engine process says nothing, which")
@@ -98,8 +103,12 @@ class EngineClient(Generic[Callback]):
             self._broken = error
             callbacks = list(self._callbacks.values())
             self._callbacks.clear()
+            adapters = list(self._adapters.values())
+            self._adapters.clear()
         for callback in callbacks:
             self._end(callback, error)
+        for adapter in adapters:
+            adapter.set_exception(error)
         self._on_broken(error)
 
     def _register(self, callbacks: Sequence[Callback]) -> list[int]:
@@ -132,12 +141,24 @@ class EngineClient(Generic[Callback]):
             elif isinstance(message, ExpertsUsed):
                 apply_updates(message.updates)
                 self.expert_heat = message.layers
+            elif isinstance(message, AdapterLoaded):
+                self._take_adapter(message)
             elif isinstance(message, Broken):
                 self.abandon(message.error)
                 return
             elif message is None:
                 self.abandon(self._ended())
                 return
+
+    def _take_adapter(self, message: AdapterLoaded) -> None:
+        with self._lock:
+            loading = self._adapters.pop(message.key, None)
+        if loading is None:
+            return  # abandoned
+        if message.error is None:
+            loading.set_result(None)
+        else:
+            loading.set_exception(message.error)
 
     def _take(self, key: int, item: Any) -> None:
         callback = self._callbacks.get(key)
@@ -170,6 +191,29 @@ class GenerationClient(EngineClient[SequenceCallback]):
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Have grammars followed with this vocabulary."""
         self._channel.send(UseVocabulary(vocabulary))
+
+    def load_adapter(self, key: str, source: str) -> Future[None]:
+        """Have an adapter loaded; the future has the error that says why it cannot be.
+
+        Args:
+            key: A new name, under which sequences use it.
+            source: A directory or a repository on the hub.
+
+        Raises:
+            EngineBroken: The engine has ended.
+        """
+        loading: Future[None] = Future()
+        loading.set_running_or_notify_cancel()  # it cannot be cancelled
+        with self._lock:
+            if self._broken is not None:
+                raise self._broken
+            self._adapters[key] = loading
+        self._channel.send(LoadAdapter(key, source))
+        return loading
+
+    def unload_adapter(self, key: str) -> None:
+        """Have an adapter forgotten once no sequence uses it."""
+        self._channel.send(UnloadAdapter(key))
 
     def submit(
         self,

@@ -11,8 +11,17 @@ from predictor.engine.encoding.inputs import EncoderInput
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.sampling_params import CachedPrompt, FinishReason, Token
 from predictor.engine.process.channel import Channel
-from predictor.engine.process.messages import Cancel, Encode, Generate, Results, UseVocabulary
-from predictor.errors import EngineBroken, PredictorError
+from predictor.engine.process.hosted_adapters import HostedAdapters
+from predictor.engine.process.messages import (
+    Cancel,
+    Encode,
+    Generate,
+    LoadAdapter,
+    Results,
+    UnloadAdapter,
+    UseVocabulary,
+)
+from predictor.errors import EngineBroken, PredictorError, UnknownModel
 from predictor.metric_updates import MetricRecorder
 
 
@@ -34,6 +43,10 @@ class Outbox:
         """Add a result; called in the model thread."""
         self._items.append((key, item))
 
+    def send_now(self, key: int, item: Any) -> None:
+        """Send a result that no step of the model thread gives."""
+        self._channel.send(Results([(key, item)], ()))
+
     def flush(self) -> None:
         """Send what was collected; called in the model thread, after each step."""
         items, self._items = self._items, []
@@ -48,6 +61,7 @@ class _SequenceResults:
 
     key: int
     outbox: Outbox
+    adapters: HostedAdapters | None
 
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         self.outbox.add(self.key, cached)
@@ -58,15 +72,29 @@ class _SequenceResults:
 
     def on_finish(self, outcome: FinishReason | PredictorError) -> None:
         self.outbox.add(self.key, outcome)
+        if self.adapters is not None:
+            self.adapters.end(self.key)
 
 
 class EngineHost:
     """Hands the requests of the other process to an engine."""
 
-    def __init__(self, engine: Engine | EncoderEngine, outbox: Outbox) -> None:
-        """Take an engine that runs and calls `Outbox.flush` after each step."""
+    def __init__(
+        self,
+        engine: Engine | EncoderEngine,
+        outbox: Outbox,
+        adapters: HostedAdapters | None = None,
+    ) -> None:
+        """Take an engine that runs and calls `Outbox.flush` after each step.
+
+        Args:
+            engine: The engine.
+            outbox: Collects the results.
+            adapters: The adapters that come and go; None if there are none.
+        """
         self._engine = engine
         self._outbox = outbox
+        self._adapters = adapters
 
     def handle(self, message: object) -> None:
         """Handle a message from the other process.
@@ -76,16 +104,14 @@ class EngineHost:
         try:
             if isinstance(message, Cancel):
                 self._engine.cancel(message.key)
+                if self._adapters is not None:
+                    self._adapters.end(message.key)
             elif isinstance(message, Generate) and isinstance(self._engine, Engine):
-                results = _SequenceResults(message.key, self._outbox)
-                self._engine.submit(
-                    message.prompt,
-                    message.params,
-                    results,
-                    request=message.request,
-                    key=message.key,
-                    scope=message.scope,
-                )
+                self._generate(self._engine, message)
+            elif isinstance(message, LoadAdapter) and self._adapters is not None:
+                self._adapters.load(message.key, message.source)
+            elif isinstance(message, UnloadAdapter) and self._adapters is not None:
+                self._adapters.unload(message.key)
             elif isinstance(message, UseVocabulary) and isinstance(self._engine, Engine):
                 self._engine.use_vocabulary(message.vocabulary)
             elif isinstance(message, Encode) and isinstance(self._engine, EncoderEngine):
@@ -94,6 +120,21 @@ class EngineHost:
                     self._engine.submit(text, encoded, request=message.request, key=key)
         except EngineBroken:
             return
+
+    def _generate(self, engine: Engine, message: Generate) -> None:
+        adapters, adapter = self._adapters, message.params.adapter
+        if adapters is not None and not adapters.begin(message.key, adapter):
+            gone = UnknownModel("The adapter was unloaded before the request began.")
+            self._outbox.send_now(message.key, gone)
+            return
+        engine.submit(
+            message.prompt,
+            message.params,
+            _SequenceResults(message.key, self._outbox, adapters),
+            request=message.request,
+            key=message.key,
+            scope=message.scope,
+        )
 
     def _encoded(self, key: int) -> Callable[[Any], None]:
         return lambda result: self._outbox.add(key, result)

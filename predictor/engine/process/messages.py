@@ -52,6 +52,30 @@ class UseVocabulary:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadAdapter:
+    """Load an adapter beside those that are loaded; `AdapterLoaded` answers.
+
+    Attributes:
+        key: The name under which sequences use it.
+        source: A directory or a repository on the hub; see `locate_adapter`.
+    """
+
+    key: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadAdapter:
+    """Forget an adapter, which no sequence uses.
+
+    Attributes:
+        key: The name under which it was loaded.
+    """
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Encode:
     """Encode the texts of a request; see `EncoderEngine.submit`.
 
@@ -150,6 +174,19 @@ class ExpertsUsed:
 
     layers: tuple[LayerHeat, ...]
     updates: Sequence[Update]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterLoaded:
+    """The adapter of a `LoadAdapter` can be used, or was refused.
+
+    Attributes:
+        key: The name under which it was to be loaded.
+        error: The reason against it; None if it is loaded.
+    """
+
+    key: str
+    error: PredictorError | None
 
 
 @dataclass(frozen=True, slots=True)
