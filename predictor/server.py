@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from prometheus_client import REGISTRY
 
 from predictor import logs
-from predictor.adapter_registry import AdapterRegistry, register_adapters
+from predictor.adapter_registry import register_adapters
 from predictor.cache_scope import ScopeHeader
 from predictor.derived_metrics import DerivedMetrics
 from predictor.engine_process import EngineProcess
@@ -29,15 +29,14 @@ from predictor.errors import ConfigurationError, EngineBroken
 from predictor.metrics import STALLED
 from predictor.model import PredictorModel
 from predictor.protocol import sdk
-from predictor.protocol.app import Surface, install
+from predictor.protocol.app import install
 from predictor.protocol.examples import example_requests
 from predictor.protocol.http.authentication import ApiKeys
 from predictor.protocol.http.codec import CodecProcess
-from predictor.protocol.http.connections import ConnectionLimits
 from predictor.protocol.http.guarded_protocol import guarded_protocol
 from predictor.protocol.http.off_loop import take_short_turns
-from predictor.protocol.kserve.grpc_bounds import GrpcBounds
 from predictor.protocol.kserve.grpc_server import BoundServer, make_server
+from predictor.protocol_options import connection_limits_of, grpc_bounds_of, surface_of
 from predictor.settings import Settings
 from predictor.watchdog import POLL_SECONDS, Watchdog
 
@@ -93,7 +92,7 @@ class Server(ModelServer):
         adapters = register_adapters(settings, self._model, self.registered_models)
         install(
             sdk.own_app,
-            _surface(settings, self._keys, adapters),
+            surface_of(settings, self._keys, adapters),
             models=self.registered_models,
             admission=self._model.admission,
             codec=codec,
@@ -113,7 +112,7 @@ class Server(ModelServer):
         self._loop = asyncio.get_running_loop()
         take_short_turns()
         self._loop.set_default_executor(ThreadPoolExecutor(_CODEC_THREADS, "codec"))
-        protocol = guarded_protocol(_connection_limits(self._settings))
+        protocol = guarded_protocol(connection_limits_of(self._settings))
         http = sdk.rest_server(self, grace_period=1, http_protocol=protocol)
         closing = asyncio.Event()
         serving = [asyncio.create_task(http.serve(sockets=[listener]), name="HTTP")]
@@ -149,14 +148,7 @@ class Server(ModelServer):
             self.registered_models,
             host=settings.host,
             port=settings.grpc_port,
-            bounds=GrpcBounds(
-                self._model.admission,
-                settings.max_body_size,
-                connections=settings.max_connections,
-                header_bytes=settings.max_header_size,
-                timeout=settings.client_timeout,
-                body_rate=settings.min_body_rate,
-            ),
+            bounds=grpc_bounds_of(settings, self._model.admission),
             keys=self._keys,
             codec=self._codec,
             scope_header=ScopeHeader(settings.scope_header()),
@@ -237,32 +229,6 @@ class Server(ModelServer):
         # Until the last answers are written: requests leave the first gate then.
         while self._model.running or self._model.admission.requests:
             await asyncio.sleep(_POLL)
-
-
-def _surface(settings: Settings, keys: ApiKeys, adapters: AdapterRegistry | None) -> Surface:
-    return Surface(
-        settings.max_body_size,
-        load_unload=settings.enable_load_unload,
-        torchserve=settings.torchserve_api,
-        tgi=settings.tgi_api,
-        openai_prefix=settings.openai_route_prefix,
-        keys=keys,
-        adapters=adapters,
-        allowed_origins=settings.allowed_origins,
-        access_log=settings.access_log,
-        docs=settings.enable_docs_url,
-        scope_header=ScopeHeader(settings.scope_header()),
-    )
-
-
-def _connection_limits(settings: Settings) -> ConnectionLimits:
-    return ConnectionLimits(
-        connections=settings.max_connections,
-        header_bytes=settings.max_header_size,
-        header_count=settings.max_header_count,
-        timeout=settings.client_timeout,
-        body_rate=settings.min_body_rate,
-    )
 
 
 def _exit(code: int) -> None:
