@@ -32,8 +32,8 @@ def promtool_test(alert: str, case: Case) -> dict[str, Any]:
     series = [{"series": name, "values": values} for name, values in case.series.items()]
     firing = f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)'
     expected = [{"labels": "{}", "value": 1 if case.fires else 0}]
-    asked = {"expr": firing, "eval_time": f"{case.minute}m", "exp_samples": expected}
-    return {"interval": "1m", "input_series": series, "promql_expr_test": [asked]}
+    expression = {"expr": firing, "eval_time": f"{case.minute}m", "exp_samples": expected}
+    return {"interval": "1m", "input_series": series, "promql_expr_test": [expression]}
 
 
 @pytest.mark.parametrize("alert", ALERTS)
@@ -86,6 +86,6 @@ def test_an_alert_that_belongs_to_a_pod_names_it(tmp_path: Path) -> None:
         "exp_annotations": {**rule["annotations"], "summary": summary},
     }
     series = [{"series": name, "values": values} for name, values in case.series.items()]
-    asked = {"eval_time": "10m", "alertname": "PredictorHangs", "exp_alerts": [expected]}
-    test = {"interval": "1m", "input_series": series, "alert_rule_test": [asked]}
+    expression = {"eval_time": "10m", "alertname": "PredictorHangs", "exp_alerts": [expected]}
+    test = {"interval": "1m", "input_series": series, "alert_rule_test": [expression]}
     assert rule_faults(tmp_path, groups(), [test]) == ""

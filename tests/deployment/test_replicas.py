@@ -11,15 +11,15 @@ ON_DISK = 10 * MIB
 
 
 def test_each_replica_reads_what_is_on_disk_in_every_pass() -> None:
-    reads = ClaimReads.of(placed(OFFLOADED), 3, bandwidth=20 * MIB)
-    assert reads.as_json() == {
+    claim = ClaimReads.of(placed(OFFLOADED), 3, bandwidth=20 * MIB)
+    assert claim.as_json() == {
         "replicas": 3,
         "pass_bytes": ON_DISK,
         "total_bytes": 3 * ON_DISK,
         "bandwidth": 20 * MIB,
         "pass_seconds": 1.5,
     }
-    assert reads.lines() == [
+    assert claim.lines() == [
         "3 replicas on one claim read at most 10.00 MiB each in a forward pass, 30.00 MiB together",
         "at 20.00 MiB/s of the claim, a forward pass takes at least 1.50 s; "
         "with one replica, 0.50 s",
@@ -27,5 +27,5 @@ def test_each_replica_reads_what_is_on_disk_in_every_pass() -> None:
 
 
 def test_replicas_of_a_resident_model_read_nothing() -> None:
-    reads = ClaimReads.of(placed(RESIDENT), 4, bandwidth=MIB)
-    assert reads.lines() == ["4 replicas read nothing from a claim while they serve"]
+    claim = ClaimReads.of(placed(RESIDENT), 4, bandwidth=MIB)
+    assert claim.lines() == ["4 replicas read nothing from a claim while they serve"]
