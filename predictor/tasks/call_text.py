@@ -36,6 +36,7 @@ class CallText:
         self._first = first
         self._text = ""
         self._depth = 0
+        self._is_closing = False
         self._is_string = False
         self._position = 0
 
@@ -44,6 +45,7 @@ class CallText:
         self._text += text
         while True:
             if not self._depth:
+                self._pass_brace()
                 head = _HEAD.match(self._text)
                 if head is None or (name := _name(head[1])) not in self._names:
                     return
@@ -57,12 +59,20 @@ class CallText:
                 yield CallPart(self._first + self.calls - 1, arguments)
             if self._depth or not end:
                 return
-            self._text = self._text.lstrip().removeprefix("}")
+            self._is_closing = True
 
     def rest(self) -> str:
         """Return the text after the last call, without what closes a list of calls."""
-        text = self._text.strip().removeprefix("}")
+        if self._depth:
+            return ""
+        self._pass_brace()
+        text = self._text.strip()
         return text if text.strip("] ;,\t\r\n") else ""
+
+    def _pass_brace(self) -> None:
+        """Drop the bracket that closes the call before, once it is there."""
+        if self._is_closing and (text := self._text.lstrip()):
+            self._text, self._is_closing = text.removeprefix("}"), False
 
     def _end(self) -> int:
         """Return where the arguments end, or the text if they go on; count their brackets."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from predictor.tasks.call_text import CallText
@@ -214,29 +214,20 @@ class NamedCallParser:
 
 
 class CallListParser:
-    """Takes a list of calls in JSON, which a grammar has the reply be, one call at a time."""
+    """Takes a list of calls in JSON, which a grammar has the reply be.
 
-    def __init__(self) -> None:
-        """Begin a reply."""
-        self._text = ""
-        self._calls = 0
+    A reply that is cut within a call has the arguments that were written, as of a named function.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        """Begin a reply.
+
+        Args:
+            names: The functions that may be called.
+        """
+        self._calls = CallText(0, names)
 
     def feed(self, text: str, *, is_last: bool) -> MessagePart:
         """Take the next characters of the reply, and return what they make certain."""
-        self._text += text
-        calls = []
-        while (call := self._next()) is not None:
-            calls.append(new_call(self._calls, *call))
-            self._calls += 1
-        return MessagePart(calls=tuple(calls))
-
-    def _next(self) -> tuple[str, str] | None:
-        start = self._text.find("{")
-        if start < 0 or "}" not in self._text:
-            return None
-        try:
-            value, end = json.JSONDecoder().raw_decode(self._text, start)
-        except (ValueError, RecursionError):  # the call goes on
-            return None
-        self._text = self._text[end:]
-        return name_and_arguments(value)
+        calls = tuple(self._calls.feed(text))
+        return MessagePart(self._calls.rest() if is_last else "", calls=calls)

@@ -141,7 +141,10 @@ def _forced_parser(conversation: Conversation) -> Callable[[], MessageParser] | 
     if conversation.forced is None:
         return None
     name = conversation.forced.function
-    return CallListParser if name is None else partial(NamedCallParser, name)
+    if name is not None:
+        return partial(NamedCallParser, name)
+    names = frozenset(tool["function"]["name"] for tool in conversation.tools)
+    return partial(CallListParser, names)
 
 
 def _texts(tokenizer: Any) -> str:

@@ -20,7 +20,7 @@ from predictor.tasks.reply_formats import (
 )
 from predictor.tasks.request import Conversation, ForcedCalls, Grammar, Message
 from predictor.tasks.structured_output import StructuredOutput, vocabulary_of
-from predictor.tasks.tool_calls import CallPart, joined
+from predictor.tasks.tool_calls import CallPart, MessagePart, joined
 from tests.checkpoints import byte_tokenizer
 
 WEATHER = {
@@ -413,6 +413,30 @@ def test_the_arguments_of_a_named_call_come_as_they_are_written() -> None:
     assert (first[0].name, first[0].arguments) == ("f", '{"a"')
     assert second == (CallPart(0, ": 1}"),)
     assert parser.feed("", is_last=True).calls == ()
+
+
+def test_required_calls_come_as_they_are_written_and_one_that_is_cut_is_not_lost() -> None:
+    tools = conversation(forced=ForcedCalls())
+    reply_form = form("").reply_form(tools, "")
+    assert reply_form is not None
+    parser = reply_form.new_parser()
+    reply = '[{"name": "get_weather", "parameters": {"city": "Ulm"}}, {"name": "get_weather", '
+    early = [part for text in reply for part in parser.feed(text, is_last=False).calls]
+    assert "".join(part.arguments for part in early) == '{"city": "Ulm"}'
+    late = (*parser.feed('"parameters": {"ci', is_last=False).calls,)
+    assert [(part.index, part.name, part.arguments) for part in late] == [
+        (1, "get_weather", ""),
+        (1, None, '{"ci'),
+    ]
+    assert parser.feed("", is_last=True) == MessagePart()
+
+
+def test_required_calls_that_are_cut_before_their_arguments_are_text() -> None:
+    reply_form = form("").reply_form(conversation(forced=ForcedCalls()), "")
+    assert reply_form is not None
+    parser = reply_form.new_parser()
+    assert parser.feed('[{"name": "get_', is_last=False) == MessagePart()
+    assert parser.feed("", is_last=True) == MessagePart('[{"name": "get_')
 
 
 def test_special_tokens_that_mark_parts_stay_in_the_text() -> None:
