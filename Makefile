@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 LATEST ?= .venv-latest
+CLIENTS ?= .venv-clients
 BIN := $(VENV)/bin
 PIN := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
@@ -28,7 +29,7 @@ PYTEST := $(BIN)/python $(TESTS)
 # Else every process compiles torch and transformers again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-all test-image test-latest lint types contracts tests docs docs-build \
+.PHONY: serve clients client-pins test test-all test-image test-latest lint types contracts tests docs docs-build \
 	generate image benchmarks constraints clean
 
 serve: $(VENV)/serve.stamp
@@ -67,6 +68,20 @@ test-latest: $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(LATEST)/bin/python --no-deps --editable .
 	$(BIN)/uv pip list --python $(LATEST)/bin/python
 	$(LATEST)/bin/python $(TESTS) --ignore tests/image $(PYTEST_FLAGS)
+
+# The clients that tests/clients runs, in an environment of their own: their versions clash with ours.
+clients: $(CLIENTS)/clients.stamp
+
+$(CLIENTS)/clients.stamp: $(BIN)/uv tests/clients/pins.txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(CLIENTS)
+	$(BIN)/uv pip sync --quiet --python $(CLIENTS)/bin/python tests/clients/pins.txt
+	touch $@
+
+client-pins: $(BIN)/uv
+	{ echo "# Every version of the clients that tests/clients runs. Made by: make client-pins"; \
+	  $(BIN)/uv pip compile --group clients --universal --python-version 3.11 \
+	    --no-annotate --no-header --quiet; } > pins.new
+	mv pins.new tests/clients/pins.txt
 
 # The documentation site. The variable turns off a notice about another program's next version.
 docs docs-build: export NO_MKDOCS_2_WARNING = 1
@@ -109,7 +124,7 @@ constraints: $(VENV)/test.stamp
 	mv constraints.new constraints.txt
 
 clean:
-	rm -rf $(VENV) $(LATEST) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache \
+	rm -rf $(VENV) $(LATEST) $(CLIENTS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache \
 	  .hypothesis .schemathesis
 
 $(BIN)/uv:

@@ -20,6 +20,11 @@ SERVER_NAME = "accelerate-predictor"
 """The name of this server in metadata and as the owner of its model."""
 
 
+PLACEHOLDERS = ("dummy", "tgi")
+"""Names that clients of Hugging Face's servers send for the one model that those serve:
+huggingface_hub's ``InferenceClient``, and the examples of Text Generation Inference."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The capacity of a model.
@@ -126,6 +131,17 @@ def find(models: Models, name: str, version: str | None = None) -> ServedModel:
             f"Model {quote(name)} has no version {quote(version)}; it has {model.version!r}."
         )
     return model
+
+
+def find_in_body(models: Models, name: str) -> ServedModel:
+    """Return the model that a body names, or the first one for a placeholder.
+
+    Raises:
+        UnknownModel: There is no such model.
+    """
+    if name in PLACEHOLDERS and models.get_model(name) is None:
+        name = next(iter(models.get_models()), name)
+    return find(models, name)
 
 
 async def require_ready(model: ServedModel) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import httpx
+import huggingface_hub
 import kserve
 import openai
 import pytest
@@ -111,3 +112,19 @@ def test_a_request_is_counted_by_the_model_that_it_names(path: str, stream: bool
         httpx.post(f"{served.url}/v1/embeddings", json={"model": "sql", "input": "a"})
     changes = [counts(*outcome) - was for outcome, was in zip(outcomes, before, strict=True)]
     assert changes == [2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["dummy", "tgi"])
+def test_a_placeholder_of_hugging_faces_clients_is_the_model(
+    client: httpx.Client, name: str
+) -> None:
+    body = {"model": name, "prompt": "a"}
+    answer = client.post("/v1/completions", json=body)
+    assert (answer.status_code, answer.json()["model"]) == (200, "echo")
+    assert client.get("/v1/models").json()["models"] == ["echo"]
+
+
+def test_hugging_faces_client_chats_without_a_models_name(served: Served) -> None:
+    with huggingface_hub.InferenceClient(served.url, timeout=30) as hub:
+        answer = hub.chat_completion([{"role": "user", "content": "a"}])
+    assert answer.choices[0].message.content == "USER: A"

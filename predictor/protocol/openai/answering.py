@@ -19,7 +19,7 @@ from predictor.protocol.http.requests import read_body
 from predictor.protocol.http.sse import event_stream
 from predictor.protocol.openai.keys import IgnoredKeys
 from predictor.protocol.openai.request import decode_body
-from predictor.protocol.served import Models, find, require_generating
+from predictor.protocol.served import Models, find_in_body, require_generating
 from predictor.tasks.answers import Completion, Piece, json_size, of_type
 from predictor.tasks.request import GenerationRequest
 
@@ -124,7 +124,7 @@ class Answering:
             counting = count.enter_context(counted(base, self.protocol))
             body = await read_body(request)
             name, call = await self.codec.run(len(body), decode_body, body, decode)
-            model = find(self.models, name)
+            model = find_in_body(self.models, name)
             counting.model_name = model.name
             await require_generating(model)
             if isinstance(call, RequestError):

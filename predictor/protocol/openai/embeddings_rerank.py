@@ -40,7 +40,7 @@ from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.http.requests import read_body
 from predictor.protocol.openai.keys import IgnoredKeys, Refusal, split_keys
 from predictor.protocol.openai.request import model_name
-from predictor.protocol.served import Models, ServedModel, find, require_task
+from predictor.protocol.served import Models, ServedModel, find_in_body, require_task
 from predictor.tasks.answers import Answer, Classes, Score, Vector, json_size, of_type
 from predictor.tasks.request import MAX_INSTANCES, MAX_TEXTS, TOKENS, TaskRequest
 from predictor.tasks.task import RawInstance
@@ -85,7 +85,7 @@ class EmbeddingsRerankEndpoints:
         """``POST {prefix}/v1/embeddings``: a vector for each text or list of tokens."""
         with self._counting("openai") as counting:
             document, size = await _document(request)
-            model = find(self.models, model_name(document))
+            model = find_in_body(self.models, model_name(document))
             counting.model_name = model.name
             spec = await require_task(model, "text_embedding")
             given = self._followed(document, _EMBEDDINGS)
@@ -107,7 +107,7 @@ class EmbeddingsRerankEndpoints:
         """``POST {prefix}/v1/rerank``: the documents, best first."""
         with self._counting("openai") as counting:
             document, size = await _document(request)
-            model = find(self.models, model_name(document))
+            model = find_in_body(self.models, model_name(document))
             counting.model_name = model.name
             spec = await require_task(model, "rerank")
             given = self._followed(document, _RERANK)

@@ -23,7 +23,7 @@ from predictor.protocol.openai import tools
 from predictor.protocol.openai.chat import conversation_of
 from predictor.protocol.openai.keys import REFUSED, IgnoredKeys, Refusal, split_keys
 from predictor.protocol.openai.nested_keys import nested_names
-from predictor.protocol.served import Models, ServedModel, find, require_ready
+from predictor.protocol.served import Models, ServedModel, find_in_body, require_ready
 from predictor.tasks.text_tokens import TextTokens
 
 _TOKENIZE = (
@@ -81,7 +81,7 @@ class TokenEndpoints:
     async def _model(self, given: Mapping[str, object]) -> ServedModel:
         """Return the model of this name; without a name, the one that is served."""
         name = optional(given, "model", str, "model") or next(iter(self.models.get_models()), "")
-        model = find(self.models, name)
+        model = find_in_body(self.models, name)
         await require_ready(model)
         return model
 
