@@ -31,6 +31,7 @@ INTERFACES = (
     *uncalled("torch", "_grouped_mm"),
     *uncalled("torch", "_int_mm"),
     *uncalled("torch.fx.experimental._config", "meta_nonzero_assume_all_nonzero"),
+    *uncalled("torch._C", "DisableTorchFunctionSubclass"),
     *uncalled("torch.nn", "_parameters", "_buffers", "_modules", of="Module"),
 )
 
@@ -49,6 +50,10 @@ GROUPED_PRODUCTS = (functional.grouped_mm, torch._grouped_mm)
 
 int_mm = torch._int_mm
 """The product of two matrices in int8, in int32."""
+
+
+WithoutSubclasses = torch._C.DisableTorchFunctionSubclass
+"""A context in which subclasses of tensors are plain ones (PyTorch's notes on extending it)."""
 
 
 @contextlib.contextmanager

@@ -9,9 +9,12 @@ laid out as rows that end together:
     row 1   . . p p p p n n n n n      .: padding (page 0, which stays zero)
 
 The model computes the new columns alone, with a mask that hides the padding. A layer writes its new
-keys and values to their pages and gathers whole rows. transformers calls that left padding, so it
+keys and values to their pages and returns whole rows. transformers calls that left padding, so it
 works for every architecture that can be batched at all, ALiBi among them. Padding is never written,
 so no row can see another, whatever is computed there.
+
+On a processor, rows are not copied if the model gives them to PyTorch's attention (`cached_rows`).
+Else, they are gathered.
 
 Layers that attend to a window have a pool of their own, with a second table of pages. After a
 forward pass, its sequences give back the pages of tokens that have left the window. The columns of
@@ -32,8 +35,9 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin  # public: `transformers` exports it, untyped
 
+from predictor.engine.generation.cached_rows import CachedRows, Source
 from predictor.engine.generation.kv_accounting import PADDING_PAGES
-from predictor.engine.generation.layout import Indices, Layout, SequenceChunk
+from predictor.engine.generation.layout import Layout, SequenceChunk
 from predictor.engine.generation.page_pool import PagePool
 from predictor.engine.generation.pages import PageTable
 from predictor.engine.generation.state_cache import StateLayer, StateSlots
@@ -51,6 +55,7 @@ class PagedKVCache(Cache):
 
     Attributes:
         layout: The layout of the forward pass that runs.
+        gathers: Whether rows are gathered always.
         states: The slots of layers that keep a state.
         pages: The owners of the pages.
     """
@@ -75,6 +80,7 @@ class PagedKVCache(Cache):
                 whole sequences.
         """
         self.layout: Layout | None = None
+        self.gathers = False
         self.states = StateSlots(slots)
         self._has_pages = pages > 0
         self.pages = PagePool(pages, max_length)
@@ -174,7 +180,7 @@ class PagedKVCache(Cache):
 
 
 class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """The keys and values of one layer, each of shape (pages, heads, head size)."""
+    """The keys and values of one layer, each of shape (heads, pages, head size)."""
 
     def __init__(self, cache: PagedKVCache, pages: int, window: int = 0) -> None:
         """Make an empty layer of a pool.
@@ -194,11 +200,11 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Take the layer's memory, on the device where it executes."""
         self.keys, self.values = (
-            states.new_empty(self._pages, states.shape[1], states.shape[3])
+            states.new_empty(states.shape[1], self._pages, states.shape[3])
             for states in (key_states, value_states)
         )
         for pool in (self.keys, self.values):
-            pool[:PADDING_PAGES] = 0
+            pool[:, :PADDING_PAGES] = 0
         self.is_initialized = True
 
     def update(
@@ -217,11 +223,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """
         if not self.is_initialized:
             PagedLayer.lazy_initialization(self, key_states, value_states)
-        indices = self._layout.indices(key_states.device, self._window)
-        return (
-            _exchange(self.keys, key_states, indices),
-            _exchange(self.values, value_states, indices),
-        )
+        return self._exchange(self.keys, key_states), self._exchange(self.values, value_states)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return how many columns there are, and the first of them."""
@@ -235,6 +237,18 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def get_max_length(self) -> int:
         """Return that there is no length at which the layer forgets."""
         return -1
+
+    def _exchange(self, pool: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
+        if pool is None:
+            raise RuntimeError("the layer has no memory yet")
+        layout = self._layout
+        indices = layout.indices(pool.device, self._window)
+        by_token, fresh = states.transpose(0, 1).flatten(1, 2), indices.fresh
+        pool.index_copy_(1, indices.written, by_token if fresh is None else by_token[:, fresh])
+        source = Source(pool, layout, self._window)
+        if self._cache.gathers or pool.device.type != "cpu":
+            return source.gathered()
+        return CachedRows.of(source, len(states), layout.past_within(self._window) + layout.new)
 
     @property
     def _layout(self) -> Layout:
@@ -265,13 +279,3 @@ def _layer(cache: PagedKVCache, layer: CacheLayer, pages: int, window: int) -> A
     if layer.kind in HYBRID_KINDS:
         return HybridLayer(cache, pages, window, layer.states)
     return PagedLayer(cache, pages, window)
-
-
-def _exchange(pool: torch.Tensor | None, states: torch.Tensor, indices: Indices) -> torch.Tensor:
-    if pool is None:
-        raise RuntimeError("the layer has no memory yet")
-    by_token, fresh = states.transpose(1, 2).flatten(0, 1), indices.fresh
-    pool.index_copy_(0, indices.written, by_token if fresh is None else by_token[fresh])
-    gather = indices.gather
-    rows = pool.index_select(0, gather.flatten()).view(*gather.shape, *pool.shape[1:])
-    return rows.transpose(1, 2)

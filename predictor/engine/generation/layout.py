@@ -5,14 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
 from predictor.shape_buckets import bucket_context, bucket_new_tokens
 
 _HOST = torch.device("cpu")
+
+_MOST_NOTES = 4
+"""Masks of a forward pass that are remembered: one for each kind of layer. A model that makes one
+for each layer has no more of them in memory."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +47,48 @@ class SequenceChunk:
 
 @dataclass(frozen=True, slots=True)
 class Indices:
-    """The pages of a forward pass in one pool.
+    """The pages of the new tokens of a forward pass in one pool.
 
     Attributes:
-        gather: The pages of the columns that a layer attends to, of shape (rows, columns).
         written: The pages of the new tokens, of shape (tokens,).
         fresh: Which of the computed columns are written there, of shape (tokens,); None for all.
     """
 
-    gather: torch.Tensor
     written: torch.Tensor
     fresh: torch.Tensor | None
 
     def to(self, device: torch.device) -> Indices:
         """Return a copy on a device."""
         fresh = None if self.fresh is None else self.fresh.to(device)
-        return Indices(self.gather.to(device), self.written.to(device), fresh)
+        return Indices(self.written.to(device), fresh)
+
+
+@dataclass(frozen=True, slots=True)
+class RowPages:
+    """The pages of the columns that a layer attends to in one row.
+
+    Attributes:
+        pages: The pages, on the host, of shape (tokens,).
+        new: How many of the last ones are of new tokens.
+        joined: The first token from which on they follow each other in the pool.
+    """
+
+    pages: torch.Tensor
+    new: int
+    joined: int
+
+    def read(self, pool: torch.Tensor, first: int) -> torch.Tensor:
+        """Return the keys or values of the row, of shape (1, heads, tokens, size).
+
+        Args:
+            pool: Those of all pages, of shape (heads, pages, size).
+            first: The token to begin with, which is counted from the first of the pages.
+        """
+        pages = self.pages[first:]
+        if first >= self.joined:
+            start = int(pages[0])
+            return pool[None, :, start : start + len(pages)]
+        return pool.index_select(1, pages.to(pool.device))[None]
 
 
 class Layout:
@@ -97,7 +131,10 @@ class Layout:
             raise ValueError("rows that continue a state have unequal numbers of new tokens")
         self._rows, self._pages, self._window_pages = rows, pages, window_pages
         self._fresh = self._find_fresh() if is_padded else None
-        self._by_window: dict[tuple[torch.device, int], Indices] = {}
+        self._indices: dict[tuple[torch.device, int], Indices] = {}
+        self._gather: dict[tuple[torch.device, int], torch.Tensor] = {}
+        self._row_pages: dict[int, tuple[RowPages, ...]] = {}
+        self._notes: deque[tuple[torch.Tensor, Any]] = deque(maxlen=_MOST_NOTES)
 
     def past_within(self, window: int) -> int:
         """Return how many columns before the new ones a layer attends to.
@@ -115,24 +152,73 @@ class Layout:
             window: The window of the layer, see `past_within`.
         """
         key = (device, window)
-        if key not in self._by_window:
+        if key not in self._indices:
             is_host = device.type == "cpu"
-            self._by_window[key] = (
-                self._place(window) if is_host else self.indices(_HOST, window).to(device)
+            self._indices[key] = (
+                self._find_written(window) if is_host else self.indices(_HOST, window).to(device)
             )
-        return self._by_window[key]
+        return self._indices[key]
 
-    def _place(self, window: int) -> Indices:
+    def gather(self, device: torch.device, window: int = 0) -> torch.Tensor:
+        """Return the pages of the columns that a layer attends to, of shape (rows, columns).
+
+        Args:
+            device: The device.
+            window: The window of the layer, see `past_within`.
+        """
+        key = (device, window)
+        if key not in self._gather:
+            is_host = device.type == "cpu"
+            self._gather[key] = (
+                self._find_columns(window) if is_host else self.gather(_HOST, window).to(device)
+            )
+        return self._gather[key]
+
+    def row_pages(self, window: int = 0) -> tuple[RowPages, ...]:
+        """Return the same for each row, without padding.
+
+        Args:
+            window: The window of the layer, see `past_within`.
+        """
+        if window not in self._row_pages:
+            columns = self.past_within(window) + self.new
+            self._row_pages[window] = tuple(
+                RowPages(own[-columns:], len(row.tokens), _find_joined(own[-columns:]))
+                for row, own in zip(self._rows, self._pages_within(window), strict=True)
+            )
+        return self._row_pages[window]
+
+    def noted(self, mask: torch.Tensor, read: Callable[[torch.Tensor], T]) -> T:
+        """Return what a function returns for a mask, which it reads once in a forward pass.
+
+        Args:
+            mask: A mask, which many layers share.
+            read: The function; the same for all masks.
+        """
+        for noted, result in self._notes:
+            if noted is mask:
+                note: T = result
+                return note
+        self._notes.append((mask, note := read(mask)))
+        return note
+
+    def _pages_within(self, window: int) -> Sequence[torch.Tensor]:
         pages = self._window_pages if window else self._pages
         if pages is None:
             raise RuntimeError("no token is kept")
+        return pages
+
+    def _find_written(self, window: int) -> Indices:
+        pages = self._pages_within(window)
+        written = [own[row.start :] for row, own in zip(self._rows, pages, strict=True)]
+        return Indices(torch.cat(written), self._fresh)
+
+    def _find_columns(self, window: int) -> torch.Tensor:
         columns = self.past_within(window) + self.new
         gather = torch.zeros(len(self._rows), columns, dtype=torch.long)
-        for index, own in enumerate(pages):
-            seen = own[-columns:]
-            gather[index, columns - len(seen) :] = seen
-        written = [own[row.start :] for row, own in zip(self._rows, pages, strict=True)]
-        return Indices(gather, torch.cat(written), self._fresh)
+        for index, row in enumerate(self.row_pages(window)):
+            gather[index, columns - len(row.pages) :] = row.pages
+        return gather
 
     def _find_fresh(self) -> torch.Tensor:
         ends = range(self.new, (len(self._rows) + 1) * self.new, self.new)
@@ -142,3 +228,8 @@ class Layout:
                 for row, end in zip(self._rows, ends, strict=True)
             ]
         )
+
+
+def _find_joined(pages: torch.Tensor) -> int:
+    breaks = (pages[1:] - pages[:-1] != 1).nonzero()
+    return int(breaks[-1]) + 1 if len(breaks) else 0

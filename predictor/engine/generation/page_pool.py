@@ -23,6 +23,10 @@ MAX_BLOCKS = 2**16
 """Most blocks, each of which takes about 600 bytes of main memory besides its pages. They hold a
 million tokens."""
 
+_EVICTED_TOKENS, _LEAST_POOL_PART = 256, 32
+"""Tokens of blocks that go at a time, and the part of the pool that they are at most. Those that go
+together mostly come from one sequence, so the next one gets consecutive pages."""
+
 
 @dataclass(slots=True, eq=False)
 class _Block:
@@ -50,6 +54,7 @@ class PagePool(PageTable):
         """Begin with all pages free; see `PageTable`."""
         super().__init__(pages, max_length)
         self.shared = 0
+        self._evicted_tokens = min(_EVICTED_TOKENS, pages // _LEAST_POOL_PART)
         self._blocks: dict[bytes, _Block] = {}
         self._unowned: OrderedDict[bytes, _Block] = OrderedDict()
         self._blocks_of: defaultdict[int, dict[int, _Block]] = defaultdict(dict)
@@ -57,13 +62,15 @@ class PagePool(PageTable):
     @property
     def free(self) -> int:
         """How many pages no sequence owns."""
-        return super().free + BLOCK_TOKENS * len(self._unowned)
+        return self._free.count + BLOCK_TOKENS * len(self._unowned)
 
     def take(self, key: int, end: int) -> torch.Tensor:
         """Return the pages of a sequence's first tokens; see `PageTable`. Blocks go for them."""
         lacking = end - self.count(key)
-        while super().free < lacking and self._unowned:
-            self._evict()
+        if self._free.count < lacking:
+            wanted = max(lacking, self._evicted_tokens)
+            while self._free.count < wanted and self._unowned:
+                self._evict()
         return super().take(key, end)
 
     def release(self, key: int) -> None:
@@ -75,7 +82,7 @@ class PagePool(PageTable):
         for index, block in reversed(blocks.items()):
             is_private[index * BLOCK_TOKENS :][:BLOCK_TOKENS] = False
             self._leave(block)
-        self._put_back(own.pages[: own.end][is_private])
+        self._free.put_back(own.pages[: own.end][is_private])
 
     def enter(self, key: int, index: int, digest: bytes) -> None:
         """Note that a block of a sequence is complete. It stays private if there is one like it.
@@ -131,9 +138,9 @@ class PagePool(PageTable):
         elif self._blocks.get(block.digest) is block:
             self._unowned[block.digest] = block
         else:
-            self._put_back(torch.tensor(block.pages))
+            self._free.put_back(torch.tensor(block.pages))
 
     def _evict(self) -> None:
         _, block = self._unowned.popitem(last=False)
         del self._blocks[block.digest]
-        self._put_back(torch.tensor(block.pages))
+        self._free.put_back(torch.tensor(block.pages))

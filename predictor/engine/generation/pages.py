@@ -1,8 +1,9 @@
 """The pages of a pool, and the sequences that own them.
 
 A page holds the keys and values of one token in every layer of a pool. A sequence owns any free
-pages. Layers that keep whole sequences share one pool. Layers that attend to a window share
-another, where a sequence gives back the pages of tokens that have left the window.
+pages, consecutive ones where it can (`free_pages`). Layers that keep whole sequences share one
+pool. Layers that attend to a window share another, where a sequence gives back the pages of tokens
+that have left the window.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from predictor.engine.generation.free_pages import NO_PAGE, FreePages
 from predictor.engine.generation.kv_accounting import PADDING_PAGES, usable_tokens
 
 _PADDING = 0
@@ -36,15 +38,14 @@ class PageTable:
             pages: Pages of the pool, including the padding; 0 if none is kept.
             max_length: Tokens of the longest sequence.
         """
-        self._free_count = usable_tokens(pages) if pages else 0
-        self._free = torch.arange(PADDING_PAGES, PADDING_PAGES + self._free_count).flip(0)
+        self._free = FreePages(PADDING_PAGES, usable_tokens(pages) if pages else 0)
         self._max_length = max_length
         self._owned: dict[int, _Owned] = {}
 
     @property
     def free(self) -> int:
         """How many pages no sequence owns."""
-        return self._free_count
+        return self._free.count
 
     def owns(self, key: int) -> bool:
         """Return whether a sequence has had pages since it began."""
@@ -75,16 +76,15 @@ class PageTable:
             MemoryError: There are not enough pages.
         """
         lacking = max(0, end - self.count(key))
-        if lacking > self._free_count:
-            raise MemoryError(f"{lacking} KV pages needed, {self._free_count} are free")
-        self._free_count -= lacking
-        return self._append(key, self._free[self._free_count : self._free_count + lacking])[:end]
+        if lacking > self._free.count:
+            raise MemoryError(f"{lacking} KV pages needed, {self._free.count} are free")
+        return self._append(key, self._free.take(lacking, self._last(key)))[:end]
 
     def forget(self, key: int, before: int) -> None:
         """Free the pages of a sequence's tokens before a position."""
         own = self._owned[key]
         if before > own.first:
-            self._put_back(own.pages[own.first : before])
+            self._free.put_back(own.pages[own.first : before])
             own.pages[own.first : before] = _PADDING
             own.first = before
 
@@ -92,7 +92,12 @@ class PageTable:
         """Free all pages of a sequence."""
         own = self._owned.pop(key, None)
         if own is not None:
-            self._put_back(own.pages[own.first : own.end])
+            self._free.put_back(own.pages[own.first : own.end])
+
+    def _last(self, key: int) -> int:
+        """The last page of a sequence, or `NO_PAGE`."""
+        own = self._owned.get(key)
+        return NO_PAGE if own is None or not own.end else int(own.pages[own.end - 1])
 
     def _append(self, key: int, pages: torch.Tensor) -> torch.Tensor:
         """Give a sequence further pages; return all of its."""
@@ -106,8 +111,3 @@ class PageTable:
     @torch.inference_mode(mode=False)  # within a pass too: a plan between passes adds to it
     def _no_pages(self) -> torch.Tensor:
         return torch.empty(self._max_length, dtype=torch.long)
-
-    def _put_back(self, pages: torch.Tensor) -> None:
-        count = len(pages)
-        self._free[self._free_count : self._free_count + count] = pages
-        self._free_count += count

@@ -255,9 +255,11 @@ def _open_runner(
             return check_batch_invariance(runner, model, device, one_by_one=one_by_one)
 
         steps = (False, True) if runner.cache.keeps_state else (False,)
-        one_by_one, reason = check_once("batches", check_batch, steps, warmup_cache)
-        if reason is None:
-            return _Opened(runner, None, one_by_one)
+        for name, gathers in (("batches", False), ("batches_gathered", True)):
+            runner.cache.gathers = gathers
+            one_by_one, reason = check_once(name, check_batch, steps, warmup_cache)
+            if reason is None:
+                return _Opened(runner, None, one_by_one)
     serial = SerialRunner(model, device=device, adapters=adapters)
 
     def check(one_by_one: bool) -> str | None:

@@ -1,0 +1,140 @@
+"""Attention of each row of a forward pass to its own pages, without padding.
+
+A row with consecutive pages attends to a view of the pool. Other rows copy theirs, one row at a
+time. What a mask hides before the first column that a row sees, be it padding or what has left a
+window, is not read. One new token sees all of the rest, and so needs no mask.
+
+Heads of queries that share a head of keys are computed as further queries of that head, so that
+keys and values are read once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from predictor.engine.generation.layout import Layout, RowPages
+
+_MOST_PACKED = 16
+"""New tokens of a row whose heads are computed as further queries. With more, copying the mask for
+each of those heads costs as much as it saves."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowMask:
+    """The mask of one row.
+
+    Attributes:
+        first: The first column that a new token of the row sees.
+        is_open: Whether all new tokens see all columns from there on.
+    """
+
+    first: int
+    is_open: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """A call of PyTorch's attention over the rows of a forward pass.
+
+    Attributes:
+        layout: The rows.
+        window: The window of the layer, see `Layout.past_within`.
+        keys: The keys of all pages, of shape (heads, pages, size).
+        values: The values of all pages, likewise.
+        query: Of shape (rows, heads, queries, size).
+        mask: Of a shape that is broadcast to (rows, heads, queries, columns); None for none.
+        is_causal: Whether a query sees the columns up to its own, if there is no mask.
+        scale: The factor of the products of queries and keys; None for the usual one.
+    """
+
+    layout: Layout
+    window: int
+    keys: torch.Tensor
+    values: torch.Tensor
+    query: torch.Tensor
+    mask: torch.Tensor | None
+    is_causal: bool
+    scale: float | None
+
+    @property
+    def columns(self) -> int:
+        """How many columns the layer attends to."""
+        return self.layout.past_within(self.window) + self.layout.new
+
+    def by_row(self) -> torch.Tensor | None:
+        """Return the output, of shape (rows, heads, queries, size); None if rows need gathering."""
+        rows = self.layout.row_pages(self.window)
+        masks = self._row_masks(rows) if self._is_regular(rows) else None
+        if masks is None:
+            return None
+        *outer, _ = self.query.shape
+        output = self.query.new_zeros(*outer, self.values.shape[2])
+        for index, (row, mask) in enumerate(zip(rows, masks, strict=True)):
+            queries = slice(-row.new if self.layout.new > 1 else None, None)
+            output[index, :, queries] = self._attend(index, row, mask, queries)
+        return output
+
+    def _is_regular(self, rows: tuple[RowPages, ...]) -> bool:
+        """Return whether each head of keys has queries of all new tokens of all rows."""
+        count, heads, queries, _ = self.query.shape
+        has_all = self.layout.new in (1, queries)
+        return count == len(rows) and heads % len(self.keys) == 0 and has_all
+
+    def _row_masks(self, rows: tuple[RowPages, ...]) -> tuple[RowMask, ...] | None:
+        """Return the mask of each row; None if a row sees padding."""
+        paddings = [self.columns - len(row.pages) for row in rows]
+        if self.mask is None:
+            if any(paddings) or (self.is_causal and self.query.shape[2] < self.columns):
+                return None
+            return (RowMask(0, is_open=not self.is_causal),) * len(rows)
+        masks = self.layout.noted(self.mask, _read_mask)
+        if self.mask.ndim != 4 or len(masks) not in (1, len(rows)):
+            return None
+        masks = masks * (len(rows) // len(masks))
+        sees_padding = any(mask.first < n for mask, n in zip(masks, paddings, strict=True))
+        return None if sees_padding else masks
+
+    def _attend(self, index: int, row: RowPages, mask: RowMask, queries: slice) -> torch.Tensor:
+        """Return the output of one row, of shape (heads, queries, size)."""
+        first = mask.first - (self.columns - len(row.pages))
+        keys, values = row.read(self.keys, first), row.read(self.values, first)
+        query = self.query[index : index + 1, :, queries]
+        _, heads, count, size = query.shape
+        is_packed = mask.is_open or self.layout.new <= _MOST_PACKED
+        if is_packed:
+            query = query.reshape(1, len(self.keys), -1, size)
+        hidden = None if mask.is_open else self._hidden(index, mask.first, queries)
+        if hidden is not None and is_packed:
+            hidden = hidden.expand(-1, heads, count, -1).reshape(1, *query.shape[1:3], -1)
+        output = scaled_dot_product_attention(
+            *(query, keys, values, hidden),
+            is_causal=self.mask is None and self.is_causal,
+            scale=self.scale,
+            enable_gqa=query.shape[1] > len(self.keys),
+        )
+        return output.reshape(heads, count, -1)
+
+    def _hidden(self, index: int, first: int, queries: slice) -> torch.Tensor | None:
+        """Return the mask of one row, of shape (1, heads, queries, columns)."""
+        if self.mask is None:
+            return None
+        own = self.mask[index : index + 1] if len(self.mask) > 1 else self.mask
+        return own[:, :, queries if own.shape[2] > 1 else slice(None), first:]
+
+
+def _read_mask(mask: torch.Tensor) -> tuple[RowMask, ...]:
+    """Return the masks of the rows, for a mask of shape (rows, heads, queries, columns)."""
+    is_seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    columns = is_seen.flatten(1, -2).any(1)
+    firsts: list[int] = columns.int().argmax(-1).tolist()
+    if mask.dtype != torch.bool:
+        return tuple(RowMask(first, is_open=False) for first in firsts)
+    seen: list[int] = is_seen.flatten(1, -2).sum(-1).amin(1).tolist()
+    width = mask.shape[-1]
+    return tuple(
+        RowMask(first, is_open=count == width - first)
+        for first, count in zip(firsts, seen, strict=True)
+    )
