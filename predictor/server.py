@@ -124,11 +124,11 @@ class Server(ModelServer):
         while not http.started:
             await asyncio.sleep(_POLL)
         self._handle_signals()
-        address = "{}:{}".format(*listener.getsockname()[:2])
         scheme = "http" if self._settings.ssl_certfile is None else "https"
-        logger.info("REST on %s://%s", scheme, address)
+        address = "{}://{}:{}".format(scheme, *listener.getsockname()[:2])
+        logger.info("REST on %s", address)
         try:
-            await self._load(f"{scheme}://{address}")
+            await self._load(address)
             watching = asyncio.create_task(self._watch())
             await self._stopping.wait()
             watching.cancel()
