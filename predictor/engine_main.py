@@ -97,7 +97,10 @@ class _EngineProcess:
         heat = HeatReport(self._channel, started.weights.count_heat(), self._settings.model_name)
         adapters = RuntimeAdapters.of(started.engine, self._settings.lora_memory)
         hosted = None if adapters is None else HostedAdapters(adapters, self._channel)
-        self._host = EngineHost(started.engine, self._outbox, hosted)
+        metrics = started.metrics
+        self._host = EngineHost(
+            started.engine, self._outbox, hosted, stalled=lambda: metrics.stall_seconds
+        )
         self._outbox.flush()
         self._channel.send(Ready(started.facts))
         watch = threading.Thread(

@@ -26,7 +26,7 @@ from predictor.mixture.heat import LayerHeat
 from predictor.placement.report import as_json
 from predictor.pod.memory import read_own_anonymous
 from predictor.private.tokenizers import tokenizer_class
-from predictor.protocol.http.request_record import add_answers, add_piece
+from predictor.protocol.http.request_record import add_answers, add_piece, describe
 from predictor.protocol.kserve.model_shell import ModelShell
 from predictor.protocol.response_style import style_of
 from predictor.protocol.served import Limits
@@ -204,6 +204,7 @@ class PredictorModel(ModelShell):
         """
         task = self._open_task()
         limit = self._limit(request, timeout)
+        describe(self.name, self.spec.task, request)
         permit = self.admission.enter(request.sequences, request.most_tokens)
         try:
             async with asyncio.timeout(limit):
@@ -225,6 +226,7 @@ class PredictorModel(ModelShell):
         task = self._open_task()
         limit = self._limit(request, timeout)
         deadline = asyncio.get_running_loop().time() + limit
+        describe(self.name, self.spec.task, request)
         permit = self.admission.enter(request.sequences, request.most_tokens)
         try:
             async with asyncio.timeout_at(deadline):

@@ -7,12 +7,18 @@ from predictor.cache_scope import ScopeHeader
 from predictor.protocol.app import Surface
 from predictor.protocol.http.authentication import ApiKeys
 from predictor.protocol.http.connections import ConnectionLimits
+from predictor.protocol.http.tracing import RequestTracer
 from predictor.protocol.kserve.grpc_bounds import GrpcBounds
 from predictor.protocol.openai.adapters import Adapters
 from predictor.settings import Settings
 
 
-def surface_of(settings: Settings, keys: ApiKeys, adapters: Adapters | None) -> Surface:
+def surface_of(
+    settings: Settings,
+    keys: ApiKeys,
+    adapters: Adapters | None,
+    tracer: RequestTracer | None = None,
+) -> Surface:
     """Return the routes that are served, and to whom."""
     return Surface(
         settings.max_body_size,
@@ -26,6 +32,7 @@ def surface_of(settings: Settings, keys: ApiKeys, adapters: Adapters | None) -> 
         access_log=settings.access_log,
         docs=settings.enable_docs_url,
         scope_header=ScopeHeader(settings.scope_header()),
+        tracer=tracer,
     )
 
 

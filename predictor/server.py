@@ -35,6 +35,7 @@ from predictor.protocol.http.authentication import ApiKeys
 from predictor.protocol.http.codec import CodecProcess
 from predictor.protocol.http.guarded_protocol import guarded_protocol
 from predictor.protocol.http.off_loop import take_short_turns
+from predictor.protocol.http.tracing import open_tracer
 from predictor.protocol.kserve.grpc_server import BoundServer, make_server
 from predictor.protocol_options import connection_limits_of, grpc_bounds_of, surface_of
 from predictor.settings import Settings
@@ -89,10 +90,11 @@ class Server(ModelServer):
             self.registered_models.update(self._model, alias)
         REGISTRY.register(DerivedMetrics(vllm=settings.vllm_metrics))
         self._keys = ApiKeys(settings.api_keys())
+        self._tracer = open_tracer(os.environ)
         adapters = register_adapters(settings, self._model, self.registered_models)
         install(
             sdk.own_app,
-            surface_of(settings, self._keys, adapters),
+            surface_of(settings, self._keys, adapters, self._tracer),
             models=self.registered_models,
             admission=self._model.admission,
             codec=codec,
@@ -141,6 +143,8 @@ class Server(ModelServer):
             http.should_exit = True
             closing.set()
             await asyncio.gather(*serving, return_exceptions=True)
+            if self._tracer is not None:
+                await asyncio.to_thread(self._tracer.close)
 
     def _bind_grpc(self) -> BoundServer:
         settings = self._settings
@@ -152,6 +156,7 @@ class Server(ModelServer):
             keys=self._keys,
             codec=self._codec,
             scope_header=ScopeHeader(settings.scope_header()),
+            tracer=self._tracer,
         )
         logger.info("gRPC on %s:%d", settings.host, bound.port)
         if settings.ssl_certfile is not None:

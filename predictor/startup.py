@@ -62,11 +62,13 @@ class Started:
         engine: The engine, which runs.
         facts: The facts that its task needs.
         weights: The loaded weights.
+        metrics: The metrics of their streaming.
     """
 
     engine: Engine | EncoderEngine
     facts: ModelFacts
     weights: Loaded
+    metrics: WeightMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ def bring_up(
         loaded.release()
         raise
     loaded.serve()
-    return Started(engine, facts, loaded)
+    return Started(engine, facts, loaded, metrics)
 
 
 def _measure(

@@ -33,6 +33,7 @@ from predictor.protocol.http.codec import Codec, CodecThreads
 from predictor.protocol.http.error_forms import error_response
 from predictor.protocol.http.gate import Gate
 from predictor.protocol.http.middleware import Border, CacheScope
+from predictor.protocol.http.tracing import RequestTracer, Traced
 from predictor.protocol.info import InfoEndpoint
 from predictor.protocol.kserve.generate import GenerateEndpoints
 from predictor.protocol.kserve.rest_inference import InferenceEndpoints
@@ -70,6 +71,7 @@ class Surface:
         access_log: Whether each request that may have a body is a line in the log.
         docs: Whether ``/docs`` shows the routes.
         scope_header: The header with a request's scope in the prefix cache.
+        tracer: Makes spans of requests; None for none.
     """
 
     max_body_bytes: int
@@ -83,6 +85,7 @@ class Surface:
     access_log: bool = False
     docs: bool = False
     scope_header: ScopeHeader = ONE_SCOPE
+    tracer: RequestTracer | None = None
 
 
 def install(
@@ -119,6 +122,8 @@ def install(
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
+    if surface.tracer is not None:
+        app.add_middleware(Traced, tracer=surface.tracer)
     app.add_exception_handler(HTTPException, _on_exception)
     app.add_exception_handler(RequestValidationError, _on_exception)
 

@@ -242,7 +242,7 @@ class ContinuousBatching:
         return self._sequences[key].known_tokens
 
     def _start(self, sequence: GeneratedSequence, cached: int) -> None:
-        sequence.tokens, sequence.cached_prompt = list(sequence.prompt), cached
+        sequence.begin(cached)
         self._metrics.queue_seconds.observe(time.monotonic() - sequence.arrived)
         self._metrics.prompt_tokens.inc(len(sequence.prompt))
         self._metrics.cached_prompt_tokens.inc(cached)

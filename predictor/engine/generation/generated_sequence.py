@@ -12,6 +12,7 @@ from predictor.engine.generation.sampling_params import (
     FinishReason,
     SamplingParams,
     SequenceCallback,
+    StartCallback,
     Token,
 )
 from predictor.errors import PredictorError
@@ -58,6 +59,12 @@ class GeneratedSequence:
         """The scope of its prefixes, which are computed by its adapter."""
         adapter = self.params.adapter
         return self.scope if adapter is None else b"%s adapter %s" % (self.scope, adapter.encode())
+
+    def begin(self, cached: int) -> None:
+        """Note that the first forward pass begins, with so many tokens of the prompt cached."""
+        self.tokens, self.cached_prompt = list(self.prompt), cached
+        if isinstance(self.callback, StartCallback):
+            self.callback.on_start()
 
     def take(self, token: Token) -> bool:
         """Append a token and pass it on; return whether the callback ends the sequence with it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from predictor.errors import PredictorError
 
@@ -112,6 +112,15 @@ class SequenceCallback(Protocol):
 
     def on_finish(self, outcome: FinishReason | PredictorError) -> None:
         """Take the end of the sequence. This is called once, unless the sequence is cancelled."""
+        ...
+
+
+@runtime_checkable
+class StartCallback(Protocol):
+    """What a `SequenceCallback` has besides if it is told when its sequence starts."""
+
+    def on_start(self) -> None:
+        """Take that the first forward pass of the sequence begins."""
         ...
 
 

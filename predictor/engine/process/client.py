@@ -36,10 +36,12 @@ from predictor.engine.process.messages import (
     UnloadAdapter,
     UseVocabulary,
 )
+from predictor.engine.process.timed_callback import TimedCallback
 from predictor.errors import EngineBroken, PredictorError
 from predictor.heartbeat import Activity, Health, Timeouts
 from predictor.metric_updates import apply_updates
 from predictor.mixture.heat import LayerHeat
+from predictor.sequence_times import SequenceTimes, current_times
 
 logger = logging.getLogger(__name__)
 
@@ -229,11 +231,18 @@ class GenerationClient(EngineClient[SequenceCallback]):
         Raises:
             EngineBroken: The engine has ended.
         """
+        times = current_times()
+        if times is not None:
+            callback = TimedCallback(callback, times, times.add_sequence())
         (key,) = self._register([callback])
-        self._channel.send(Generate(key, request, prompt, params, scope))
+        self._channel.send(Generate(key, request, prompt, params, scope, times is not None))
         return key
 
     def _call(self, callback: SequenceCallback, item: Any) -> bool:
+        if isinstance(item, SequenceTimes):
+            if isinstance(callback, TimedCallback):
+                callback.times.update(callback.index, item)
+            return False
         if isinstance(item, CachedPrompt):
             callback.on_cached_prompt(item)
             return False
@@ -276,4 +285,4 @@ class EncoderClient(EngineClient[EncoderCallback]):
 
 def _is_end(item: FinishReason | Any) -> bool:
     """Return whether the engine has forgotten a sequence after this result."""
-    return not isinstance(item, (int, Token, CachedPrompt))
+    return not isinstance(item, (int, Token, CachedPrompt, SequenceTimes))

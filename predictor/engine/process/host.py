@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from predictor.engine.encoding.engine import EncoderEngine
@@ -23,6 +24,7 @@ from predictor.engine.process.messages import (
 )
 from predictor.errors import EngineBroken, PredictorError, UnknownModel
 from predictor.metric_updates import MetricRecorder
+from predictor.sequence_times import SequenceTimes
 
 
 class Outbox:
@@ -76,6 +78,45 @@ class _SequenceResults:
             self.adapters.end(self.key)
 
 
+@dataclass(slots=True)
+class _TimedResults:
+    """The callback of a sequence whose times go with its tokens."""
+
+    results: _SequenceResults
+    stalled: Callable[[], float]
+    arrived: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    first_token: float = 0.0
+    stalls: tuple[float, float] = (0.0, 0.0)
+
+    def on_start(self) -> None:
+        self.started = time.monotonic()
+        self.stalls = self.stalled(), 0.0
+
+    def on_cached_prompt(self, cached: CachedPrompt) -> None:
+        self.results.on_cached_prompt(cached)
+
+    def on_token(self, token: Token) -> bool:
+        now, stalled = time.monotonic(), self.stalled()
+        if not self.first_token:
+            self.first_token, self.stalls = now, (self.stalls[0], stalled)
+        at_start, at_first = self.stalls
+        times = SequenceTimes(
+            *(self.arrived, self.started, self.first_token, now),
+            prefill_stall=at_first - at_start,
+            decode_stall=stalled - at_first,
+        )
+        self.results.outbox.add(self.results.key, times)
+        return self.results.on_token(token)
+
+    def on_finish(self, outcome: FinishReason | PredictorError) -> None:
+        self.results.on_finish(outcome)
+
+
+def _never_stalled() -> float:
+    return 0.0
+
+
 class EngineHost:
     """Hands the requests of the other process to an engine."""
 
@@ -84,6 +125,8 @@ class EngineHost:
         engine: Engine | EncoderEngine,
         outbox: Outbox,
         adapters: HostedAdapters | None = None,
+        *,
+        stalled: Callable[[], float] = _never_stalled,
     ) -> None:
         """Take an engine that runs and calls `Outbox.flush` after each step.
 
@@ -91,10 +134,12 @@ class EngineHost:
             engine: The engine.
             outbox: Collects the results.
             adapters: The adapters that come and go; None if there are none.
+            stalled: Returns the seconds that forward passes have waited for weights so far.
         """
         self._engine = engine
         self._outbox = outbox
         self._adapters = adapters
+        self._stalled = stalled
 
     def handle(self, message: object) -> None:
         """Handle a message from the other process.
@@ -127,10 +172,11 @@ class EngineHost:
             gone = UnknownModel("The adapter was unloaded before the request began.")
             self._outbox.send_now(message.key, gone)
             return
+        results = _SequenceResults(message.key, self._outbox, adapters)
         engine.submit(
             message.prompt,
             message.params,
-            _SequenceResults(message.key, self._outbox, adapters),
+            _TimedResults(results, self._stalled) if message.timed else results,
             request=message.request,
             key=message.key,
             scope=message.scope,

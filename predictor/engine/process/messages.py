@@ -35,13 +35,18 @@ class Proceed:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Generate a sequence; see `Engine.submit`."""
+    """Generate a sequence; see `Engine.submit`.
+
+    Attributes:
+        timed: Whether its `SequenceTimes` come before each of its tokens.
+    """
 
     key: int
     request: int | None
     prompt: Sequence[int]
     params: SamplingParams
     scope: bytes = b""
+    timed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +160,8 @@ class Results:
 
     Attributes:
         items: For each result the key of its sequence or text, and the result: a token, a finish
-            reason, a `CachedPrompt`, an array or an error. A token that has only an id is an `int`.
+            reason, a `CachedPrompt`, `SequenceTimes`, an array or an error. A token that has only
+            an id is an `int`.
         updates: Changes of metrics.
     """
 

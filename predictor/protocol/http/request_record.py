@@ -19,10 +19,28 @@ from urllib.parse import quote
 from starlette.types import Scope
 
 from predictor.sentences import shorten
-from predictor.tasks.answers import Answer, Completion, Piece, Vector
+from predictor.tasks.answers import Answer, Completion, Piece, Vector, finish_reason
+from predictor.tasks.request import Conversation, GenerationRequest, TaskRequest
 
 REQUEST_ID = "x-request-id"
 """The header of a request's id, both ways."""
+
+RECORD = "predictor.record"
+"""The key of a request's record in its ASGI scope."""
+
+_OPERATIONS = {"text_embedding": "embeddings"}
+"""OpenTelemetry's names of tasks; another task has its own."""
+
+_PARAMETERS = {
+    "max_tokens": "max_new_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "seed": "seed",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+}
+"""Our parameters by OpenTelemetry's names."""
 
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
 _LONGEST_PATH = 128
@@ -43,6 +61,11 @@ class RequestRecord:
         completion_tokens: Tokens of its replies; None if it has none.
         first_token: Seconds to the first piece of a stream; None if it is not streamed.
         began: When it came, on the monotonic clock.
+        model: The model or adapter that answers; empty until that is known.
+        operation: What is requested, by OpenTelemetry's names for generative AI.
+        parameters: The sampling parameters that it sets, by the same names.
+        finish_reasons: Why its replies ended.
+        cached_tokens: Tokens of its prompts that the prefix cache had.
     """
 
     id: str
@@ -53,6 +76,11 @@ class RequestRecord:
     completion_tokens: int | None = None
     first_token: float | None = None
     began: float = field(default_factory=time.monotonic)
+    model: str = ""
+    operation: str = ""
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    finish_reasons: list[str] = field(default_factory=list)
+    cached_tokens: int = 0
 
     @classmethod
     def of(cls, scope: Scope) -> RequestRecord:
@@ -67,6 +95,7 @@ class RequestRecord:
         for answer in answers:
             if isinstance(answer, Completion):
                 self._count(answer.prompt_tokens, answer.completion_tokens)
+                self._end(answer)
             elif isinstance(answer, Vector):
                 self._count(answer.tokens, None)
 
@@ -76,6 +105,7 @@ class RequestRecord:
             self.first_token = time.monotonic() - self.began
         if piece.ending is not None:
             self._count(piece.prompt_tokens, piece.completion_tokens)
+            self._end(piece)
 
     def fields(self) -> Mapping[str, object]:
         """Return the fields of the line that have a value."""
@@ -97,6 +127,21 @@ class RequestRecord:
         line = " ".join(f"{name}={value}" for name, value in fields.items())
         logger.info("%s", line, extra={"fields": fields})
 
+    def describe(self, model: str, task: str, request: TaskRequest) -> None:
+        """Note which model does what with which parameters."""
+        self.model, self.operation = model, _OPERATIONS.get(task, task)
+        if isinstance(request, GenerationRequest):
+            first = request.prompts[0]
+            self.model = request.adapter or model
+            self.operation = "chat" if isinstance(first.text, Conversation) else "text_completion"
+            values = {name: getattr(first.parameters, ours) for name, ours in _PARAMETERS.items()}
+            self.parameters = {name: value for name, value in values.items() if value is not None}
+
+    def _end(self, reply: Completion | Piece) -> None:
+        if reply.ending is not None:
+            self.finish_reasons.append(finish_reason(reply.ending))
+        self.cached_tokens += reply.cached_tokens
+
     def _count(self, prompt: int, completion: int | None) -> None:
         self.prompt_tokens = (self.prompt_tokens or 0) + prompt
         if completion is not None:
@@ -108,9 +153,23 @@ _current: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
 
 def begin(scope: Scope) -> RequestRecord:
     """Return the record of a request, which is the current one from now on in this context."""
-    record = RequestRecord.of(scope)
+    record = scope[RECORD] = RequestRecord.of(scope)
     _current.set(record)
     return record
+
+
+def begin_call(path: str, request_id: str) -> RequestRecord:
+    """Return the record of a gRPC call, which is the current one from now on in this context."""
+    record = RequestRecord(request_id if _ID.fullmatch(request_id) else uuid.uuid4().hex, "", path)
+    _current.set(record)
+    return record
+
+
+def describe(model: str, task: str, request: TaskRequest) -> None:
+    """Note which model does what for the current request, if there is one."""
+    record = _current.get()
+    if record is not None:
+        record.describe(model, task, request)
 
 
 def add_answers(answers: Iterable[Answer]) -> None:

@@ -27,10 +27,12 @@ from predictor.protocol.http.authentication import ApiKeys
 from predictor.protocol.http.codec import Codec, CodecThreads, codec_of
 from predictor.protocol.http.deadline import counted, requested_timeout
 from predictor.protocol.http.off_loop import off_loop
+from predictor.protocol.http.tracing import RequestTracer
 from predictor.protocol.kserve import grpc_calls as calls
 from predictor.protocol.kserve import v2
 from predictor.protocol.kserve.grpc_bounds import GrpcBounds
 from predictor.protocol.kserve.grpc_health import Health
+from predictor.protocol.kserve.grpc_tracing import traced
 from predictor.protocol.kserve.rest_status import EXTENSIONS
 from predictor.protocol.kserve.tensors import check_datatype
 from predictor.protocol.sdk import messages, timed
@@ -95,6 +97,7 @@ def make_server(
     keys: ApiKeys | None = None,
     codec: Codec | None = None,
     scope_header: ScopeHeader = ONE_SCOPE,
+    tracer: RequestTracer | None = None,
 ) -> BoundServer:
     """Return a bound server with the inference service. Must be called in its event loop.
 
@@ -106,6 +109,7 @@ def make_server(
         keys: The API keys, one of which a call for inference needs in its metadata; None for none.
         codec: Encodes vectors; None for threads.
         scope_header: The metadata with a call's scope in the prefix cache.
+        tracer: Makes spans of calls for inference; None for none.
 
     Raises:
         ConfigurationError: The port cannot be bound.
@@ -113,7 +117,7 @@ def make_server(
     server = grpc.aio.server(options=bounds.options())
     health = Health(models, bounds.status_reader())
     inference = Inference(models, bounds, codec or CodecThreads(), keys or ApiKeys(), scope_header)
-    server.add_generic_rpc_handlers((inference.handler(), health.handler()))
+    server.add_generic_rpc_handlers((inference.handler(tracer), health.handler()))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         return BoundServer(server, server.add_insecure_port(address))
@@ -141,10 +145,11 @@ class Inference:
         self._inference_reader = bounds.inference_reader()
         self._status_reader = bounds.status_reader()
 
-    def handler(self) -> Any:
+    def handler(self, tracer: RequestTracer | None = None) -> Any:
         """Return gRPC's handler of all methods."""
         handlers = {name: self._status_method(name) for name in _STATUS_METHODS}
-        handlers["ModelInfer"] = calls.unary(calls.answering(self.ModelInfer), serializer=None)
+        infer = traced(self.ModelInfer, tracer, SERVICE, "ModelInfer")
+        handlers["ModelInfer"] = calls.unary(calls.answering(infer), serializer=None)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _status_method(self, name: str) -> Any:
