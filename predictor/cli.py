@@ -1,4 +1,4 @@
-"""The `predictor` command: ``serve``, ``plan`` and ``import-torchserve``.
+"""The `predictor` command: ``serve``, ``plan``, ``import-torchserve`` and ``import-tgi``.
 
 Only here do errors become a sentence on stderr and in Kubernetes' termination log, and an exit
 code. The flags are in `command_line`.
@@ -131,7 +131,20 @@ def _import(flags: dict[str, Any]) -> int:
     return 0
 
 
-_COMMANDS = {"serve": _serve, "plan": _plan, "import-torchserve": _import}
+def _import_tgi(flags: dict[str, Any]) -> int:
+    from predictor.migration.tgi_importing import import_tgi
+
+    files = {name: flags.get(name) for name in ("env_file", "manifest")}
+    print(import_tgi(flags["arguments"], flags["into"], **files).table())  # noqa: T201
+    return 0
+
+
+_COMMANDS = {
+    "serve": _serve,
+    "plan": _plan,
+    "import-torchserve": _import,
+    "import-tgi": _import_tgi,
+}
 
 
 def _report_end(sentence: str) -> None:

@@ -113,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
         _add_settings(command)
         add_flags(command)
     _add_import(commands)
+    _add_import_tgi(commands)
     return whole
 
 
@@ -149,6 +150,29 @@ def _add_import(commands: Any) -> None:
         metavar="FILE",
         type=Path,
         help="TorchServe's own config.properties, or a snapshot of it",
+    )
+
+
+def _add_import_tgi(commands: Any) -> None:
+    parser = commands.add_parser(
+        "import-tgi",
+        allow_abbrev=False,
+        help="make a deployment of the flags of Text Generation Inference's launcher",
+    )
+    parser.add_argument(
+        "arguments", nargs="*", metavar="ARGUMENT", help="the launcher's arguments, after --"
+    )
+    parser.add_argument(
+        "--into", required=True, metavar="DIR", type=Path, help="the directory to make"
+    )
+    parser.add_argument(
+        "--env_file", metavar="FILE", type=Path, help="the launcher's variables, a line each"
+    )
+    parser.add_argument(
+        "--manifest",
+        metavar="FILE",
+        type=Path,
+        help="Kubernetes objects, one of which has the launcher's container",
     )
 
 

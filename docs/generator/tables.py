@@ -17,6 +17,7 @@ from docs.generator.pages import ROOT
 from predictor import metrics
 from predictor.compatibility.flag import Flag
 from predictor.compatibility.kserve_flags import KSERVE_FLAGS
+from predictor.compatibility.tgi_flags import TGI_FLAGS
 from predictor.compatibility.vllm_flags import VLLM_FLAGS
 from predictor.derived_metrics import DerivedMetrics
 from predictor.protocol.openai.keys import IGNORED, REFUSED, Refusal
@@ -227,11 +228,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "kserve-flags": lambda: flags_table(KSERVE_FLAGS),
     "variables": lambda: table(("Variable", "Here"), variable_rows()),
     "vllm-flags": lambda: flags_table(VLLM_FLAGS),
+    "tgi-flags": lambda: flags_table(TGI_FLAGS),
     "exit-codes": exit_codes_table,
     "helm-values": helm_values,
     "help": lambda: command_line.help_of(),
     "help-serve": lambda: command_line.help_of("serve"),
     "help-plan": lambda: command_line.help_of("plan"),
     "help-import-torchserve": lambda: command_line.help_of("import-torchserve"),
+    "help-import-tgi": lambda: command_line.help_of("import-tgi"),
 }
 """The generated regions by name."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from predictor.errors import ConfigurationError
 
@@ -54,6 +55,13 @@ class Flag:
         if self.convert is not None:
             return dict(self.convert(values))
         return dict.fromkeys(self.settings, values[-1])
+
+
+def model_or_directory(values: Values) -> dict[str, str]:
+    """Return the setting of a model that a flag names by a path or by a repository on the hub."""
+    name = values[-1]
+    is_path = name.startswith(("/", ".", "~")) or Path(name).exists()
+    return {"model_dir" if is_path else "model_id": name}
 
 
 def same(*settings: str, reason: str = "", is_switch: bool = False) -> Flag:

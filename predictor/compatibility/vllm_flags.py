@@ -6,9 +6,8 @@ Flags with the name and the meaning of one of our settings are not listed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from predictor.compatibility.flag import Flag, Values, refused, same, unneeded
+from predictor.compatibility.flag import Flag, Values, model_or_directory, refused, same, unneeded
 
 _ADAPTERS = "all of --lora_modules stay in memory, whatever their ranks, and share forward passes"
 _PLACEMENT = (
@@ -30,13 +29,6 @@ _PUBLISHED = (
 )
 
 
-def _model(values: Values) -> dict[str, str]:
-    """Return the directory or the repository that vLLM's ``--model`` names."""
-    name = values[-1]
-    is_path = name.startswith(("/", ".", "~")) or Path(name).exists()
-    return {"model_dir" if is_path else "model_id": name}
-
-
 def _names(values: Values) -> dict[str, str]:
     """Return the model's name, and the other names that OpenAI's clients may use."""
     plain = next((name for name in values if "/" not in name), values[0].rpartition("/")[2])
@@ -45,7 +37,9 @@ def _names(values: Values) -> dict[str, str]:
 
 
 VLLM_FLAGS: Mapping[str, Flag] = {
-    "model": Flag(("model_dir", "model_id"), _model, "a path or a repository on the hub"),
+    "model": Flag(
+        ("model_dir", "model_id"), model_or_directory, "a path or a repository on the hub"
+    ),
     "served_model_name": Flag(
         ("model_name", "model_aliases"),
         _names,

@@ -30,7 +30,7 @@ _BESIDE_WEIGHTS = 4 * _GIB
 """Bytes besides the weights. The process takes a quarter; KV cache, staging and requests the rest.
 """
 
-_UNKNOWN_MEMORY, _UNKNOWN_CLAIM = 16 * _GIB, 64 * _GIB
+UNKNOWN_MEMORY, UNKNOWN_CLAIM = 16 * _GIB, 64 * _GIB
 """Bytes for a model of unknown size: one that is still on the hub."""
 
 
@@ -61,7 +61,7 @@ def estimate_requirements(
     memory = math.ceil((weights + _BESIDE_WEIGHTS) / _GIB) * _GIB
     claim = None if settings.offload_folder is None else claim_size(weights)
     if settings.model_id is not None:
-        memory, claim = _UNKNOWN_MEMORY, _UNKNOWN_CLAIM
+        memory, claim = UNKNOWN_MEMORY, UNKNOWN_CLAIM
     return Requirements(
         resource_name=to_resource_name(translation.name),
         name=translation.name,

@@ -14,7 +14,7 @@ from typing import Any
 from predictor.sentences import shorten
 
 _SECRET_KEY = re.compile(
-    r"pass(word|wd|phrase)?s?\b|secret|credential|(?<!\w)token$|_token$|api_?key", re.I
+    r"pass(word|wd|phrase)?s?\b|secret|credential|(?<!\w)token$|_token$|authtoken|api_?key", re.I
 )
 _SECRET_VALUE = re.compile(r"pass\w*=", re.I)
 _HIDDEN = "(not shown)"

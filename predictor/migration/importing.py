@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ from predictor.migration.layout import (
 )
 from predictor.migration.progress import CopyProgress
 from predictor.migration.report import Report
-from predictor.migration.staging import staged
+from predictor.migration.staging import staged, write_errors
 from predictor.migration.torchserve_archive import SETUP_CONFIG, TorchServeArchive
 from predictor.migration.torchserve_files import read_torchserve_archive
 from predictor.migration.translate import Translation, translate
@@ -93,7 +92,7 @@ def import_torchserve(file: Path, into: Path, *, ts_config: Path | None = None) 
     if into.is_relative_to(os.path.realpath(file)):
         raise ConfigurationError(f"{into} lies in what is imported; name a directory outside.")
     with (
-        _write_errors(into),
+        write_errors(into),
         staged(into, last=CONFIG) as folder,
         open_archive(file) as archive,
     ):
@@ -104,15 +103,6 @@ def import_torchserve(file: Path, into: Path, *, ts_config: Path | None = None) 
             _check_settings(translate(source, model_id=model.model_id))
             _copy(model, folder, into)
             return _complete(folder, into, source, model)
-
-
-@contextlib.contextmanager
-def _write_errors(into: Path) -> Iterator[None]:
-    """Translate errors of writing the target into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigurationError(f"{into} cannot be written: {error.strerror}.") from error
 
 
 def _check_settings(translation: Translation) -> None:

@@ -23,6 +23,7 @@ class Report:
         rows: The outcome for each key.
         notes: Further remarks, a sentence each.
         steps: The commands to run next.
+        origin: The server that it is imported from.
     """
 
     archive: str
@@ -30,6 +31,7 @@ class Report:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     steps: tuple[str, ...]
+    origin: str = "TorchServe"
 
     def table(self) -> str:
         """Return the report for a terminal."""
@@ -41,7 +43,7 @@ class Report:
 
     def markdown(self) -> str:
         """Return the report as a Markdown document."""
-        lines = [f"# {_plain(self.archive)}, imported from TorchServe", "", self._counts()]
+        lines = [f"# {_plain(self.archive)}, imported from {self.origin}", "", self._counts()]
         for note in self.notes:
             lines += ["", _plain(note)]
         for file, group in itertools.groupby(self.rows, lambda row: row.file):

@@ -66,6 +66,15 @@ def staged(into: Path, *, last: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def write_errors(into: Path) -> Iterator[None]:
+    """Translate errors of writing the target into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{into} cannot be written: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
 def _exclusive(staging: Path, into: Path) -> Iterator[None]:
     """Hold the staging folder's lock, and remove the folder at the end."""
     descriptor = _try_lock(staging)
