@@ -28,6 +28,7 @@ from starlette.routing import Route
 
 from predictor.admission import AdmissionController
 from predictor.cache_scope import ONE_SCOPE, ScopeHeader
+from predictor.protocol.anthropic.endpoints import AnthropicEndpoints
 from predictor.protocol.http.authentication import ApiKeys
 from predictor.protocol.http.codec import Codec, CodecThreads
 from predictor.protocol.http.error_forms import error_response
@@ -137,6 +138,7 @@ def _routes(surface: Surface, models: Models, codec: Codec) -> Iterator[Route]:
     yield from _generate_routes(GenerateEndpoints(models, codec))
     for prefix in dict.fromkeys((surface.openai_prefix, "")):
         yield from _openai_routes(prefix, openai, lists)
+    yield from _anthropic_routes(AnthropicEndpoints(models, codec))
     yield from _embedding_routes(lists)
     yield _get("/info", InfoEndpoint(models, surface.tgi).info)
     yield from _token_routes(TokenEndpoints(models))
@@ -199,6 +201,11 @@ def _openai_routes(
     yield _post(f"{prefix}/v1/responses", openai.responses)
     yield _post(f"{prefix}/v1/embeddings", lists.embeddings)
     yield _post(f"{prefix}/v1/rerank", lists.rerank)
+
+
+def _anthropic_routes(anthropic: AnthropicEndpoints) -> Iterator[Route]:
+    yield _post("/v1/messages", anthropic.messages)
+    yield _post("/v1/messages/count_tokens", anthropic.count_tokens)
 
 
 def _embedding_routes(endpoints: EmbeddingsRerankEndpoints) -> Iterator[Route]:

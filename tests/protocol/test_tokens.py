@@ -55,6 +55,14 @@ def test_a_conversation_becomes_tokens(client: httpx.Client) -> None:
     assert client.post("/tokenize", json=body).json()["count"] == len("chat")
 
 
+def test_anthropics_route_counts_the_tokens_of_a_conversation(client: httpx.Client) -> None:
+    body = {"model": "echo", "messages": CHAT, "system": "s"}
+    response = client.post("/v1/messages/count_tokens", json=body)
+    assert response.json() == {"input_tokens": len("chat")}
+    refused = client.post("/v1/messages/count_tokens", json={**body, "messages": []})
+    assert refused.json()["error"]["message"] == "messages is empty; give at least one."
+
+
 @pytest.mark.parametrize(
     ("path", "body", "sentence"),
     [

@@ -13,12 +13,16 @@ from collections.abc import Iterable, Mapping
 from starlette.types import Scope
 
 from predictor.errors import Unauthorized
+from predictor.protocol.http.error_forms import is_anthropics
 
 _OPEN = re.compile(
     r"/|/health|/ping|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+"
     r"|/v2/models/[^/]+(/versions/[^/]+)?/ready"
 )
 """Paths that kubelets, load balancers and Prometheus ask, which have no key."""
+
+
+_ANTHROPICS_KEY = b"x-api-key"
 
 
 class ApiKeys:
@@ -48,6 +52,19 @@ class ApiKeys:
             return
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self.check(headers.get(b"authorization", b"").decode("latin-1"))
+
+
+def with_bearer(scope: Scope) -> Scope:
+    """Return a request of Anthropic's API with its key where those of others are.
+
+    Anthropic's clients send it as ``x-api-key``.
+    """
+    headers: Mapping[bytes, bytes] = dict(scope["headers"])
+    key = headers.get(_ANTHROPICS_KEY)
+    if key is None or b"authorization" in headers or not is_anthropics(scope["path"]):
+        return scope
+    bearer = (b"authorization", b"Bearer " + key)
+    return {**scope, "headers": [*scope["headers"], bearer]}
 
 
 def _digest(key: str) -> bytes:

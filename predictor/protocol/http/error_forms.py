@@ -1,9 +1,10 @@
-"""The form of an error on each HTTP path: one sentence everywhere, in five wrappings.
+"""The form of an error on each HTTP path: one sentence everywhere, in six wrappings.
 
-On OpenAI's paths clients expect its object with a type and a code. The generate extension has
-statuses of its own for two kinds of errors. TorchServe's paths have its object with the name of a
-Java exception, and 503 for a full queue. Text Generation Inference has the generate extension's
-statuses, and the type of an error beside its sentence. Everything else is V1's and V2's.
+On OpenAI's paths clients expect its object with a type and a code, on Anthropic's theirs. The
+generate extension has statuses of its own for two kinds of errors. TorchServe's paths have its
+object with the name of a Java exception, and 503 for a full queue. Text Generation Inference has
+the generate extension's statuses, and the type of an error beside its sentence. Everything else is
+V1's and V2's.
 """
 
 from __future__ import annotations
@@ -63,12 +64,25 @@ _TYPES = {
 }
 
 
+_ANTHROPICS = "/v1/messages"
+_ANTHROPICS_TYPES = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "request_too_large",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+    HTTPStatus.SERVICE_UNAVAILABLE: "overloaded_error",
+    HTTPStatus.GATEWAY_TIMEOUT: "timeout_error",
+}
+
+
 def api_of(path: str) -> str:
     """Return the API of a path, as metrics name it."""
     if _GENERATE.fullmatch(path):
         return "generate"
     if _TORCHSERVE.fullmatch(path):
         return "torchserve"
+    if is_anthropics(path):
+        return "anthropic"
     if _is_openais(path):
         return "openai"
     first = path.split("/", 2)[1]
@@ -85,6 +99,8 @@ def error_response(path: str, exception: Exception) -> JSONAnswer:
         kind = _java_name(status, exception)
         body = {"code": status, "type": kind, "message": sentence}
         return JSONAnswer(body, status, headers)
+    if is_anthropics(path):
+        return JSONAnswer(anthropic_error(status, sentence), status, headers)
     if _is_openais(path):
         code = next((code for kind, code in _CODES.items() if isinstance(exception, kind)), None)
         return JSONAnswer(openai_error(status, sentence, code), status, headers)
@@ -107,6 +123,18 @@ def tgi_error(status: int, sentence: str) -> dict[str, object]:
     kind = "validation" if status < 500 else "incomplete_generation"
     kind = next((name for code, name in _TGI_TYPES.items() if code == status), kind)
     return {"error": sentence, "error_type": kind}
+
+
+def anthropic_error(status: int, sentence: str) -> dict[str, object]:
+    """Return an error in Anthropic's form."""
+    kind = "invalid_request_error" if status < 500 else "api_error"
+    kind = next((name for code, name in _ANTHROPICS_TYPES.items() if code == status), kind)
+    return {"type": "error", "error": {"type": kind, "message": sentence}}
+
+
+def is_anthropics(path: str) -> bool:
+    """Return whether a path is of Anthropic's API."""
+    return f"{path}/".startswith(f"{_ANTHROPICS}/")
 
 
 def _is_openais(path: str) -> bool:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from predictor.admission import RequestPermit
 from predictor.cache_scope import ScopeHeader
 from predictor.errors import Overloaded, PredictorError
-from predictor.protocol.http.authentication import ApiKeys
+from predictor.protocol.http.authentication import ApiKeys, with_bearer
 from predictor.protocol.http.compression import inflated
 from predictor.protocol.http.error_forms import error_response
 from predictor.protocol.http.gate import WITHOUT_BODY, Gate
@@ -48,6 +48,7 @@ class Border:
             await self._app(scope, receive, send)
             return
         record = begin(scope)
+        scope = with_bearer(scope)
         try:
             await self._answer(scope, receive, _named(send, record))
         finally:

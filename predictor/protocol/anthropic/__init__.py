@@ -1,0 +1,1 @@
+"""Anthropic's API of messages, on the typed request of OpenAI's chats."""
