@@ -243,10 +243,7 @@ def _exit(code: int) -> None:
 
 
 def _end_within(seconds: float, code: int) -> None:
-    """End the process after so many seconds, unless it has ended until then.
-
-    A volume that hangs may hold up anything: the release of its files, a thread that is waited for.
-    """
+    """End the process after so many seconds: a volume that hangs may hold up its last steps."""
 
     def end() -> None:
         os.write(2, b"predictor: Something hangs, so the process ends without its last steps.\n")
