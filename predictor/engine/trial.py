@@ -43,7 +43,9 @@ def _error(model: PreTrainedModel, tokens: int) -> Exception | None:
     Those come of code that needs the values of tensors, or of operations without a kernel there.
     """
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    inputs: dict[str, Any] = {"input_ids": ids, "decoder_input_ids": ids, "use_cache": True}
+    inputs: dict[str, Any] = {"input_ids": ids, "decoder_input_ids": ids}
+    if not model.config.is_encoder_decoder:  # not every encoder takes this argument
+        inputs["use_cache"] = True
     accepted = inspect.signature(model.forward).parameters
     try:
         with torch.no_grad():

@@ -8,7 +8,7 @@ of them, and `expert_slots` gives them the memory that is left.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from predictor.placement.assignment import search, spread
@@ -39,8 +39,9 @@ def decide(
 ) -> Decision | None:
     """Return the assignment of a device map; None if nothing fits.
 
-    Of the ways to offload, the first with which a GPU can compute is taken: experts one by one,
-    then blocks whole, then blocks module by module, which takes less memory.
+    Of the ways to offload, the first with which a GPU can compute is taken: experts one by one
+    beside whole dense parts, or beside these module by module; then blocks whole; then blocks
+    module by module. Last come modules, with experts apart or not, through one buffer.
 
     Args:
         demand: The model and its load.
@@ -64,9 +65,12 @@ def can_place(
     demand: Demand, budgets: Budgets, strategy: str, *, expert_slots: bool = False
 ) -> bool:
     """Return whether a strategy finds any assignment, however slow."""
-    if search(demand.by_module(), budgets, strategy) is not None:
+    least = demand.with_one_buffer()
+    if search(least, budgets, strategy) is not None:
         return True
-    return expert_slots and _place_experts_apart(demand, budgets) is not None
+    return (
+        expert_slots and _place_experts_apart(demand, budgets, Demand.with_one_buffer) is not None
+    )
 
 
 def _candidates(
@@ -76,11 +80,16 @@ def _candidates(
     whole = _decide(demand, budgets, device_map)
     if whole is not None and not is_offloaded(whole):
         yield whole
-    if expert_slots and isinstance(device_map, str) and device_map in STRATEGIES:
+    has_slots = expert_slots and isinstance(device_map, str) and device_map in STRATEGIES
+    if has_slots:
         yield _place_experts_apart(demand, budgets)
+        yield _place_experts_apart(demand, budgets, Demand.by_module)
     yield whole
     if demand.footprint.by_block:
         yield _decide(demand.by_module(), budgets, device_map)
+    if has_slots:
+        yield _place_experts_apart(demand, budgets, Demand.with_one_buffer)
+    yield _decide(demand.with_one_buffer(), budgets, device_map)
 
 
 def _decide(demand: Demand, budgets: Budgets, device_map: str | dict[str, str]) -> Decision | None:
@@ -104,14 +113,22 @@ def is_offloaded(decision: Decision) -> bool:
     return not elsewhere.isdisjoint(decision.assignment)
 
 
-def _place_experts_apart(demand: Demand, budgets: Budgets) -> Decision | None:
+def _place_experts_apart(
+    demand: Demand, budgets: Budgets, way: Callable[[Demand], Demand] | None = None
+) -> Decision | None:
     """Return the decision that reads experts one by one, to the first GPU or to main memory.
 
     Further GPUs hold as many of the last blocks as fit there whole, with all of their experts.
+
+    Args:
+        demand: The model and its load.
+        budgets: Bytes of each tier.
+        way: Has dense parts streamed in another way than whole.
     """
     apart = demand.by_expert()
     if apart is None:
         return None
+    apart = apart if way is None else way(apart)
     further = _fill_further_gpus(demand, budgets)
     return (further and _place_beside(demand, apart, budgets, further)) or _place_beside(
         demand, apart, budgets, ()

@@ -51,11 +51,14 @@ class Demand:
         concurrency: Sequences of full length whose tokens are cached at one time.
         state_slots: Sequences, of whatever length, whose states and windows are kept at one time.
             At least as many are as there are sequences of full length.
+        stream_buffers: Buffers for blocks, or for their modules. With one, each is read after the
+            block before it has computed.
     """
 
     footprint: Footprint
     concurrency: int
     state_slots: int = 0
+    stream_buffers: int = STREAM_BUFFERS
 
     @property
     def kv_tokens(self) -> int:
@@ -103,6 +106,13 @@ class Demand:
         """
         return replace(self, footprint=replace(self.footprint, by_block=False))
 
+    def with_one_buffer(self) -> Demand:
+        """Return the same demand, with offloaded blocks streamed through one buffer by module.
+
+        That takes the least memory, and reading no longer overlaps computing.
+        """
+        return replace(self.by_module(), stream_buffers=1)
+
     def by_expert(self) -> Demand | None:
         """Return the same demand with experts apart from their blocks; None if there are none."""
         footprint = self.footprint.with_experts_apart()
@@ -126,11 +136,12 @@ class Demand:
     def device_buffer_bytes(self, units: Sequence[PlacementUnit]) -> int:
         """Return the bytes of GPU memory through which these offloaded units are streamed.
 
-        Blocks go through two buffers, whole or by module, and other units through a third one, by
-        module. Experts that do not stay take staging slots, however many a forward pass needs.
+        Blocks go through two buffers or one, whole or by module, and other units through a further
+        one, by module. Experts that do not stay take staging slots, however many a forward pass
+        needs.
         """
         block, part = self._largest(units)
-        return STREAM_BUFFERS * block + PART_BUFFERS * part + self._staging_slots
+        return self.stream_buffers * block + PART_BUFFERS * part + self._staging_slots
 
     def host_buffer_bytes(
         self,
@@ -152,7 +163,7 @@ class Demand:
         block, part = self._largest(units)
         if executes:
             bounce = BOUNCE_BUFFERS * BOUNCE_BUFFER if needs_bounce_buffers(block) else 0
-            return STREAM_BUFFERS * block + PART_BUFFERS * part + bounce + self._expert_reads
+            return self.stream_buffers * block + PART_BUFFERS * part + bounce + self._expert_reads
         pieces = sum(count_pieces(size) * min(size, STREAM_PIECE) for size in (block, part))
         return max(pieces, self._loading(units, waiting)) + self._expert_reads
 

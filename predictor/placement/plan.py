@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from predictor.placement.buffers import STREAM_BUFFERS
 from predictor.placement.demand import max_attention_tokens
 
 
@@ -123,6 +124,7 @@ class Placement:
         window_tokens: Tokens of KV cache in layers with a window; 0 if all layers keep all.
         limited_by: The resource that keeps more of the model from a faster tier, as a phrase.
         by_block: Whether offloaded blocks are streamed whole.
+        stream_buffers: Buffers that offloaded blocks, or their modules, are streamed through.
         modules: For each name of the device map, the modules in it that are streamed one by one if
             it is offloaded and not streamed whole.
         fixed: Names of the parameters that stay where they are read.
@@ -149,6 +151,7 @@ class Placement:
     window: int = 0
     window_tokens: int = 0
     by_block: bool = False
+    stream_buffers: int = STREAM_BUFFERS
     modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()

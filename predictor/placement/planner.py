@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from predictor.errors import ConfigurationError
-from predictor.placement.decision import Decision
+from predictor.placement.decision import Decision, is_offloaded
 from predictor.placement.demand import Demand
 from predictor.placement.device_map import explicit_assignment
 from predictor.placement.expert_slots import share_slots
@@ -123,6 +123,7 @@ def _placement(
         limited_by=_limit(filled, footprint, main, experts),
         state_slots=decision.demand.slots if footprint.kv_fixed else 0,
         by_block=footprint.by_block,
+        stream_buffers=decision.demand.stream_buffers,
         modules=dict(itertools.chain.from_iterable(map(_modules, footprint.units))),
         fixed=frozenset(name for unit in footprint.units for name in unit.fixed_names),
         notes=(
@@ -130,6 +131,7 @@ def _placement(
             *_formulas(footprint),
             *_fixed_parts(decision, main),
             *_whole_mixtures(footprint, filled, main),
+            *_one_buffer(decision),
         ),
         experts=experts,
         expert_staging=staging,
@@ -189,6 +191,16 @@ def _whole_mixtures(footprint: Footprint, filled: Mapping[str, Tier], main: str)
         f"The experts of {footprint.whole_mixtures} blocks cannot be read one by one (they do not "
         "use transformers' experts interface, or are in a .bin checkpoint), so these blocks are "
         "streamed whole, with all of their experts.",
+    )
+
+
+def _one_buffer(decision: Decision) -> tuple[str, ...]:
+    """Return a sentence if reading does not overlap computing."""
+    if decision.demand.stream_buffers > 1 or not is_offloaded(decision):
+        return ()
+    return (
+        "Only one module of a block fits beside the rest at a time, so each is read after the one "
+        "before it has computed; with memory for two, reading would overlap computing.",
     )
 
 

@@ -54,7 +54,7 @@ class _Case:
     def feasible(self, *, budgets: Budgets | None = None, demand: Demand | None = None) -> bool:
         budgets, demand = budgets or self.budgets, demand or self.demand
         if self.explicit is not None:
-            return fits(demand.by_module(), self.explicit, budgets)
+            return fits(demand.with_one_buffer(), self.explicit, budgets)
         strategy, expert_slots = str(self.options.device_map), self.options.expert_slots
         return can_place(demand, budgets, strategy, expert_slots=expert_slots)
 
@@ -115,7 +115,7 @@ def _error(case: _Case, shortfall: _Shortfall, remedies: tuple[str, ...]) -> Doe
 
 def _overfilled(case: _Case, explicit: Assignment) -> list[_Shortfall]:
     """Return the shortfall of each device that a stated assignment fills over its budget."""
-    filled = fill_tiers(case.demand.by_module(), explicit, case.budgets).values()
+    filled = fill_tiers(case.demand.with_one_buffer(), explicit, case.budgets).values()
     return [
         _Shortfall((tier.name,), tier.planned - tier.budget)
         for tier in filled
@@ -141,7 +141,7 @@ def _smallest_extra(case: _Case, devices: tuple[str, ...]) -> int | None:
         return case.feasible(budgets=_more(case.budgets, devices, grains * _GRAIN))
 
     units = case.demand.footprint.units
-    whole = case.demand.by_module()
+    whole = case.demand.with_one_buffer()
     all_in_one = fill_tiers(whole, ("cpu",) * len(units), Budgets({}, 0, None))["cpu"]
     high = (4 * all_in_one.planned + abs(case.budget(devices))) // _GRAIN + 1
     if not feasible(high):

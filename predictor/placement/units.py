@@ -17,6 +17,9 @@ class Experts:
         routed: The number of experts that a token uses.
         size: Bytes of a slot for one expert.
         weights: Bytes of all experts, as the block holds them.
+        modules: The names of the modules of the block's dense part that are streamed one by one if
+            the block is offloaded and not streamed whole.
+        largest_module: Bytes of the largest of these.
     """
 
     module: str
@@ -24,6 +27,8 @@ class Experts:
     routed: int
     size: int
     weights: int
+    modules: tuple[str, ...] = ()
+    largest_module: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +83,14 @@ class PlacementUnit:
 
     def dense_part(self) -> PlacementUnit:
         """Return the unit without the bytes of its experts."""
-        apart = 0 if self.experts is None else self.experts.weights
-        return replace(self, weights=self.weights - apart)
+        if self.experts is None:
+            return self
+        return replace(
+            self,
+            weights=self.weights - self.experts.weights,
+            modules=self.experts.modules,
+            largest_module=self.experts.largest_module,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +166,7 @@ class Footprint:
     def with_experts_apart(self) -> Footprint | None:
         """Return the footprint whose units are dense parts; None if there are no experts to read.
 
-        Blocks are then streamed whole, since experts that do not stay are read by one module.
+        Dense parts are then streamed whole, or by module if that is demanded.
         """
         if not self.by_block or not any(unit.experts for unit in self.units):
             return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from transformers import PreTrainedModel
 
 from predictor.profiling.meta_device import FAILURES
 from predictor.profiling.text_model import run_text
+
+_MOST_RESULTS = 4
+"""Most results of a block: its states, two biases of positions, and what a router chose."""
 
 
 def calls_blocks_evenly(model: PreTrainedModel, blocks: Sequence[str]) -> bool:
@@ -27,7 +31,9 @@ def calls_blocks_evenly(model: PreTrainedModel, blocks: Sequence[str]) -> bool:
         blocks: The names of its blocks.
     """
     members = [model.get_submodule(name) for name in blocks if name]
-    for result_of in (_tensor, _in_tuple, _with_nothing):
+    forms: list[Callable[[torch.Tensor], Any]] = [_tensor]
+    forms += [partial(_in_tuple, others=count) for count in range(_MOST_RESULTS)]
+    for result_of in forms:
         calls: Counter[int] = Counter()
         with contextlib.suppress(*FAILURES), _replaced(members, result_of, calls):
             run_text(model)
@@ -67,9 +73,6 @@ def _tensor(hidden: torch.Tensor) -> torch.Tensor:
     return hidden
 
 
-def _in_tuple(hidden: torch.Tensor) -> tuple[torch.Tensor]:
-    return (hidden,)
-
-
-def _with_nothing(hidden: torch.Tensor) -> tuple[torch.Tensor, None]:
-    return (hidden, None)
+def _in_tuple(hidden: torch.Tensor, *, others: int) -> tuple[torch.Tensor | None, ...]:
+    """Return the states with so many other results, which are None."""
+    return (hidden, *(None,) * others)

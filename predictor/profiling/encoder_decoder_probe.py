@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from predictor.placement.demand import ATTENTION_PADDING_FACTOR
 from predictor.profiling.encoder_probe import largest_shapes
@@ -67,8 +67,8 @@ def probe_encoder_decoder(
 
 def _kept_per_token(model: PreTrainedModel) -> tuple[list[int], int, int]:
     """Return the bytes kept of a token by decoder layer and by the encoder, and the vocabulary."""
-    output = _run(model, 1, _SOURCE, _TARGET)
-    cache, encoded = output.past_key_values, output.encoder_last_hidden_state
+    output, cache = _run(model, 1, _SOURCE, _TARGET)
+    encoded = output.encoder_last_hidden_state
     layers = zip(cache.self_attention_cache.layers, cache.cross_attention_cache.layers, strict=True)
     by_layer = [max(_bytes(own) // _TARGET, _bytes(cross) // _SOURCE) for own, cross in layers]
     return by_layer, int(encoded.nbytes) // _SOURCE, int(output.logits.shape[-1])
@@ -76,27 +76,29 @@ def _kept_per_token(model: PreTrainedModel) -> tuple[list[int], int, int]:
 
 def _peak(model: PreTrainedModel, rows: int, source: int) -> int:
     """Return the most bytes alive in a forward pass without the model and its caches."""
-    output, peak = measure_peak(model, lambda: _run(model, rows, source, 1))
-    caches = (
-        output.past_key_values.self_attention_cache,
-        output.past_key_values.cross_attention_cache,
-    )
-    held = sum(_bytes(layer) for cache in caches for layer in cache.layers)
+    (_, cache), peak = measure_peak(model, lambda: _run(model, rows, source, 1))
+    caches = (cache.self_attention_cache, cache.cross_attention_cache)
+    held = sum(_bytes(layer) for part in caches for layer in part.layers)
     return max(peak - held, 0)
 
 
-def _run(model: PreTrainedModel, rows: int, source: int, target: int) -> Any:
+def _run(
+    model: PreTrainedModel, rows: int, source: int, target: int
+) -> tuple[Any, EncoderDecoderCache]:
+    """Return the output and the cache. Switch's encoder takes no argument ``use_cache``."""
     ids, decoder_ids = (
         torch.zeros(rows, count, dtype=torch.long, device="meta") for count in (source, target)
     )
     called: Any = model
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     with torch.no_grad(), DeviceBehavior(padded=True):
-        return called(
+        output = called(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             decoder_input_ids=decoder_ids,
-            use_cache=True,
+            past_key_values=cache,
         )
+    return output, cache
 
 
 def _bytes(layer: Any) -> int:

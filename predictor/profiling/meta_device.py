@@ -58,7 +58,7 @@ class DeviceBehavior(TorchFunctionMode):
     would choose the textbook form, and the scores of all heads would be counted. A condition on the
     values of a mask, which meta does not have, is true or false as for sequences with or without
     padding. A search for the values of a tensor (`nonzero`) returns all positions, and a position
-    that is such a value is the first one.
+    that is such a value is the first one, also in a name that is made of it (``expert_0``).
     """
 
     def __init__(self, *, padded: bool = False) -> None:
@@ -89,6 +89,8 @@ class DeviceBehavior(TorchFunctionMode):
             return self._values[func]
         if func is torch.Tensor.__getitem__:
             return args[0][_first_for_unknown(args[1])]
+        if func is torch.Tensor.__format__:
+            return format(_first_for_unknown(args[0]), *args[1:])
         return func(*args, **(kwargs or {}))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from predictor.mixture.modules import find_experts
+from predictor.mixture.modules import ExpertsModule, find_experts, names_of_experts
 from predictor.placement.units import Experts, PlacementUnit
 from predictor.private.torch import own_buffers, own_parameters
 from predictor.profiling.probe import Probe
@@ -41,10 +41,29 @@ def measure_units(
     streamed = cut(model, blocks, readers, fixed)
     streamed |= cut(model, [name for name in names if name not in order], readers, fixed)
     modules = find_experts(model, blocks) if with_experts else {}
-    experts = {block: module.placed for block, module in modules.items()}
+    experts = _experts(model, modules, readers, fixed)
     measured = _Measured(model, probed, frozenset(model.state_dict()), fixed, streamed, experts)
     units = _merge_tied([measured.part(name, order.get(name)) for name in names])
     return tuple(sorted(units, key=lambda u: (u.block is not None, u.block or 0, u.weights)))
+
+
+def _experts(
+    model: PreTrainedModel,
+    modules: Mapping[str, ExpertsModule],
+    readers: Readers,
+    fixed: frozenset[str],
+) -> dict[str, Experts]:
+    """Return the experts of each block, with the modules of its dense part."""
+    names = names_of_experts(model, (module.name for module in modules.values()))
+    dense = cut(model, modules, readers, fixed | names)
+    return {
+        block: replace(
+            module.placed,
+            modules=tuple(part.name for part in dense[block]),
+            largest_module=max((part.size for part in dense[block]), default=0),
+        )
+        for block, module in modules.items()
+    }
 
 
 def _cut(model: nn.Module, name: str, blocks: dict[str, int]) -> Iterator[str]:

@@ -241,6 +241,7 @@ class _Loading:
             on_disk,
             host_blocks,
             device,
+            block_buffers=self.placement.stream_buffers,
             page_locked_bytes=self.page_locked_bytes,
             metrics=self.metrics,
         )

@@ -25,12 +25,12 @@ from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfi
 
 from predictor.checkpoint.checkpoint import open_directory
 from predictor.checkpoint.lengths import default_length, reply_positions, source_positions
-from predictor.engine.generation.batchability import (
+from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
+from predictor.engine.generation.encoder_decoder_warmup import (
     check_encoder_decoder_batch_invariance,
     check_joined_batches,
     run_two_tokens,
 )
-from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.sampling_params import as_source
 from predictor.errors import ConfigurationError, PromptTooLong, RequestError

@@ -64,7 +64,7 @@ def footprint(
                 0,
                 _module(max(module, experts * expert)),
                 kv * MIB,
-                experts=_experts(index, experts, expert, routed) if experts else None,
+                experts=_experts(index, experts, expert, routed, module) if experts else None,
             )
             for index in range(blocks)
         ),
@@ -82,8 +82,10 @@ def _module(size: int) -> int:
     return max(0, size * MIB - PAGE_SLACK)
 
 
-def _experts(block: int, count: int, size: int, routed: int) -> Experts:
-    return Experts(f"blocks.{block}.experts", count, routed, size * MIB, count * size * MIB)
+def _experts(block: int, count: int, size: int, routed: int, module: int) -> Experts:
+    name = f"blocks.{block}.experts"
+    weights = count * size * MIB
+    return Experts(name, count, routed, size * MIB, weights, largest_module=_module(module))
 
 
 def pod(*gpus: int, memory: int = 0) -> PodResources:

@@ -59,6 +59,21 @@ def test_slots_are_the_memory_that_dense_parts_and_staging_leave_evenly(memory, 
     assert (disk.units, disk.weights) == (0, 128 * MIB)
 
 
+# A GPU without a dense part: 3 activations + 16 KV + 32 staging + 8 for the head = 59
+
+
+@pytest.mark.parametrize(
+    ("gpu", "by_block", "buffers"),
+    [(59 + 21, True, 2), (59 + 4, False, 2), (59 + 2, False, 1)],
+)
+def test_dense_parts_are_streamed_by_module_where_two_whole_ones_do_not_fit(gpu, by_block, buffers):
+    placement = plan(MIXTURE, pod(gpu, memory=200), SLOTS)
+
+    assert placement.execution_device == 0
+    assert len(placement.experts) == 4
+    assert (placement.by_block, placement.stream_buffers) == (by_block, buffers)
+
+
 def test_each_layer_is_described_in_execution_order():
     placement = plan(MIXTURE, pod(memory=113), SLOTS)
 
@@ -200,8 +215,8 @@ def test_a_refusal_says_that_no_expert_stays():
 
     sentence = str(caught.value)
     assert "does not fit, even if none of its experts stays in memory: main memory" in sentence
-    # 3 + 16, two blocks of 10, the head's 8, and 36 of slots and bounce buffers
-    assert "(needs 84.00 MiB, can use 40.00 MiB)" in sentence
+    # 3 + 16, one module of 2, the head's 8, and 36 of slots and bounce buffers
+    assert "(needs 65.00 MiB, can use 40.00 MiB)" in sentence
 
 
 def test_experts_that_cannot_be_read_one_by_one_are_noted_if_blocks_are_offloaded():

@@ -258,6 +258,24 @@ def test_a_gpu_with_no_room_for_two_blocks_computes_all_the_same():
     assert placement.execution_device == 0
 
 
+def test_where_two_modules_do_not_fit_each_is_read_after_the_one_before_it():
+    # 3 activations + 16 KV + one buffer of 2 + 8 for the head
+    placement = plan(by_block(), pod(memory=3 + 16 + 2 + 8), options())
+
+    assert placement.tier("cpu").staging == (2 + 8) * MIB
+    assert (placement.by_block, placement.stream_buffers) == (False, 1)
+    assert any("read after the one before it" in note for note in placement.notes)
+    roomy = plan(by_block(), pod(memory=3 + 16 + 4 + 14), options())
+    assert roomy.stream_buffers == 2
+    assert not any("read after" in note for note in roomy.notes)
+
+
+def test_a_gpu_with_room_for_one_module_computes_before_the_processor_does():
+    placement = plan(by_block(), pod(3 + 16 + 2 + 8, memory=200), options())
+
+    assert (placement.execution_device, placement.stream_buffers) == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("blocks", "resident"), [(22, 8), (22, 1), (22, 19), (10, 5), (7, 3), (4, 1)]
 )

@@ -134,15 +134,15 @@ def test_the_sentence_says_what_the_error_carries(case):
 
 
 def test_the_whole_sentence():
-    # 1 token each: 3 activations + 4 KV + 4 staged for blocks + 8 for the head = 19
+    # 1 token each: 3 activations + 4 KV + 2 staged for blocks + 8 for the head = 17
     model = footprint(max_model_len=1)
     error = refused(model, pod(memory=10), BARE)
 
     assert str(error) == (
-        "Small in float32 does not fit: main memory lacks 9.00 MiB (needs 19.00 MiB, can use "
-        "10.00 MiB); it would fit with 9.00 MiB more main memory."
+        "Small in float32 does not fit: main memory lacks 7.00 MiB (needs 17.00 MiB, can use "
+        "10.00 MiB); it would fit with 7.00 MiB more main memory."
     )
-    assert (error.tier, error.needed, error.available) == ("cpu", 19 * MIB, 10 * MIB)
+    assert (error.tier, error.needed, error.available) == ("cpu", 17 * MIB, 10 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -165,31 +165,31 @@ def test_the_fastest_tier_that_would_help_is_named_and_others_are_alternatives(c
 
 
 def test_a_stated_map_that_overfills_two_devices_needs_both():
-    # GPU: 14 + 3 + 16 KV + 4 staged = 37 of 30; main memory: 40 of 12
+    # GPU: 14 + 3 + 16 KV + 2 staged = 35 of 30; main memory: 40 of 12
     error = refused(*CASES["explicit"])
 
-    assert error.remedies[0] == "7.00 MiB more GPU memory and 28.00 MiB more main memory"
-    assert (error.tier, error.needed, error.available) == ("gpu", 37 * MIB, 30 * MIB)
+    assert error.remedies[0] == "5.00 MiB more GPU memory and 28.00 MiB more main memory"
+    assert (error.tier, error.needed, error.available) == ("gpu", 35 * MIB, 30 * MIB)
 
 
 def test_the_sentence_names_a_reserve_that_takes_all():
     error = refused(footprint(max_model_len=1), pod(memory=10), replace(BARE, reserve=12 * MIB))
 
-    assert "needs 19.00 MiB, can use 0 B beside a reserve of 12.00 MiB)" in str(error)
-    assert error.remedies == ("21.00 MiB more main memory",)
+    assert "needs 17.00 MiB, can use 0 B beside a reserve of 12.00 MiB)" in str(error)
+    assert error.remedies == ("19.00 MiB more main memory",)
 
 
 def test_a_max_memory_that_binds_is_to_be_changed():
     error = refused(*CASES["max_memory"])
 
-    assert error.remedies[0] == "31.00 MiB instead of 20.00 MiB for 'cpu' in max_memory"
+    assert error.remedies[0] == "29.00 MiB instead of 20.00 MiB for 'cpu' in max_memory"
 
 
 def test_a_max_memory_that_cannot_be_raised_far_enough_needs_more_memory_too():
     error = refused(*CASES["max_memory and owned"])
 
     assert error.remedies[0] == (
-        "31.00 MiB instead of 20.00 MiB for 'cpu' in max_memory and 9.00 MiB more main memory"
+        "29.00 MiB instead of 20.00 MiB for 'cpu' in max_memory and 7.00 MiB more main memory"
     )
 
 

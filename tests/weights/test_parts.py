@@ -21,6 +21,10 @@ def by_module(prepared: Prepared) -> Placement:
     return replace(prepared.placement, by_block=False)
 
 
+def through_one_buffer(prepared: Prepared) -> Placement:
+    return replace(by_module(prepared), stream_buffers=1)
+
+
 def names(up: Up) -> tuple[set[str], set[str]]:
     streamed: Any = up.weights.streamed
     return set(streamed.blocks.blocks), set(streamed.others.blocks)
@@ -38,6 +42,19 @@ def test_a_model_streamed_by_module_computes_what_a_resident_one_does(
     up = bring_up(folder, change_placement=by_module, **flags)
     modules, _ = names(up)
     assert all(name.count(".") > 2 for name in modules)
+    assert torch.equal(logits(up), expected)
+
+
+def test_a_model_streamed_through_one_buffer_computes_the_same(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    folder = checkpoints("mixtral")
+    expected = logits(bring_up(folder, device_map="cpu"))
+    flags = {"device_map": "disk", "offload_folder": str(tmp_path), "offload_store": "never"}
+    up = bring_up(folder, change_placement=through_one_buffer, **flags)
+    streamed: Any = up.weights.streamed.blocks
+    largest = max(block.size for block in streamed.loader.blocks)
+    assert sum(buffer.tensor.nbytes for buffer in streamed.loader.buffers) < 2 * largest
     assert torch.equal(logits(up), expected)
 
 

@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner
-from predictor.engine.generation.sampling_params import as_source
 from predictor.engine.generation.state_watch import StateWatch
 from predictor.errors import ModelUnusable, reason_of
 
@@ -35,9 +33,6 @@ _MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeE
 
 _TRIES = 3
 """Pairs of sequences. A mixture of experts may choose others if two are nearly as good."""
-
-_ALIKE = (9, 8)
-"""Tokens of two sources that are encoded together."""
 
 Passes = tuple[tuple[tuple[int, int], ...], ...]
 """The rows of forward passes: a sequence, and how many of its tokens are computed. A sequence is
@@ -77,7 +72,7 @@ def check_batch_invariance(
     if runner.cache.keeps_state:
         passes = _ONE_BY_ONE if one_by_one else _BY_CHUNKS
         passes = passes if runner.cache.states.count > 1 else _alone(passes)
-    return _reason(_differences(runner, model, device, passes), model.dtype)
+    return difference_in(_differences(runner, model, device, passes), model.dtype)
 
 
 def check_serial(
@@ -123,8 +118,13 @@ def _differences(
         yield _difference(runner, model, device, passes, seed)
 
 
-def _reason(differences: Iterable[float], dtype: torch.dtype) -> str | None:
-    """None if one of some differences, which are measured one by one, is small; else the reason."""
+def difference_in(differences: Iterable[float], dtype: torch.dtype) -> str | None:
+    """Return why sequences differ together; None if one of some differences is small.
+
+    Args:
+        differences: The largest distances of logits, measured one by one.
+        dtype: The dtype of the model.
+    """
     reason = None
     try:
         for difference in differences:
@@ -139,98 +139,12 @@ def _reason(differences: Iterable[float], dtype: torch.dtype) -> str | None:
     return reason
 
 
-def check_encoder_decoder_batch_invariance(runner: Runner, model: PreTrainedModel) -> str | None:
-    """Do the same for a model with an encoder: for two sources, and two tokens of each reply.
-
-    Args:
-        runner: An `EncoderDecoderRunner`.
-        model: Its model.
-    """
-
-    def difference() -> Iterator[float]:
-        together = run_two_tokens(runner, model)
-        alone = run_two_tokens(runner, model, together=False)
-        yield max(_distance(one, other) for one, other in zip(together, alone, strict=True))
-
-    return _reason(difference(), model.dtype)
-
-
-def check_joined_batches(runner: EncoderDecoderRunner, model: PreTrainedModel) -> str | None:
-    """Have a sequence join one that began before; return how they differ from each alone.
-
-    Args:
-        runner: Runs both.
-        model: Its model.
-    """
-
-    def difference() -> Iterator[float]:
-        together = _run_joined(runner, model, math.inf)
-        alone = _run_joined(runner, model, None)
-        yield max(_distance(one, other) for one, other in zip(together, alone, strict=True))
-
-    return _reason(difference(), model.dtype)
-
-
-def _run_joined(
-    runner: EncoderDecoderRunner, model: PreTrainedModel, most_padding: float | None
-) -> torch.Tensor:
-    """Return the logits of two steps of two sequences, of which one began three tokens later."""
-    before, runner.most_padding = runner.most_padding, most_padding
-    first, second = (
-        [SequenceChunk(-1 - i, 0, (*as_source(source), 0))]
-        for i, source in enumerate(_random_sequences(model, _ALIKE, seed=1))
-    )
-    try:
-        runner.run(first)
-        for _ in range(3):
-            first = _next(first)
-            runner.run(first)
-        runner.run(second)
-        logits = []
-        for _ in range(2):
-            first, second = _next(first), _next(second)
-            logits.append(runner.run([*first, *second]))
-        return torch.cat(logits)
-    finally:
-        runner.most_padding = before
-        for row in (*first, *second):
-            runner.release(row.key)
-
-
-def _next(rows: Sequence[SequenceChunk]) -> list[SequenceChunk]:
-    return [SequenceChunk(row.key, row.end, (1,)) for row in rows]
-
-
-def run_two_tokens(
-    runner: Runner, model: PreTrainedModel, *, together: bool = True
-) -> torch.Tensor:
-    """Return the logits of two tokens after each of two sources, of shape (4, vocabulary).
-
-    Args:
-        runner: An `EncoderDecoderRunner`.
-        model: Its model.
-        together: Whether both sequences are in each forward pass.
-    """
-    sources = _random_sequences(model, _ALIKE, seed=0)
-    first = [SequenceChunk(-1 - i, 0, (*as_source(source), 0)) for i, source in enumerate(sources)]
-    batches = [first, [SequenceChunk(row.key, row.end, (1,)) for row in first]]
-    try:
-        logits = [
-            runner.run(rows) if together else torch.cat([runner.run([row]) for row in rows])
-            for rows in batches
-        ]
-    finally:
-        for row in first:
-            runner.release(row.key)
-    return torch.cat(logits)
-
-
 def _difference(
     runner: Runner, model: PreTrainedModel, device: torch.device, passes: Passes, seed: int
 ) -> float:
     """The largest distance of logits of forward passes from those of their sequences alone."""
     lengths = [sum(n for rows in passes for key, n in rows if key == own) for own in range(3)]
-    sequences = _random_sequences(model, lengths, seed)
+    sequences = random_sequences(model, lengths, seed)
     results: list[tuple[int, int, torch.Tensor]] = []
     try:
         computed = [0] * len(sequences)
@@ -252,7 +166,7 @@ def _difference(
         for key in range(len(sequences)):
             runner.release(-1 - key)
     alone = {key: _logits_alone(model, device, sequences[key]) for key, _, _ in results}
-    return max(_distance(logits, alone[key][position]) for key, position, logits in results)
+    return max(distance(logits, alone[key][position]) for key, position, logits in results)
 
 
 def _run_watched(runner: Runner, rows: Sequence[SequenceChunk]) -> tuple[torch.Tensor, bool]:
@@ -264,7 +178,8 @@ def _run_watched(runner: Runner, rows: Sequence[SequenceChunk]) -> tuple[torch.T
         return runner.run(rows), not watch.is_complete
 
 
-def _random_sequences(model: PreTrainedModel, lengths: Sequence[int], seed: int) -> list[list[int]]:
+def random_sequences(model: PreTrainedModel, lengths: Sequence[int], seed: int) -> list[list[int]]:
+    """Return random token ids for sequences of these lengths."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary = count_vocabulary(model)
     return [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in lengths]
@@ -277,7 +192,8 @@ def _logits_alone(model: Any, device: torch.device, sequence: list[int]) -> torc
     return logits
 
 
-def _distance(logits: torch.Tensor, expected: torch.Tensor) -> float:
+def distance(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return how far logits are from others, as a fraction of the spread of the others."""
     a, b = logits.double().cpu(), expected.double().cpu()
     a, b = a - a.mean(), b - b.mean()
     return float((a - b).norm() / b.norm().clamp(min=1e-9))

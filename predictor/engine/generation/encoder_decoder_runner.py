@@ -7,7 +7,7 @@ numbers (`sampling_params.as_source`).
 Sequences whose sources are encoded in one forward pass stay together as a `LockstepBatch`. Their
 decoders are in step. Sources are padded on the right and masked. Each lockstep batch is a forward
 pass by itself. Batches join as soon as that takes little padding: on the left of the decoders that
-began later, masked, with positions of their own (`decoder_positions`).
+began later, masked, with positions of their own (`decoder_padding`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from predictor.engine.generation.decoder_positions import DecoderPositions, find_decoder
+from predictor.engine.generation.decoder_padding import DecoderPadding, find_decoder
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.lockstep_batch import LockstepBatch, join, padded_columns
 from predictor.private.attention_types import keep_attention_type
@@ -49,6 +49,10 @@ class EncoderDecoderRunner:
         batches: The lockstep batch of each sequence.
         most_padding: Most padding of batches that join, as a fraction of their tokens; None if none
             may join, which the start finds out.
+        piece: Most tokens of all decoders in one forward pass, if several of each are known. The
+            start sets it to 1 for a model that computes several tokens otherwise than one by one.
+        adds_column: Whether a padded forward pass of one token gets a second column, which is
+            forgotten. LED's decoder reads its mask only if it has several tokens.
     """
 
     def __init__(
@@ -68,7 +72,9 @@ class EncoderDecoderRunner:
         self._alone = alone or sees_columns
         self._pads = device.type == "cpu" and not sees_columns
         self.most_padding: float | None = None if self._alone else MOST_PADDING
-        self._positions = DecoderPositions(find_decoder(model))
+        self.piece, self.adds_column = _PIECE, False
+        self._encoder: Any = self.model.get_encoder()
+        self._padding = DecoderPadding(find_decoder(model))
 
     @torch.inference_mode()
     def run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
@@ -148,23 +154,17 @@ class EncoderDecoderRunner:
         """Encode the sources, and compute all known tokens of the decoder."""
         ids, mask = self._sources(rows)
         targets = self._targets(rows)
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            decoder_input_ids=targets[:, :1],
-            past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
-            use_cache=True,
-        )
-        logits: torch.Tensor = output.logits[:, -1]
+        # As in `generate`, the encoder runs by itself: Switch's takes no argument of a decoder.
+        states = self._encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         length = targets.shape[1]
         offsets = {row.key: row.end - length for row in rows}
-        states = output.encoder_last_hidden_state
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         pads = [0] * len(rows)
         lengths = [len(_source(row)) for row in rows]
-        cache = output.past_key_values
-        batch = LockstepBatch(list(offsets), cache, states, mask, 1, offsets, pads, lengths)
+        batch = LockstepBatch(list(offsets), cache, states, mask, 0, offsets, pads, lengths)
+        logits = self._decode(batch, targets[:, :1])
         self.batches |= dict.fromkeys(offsets, batch)
-        piece = max(1, _PIECE // len(rows))
+        piece = max(1, self.piece // len(rows))
         for first in range(1, length, piece):
             logits = self._decode(batch, targets[:, first : first + piece])
         return logits
@@ -191,9 +191,12 @@ class EncoderDecoderRunner:
         return logits[[batch.keys.index(key) for key in by_key]]
 
     def _decode(self, batch: LockstepBatch, targets: torch.Tensor) -> torch.Tensor:
+        end = batch.length + targets.shape[1]
+        if self.adds_column and any(batch.pads) and targets.shape[1] == 1:
+            targets = targets.expand(-1, 2)
         padding = batch.decoder_mask(targets.shape[1])
         extra = {} if padding is None else {"decoder_attention_mask": padding}
-        self._positions.pads = None if padding is None else batch.pads
+        self._padding.set(batch.pads, padding)
         try:
             output = self.model(
                 encoder_outputs=_EncoderOutput(last_hidden_state=batch.states),
@@ -204,9 +207,9 @@ class EncoderDecoderRunner:
                 **extra,
             )
         finally:
-            self._positions.pads = None
-        batch.length += targets.shape[1]
-        logits: torch.Tensor = output.logits[:, -1]
+            self._padding.clear()
+        logits: torch.Tensor = output.logits[:, end - batch.length - 1]
+        batch.truncate(end)
         return logits
 
     def _sources(self, rows: Sequence[SequenceChunk]) -> tuple[torch.Tensor, torch.Tensor]:

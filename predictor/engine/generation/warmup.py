@@ -13,15 +13,13 @@ from transformers import PreTrainedModel
 from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.batchability import (
     check_batch_invariance,
-    check_encoder_decoder_batch_invariance,
-    check_joined_batches,
     check_serial,
     count_vocabulary,
     refuse_serial,
-    run_two_tokens,
 )
 from predictor.engine.generation.cache_kinds import keeps_state, unbatchable_reason
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
+from predictor.engine.generation.encoder_decoder_warmup import open_encoder_decoder_runner
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_accounting import usable_tokens, usable_window_tokens
@@ -237,7 +235,7 @@ def _open_runner(
     """
     device = torch.device(placement.execution_device)
     if model.config.is_encoder_decoder:
-        return _open_encoder_decoder_runner(model, device, warmup_cache)
+        return _Opened(*open_encoder_decoder_runner(model, device, warmup_cache))
     reason = unbatchable_reason(model)
     if reason is None:
         runner = BatchRunner(
@@ -270,25 +268,3 @@ def _open_runner(
     if fault is not None:
         raise refuse_serial(model, fault)
     return _Opened(serial, reason, one_by_one)
-
-
-def _open_encoder_decoder_runner(
-    model: PreTrainedModel, device: torch.device, warmup_cache: WarmupCache
-) -> _Opened:
-    runner = EncoderDecoderRunner(model, device=device)
-
-    def check(_: bool) -> str | None:
-        return check_encoder_decoder_batch_invariance(runner, model)
-
-    _, reason = check_once("batches", check, (False,), warmup_cache)
-    if reason is None:
-        _, alone = check_once(
-            "joins", lambda _: check_joined_batches(runner, model), (False,), warmup_cache
-        )
-        if alone is not None:
-            runner.most_padding = None
-            logger.info("Sources that come later run in passes of their own: %s", alone)
-        return _Opened(runner, None)
-    serial = EncoderDecoderRunner(model, device=device, alone=True)
-    run_two_tokens(serial, model)
-    return _Opened(serial, reason)

@@ -47,6 +47,7 @@ def stream_parts(
     host_blocks: Mapping[str, HostBlock],
     device: torch.device,
     *,
+    block_buffers: int = STREAM_BUFFERS,
     page_locked_bytes: int,
     metrics: WeightMetrics,
 ) -> StreamedModel:
@@ -58,6 +59,7 @@ def stream_parts(
         on_disk: Those that are read from disk for every forward pass.
         host_blocks: By name, those that stay in main memory and compute on an accelerator.
         device: The device where they compute.
+        block_buffers: Buffers for blocks, or for their modules.
         page_locked_bytes: Most bytes of main memory to page-lock.
         metrics: Counts bytes read and copied, and seconds that forward passes waited.
 
@@ -72,7 +74,7 @@ def stream_parts(
     if device.type != "cpu":
         limit -= page_lock_within(limit, [block.buffer for block in host_blocks.values()])
     streamed = []
-    for are_blocks, slots in ((True, STREAM_BUFFERS), (False, PART_BUFFERS)):
+    for are_blocks, slots in ((True, block_buffers), (False, PART_BUFFERS)):
         chosen = {n: x for n, x in sources.items() if (n in parts.of_blocks) == are_blocks}
         streaming = stream_blocks(
             model,

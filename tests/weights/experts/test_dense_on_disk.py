@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,18 @@ def every_second_on_disk(prepared: Prepared) -> Placement:
     return replace(placement, device_map={**placement.device_map, **dict.fromkeys(blocks, "disk")})
 
 
+def every_second_by_module(prepared: Prepared) -> Placement:
+    """The same with dense parts by module, through one buffer, as a plan has them."""
+    apart = prepared.footprint.with_experts_apart()
+    assert apart is not None
+    modules = {unit.names[0]: unit.modules for unit in apart.units if unit.is_block}
+    placement = every_second_on_disk(prepared)
+    modules = {**placement.modules, **modules}
+    return replace(placement, by_block=False, stream_buffers=1, modules=modules)
+
+
 @pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("change", [every_second_on_disk, every_second_by_module])
 @pytest.mark.parametrize(
     ("stored", "flags"),
     [
@@ -39,6 +51,7 @@ def test_tokens_are_those_of_transformers(
     mixtures: Checkpoints,
     tmp_path: Path,
     name: str,
+    change: Callable[[Prepared], Placement],
     stored: torch.dtype,
     flags: dict[str, Any],
 ) -> None:
@@ -48,11 +61,14 @@ def test_tokens_are_those_of_transformers(
         dtype="float32",
         device_map="cpu",
         offload_folder=str(tmp_path),
-        change_placement=every_second_on_disk,
+        change_placement=change,
         **flags,
     )
     assert up.weights.experts is not None
-    assert up.weights.streaming is not None
+    streaming: Any = up.weights.streaming
+    by_module = change is every_second_by_module
+    assert all((name.count(".") > 2) == by_module for name in streaming.blocks)
+    assert not any(name.endswith("experts") for name in streaming.blocks)
     wanted = Reference(folder, torch.float32).tokens(PROMPTS[:2])
     assert [up.tokens(prompt, max_new_tokens=NEW_TOKENS) for prompt in PROMPTS[:2]] == wanted
     up.task.engine.stop()
