@@ -132,10 +132,52 @@ def test_a_block_that_cannot_be_fetched_raises_and_can_be_tried_again() -> None:
             use(ring, block)
 
 
-def test_a_ring_of_one_block_holds_it_in_every_slot() -> None:
-    with opened([0]) as (ring, _):
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_a_block_that_is_called_again_and_again_is_fetched_once(slots: int) -> None:
+    with opened([0], slots) as (ring, source):
         for _ in range(5):
             use(ring, 0)
+        assert settled(source) == [0]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_the_calls_of_a_block_in_a_row_take_one_fetch(slots: int) -> None:
+    passes = [0, 0, 0, 1, 1, 1]  # ALBERT with two groups of layers
+    with opened([0, 1], slots) as (ring, source):
+        for block in passes * 3:
+            use(ring, block)
+        settled(source)
+        source.fetched.clear()
+        for block in passes * 2:
+            use(ring, block)
+        assert len(settled(source)) <= 4 + slots
+
+
+def test_a_block_that_is_shared_between_others_is_expected_where_it_comes() -> None:
+    passes = [0, 1, 9, 2, 3, 9, 4, 9]  # Zamba's one block after some of the others
+    with opened([0, 1, 2, 3, 4, 9]) as (ring, source):
+        for block in passes * 2:
+            use(ring, block)
+        settled(source)
+        source.fetched.clear()
+        for block in passes:
+            use(ring, block)
+        assert settled(source) == [*passes[2:], *passes[:2]]  # two were there
+
+
+def test_passes_of_two_kinds_take_one_wrong_expectation_each() -> None:
+    """An encoder's blocks come between many passes of the decoder's."""
+    encoder, decoder = [0, 1, 2], [3, 4, 5]
+    with opened(range(6)) as (ring, source):
+        for _ in range(2):
+            for block in encoder + decoder * 5:
+                use(ring, block)
+        settled(source)
+        source.fetched.clear()
+        for block in encoder + decoder * 5:
+            use(ring, block)
+        # Two of the decoder's were there in vain, and as many are when the pass has ended.
+        assert len(settled(source)) <= 18 + 2 + 2
 
 
 def test_a_fetch_that_takes_long_is_logged_once_for_each_wait(

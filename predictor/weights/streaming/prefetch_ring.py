@@ -1,9 +1,9 @@
 """Fetches blocks ahead of their use, in a cycle, into a fixed number of slots.
 
-The ring expects blocks in the order of the last forward pass: after each block the one that
-followed it before, and after the last block the first one of the next pass. If another block is
+The ring expects blocks in the order of the last forward pass, see `call_order`. If another block is
 requested, the ring fetches that block anew. This costs time, and never returns another block's
-weights. How a block gets into a slot is left to the caller.
+weights. A block that is called several times running stays in its slot, and is fetched once. How a
+block gets into a slot is left to the caller.
 
 A fetch may hang with its disk. Then `acquire` waits on and says so in the log; what follows from it
 is decided in `predictor.heartbeat`.
@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from predictor.weights.streaming.call_order import CallOrder
 
 logger = logging.getLogger(__name__)
 
@@ -51,18 +53,20 @@ class PrefetchRing(Generic[Slot]):
 
         Args:
             order: Blocks in the expected order.
-            slots: The slots. With two, one block is fetched while another is in use.
+            slots: The slots. With two, one block is fetched while another is in use; with one, each
+                is fetched when the one before it is released.
             fetch: Puts a block into a slot; called in the thread.
             progress: Returns a sentence about the fetch under way for the log, or nothing.
             seconds_to_log: Seconds of waiting after which it is logged.
         """
         self._fetch = fetch
         self._progress, self._seconds_to_log = progress, seconds_to_log
-        self._after = dict(zip(order, (*order[1:], order[0]), strict=True))
-        self._next, self._last = order[0], order[-1]
+        self._order = CallOrder(order)
         self._free = deque(slots)
         self._ready: deque[_Fetched[Slot]] = deque()
         self._fetching: int | None = None
+        self._ahead = 0  # calls from the next one on whose blocks are fetched or being fetched
+        self._held: int | None = None  # the block of the slot that was acquired last, if it is kept
         self._round = 0  # a restart begins a new round; fetches of earlier rounds are discarded
         self._closed = False
         self._changed = threading.Condition()
@@ -77,23 +81,34 @@ class PrefetchRing(Generic[Slot]):
         """
         began = time.perf_counter()
         with self._changed:
-            self._after[self._last] = block
-            self._last = block
-            if self._upcoming() != block:
-                self._restart(block)
-            self._await_ready()
-            fetched = self._ready.popleft()
+            if self._order.expected() != block:
+                self._order.jump_to(block)
+                self._restart()
+            fetched = self._await_ready()
+            while fetched.block != block:  # whatever is expected, never another block's weights
+                self._free.append(fetched.slot)
+                self._restart()
+                fetched = self._await_ready()
             if fetched.error is not None:
                 self._free.append(fetched.slot)
-                self._restart(block)
+                self._restart()
+            else:
+                self._order.advance()
+                self._held, self._ahead = block, max(0, self._ahead - 1)
+                self._changed.notify_all()
         if fetched.error is not None:
             raise fetched.error
         return fetched.slot, time.perf_counter() - began
 
     def release(self, slot: Slot) -> None:
-        """Let a slot be filled again."""
+        """Let a slot be filled again, or keep its block if that is the next one."""
         with self._changed:
-            self._free.append(slot)
+            if self._held is not None and self._order.expected() == self._held:
+                self._ready.appendleft(_Fetched(self._held, slot, None))
+                self._ahead = max(1, self._ahead)
+            else:
+                self._held = None
+                self._free.append(slot)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -103,8 +118,8 @@ class PrefetchRing(Generic[Slot]):
             self._changed.notify_all()
         self._thread.join()
 
-    def _await_ready(self) -> None:
-        """Wait for a fetched block; once, log a fetch that takes long."""
+    def _await_ready(self) -> _Fetched[Slot]:
+        """Wait for the next fetched block and return it; once, log a fetch that takes long."""
         timeout: float | None = self._seconds_to_log
         while not self._ready:
             if self._closed:
@@ -113,18 +128,13 @@ class PrefetchRing(Generic[Slot]):
                 timeout = None
                 if sentence := self._progress():
                     logger.warning("%s", sentence)
+        return self._ready.popleft()
 
-    def _upcoming(self) -> int:
-        """Return the block of the next slot."""
-        if self._ready:
-            return self._ready[0].block
-        return self._next if self._fetching is None else self._fetching
-
-    def _restart(self, block: int) -> None:
+    def _restart(self) -> None:
         self._round += 1
         self._free.extend(fetched.slot for fetched in self._ready)
         self._ready.clear()
-        self._fetching, self._next = None, block
+        self._fetching, self._held, self._ahead = None, None, 0
         self._changed.notify_all()
 
     def _run(self) -> None:
@@ -134,8 +144,9 @@ class PrefetchRing(Generic[Slot]):
                     self._changed.wait()
                 if self._closed:
                     return
-                block, slot, round_ = self._next, self._free.popleft(), self._round
-                self._fetching, self._next = block, self._after[block]
+                ahead = self._calls_ahead()
+                block, slot, round_ = self._order.expected(ahead), self._free.popleft(), self._round
+                self._fetching, self._ahead = block, ahead + 1
             error = self._try(block, slot)
             with self._changed:
                 if round_ != self._round:
@@ -145,9 +156,22 @@ class PrefetchRing(Generic[Slot]):
                     self._ready.append(_Fetched(block, slot, error))
                 self._changed.notify_all()
 
+    def _calls_ahead(self) -> int:
+        """Return how many calls are served by what is fetched, or by a block that stays for them.
+
+        A block stays in its slot for all of its calls that follow each other.
+        """
+        ahead, expected = self._ahead, self._order.expected
+        while ahead < self._order.period:
+            before = expected(ahead - 1) if ahead else self._held
+            if expected(ahead) != before:
+                break
+            ahead += 1
+        return ahead
+
     def _may_fetch(self) -> bool:
         failed = bool(self._ready) and self._ready[-1].error is not None
-        return bool(self._free) and not failed
+        return bool(self._free) and not failed and self._calls_ahead() < self._order.period
 
     def _try(self, block: int, slot: Slot) -> Exception | None:
         try:
