@@ -51,6 +51,10 @@ class ProtocolSettings(BaseSettings):
     """Whether a text that is longer than `max_model_len` is cut, in the tasks other than
     generation. A request may say otherwise by its parameter `truncate`."""
 
+    disable_special_tokens: bool = False
+    """Whether texts are tokenised without the tokenizer's special tokens, in classification,
+    embedding and fill-mask. Most models were trained with them."""
+
     enable_load_unload: bool = False
     """Whether KServe's unauthenticated route that unloads the model is served. An unloaded model
     stays unloaded until the process restarts."""

@@ -27,11 +27,6 @@ KSERVE_FLAGS: Mapping[str, Flag] = {
         "the tokenizer is the one of the model's revision; set --model_revision, or serve a "
         "directory that holds the files of both with --model_dir"
     ),
-    "disable_special_tokens": refused(
-        "a model is given the special tokens that it was trained with; send token ids to "
-        "completions or embeddings to choose them yourself",
-        is_switch=True,
-    ),
     "disable_lower_case": unneeded(_OWN_FILES, is_switch=True),
     "tensor_input_names": unneeded("the model's code names its inputs"),
     "return_token_type_ids": unneeded("the model's code says if it takes them", is_switch=True),

@@ -144,7 +144,9 @@ VLLM_FLAGS: Mapping[str, Flag] = {
     "middleware": refused("use a gateway"),
     "headless": refused("a model is served by one pod", is_switch=True),
     "config": refused("put settings into the model directory's setup_config.json"),
-    "otlp_traces_endpoint": unneeded("this server sends no traces"),
+    "otlp_traces_endpoint": unneeded(
+        "OTEL_EXPORTER_OTLP_ENDPOINT in the environment turns traces on"
+    ),
     "max_parallel_loading_workers": unneeded("weights are read at the speed of the device"),
     "use_tqdm_on_load": unneeded("the log shows the progress of loading", is_switch=True),
     "disable_fastapi_docs": unneeded("they are off", is_switch=True),

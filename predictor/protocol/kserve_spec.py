@@ -1,7 +1,8 @@
 """The outputs of encoder tasks as KServe's Hugging Face server names them: one, ``output-0``.
 
 Read in huggingfaceserver 0.20 (``encoder_model.py``, ``get_predict_response``): the index of a
-text's class, the token of a mask, the vector of a text. Other tasks keep our outputs.
+text's class, those of its tokens' classes, the token of a mask, the vector of a text. Other tasks
+keep our outputs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from predictor.tasks.task import Field, Output, RawInstance, TaskSpec
 OUTPUT = "output-0"
 """The name of KServe's one output."""
 
-_DATATYPES = {"sequence_classification": "INT64", "fill_mask": "BYTES", "text_embedding": "FP32"}
+_DATATYPES = {
+    "sequence_classification": "INT64",
+    "token_classification": "INT64",
+    "fill_mask": "BYTES",
+    "text_embedding": "FP32",
+}
 """The tasks whose answers have another shape in KServe, and their element types."""
 
 
@@ -42,7 +48,8 @@ class KServeSpec:
     @property
     def outputs(self) -> tuple[Output, ...]:
         """KServe's output, and those that a parameter adds."""
-        shape = self.spec.outputs[0].shape if self.task == "text_embedding" else (-1,)
+        shapes = {"text_embedding": self.spec.outputs[0].shape, "token_classification": (-1, 1, -1)}
+        shape = shapes.get(self.task, (-1,))
         added = (output for output in self.spec.outputs if output.requested_by is not None)
         return (Output(OUTPUT, _DATATYPES[self.task], shape), *added)
 

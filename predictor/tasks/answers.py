@@ -166,9 +166,15 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Entities:
-    """The entities of a text, in its order."""
+    """The entities of a text, in its order.
+
+    Attributes:
+        entities: The entities.
+        token_labels: The index of the most probable label of each token, special ones included.
+    """
 
     entities: tuple[Entity, ...]
+    token_labels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

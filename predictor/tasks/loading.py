@@ -37,6 +37,7 @@ class TaskOptions:
     return_raw_logits: bool = False
     return_offsets_mapping: bool = False
     truncate: bool = False
+    disable_special_tokens: bool = False
     max_grammar_size: int = MAX_GRAMMAR_SIZE
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
@@ -146,7 +147,13 @@ def _files_like_tokenizers(path: Path) -> list[Path]:
 def _encoder_spec(
     facts: ModelFacts, tokenizer: PreTrainedTokenizerBase, options: TaskOptions
 ) -> EncoderTaskSpec:
-    tokenizing = Tokenizing(tokenizer, facts.max_model_len, truncates=options.truncate)
+    takes_pairs = facts.task in ("question_answering", "rerank")
+    tokenizing = Tokenizing(
+        tokenizer,
+        facts.max_model_len,
+        truncates=options.truncate,
+        add_special_tokens=takes_pairs or not options.disable_special_tokens,
+    )
     specs: dict[str, Callable[[], EncoderTaskSpec]] = {
         "sequence_classification": lambda: SequenceClassification(
             tokenizing,

@@ -99,9 +99,10 @@ class TokenClassification(EncoderTaskSpec):
         is_each = instance.parameters["return_offsets_mapping"]
         strategy = "none" if is_each else instance.parameters["aggregation_strategy"]
         (text,), (logits,) = texts, results
-        return self._aggregation.entities(
+        entities = self._aggregation.entities(
             instance.fields["text"], text, logits, strategy, ignored=() if is_each else ("O",)
         )
+        return Entities(entities, tuple(np.argmax(logits, axis=-1).tolist()))
 
 
 class _Aggregation:
@@ -117,7 +118,7 @@ class _Aggregation:
         logits: Array,
         strategy: str,
         ignored: Sequence[str],
-    ) -> Entities:
+    ) -> tuple[Entity, ...]:
         """Return the entities of a text as the pipeline does."""
         offsets, special = text.about
         groups = [
@@ -127,17 +128,15 @@ class _Aggregation:
             )
             if group.get("entity_group", group.get("entity")) not in ignored
         ]
-        return Entities(
-            tuple(
-                Entity(
-                    group.get("entity_group") or group["entity"],
-                    float(group["score"]),
-                    group["word"],
-                    int(group["start"]),
-                    int(group["end"]),
-                )
-                for group in groups
+        return tuple(
+            Entity(
+                group.get("entity_group") or group["entity"],
+                float(group["score"]),
+                group["word"],
+                int(group["start"]),
+                int(group["end"]),
             )
+            for group in groups
         )
 
 

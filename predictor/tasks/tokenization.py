@@ -41,6 +41,7 @@ class Tokenizing:
         max_model_len: int,
         *,
         truncates: bool = False,
+        add_special_tokens: bool = True,
     ) -> None:
         """Create it.
 
@@ -48,11 +49,13 @@ class Tokenizing:
             tokenizer: The tokenizer.
             max_model_len: Most tokens of a text.
             truncates: Whether a text that is too long is cut unless a request says otherwise.
+            add_special_tokens: Whether texts get the tokenizer's special tokens.
         """
         self.tokenizer: Any = tokenizer
         self.max_model_len = max_model_len
         self.cut_defaults = {"truncate": truncates, "truncate_prompt_tokens": None}
         self.lengths = lengths_of(tokenizer)
+        self._options = {"verbose": False, "add_special_tokens": add_special_tokens}
         self._copies: list[Any] = []
 
     def cut_of(self, parameters: Mapping[str, Any]) -> int | None:
@@ -87,7 +90,7 @@ class Tokenizing:
         inputs: list[EncoderInput] = []
         for batch in batches(texts):
             with one_at_a_time(*batch):
-                encoding = self.tokenizer(batch, verbose=False)
+                encoding = self.tokenizer(batch, **self._options)
             for index in range(len(batch)):
                 one = {name: rows[index] for name, rows in encoding.items()}
                 self._check_count(len(one["input_ids"]))
@@ -142,9 +145,10 @@ class Tokenizing:
 
     def _encode(self, text: str, pair: str | None, cut: int | None, options: dict[str, Any]) -> Any:
         if cut is None:
-            return self.tokenizer(text, pair, verbose=False, **options)
+            return self.tokenizer(text, pair, **self._options, **options)
         with self.truncating() as tokenizer:
-            return tokenizer(text, pair, verbose=False, truncation=True, max_length=cut, **options)
+            options |= {"truncation": True, "max_length": cut, **self._options}
+            return tokenizer(text, pair, **options)
 
     def _takes_at_most(self) -> str:
         return (

@@ -69,6 +69,7 @@ def test_a_flag_sets_settings_or_says_why_it_does_not(name: str) -> None:
         ("serve --enable-lora --max-lora-rank 64 --enforce-eager", {}),
         ("serve --lora-modules a=b c=d", {"lora_modules": ["a=b", "c=d"]}),
         ("serve --load-format auto --seed 3", {}),
+        ("serve --disable_special_tokens", {"disable_special_tokens": "true"}),
         ("serve --no-enable-prefix-caching", {"prefix_cache": "false"}),
     ],
 )

@@ -8,11 +8,14 @@ from typing import Any
 
 import httpx
 import kserve
+import numpy as np
 import pytest
 
 from predictor.protocol.response_style import OUR_STYLE, ResponseStyle
 from predictor.tasks.request import DEFAULT_PARAMETERS
-from tests.encoding.conftest import ServeEncoder
+from predictor.tasks.task import RawInstance
+from tests import serving
+from tests.encoding.conftest import Make, ServeEncoder
 from tests.encoding.test_protocols import FIELDS, numbers, tensor, v1, v2
 from tests.protocol.stub import Served
 
@@ -58,10 +61,68 @@ def test_a_mask_is_its_best_token_and_a_text_its_vector(serve_kserve: ServeEncod
     assert tensors["output-0"] == pytest.approx([*vectors[0], *vectors[1]], rel=1e-6)
 
 
-def test_other_tasks_keep_their_shapes(serve_kserve: ServeEncoder) -> None:
+def test_the_labels_of_all_tokens_are_indices(serve_kserve: ServeEncoder) -> None:
+    predictions, tensors = in_both(serve_kserve, "token_classification")
+    ((labels,), _) = predictions
+    assert set(labels) <= {0, 1, 2}
+    assert tensors == {"output-0": [*labels, *labels]}
     served = serve_kserve("token_classification")
-    (entities,) = v1(served, [FIELDS["token_classification"]]).json()["predictions"]
-    assert {"label", "start", "end"} <= entities[0].keys()
+    short = tensor("input-0", FIELDS["token_classification"]["text"], "I")
+    (output,) = v2(served, [short]).json()["outputs"]
+    count, one, longest = output["shape"]
+    assert (count, one, output["datatype"]) == (2, 1, "INT64")
+    assert longest == len(labels)
+    assert output["data"][: len(labels)] == labels
+    assert output["data"][-1] == -100
+
+
+def test_other_tasks_keep_their_shapes(serve_kserve: ServeEncoder) -> None:
+    served = serve_kserve("question_answering")
+    (answer,) = v1(served, [FIELDS["question_answering"]]).json()["predictions"]
+    assert answer.keys() == {"answer", "score", "start", "end"}
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "datatype"),
+    [
+        ("sequence_classification", "Hello, my dog is cute.", "INT64"),
+        (
+            "token_classification",
+            "HuggingFace is a company based in Paris and New York",
+            "INT64",
+        ),
+        ("text_embedding", "This is an example sentence.", "FP32"),
+    ],
+)
+@pytest.mark.parametrize("shape", [[], [1], [-1]])
+def test_kserves_own_requests_are_answered_in_v2(
+    serve_kserve: ServeEncoder, task: str, text: str, datatype: str, shape: list[int]
+) -> None:
+    served = serve_kserve(task)
+    given = {"name": "input-0", "datatype": "BYTES", "shape": shape, "data": [text]}
+    (output,) = v2(served, [given]).json()["outputs"]
+    assert (output["name"], output["datatype"]) == ("output-0", datatype)
+    (prediction,) = v1(served, [text]).json()["predictions"]
+    flat = [prediction] if isinstance(prediction, int) else np.ravel(prediction).tolist()
+    assert output["data"] == pytest.approx(flat, rel=1e-6)
+
+
+def test_kserves_own_masks_are_filled_in_v1(serve_kserve: ServeEncoder) -> None:
+    served = serve_kserve("fill_mask")
+    texts = ["The capital of France is <mask>.", "The capital of <mask> is paris."]
+    predictions = v1(served, texts).json()["predictions"]
+    assert [type(each) for each in predictions] == [str, str]
+
+
+def test_kserves_own_ranking_is_answered(serve_kserve: ServeEncoder) -> None:
+    served = serve_kserve("rerank")
+    body = {
+        "model": "echo",
+        "query": "What is the capital of France?",
+        "documents": ["The capital of Brazil is Brasilia.", "The capital of France is Paris."],
+    }
+    results = httpx.post(f"{served.url}/openai/v1/rerank", json=body).json()["results"]
+    assert sorted(each["index"] for each in results) == [0, 1]
 
 
 def test_kserves_client_finds_the_one_output(serve_kserve: ServeEncoder) -> None:
@@ -87,3 +148,15 @@ def test_the_outputs_of_the_metadata_can_be_requested(serve_kserve: ServeEncoder
         "logits",
         "output-0",
     ]
+
+
+def test_kserves_flag_leaves_special_tokens_out(make: Make) -> None:
+    folder = make("token_classification", "bert")
+    options = {"task": "token_classification"}
+    counts = []
+    for disabled in (False, True):
+        up = serving.bring_up(folder, disable_special_tokens=disabled, **options)
+        request = up.task.spec.request({}, [RawInstance({"text": "I like it"})])
+        (answer,) = asyncio.run(up.task.prepare(request).complete())
+        counts.append(len(answer.token_labels))
+    assert counts[1] == counts[0] - 2

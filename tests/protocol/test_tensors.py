@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kserve import InferInput, InferRequest
 
 from predictor.errors import RequestError
+from predictor.protocol.kserve.open_shapes import close_shape
 from predictor.protocol.kserve.tensors import DATATYPES, elements, to_raw
 
 
@@ -116,3 +117,52 @@ def test_any_data_are_a_tensor_or_refused(datatype: str, shape: list[int], data:
 
 def test_binary_texts_are_framed_as_the_protocol_says() -> None:
     assert to_raw(["é"], "BYTES") == struct.pack("<I", 2) + b"\xc3\xa9"
+
+
+FRAMES = to_raw(["a", "bc", "d", "e"], "BYTES")
+
+
+@pytest.mark.parametrize(
+    ("built", "shape"),
+    [
+        (tensor("BYTES", [-1], ["a"]), [1]),
+        (tensor("BYTES", [-1], []), [0]),
+        (tensor("BYTES", [-1, 2], ["a", "b", "c", "d"]), [2, 2]),
+        (tensor("BYTES", [-1, 2], [["a", "b"], ["c", "d"]]), [2, 2]),
+        (tensor("BYTES", [1, -1], [["a", "b", "c"]]), [1, 3]),
+        (tensor("BYTES", [-1], raw=FRAMES), [4]),
+        (tensor("INT32", [2, -1], raw=bytes(32)), [2, 4]),
+        (tensor("FP32", [-1], [0.5, 1.5]), [2]),
+    ],
+)
+def test_one_open_dimension_is_as_large_as_the_data(built: Any, shape: list[int]) -> None:
+    close_shape(built)
+    assert built.shape == shape
+    assert len(elements(built)) == math.prod(shape)
+
+
+@pytest.mark.parametrize(
+    ("built", "sentence"),
+    [
+        (tensor("BYTES", [-1, -1], ["a"]), "Input 'x' has a dimension below 0 or above"),
+        (tensor("BYTES", [-2], ["a"]), "Input 'x' has a dimension below 0 or above"),
+        (tensor("BYTES", [-1.0], ["a"]), "Input 'x' has a number in its shape instead of"),
+        (tensor("BYTES", [-1, 2], ["a"]), "Input 'x' has 1 elements, which do not fill the sha"),
+        (tensor("BYTES", [-1, 0], ["a"]), "Input 'x' has 1 elements, which do not fill the sha"),
+        (tensor("BYTES", [-1, "a"], ["a"]), "Input 'x' has a string in its shape instead of"),
+        (tensor("BYTES", [-1], [["a"]]), "Input 'x' has data nested more deeply than its shape"),
+        (tensor("BYTES", [-1, 1], [["a"], "b"]), "Input 'x' has nested data that is not of"),
+        (tensor("BYTES", [-1], "a"), "Input 'x' must have a list of data, not a string."),
+        (tensor("BYTES", [-1], raw=FRAMES[:-1]), "Input 'x' has binary data that ends within"),
+        (tensor("INT32", [-1], raw=b"12345"), "Input 'x' has 5 bytes of data; its shape needs 4."),
+        (tensor("BF16", [-1], [1]), "Input 'x' has datatype 'BF16'; known are "),
+    ],
+)
+def test_an_open_dimension_forgives_nothing_else(built: Any, sentence: str) -> None:
+    def read() -> None:
+        close_shape(built)
+        elements(built)
+
+    with pytest.raises(RequestError) as refusal:
+        read()
+    assert str(refusal.value).startswith(sentence)

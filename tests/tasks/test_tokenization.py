@@ -152,3 +152,11 @@ def test_parameters_that_instances_share_are_checked_once() -> None:
     lengths = [each.parameters["max_answer_len"] for each in request.instances]
     assert lengths[2] == 7
     assert len({*lengths[:2], lengths[3]}) == 1
+
+
+def test_special_tokens_can_be_left_out_whole_cut_and_in_batches() -> None:
+    plain = Tokenizing(reading_tokenizer(with_ends=True), MOST, add_special_tokens=False)
+    added = len(tokenizing().text("abc").ids) - len(plain.text("abc").ids)
+    assert added == 2
+    assert len(plain.text("abc", cut=2).ids) == 2
+    assert plain.texts(["abc"])[0].ids == plain.text("abc").ids

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 
 from predictor.protocol.kserve.v1_answers import prediction
 from predictor.protocol.kserve.v2_answers import Column, columns
 from predictor.protocol.kserve_spec import OUTPUT
-from predictor.tasks.answers import Answer, Classes, Masks, Vector, of_type
+from predictor.tasks.answers import Answer, Classes, Entities, Masks, Vector, of_type
+
+PADDING = -100
+"""The label of no token, which fills the rows of shorter texts: transformers' own for none."""
 
 _ADDED: tuple[str, ...] = ("probabilities", "logits")
 """Outputs that a parameter adds."""
@@ -20,6 +24,8 @@ def kserve_prediction(answer: Answer) -> object:
             return {str(index): number for index, number in enumerate(numbers)}
         case Classes():
             return answer.labels.index(answer.label)
+        case Entities():
+            return [list(answer.token_labels)]
         case Masks():
             return answer.masks[0][0].token.strip()
         case _:
@@ -36,6 +42,13 @@ def kserve_columns(answers: Sequence[Answer], shape: tuple[int, ...]) -> dict[st
             indices = [each.labels.index(each.label) for each in classes]
             added = {name: ours[name] for name in _ADDED if name in ours}
             return {OUTPUT: Column((count,), indices), **added}
+        case Entities():
+            rows = [each.token_labels for each in of_type(answers, Entities)]
+            longest = max(map(len, rows))
+            padded = [
+                label for row in rows for label in (*row, *repeat(PADDING, longest - len(row)))
+            ]
+            return {OUTPUT: Column((count, 1, longest), padded)}
         case Masks():
             tokens = [each.masks[0][0].token.strip() for each in of_type(answers, Masks)]
             return {OUTPUT: Column((count,), tokens)}

@@ -21,7 +21,7 @@ from predictor.sentences import quote
 
 Element = str | int | float | bool
 
-_FORMATS = {
+FORMATS = {
     "BOOL": "?",
     "UINT8": "B",
     "UINT16": "H",
@@ -35,8 +35,9 @@ _FORMATS = {
     "FP32": "f",
     "FP64": "d",
 }
+"""The data types of numbers, and their letters in `struct`."""
 
-DATATYPES = (*_FORMATS, "BYTES")
+DATATYPES = (*FORMATS, "BYTES")
 """The data types that a tensor may have. BF16 is in the protocol, but in no version of the SDK."""
 
 _MOST_DIMENSIONS = 32
@@ -98,7 +99,7 @@ def to_raw(values: Iterable[Element], datatype: str) -> bytes:
     """Return the binary form of elements that are of `datatype`."""
     if datatype != "BYTES":
         numbers = list(values)
-        return struct.pack(f"<{len(numbers)}{_FORMATS[datatype]}", *numbers)
+        return struct.pack(f"<{len(numbers)}{FORMATS[datatype]}", *numbers)
     texts = [str(value).encode() for value in values]
     return b"".join(struct.pack("<I", len(text)) + text for text in texts)
 
@@ -154,7 +155,7 @@ def _number(value: object, datatype: str, number: int, where: str) -> Element:
         raise RequestError(f"{where} is {datatype}; element {number} must not be {kind(value)}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise RequestError(f"{where} has element {number} that is not finite.")
-    code = f"<{_FORMATS[datatype]}"
+    code = f"<{FORMATS[datatype]}"
     try:
         rounded: Element = struct.unpack(code, struct.pack(code, value))[0]
     except (struct.error, OverflowError):
@@ -163,10 +164,10 @@ def _number(value: object, datatype: str, number: int, where: str) -> Element:
 
 
 def _from_numbers(raw: bytes, datatype: str, size: int, where: str) -> list[Element]:
-    needed = size * struct.calcsize(f"<{_FORMATS[datatype]}")
+    needed = size * struct.calcsize(f"<{FORMATS[datatype]}")
     if len(raw) != needed:
         raise RequestError(f"{where} has {len(raw)} bytes of data; its shape needs {needed}.")
-    return list(struct.unpack(f"<{size}{_FORMATS[datatype]}", raw))
+    return list(struct.unpack(f"<{size}{FORMATS[datatype]}", raw))
 
 
 def _from_frames(raw: bytes, size: int, where: str) -> list[Element]:

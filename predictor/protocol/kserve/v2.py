@@ -16,6 +16,7 @@ from kserve import InferOutput, InferRequest, InferResponse
 
 from predictor.errors import RequestError
 from predictor.protocol.kserve.kserve_answers import kserve_columns
+from predictor.protocol.kserve.open_shapes import close_shape
 from predictor.protocol.kserve.v2_answers import columns
 from predictor.protocol.kserve.v2_inputs import check_once, decode_inputs
 from predictor.protocol.kserve.v2_parameters import decode_parameters
@@ -83,6 +84,8 @@ def decode(request: InferRequest, spec: TaskSpec) -> Call:
         RequestError: The tensors do not fit the task's fields, a tensor is malformed, a parameter
             wrong or an output unknown.
     """
+    for tensor in request.inputs:
+        close_shape(tensor)
     inputs = decode_inputs(request.inputs, spec)
     outputs = tuple(output.name for output in request.request_outputs or ())
     parameters = decode_parameters(

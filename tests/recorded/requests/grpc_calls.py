@@ -87,7 +87,7 @@ _BAD: dict[str, dict[str, Any]] = {
     "raw of another shape": raw({**tensor("seed", "INT32", 1), "shape": [2]}, _PROMPT),
     "not UTF-8": contents(_BROKEN),
     "raw not UTF-8": raw(_BROKEN),
-    "shape below 0": contents(texts("text", "a", shape=[-1])),
+    "shape below 0": contents(texts("text", "a", shape=[-2])),
     "shape of more": contents(texts("text", "a", shape=[2])),
     "no element": {"inputs": [{"name": "text", "shape": [0], "datatype": "BYTES"}]},
     "too many prompts": contents(texts("text", *["a"] * 257)),

@@ -75,7 +75,7 @@ _BAD: dict[str, object] = {
     "name is a number": _body({**texts("text", "a"), "name": 1}),
     "shape is a number": _body({**texts("text", "a"), "shape": 1}),
     "shape with a fraction": _body(texts("text", "a", shape=[1.0])),  # type: ignore[list-item]
-    "shape below 0": _body(texts("text", "a", shape=[-1])),
+    "shape below 0": _body(texts("text", "a", shape=[-2])),
     "shape with a boolean": _body(texts("text", "a", shape=[True])),
     "shape too deep": _body(texts("text", "a", shape=[1] * 33)),
     "shape too large": _body(texts("text", "a", shape=[2**63])),
