@@ -9,7 +9,7 @@ PIN := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constra
 # The demo model has 6 MiB of weights. A budget of $(BUDGET) for weights, KV cache, staging and
 # activations together makes part of it go to disk.
 BUDGET ?= 8MiB
-SERVE_FLAGS ?= --host 127.0.0.1 --model_name demo --model_dir examples/demo-model \
+SERVE_FLAGS ?= --ui --host 127.0.0.1 --model_name demo --model_dir examples/demo-model \
 	--max_model_len 256 --prefill_chunk 64 --max_memory '{"cpu": "$(BUDGET)"}'
 
 # What `make image` makes. TORCH_INDEX_URL: PyTorch's index of CPU wheels makes the image for CPUs.
@@ -33,7 +33,7 @@ unexport PYTHONDONTWRITEBYTECODE
 	generate image benchmarks constraints clean
 
 serve: $(VENV)/serve.stamp
-	$(BIN)/predictor serve $(SERVE_FLAGS)
+	@$(BIN)/predictor serve $(SERVE_FLAGS)
 
 test: lint types contracts docs-build tests
 

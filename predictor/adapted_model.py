@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from predictor.mixture.heat import LayerHeat
+from predictor.placement.plan import Placement
 from predictor.protocol.response_style import ResponseStyle
 from predictor.protocol.served import Limits, ServedModel
 from predictor.tasks.answers import Answer, Stream
@@ -52,6 +53,11 @@ class AdaptedModel(ServedModel):
     def spec(self) -> TaskSpec:  # type: ignore[override]
         """Inputs, parameters and outputs of the task."""
         return self._base.spec
+
+    @property
+    def placement(self) -> Placement | None:  # type: ignore[override]
+        """The placement of the base, which counts all adapters."""
+        return self._base.placement
 
     async def healthy(self) -> bool:
         """Return whether a request would be answered now."""

@@ -119,6 +119,7 @@ class PredictorModel(ModelShell):
         self._tokenizer = open_checked_tokenizer(
             placed.path, placed.facts, trust_remote_code=self._settings.trust_remote_code
         )
+        self.placement = placed.placement
         document = json.dumps(as_json(placed.placement))
         self._properties = {"task": placed.task, "placement": document}
         show_placement(self.name, placed.placement)

@@ -31,6 +31,7 @@ def surface_of(
         allowed_origins=settings.allowed_origins,
         access_log=settings.access_log,
         docs=settings.enable_docs_url,
+        ui=settings.ui,
         scope_header=ScopeHeader(settings.scope_header()),
         tracer=tracer,
     )

@@ -25,7 +25,7 @@ from predictor.adapter_registry import register_adapters
 from predictor.cache_scope import ScopeHeader
 from predictor.derived_metrics import DerivedMetrics
 from predictor.engine_process import EngineProcess
-from predictor.errors import ConfigurationError, EngineBroken
+from predictor.errors import EngineBroken
 from predictor.metrics import STALLED
 from predictor.model import PredictorModel
 from predictor.protocol import sdk
@@ -34,6 +34,7 @@ from predictor.protocol.examples import example_requests
 from predictor.protocol.http.authentication import ApiKeys
 from predictor.protocol.http.codec import CodecProcess
 from predictor.protocol.http.guarded_protocol import guarded_protocol
+from predictor.protocol.http.listening import listen, url_of
 from predictor.protocol.http.off_loop import take_short_turns
 from predictor.protocol.http.tracing import open_tracer
 from predictor.protocol.kserve.grpc_server import BoundServer, make_server
@@ -106,7 +107,9 @@ class Server(ModelServer):
         Raises:
             PredictorError: The model cannot be served here.
         """
-        listener = _listen(self._settings.host, self._settings.http_port)
+        listener = listen(self._settings.host, self._settings.http_port)
+        if self._settings.ui:
+            logger.info("Open %s/ in a browser", self._url(listener))
         with listener:
             asyncio.run(self._run(listener))
 
@@ -126,11 +129,10 @@ class Server(ModelServer):
         while not http.started:
             await asyncio.sleep(_POLL)
         self._handle_signals()
-        scheme = "http" if self._settings.ssl_certfile is None else "https"
-        address = "{}://{}:{}".format(scheme, *listener.getsockname()[:2])
-        logger.info("REST on %s", address)
+        has_tls = self._settings.ssl_certfile is not None
+        logger.info("REST on %s", url_of(listener, tls=has_tls))
         try:
-            await self._load(address)
+            await self._load(self._url(listener))
             watching = asyncio.create_task(self._watch())
             await self._stopping.wait()
             watching.cancel()
@@ -145,6 +147,10 @@ class Server(ModelServer):
             await asyncio.gather(*serving, return_exceptions=True)
             if self._tracer is not None:
                 await asyncio.to_thread(self._tracer.close)
+
+    def _url(self, listener: socket.socket) -> str:
+        has_tls = self._settings.ssl_certfile is not None
+        return url_of(listener, tls=has_tls, for_clients=True)
 
     def _bind_grpc(self) -> BoundServer:
         settings = self._settings
@@ -208,7 +214,7 @@ class Server(ModelServer):
         if self._model.client is not None:
             self._model.client.abandon(error)
 
-    async def _load(self, address: str) -> None:
+    async def _load(self, url: str) -> None:
         began = time.monotonic()
         with ThreadPoolExecutor(1, "loader") as loader:
             await asyncio.get_running_loop().run_in_executor(loader, self._model.load)
@@ -216,9 +222,8 @@ class Server(ModelServer):
         gc.collect()
         gc.freeze()  # a collection of the millions of objects of libraries would stop every thread
         logger.info("Model %r is ready after %.1f s", self._model.name, time.monotonic() - began)
-        url = address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
-        has_torchserve = self._settings.torchserve_api
-        logger.info("Try it:\n%s", example_requests(self._model, url, torchserve=has_torchserve))
+        torchserve = self._settings.torchserve_api
+        logger.info("Try it:\n%s", example_requests(self._model, url, torchserve=torchserve))
 
     async def _drain(self) -> None:
         try:
@@ -252,18 +257,3 @@ def _end_within(seconds: float, code: int) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only if the protocol is named; else each response waits 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ConfigurationError(
-            f"The REST server cannot listen on {host}:{port}: {error.strerror}."
-        ) from None
-    return listener

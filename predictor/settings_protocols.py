@@ -110,6 +110,10 @@ class ProtocolSettings(BaseSettings):
     enable_docs_url: bool = False
     """Whether `/docs` shows the routes. The page loads its scripts from the internet."""
 
+    ui: bool = False
+    """Whether browsers get a page at `/`: the placement, live figures, and a playground. It loads
+    nothing from elsewhere. Clients that do not ask for HTML get KServe's answer there."""
+
     timeout_keep_alive: int = Field(65, ge=1)
     """Seconds after which an idle REST connection is closed. The default is above the 60 s after
     which most load balancers close theirs."""

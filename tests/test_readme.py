@@ -79,6 +79,13 @@ def test_make_serve_prints_the_table_and_the_curl_lines_that_are_shown(make_serv
     assert set(printed) <= set(calls())
 
 
+def test_the_first_line_is_the_address_of_the_page_that_the_readme_names(make_serve: str) -> None:
+    assert make_serve.splitlines()[0].endswith(f"Open {URL}/ in a browser")
+    assert f"<{URL}/>" in README
+    page = httpx.get(f"{URL}/", headers={"Accept": "text/html"}, timeout=30)
+    assert page.text.startswith("<!doctype html>")
+
+
 @pytest.mark.parametrize("command", calls())
 def test_the_curl_lines_work_against_make_serve(make_serve: str, command: str) -> None:
     answer = run(command.replace("curl ", "curl --silent --fail ", 1))

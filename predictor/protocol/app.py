@@ -48,6 +48,7 @@ from predictor.protocol.openapi import describe, docs_page
 from predictor.protocol.served import Models
 from predictor.protocol.tgi.endpoints import TGIEndpoints
 from predictor.protocol.torchserve import TorchServeEndpoints
+from predictor.protocol.ui.endpoints import PageEndpoints
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -70,6 +71,7 @@ class Surface:
         adapters: Loads and unloads adapters; None if that is not served.
         allowed_origins: Origins of web pages that may use the routes (CORS); ``*`` is any.
         access_log: Whether each request that may have a body is a line in the log.
+        ui: Whether browsers get the page.
         docs: Whether ``/docs`` shows the routes.
         scope_header: The header with a request's scope in the prefix cache.
         tracer: Makes spans of requests; None for none.
@@ -85,6 +87,7 @@ class Surface:
     allowed_origins: Sequence[str] = ()
     access_log: bool = False
     docs: bool = False
+    ui: bool = False
     scope_header: ScopeHeader = ONE_SCOPE
     tracer: RequestTracer | None = None
 
@@ -133,6 +136,8 @@ def _routes(surface: Surface, models: Models, codec: Codec) -> Iterator[Route]:
     openai = OpenAIEndpoints(models, codec)
     status = StatusEndpoints(models, openai.created)
     lists = EmbeddingsRerankEndpoints(models, codec)
+    if surface.ui:
+        yield from _page_routes(PageEndpoints(models, surface.keys))
     yield from _status_routes(status, TritonEndpoints(models))
     yield from _inference_routes(InferenceEndpoints(models, codec))
     yield from _generate_routes(GenerateEndpoints(models, codec))
@@ -153,6 +158,14 @@ def _routes(surface: Surface, models: Models, codec: Codec) -> Iterator[Route]:
     if not surface.load_unload:  # the SDK's have no authentication
         for verb in ("load", "unload"):
             yield _post(f"{_REPOSITORY_MODEL}/{verb}", status.no_loading)
+
+
+def _page_routes(page: PageEndpoints) -> Iterator[Route]:
+    yield _get("/", page.root)
+    yield _get("/ui/progress", page.progress)
+    yield _get("/ui/state", page.state)
+    yield _get("/ui/placement.svg", page.placement)
+    yield _get("/ui/{file}", page.file)
 
 
 def _status_routes(status: StatusEndpoints, triton: TritonEndpoints) -> Iterator[Route]:

@@ -19,7 +19,7 @@ from predictor.protocol.http.error_forms import api_of
 from predictor.protocol.served import SERVER_NAME
 
 _JSON = {"application/json": {"schema": {"type": "object"}}}
-_HIDDEN = ("/openapi.json", "/docs", "/redoc", "/v2/repository/models")
+_HIDDEN = ("/openapi.json", "/docs", "/redoc", "/v2/repository/models", "/ui/")
 
 
 def describe(routes: Sequence[BaseRoute]) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from predictor.errors import NotReady, RequestError, UnknownModel, UnknownVersion
 from predictor.mixture.heat import LayerHeat
+from predictor.placement.plan import Placement
 from predictor.protocol.response_style import ResponseStyle
 from predictor.sentences import quote
 from predictor.tasks.answers import Answer, Stream
@@ -52,12 +53,14 @@ class ServedModel(Protocol):
         version: Its only version.
         style: How V1 and V2 requests are read that leave something open.
         spec: Inputs, parameters and outputs of its task.
+        placement: Where the parts of the model are; None until it is decided.
     """
 
     name: str
     version: str
     style: ResponseStyle
     spec: TaskSpec
+    placement: Placement | None
 
     async def healthy(self) -> bool:
         """Return whether the model can answer now."""

@@ -27,6 +27,7 @@ def served(running: Served) -> Iterator[Served]:
     running.model.failure = None
     running.model.loading = {}
     running.model.heat = ()
+    running.model.placement = None
     running.model.held = False
     running.model.requests.clear()
 

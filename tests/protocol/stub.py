@@ -23,6 +23,7 @@ from predictor.admission import AdmissionController, AdmissionLimits
 from predictor.cache_scope import ONE_SCOPE, ScopeHeader, current_scope
 from predictor.errors import NotReady
 from predictor.mixture.heat import LayerHeat
+from predictor.placement.plan import Placement
 from predictor.protocol import sdk
 from predictor.protocol.app import Surface, install
 from predictor.protocol.http.authentication import ApiKeys
@@ -58,6 +59,7 @@ class EchoModel(kserve.Model):
         self.scopes: list[bytes] = []
         self.loading: dict[str, object] = {}
         self.heat: Sequence[LayerHeat] = ()
+        self.placement: Placement | None = None
         self.requests: list[GenerationRequest] = []
         self.held = False
         self.answers = 1

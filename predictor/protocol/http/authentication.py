@@ -18,8 +18,10 @@ from predictor.protocol.http.error_forms import is_anthropics
 _OPEN = re.compile(
     r"/|/health|/ping|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+"
     r"|/v2/models/[^/]+(/versions/[^/]+)?/ready"
+    r"|/ui/(progress|\w+\.js|\w+\.css|icon\.svg)"
 )
-"""Paths that kubelets, load balancers and Prometheus ask, which have no key."""
+"""Paths that kubelets, load balancers and Prometheus ask, which have no key, and the files of the
+page in the browser, which has none until its user types one."""
 
 
 _ANTHROPICS_KEY = b"x-api-key"
@@ -31,6 +33,11 @@ class ApiKeys:
     def __init__(self, keys: Iterable[str] = ()) -> None:
         """Create them."""
         self._digests = [_digest(key) for key in keys]
+
+    @property
+    def are_needed(self) -> bool:
+        """Whether a request needs one."""
+        return bool(self._digests)
 
     def check(self, authorization: str) -> None:
         """Return if an ``Authorization`` header has one of the keys, or none is needed.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from predictor.cache_scope import ONE_SCOPE, ScopeHeader
+from predictor.placement.plan import Placement
 from predictor.protocol.http.deadline import requested_timeout  # first: imports kserve safely
 from predictor.protocol.kserve.decoded_call import AnsweredCall, DecodedCall, decode_call
 from predictor.protocol.response_style import ResponseStyle
@@ -27,12 +28,14 @@ class ModelShell(Model):
         version: Its only version.
         style: How V1 and V2 requests are read that leave something open.
         spec: Inputs, parameters and outputs of its task.
+        placement: Where the parts of the model are; None until it is decided.
         scope_header: The header with a request's scope in the prefix cache.
     """
 
     version: str
     style: ResponseStyle
     spec: TaskSpec
+    placement: Placement | None = None
     scope_header: ScopeHeader = ONE_SCOPE
 
     def check_open(self) -> None:
