@@ -1,4 +1,4 @@
-"""The `predictor` command: ``serve``, ``plan``, ``import-torchserve`` and ``import-tgi``.
+"""The `predictor` command: ``serve``, ``plan``, ``doctor`` and the imports.
 
 Only here do errors become a sentence on stderr and in Kubernetes' termination log, and an exit
 code. The flags are in `command_line`.
@@ -139,9 +139,21 @@ def _import_tgi(flags: dict[str, Any]) -> int:
     return 0
 
 
+def _doctor(flags: dict[str, Any]) -> int:
+    output = flags.pop("output")
+    settings = _settings_of(flags)
+    from predictor.doctor.check import Surroundings
+    from predictor.doctor.examination import as_json, as_text, examine, has_failure
+
+    checks = list(examine(settings, Surroundings()))
+    print(as_json(checks) if output == "json" else as_text(checks))  # noqa: T201 - the output
+    return ConfigurationError.exit_code if has_failure(checks) else 0
+
+
 _COMMANDS = {
     "serve": _serve,
     "plan": _plan,
+    "doctor": _doctor,
     "import-torchserve": _import,
     "import-tgi": _import_tgi,
 }

@@ -109,12 +109,20 @@ def parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="the same as --model_dir or, if there is no such directory, as --model_id",
     )
-    for command in (serve, plan):
+    for command in (serve, plan, _add_doctor(commands)):
         _add_settings(command)
         add_flags(command)
     _add_import(commands)
     _add_import_tgi(commands)
     return whole
+
+
+def _add_doctor(commands: Any) -> argparse.ArgumentParser:
+    doctor: argparse.ArgumentParser = commands.add_parser(
+        "doctor", allow_abbrev=False, help="check what usually goes wrong in a pod or on a node"
+    )
+    doctor.add_argument("--output", choices=("text", "json"), default="text")
+    return doctor
 
 
 def _add_comparison(plan: argparse.ArgumentParser) -> None:

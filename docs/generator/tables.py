@@ -234,6 +234,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "help": lambda: command_line.help_of(),
     "help-serve": lambda: command_line.help_of("serve"),
     "help-plan": lambda: command_line.help_of("plan"),
+    "help-doctor": lambda: command_line.help_of("doctor"),
     "help-import-torchserve": lambda: command_line.help_of("import-torchserve"),
     "help-import-tgi": lambda: command_line.help_of("import-tgi"),
 }

@@ -1,0 +1,117 @@
+"""Checks of folders: the offload volume and its speed, temporary files, the model."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from predictor.doctor.check import Check, Surroundings
+from predictor.errors import ConfigurationError
+from predictor.pod.resources import MEMORY_FILESYSTEMS, Volume
+from predictor.pod.volume import read_volume
+from predictor.quantity import format_bytes
+from predictor.settings import Settings
+from predictor.weights.store.packing import measure_file
+
+_SAMPLE = 64 * 1024**2
+"""Bytes of the file that is written and read to measure the offload volume."""
+
+_PIECE = 1024**2
+
+_SLOW = 200 * 10**6
+"""Bytes in a second below which streaming from a volume takes minutes for a token."""
+
+
+def check_offload(settings: Settings, around: Surroundings) -> Iterator[Check]:
+    """Check that the offload volume can be written, and how fast it is."""
+    folder = settings.offload_folder
+    if folder is None:
+        yield Check("offload volume", "skipped", "offload_folder is not set.")
+        return
+    try:
+        volume = read_volume(folder, None, proc=around.proc)
+    except ConfigurationError as error:
+        yield Check("offload volume", "failure", str(error), "Check the mount of offload_folder.")
+        return
+    yield _check_volume(volume)
+    if volume.writable and volume.available > 2 * _SAMPLE:
+        yield _check_speed(volume.path)
+
+
+def _check_volume(volume: Volume) -> Check:
+    name, owner = "offload volume", f"user {os.getuid()} in group {os.getgid()}"
+    if not volume.writable:
+        finding = f"{volume.path} cannot be written by {owner}."
+        remedy = "Set fsGroup in the pod's security context, or the owner on the storage's side."
+        return Check(name, "failure", finding, remedy)
+    finding = (
+        f"{volume.path} ({volume.filesystem}) has {format_bytes(volume.available)} free and is "
+        "writable."
+    )
+    if volume.filesystem in MEMORY_FILESYSTEMS:
+        remedy = "It is in memory, which the limit counts: mount a claim or a disk there."
+        return Check(name, "warning", finding, remedy)
+    if volume.available <= 2 * _SAMPLE:
+        return Check(name, "warning", finding, "It is nearly full: free it, or enlarge the claim.")
+    return Check(name, "ok", finding)
+
+
+def _check_speed(folder: Path) -> Check:
+    name = "offload speed"
+    try:
+        written, measured = _measure(folder)
+    except OSError as error:
+        finding = f"A file of {format_bytes(_SAMPLE)} cannot be used there: {error.strerror}."
+        return Check(name, "failure", finding, "Check quotas and the mount's options.")
+    finding = f"Writes at {format_bytes(written)}/s, reads at {format_bytes(measured)}/s."
+    if measured >= _SLOW:
+        return Check(name, "ok", finding)
+    remedy = "Each token reads all blocks on disk: use a local NVMe disk, or keep more in memory."
+    return Check(name, "warning", finding, remedy)
+
+
+def _measure(folder: Path) -> tuple[int, int]:
+    """Return the bytes in a second of a write and of a read that bypasses the page cache."""
+    piece = os.urandom(_PIECE)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".predictor-doctor-") as file:
+        began = time.monotonic()
+        for _ in range(_SAMPLE // _PIECE):
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+        written = _SAMPLE / max(time.monotonic() - began, 1e-9)
+        return int(written), int(measure_file(Path(file.name)))
+
+
+def check_temporary(around: Surroundings) -> Check:
+    """Check that temporary files can be written."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=around.temporary) as file:
+            file.write(b"\0")
+            file.flush()
+    except OSError as error:
+        finding = f"{around.temporary} cannot be written: {error.strerror}."
+        return Check(
+            "temporary files", "failure", finding, "Mount an emptyDir at /tmp (the chart does)."
+        )
+    return Check("temporary files", "ok", f"{around.temporary} is writable.")
+
+
+def check_model_directory(settings: Settings) -> Check:
+    """Check that the model's files are there and may be opened."""
+    name, folder = "model directory", settings.model_dir
+    if settings.model_id is not None:
+        return Check(name, "skipped", f"model_id is {settings.model_id}.")
+    config = folder / "config.json"
+    try:
+        config.read_bytes()
+    except FileNotFoundError:
+        remedy = "Mount the model there, or set model_dir or model_id."
+        return Check(name, "failure", f"There is no {config}.", remedy)
+    except OSError as error:
+        remedy = f"Let user {os.getuid()} or group {os.getgid()} open it."
+        return Check(name, "failure", f"{config} cannot be opened: {error.strerror}.", remedy)
+    return Check(name, "ok", f"{config} is there.")
