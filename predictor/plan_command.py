@@ -101,7 +101,7 @@ def plan_text(request: PlanRequest, settings: Settings, flags: dict[str, Any]) -
     checkpoint = startup.open_checkpoint(settings, needs_weights=False)
     bandwidths = _bandwidths(request, checkpoint)
     if several:
-        model = startup.measure(settings, checkpoint)
+        model = startup.measure(settings, checkpoint, samples=True)
         alternatives = [
             _alternative(settings, model, text, resources, bandwidths)
             for text, resources in zip(request.alternatives, several, strict=True)
@@ -123,7 +123,7 @@ def _one_plan(
         resources = stated_resources(**_amounts(request.stated))
     else:
         resources = pod.read_resources(settings.offload_folder, gpu_fraction=settings.gpu_fraction)
-    model = startup.measure(settings, checkpoint)
+    model = startup.measure(settings, checkpoint, samples=True)
     prepared = startup.place(settings, model, resources)
     _check_tokenizer(settings, prepared)
     placement = prepared.placement

@@ -108,7 +108,7 @@ def open_checkpoint(settings: Settings, *, needs_weights: bool = True) -> Checkp
 
 
 def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources) -> Prepared:
-    """Decide the placement of a model, without reading a weight.
+    """Decide the placement of a model; of its weights, only those that should be equal are read.
 
     Raises:
         DoesNotFit: No placement fits.
@@ -117,8 +117,8 @@ def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources)
     return place(settings, measure(settings, checkpoint), resources)
 
 
-def measure(settings: Settings, checkpoint: Checkpoint) -> Measured:
-    """Measure the memory that a model needs, whatever it is placed on.
+def measure(settings: Settings, checkpoint: Checkpoint, *, samples: bool = False) -> Measured:
+    """Measure the memory that a model needs, on whatever device; `samples`: see `verify_model`.
 
     Raises:
         CheckpointError: The files are not those of the model, or are damaged.
@@ -133,7 +133,7 @@ def measure(settings: Settings, checkpoint: Checkpoint) -> Measured:
     skeleton = build_on_meta(
         checkpoint.config, dtype, task, trust_remote_code=settings.trust_remote_code
     )
-    checkpoint, packed = verify_model(skeleton, checkpoint, settings.weights_dtype)
+    checkpoint, packed = verify_model(skeleton, checkpoint, settings.weights_dtype, samples=samples)
     lengths = sequence_lengths(settings, checkpoint, skeleton)
     adapters = open_adapters(settings, skeleton, task)
     unbatchable = reason_against_batches(task, skeleton)

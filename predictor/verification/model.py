@@ -17,7 +17,11 @@ from predictor.verification.weights import check_weights
 
 
 def verify_model(
-    skeleton: PreTrainedModel, checkpoint: Checkpoint, weights_dtype: str
+    skeleton: PreTrainedModel,
+    checkpoint: Checkpoint,
+    weights_dtype: str,
+    *,
+    samples: bool = False,
 ) -> tuple[Checkpoint, PackedLayers]:
     """Pack a model's layers and part its ties as stored, and check that its weights are there.
 
@@ -25,6 +29,7 @@ def verify_model(
         skeleton: The model, unpacked, on the meta device.
         checkpoint: The checkpoint, whose files need not be there yet.
         weights_dtype: What to pack the layers of an unquantised checkpoint to.
+        samples: Whether to compare samples of weights that should be equal, and not the whole.
 
     Returns:
         The checkpoint with what was found out about it, and the packed layers.
@@ -35,7 +40,7 @@ def verify_model(
     """
     stored = open_tensors(checkpoint)
     if stored is not None:
-        checkpoint = replace(checkpoint, separate=separate_ties(skeleton, stored))
+        checkpoint = replace(checkpoint, separate=separate_ties(skeleton, stored, samples=samples))
     layers = layers_to_pack(skeleton, checkpoint, find_blocks(skeleton), weights_dtype)
     # Layers that are quantised while they are loaded are stored as the unpacked model has them.
     is_plain = layers is NOTHING_PACKED or bool(layers.quantised_to)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from predictor.linear.formats.format import TensorSpec
+from predictor.verification import ties
 from tests.conftest import Checkpoints
 from tests.encoding.checkpoints import make_encoder_decoder
 from tests.engine.test_encoder_decoder import alone, ask
@@ -117,3 +120,38 @@ def test_the_same_of_weights_that_four_parts_share(
     up = bring_up(folder, device_map=where, offload_folder=str(tmp_path / "offload"))
 
     assert [reply.text for reply in ask(up, *TEXTS)] == alone(folder, *TEXTS, max_new_tokens=20)
+
+
+class InMemory:
+    """Stored tensors in memory."""
+
+    def __init__(self, **tensors: torch.Tensor) -> None:
+        self.specs = {name: TensorSpec("F32", tuple(each.shape)) for name, each in tensors.items()}
+        self._tensors = tensors
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+
+@pytest.mark.parametrize(
+    ("changed", "by_samples", "whole"), [(None, True, True), (-1, False, False), (0, False, False)]
+)
+def test_a_plan_compares_samples_with_the_first_and_the_last_elements(
+    changed: int | None, by_samples: bool, whole: bool
+) -> None:
+    one = torch.zeros(2**23 + 5)
+    other = one.clone()
+    if changed is not None:
+        other[changed] = 1
+    stored: Any = InMemory(one=one, other=other)
+    for samples, expected in ((True, by_samples), (False, whole)):
+        assert ties._is_equal(stored, "one", "other", torch.float32, samples) == expected
+
+
+def test_only_a_server_sees_a_difference_between_the_samples() -> None:
+    one = torch.zeros(2**23)
+    other = one.clone()
+    other[2**16 + 9] = 1
+    stored: Any = InMemory(one=one, other=other)
+    assert ties._is_equal(stored, "one", "other", torch.float32, True)
+    assert not ties._is_equal(stored, "one", "other", torch.float32, False)
