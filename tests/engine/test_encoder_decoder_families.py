@@ -25,9 +25,9 @@ from tests.serving import blocks_on_disk, bring_up
 CPU = torch.device("cpu")
 NEW = 6
 PECULIAR = ("led", "fsmt", "switch", "t5gemma", "t5gemma2", "prophetnet", "bert to gpt2")
-CANNOT_JOIN = frozenset({"prophetnet"})
+CANNOT_JOIN = frozenset({"prophetnet", "nllb-moe"})
 """ProphetNet's decoder reads no mask once it has a cache, and its n-gram streams count positions
-for all rows at once."""
+for all rows at once. NLLB's router takes the padding of one row for that of others."""
 
 
 class Kept:
@@ -85,13 +85,15 @@ def test_sources_that_come_later_get_the_replies_of_generate(family: str) -> Non
             done[key] = len(lines[key])
             lines[key].append(token)
 
-    for keys in ((0,), (0,), (1,), (0, 1), (2,), *((0, 1, 2),) * 3, *((1, 2),) * 2, (2,)):
+    for keys in ((0,), (0,), (1,), (0, 1), (2,), (0, 1, 2), (0, 1, 2), (0, 1, 2)):
+        step(*keys)
+    has_joined = len({id(batch) for batch in runner.batches.values()}) == 1
+    assert has_joined == (family not in CANNOT_JOIN)
+    for keys in ((1, 2), (1, 2), (2,)):
         step(*keys)
     for key, source in enumerate(sources):
         made = lines[key][len(source) :]
         assert made[: len(expected[key])] == expected[key][: len(made)]
-    has_joined = runner.batches[1].length == runner.batches[2].length
-    assert has_joined == (family not in CANNOT_JOIN)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

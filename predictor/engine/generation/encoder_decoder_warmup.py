@@ -6,6 +6,7 @@ known tokens of a reply at once. Each must give the logits that it gives alone, 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -115,26 +116,31 @@ def check_joined_batches(runner: EncoderDecoderRunner, model: PreTrainedModel) -
 def _run_joined(
     runner: EncoderDecoderRunner, model: PreTrainedModel, most_padding: float | None
 ) -> torch.Tensor:
-    """Return the logits of two steps of two sequences, of which one began three tokens later."""
+    """Return the logits of three sequences that begin one after the other, in all steps of several.
+
+    Three of them tell models that mix up rows and columns of padding, as NLLB's router does.
+    """
     before, runner.most_padding = runner.most_padding, most_padding
-    first, second = (
+    begun = [
         [SequenceChunk(-1 - i, 0, (*as_source(source), 0))]
-        for i, source in enumerate(random_sequences(model, _ALIKE, seed=1))
-    )
+        for i, source in enumerate(random_sequences(model, (*_ALIKE, _ALIKE[0]), seed=1))
+    ]
+    rows, logits = begun[0], []
     try:
-        runner.run(first)
-        for _ in range(3):
-            first = _next(first)
-            runner.run(first)
-        runner.run(second)
-        logits = []
-        for _ in range(2):
-            first, second = _next(first), _next(second)
-            logits.append(runner.run([*first, *second]))
+        runner.run(rows)
+        for later in ([], *begun[1:]):
+            for _ in range(2):
+                rows = _next(rows)
+                logits.append(runner.run(rows))
+            if later:
+                runner.run(later)
+                rows = [*rows, *later]
+        rows = _next(rows)
+        logits.append(runner.run(rows))
         return torch.cat(logits)
     finally:
         runner.most_padding = before
-        for row in (*first, *second):
+        for row in (*rows, *itertools.chain.from_iterable(begun)):
             runner.release(row.key)
 
 
