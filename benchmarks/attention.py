@@ -25,6 +25,7 @@ from measuring import CannotMeasure, add_path_flags, finish, machine, table
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from predictor.engine.generation.kv_accounting import BLOCK_TOKENS
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner
 from predictor.private.cache_layers import cache_layers
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kv-heads", type=int, default=4, help="heads of keys and values")
     add("--layers", type=int, default=4)
     add("--new", type=int, default=1, help="new tokens of each row")
+    add("--shared", type=int, default=0, help="tokens of a prefix that all rows share")
     add("--rounds", type=int, default=7)
     add("--threads", type=int, help="threads to compute with; those of torch if it is not set")
     add("--kernels", action="store_true", help="time the attention of one layer alone")
@@ -86,8 +88,11 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
             seconds = _time(ways, flags.rounds)
         results.append(_summary(rows, context, flags.new, seconds))
     names = list(dict.fromkeys(name for result in results for name in result["seconds"]))
-    print(table(["rows", "context", *_titles(names)], [_line(one, names) for one in results]))
-    size = {name: getattr(flags, name) for name in ("dtype", "hidden", "heads", "kv_heads", "new")}
+    titles = [f"{name} ms" for name in names] + [f"{name} / views (wall, cpu)" for name in names]
+    print(table(["rows", "context", *titles], [_line(one, names) for one in results]))
+    size = {
+        name: getattr(flags, name) for name in ("dtype", "hidden", "heads", "kv_heads", "shared")
+    }
     threads = torch.get_num_threads()
     return size | {"threads": threads, "shapes": results, "machine": [before, machine()]}
 
@@ -103,7 +108,7 @@ def _passes(flags: argparse.Namespace, rows: int, context: int) -> dict[str, Way
         pages=rows * (context + STEP) + 1,
         max_length=context + STEP,
     )
-    _fill(runner, rows, context)
+    _fill(runner, rows, context, flags.shared // BLOCK_TOKENS)
     chunks = [SequenceChunk(key, context, tokens[key]) for key in range(rows)]
 
     def run(gathers: bool) -> torch.Tensor:
@@ -131,12 +136,18 @@ def _model(flags: argparse.Namespace) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).to(getattr(torch, flags.dtype)).eval()
 
 
-def _fill(runner: BatchRunner, rows: int, context: int) -> None:
-    """Give rows pages for their context, with seeded keys and values."""
+def _fill(runner: BatchRunner, rows: int, context: int, shared: int) -> None:
+    """Give rows pages for their context, of which they share some blocks, with seeded values."""
     runner.run([SequenceChunk(0, 0, [1])])
+    pool = runner.cache.pages
+    pool.take(0, shared * BLOCK_TOKENS)
+    for block in range(shared):
+        pool.enter(0, block, b"%d" % block)
+        for key in range(1, rows):
+            pool.adopt(key, block * BLOCK_TOKENS, b"%d" % block)
     for end in range(STEP, context + STEP, STEP):
         for key in range(rows):
-            runner.cache.pages.take(key, min(end, context))
+            pool.take(key, min(end, context))
     generator = torch.Generator().manual_seed(1)
     for layer in runner.cache.layers:
         for pool in (layer.keys, layer.values):
@@ -277,16 +288,10 @@ def _summary(
     }
 
 
-def _titles(names: Sequence[str]) -> list[str]:
-    others = [name for name in names if name != "views"]
-    return [f"{name} ms" for name in names] + [f"{name} / views (wall, cpu)" for name in others]
-
-
 def _line(result: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     seconds, ratios, cpu = (result[part] for part in ("seconds", "ratios", "cpu_ratios"))
     times = [f"{1e3 * seconds[name]:.1f}" if name in seconds else "" for name in names]
-    others = [name for name in names if name != "views"]
-    compared = [f"{ratios[n]:.2f}, {cpu[n]:.2f}" if n in ratios else "" for n in others]
+    compared = [f"{ratios[n]:.2f}, {cpu[n]:.2f}" if n in ratios else "" for n in names]
     return [str(result["rows"]), str(result["context"]), *times, *compared]
 
 

@@ -720,3 +720,15 @@ def test_the_time_to_plan_a_shape_has_a_bound(tmp_path_factory: pytest.TempPathF
     assert "for gpt2-xl" in numbers["failure"]
     assert numbers["seconds"]["gpt2-xl"] > 0
     assert "gpt2-xl" in done.stdout
+
+
+@pytest.mark.parametrize("flags", [("--shared=32",), ("--new=3",), ("--dtype=bfloat16",)])
+def test_attention_in_place_is_compared_with_copies_and_with_generate(
+    tmp_path_factory: pytest.TempPathFactory, flags: tuple[str, ...]
+) -> None:
+    size = ("--hidden=256", "--heads=4", "--kv-heads=2", "--layers=2", "--rounds=1")
+    done, numbers = run("attention.py", tmp_path_factory, *size, *flags, "--shapes", "3x64", "1x96")
+    assert done.returncode == 0, done.stderr
+    together, alone = numbers["shapes"]
+    assert set(together["seconds"]) == {"views", "gathered"}
+    assert set(alone["ratios"]) == {"views", "gathered", "generate"}

@@ -1,8 +1,9 @@
-"""How torch flattens nested results, intercepts operations, and keeps the state of a module.
+"""How torch flattens nested results, intercepts operations, attends, and keeps a module's state.
 
 Read in torch 2.13.0: ``torch/utils/_pytree.py``, ``torch/utils/_python_dispatch.py``,
-``torch/nn/functional.py`` (`grouped_mm`), `torch._int_mm`, ``torch/nn/modules/module.py`` and
-``torch/_meta_registrations.py`` (`meta_nonzero`). `Module.__setattr__` checks and registers a
+``torch/nn/functional.py`` (`grouped_mm`), `torch._int_mm`, ``torch/nn/modules/module.py``,
+``torch/_meta_registrations.py`` (`meta_nonzero`) and ``aten/src/ATen/native/native_functions.yaml``
+(``_scaled_dot_product_flash_attention_for_cpu``). `Module.__setattr__` checks and registers a
 parameter at every assignment. Streaming assigns parameters for every block of every forward pass,
 and so writes to the dictionary itself.
 """
@@ -31,6 +32,7 @@ INTERFACES = (
     *uncalled("torch", "_grouped_mm"),
     *uncalled("torch", "_int_mm"),
     *uncalled("torch.fx.experimental._config", "meta_nonzero_assume_all_nonzero"),
+    *uncalled("torch", "_scaled_dot_product_flash_attention_for_cpu"),
     *uncalled("torch._C", "DisableTorchFunctionSubclass"),
     *uncalled("torch.nn", "_parameters", "_buffers", "_modules", of="Module"),
 )
@@ -51,6 +53,10 @@ GROUPED_PRODUCTS = (functional.grouped_mm, torch._grouped_mm)
 int_mm = torch._int_mm
 """The product of two matrices in int8, in int32."""
 
+
+flash_attention_on_cpu = torch._scaled_dot_product_flash_attention_for_cpu
+"""Attention of a query to keys and values of the same size on a processor. It returns the output,
+and the logarithm of the sum of the weights of each head and query."""
 
 WithoutSubclasses = torch._C.DisableTorchFunctionSubclass
 """A context in which subclasses of tensors are plain ones (PyTorch's notes on extending it)."""

@@ -116,6 +116,31 @@ def test_attention_in_place_is_that_over_whole_rows_and_copies_none(
     check(output.transpose(1, 2), expected.transpose(1, 2), rows)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_row_with_few_runs_attends_to_each_in_place(
+    monkeypatch: pytest.MonkeyPatch, groups: int
+) -> None:
+    rows = [(300, 1), (205, 1), (70, 1)]
+    chunks = [SequenceChunk(key, start, [1]) for key, (start, _) in enumerate(rows)]
+    prefix = torch.arange(20, 180)  # the first two rows share it
+    pages = [
+        torch.cat([prefix, torch.arange(200, 270), torch.arange(1, 18), torch.arange(300, 354)]),
+        torch.cat([prefix, torch.arange(354, 400)]),
+        torch.arange(90, 161),
+    ]
+    keys, values = source([(1, 1)], 1), source([(1, 1)], 2)
+    keys.layout = values.layout = Layout(chunks, pages, bucket_shapes=True)
+    query, mask = query_of(keys.layout, groups), mask_of(keys.layout)
+    whole = repeat_kv(keys.gathered(), groups), repeat_kv(values.gathered(), groups)
+    for scale in (None, 0.7):
+        expected = scaled_dot_product_attention(query, *whole, mask, scale=scale)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "index_select", lambda *_: pytest.fail("pages were copied"))
+            pair = repeat_kv(cached(keys), groups), repeat_kv(cached(values), groups)
+            output = scaled_dot_product_attention(query, *pair, mask, scale=scale)
+        check(output, expected, rows)
+
+
 def test_rows_without_padding_need_no_mask() -> None:
     rows = [(20, 1), (20, 1)]
     keys, values = both(rows)

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -70,12 +72,24 @@ class RowPages:
     Attributes:
         pages: The pages, on the host, of shape (tokens,).
         new: How many of the last ones are of new tokens.
-        joined: The first token from which on they follow each other in the pool.
+        breaks: The tokens, but for the first, whose pages do not follow those before them in the
+            pool.
     """
 
     pages: torch.Tensor
     new: int
-    joined: int
+    breaks: tuple[int, ...]
+
+    def runs(self, first: int) -> list[slice]:
+        """Return the runs of consecutive pages of the row, in the order of its tokens.
+
+        Args:
+            first: The token to begin with, which is counted from the first of the pages.
+        """
+        after = self.breaks[bisect_right(self.breaks, first) :]
+        tokens = pairwise((first, *after, len(self.pages)))
+        starts = ((int(self.pages[start]), end - start) for start, end in tokens)
+        return [slice(page, page + count) for page, count in starts]
 
     def read(self, pool: torch.Tensor, first: int) -> torch.Tensor:
         """Return the keys or values of the row, of shape (1, heads, tokens, size).
@@ -84,11 +98,9 @@ class RowPages:
             pool: Those of all pages, of shape (heads, pages, size).
             first: The token to begin with, which is counted from the first of the pages.
         """
-        pages = self.pages[first:]
-        if first >= self.joined:
-            start = int(pages[0])
-            return pool[None, :, start : start + len(pages)]
-        return pool.index_select(1, pages.to(pool.device))[None]
+        if not self.breaks or first >= self.breaks[-1]:
+            return pool[None, :, self.runs(first)[0]]
+        return pool.index_select(1, self.pages[first:].to(pool.device))[None]
 
 
 class Layout:
@@ -183,7 +195,7 @@ class Layout:
         if window not in self._row_pages:
             columns = self.past_within(window) + self.new
             self._row_pages[window] = tuple(
-                RowPages(own[-columns:], len(row.tokens), _find_joined(own[-columns:]))
+                RowPages(own[-columns:], len(row.tokens), _find_breaks(own[-columns:]))
                 for row, own in zip(self._rows, self._pages_within(window), strict=True)
             )
         return self._row_pages[window]
@@ -230,6 +242,6 @@ class Layout:
         )
 
 
-def _find_joined(pages: torch.Tensor) -> int:
-    breaks = (pages[1:] - pages[:-1] != 1).nonzero()
-    return int(breaks[-1]) + 1 if len(breaks) else 0
+def _find_breaks(pages: torch.Tensor) -> tuple[int, ...]:
+    breaks: list[int] = ((pages[1:] - pages[:-1] != 1).nonzero().flatten() + 1).tolist()
+    return tuple(breaks)
