@@ -16,6 +16,8 @@ _MOST_HELD = 16
 """Most tokens that are held back until a character is complete; a longer run is no character."""
 
 _INCOMPLETE = "\ufffd"
+_MOST_INCOMPLETE = 3
+"""Most bytes of a character that lacks one; some decoders show each as U+FFFD."""
 
 
 class TextStream:
@@ -67,7 +69,10 @@ class TextStream:
         return self._settle(self._fresh(is_last=False))
 
     def finish(self) -> str:
-        """Return the text that was held back; no token follows."""
+        """Return the text that was held back; no token follows.
+
+        A character that lacks bytes is left out.
+        """
         if self.stopped:
             return ""
         released = self._settle(self._fresh(is_last=True))
@@ -78,6 +83,8 @@ class TextStream:
     def _fresh(self, *, is_last: bool) -> str:
         """Return the new text since the last call, once its last character is complete."""
         after = self._decode(self._ids[self._begin :])
+        if is_last:
+            after = _without_half(after, len(self._before))
         waits = len(self._ids) - self._read <= _MOST_HELD
         if after.endswith(_INCOMPLETE) and waits and not is_last:
             return ""
@@ -110,6 +117,13 @@ class TextStream:
             clean_up_tokenization_spaces=False,
         )
         return text
+
+
+def _without_half(text: str, least: int) -> str:
+    """Return a text without the half character at its end, but for its first `least` characters."""
+    whole = text.rstrip(_INCOMPLETE)
+    lost = min(len(text) - len(whole), _MOST_INCOMPLETE)
+    return text[: max(len(text) - lost, least)]
 
 
 def _alike(one: str, other: str) -> int:

@@ -31,7 +31,13 @@ from predictor.tasks.request import (
 )
 from predictor.tasks.structured_output import MAX_GRAMMAR_SIZE, StructuredOutput
 from predictor.tasks.text_length import lengths_of
-from predictor.tasks.token_lists import check_allowed, check_token_ids, words_as_tokens
+from predictor.tasks.token_lists import (
+    check_allowed,
+    check_token_ids,
+    special_tokens,
+    with_special_stops,
+    words_as_tokens,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,6 +109,7 @@ class TextGeneration:
             tokenizer, tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser
         )
         self._structured = StructuredOutput(tokenizer, engine, largest=max_grammar_size)
+        self._special = special_tokens(tokenizer)
         end = tokenizer.eos_token_id
         self._end_tokens: frozenset[int] = frozenset(() if end is None else (end,))
 
@@ -122,7 +129,8 @@ class TextGeneration:
         encoded: dict[tuple[int, Cut], Encoded] = {}  # once for n replies
         words: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
         grammars: dict[tuple[Grammar, str], str] = {}
-        for prompt in request.prompts:
+        for requested in request.prompts:
+            prompt = with_special_stops(requested, self._special)
             text, cut = prompt.text, Cut.of(prompt.parameters)
             if (id(text), cut) not in encoded:
                 encoded[id(text), cut] = self._encode(text, cut)

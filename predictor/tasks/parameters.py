@@ -108,7 +108,9 @@ def bounded(least: float, most: float) -> Check:
     def check(name: str, value: Any) -> float:
         given = number(name, value)
         if not least <= given <= most:
-            raise RequestError(f"{name} must be between {least:g} and {most:g}, not {given:g}.")
+            raise RequestError(
+                f"{name} must be between {least:g} and {most:g}, not {_shown(given)}."
+            )
         return given
 
     return check
@@ -122,7 +124,7 @@ def _temperature(name: str, value: Any) -> float:
     given = number(name, value)
     if given != 0 and not _LEAST <= given <= _MOST:
         raise RequestError(
-            f"{name} must be 0 (greedy) or between {_LEAST:g} and {_MOST:g}, not {given:g}."
+            f"{name} must be 0 (greedy) or between {_LEAST:g} and {_MOST:g}, not {_shown(given)}."
         )
     return given
 
@@ -130,7 +132,7 @@ def _temperature(name: str, value: Any) -> float:
 def _top_p(name: str, value: Any) -> float:
     given = number(name, value)
     if not 0 < given <= 1:
-        raise RequestError(f"{name} must be above 0 and at most 1, not {given:g}.")
+        raise RequestError(f"{name} must be above 0 and at most 1, not {_shown(given)}.")
     return given
 
 
@@ -160,7 +162,7 @@ def timeout(name: str, value: Any) -> float:
     """
     given = number(name, value)
     if given <= 0:
-        raise RequestError(f"{name} must be a number of seconds above 0, not {given:g}.")
+        raise RequestError(f"{name} must be a number of seconds above 0, not {_shown(given)}.")
     return given
 
 
@@ -228,6 +230,11 @@ def one_of(choices: Sequence[str]) -> Check:
         return value
 
     return check
+
+
+def _shown(given: float) -> str:
+    """Return a number with all its digits: rounded to its bound it would seem to be right."""
+    return repr(given).removesuffix(".0")
 
 
 def _kind(value: Any) -> str:

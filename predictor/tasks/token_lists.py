@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.errors import RequestError
-from predictor.tasks.request import GenerationParameters
+from predictor.tasks.request import GenerationParameters, Prompt
 
 _MOST_WORD_TOKENS = 1024
 """Tokens of all `bad_words` together, which are sent to the engine with every sequence."""
@@ -22,6 +23,30 @@ def check_token_ids(requested: GenerationParameters, vocabulary: int) -> None:
     for name in ("logit_bias", "stop_token_ids", "allowed_token_ids"):
         if any(token >= vocabulary for token in getattr(requested, name)):
             raise RequestError(f"{name} names a token id above {vocabulary - 1}.")
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Return the ids of a tokenizer's special tokens, which no reply's text contains."""
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    added = tokenizer.added_tokens_decoder.items()
+    return named | {token.content: number for number, token in added if token.special}
+
+
+def with_special_stops(prompt: Prompt, special: Mapping[str, int]) -> Prompt:
+    """Return a prompt whose stop strings that are special tokens end the reply by their ids.
+
+    The text of a reply has no special tokens, so such a string is never in it.
+
+    Args:
+        prompt: The prompt.
+        special: Special tokens with their ids.
+    """
+    parameters = prompt.parameters
+    stops = tuple(special[stop] for stop in parameters.stop if stop in special)
+    if not stops:
+        return prompt
+    ends = parameters.stop_token_ids + stops
+    return replace(prompt, parameters=replace(parameters, stop_token_ids=ends))
 
 
 def check_allowed(sampling: SamplingParams) -> None:

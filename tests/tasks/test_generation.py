@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,6 +22,7 @@ from predictor.tasks.answers import Completion
 from predictor.tasks.generation import TextGeneration
 from predictor.tasks.generation_config import Defaults
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
+from predictor.tasks.token_lists import special_tokens, with_special_stops
 from tests.checkpoints import byte_tokenizer
 from tests.conftest import Checkpoints
 from tests.serving import Collected, Up, bring_up
@@ -374,3 +375,23 @@ def test_a_prompt_keeps_its_beginning_or_its_end(demo: Up) -> None:
     assert (beginning.prompt_tokens, end.prompt_tokens) == (5, 5)
     whole = ask(demo.task, README_PROMPT, prompt_limit=1000, keeps_prompt_end=True)
     assert whole.prompt_tokens == len(ids)
+
+
+def test_a_stop_that_is_a_special_token_ends_the_reply(demo: Up) -> None:
+    special = special_tokens(demo.task.tokenizer)
+    assert special["</s>"] == demo.task.tokenizer.eos_token_id
+    prompt = Prompt("a", GenerationParameters(stop=("<pad>", "x")))
+    stopped = with_special_stops(prompt, special)
+    assert stopped.parameters.stop_token_ids == (special["<pad>"],)
+    assert stopped.parameters.stop == ("<pad>", "x")
+    bias = {special["<pad>"]: 100.0}
+    reply = ask(demo.task, README_PROMPT, max_new_tokens=5, stop=("<pad>",), logit_bias=bias)
+    assert (reply.text, reply.finish_reason, reply.completion_tokens) == ("", "stop", 1)
+
+
+def test_an_added_special_token_is_one_of_the_special_tokens() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|im_end|>", special=True), AddedToken("<plain>")])
+    special = special_tokens(tokenizer)
+    assert special["<|im_end|>"] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert "<plain>" not in special

@@ -89,3 +89,9 @@ def test_an_unknown_name_unlike_any_lists_all_and_is_not_echoed_whole() -> None:
     with pytest.raises(RequestError, match="top_p") as raised:
         parse_parameters({"q" * 5000: 5})
     assert len(str(raised.value)) < 400
+
+
+def test_a_number_in_an_error_has_all_its_digits() -> None:
+    for value, shown in ((1.0000001, "1.0000001"), (2, "2"), (1e9, "1000000000")):
+        with pytest.raises(RequestError, match=rf"at most 1, not {shown}\.$"):
+            parse_parameters({"top_p": value})
