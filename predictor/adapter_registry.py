@@ -15,6 +15,7 @@ from predictor.adapted_model import AdaptedModel
 from predictor.engine.generation.sampling_params import (
     CachedPrompt,
     FinishReason,
+    Queued,
     SamplingParams,
     Token,
 )
@@ -142,6 +143,9 @@ class _Trial:
     def __init__(self, outcome: asyncio.Future[FinishReason | PredictorError]) -> None:
         self.outcome = outcome
         self._loop = asyncio.get_running_loop()
+
+    def on_queued(self, queued: Queued) -> None:
+        """Do nothing."""
 
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         """Do nothing."""

@@ -163,6 +163,7 @@ class Server(ModelServer):
             codec=self._codec,
             scope_header=ScopeHeader(settings.scope_header()),
             tracer=self._tracer,
+            access_log=settings.access_log,
         )
         logger.info("gRPC on %s:%d", settings.host, bound.port)
         if settings.ssl_certfile is not None:

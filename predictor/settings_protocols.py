@@ -98,8 +98,8 @@ class ProtocolSettings(BaseSettings):
     Default: none."""
 
     access_log: bool = True
-    """Whether each request that may have a body is a line in the log: its id, path, status, tokens
-    and time, and never a prompt or a reply."""
+    """Whether each REST request that may have a body, and each gRPC call for inference, is a line
+    in the log: its id, path, status, tokens and times, and never a prompt or a reply."""
 
     log_format: Literal["text", "json"] = "text"
     """The form of the lines of the log; `json` is one JSON object for each."""

@@ -29,6 +29,9 @@ VARIABLES = {
 }
 """Variables of KServe's SDK and of vLLM, and the settings that they set."""
 
+_WHOLE = ("VLLM_API_KEY",)
+"""Those that have one value, with any commas in it, for a setting that takes several."""
+
 _QUANTISE = ("quantization", "quantize", "load_in_8bit", "load_in_4bit")
 """Settings of vLLM, TGI and transformers, in the place of which there is one of ours."""
 
@@ -99,12 +102,16 @@ def by_field(given: Mapping[str, Any]) -> dict[str, Any]:
     return {ALIASES.get(name, name): value for name, value in given.items()}
 
 
-def own_variables(environ: Mapping[str, str]) -> dict[str, str]:
+def own_variables(environ: Mapping[str, str]) -> dict[str, Any]:
     """Return our variables, without those that Kubernetes sets for Services with similar names.
 
     Other servers' variables stand for the settings that they set; our own names win.
     """
-    theirs = {name: environ[key] for key, name in VARIABLES.items() if key in environ}
+    theirs: dict[str, Any] = {
+        name: [environ[key]] if key in _WHOLE and environ[key].strip() else environ[key]
+        for key, name in VARIABLES.items()
+        if key in environ
+    }
     return theirs | {
         name.removeprefix(PREFIX).lower(): value
         for name, value in environ.items()

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 
 from predictor import startup
 from predictor.engine.generation.engine import Engine
-from predictor.engine.generation.sampling_params import CachedPrompt, SamplingParams, Token
+from predictor.engine.generation.sampling_params import CachedPrompt, Queued, SamplingParams, Token
 from predictor.placement.plan import Placement
 from predictor.pod.resources import Memory, PodResources, Volume
 from predictor.settings import Settings, read_settings
@@ -65,6 +65,9 @@ class Collected:
         collected = cls()
         engine.submit(ids, SamplingParams(**params), collected)
         return collected.wait()
+
+    def on_queued(self, queued: Queued) -> None:
+        """Do nothing: the engine is in this process."""
 
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         self.cached = cached.tokens

@@ -391,8 +391,13 @@ def test_what_bodies_may_take_is_reserved(flags, mebibytes):
     assert read(flags).planned_reserve() == mebibytes * 1024**2
 
 
-@pytest.mark.parametrize("given", ["", " ", ",", "[]"])
-@pytest.mark.parametrize("name", ["PREDICTOR_API_KEY", "VLLM_API_KEY"])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        *[("PREDICTOR_API_KEY", given) for given in ("", " ", ",", "[]")],
+        *[("VLLM_API_KEY", given) for given in ("", " ")],
+    ],
+)
 def test_an_api_key_that_is_set_is_not_empty(name, given):
     with pytest.raises(ConfigurationError, match=r"^api_key is set and has no key"):
         read(environ={name: given})
@@ -402,6 +407,11 @@ def test_vllms_variable_sets_the_api_key_and_ours_wins():
     environ = {"VLLM_API_KEY": "theirs"}
     assert read(environ=environ).api_keys() == ("theirs",)
     assert read(environ={**environ, "PREDICTOR_API_KEY": "ours"}).api_keys() == ("ours",)
+
+
+@pytest.mark.parametrize("given", ["a,b", ",", "[]", '["a"]'])
+def test_vllms_variable_is_one_key_whatever_is_in_it(given):
+    assert read(environ={"VLLM_API_KEY": given}).api_keys() == (given,)
 
 
 @pytest.mark.parametrize("given", ["super secret key", "ok,a secret", '["a secret"]', ["a secret"]])

@@ -54,6 +54,7 @@ class Completion:
         cached_tokens: Tokens of the prompt that the prefix cache had.
         reasoning_tokens: Tokens of the reasoning.
         stop: The stop sequence that ended it; empty if none did.
+        queue_seconds: Seconds that it waited for its first forward pass; None if they are unknown.
     """
 
     text: str
@@ -66,6 +67,7 @@ class Completion:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     stop: str = ""
+    queue_seconds: float | None = None
 
     @property
     def finish_reason(self) -> str:
@@ -89,6 +91,7 @@ class Piece:
         cached_tokens: Tokens of the prompt that the prefix cache had.
         reasoning_tokens: Tokens of the reasoning, in its last piece.
         stop: The stop sequence that ended it, in its last piece; empty if none did.
+        queue_seconds: Seconds that it waited for its first forward pass; None if they are unknown.
     """
 
     index: int
@@ -102,6 +105,7 @@ class Piece:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     stop: str = ""
+    queue_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

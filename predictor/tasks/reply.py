@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection
 from typing import Any
 
-from predictor.engine.generation.sampling_params import CachedPrompt, FinishReason, Token
+from predictor.engine.generation.sampling_params import CachedPrompt, FinishReason, Queued, Token
 from predictor.errors import PredictorError
 from predictor.tasks.answers import Completion, Piece, ScoredToken
 from predictor.tasks.detokenizer import TextStream
@@ -65,9 +65,14 @@ class Reply:
         self._parser = None if form is None else form.new_parser()
         self._count = 0
         self._cached = 0
+        self._queue_seconds: float | None = None
         self._text = ""
         self._tokens: list[ScoredToken] = []
         self._reasoning: list[str] = []
+
+    def on_queued(self, queued: Queued) -> None:
+        """Take how long the sequence waited."""
+        self._queue_seconds = queued.seconds
 
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         """Take how much of the prompt was cached."""
@@ -118,6 +123,7 @@ class Reply:
                 cached_tokens=self._cached,
                 reasoning_tokens=0 if ending is None else self._reasoning_tokens(),
                 stop=self._stream.stop,
+                queue_seconds=self._queue_seconds,
             )
         )
         self._tokens = []
@@ -168,4 +174,5 @@ def as_completion(piece: Piece, *, before: str = "") -> Completion:
         cached_tokens=piece.cached_tokens,
         reasoning_tokens=piece.reasoning_tokens,
         stop=piece.stop,
+        queue_seconds=piece.queue_seconds,
     )

@@ -270,6 +270,7 @@ async def _serve(served: Served, web: uvicorn.Server, listener: socket.socket) -
             served.admission, MAX_BODY_BYTES, timeout=served.grpc_timeout, body_rate=2**30
         ),
         scope_header=served.scope_header,
+        access_log=True,
     )
     served.grpc_port = bound.port
     stopping = asyncio.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import logging
@@ -253,6 +254,34 @@ def test_a_path_cannot_forge_a_line(
         httpx.post(guarded.url + path)
         (line,) = access_lines(guarded, caplog)
     assert f" path={shown} status=401 seconds=" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "status"),
+    [
+        ("echo", KEY, "OK"),
+        ("nobody", KEY, "NOT_FOUND"),
+        ("echo", {}, "UNAUTHENTICATED"),
+    ],
+)
+def test_a_call_over_grpc_is_one_line_without_its_text(
+    guarded: Served, caplog: pytest.LogCaptureFixture, name: str, keys: Any, status: str
+) -> None:
+    async def infer() -> None:
+        request = kserve.InferRequest(
+            name, [kserve.InferInput("text", [1], "BYTES", np.array([b"secret"]))]
+        )
+        headers = {key.lower(): value for key, value in keys.items()} | {"x-request-id": "abc"}
+        async with kserve.InferenceGRPCClient(guarded.grpc_address, retries=0) as client:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await client.infer(request, headers=list(headers.items()))
+
+    with caplog.at_level(logging.INFO, logger="predictor.access"):
+        asyncio.run(infer())
+        (line,) = access_lines(guarded, caplog)
+    assert "secret" not in caplog.text
+    method = "/inference.GRPCInferenceService/ModelInfer"
+    assert line.startswith(f"request_id=abc method=gRPC path={method} status={status} ")
 
 
 # --- the document ---

@@ -79,6 +79,7 @@ def test_a_stream_has_a_line_with_its_tokens(client: httpx.Client, server: Serve
     line = access_line(server, "s1")
     assert line["completion_tokens"] == 3
     assert 0 < line["first_token_seconds"] <= line["seconds"]
+    assert 0 <= line["queue_seconds"] <= line["first_token_seconds"]
 
 
 def test_nobody_is_answered_without_a_key(client: httpx.Client) -> None:

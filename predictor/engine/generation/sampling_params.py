@@ -81,6 +81,13 @@ class CachedPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """The wait of a sequence until its first forward pass, in seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """One generated token.
 
@@ -101,6 +108,10 @@ class SequenceCallback(Protocol):
 
     An exception that it raises fails its own sequence and no other.
     """
+
+    def on_queued(self, queued: Queued) -> None:
+        """Take how long it waited, from an engine in another process, before its first token."""
+        ...
 
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         """Take how much of the prompt was cached, before the first token; not called for none."""

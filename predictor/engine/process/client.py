@@ -18,6 +18,7 @@ from predictor.engine.generation.grammar import Vocabulary
 from predictor.engine.generation.sampling_params import (
     CachedPrompt,
     FinishReason,
+    Queued,
     SamplingParams,
     SequenceCallback,
     Token,
@@ -243,6 +244,9 @@ class GenerationClient(EngineClient[SequenceCallback]):
             if isinstance(callback, TimedCallback):
                 callback.times.update(callback.index, item)
             return False
+        if isinstance(item, Queued):
+            callback.on_queued(item)
+            return False
         if isinstance(item, CachedPrompt):
             callback.on_cached_prompt(item)
             return False
@@ -285,4 +289,4 @@ class EncoderClient(EngineClient[EncoderCallback]):
 
 def _is_end(item: FinishReason | Any) -> bool:
     """Return whether the engine has forgotten a sequence after this result."""
-    return not isinstance(item, (int, Token, CachedPrompt, SequenceTimes))
+    return not isinstance(item, (int, Token, Queued, CachedPrompt, SequenceTimes))

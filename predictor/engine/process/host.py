@@ -10,7 +10,7 @@ from typing import Any
 from predictor.engine.encoding.engine import EncoderEngine
 from predictor.engine.encoding.inputs import EncoderInput
 from predictor.engine.generation.engine import Engine
-from predictor.engine.generation.sampling_params import CachedPrompt, FinishReason, Token
+from predictor.engine.generation.sampling_params import CachedPrompt, FinishReason, Queued, Token
 from predictor.engine.process.channel import Channel
 from predictor.engine.process.hosted_adapters import HostedAdapters
 from predictor.engine.process.messages import (
@@ -64,6 +64,13 @@ class _SequenceResults:
     key: int
     outbox: Outbox
     adapters: HostedAdapters | None
+    arrived: float = field(default_factory=time.monotonic)
+
+    def on_start(self) -> None:
+        self.outbox.add(self.key, Queued(time.monotonic() - self.arrived))
+
+    def on_queued(self, queued: Queued) -> None:
+        """Do nothing: the engine is in this process."""
 
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         self.outbox.add(self.key, cached)
@@ -92,6 +99,10 @@ class _TimedResults:
     def on_start(self) -> None:
         self.started = time.monotonic()
         self.stalls = self.stalled(), 0.0
+        self.results.on_start()
+
+    def on_queued(self, queued: Queued) -> None:
+        """Do nothing: the engine is in this process."""
 
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         self.results.on_cached_prompt(cached)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from predictor.engine.generation.sampling_params import (
     CachedPrompt,
     FinishReason,
+    Queued,
     SequenceCallback,
     Token,
 )
@@ -27,6 +28,10 @@ class TimedCallback:
     callback: SequenceCallback
     times: TimesOfRequest
     index: int
+
+    def on_queued(self, queued: Queued) -> None:
+        """Pass it on."""
+        self.callback.on_queued(queued)
 
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         """Pass it on."""

@@ -56,7 +56,8 @@ class RequestRecord:
         id: Its id.
         method: Its method.
         path: Its path, without the query, percent-encoded.
-        status: The status of its answer; 499 until there is one, as nginx has it.
+        status: The status of its answer, or gRPC's name of it; 499 until there is one, as nginx has
+            it.
         prompt_tokens: Tokens of its prompts or texts; None if none were counted.
         completion_tokens: Tokens of its replies; None if it has none.
         first_token: Seconds to the first piece of a stream; None if it is not streamed.
@@ -66,12 +67,13 @@ class RequestRecord:
         parameters: The sampling parameters that it sets, by the same names.
         finish_reasons: Why its replies ended.
         cached_tokens: Tokens of its prompts that the prefix cache had.
+        queue_seconds: Seconds that the last of its replies to begin waited; None if none did.
     """
 
     id: str
     method: str
     path: str
-    status: int = 499
+    status: int | str = 499
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     first_token: float | None = None
@@ -81,6 +83,7 @@ class RequestRecord:
     parameters: Mapping[str, float] = field(default_factory=dict)
     finish_reasons: list[str] = field(default_factory=list)
     cached_tokens: int = 0
+    queue_seconds: float | None = None
 
     @classmethod
     def of(cls, scope: Scope) -> RequestRecord:
@@ -116,6 +119,7 @@ class RequestRecord:
             "status": self.status,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
+            "queue_seconds": _rounded(self.queue_seconds),
             "first_token_seconds": _rounded(self.first_token),
             "seconds": _rounded(time.monotonic() - self.began),
         }
@@ -141,6 +145,8 @@ class RequestRecord:
         if reply.ending is not None:
             self.finish_reasons.append(finish_reason(reply.ending))
         self.cached_tokens += reply.cached_tokens
+        if reply.queue_seconds is not None:
+            self.queue_seconds = max(self.queue_seconds or 0.0, reply.queue_seconds)
 
     def _count(self, prompt: int, completion: int | None) -> None:
         self.prompt_tokens = (self.prompt_tokens or 0) + prompt
@@ -160,9 +166,15 @@ def begin(scope: Scope) -> RequestRecord:
 
 def begin_call(path: str, request_id: str) -> RequestRecord:
     """Return the record of a gRPC call, which is the current one from now on in this context."""
-    record = RequestRecord(request_id if _ID.fullmatch(request_id) else uuid.uuid4().hex, "", path)
+    name = request_id if _ID.fullmatch(request_id) else uuid.uuid4().hex
+    record = RequestRecord(name, "gRPC", path)
     _current.set(record)
     return record
+
+
+def current_record() -> RequestRecord | None:
+    """Return the record of the current request, if there is one."""
+    return _current.get()
 
 
 def describe(model: str, task: str, request: TaskRequest) -> None:

@@ -30,6 +30,7 @@ from predictor.protocol.http.off_loop import off_loop
 from predictor.protocol.http.tracing import RequestTracer
 from predictor.protocol.kserve import grpc_calls as calls
 from predictor.protocol.kserve import v2
+from predictor.protocol.kserve.grpc_access import recorded
 from predictor.protocol.kserve.grpc_bounds import GrpcBounds
 from predictor.protocol.kserve.grpc_health import Health
 from predictor.protocol.kserve.grpc_tracing import traced
@@ -98,6 +99,7 @@ def make_server(
     codec: Codec | None = None,
     scope_header: ScopeHeader = ONE_SCOPE,
     tracer: RequestTracer | None = None,
+    access_log: bool = False,
 ) -> BoundServer:
     """Return a bound server with the inference service. Must be called in its event loop.
 
@@ -110,6 +112,7 @@ def make_server(
         codec: Encodes vectors; None for threads.
         scope_header: The metadata with a call's scope in the prefix cache.
         tracer: Makes spans of calls for inference; None for none.
+        access_log: Whether each call for inference is a line in the log.
 
     Raises:
         ConfigurationError: The port cannot be bound.
@@ -117,7 +120,8 @@ def make_server(
     server = grpc.aio.server(options=bounds.options())
     health = Health(models, bounds.status_reader())
     inference = Inference(models, bounds, codec or CodecThreads(), keys or ApiKeys(), scope_header)
-    server.add_generic_rpc_handlers((inference.handler(tracer), health.handler()))
+    handler = inference.handler(tracer, access_log=access_log)
+    server.add_generic_rpc_handlers((handler, health.handler()))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         return BoundServer(server, server.add_insecure_port(address))
@@ -145,11 +149,12 @@ class Inference:
         self._inference_reader = bounds.inference_reader()
         self._status_reader = bounds.status_reader()
 
-    def handler(self, tracer: RequestTracer | None = None) -> Any:
+    def handler(self, tracer: RequestTracer | None = None, *, access_log: bool = False) -> Any:
         """Return gRPC's handler of all methods."""
         handlers = {name: self._status_method(name) for name in _STATUS_METHODS}
         infer = traced(self.ModelInfer, tracer, SERVICE, "ModelInfer")
-        handlers["ModelInfer"] = calls.unary(calls.answering(infer), serializer=None)
+        answered = recorded(calls.answering(infer), SERVICE, "ModelInfer", access_log=access_log)
+        handlers["ModelInfer"] = calls.unary(answered, serializer=None)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _status_method(self, name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from predictor.protocol.http.errors import grpc_error
-from predictor.protocol.http.request_record import REQUEST_ID, begin_call
+from predictor.protocol.http.request_record import current_record
 from predictor.protocol.http.tracing import RequestTracer
 from predictor.protocol.kserve.grpc_calls import Calls, Method
 
@@ -32,7 +32,7 @@ def traced(method: Method, tracer: RequestTracer | None, service: str, name: str
     @functools.wraps(method)
     async def spanned(calls: Calls, context: Any) -> Any:
         headers = {key: str(value) for key, value in context.invocation_metadata()}
-        record = begin_call(f"/{service}/{name}", headers.get(REQUEST_ID, ""))
+        record = current_record()
         with tracer.span(headers, f"{service}/{name}", attributes) as span:
             code = grpc.StatusCode.OK
             try:
@@ -41,7 +41,7 @@ def traced(method: Method, tracer: RequestTracer | None, service: str, name: str
                 code, _ = grpc_error(error)
                 raise
             finally:
-                if span is not None:
+                if span is not None and record is not None:
                     span.note(record, **{"rpc.grpc.status_code": code.value[0]})
                     if code in _SERVER_FAULTS:
                         span.fail(code.name)
