@@ -56,6 +56,20 @@ ONE_SCOPE = ScopeHeader()
 """No header: all requests are of one scope."""
 
 
+@contextmanager
+def named_scope(name: str) -> Iterator[None]:
+    """Let the requests that are prepared in the context be of a scope that is not a header's.
+
+    Args:
+        name: The scope's name; empty leaves the scope as it is.
+    """
+    token = _current.set(_digest("name", name) if name else _current.get())
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
 def current_scope(salt: str = "") -> bytes:
     """Return the scope of the request that is handled.
 

@@ -1,4 +1,4 @@
-"""The `predictor` command: ``serve``, ``plan``, ``doctor`` and the imports.
+"""The `predictor` command: ``serve``, ``batch``, ``plan``, ``doctor`` and the imports.
 
 Only here do errors become a sentence on stderr and in Kubernetes' termination log, and an exit
 code. The flags are in `command_line`.
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.exception("The predictor ends because of an error that nobody expected")
         _report_end(unexpected(error))
         # What has served for a while may do so again.
-        may_help = command == "serve" or restart_may_help(error)
+        may_help = command in ("serve", "batch") or restart_may_help(error)
         return (PredictorError if may_help else ConfigurationError).exit_code
 
 
@@ -94,6 +94,32 @@ def _serve(flags: dict[str, Any]) -> int:
     finally:
         engine.kill()
     return 0
+
+
+def _batch(flags: dict[str, Any]) -> int:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: os._exit(128 + received))
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    log_variables(os.environ)
+    files = {name: flags.pop(name) for name in ("input", "output")}
+    shard = flags.pop("shard", (0, 1))
+    settings = _settings_of(flags)
+    from predictor.pod.memory import check_process_fits
+
+    check_process_fits()
+    from predictor.batch.input_file import Shard
+    from predictor.batch_command import Batch, BatchJob
+    from predictor.engine_process import EngineProcess
+
+    batch = Batch(settings, BatchJob(**files, shard=Shard(*shard)))
+    if batch.is_done:
+        batch.report()
+        return 0
+    engine = EngineProcess()
+    try:
+        return batch.run(engine)
+    finally:
+        engine.kill()
 
 
 def _settings_of(flags: dict[str, Any]) -> Settings:
@@ -152,6 +178,7 @@ def _doctor(flags: dict[str, Any]) -> int:
 
 _COMMANDS = {
     "serve": _serve,
+    "batch": _batch,
     "plan": _plan,
     "doctor": _doctor,
     "import-torchserve": _import,

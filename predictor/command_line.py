@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="the same as --model_dir or, if there is no such directory, as --model_id",
     )
-    for command in (serve, plan, _add_doctor(commands)):
+    for command in (serve, plan, _add_batch(commands), _add_doctor(commands)):
         _add_settings(command)
         add_flags(command)
     _add_import(commands)
@@ -139,6 +139,52 @@ def _add_comparison(plan: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--{resource}_bandwidth", metavar="SPEED", help=f"of {meaning} (default: {speed}GB)"
         )
+
+
+def _add_batch(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "batch",
+        allow_abbrev=False,
+        help="answer a file of requests in OpenAI's batch format, without a server",
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        help="the same as --model_dir or, if there is no such directory, as --model_id",
+    )
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="FILE",
+        type=Path,
+        help="requests, one in each line: custom_id, method, url and body",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        type=Path,
+        help="results, one in each line; what it has already is not computed again",
+    )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        type=_shard,
+        help="take line I + 1 and each N-th one after it, such as 0/4; each shard needs its own "
+        "output",
+    )
+    return parser
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    is_whole = slash and index.isdecimal() and count.isdecimal()
+    if not is_whole or int(index) >= int(count):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no shard such as 0/4: a number from 0, and how many shards there are"
+        )
+    return int(index), int(count)
 
 
 def _add_import(commands: Any) -> None:

@@ -189,6 +189,7 @@ def placement_options(
     resources: PodResources,
     *,
     max_batch_size: int,
+    batch_concurrency: int = 0,
 ) -> PlacementOptions:
     """Return the placement options; `max_batch_size` is the largest batch of the model."""
     return PlacementOptions(
@@ -196,6 +197,7 @@ def placement_options(
         max_memory=settings.max_memory or {},
         max_concurrency=settings.max_concurrency if checkpoint.task in GENERATING else 1,
         max_batch_size=max_batch_size,
+        batch_concurrency=min(batch_concurrency, max_batch_size),
         headroom=settings.memory_headroom,
         reserve=settings.planned_reserve(),
         disk=_disk(settings, checkpoint, footprint, resources),

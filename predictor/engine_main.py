@@ -19,6 +19,8 @@ from typing import NoReturn
 
 from predictor import constraints, pod, startup
 from predictor.adapters import RuntimeAdapters
+from predictor.batch_goal import BatchGoal
+from predictor.batch_plan import prepare_batch
 from predictor.engine.process.channel import Channel
 from predictor.engine.process.heat_report import HeatReport
 from predictor.engine.process.host import EngineHost, Outbox
@@ -37,7 +39,6 @@ from predictor.errors import EngineBroken, PredictorError, start_error, unexpect
 from predictor.heartbeat import Heartbeat
 from predictor.metric_updates import MetricRecorder
 from predictor.placement.report import table
-from predictor.settings import Settings
 from predictor.weights.progress import Progress
 
 _SECONDS_BETWEEN_BEATS = 1.0
@@ -60,7 +61,7 @@ def main(connection: socket.socket) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     channel = Channel(connection)
     start = channel.receive()
-    code = _EngineProcess(channel, start.settings).run() if isinstance(start, Start) else 1
+    code = _EngineProcess(channel, start).run() if isinstance(start, Start) else 1
     channel.flush(_SECONDS_TO_SEND)
     logging.shutdown()
     os._exit(code)
@@ -69,8 +70,9 @@ def main(connection: socket.socket) -> NoReturn:
 class _EngineProcess:
     """One model, from its start to its end."""
 
-    def __init__(self, channel: Channel, settings: Settings) -> None:
-        self._channel, self._settings = channel, settings
+    def __init__(self, channel: Channel, start: Start) -> None:
+        self._channel, self._settings = channel, start.settings
+        self._goal: BatchGoal | None = start.goal
         self._recorder = MetricRecorder()
         self._outbox = Outbox(channel, self._recorder)
         self._host: EngineHost | None = None
@@ -120,7 +122,10 @@ class _EngineProcess:
         )
         for note in (*resources.notes, *constraints.inherited_notes(settings)):
             logger.warning("%s", note)
-        prepared = startup.prepare(settings, checkpoint, resources)
+        if self._goal is None:
+            prepared = startup.prepare(settings, checkpoint, resources)
+        else:
+            settings, prepared = prepare_batch(settings, checkpoint, resources, self._goal)
         logger.info("%s", table(prepared.placement))
         facts = prepared.encoder_facts
         self._channel.send(Placed(prepared.placement, checkpoint.task, checkpoint.path, facts))

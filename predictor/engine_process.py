@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import predictor
+from predictor.batch_goal import BatchGoal
 from predictor.engine.process.channel import Channel
 from predictor.engine.process.client import EncoderClient, GenerationClient
 from predictor.engine.process.messages import (
@@ -94,6 +95,7 @@ class EngineProcess:
         self,
         settings: Settings,
         *,
+        goal: BatchGoal | None = None,
         on_progress: Callable[[dict[str, object]], None],
         on_placed: Callable[[Placed], None],
     ) -> Any:
@@ -101,6 +103,7 @@ class EngineProcess:
 
         Args:
             settings: The settings.
+            goal: What the placement is for; None for the requests of a server.
             on_progress: Called with the progress of loading.
             on_placed: Called once with the placement, before a weight is read. Its error ends the
                 start.
@@ -109,7 +112,7 @@ class EngineProcess:
             PredictorError: The model cannot be served; the sentence gives the reason.
             LoadFailed: The process has ended.
         """
-        self._channel.send(Start(settings))
+        self._channel.send(Start(settings, goal))
         while True:
             message = self._channel.receive()
             if isinstance(message, Ready):

@@ -15,11 +15,13 @@ from contextlib import aclosing
 from typing import Any
 
 from predictor.admission import AdmissionController, Permit
+from predictor.batch_goal import BatchGoal
+from predictor.bulk import is_bulk
 from predictor.cache_scope import ScopeHeader
 from predictor.engine.process.client import EncoderClient, GenerationClient
 from predictor.engine.process.messages import Placed
 from predictor.engine_process import EngineProcess
-from predictor.errors import DeadlineExceeded, EngineBroken, NotReady, RequestError
+from predictor.errors import DeadlineExceeded, EngineBroken, NotReady
 from predictor.heartbeat import Health, Timeouts
 from predictor.metrics import READY, show_placement
 from predictor.mixture.heat import LayerHeat
@@ -39,6 +41,7 @@ from predictor.tasks.request import TaskRequest
 from predictor.tasks.task import PreparedRequest, Task, TaskSpec
 from predictor.tasks.text_length import lengths_of
 from predictor.tasks.text_tokens import TextTokens
+from predictor.time_limit import time_limit
 
 
 class PredictorModel(ModelShell):
@@ -57,6 +60,7 @@ class PredictorModel(ModelShell):
         settings: Settings,
         on_broken: Callable[[EngineBroken], None] | None = None,
         engine: EngineProcess | None = None,
+        goal: BatchGoal | None = None,
     ) -> None:
         """Create the model without loading it; `load` does that.
 
@@ -64,6 +68,7 @@ class PredictorModel(ModelShell):
             settings: The settings.
             on_broken: Called in another thread when the model has failed for good.
             engine: The engine process, if it has been started already.
+            goal: What the placement is for; None for the requests of a server.
         """
         super().__init__(settings.model_name)
         self.version = settings.model_version
@@ -72,7 +77,7 @@ class PredictorModel(ModelShell):
         self.spec: TaskSpec = GenerationSpec(self.style.defaults)
         self._settings = settings
         self._on_broken = on_broken
-        self._engine = engine
+        self._engine, self._goal = engine, goal
         self._progress: dict[str, object] = {"phase": "starting"}
         self._task: Task | None = None
         self._tokenizer: Any = None
@@ -92,7 +97,9 @@ class PredictorModel(ModelShell):
         settings = self._settings
         tokenizer_class(with_torch=settings.trust_remote_code)  # takes memory that the plan sees
         self._engine = engine = self._engine or EngineProcess()
-        facts = engine.load(settings, on_progress=self._on_progress, on_placed=self._on_placed)
+        facts = engine.load(
+            settings, goal=self._goal, on_progress=self._on_progress, on_placed=self._on_placed
+        )
         kind = EncoderClient if facts.defaults is None else GenerationClient
         self._properties |= {} if facts.unbatched is None else {"unbatched": facts.unbatched}
         self.client = engine.client(kind, self._break)
@@ -204,9 +211,9 @@ class PredictorModel(ModelShell):
             DeadlineExceeded: It took too long.
         """
         task = self._open_task()
-        limit = self._limit(request, timeout)
+        limit = time_limit(request, timeout, self._settings.request_timeout)
         describe(self.name, self.spec.task, request)
-        permit = self.admission.enter(request.sequences, request.most_tokens)
+        permit = self._enter(request)
         try:
             async with asyncio.timeout(limit):
                 # A mistake in a request is answered at once, not after the requests before it.
@@ -225,7 +232,7 @@ class PredictorModel(ModelShell):
         Raises the errors of `answer`: those of the request here, others while pieces are read.
         """
         task = self._open_task()
-        limit = self._limit(request, timeout)
+        limit = time_limit(request, timeout, self._settings.request_timeout)
         deadline = asyncio.get_running_loop().time() + limit
         describe(self.name, self.spec.task, request)
         permit = self.admission.enter(request.sequences, request.most_tokens)
@@ -277,15 +284,11 @@ class PredictorModel(ModelShell):
     def _is_open(self) -> bool:
         return self.ready and not self._draining and self.health().state == "ok"
 
-    def _limit(self, request: TaskRequest, timeout: float | None) -> float:
-        most = self._settings.request_timeout
-        if request.timeout is not None and request.timeout > most:
-            raise RequestError(
-                f"timeout is {request.timeout:g} seconds, and this server's limit {most:g} seconds "
-                "(request_timeout). It is in seconds, and not in microseconds as in Triton."
-            )
-        limits = (most, request.timeout, timeout)
-        return min(seconds for seconds in limits if seconds is not None)
+    def _enter(self, request: TaskRequest) -> Permit:
+        """Return the permit of a decoded request; bulk work has limits of its own."""
+        if is_bulk():
+            return Permit(lambda: None)
+        return self.admission.enter(request.sequences, request.most_tokens)
 
     def _break(self, error: EngineBroken) -> None:
         """Handle a broken engine, in another thread."""

@@ -29,6 +29,7 @@ from predictor.placement.estimate import (
     estimate_rates,
 )
 from predictor.placement.picture import Drawing, draw
+from predictor.placing import place
 from predictor.pod.resources import PodResources
 from predictor.pod.stated import RESOURCES, parse_alternative, stated_resources
 from predictor.prepared import Measured, Prepared
@@ -124,7 +125,7 @@ def _one_plan(
     else:
         resources = pod.read_resources(settings.offload_folder, gpu_fraction=settings.gpu_fraction)
     model = startup.measure(settings, checkpoint, samples=True)
-    prepared = startup.place(settings, model, resources)
+    prepared = place(settings, model, resources)
     _check_tokenizer(settings, prepared)
     placement = prepared.placement
     if request.output in _PICTURES:
@@ -156,7 +157,7 @@ def _alternative(
     bandwidths: Bandwidths,
 ) -> Alternative:
     try:
-        prepared = startup.place(settings, model, resources)
+        prepared = place(settings, model, resources)
     except DoesNotFit as error:
         return Alternative(text, refusal=str(error))
     placement = prepared.placement

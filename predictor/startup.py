@@ -15,8 +15,6 @@ from predictor.checkpoint.lengths import Lengths
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.constraints import (
     largest_batch,
-    offload_of,
-    placement_options,
     reason_against_batches,
     sequence_lengths,
     serving_dtype,
@@ -35,8 +33,8 @@ from predictor.errors import EngineBroken
 from predictor.heartbeat import Heartbeat, Timeouts
 from predictor.linear.layers import PackedLayers
 from predictor.metrics import EngineMetrics, Labelled, WeightMetrics, labelled
-from predictor.placement.planner import plan
 from predictor.placement.units import Footprint
+from predictor.placing import place
 from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
 from predictor.prepared import Measured, Prepared
@@ -143,27 +141,6 @@ def measure(settings: Settings, checkpoint: Checkpoint, *, samples: bool = False
     footprint = with_adapters(footprint, adapters, max(chunk, rows), **beside)
     notes = (*text_notes(skeleton), *packed.notes, *serving_notes(original, unbatchable, lengths))
     return Measured(checkpoint, skeleton, packed, adapters, footprint, chunk, rows, lengths, notes)
-
-
-def place(settings: Settings, model: Measured, resources: PodResources) -> Prepared:
-    """Decide the placement of a measured model; raises `DoesNotFit` if none fits."""
-    footprint = model.footprint
-    options = placement_options(
-        settings, model.checkpoint, footprint, resources, max_batch_size=model.rows
-    )
-    placement = plan(footprint, resources, options)
-    return Prepared(
-        model.checkpoint,
-        model.skeleton,
-        model.packed,
-        model.adapters,
-        footprint,
-        replace(placement, notes=placement.notes + model.notes),
-        resources.processors,
-        model.chunk,
-        offload_of(settings, footprint, resources),
-        model.lengths,
-    )
 
 
 def bring_up(

@@ -32,8 +32,8 @@ _EXIT_CAUSES = {
     78: "Configuration, a checkpoint that cannot be served, or a model that does not fit or cannot "
     "compute. "
     "A restart does not help (`EX_CONFIG`).",
-    130: "SIGINT during loading, or a second one (128 + 2).",
-    143: "SIGTERM during loading, or a second one (128 + 15).",
+    130: "SIGINT during loading, a second one, or one to `batch` (128 + 2).",
+    143: "SIGTERM during loading, a second one, or one to `batch` (128 + 15).",
 }
 
 

@@ -233,6 +233,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "helm-values": helm_values,
     "help": lambda: command_line.help_of(),
     "help-serve": lambda: command_line.help_of("serve"),
+    "help-batch": lambda: command_line.help_of("batch"),
     "help-plan": lambda: command_line.help_of("plan"),
     "help-doctor": lambda: command_line.help_of("doctor"),
     "help-import-torchserve": lambda: command_line.help_of("import-torchserve"),

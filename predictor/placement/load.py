@@ -75,6 +75,35 @@ def with_most(
     return replace(decision, demand=_changed(decision.demand, field, low))
 
 
+def for_batch(
+    decision: Decision, demand: Demand, budgets: Budgets, options: PlacementOptions
+) -> Decision:
+    """Return a decision for a batch of bulk work, whose cache is worth more than weights that stay.
+
+    A pass over offloaded weights takes as long as it takes to read them, and gives a token to each
+    sequence. With `n` sequences more `n` times their cache is read; `n / (weights + n * cache)`
+    grows with `n`. So the most sequences are best, as long as weights are streamed anyway. Experts
+    that are read one by one keep their slots.
+
+    Args:
+        decision: The decision for any requests.
+        demand: The demand of one sequence.
+        budgets: Bytes of each tier.
+        options: The bounds on the plan.
+    """
+    best, low, high = decision, decision.demand.concurrency, options.batch_concurrency
+    if not is_offloaded(decision) or decision.demand.footprint.experts_apart:
+        return decision
+    while low < high:
+        middle = (low + high + 1) // 2
+        larger = decide_for_states(_changed(demand, "concurrency", middle), budgets, options)
+        if larger is None:
+            high = middle - 1
+        else:
+            best, low = larger, middle
+    return best
+
+
 def _changed(demand: Demand, field: Literal["concurrency", "state_slots"], number: int) -> Demand:
     if field == "concurrency":
         return replace(demand, concurrency=number)

@@ -20,6 +20,8 @@ class PlacementOptions:
         max_concurrency: Sequences of full length that the KV cache is planned for. None plans for
             one, and for as many more as fit without moving a unit.
         max_batch_size: Most sequences that run at one time.
+        batch_concurrency: Sequences of full length that a batch of bulk work would fill. If weights
+            are streamed anyway, more of them are, so that the KV cache has room for these.
         headroom: The fraction of each tier that is never planned.
         reserve: Further bytes of main memory that are never planned.
         disk: Bytes that the disk tier may take; None if blocks are read in place from the
@@ -33,6 +35,7 @@ class PlacementOptions:
     max_memory: dict[str, int] = field(default_factory=dict)
     max_concurrency: int | None = 1
     max_batch_size: int = 1
+    batch_concurrency: int = 0
     headroom: float = 0.05
     reserve: int = 0
     disk: int | None = None

@@ -17,7 +17,7 @@ from predictor.placement.decision import Decision, is_offloaded
 from predictor.placement.demand import Demand
 from predictor.placement.device_map import explicit_assignment
 from predictor.placement.expert_slots import share_slots
-from predictor.placement.load import decide_for_states, with_most
+from predictor.placement.load import decide_for_states, for_batch, with_most
 from predictor.placement.plan import ExpertSlots, Placement, PlacementOptions, Tier
 from predictor.placement.refusal import does_not_fit
 from predictor.placement.tiers import Budgets, fill_tiers, main_device
@@ -44,6 +44,7 @@ def plan(footprint: Footprint, resources: PodResources, options: PlacementOption
         raise does_not_fit(demand, budgets, uncapped, options, explicit)
     if options.max_concurrency is None:
         decision = with_most(decision, budgets, "concurrency", options.max_batch_size)
+        decision = for_batch(decision, demand, budgets, options)
     if footprint.has_slots:
         decision = with_most(decision, budgets, "state_slots", options.max_batch_size)
     experts = share_slots(decision.demand, decision.assignment, budgets)

@@ -132,6 +132,19 @@ def install(
     app.add_exception_handler(RequestValidationError, _on_exception)
 
 
+def batch_endpoints(models: Models, codec: Codec) -> dict[str, Endpoint]:
+    """Return the endpoints that a line of a batch may name, by their paths.
+
+    Args:
+        models: The models that are served.
+        codec: Decodes and encodes large bodies.
+    """
+    lists = EmbeddingsRerankEndpoints(models, codec)
+    openai = _openai_routes("", OpenAIEndpoints(models, codec), lists)
+    routes = (*openai, *_embedding_routes(lists))
+    return {route.path: route.endpoint for route in routes if "POST" in (route.methods or ())}
+
+
 def _routes(surface: Surface, models: Models, codec: Codec) -> Iterator[Route]:
     openai = OpenAIEndpoints(models, codec)
     status = StatusEndpoints(models, openai.created)

@@ -112,3 +112,31 @@ def test_a_model_without_a_state_has_no_slots():
     placement = plan(footprint(), pod(memory=200), PlacementOptions(max_batch_size=64))
 
     assert placement.state_slots == 0
+
+
+# Bulk work
+
+
+def for_a_batch(memory, **options):
+    """Return the plan of 54 MiB of weights, whose cache takes 16 MiB for each sequence."""
+    given = {"headroom": 0.0, "max_batch_size": 64, "max_concurrency": None, "in_place": True}
+    return plan(footprint(), pod(memory=memory), PlacementOptions(**given | options))
+
+
+def test_a_batch_gets_the_memory_of_weights_if_some_are_streamed_anyway():
+    # One sequence leaves a block to be streamed, of 10 MiB, through buffers.
+    alone = for_a_batch(54 + 16 + 3 - 1)
+    batch = for_a_batch(54 + 16 + 3 - 1, batch_concurrency=64)
+
+    assert alone.offloaded
+    assert alone.kv_tokens == 4
+    assert batch.kv_tokens > alone.kv_tokens
+    assert all(tier.budget is None or tier.planned <= tier.budget for tier in batch.tiers)
+    assert for_a_batch(54 + 16 + 3 - 1, batch_concurrency=2).kv_tokens == 2 * 4
+
+
+def test_a_batch_of_a_model_that_fits_streams_nothing():
+    placement = for_a_batch(54 + 16 + 3 + 20, batch_concurrency=64)
+
+    assert not placement.offloaded
+    assert placement.kv_tokens == 2 * 4

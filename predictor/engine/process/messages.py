@@ -23,9 +23,11 @@ class Start:
 
     Attributes:
         settings: The settings.
+        goal: The `BatchGoal` that the placement is for; None for a server's.
     """
 
     settings: Any
+    goal: Any = None
 
 
 @dataclass(frozen=True, slots=True)

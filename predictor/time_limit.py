@@ -1,0 +1,30 @@
+"""How long a request may take: the least of the limits that it comes with and the server's."""
+
+from __future__ import annotations
+
+import math
+
+from predictor.bulk import is_bulk
+from predictor.errors import RequestError
+from predictor.tasks.request import TaskRequest
+
+
+def time_limit(request: TaskRequest, timeout: float | None, most: float) -> float:
+    """Return the seconds that a request may take, without end for bulk work that sets none.
+
+    Args:
+        request: The request.
+        timeout: The limit that came beside it, such as in a header.
+        most: The server's limit.
+
+    Raises:
+        RequestError: The request's own limit is above the server's.
+    """
+    bound = math.inf if is_bulk() else most
+    if request.timeout is not None and request.timeout > bound:
+        raise RequestError(
+            f"timeout is {request.timeout:g} seconds, and this server's limit {most:g} seconds "
+            "(request_timeout). It is in seconds, and not in microseconds as in Triton."
+        )
+    limits = (bound, request.timeout, timeout)
+    return min(seconds for seconds in limits if seconds is not None)
