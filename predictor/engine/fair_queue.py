@@ -34,6 +34,7 @@ class Entry:
         key: Its key, unique among all that wait.
         request: The request that it belongs to.
         tokens: How many tokens it has, the measure of service.
+        is_bulk: Whether it goes after all that are not, see `priority_queue`.
         arrival: Its place in the order of arrival; set when it is added.
         position: How many sequences its request had submitted before; set when it is added.
         overtaken: How often others have gone before it although they were behind.
@@ -42,14 +43,18 @@ class Entry:
     key: int
     request: int
     tokens: int
+    is_bulk: bool = False
     arrival: int = 0
     position: int = 0
     overtaken: int = 0
 
     @property
-    def place(self) -> tuple[int, int]:
-        """Its place among those of all requests: first ones first, then in order of arrival."""
-        return (self.position, self.arrival)
+    def place(self) -> tuple[int, int, int]:
+        """Its place among those of all requests: first ones first, then in order of arrival.
+
+        Bulk work comes last.
+        """
+        return (self.is_bulk, self.position, self.arrival)
 
     @property
     def is_due(self) -> bool:

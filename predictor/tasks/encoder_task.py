@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from predictor.bulk import is_bulk
 from predictor.engine.encoding.inputs import EncoderInput, TextEncoder
 from predictor.errors import GenerationFailed, PredictorError, RequestError
 from predictor.tasks.answers import Answer, Piece
@@ -188,7 +189,7 @@ class PreparedEncoderRequest:
         outcomes = _Outcomes(len(texts), asyncio.get_running_loop())
         listeners = [partial(outcomes.take, index) for index in range(len(texts))]
         request = self._engine.new_request()
-        keys = self._engine.submit_all(texts, listeners, request=request)
+        keys = self._engine.submit_all(texts, listeners, request=request, is_bulk=is_bulk())
         try:
             return await outcomes.results
         finally:

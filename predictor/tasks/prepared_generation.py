@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from predictor.bulk import is_bulk
 from predictor.engine.generation.sampling_params import (
     SamplingParams,
     SequenceGenerator,
@@ -108,7 +109,12 @@ class PreparedGeneration:
                     prompts[prompt] = _engine_prompt(job)
                 reply = self._reply(index, job, inbox, by_token=by_token)
                 keys[index] = self._engine.submit(
-                    prompts[prompt], job.sampling, reply, request=request, scope=self._scope
+                    prompts[prompt],
+                    job.sampling,
+                    reply,
+                    request=request,
+                    scope=self._scope,
+                    is_bulk=is_bulk(),
                 )
             while keys:
                 item = await inbox.get()

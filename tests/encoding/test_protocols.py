@@ -140,7 +140,7 @@ class Constant:
     def new_request(self) -> int:
         return 0
 
-    def submit_all(self, texts: Any, listeners: Any, *, request: int) -> list[int]:
+    def submit_all(self, texts: Any, listeners: Any, *, request: int, is_bulk: bool) -> list[int]:
         for listener in listeners:
             listener(self._result)
         return [0] * len(texts)

@@ -141,6 +141,7 @@ class Recorder:
         *,
         request: int,
         scope: bytes,
+        is_bulk: bool,
     ) -> int:
         self.params.append(sampling)
         listener.on_token(Token(7))
@@ -233,6 +234,7 @@ class Parrot:
         *,
         request: int,
         scope: bytes,
+        is_bulk: bool,
     ) -> int:
         stops = (listener.on_token(Token(3 if n else 2)) for n in range(sampling.max_new_tokens))
         listener.on_finish("stop_sequence" if any(stops) else "length")

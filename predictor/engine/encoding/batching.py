@@ -11,10 +11,11 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from predictor.engine.fair_queue import Entry, FairQueue
+from predictor.engine.fair_queue import Entry
+from predictor.engine.priority_queue import PriorityQueue
 from predictor.shape_buckets import bucket_new_tokens, bucket_rows
 
-_ByLength = tuple[int, tuple[int, int], Entry]
+_ByLength = tuple[int, tuple[int, int, int], Entry]
 """A text in order of tokens, then of its place among those of all requests."""
 
 
@@ -56,7 +57,7 @@ class TextQueue:
         """Begin empty, under the limits of a forward pass."""
         self.tokens = 0
         self._limits = limits
-        self._waiting: FairQueue[Entry] = FairQueue()
+        self._waiting: PriorityQueue[Entry] = PriorityQueue()
         self._by_length: list[_ByLength] = []
 
     def __len__(self) -> int:
@@ -69,15 +70,18 @@ class TextQueue:
         oldest = self._waiting.oldest
         return None if oldest is None else oldest.key
 
-    def add(self, key: int, tokens: int, request: int | None = None) -> None:
+    def add(
+        self, key: int, tokens: int, request: int | None = None, *, is_bulk: bool = False
+    ) -> None:
         """Put a text in line.
 
         Args:
             key: Its key.
             tokens: How many tokens it has.
             request: The request that it belongs to; None if it is the only one of its request.
+            is_bulk: Whether it is first only while nothing else waits.
         """
-        text = Entry(key, key if request is None else request, tokens)
+        text = Entry(key, key if request is None else request, tokens, is_bulk)
         self._waiting.add(text)
         bisect.insort(self._by_length, _by_length(text))
         self.tokens += tokens

@@ -29,6 +29,7 @@ class _Text:
     callback: EncoderCallback
     request: int | None
     arrived: float
+    is_bulk: bool
 
 
 class EncoderEngine(ModelThread[_Text, int]):
@@ -67,6 +68,7 @@ class EncoderEngine(ModelThread[_Text, int]):
         *,
         request: int | None = None,
         key: int | None = None,
+        is_bulk: bool = False,
     ) -> int:
         """Hand in a text and return its key; do not wait.
 
@@ -75,11 +77,12 @@ class EncoderEngine(ModelThread[_Text, int]):
             callback: Called with its result or its error.
             request: The request that it belongs to, see `new_request`. None if it is the only one.
             key: Its key, if the caller gives every text one.
+            is_bulk: Whether it yields to texts that are not.
 
         Raises:
             EngineBroken: The engine has ended.
         """
-        return self.put(_Text(text, callback, request, time.monotonic()), key)
+        return self.put(_Text(text, callback, request, time.monotonic(), is_bulk), key)
 
     def submit_all(
         self,
@@ -87,10 +90,12 @@ class EncoderEngine(ModelThread[_Text, int]):
         callbacks: Sequence[EncoderCallback],
         *,
         request: int | None = None,
+        is_bulk: bool = False,
     ) -> list[int]:
         """Hand in the texts of a request; see `submit`."""
+        options: dict[str, Any] = {"request": request, "is_bulk": is_bulk}
         together = zip(texts, callbacks, strict=True)
-        return [self.submit(text, callback, request=request) for text, callback in together]
+        return [self.submit(text, callback, **options) for text, callback in together]
 
 
 class DynamicBatching:
@@ -125,7 +130,7 @@ class DynamicBatching:
     def add(self, key: int, request: _Text) -> None:
         """Put a text in line."""
         self._waiting[key] = request
-        self._queue.add(key, len(request.text.ids), request.request)
+        self._queue.add(key, len(request.text.ids), request.request, is_bulk=request.is_bulk)
 
     def remove(self, key: int) -> None:
         """Forget a text that waits."""

@@ -46,8 +46,11 @@ class TextEncoder(Protocol):
         callbacks: Sequence[EncoderCallback],
         *,
         request: int | None = None,
+        is_bulk: bool = False,
     ) -> list[int]:
         """Hand in the texts of a request and return their keys; do not wait.
+
+        Bulk work yields to texts that are none.
 
         Raises:
             EngineBroken: The engine has ended.

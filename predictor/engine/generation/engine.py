@@ -81,6 +81,7 @@ class Engine(ModelThread[GeneratedSequence, Chunk]):
         request: int | None = None,
         key: int | None = None,
         scope: bytes = b"",
+        is_bulk: bool = False,
     ) -> int:
         """Hand in a sequence and return its key; do not wait.
 
@@ -92,6 +93,7 @@ class Engine(ModelThread[GeneratedSequence, Chunk]):
             request: The request that it belongs to, see `new_request`. None if it is the only one.
             key: Its key, if the caller gives every sequence one.
             scope: Sequences of equal scopes share what is computed of equal prefixes.
+            is_bulk: Whether it yields to sequences that are not.
 
         Raises:
             EngineBroken: The engine has ended.
@@ -101,10 +103,8 @@ class Engine(ModelThread[GeneratedSequence, Chunk]):
         now, ends = time.monotonic(), own | params.end_tokens
 
         def begin(mask: TokenMask | None) -> None:
-            sampler = Sampler(params, prompt, ends, mask)
-            self.put(
-                GeneratedSequence(prompt, params, sampler, callback, request, scope, now), number
-            )
+            fields = prompt, params, Sampler(params, prompt, ends, mask), callback, request, scope
+            self.put(GeneratedSequence(*fields, is_bulk, now), number)
 
         self._masks.begin(number, params.grammar, ends, begin, callback.on_finish)
         return number
@@ -146,7 +146,7 @@ class ContinuousBatching:
 
     def add(self, key: int, request: GeneratedSequence) -> None:
         """Put a sequence in line."""
-        self._scheduler.add(key, len(request.prompt), request.request)
+        self._scheduler.add(key, len(request.prompt), request.request, is_bulk=request.is_bulk)
         self._prefixes.begin(key, request.prefix_scope)
         self._sequences[key] = request
 

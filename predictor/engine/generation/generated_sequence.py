@@ -31,6 +31,7 @@ class GeneratedSequence:
         callback: Called with its tokens and its end.
         request: The request that it belongs to; None if it is the only one.
         scope: Sequences of equal scopes share what is computed of equal prefixes.
+        is_bulk: Whether it yields to sequences that are not.
         arrived: When it arrived, in seconds.
         last_token: When its last token came, in seconds; 0 before the first.
         cached_prompt: Tokens of the prompt that were cached before its first forward pass.
@@ -44,6 +45,7 @@ class GeneratedSequence:
     callback: SequenceCallback
     request: int | None
     scope: bytes
+    is_bulk: bool
     arrived: float
     last_token: float = 0.0
     cached_prompt: int = 0

@@ -154,10 +154,12 @@ class SequenceGenerator(Protocol):
         *,
         request: int | None = None,
         scope: bytes = b"",
+        is_bulk: bool = False,
     ) -> int:
         """Hand in a sequence of a request and return its key; do not wait.
 
-        Sequences share what is computed of equal prefixes if their scopes are equal.
+        Sequences share what is computed of equal prefixes if their scopes are equal. Bulk work
+        yields to sequences that are none.
 
         Raises:
             EngineBroken: The engine has ended.

@@ -17,6 +17,8 @@ token.
 - **Preemption**: if the known tokens outgrow the KV cache, the sequence before which its request
   submitted most, and of several the last to arrive, returns to its place in line and is computed
   again later. The first to arrive is never preempted, so every sequence ends.
+- **Bulk work** yields: while another request waits without room, bulk sequences are preempted for
+  it (`_yield_room`); while one runs, they get what it costs little (`scheduled_sequence`).
 - **Batches**: rows share a forward pass if their padding is cheap (`forward_passes`).
 - **Restarts**: if a failed forward pass spoils what is cached of a sequence, it is computed again
   from its first token. The chunk that failed is then computed alone, so that no sequence makes
@@ -35,7 +37,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import attrgetter
 
-from predictor.engine.fair_queue import Entry, FairQueue
 from predictor.engine.generation.forward_passes import (
     Chunk,
     SchedulerLimits,
@@ -44,6 +45,12 @@ from predictor.engine.generation.forward_passes import (
 )
 from predictor.engine.generation.kv_accounting import KVLedger
 from predictor.engine.generation.prefixes import NoPrefixes, Prefixes, without_followers
+from predictor.engine.generation.scheduled_sequence import (
+    ScheduledSequence,
+    participants,
+    priority,
+)
+from predictor.engine.priority_queue import PriorityQueue
 
 LOOKAHEAD = 16
 """Tokens of room for each running sequence that a newcomer must leave."""
@@ -65,30 +72,6 @@ class Step:
     batches: tuple[tuple[Chunk, ...], ...]
 
 
-@dataclass(slots=True, eq=False)
-class _Sequence(Entry):
-    """A sequence; its tokens are those that are known, some of which are computed alone."""
-
-    cached: int = 0
-    alone: range = range(0)
-
-    @property
-    def left(self) -> int:
-        return self.tokens - self.cached
-
-    def next_chunk(self, limits: SchedulerLimits) -> Chunk:
-        count = 1 if self.is_decoding(limits) else min(self.left, limits.chunk)
-        if limits.keeps_state and not limits.one_by_one and not self.cached:
-            count = (self.left - 1) % limits.chunk + 1
-        return Chunk(self.key, self.cached, count)
-
-    def is_decoding(self, limits: SchedulerLimits) -> bool:
-        """Whether its next chunk is a single token that continues it."""
-        if self.left == 1:
-            return self.cached > 0 or not limits.keeps_state
-        return self.left > 1 and self.cached > 0 and limits.one_by_one
-
-
 class Scheduler:
     """Plans the steps of all sequences. Its caller runs them and reports the results."""
 
@@ -106,8 +89,8 @@ class Scheduler:
             window_capacity=limits.window_tokens,
             shared=lambda: self._prefixes.shared,
         )
-        self._waiting: FairQueue[_Sequence] = FairQueue()
-        self._running: dict[int, _Sequence] = {}
+        self._waiting: PriorityQueue[ScheduledSequence] = PriorityQueue()
+        self._running: dict[int, ScheduledSequence] = {}
         self._cached = 0
         self._may_admit = False  # until a sequence arrives, leaves or shares, none gets room
 
@@ -131,20 +114,25 @@ class Scheduler:
         """Tokens in the KV cache."""
         return self._cached - self._prefixes.shared if self._limits.keeps_tokens else 0
 
-    def add(self, key: int, tokens: int, request: int | None = None) -> None:
+    def add(
+        self, key: int, tokens: int, request: int | None = None, *, is_bulk: bool = False
+    ) -> None:
         """Put a sequence in line.
 
         Args:
             key: Its key.
             tokens: Tokens of its prompt.
             request: The request that it belongs to; None if it is the only one of its request.
+            is_bulk: Whether it yields to all that are not.
 
         Raises:
             ValueError: It could never run.
         """
         if not 0 < tokens <= self._limits.kv_tokens:
             raise ValueError(f"{tokens} tokens never fit {self._limits.kv_tokens}")
-        self._waiting.add(_Sequence(key, key if request is None else request, tokens))
+        self._waiting.add(
+            ScheduledSequence(key, key if request is None else request, tokens, is_bulk)
+        )
         self._may_admit = True
 
     def remove(self, key: int) -> None:
@@ -184,10 +172,12 @@ class Scheduler:
         preempted = self._preempt()
         if self._may_admit and not preempted:  # whose pages the caller has still to take back
             self._admit()
-        prompts: list[tuple[_Sequence, Chunk]] = []
+        if yielded := self._yield_room():
+            return Step((*preempted, *yielded), ())
+        prompts: list[tuple[ScheduledSequence, Chunk]] = []
         decode: list[Chunk] = []
         alone: list[Chunk] = []
-        for sequence in self._running.values():
+        for sequence in participants(self._running.values(), self._limits):
             self._extend(sequence)
             chunk = sequence.next_chunk(self._limits)
             if not chunk.count:
@@ -201,7 +191,7 @@ class Scheduler:
         shared = batch(self._select_prefill(prompts), decode, self._limits)
         return Step(preempted, (*shared, *((chunk,) for chunk in alone[:1])))
 
-    def _release(self, key: int) -> _Sequence:
+    def _release(self, key: int) -> ScheduledSequence:
         sequence = self._running.pop(key)
         self._kv.release(sequence.tokens)
         self._prefixes.release(key)
@@ -212,12 +202,25 @@ class Scheduler:
     def _preempt(self) -> tuple[int, ...]:
         preempted = []
         while self._kv.is_overdrawn:
-            oldest = min(self._running.values(), key=attrgetter("arrival"))
+            oldest = min(self._running.values(), key=attrgetter("is_bulk", "arrival"))
             others = (sequence for sequence in self._running.values() if sequence is not oldest)
             last = max(others, key=attrgetter("place"))
-            self._waiting.put_back(self._release(last.key))
-            self._may_admit = True
+            self._put_back(last)
             preempted.append(last.key)
+        return tuple(preempted)
+
+    def _put_back(self, sequence: ScheduledSequence) -> None:
+        self._waiting.put_back(self._release(sequence.key))
+        self._may_admit = True
+
+    def _yield_room(self) -> tuple[int, ...]:
+        """Preempt bulk work until the first of others that wait has room, before any pass."""
+        first, preempted = self._waiting.first, []
+        bulk = [sequence for sequence in self._running.values() if sequence.is_bulk]
+        bulk.sort(key=attrgetter("place"))
+        while bulk and first is not None and not first.is_bulk and not self._may_begin(first):
+            self._put_back(bulk[-1])
+            preempted.append(bulk.pop().key)
         return tuple(preempted)
 
     def _admit(self) -> None:
@@ -239,14 +242,17 @@ class Scheduler:
         self._waiting.restore()
         self._may_admit = False
 
-    def _has_room(self, sequence: _Sequence) -> bool:
+    def _may_begin(self, sequence: ScheduledSequence) -> bool:
+        return len(self._running) < self._limits.sequences and self._has_room(sequence)
+
+    def _has_room(self, sequence: ScheduledSequence) -> bool:
         lookahead = {"running": len(self._running), "growth": LOOKAHEAD}
         if self._kv.has_room(sequence.tokens, **lookahead):
             return True
         owned = self._prefixes.count_owned(sequence.key, sequence.tokens - 1)
         return owned > 0 and self._kv.has_room(sequence.tokens - owned, **lookahead)
 
-    def _extend(self, sequence: _Sequence) -> None:
+    def _extend(self, sequence: ScheduledSequence) -> None:
         """Skip tokens that another sequence has computed, but for the last one."""
         if sequence.left > 1:
             cached = self._prefixes.extend(sequence.key, sequence.cached, sequence.tokens - 1)
@@ -254,29 +260,22 @@ class Scheduler:
             self._cached += cached - sequence.cached
             sequence.cached = cached
 
-    def _select_prefill(self, prompts: list[tuple[_Sequence, Chunk]]) -> list[Chunk]:
+    def _select_prefill(self, prompts: list[tuple[ScheduledSequence, Chunk]]) -> list[Chunk]:
         """Choose the chunks of prompts to compute next: the first by priority, and cheap company.
 
         A chunk is all that is left of a prompt, up to `SchedulerLimits.chunk` tokens, or what is
         left beyond a multiple of it if a state begins. Further
         prompts join, in order of priority, if their padding costs less than another forward pass.
         """
-        prompts.sort(key=lambda prompt: _priority(prompt[0]))
+        prompts.sort(key=lambda prompt: priority(prompt[0]))
         chunks = [chunk for _, chunk in prompts]
         leaders = without_followers(chunks, self._prefixes, self._limits.breakeven_tokens)
         chunks = choose_company(leaders, self._limits)
         selected = {chunk.key for chunk in chunks}
-        last = max((self._running[key].place for key in selected), default=(0, 0))
+        last = max((self._running[key].place for key in selected), default=(0, 0, 0))
         for sequence, _ in prompts:
             if sequence.key in selected:
                 sequence.overtaken = 0
             elif sequence.place < last:
                 sequence.overtaken += 1
         return chunks
-
-
-def _priority(sequence: _Sequence) -> tuple[int, int, int]:
-    """First those that were overtaken too often, by arrival; then the shortest."""
-    if sequence.is_due:
-        return (0, sequence.arrival, 0)
-    return (1, sequence.left, sequence.arrival)

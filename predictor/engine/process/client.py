@@ -226,6 +226,7 @@ class GenerationClient(EngineClient[SequenceCallback]):
         *,
         request: int | None = None,
         scope: bytes = b"",
+        is_bulk: bool = False,
     ) -> int:
         """Hand in a sequence of a request and return its key; do not wait. See `SequenceGenerator`.
 
@@ -236,7 +237,8 @@ class GenerationClient(EngineClient[SequenceCallback]):
         if times is not None:
             callback = TimedCallback(callback, times, times.add_sequence())
         (key,) = self._register([callback])
-        self._channel.send(Generate(key, request, prompt, params, scope, times is not None))
+        is_timed = times is not None
+        self._channel.send(Generate(key, request, prompt, params, scope, is_timed, is_bulk))
         return key
 
     def _call(self, callback: SequenceCallback, item: Any) -> bool:
@@ -270,6 +272,7 @@ class EncoderClient(EngineClient[EncoderCallback]):
         callbacks: Sequence[EncoderCallback],
         *,
         request: int | None = None,
+        is_bulk: bool = False,
     ) -> list[int]:
         """Hand in the texts of a request, in one message, and return their keys; do not wait.
 
@@ -279,7 +282,7 @@ class EncoderClient(EngineClient[EncoderCallback]):
         keys = self._register(callbacks)
         keyed = zip(keys, texts, strict=True)
         rows = [(key, text.ids, text.types, text.positions) for key, text in keyed]
-        self._channel.send(Encode(request, rows))
+        self._channel.send(Encode(request, rows, is_bulk))
         return keys
 
     def _call(self, callback: EncoderCallback, item: Any) -> bool:

@@ -171,9 +171,10 @@ class EngineHost:
             elif isinstance(message, UseVocabulary) and isinstance(self._engine, Engine):
                 self._engine.use_vocabulary(message.vocabulary)
             elif isinstance(message, Encode) and isinstance(self._engine, EncoderEngine):
+                whole: dict[str, Any] = {"request": message.request, "is_bulk": message.is_bulk}
                 for key, ids, types, positions in message.texts:
                     text, encoded = EncoderInput(ids, types, positions), self._encoded(key)
-                    self._engine.submit(text, encoded, request=message.request, key=key)
+                    self._engine.submit(text, encoded, key=key, **whole)
         except EngineBroken:
             return
 
@@ -191,6 +192,7 @@ class EngineHost:
             request=message.request,
             key=message.key,
             scope=message.scope,
+            is_bulk=message.is_bulk,
         )
 
     def _encoded(self, key: int) -> Callable[[Any], None]:

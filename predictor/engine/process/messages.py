@@ -49,6 +49,7 @@ class Generate:
     params: SamplingParams
     scope: bytes = b""
     timed: bool = False
+    is_bulk: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,12 @@ class Encode:
     Attributes:
         request: The request.
         texts: For each text its key, token ids, token types and positions.
+        is_bulk: Whether it yields to texts that are not.
     """
 
     request: int | None
     texts: Sequence[tuple[int, tuple[int, ...], tuple[int, ...] | None, tuple[int, ...]]]
+    is_bulk: bool = False
 
 
 @dataclass(frozen=True, slots=True)
