@@ -1,0 +1,204 @@
+"""Bulk work yields to other requests: exact steps of the scheduler, then a real engine."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from predictor.engine.encoding.batching import BatchLimits, TextQueue
+from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
+from predictor.engine.generation.sampling_params import SamplingParams
+from predictor.engine.generation.scheduler import LOOKAHEAD, Scheduler, Step
+from tests.conftest import Checkpoints
+from tests.serving import Collected, bring_up
+
+
+def scheduler(
+    *, kv: int = 1000, sequences: int = 4, chunk: int = 64, breakeven_tokens: int = 0, **kinds: Any
+) -> Scheduler:
+    return Scheduler(SchedulerLimits(kv, sequences, chunk, breakeven_tokens, **kinds))
+
+
+def advance(scheduler: Scheduler) -> Step:
+    """Plan and compute a step; every sequence with a next token continues."""
+    step = scheduler.plan()
+    done = [c.key for rows in step.batches for c in rows if scheduler.mark_computed(c)]
+    for key in done:
+        scheduler.append_token(key)
+    return step
+
+
+def keys(step: Step) -> set[int]:
+    return {chunk.key for rows in step.batches for chunk in rows}
+
+
+def with_bulk(count: int, tokens: int = 5, **limits: Any) -> Scheduler:
+    """A scheduler in which bulk sequences decode, under the keys 0, 1, 2, ..."""
+    new = scheduler(**limits)
+    for key in range(count):
+        new.add(key, tokens, is_bulk=True)
+    while len(keys(advance(new))) < count or any(new._running[k].left > 1 for k in range(count)):
+        pass
+    return new
+
+
+def test_a_request_takes_the_place_of_the_last_bulk_sequence_before_any_pass() -> None:
+    s = with_bulk(4)
+    s.add(9, 7)
+
+    assert s.plan() == Step((3,), ())
+    assert keys(s.plan()) == {9}
+    assert s.running_keys == {0, 1, 2, 9}
+    assert s.waiting == 1
+
+
+def test_a_request_takes_the_kv_cache_of_as_many_as_it_needs() -> None:
+    s = with_bulk(4, tokens=20, kv=160, sequences=64)
+    s.add(9, 60)
+
+    preempted = s.plan()
+    assert preempted.batches == ()
+    assert preempted.preempted == (3, 2)
+    assert keys(s.plan()) == {9}
+
+
+def test_several_requests_begin_in_the_same_step() -> None:
+    s = with_bulk(4)
+    s.add(8, 7)
+    s.add(9, 7)
+
+    assert s.plan() == Step((3,), ())
+    assert s.plan() == Step((2,), ())
+    s.plan()
+    assert s.running_keys == {0, 1, 8, 9}
+
+
+def test_bulk_work_that_was_preempted_goes_on_with_all_its_tokens() -> None:
+    s = with_bulk(1, sequences=1)
+    s.add(9, 3)
+    assert s.plan().preempted == (0,)
+    while 9 in s.running_keys or s.waiting == 2:
+        advance(s)
+        if 9 in s.running_keys and s._running[9].tokens > 6:
+            s.remove(9)
+
+    assert s.plan().batches == ((Chunk(0, 0, 6),),)
+
+
+def test_no_bulk_work_begins_while_a_request_waits_without_room() -> None:
+    s = scheduler(sequences=2)
+    for key in range(3):
+        s.add(key, 5)
+    s.add(9, 1, is_bulk=True)
+    advance(s)
+
+    assert s.running_keys == {0, 1}
+    s.remove(0)
+    advance(s)
+    assert s.running_keys == {1, 2}
+    s.remove(1)
+    advance(s)
+    assert s.running_keys == {2, 9}
+
+
+def test_beside_a_request_bulk_work_gets_what_costs_no_more_than_a_pass() -> None:
+    s = with_bulk(3, breakeven_tokens=3)
+    s.add(9, 1)
+
+    assert keys(s.plan()) == {9, 0, 1}
+
+
+def test_beside_a_prompt_as_long_as_that_bulk_work_waits() -> None:
+    s = with_bulk(3, breakeven_tokens=8)
+    s.add(9, 20)
+
+    assert s.plan().batches == ((Chunk(9, 0, 20),),)
+
+
+def test_a_prompt_of_bulk_work_waits_for_those_of_requests() -> None:
+    s = scheduler(breakeven_tokens=30, chunk=8)
+    s.add(0, 4, is_bulk=True)
+    s.add(9, 8)
+
+    assert advance(s).batches[0] == (Chunk(9, 0, 8),)
+    assert keys(s.plan()) == {0, 9}
+
+
+def test_if_the_cache_overflows_bulk_work_is_preempted_first() -> None:
+    s = with_bulk(1, tokens=40, kv=64)
+    s.add(9, 7)
+    while not (step := advance(s)).preempted:
+        pass
+
+    assert step.preempted == (0,)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_requests_run_as_if_there_were_no_bulk_work(seed: int) -> None:
+    chance = random.Random(seed)
+    plain, mixed = scheduler(kv=300, chunk=16), scheduler(kv=300, chunk=16)
+    for key in range(100, 130):
+        mixed.add(key, chance.randint(1, 40), is_bulk=True)
+    for _ in range(chance.randint(1, 9)):
+        advance(mixed)
+    for key in range(8):
+        tokens = chance.randint(1, 40)
+        plain.add(key, tokens)
+        mixed.add(key, tokens)
+    for _ in range(60):
+        step = advance(mixed)
+        while not step.batches and step.preempted:
+            step = advance(mixed)
+        assert step.batches == advance(plain).batches
+        if chance.random() < 0.3 and plain.running_keys:
+            ended = min(plain.running_keys)
+            plain.remove(ended)
+            mixed.remove(ended)
+        if not plain.running:
+            break
+
+
+def test_every_sequence_of_bulk_work_ends_once_requests_stop() -> None:
+    s = with_bulk(4, kv=120)
+    for key in range(10, 30):
+        s.add(key, 30, is_bulk=True)
+    ended = set()
+    for _ in range(3000):
+        advance(s)
+        for key in [k for k in s.running_keys if s._running[k].tokens >= 50]:
+            s.remove(key)
+            ended.add(key)
+
+    assert len(ended) == 24
+
+
+def test_a_text_of_a_request_is_in_the_next_forward_pass() -> None:
+    queue = TextQueue(BatchLimits(tokens=32, rows=4))
+    for key in range(8):
+        queue.add(key, 4, is_bulk=True)
+    queue.add(9, 30)
+    queue.add(10, 31)
+
+    assert queue.take_batch() == [9]
+    assert queue.take_batch() == [10]
+    assert len(queue.take_batch()) == 4
+
+
+def test_a_real_engine_gives_the_same_tokens_and_serves_the_request_first(
+    checkpoints: Checkpoints,
+) -> None:
+    up = bring_up(checkpoints("bloom"), max_batch_size=2, device_map="cpu")
+    engine = up.task.engine
+    alone = up.tokens([5, 6, 7], max_new_tokens=40)
+    order: list[str] = []
+    bulk = [Collected(lambda _, n=n: order.append(f"bulk {n}")) for n in range(6)]
+    for each in bulk:
+        engine.submit([5, 6, 7], SamplingParams(max_new_tokens=40), each, is_bulk=True)
+    request = Collected(lambda _: order.append("request"))
+    engine.submit([5, 6, 7], SamplingParams(max_new_tokens=40), request)
+
+    assert request.wait().tokens == alone
+    assert sum(not each.ended.is_set() for each in bulk) >= 4
+    assert all(each.wait().tokens == alone for each in bulk)
