@@ -243,3 +243,34 @@ volumeMounts:
   {{- include "predictor.base.volumeMounts" . | nindent 2 }}
   {{- include "predictor.own.volumeMounts" . | trim | nindent 2 }}
 {{- end }}
+
+{{/* The container of a Job: it has no ports, and so no probes. */}}
+{{- define "predictor.batch.container" -}}
+{{ include "predictor.base" . }}
+args:
+  - batch
+  - --model_name={{ include "predictor.modelName" . }}
+  - --model_dir={{ if include "predictor.isDemo" . }}{{ include "predictor.demoModel" . }}{{ else }}/mnt/models{{ end }}
+  - --input=/batch/{{ .Values.batch.input }}
+  - --shard=$(JOB_COMPLETION_INDEX)/{{ .Values.batch.shards }}
+  - --output=/batch/{{ .Values.batch.output }}-$(JOB_COMPLETION_INDEX).jsonl
+  {{- with .Values.extraArgs }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+env:
+  {{- include "predictor.base.env" . | nindent 2 }}
+  {{- with include "predictor.own.env" . | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
+resources:
+  {{- include "predictor.own.resources" . | trim | nindent 2 }}
+securityContext:
+  {{- toYaml .Values.securityContext | nindent 2 }}
+volumeMounts:
+  {{- include "predictor.base.volumeMounts" . | nindent 2 }}
+  {{- with include "predictor.own.volumeMounts" . | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  - name: batch
+    mountPath: /batch
+{{- end }}

@@ -11,6 +11,11 @@
 {{- end }}
 {{- end }}
 
+{{/* Whether the chart makes the Deployment and the Service: KServe does not, and a Job has none. */}}
+{{- define "predictor.ownsServer" -}}
+{{- if not (or .Values.kserve.enabled .Values.batch.enabled) }}true{{ end }}
+{{- end }}
+
 {{- define "predictor.ownsClaim" -}}
 {{- if and .Values.offload.enabled (not .Values.offload.ephemeral.enabled) (not .Values.offload.persistence.existingClaim) }}true{{ end }}
 {{- end }}
