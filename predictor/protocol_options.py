@@ -12,6 +12,9 @@ from predictor.protocol.kserve.grpc_bounds import GrpcBounds
 from predictor.protocol.openai.adapters import Adapters
 from predictor.settings import Settings
 
+_FORM_BYTES = 16 * 1024
+"""Bytes of a form besides the file in it."""
+
 
 def surface_of(
     settings: Settings,
@@ -34,7 +37,16 @@ def surface_of(
         ui=settings.ui,
         scope_header=ScopeHeader(settings.scope_header()),
         tracer=tracer,
+        uploads=_uploads(settings),
     )
+
+
+def _uploads(settings: Settings) -> dict[str, int]:
+    """Return the most bytes of a file that is uploaded, with the form around it, by its path."""
+    if settings.batch_dir is None:
+        return {}
+    size = settings.batch_file_size + _FORM_BYTES
+    return {f"{prefix}/v1/files": size for prefix in (settings.openai_route_prefix, "")}
 
 
 def connection_limits_of(settings: Settings) -> ConnectionLimits:

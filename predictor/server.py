@@ -9,6 +9,7 @@ may finish. Whatever hangs, the process ends when the grace period is over.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -22,6 +23,7 @@ from prometheus_client import REGISTRY
 
 from predictor import logs
 from predictor.adapter_registry import register_adapters
+from predictor.batch_service import open_batches
 from predictor.cache_scope import ScopeHeader
 from predictor.derived_metrics import DerivedMetrics
 from predictor.engine_process import EngineProcess
@@ -93,12 +95,14 @@ class Server(ModelServer):
         self._keys = ApiKeys(settings.api_keys())
         self._tracer = open_tracer(os.environ)
         adapters = register_adapters(settings, self._model, self.registered_models)
+        self._batches = open_batches(settings, self.registered_models)
         install(
             sdk.own_app,
             surface_of(settings, self._keys, adapters, self._tracer),
             models=self.registered_models,
             admission=self._model.admission,
             codec=codec,
+            batches=() if self._batches is None else self._batches.routes(),
         )
 
     def run(self) -> None:
@@ -134,7 +138,8 @@ class Server(ModelServer):
         try:
             await self._load(self._url(listener))
             watching = asyncio.create_task(self._watch())
-            await self._stopping.wait()
+            async with self._batches or contextlib.nullcontext():
+                await self._stopping.wait()
             watching.cancel()
             await self._drain()
             if self._broken is not None:

@@ -229,7 +229,7 @@ class Settings(ProtocolSettings, LimitSettings, ChatSettings):
 
     def planned_reserve(self) -> int:
         """Return the bytes of main memory that are kept for what is in flight, at the worst."""
-        decoded = DECODED_BYTES * self.admission_limits().body_bytes
+        decoded = DECODED_BYTES * self.admission_limits().body_bytes * (2 if self.batch_dir else 1)
         return max(self.memory_reserve, decoded)
 
     @classmethod

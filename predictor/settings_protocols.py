@@ -97,6 +97,22 @@ class ProtocolSettings(BaseSettings):
     """Origins of web pages that may use the routes (CORS), separated by commas; `*` is any.
     Default: none."""
 
+    batch_dir: Path | None = None
+    """A directory for OpenAI's files and batches (`/v1/files`, `/v1/batches`), which are served
+    with it alone. Batches yield to all other requests, and go on after a restart. Each API key sees
+    its own. On a claim that several replicas share, one of them runs a batch."""
+
+    batch_file_size: Bytes = Field(100 * 1024**2, ge=1)
+    """Most bytes of a file that is uploaded for a batch; it is written to disk as it arrives. The
+    default holds some 100,000 short requests."""
+
+    batch_dir_size: Bytes = Field(1024**3, ge=1)
+    """Most bytes of all files and results in `batch_dir`: an upload that exceeds them is refused,
+    and a batch fails whose results do. The default is ten files of the largest size."""
+
+    batch_days: int = Field(30, ge=1)
+    """Days after which files, results and batches are removed, as at OpenAI."""
+
     access_log: bool = True
     """Whether each REST request that may have a body, and each gRPC call for inference, is a line
     in the log: its id, path, status, tokens and times, and never a prompt or a reply."""

@@ -14,7 +14,7 @@ three ask `error_forms.error_response`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -75,6 +75,7 @@ class Surface:
         docs: Whether ``/docs`` shows the routes.
         scope_header: The header with a request's scope in the prefix cache.
         tracer: Makes spans of requests; None for none.
+        uploads: Most bytes of bodies that are written to disk as they arrive, by path.
     """
 
     max_body_bytes: int
@@ -90,6 +91,7 @@ class Surface:
     ui: bool = False
     scope_header: ScopeHeader = ONE_SCOPE
     tracer: RequestTracer | None = None
+    uploads: Mapping[str, int] = field(default_factory=dict)
 
 
 def install(
@@ -99,6 +101,7 @@ def install(
     models: Models,
     admission: AdmissionController,
     codec: Codec | None = None,
+    batches: Iterable[Route] = (),
 ) -> None:
     """Put routes, middleware and handlers on `app`. Must run before ``ModelServer.start``.
 
@@ -108,13 +111,16 @@ def install(
         models: The SDK's repository of the models that are served.
         admission: Counts the requests in flight, and admits more.
         codec: Decodes and encodes large bodies; None for threads.
+        batches: The routes of files and batches.
     """
+    app.router.routes.extend(batches)
     app.router.routes.extend(_routes(surface, models, codec or CodecThreads()))
     app.openapi = partial(describe, app.router.routes)  # type: ignore[method-assign]
     gate = Gate(
         admission,
         max_body_bytes=surface.max_body_bytes,
         model_name=lambda: next(iter(models.get_models()), ""),
+        uploads=surface.uploads,
     )
     app.add_middleware(CacheScope, header=surface.scope_header)
     app.add_middleware(Border, gate=gate, keys=surface.keys, access_log=surface.access_log)
@@ -256,7 +262,7 @@ def _torchserve_routes(torchserve: TorchServeEndpoints) -> Iterator[Route]:
     yield _get("/models", torchserve.list_models)
     for suffix in ("{model}", "{model}/{version}"):
         yield _get(f"/models/{suffix}", torchserve.describe)
-        yield _route(f"/predictions/{suffix}", torchserve.predict, "POST", "PUT")
+        yield route(f"/predictions/{suffix}", torchserve.predict, "POST", "PUT")
 
 
 def _tgi_routes(tgi: TGIEndpoints) -> Iterator[Route]:
@@ -266,14 +272,15 @@ def _tgi_routes(tgi: TGIEndpoints) -> Iterator[Route]:
 
 
 def _get(path: str, endpoint: Endpoint) -> Route:
-    return _route(path, endpoint, "GET")
+    return route(path, endpoint, "GET")
 
 
 def _post(path: str, endpoint: Endpoint) -> Route:
-    return _route(path, endpoint, "POST")
+    return route(path, endpoint, "POST")
 
 
-def _route(path: str, endpoint: Endpoint, *methods: str) -> Route:
+def route(path: str, endpoint: Endpoint, *methods: str) -> Route:
+    """Return a route that answers for its own exceptions."""
     return Route(path, _answering(endpoint), methods=methods, include_in_schema=False)
 
 

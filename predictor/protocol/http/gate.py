@@ -5,7 +5,7 @@ Requests without a body (health, metadata, metrics) always pass, however much is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from starlette.types import Scope
@@ -35,6 +35,7 @@ class Gate:
         *,
         max_body_bytes: int,
         model_name: Callable[[], str],
+        uploads: Mapping[str, int] | None = None,
     ) -> None:
         """Create the gate.
 
@@ -42,10 +43,13 @@ class Gate:
             admission: Counts what is in flight.
             max_body_bytes: Largest body.
             model_name: Returns the name by which refusals are counted.
+            uploads: Most bytes of bodies that are written to disk as they arrive, by path. They
+                count as `_AHEAD` bytes in flight.
         """
         self.max_body_bytes = max_body_bytes
         self._admission = admission
         self._model_name = model_name
+        self._uploads = uploads or {}
 
     def admit(self, scope: Scope) -> RequestPermit | None:
         """Return the permit of a request, which must be released; None if it needs none.
@@ -56,13 +60,23 @@ class Gate:
         """
         headers = dict(scope["headers"])
         announced = int(headers.get(b"content-length", 0))  # the server checked its form
-        if announced > self.max_body_bytes:
-            raise self.too_large()
+        if announced > self.most_bytes(scope):
+            raise self.too_large(scope)
         if scope["method"] in WITHOUT_BODY:
             return None
         is_chunked = b"transfer-encoding" in headers
         with self._counted(scope):
+            if scope["path"] in self._uploads:
+                return self._admission.admit(_AHEAD)
             return self._admission.admit(self._claim(0) if is_chunked else announced)
+
+    def most_bytes(self, scope: Scope) -> int:
+        """Return the most bytes of the body of a request."""
+        return self._uploads.get(scope["path"], self.max_body_bytes)
+
+    def held_bytes(self, received: int, scope: Scope) -> int:
+        """Return how many of the received bytes of a body are held in memory."""
+        return min(received, _AHEAD) if scope["path"] in self._uploads else received
 
     def claim(self, permit: RequestPermit, received: int, scope: Scope) -> None:
         """Claim more for a body of which some has arrived, before the rest does.
@@ -85,6 +99,6 @@ class Gate:
             REQUESTS.labels(self._model_name(), api_of(scope["path"]), "rejected").inc()
             raise
 
-    def too_large(self) -> BodyTooLarge:
+    def too_large(self, scope: Scope) -> BodyTooLarge:
         """Return the error for a body over the limit."""
-        return BodyTooLarge(f"The body is larger than the limit of {self.max_body_bytes} bytes.")
+        return BodyTooLarge(f"The body is larger than the limit of {self.most_bytes(scope)} bytes.")

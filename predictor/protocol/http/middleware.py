@@ -137,7 +137,7 @@ class _Call:
         self._claim()
         self.check_received()
         if self.permit is not None and not message.get("more_body", False):
-            self.permit.resize(self._received)
+            self.permit.resize(self._gate.held_bytes(self._received, self.scope))
         return message
 
     async def _arrive(self) -> Message:
@@ -164,10 +164,11 @@ class _Call:
 
     def _claim(self) -> None:
         """Check the bytes received so far, for a body without a ``Content-Length``."""
-        if self._received > self._gate.max_body_bytes:
-            self._refusal = self._gate.too_large()
+        if self._received > self._gate.most_bytes(self.scope):
+            self._refusal = self._gate.too_large(self.scope)
         elif self.permit is not None and self._refusal is None:
             try:
-                self._gate.claim(self.permit, self._received, self.scope)
+                held = self._gate.held_bytes(self._received, self.scope)
+                self._gate.claim(self.permit, held, self.scope)
             except Overloaded as error:
                 self._refusal = error
