@@ -143,13 +143,6 @@ class UnknownModel(RequestError):
     grpc_code = "NOT_FOUND"
 
 
-class NotStored(RequestError):
-    """The API key has no file or batch of this id."""
-
-    http_status = 404
-    grpc_code = "NOT_FOUND"
-
-
 class UnknownVersion(UnknownModel):
     """The model is served, but not in this version."""
 

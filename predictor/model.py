@@ -16,7 +16,6 @@ from typing import Any
 
 from predictor.admission import AdmissionController, Permit
 from predictor.batch_goal import BatchGoal
-from predictor.bulk import is_bulk
 from predictor.cache_scope import ScopeHeader
 from predictor.engine.process.client import EncoderClient, GenerationClient
 from predictor.engine.process.messages import Placed
@@ -32,6 +31,7 @@ from predictor.protocol.http.request_record import add_answers, add_piece, descr
 from predictor.protocol.kserve.model_shell import ModelShell
 from predictor.protocol.response_style import style_of
 from predictor.protocol.served import Limits
+from predictor.request_limits import enter, time_limit
 from predictor.settings import Settings
 from predictor.tasks.answers import Answer, Piece, Stream
 from predictor.tasks.generation import TextGeneration
@@ -41,7 +41,6 @@ from predictor.tasks.request import TaskRequest
 from predictor.tasks.task import PreparedRequest, Task, TaskSpec
 from predictor.tasks.text_length import lengths_of
 from predictor.tasks.text_tokens import TextTokens
-from predictor.time_limit import time_limit
 
 
 class PredictorModel(ModelShell):
@@ -213,7 +212,7 @@ class PredictorModel(ModelShell):
         task = self._open_task()
         limit = time_limit(request, timeout, self._settings.request_timeout)
         describe(self.name, self.spec.task, request)
-        permit = self._enter(request)
+        permit = enter(self.admission, request)
         try:
             async with asyncio.timeout(limit):
                 # A mistake in a request is answered at once, not after the requests before it.
@@ -283,12 +282,6 @@ class PredictorModel(ModelShell):
 
     def _is_open(self) -> bool:
         return self.ready and not self._draining and self.health().state == "ok"
-
-    def _enter(self, request: TaskRequest) -> Permit:
-        """Return the permit of a decoded request; bulk work has limits of its own."""
-        if is_bulk():
-            return Permit(lambda: None)
-        return self.admission.enter(request.sequences, request.most_tokens)
 
     def _break(self, error: EngineBroken) -> None:
         """Handle a broken engine, in another thread."""

@@ -19,8 +19,8 @@ from predictor.batch.input_file import InputFile
 from predictor.batch.output_file import OutputFile
 from predictor.batch.records import BatchRecord, Status
 from predictor.batch.runner import BatchRunner, LineResult, RunLimits
-from predictor.batch.store import BatchStore, OwnedStore
-from predictor.errors import NotStored, PredictorError
+from predictor.batch.store import BatchStore, NotStored, OwnedStore
+from predictor.errors import PredictorError
 from predictor.protocol.app import Endpoint
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from predictor.batch.records import BatchRecord, FileRecord, Status, new_id
-from predictor.errors import BodyTooLarge, ConfigurationError, NotStored
+from predictor.errors import BodyTooLarge, ConfigurationError, RequestError
 from predictor.sentences import quote
 from predictor.weights.store.atomic import write_atomically
 
@@ -26,6 +26,13 @@ SECONDS_OF_A_WINDOW = 24 * 3600
 _SECONDS_OF_A_DAY = 24 * 3600
 _FILE, _BATCH = re.compile(r"file-[0-9a-f]{24}"), re.compile(r"batch_[0-9a-f]{24}")
 _OWNER = re.compile(r"[0-9a-f]{32}")
+
+
+class NotStored(RequestError):
+    """The API key has no file or batch of this id."""
+
+    http_status = 404
+    grpc_code = "NOT_FOUND"
 
 
 @dataclass(frozen=True, slots=True)

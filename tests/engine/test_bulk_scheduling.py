@@ -10,7 +10,7 @@ import pytest
 from predictor.engine.encoding.batching import BatchLimits, TextQueue
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
 from predictor.engine.generation.sampling_params import SamplingParams
-from predictor.engine.generation.scheduler import LOOKAHEAD, Scheduler, Step
+from predictor.engine.generation.scheduler import Scheduler, Step
 from tests.conftest import Checkpoints
 from tests.serving import Collected, bring_up
 

@@ -1,12 +1,24 @@
-"""How long a request may take: the least of the limits that it comes with and the server's."""
+"""How long a request may take, and its share of what is in flight; bulk work has other limits."""
 
 from __future__ import annotations
 
 import math
 
+from predictor.admission import AdmissionController, Permit
 from predictor.bulk import is_bulk
 from predictor.errors import RequestError
 from predictor.tasks.request import TaskRequest
+
+
+def enter(admission: AdmissionController, request: TaskRequest) -> Permit:
+    """Return the permit of a decoded request, whose runner has limits of its own for bulk work.
+
+    Raises:
+        Overloaded: Too much is in flight.
+    """
+    if is_bulk():
+        return Permit(lambda: None)
+    return admission.enter(request.sequences, request.most_tokens)
 
 
 def time_limit(request: TaskRequest, timeout: float | None, most: float) -> float:

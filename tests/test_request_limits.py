@@ -8,8 +8,8 @@ import pytest
 
 from predictor.bulk import bulk_work
 from predictor.errors import RequestError
+from predictor.request_limits import time_limit
 from predictor.tasks.request import EncoderRequest
-from predictor.time_limit import time_limit
 
 
 def test_the_least_limit_counts():
