@@ -732,3 +732,11 @@ def test_attention_in_place_is_compared_with_copies_and_with_generate(
     together, alone = numbers["shapes"]
     assert set(together["seconds"]) == {"views", "gathered"}
     assert set(alone["ratios"]) == {"views", "gathered", "generate"}
+
+
+def test_batch_compares_bulk_work_with_the_engine_alone(tmp_path_factory):
+    done, numbers = run("batch.py", tmp_path_factory, "--quick")
+    assert done.returncode == 0, done.stderr
+    assert set(numbers["rates"]) == {"engine, batches of 4", "engine, batches of 8", "batch"}
+    assert numbers["ratio"] > 0
+    assert numbers["tokens"] > 0
