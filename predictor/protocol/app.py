@@ -139,12 +139,7 @@ def install(
 
 
 def batch_endpoints(models: Models, codec: Codec) -> dict[str, Endpoint]:
-    """Return the endpoints that a line of a batch may name, by their paths.
-
-    Args:
-        models: The models that are served.
-        codec: Decodes and encodes large bodies.
-    """
+    """Return the endpoints that a line of a batch may name, by their paths; see `install`."""
     lists = EmbeddingsRerankEndpoints(models, codec)
     openai = _openai_routes("", OpenAIEndpoints(models, codec), lists)
     routes = (*openai, *_embedding_routes(lists))
