@@ -26,7 +26,7 @@ from measuring import CannotMeasure, add_path_flags, finish, machine, run, table
 TARGET = 0.95
 """Least tokens per second, as a multiple of the engine's."""
 
-SMALL, TINY = Size(1024, 12, 4096, "bfloat16", head=64), Size(128, 4, 256, "float32", head=32)
+SMALL, TINY = Size(512, 8, 4096, "bfloat16", head=64), Size(128, 4, 256, "float32", head=32)
 _LENGTH = 512
 _RATE = re.compile(r"([\d.e+]+) reply tokens/s")
 _BUDGET = {"cpu": "96MiB"}

@@ -253,10 +253,11 @@ def test_the_api_server_accepts_the_knative_example(cluster: Cluster) -> None:
     assert "created (server dry run)" in cluster.apply(made, "--dry-run=server")
 
 
-def test_the_api_server_accepts_the_cluster_runtime_and_the_job(
+def test_the_api_server_accepts_the_cluster_runtime_and_the_jobs(
     cluster: Cluster,
 ) -> None:
-    files = ("cluster/cluster-serving-runtime.yaml", "jobs/import-torchserve.yaml")
+    jobs = ("jobs/import-torchserve.yaml", "jobs/batch.yaml")
+    files = ("cluster/cluster-serving-runtime.yaml", *jobs)
     for file in files:
         made = objects.loaded((objects.MANIFESTS / file).read_text())
         assert "created (server dry run)" in cluster.apply(made, "--dry-run=server")
