@@ -1,4 +1,4 @@
-"""Bulk work as an Indexed Job on a cluster: shards of a file, one store, and a pod that is ended."""
+"""Bulk work as an Indexed Job on a cluster: shards of one file, and a pod that is ended."""
 
 from __future__ import annotations
 
