@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from predictor.doctor import machine, network, software, storage
 from predictor.doctor.check import Check, Surroundings
+from predictor.quantity import format_bytes
 from predictor.settings import Settings
 
 _MARKS = {"ok": "ok     ", "warning": "WARNING", "failure": "FAILURE", "skipped": "skipped"}
@@ -15,18 +16,32 @@ _MARKS = {"ok": "ok     ", "warning": "WARNING", "failure": "FAILURE", "skipped"
 
 def examine(settings: Settings, around: Surroundings) -> Iterator[Check]:
     """Yield the result of each check, as soon as it is there."""
-    yield from software.check_libraries(around)
-    yield software.check_driver(around)
-    yield from machine.check_pod(settings, around)
     yield machine.check_memory(around)
     yield machine.check_processors(around)
     yield machine.check_shared_memory(around)
     yield machine.check_locked_memory()
     yield storage.check_temporary(around)
     yield storage.check_model_directory(settings)
-    yield from storage.check_offload(settings, around)
+    yield storage.check_offload(settings, around)
     yield network.check_hub(settings, around)
     yield from network.check_ports(settings)
+    if machine.has_room(around):
+        yield from _examine_with_libraries(settings, around)
+    else:
+        yield Check(
+            "libraries, GPUs, offload speed",
+            "skipped",
+            f"These checks take {format_bytes(machine.ROOM_TO_IMPORT)} of memory, which are not "
+            "left.",
+            "Run the command in a copy of the pod (kubectl debug --copy-to), beside no server.",
+        )
+
+
+def _examine_with_libraries(settings: Settings, around: Surroundings) -> Iterator[Check]:
+    yield from software.check_libraries(around)
+    yield software.check_driver(around)
+    yield from machine.check_pod(settings, around)
+    yield storage.check_offload_speed(settings, around)
 
 
 def has_failure(checks: Sequence[Check]) -> bool:

@@ -24,6 +24,21 @@ _LEAST_PINNED = 1024**3
 """Bytes of locked memory below which a driver may refuse to pin buffers for copies."""
 
 
+ROOM_TO_IMPORT = 768 * 1024**2
+"""Bytes that must be left for the checks that import torch, transformers and kserve. These took
+368 MiB of anonymous memory without a GPU; a GPU's context takes more. Beside a server in the same
+pod there may be less, and the kernel would end the server."""
+
+
+def has_room(around: Surroundings) -> bool:
+    """Return whether checks may import large libraries."""
+    try:
+        memory = read_memory(cgroup_root=around.cgroup_root, proc=around.proc)
+    except ConfigurationError:
+        return False
+    return memory.available >= ROOM_TO_IMPORT
+
+
 def check_pod(settings: Settings, around: Surroundings) -> Iterator[Check]:
     """Check that the own Pod can be read, and that its GPUs are there."""
     pod: OwnPod | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from predictor.doctor.check import Check, Surroundings
@@ -14,7 +13,6 @@ from predictor.pod.resources import MEMORY_FILESYSTEMS, Volume
 from predictor.pod.volume import read_volume
 from predictor.quantity import format_bytes
 from predictor.settings import Settings
-from predictor.weights.store.packing import measure_file
 
 _SAMPLE = 64 * 1024**2
 """Bytes of the file that is written and read to measure the offload volume."""
@@ -25,20 +23,29 @@ _SLOW = 200 * 10**6
 """Bytes in a second below which streaming from a volume takes minutes for a token."""
 
 
-def check_offload(settings: Settings, around: Surroundings) -> Iterator[Check]:
-    """Check that the offload volume can be written, and how fast it is."""
-    folder = settings.offload_folder
+def check_offload(settings: Settings, around: Surroundings) -> Check:
+    """Check that the offload volume can be written."""
+    if settings.offload_folder is None:
+        return Check("offload volume", "skipped", "offload_folder is not set.")
+    try:
+        volume = read_volume(settings.offload_folder, None, proc=around.proc)
+    except ConfigurationError as error:
+        return Check("offload volume", "failure", str(error), "Check the mount of offload_folder.")
+    return _check_volume(volume)
+
+
+def check_offload_speed(settings: Settings, around: Surroundings) -> Check:
+    """Check how fast the offload volume is. Imports torch."""
+    name, folder = "offload speed", settings.offload_folder
     if folder is None:
-        yield Check("offload volume", "skipped", "offload_folder is not set.")
-        return
+        return Check(name, "skipped", "offload_folder is not set.")
     try:
         volume = read_volume(folder, None, proc=around.proc)
-    except ConfigurationError as error:
-        yield Check("offload volume", "failure", str(error), "Check the mount of offload_folder.")
-        return
-    yield _check_volume(volume)
-    if volume.writable and volume.available > 2 * _SAMPLE:
-        yield _check_speed(volume.path)
+    except ConfigurationError:
+        return Check(name, "skipped", "The volume does not answer.")
+    if not volume.writable or volume.available <= 2 * _SAMPLE:
+        return Check(name, "skipped", f"There is no room for a file of {format_bytes(_SAMPLE)}.")
+    return _check_speed(volume.path)
 
 
 def _check_volume(volume: Volume) -> Check:
@@ -75,6 +82,8 @@ def _check_speed(folder: Path) -> Check:
 
 def _measure(folder: Path) -> tuple[int, int]:
     """Return the bytes in a second of a write and of a read that bypasses the page cache."""
+    from predictor.weights.store.packing import measure_file
+
     piece = os.urandom(_PIECE)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".predictor-doctor-") as file:
         began = time.monotonic()

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from predictor.doctor.check import Check
-from predictor.doctor.examination import as_json, as_text, has_failure
+from predictor.doctor.examination import as_json, as_text, examine, has_failure
+from tests.doctor.conftest import Surround, settings
+from tests.pod.conftest import GIB, MIB, Host
 
 CHECKS = (
     Check("one", "ok", "All is well."),
@@ -34,6 +36,32 @@ def test_warnings_alone_are_no_failure() -> None:
     assert has_failure(CHECKS)
     assert not has_failure(CHECKS[:2])
     assert json.loads(as_json(CHECKS[:2]))["ok"] is True
+
+
+def test_beside_a_server_that_fills_its_memory_nothing_large_is_imported(
+    host: Host, surround: Surround
+) -> None:
+    host.belongs_to("0::/")
+    host.v2("", 4 * GIB, 0, anon=0)
+    host.write("cgroup/memory.current", 4 * GIB - 100 * MIB)
+    around = surround(proc=host.proc, cgroup_root=host.cgroup_root)
+    checks = {check.name: check for check in examine(settings(http_port=0, grpc_port=0), around)}
+    assert not {"torch", "driver", "GPUs", "own Pod"} & checks.keys()
+    assert "copy of the pod" in checks["libraries, GPUs, offload speed"].remedy
+
+
+def test_the_checks_for_little_memory_import_no_torch() -> None:
+    program = (
+        "import sys; from predictor.doctor import examination, machine;"
+        "from predictor.doctor.check import Surroundings; from predictor.settings import Settings;"
+        "machine.has_room = lambda _: False;"
+        "list(examination.examine(Settings(http_port=0, grpc_port=0), Surroundings()));"
+        "print('torch' in sys.modules, 'kserve' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]
 
 
 @pytest.mark.parametrize("is_there", [True, False])

@@ -7,20 +7,22 @@ from pathlib import Path
 import pytest
 
 from predictor.doctor import storage
+from predictor.weights.store import packing
 from tests.doctor.conftest import Surround, settings
 
 
 def test_a_volume_is_measured_and_left_as_it_was(surround: Surround, tmp_path: Path) -> None:
-    checks = list(storage.check_offload(settings(offload_folder=tmp_path), surround()))
-    assert [check.name for check in checks] == ["offload volume", "offload speed"]
-    assert checks[0].state == "ok"
-    assert "/s, reads at " in checks[1].finding
+    flags = settings(offload_folder=tmp_path)
+    assert storage.check_offload(flags, surround()).state == "ok"
+    assert "/s, reads at " in storage.check_offload_speed(flags, surround()).finding
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_volume_that_cannot_be_written_is_a_failure(surround: Surround) -> None:
-    (check,) = storage.check_offload(settings(offload_folder="/proc/offload"), surround())
+    flags = settings(offload_folder="/proc/offload")
+    check = storage.check_offload(flags, surround())
     assert check.state == "failure"
+    assert storage.check_offload_speed(flags, surround()).state == "skipped"
     assert "cannot be written by user" in check.finding
     assert "fsGroup" in check.remedy
 
@@ -28,13 +30,12 @@ def test_a_volume_that_cannot_be_written_is_a_failure(surround: Surround) -> Non
 def test_a_volume_that_is_a_file_is_a_failure(surround: Surround, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    (check,) = storage.check_offload(settings(offload_folder=file), surround())
-    assert check.state == "failure"
+    assert storage.check_offload(settings(offload_folder=file), surround()).state == "failure"
 
 
 def test_a_volume_in_memory_is_a_warning(surround: Surround) -> None:
-    checks = storage.check_offload(settings(offload_folder="/dev/shm/doctor-test"), surround())
-    assert next(iter(checks)).state == "warning"
+    check = storage.check_offload(settings(offload_folder="/dev/shm/doctor-test"), surround())
+    assert check.state == "warning"
     Path("/dev/shm/doctor-test").rmdir()
 
 
@@ -42,15 +43,15 @@ def test_a_slow_volume_is_a_warning(
     surround: Surround, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow disk cannot be had, so the measurement stands in for one."""
-    monkeypatch.setattr(storage, "measure_file", lambda _: 50e6)
-    _, speed = storage.check_offload(settings(offload_folder=tmp_path), surround())
+    monkeypatch.setattr(packing, "measure_file", lambda _: 50e6)
+    speed = storage.check_offload_speed(settings(offload_folder=tmp_path), surround())
     assert speed.state == "warning"
     assert "local NVMe" in speed.remedy
 
 
 def test_without_an_offload_folder_nothing_is_measured(surround: Surround) -> None:
-    (check,) = storage.check_offload(settings(), surround())
-    assert check.state == "skipped"
+    for check in (storage.check_offload, storage.check_offload_speed):
+        assert check(settings(), surround()).state == "skipped"
 
 
 def test_temporary_files_that_cannot_be_written_are_a_failure(surround: Surround) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -62,6 +63,16 @@ def test_an_exporter_that_is_not_there_is_a_warning_and_no_end(
     with caplog.at_level(logging.WARNING):
         assert open_tracer(environ) is None
     assert "No traces are sent" in caplog.text
+
+
+def test_a_collector_that_is_away_holds_up_neither_requests_nor_the_end() -> None:
+    tracer = open_tracer(ENDPOINT)
+    assert tracer is not None
+    began = time.monotonic()
+    with tracer.span({"traceparent": "no trace"}, "POST", {}) as span:
+        assert span is not None
+    tracer.close()
+    assert time.monotonic() - began < 2
 
 
 def test_nothing_is_imported_for_traces_that_are_off() -> None:

@@ -141,5 +141,18 @@ def test_every_alert_is_evaluated_on_series_that_are_there(prometheus: Prometheu
     assert [one for one in begun if not await_samples(prometheus, f"count({one})")] == []
 
 
+@pytest.mark.parametrize("metric", ["waiting", "queueSeconds"])
+def test_keda_gets_a_number_even_if_nothing_waits(prometheus: Prometheus, metric: str) -> None:
+    values = {
+        "model": {"name": "m"},
+        "offload": {"enabled": False},
+        "autoscaling": {"enabled": True, "metric": metric},
+        "kserve": {"enabled": False},
+    }
+    (spec,) = (obj["spec"] for obj in render(values) if obj["kind"] == "ScaledObject")
+    (number,) = await_samples(prometheus, spec["triggers"][0]["metadata"]["query"])
+    assert 0 <= number < 1000
+
+
 def test_a_pod_is_ready_once_its_model_is(prometheus: Prometheus) -> None:
     assert await_samples(prometheus, "predictor_ready") == [1.0, 1.0]
