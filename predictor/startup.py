@@ -136,7 +136,7 @@ def measure(settings: Settings, checkpoint: Checkpoint, *, samples: bool = False
     adapters = open_adapters(settings, skeleton, task)
     unbatchable = reason_against_batches(task, skeleton)
     chunk, rows = largest_batch(settings, task, unbatchable, lengths.total)
-    footprint = _measure(skeleton, checkpoint, packed, lengths, chunk, rows)
+    footprint = _measure(skeleton, checkpoint, packed, lengths, (chunk, rows), unbatchable)
     beside: dict[str, Any] = {"lora_memory": settings.lora_memory, "model": skeleton}
     footprint = with_adapters(footprint, adapters, max(chunk, rows), **beside)
     notes = (*text_notes(skeleton), *packed.notes, *serving_notes(original, unbatchable, lengths))
@@ -197,16 +197,16 @@ def _measure(
     checkpoint: Checkpoint,
     packed: PackedLayers,
     lengths: Lengths,
-    chunk: int,
-    rows: int,
+    batch: tuple[int, int],
+    unbatchable: str | None,
 ) -> Footprint:
     """Return the footprint of the model alone, which has computed at least a token on meta."""
     footprint = measure_footprint(
         skeleton,
         max_model_len=lengths.total,
         max_source_len=lengths.source,
-        prefill_chunk=chunk,
-        max_batch_size=rows,
+        prefill_chunk=batch[0],
+        max_batch_size=batch[1],
         is_encoder=checkpoint.task not in GENERATING,
         stored_dtype=checkpoint.dtype,
         stored_kind=checkpoint.kind,
@@ -214,7 +214,7 @@ def _measure(
     )
     if not footprint.probed:
         check_one_token(skeleton)
-    return footprint
+    return footprint if unbatchable is None else footprint.with_own_caches()
 
 
 def _fetched(settings: Settings, prepared: Prepared) -> Prepared:

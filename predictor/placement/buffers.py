@@ -32,6 +32,9 @@ still in the processor's cache when they are copied on, which gains more than th
 reads cost: 1.2 to 1.4 times as fast from a virtual machine's disk. Volumes on the network were not
 measured."""
 
+WIDEST_STORED = 4
+"""How many times as large a tensor may be stored as it is served: float64 as bfloat16."""
+
 BOUNCE_BUFFERS = 2
 """Bounce buffers: one is filled while the other is copied from."""
 

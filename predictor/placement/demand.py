@@ -20,6 +20,7 @@ from predictor.placement.buffers import (
     PART_BUFFERS,
     STREAM_BUFFERS,
     STREAM_PIECE,
+    WIDEST_STORED,
     count_pieces,
     count_staging_slots,
     needs_bounce_buffers,
@@ -163,8 +164,10 @@ class Demand:
         block, part = self._largest(units)
         if executes:
             bounce = BOUNCE_BUFFERS * BOUNCE_BUFFER if needs_bounce_buffers(block) else 0
-            return self.stream_buffers * block + PART_BUFFERS * part + bounce + self._expert_reads
+            own = self.stream_buffers * block + PART_BUFFERS * part
+            return own + bounce + self._cast_buffers(block, part) + self._expert_reads
         pieces = sum(count_pieces(size) * min(size, STREAM_PIECE) for size in (block, part))
+        pieces += self._cast_buffers(block, part)
         return max(pieces, self._loading(units, waiting)) + self._expert_reads
 
     @property
@@ -176,6 +179,18 @@ class Demand:
         """Bytes of main memory through which experts are read from disk."""
         bounce = EXPERT_READERS * EXPERT_BOUNCE_BUFFER if self.footprint.by_expert else 0
         return self._staging_slots + bounce
+
+    def _cast_buffers(self, *largest: int) -> int:
+        """Return the bytes through which tensors are read that are cast while they are read.
+
+        Blocks, and parts outside of blocks, have a buffer each, no larger than a tensor as stored.
+
+        Args:
+            largest: Bytes of a buffer for blocks, and of one for other parts.
+        """
+        if not self.footprint.needs_cast:
+            return 0
+        return sum(min(BOUNCE_BUFFER, WIDEST_STORED * size) for size in largest)
 
     def _loading(self, units: Sequence[PlacementUnit], waiting: Sequence[PlacementUnit]) -> int:
         """Return the bytes of main memory that loading takes beyond the weights that wait there.

@@ -177,6 +177,14 @@ class Footprint:
             by_expert=True,
         )
 
+    def with_own_caches(self) -> Footprint:
+        """Return the footprint if each sequence has a cache of its own, one at a time.
+
+        That keeps no more than windows as soon as a layer has run. The pool of a batch keeps the
+        new tokens of a forward pass until the pass has ended.
+        """
+        return replace(self, prefill_chunk=0)
+
     @property
     def kv_fixed(self) -> int:
         """Bytes that are cached of a sequence of any length, over all blocks."""

@@ -117,10 +117,16 @@ def whole_sequence_cache(model: PreTrainedModel) -> DynamicCache | None:
 
 
 def own_cache(model: PreTrainedModel) -> DynamicCache | None:
-    """Return the empty cache that `generate` gives the model; None if the model makes its own."""
+    """Return the empty cache that `generate` gives the model; None if the model makes its own.
+
+    Its windows hold no more than their own tokens. In `generate` they are views of a whole prompt,
+    which stays in memory until the next token.
+    """
     if not takes_dynamic_cache(model):
         return None
-    return DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache.layers = [_with_own_memory(layer) for layer in cache.layers]
+    return cache
 
 
 _SLIDING: Any = DynamicSlidingWindowLayer
@@ -146,6 +152,16 @@ class _Window(_OwnMemory, _SLIDING):  # type: ignore[misc]
 
 class _HybridWindow(_OwnMemory, _HYBRID_SLIDING):  # type: ignore[misc]
     """The same beside states."""
+
+
+def _with_own_memory(layer: Any) -> Any:
+    """Return a layer that holds its window only; any other layer as it is."""
+    kind = {_SLIDING: _Window, _HYBRID_SLIDING: _HybridWindow}.get(type(layer))
+    if kind is None:
+        return layer
+    held = kind(sliding_window=layer.sliding_window)
+    vars(held).update(vars(layer))
+    return held
 
 
 _WITH_WINDOW: dict[type, Any] = {

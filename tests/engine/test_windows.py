@@ -18,8 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from predictor.engine.generation.batch_sampler import BatchSampler
 from predictor.engine.generation.kv_accounting import PADDING_PAGES
+from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner
 from predictor.engine.generation.sampling_params import SamplingParams
+from predictor.engine.generation.serial_runner import SerialRunner
 from predictor.private.cache_layers import cache_layers
 from predictor.profiling.footprint import build_on_meta, measure_footprint
 from tests.checkpoints import VOCABULARY, byte_tokenizer
@@ -172,6 +174,29 @@ def test_what_is_planned_for_a_window_is_what_a_layer_of_the_engine_keeps(name: 
     windowed = [bool(layer.window) for layer in layers]
     blocks = [unit for unit in footprint.units if unit.block is not None]
     assert [unit.kv_windowed > 0 for unit in blocks] == windowed
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3_text", "lfm3"])
+def test_one_sequence_at_a_time_keeps_no_more_than_its_windows(name: str) -> None:
+    model = noisy(name)
+    runner = SerialRunner(model, device=torch.device("cpu"))
+    prompt = list(range(5, 5 + 8 * WINDOW))
+    logits = runner.run([SequenceChunk(0, 0, prompt)])
+    kept = runner._sequences[0].caches["past_key_values"].layers
+    windows = [layer.window for layer in cache_layers(model)]
+    tokens = [
+        layer.keys.untyped_storage().nbytes() // layer.keys[..., :1, :].nbytes
+        for layer, window in zip(kept, windows, strict=True)
+        if window
+    ]
+    assert set(tokens) == {WINDOW - 1}
+    for _ in range(3):
+        with torch.no_grad():
+            expected = model(input_ids=torch.tensor([prompt]), use_cache=False).logits[:, -1]
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        start = len(prompt)
+        prompt.append(int(logits.argmax()))
+        logits = runner.run([SequenceChunk(0, start, prompt[start:])])
 
 
 @pytest.mark.parametrize("tokens", [{"window_tokens": WINDOW}, {"kv_tokens": 110}])

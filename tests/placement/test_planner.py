@@ -219,6 +219,17 @@ def buffers(size):
     return 2 * (size * MIB + 64 * 1024)
 
 
+def test_windows_of_one_sequence_at_a_time_are_planned_without_its_new_tokens():
+    units = [dataclasses.replace(u, kv_windowed=u.kv_per_token) for u in footprint().units]
+    units = tuple(dataclasses.replace(unit, kv_per_token=0) for unit in units)
+    model = dataclasses.replace(
+        footprint(), units=units, window=8, prefill_chunk=64, max_model_len=64
+    )
+
+    assert plan(model, pod(memory=1000), options()).window_tokens == 64
+    assert plan(model.with_own_caches(), pod(memory=1000), options()).window_tokens == 8
+
+
 def test_streaming_whole_blocks_takes_two_buffers():
     # 3 activations + 24 KV + 6 + 8 + 2 blocks of 10, and the buffers
     placement = plan(by_block(blocks=6), pod(memory=3 + 24 + 14 + 20 + 21), options())

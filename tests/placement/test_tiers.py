@@ -78,6 +78,20 @@ def test_loading_holds_a_whole_block_before_others_wait_in_its_place():
     assert one_waits["cpu"].staging == block  # what waits is in memory by then
 
 
+def test_tensors_that_are_cast_while_they_are_read_take_a_buffer_for_blocks_and_one_for_parts():
+    plain = Demand(dataclasses.replace(footprint(), by_block=True), 1)
+    cast = Demand(dataclasses.replace(plain.footprint, needs_cast=True), 1)
+    for assignment, buffers in (
+        (("cpu",) * 6 + ("disk",), 1),
+        (("cpu", "cpu", "disk", *("disk",) * 4), 2),
+        (("cpu",) * 7, 0),
+    ):
+        staged = [
+            fill_tiers(each, assignment, budgets(cpu=100))["cpu"].staging for each in (plain, cast)
+        ]
+        assert staged[1] - staged[0] == buffers * BOUNCE_BUFFER
+
+
 def test_a_part_outside_of_blocks_has_a_buffer_of_its_own():
     demand = Demand(dataclasses.replace(footprint(), by_block=True), 1)
     filled = fill_tiers(demand, ("cpu", "cpu", "disk", *("disk",) * 4), budgets(cpu=100))
