@@ -63,25 +63,37 @@ def with_equal_angles(config: PreTrainedConfig, length: int) -> PreTrainedConfig
     """
     changed = copy.deepcopy(config)
     text: Any = changed.get_text_config(decoder=True)
-    declared = _first_number(config, _POSITIONS)
-    for rope in _ropes(changed):
+    declared, is_dynamic = _first_number(config, _POSITIONS), False
+    for layers, rope in _ropes_by_layers(changed):
         switch = _switch(rope, declared)
         if switch is None or length <= switch:
             continue
         if _kind(rope) == _LONGROPE:
             rope |= {short: rope[long] for short, long in _SETS.items() if long in rope}
         else:
-            rope |= {"rope_theta": _dynamic_base(rope, text, length), "factor": 1.0}
+            of_layers = _config_of(text, layers)
+            rope |= {"rope_theta": _dynamic_base(rope, of_layers, length), "factor": 1.0}
             rope |= {"rope_type": "linear", "type": "linear"}
-            text.max_position_embeddings = length
+            is_dynamic = True
+    if is_dynamic:  # the base of every RoPE was computed from the config's own length
+        text.max_position_embeddings = length
     return changed
 
 
-def _dynamic_base(rope: Mapping[str, Any], text: Any, length: int) -> float:
+def _config_of(text: Any, layers: str | None) -> Any:
+    """Return the config of a type of layers; that of all layers if they do not differ."""
+    by_layers = getattr(text, "per_layer_config", None)
+    try:
+        return text if layers is None or by_layers is None else by_layers[layers]
+    except (ValueError, LookupError, TypeError):
+        return text
+
+
+def _dynamic_base(rope: Mapping[str, Any], layers: Any, length: int) -> float:
     """Return the base of dynamic NTK at a length, as ``_compute_dynamic_ntk_parameters``."""
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    head = getattr(layers, "head_dim", None) or layers.hidden_size // layers.num_attention_heads
     size = int(head * rope.get("partial_rotary_factor", 1.0))
-    ratio = length / text.max_position_embeddings
+    ratio = length / layers.max_position_embeddings
     stretched: float = (rope["factor"] * ratio - (rope["factor"] - 1)) ** (size / (size - 2))
     return float(rope["rope_theta"]) * stretched
 
@@ -117,12 +129,19 @@ def _kind(rope: Mapping[str, Any]) -> str:
 
 def _ropes(config: PreTrainedConfig) -> list[dict[str, Any]]:
     """Return the parameters of RoPE: one mapping, or one for each type of layer."""
+    return [rope for _, rope in _ropes_by_layers(config)]
+
+
+def _ropes_by_layers(config: PreTrainedConfig) -> list[tuple[str | None, dict[str, Any]]]:
+    """Return the parameters of RoPE with the type of their layers, which is None for all layers."""
     text = config.get_text_config(decoder=True)
     parameters = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None)
     if not isinstance(parameters, dict):
         return []
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    return nested or [parameters]
+    ropes: list[tuple[str | None, dict[str, Any]]] = [
+        (str(layers), rope) for layers, rope in parameters.items() if isinstance(rope, dict)
+    ]
+    return ropes or [(None, parameters)]
 
 
 def _first_number(config: PreTrainedConfig, names: Iterable[str]) -> int | None:

@@ -199,10 +199,14 @@ def _probe_encoder_decoder(
 def _is_even(
     model: PreTrainedModel, blocks: Sequence[str], probed: Probe, calls: Mapping[str, int]
 ) -> bool:
-    """Return whether each block was called as a module, equally often."""
+    """Return whether each block was called as a module, equally often.
+
+    Blocks without weights, which text does not use, do not count.
+    """
+    weighty = [name for name in blocks if list(model.get_submodule(name).parameters())]
     if not probed.measured:
-        return calls_blocks_evenly(model, blocks)
-    return all(calls.values()) and len(set(calls.values())) == 1
+        return calls_blocks_evenly(model, weighty)
+    return len({calls[name] for name in weighty}) == 1 and all(calls[name] for name in weighty)
 
 
 @contextlib.contextmanager

@@ -187,13 +187,31 @@ def _unused_parts(
 ) -> Iterator[str]:
     """Yield the names of the largest parts of which no weight was used.
 
-    A list of blocks is used as a whole: which of its members and which of their experts run may
-    depend on the text.
+    Which members of a list of blocks run, and which of their experts, may depend on the text. So
+    those of a list are unused only if no member of their class was used: Mllama's blocks that
+    attend to an image are among those of text.
     """
     for name, child in module.named_children():
         weights = list(child.parameters())
         if not any(weight.untyped_storage() in used for weight in weights):
             if weights:
                 yield prefix + name
-        elif not isinstance(child, nn.ModuleList):
+        elif isinstance(child, nn.ModuleList):
+            yield from _unused_kinds(child, f"{prefix}{name}.", used)
+        else:
             yield from _unused_parts(child, f"{prefix}{name}.", used)
+
+
+def _unused_kinds(
+    members: nn.ModuleList, prefix: str, used: Collection[torch.UntypedStorage]
+) -> Iterator[str]:
+    """Yield the names of the members of a list whose class has no member that was used."""
+    weights = {name: list(member.parameters()) for name, member in members.named_children()}
+    kinds = {
+        type(members.get_submodule(name))
+        for name, own in weights.items()
+        if any(weight.untyped_storage() in used for weight in own)
+    }
+    for name, own in weights.items():
+        if own and type(members.get_submodule(name)) not in kinds:
+            yield prefix + name

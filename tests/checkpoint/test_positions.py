@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, Phi3Config, PreTrainedConfig
+from transformers import AutoConfig, Gemma3TextConfig, LlamaConfig, Phi3Config, PreTrainedConfig
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
@@ -80,6 +81,27 @@ def test_beyond_it_all_sequences_get_the_angles_of_the_longest(
     torch.testing.assert_close(angles(equal, range(300)), expected)
     torch.testing.assert_close(angles(equal, range(4, 9)), expected[4:9])
     assert not torch.allclose(angles(rotary(config), range(4, 9)), expected[4:9])
+
+
+def test_two_dynamic_ropes_each_get_the_angles_of_the_longest() -> None:
+    ropes = {
+        "full_attention": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0},
+        "sliding_attention": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+    }
+    config = Gemma3TextConfig(
+        hidden_size=32,
+        head_dim=16,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        layer_types=["sliding_attention", "full_attention"],
+        max_position_embeddings=128,
+        rope_parameters=ropes,
+    )
+    equal = Gemma3RotaryEmbedding(with_equal_angles(config, 300))
+    given, positions = torch.zeros(1), torch.arange(300)[None]
+    for layers in ropes:
+        expected = Gemma3RotaryEmbedding(config)(given, positions, layers)
+        torch.testing.assert_close(equal(given, positions, layers), expected)
 
 
 @pytest.mark.parametrize("config", [LONGROPE, DYNAMIC])

@@ -22,6 +22,9 @@ _ALWAYS = {"llava", "gemma3", "qwen2_vl", "llama4", "idefics3", "mllama", "qwen2
 }
 """One of each kind; the others run with ``--full-grid`` alone."""
 
+_OF_IMAGES = ("vision", "visual", "audio", "projector", "cross_attn")
+"""What names the weights that text does not use; Mllama has blocks among those of its text."""
+
 _CASES = [
     pytest.param(name, marks=() if name in _ALWAYS else pytest.mark.full_grid) for name in WRAPPERS
 ]
@@ -48,9 +51,10 @@ def test_the_text_of_a_wrapper_has_its_tokens_in_memory_and_on_disk(
         )
         assert up.tokens(_PROMPT, max_new_tokens=6) == expected
         names = " ".join(name for name, _ in up.model.named_parameters())
-        assert not any(part in names for part in ("vision", "visual", "audio", "projector"))
+        assert not any(part in names for part in _OF_IMAGES)
         assert "served for its text, without " in " ".join(up.prepared.placement.notes)
         units = up.prepared.footprint.units
+        assert up.prepared.footprint.by_block
         assert sum(unit.block is not None for unit in units) == 3 + (model_type == "mllama")
         up.weights.release()
 
