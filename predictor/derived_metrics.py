@@ -23,6 +23,8 @@ VLLM_NAMES: Mapping[str, MetricWrapperBase] = {
     "vllm:num_preemptions": metrics.PREEMPTIONS,
     "vllm:prompt_tokens": metrics.PROMPT_TOKENS,
     "vllm:generation_tokens": metrics.GENERATED_TOKENS,
+    "vllm:spec_decode_num_draft_tokens": metrics.DRAFT_TOKENS,
+    "vllm:spec_decode_num_accepted_tokens": metrics.ACCEPTED_DRAFTS,
     "vllm:request_queue_time_seconds": metrics.QUEUE_SECONDS,
     "vllm:time_to_first_token_seconds": metrics.FIRST_TOKEN_SECONDS,
     "vllm:inter_token_latency_seconds": metrics.INTER_TOKEN_SECONDS,

@@ -66,6 +66,8 @@ CACHED_PROMPT_TOKENS = Counter(
     (_MODEL,),
 )
 GENERATED_TOKENS = Counter("predictor_generated_tokens", "Tokens generated.", (_MODEL,))
+DRAFT_TOKENS = Counter("predictor_draft_tokens", "Draft tokens verified.", (_MODEL,))
+ACCEPTED_DRAFTS = Counter("predictor_draft_tokens_accepted", "Drafts accepted.", (_MODEL,))
 BATCH_ROWS = Histogram(
     "predictor_batch_sequences", "Sequences in one pass of the model.", (_MODEL,), buckets=_ROWS
 )
@@ -95,8 +97,6 @@ PLACEMENT_BYTES = Gauge(
     "activations, experts).",
     (_MODEL, "tier", "kind"),
 )
-
-
 WEIGHT_BYTES = Counter(
     "predictor_weights_read_bytes",
     "Bytes of streamed blocks read, by source: store, checkpoint.",
@@ -266,6 +266,8 @@ class EngineMetrics:
         self.prompt_tokens = child(PROMPT_TOKENS, model_name)
         self.cached_prompt_tokens = child(CACHED_PROMPT_TOKENS, model_name)
         self.generated_tokens = child(GENERATED_TOKENS, model_name)
+        self.draft_tokens = child(DRAFT_TOKENS, model_name)
+        self.accepted_draft_tokens = child(ACCEPTED_DRAFTS, model_name)
         self.batch_rows = child(BATCH_ROWS, model_name)
         self.step_seconds = child(STEP_SECONDS, model_name)
         self.kv_used = child(KV_USED, model_name)
@@ -288,12 +290,5 @@ class EngineMetrics:
 def show_placement(model_name: str, placement: Placement) -> None:
     """Show a placement on ``/metrics``."""
     for tier in placement.tiers:
-        kinds = {
-            "weights": tier.weights,
-            "kv": tier.kv,
-            "staging": tier.staging,
-            "activations": tier.activations,
-            "experts": tier.experts,
-        }
-        for kind, size in kinds.items():
-            PLACEMENT_BYTES.labels(model_name, tier.name, kind).set(size)
+        for kind in ("weights", "kv", "staging", "activations", "experts"):
+            PLACEMENT_BYTES.labels(model_name, tier.name, kind).set(getattr(tier, kind))

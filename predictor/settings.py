@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from predictor.admission import AdmissionLimits
 from predictor.errors import ConfigurationError
 from predictor.settings_chat import ChatSettings
+from predictor.settings_generation import GenerationSettings
 from predictor.settings_limits import DECODED_BYTES, LimitSettings
 from predictor.settings_protocols import ProtocolSettings
 from predictor.settings_sources import (
@@ -39,7 +40,7 @@ from predictor.settings_types import (
 )
 
 
-class Settings(ProtocolSettings, LimitSettings, ChatSettings):
+class Settings(ProtocolSettings, LimitSettings, ChatSettings, GenerationSettings):
     """The settings: sizes in bytes (written ``40Gi``, ``10GiB`` or ``500M``), times in seconds."""
 
     model_config = SettingsConfigDict(
@@ -93,10 +94,6 @@ class Settings(ProtocolSettings, LimitSettings, ChatSettings):
     prefill_chunk: int = Field(512, ge=1)
     """Most prompt tokens in one forward pass; bounds the memory of activations. With 512 rows
     matrix products are efficient, and activations are still small compared with a block."""
-
-    prefix_cache: bool = True
-    """Whether prompts that begin alike share what is computed of their prefix, while the KV cache
-    has room. Models that keep more than keys and values of whole sequences share nothing."""
 
     device_map: DeviceMap = "auto"
     """`auto` (the same as `balanced`), `balanced`, `balanced_low_0`, `sequential`, one device

@@ -39,7 +39,7 @@ from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
 from predictor.prepared import Measured, Prepared
 from predictor.private.transformers import check_models
-from predictor.profiling.footprint import build_on_meta, measure_footprint
+from predictor.profiling.footprint import build_on_meta, measure_footprint, with_logits
 from predictor.profiling.text_model import text_notes
 from predictor.settings import Settings
 from predictor.tasks.generation_config import check_generation_config, end_tokens
@@ -137,6 +137,7 @@ def measure(settings: Settings, checkpoint: Checkpoint, *, samples: bool = False
     unbatchable = reason_against_batches(task, skeleton)
     chunk, rows = largest_batch(settings, task, unbatchable, lengths.total)
     footprint = _measure(skeleton, checkpoint, packed, lengths, (chunk, rows), unbatchable)
+    footprint = with_logits(footprint, skeleton, settings.draft_positions(task) - rows)
     beside: dict[str, Any] = {"lora_memory": settings.lora_memory, "model": skeleton}
     footprint = with_adapters(footprint, adapters, max(chunk, rows), **beside)
     notes = (*text_notes(skeleton), *packed.notes, *serving_notes(original, unbatchable, lengths))
@@ -258,6 +259,7 @@ def _open(
             max_sequences=settings.max_batch_size,
             eos_token_ids=end_tokens(loaded.model.generation_config, path),
             prefix_cache=settings.prefix_cache,
+            draft_tokens=settings.prompt_lookup_num_tokens,
             adapters=LoadedAdapters(loaded.model, prepared.adapters, placement.execution_device),
             **common,
         )

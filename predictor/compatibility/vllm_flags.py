@@ -5,9 +5,11 @@ Flags with the name and the meaning of one of our settings are not listed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from predictor.compatibility.flag import Flag, Values, model_or_directory, refused, same, unneeded
+from predictor.errors import ConfigurationError
 
 _ADAPTERS = "all of --lora_modules stay in memory, whatever their ranks, and share forward passes"
 _PLACEMENT = (
@@ -34,6 +36,23 @@ def _names(values: Values) -> dict[str, str]:
     plain = next((name for name in values if "/" not in name), values[0].rpartition("/")[2])
     others = ",".join(name for name in values if name != plain)
     return {"model_name": plain} | ({"model_aliases": others} if others else {})
+
+
+def _speculation(values: Values) -> dict[str, str]:
+    """Return the number of draft tokens of vLLM's ``--speculative-config``, a JSON object.
+
+    Raises:
+        ConfigurationError: It is no JSON object.
+    """
+    try:
+        config = json.loads(values[-1])
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise ConfigurationError("--speculative_config is no JSON object.")
+    count = config.get("num_speculative_tokens")
+    is_lookup = config.get("method", "ngram") == "ngram" and "model" not in config
+    return {"prompt_lookup_num_tokens": str(count)} if is_lookup and count is not None else {}
 
 
 VLLM_FLAGS: Mapping[str, Flag] = {
@@ -118,9 +137,13 @@ VLLM_FLAGS: Mapping[str, Flag] = {
     "attention_backend": unneeded("the fastest one that the model supports is used"),
     "seed": unneeded("each request may have a seed of its own"),
     "max_logprobs": unneeded("a request may have 20"),
-    "speculative_config": unneeded(_DRAFT),
+    "speculative_config": Flag(
+        ("prompt_lookup_num_tokens",),
+        _speculation,
+        "`ngram` alone, whose lookups compare 2 to 5 tokens here; other methods change nothing",
+    ),
     "speculative_model": unneeded(_DRAFT),
-    "num_speculative_tokens": unneeded(_DRAFT),
+    "num_speculative_tokens": same("prompt_lookup_num_tokens"),
     "enable_lora": unneeded(_ADAPTERS, is_switch=True),
     "max_loras": unneeded(_ADAPTERS),
     "max_lora_rank": unneeded(_ADAPTERS),

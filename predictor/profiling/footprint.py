@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -127,6 +128,20 @@ def measure_footprint(
         by_block=by_block,
         whole_mixtures=len(find_mixtures(model, blocks)) - sum(bool(x.experts) for x in units),
     )
+
+
+def with_logits(footprint: Footprint, model: PreTrainedModel, positions: int) -> Footprint:
+    """Return the footprint with the logits of further positions of a forward pass.
+
+    Args:
+        footprint: The footprint.
+        model: The model.
+        positions: How many positions, if that is above 0.
+    """
+    if positions <= 0:
+        return footprint
+    logits = positions * 4 * int(model.config.get_text_config().vocab_size)
+    return replace(footprint, activations=footprint.activations + logits)
 
 
 def _has_experts_in_place(model: PreTrainedModel, blocks: Sequence[str]) -> bool:

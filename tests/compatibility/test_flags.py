@@ -71,6 +71,11 @@ def test_a_flag_sets_settings_or_says_why_it_does_not(name: str) -> None:
         ("serve --load-format auto --seed 3", {}),
         ("serve --disable_special_tokens", {"disable_special_tokens": "true"}),
         ("serve --no-enable-prefix-caching", {"prefix_cache": "false"}),
+        (
+            'serve --speculative-config {"method":"ngram","num_speculative_tokens":5}',
+            {"prompt_lookup_num_tokens": "5"},
+        ),
+        ('serve --speculative-config {"method":"eagle","num_speculative_tokens":5}', {}),
     ],
 )
 def test_a_flag_becomes_settings(line: str, settings: dict[str, str]) -> None:
@@ -86,6 +91,7 @@ def test_a_flag_becomes_settings(line: str, settings: dict[str, str]) -> None:
         ("serve --quantization fp8", "--quantization=fp8 is not supported: --weights_dtype int8"),
         ("serve --predictor_host x:1", "--predictor_host=x:1 is not supported: it is for transf"),
         ("plan /m --data-parallel-size 2", "--data_parallel_size=2 is not supported: run more re"),
+        ("serve --speculative-config ngram", "--speculative_config is no JSON object"),
         ("serve --chat-template x.jinja", "--chat_template=x.jinja is not supported: put it into"),
     ],
 )

@@ -127,7 +127,7 @@ class Company:
         pages: PagePool | None = None,
         **limits: Any,
     ) -> None:
-        self._asks = list(requests)
+        self.requests = list(requests)
         self._callbacks = [Member(self) for _ in requests]
         self._keys: dict[int, int] = {}
         self._pages = pages
@@ -143,7 +143,7 @@ class Company:
             self._engine = opened.engine
             with opened.held():
                 self._come_and_go()
-            for ask, callback in zip(self._asks, self._callbacks, strict=True):
+            for ask, callback in zip(self.requests, self._callbacks, strict=True):
                 if ask.gone is None:
                     callback.wait()
             self.preemptions = int(metric("predictor_preemptions_total", opened.name))
@@ -152,19 +152,19 @@ class Company:
     def _come_and_go(self) -> None:
         """Before each pass, those come and go whose time it is."""
         now = len(self.runner.passes)
-        for index, ask in enumerate(self._asks):
+        for index, ask in enumerate(self.requests):
             if ask.at <= now and index not in self._keys:
                 self._come(index)
             if ask.gone is not None and ask.gone <= now and index in self._keys:
                 self._engine.cancel(self._keys[index])
 
     def _come(self, index: int) -> None:
-        ask = self._asks[index]
+        ask = self.requests[index]
         self._keys[index] = self._engine.submit(ask.prompt, ask.sampling, self._callbacks[index])
 
     def someone_ended(self) -> None:
         """Where nobody runs there are no passes to count, so the next comes at once."""
-        coming = [index for index in range(len(self._asks)) if index not in self._keys]
+        coming = [index for index in range(len(self.requests)) if index not in self._keys]
         if coming:
             self._come(coming[0])
 

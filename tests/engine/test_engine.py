@@ -131,6 +131,9 @@ class Wrapped:
     def holds(self, key: int, /) -> bool:
         return self._runner.holds(key)
 
+    def truncate(self, key: int, end: int) -> None:
+        self._runner.truncate(key, end)
+
     def release(self, key: int) -> None:
         self._runner.release(key)
 

@@ -157,15 +157,17 @@ def alike(seed: int) -> list[Ask]:
 class Failing:
     """A runner whose passes of several rows fail now and then, when all is computed."""
 
-    def __init__(self, runner: BatchRunner) -> None:
+    def __init__(self, runner: BatchRunner, every: int = 7) -> None:
         self._runner = runner
+        self._every = every
         self.holds, self.release, self.model = runner.holds, runner.release, runner.model
+        self.truncate = runner.truncate
         self.count = self.failures = 0
 
     def run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
         logits = self._runner.run(rows)
         self.count += 1
-        if len(rows) > 1 and self.count % 7 == 0:
+        if len(rows) > 1 and self.count % self._every == 0:
             self.failures += 1
             raise RuntimeError("now and then")
         return logits

@@ -89,8 +89,9 @@ def check_serial(
     passes = _alone(_ONE_BY_ONE if one_by_one else _BY_CHUNKS)
     try:
         for difference in _differences(runner, model, device, passes):
-            is_far = difference > _TOLERANCE.get(model.dtype, _HALF_TOLERANCE)
-            if not is_far:  # nor for numbers that are not finite, of which the warm-up tells
+            if difference <= _TOLERANCE.get(
+                model.dtype, _HALF_TOLERANCE
+            ):  # nor for numbers that are not finite, of which the warm-up tells
                 return None
     except _MISTAKES as error:
         return f"it fails on its first tokens ({type(error).__name__}: {reason_of(error)})"
@@ -190,6 +191,11 @@ def _logits_alone(model: Any, device: torch.device, sequence: list[int]) -> torc
     ids = torch.tensor([sequence], device=device)
     logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
     return logits
+
+
+def is_far(logits: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Return whether logits differ from others by more than rounding."""
+    return not distance(logits, expected) <= _TOLERANCE.get(dtype, _HALF_TOLERANCE)
 
 
 def distance(logits: torch.Tensor, expected: torch.Tensor) -> float:

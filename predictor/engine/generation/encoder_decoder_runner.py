@@ -94,6 +94,10 @@ class EncoderDecoderRunner:
             logits |= dict(zip([row.key for row in group], self._begin(group), strict=True))
         return torch.stack([logits[row.key] for row in rows])
 
+    def truncate(self, key: int, end: int) -> None:
+        """Refuse to drop tokens: no sequence has drafts here."""
+        raise NotImplementedError
+
     def holds(self, key: int, /) -> bool:
         """Return whether a sequence can be continued; else memory ran out as batches changed."""
         return key in self.batches

@@ -37,6 +37,7 @@ class SchedulerLimits:
         least_row_tokens: Tokens of prefill that take as much memory as a row of a few tokens.
         window: Tokens of one sequence that layers with a window keep; 0 if all layers keep all.
         window_tokens: Tokens that sequences may cache in layers with a window.
+        draft_tokens: Most draft tokens of one sequence in a forward pass; 0 for none.
     """
 
     kv_tokens: int
@@ -51,6 +52,7 @@ class SchedulerLimits:
     least_row_tokens: int = 1
     window: int = 0
     window_tokens: int = 0
+    draft_tokens: int = 0
 
     @property
     def keeps_every_position(self) -> bool:
@@ -96,17 +98,29 @@ class Chunk:
     Attributes:
         key: The sequence.
         start: The position of the first token, which is how many tokens are cached before.
-        count: How many tokens.
+        count: How many tokens, drafts among them.
+        drafts: How many of the last ones are drafts.
     """
 
     key: int
     start: int
     count: int
+    drafts: int = 0
 
     @property
     def end(self) -> int:
         """The position after the last token."""
         return self.start + self.count
+
+    @property
+    def known_part(self) -> Chunk:
+        """The chunk without its drafts."""
+        return Chunk(self.key, self.start, self.count - self.drafts)
+
+    @property
+    def following(self) -> Chunk:
+        """The chunk of the one token that comes after it."""
+        return Chunk(self.key, self.end, 1)
 
 
 @dataclass(frozen=True, slots=True)

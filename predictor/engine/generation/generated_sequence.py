@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from predictor.engine.generation.prompt_lookup import PromptLookup
 from predictor.engine.generation.sampler import Sampler
 from predictor.engine.generation.sampling_params import (
     CachedPrompt,
@@ -37,6 +38,7 @@ class GeneratedSequence:
         cached_prompt: Tokens of the prompt that were cached before its first forward pass.
         tokens: All known tokens. Empty until the first forward pass: many may wait with the same
             prompt.
+        lookup: Drafts how it continues.
     """
 
     prompt: Sequence[int]
@@ -50,11 +52,17 @@ class GeneratedSequence:
     last_token: float = 0.0
     cached_prompt: int = 0
     tokens: list[int] = field(default_factory=list)
+    lookup: PromptLookup = field(default_factory=PromptLookup)
 
     @property
     def known_tokens(self) -> Sequence[int]:
         """The tokens of the prompt and of the reply so far."""
         return self.tokens or self.prompt
+
+    @property
+    def tokens_left(self) -> int:
+        """How many tokens it may still get."""
+        return self.params.max_new_tokens - (len(self.known_tokens) - len(self.prompt))
 
     @property
     def prefix_scope(self) -> bytes:

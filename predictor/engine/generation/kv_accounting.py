@@ -14,6 +14,7 @@
    counted once.
    A model that keeps nothing of a token, but a state of each sequence, has no pages. Its sequences
    are not counted, and as many run as have slots.
+   Drafts take pages that nobody has reserved, until their forward pass has ended.
 5. **Windows**: layers that attend to a window have a pool of `Placement.window_tokens` pages. A
    sequence keeps the tokens that are in the window, and its new tokens until a forward pass has
    ended. The ledger counts both pools.
@@ -96,6 +97,13 @@ class KVLedger:
             return False
         taken = self.reserved - self._shared()
         return taken > self.capacity or self.windowed > self.window_capacity
+
+    @property
+    def room(self) -> int:
+        """Tokens that are not reserved, which drafts may take during a step."""
+        if self.capacity is None:
+            return 0
+        return max(0, self.capacity - self.reserved + self._shared())
 
     def has_room(self, tokens: int, *, running: int = 0, growth: int = 0) -> bool:
         """Return whether a sequence of so many tokens may be added.

@@ -169,7 +169,14 @@ class PagedKVCache(Cache):
         """Free the pages of tokens that left the window of all layers in a pass that succeeded."""
         if self._window_pages is not None:
             for row in rows:
-                self._window_pages.forget(row.key, row.end - (self._window - 1))
+                self._window_pages.forget(row.key, row.known_end - (self._window - 1))
+
+    def truncate(self, key: int, end: int) -> None:
+        """Free the pages of a sequence's tokens from a position on, which were drafts."""
+        self.pages.truncate(key, end)
+        if self._window_pages is not None:
+            self._window_pages.truncate(key, end)
+            self._window_pages.forget(key, end - (self._window - 1))
 
     def release(self, key: int) -> None:
         """Free the pages and the slot of a sequence."""

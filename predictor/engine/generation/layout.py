@@ -34,17 +34,24 @@ class SequenceChunk:
         start: How many of its tokens are cached.
         tokens: The tokens after those.
         adapter: The adapter that computes them; None is the model alone.
+        drafts: How many of the last tokens are drafts. Logits are needed after each of them, too.
     """
 
     key: int
     start: int
     tokens: Sequence[int]
     adapter: str | None = None
+    drafts: int = 0
 
     @property
     def end(self) -> int:
         """How many tokens are cached after the forward pass."""
         return self.start + len(self.tokens)
+
+    @property
+    def known_end(self) -> int:
+        """How many of them are no drafts."""
+        return self.end - self.drafts
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,13 @@ class PageTable:
             own.pages[own.first : before] = _PADDING
             own.first = before
 
+    def truncate(self, key: int, end: int) -> None:
+        """Free the pages of a sequence's tokens from a position on."""
+        own = self._owned[key]
+        if end < own.end:
+            self._free.put_back(own.pages[end : own.end])
+            own.end = end
+
     def release(self, key: int) -> None:
         """Free all pages of a sequence."""
         own = self._owned.pop(key, None)

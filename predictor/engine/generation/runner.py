@@ -17,6 +17,7 @@ from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.kv_cache import PagedKVCache
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.private.cache_layers import CacheLayer, cache_argument
+from predictor.shape_buckets import bucket_new_tokens
 
 
 class Runner(Protocol):
@@ -28,7 +29,16 @@ class Runner(Protocol):
         ...
 
     def run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
-        """Return logits of shape (rows, vocabulary)."""
+        """Return the logits after the last tokens of each row: as many for each row.
+
+        Returns:
+            Of shape (rows x columns, vocabulary). There is one column if no row has drafts, else at
+            least one for each draft of a row and one for its last known token. They end together.
+        """
+        ...
+
+    def truncate(self, key: int, end: int) -> None:
+        """Drop what is kept of a sequence's tokens from a position on, which were drafts."""
         ...
 
     def holds(self, key: int, /) -> bool:
@@ -82,10 +92,14 @@ class BatchRunner:
 
     @torch.inference_mode()
     def run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
-        """Return logits of shape (rows, vocabulary)."""
+        """Return the logits after the last tokens of each row, see `Runner`."""
         logits = self._run_states(rows) if self.cache.keeps_state else self._run(rows)
         self.cache.forget(rows)
         return logits
+
+    def truncate(self, key: int, end: int) -> None:
+        """Free the pages of a sequence's tokens from a position on."""
+        self.cache.truncate(key, end)
 
     def holds(self, key: int, /) -> bool:
         """Return whether what is kept of a sequence is still there, if it can be lost at all."""
@@ -110,6 +124,7 @@ class BatchRunner:
 
     def _run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
         layout = self.cache.lay_out(rows, bucket_shapes=self._device.type == "cpu")
+        kept = self._kept_logits(rows)
         ids = torch.zeros(len(rows), layout.new, dtype=torch.long)
         for index, row in enumerate(rows):
             ids[index, layout.new - len(row.tokens) :] = torch.tensor(row.tokens)
@@ -119,7 +134,7 @@ class BatchRunner:
         if "position_ids" in self._accepted:
             extra["position_ids"] = positions[:, layout.past :].clamp(min=0).to(self._device)
         if "logits_to_keep" in self._accepted:
-            extra["logits_to_keep"] = 1
+            extra["logits_to_keep"] = kept
         with self.adapters.used_by([row.adapter for row in rows], layout.new):
             output = self.model(
                 input_ids=ids.to(self._device),
@@ -127,8 +142,13 @@ class BatchRunner:
                 use_cache=True,
                 **extra,
             )
-        logits: torch.Tensor = output.logits[:, -1]
+        logits: torch.Tensor = output.logits[:, -kept:].flatten(0, 1)
         return logits
+
+    def _kept_logits(self, rows: Sequence[SequenceChunk]) -> int:
+        """Return of how many last columns logits are needed, in few shapes on a processor."""
+        most = 1 + max(row.drafts for row in rows)
+        return bucket_new_tokens(most) if self._device.type == "cpu" else most
 
     def _mask(self, positions: torch.Tensor) -> torch.Tensor | None:
         """Return which columns hold tokens, of shape (rows, columns).

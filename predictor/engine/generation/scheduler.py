@@ -26,6 +26,7 @@ token.
 - **Prefixes**: a sequence skips the tokens of its prompt that another one has computed
   (`prefix_cache`). Of several prompts that begin alike, one is computed and the others wait for
   its next chunk, unless it takes less than another forward pass to compute all of them.
+- **Drafts**: guesses at the next tokens fill forward passes that have room for them (`drafts`).
 - **States**: if the model keeps a state, a sequence that begins is never part of a decode pass, and
   one whose state can be continued by single tokens alone is, even if it has many tokens left. Else
   the first chunk of a prompt is the odd one, since only chunks that begin may be padded: all that
@@ -37,6 +38,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import attrgetter
 
+from predictor.engine.generation.drafts import Drafts, NoDrafts, add_drafts
 from predictor.engine.generation.forward_passes import (
     Chunk,
     SchedulerLimits,
@@ -75,14 +77,21 @@ class Step:
 class Scheduler:
     """Plans the steps of all sequences. Its caller runs them and reports the results."""
 
-    def __init__(self, limits: SchedulerLimits, prefixes: Prefixes | None = None) -> None:
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        prefixes: Prefixes | None = None,
+        drafts: Drafts | None = None,
+    ) -> None:
         """Begin with no sequence.
 
         Args:
             limits: The limits of the KV cache and of a forward pass.
             prefixes: The tokens that need not be computed again; None if nothing is shared.
+            drafts: Guesses at the next tokens; None for none.
         """
         self._limits, self._prefixes = limits, prefixes or NoPrefixes()
+        self._drafts = drafts or NoDrafts()
         self._kv = KVLedger(
             limits.kv_tokens if limits.keeps_tokens else None,
             window=limits.window,
@@ -188,6 +197,7 @@ class Scheduler:
                 decode.append(chunk)
             else:
                 prompts.append((sequence, chunk))
+        decode = add_drafts(decode, self._drafts, self._limits, self._kv.room)
         shared = batch(self._select_prefill(prompts), decode, self._limits)
         return Step(preempted, (*shared, *((chunk,) for chunk in alone[:1])))
 

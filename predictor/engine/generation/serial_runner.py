@@ -65,6 +65,10 @@ class SerialRunner:
         """Return logits of shape (rows, vocabulary)."""
         return torch.cat([self._run(row) for row in rows])
 
+    def truncate(self, key: int, end: int) -> None:
+        """Refuse to drop tokens: no sequence has drafts here."""
+        raise NotImplementedError
+
     def holds(self, key: int, /) -> bool:
         """Return whether the cache of a sequence is kept."""
         return key in self._sequences

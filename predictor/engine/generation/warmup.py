@@ -18,6 +18,7 @@ from predictor.engine.generation.batchability import (
     refuse_serial,
 )
 from predictor.engine.generation.cache_kinds import keeps_state, unbatchable_reason
+from predictor.engine.generation.draft_support import supported_draft_tokens
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
 from predictor.engine.generation.encoder_decoder_warmup import open_encoder_decoder_runner
 from predictor.engine.generation.engine import Engine
@@ -87,13 +88,14 @@ def open_engine(
     eos_token_ids: frozenset[int],
     adapters: LoadedAdapters,
     prefix_cache: bool = False,
+    draft_tokens: int = 0,
     **options: Unpack[ThreadOptions],
 ) -> EngineHandle:
     """Return a running engine, after forward passes that test and time the model where need be.
 
     Args:
         model: The model, every part in its place.
-        placement: The placement of its parts, and the size of the KV cache.
+        placement: Where its parts are, and the size of the KV cache.
         prefill_chunk: Prompt tokens in one forward pass, as planned.
         max_sequences: Most sequences that run at one time.
         threads: Most threads to compute with; None leaves that to torch.
@@ -102,6 +104,7 @@ def open_engine(
         eos_token_ids: Tokens that end a sequence, by the model's configs.
         adapters: The adapters that are attached to the model.
         prefix_cache: Whether sequences share what is computed of equal prefixes, if the model can.
+        draft_tokens: Most draft tokens of one sequence in a forward pass, if the model can.
         options: See `ThreadOptions`; the observer is made here.
 
     Raises:
@@ -111,14 +114,12 @@ def open_engine(
     with first_token():
         opened = _open_runner(model, placement, max_sequences, warmup_cache, adapters)
         _try_adapters(opened.runner, model, sorted(adapters.names))
-        breakeven_tokens = _time_passes(
-            *(opened.runner, model, placement, prefill_chunk, warmup_cache),
-            heartbeat=options.get("heartbeat"),
-        )
-    limits = _limits(placement, opened, max_sequences, prefill_chunk, breakeven_tokens)
+        parts = (opened.runner, model, placement, warmup_cache)
+        tokens = _time_passes(*parts, prefill_chunk, options.get("heartbeat"))
+        drafts = supported_draft_tokens(*parts, draft_tokens)
     options["observer"] = tune_threads(limit, placement, warmup_cache)
     engine = Engine(
-        *(opened.runner, limits),
+        *(opened.runner, _limits(placement, opened, max_sequences, prefill_chunk, tokens, drafts)),
         eos_token_ids=eos_token_ids,
         metrics=metrics,
         pages=_shared_pages(opened.runner) if prefix_cache else None,
@@ -131,9 +132,8 @@ def _time_passes(
     runner: Runner,
     model: PreTrainedModel,
     placement: Placement,
-    chunk: int,
     warmup_cache: WarmupCache,
-    *,
+    chunk: int,
     heartbeat: Heartbeat | None,
 ) -> int:
     """Choose the quickest kernels; return the tokens that take as long as a pass over weights."""
@@ -163,7 +163,12 @@ def _shared_pages(runner: Runner) -> PagePool | None:
 
 
 def _limits(
-    placement: Placement, opened: _Opened, sequences: int, chunk: int, breakeven_tokens: int
+    placement: Placement,
+    opened: _Opened,
+    sequences: int,
+    chunk: int,
+    breakeven_tokens: int,
+    draft_tokens: int,
 ) -> SchedulerLimits:
     kv_tokens, one_by_one = _most_tokens(placement), opened.one_by_one
     keeps_tokens = placement.kv_tokens > 0
@@ -189,6 +194,7 @@ def _limits(
         one_by_one=one_by_one,
         window=placement.window,
         window_tokens=usable_window_tokens(placement.window_tokens, placement.kv_tokens, chunk),
+        draft_tokens=draft_tokens,
     )
 
 

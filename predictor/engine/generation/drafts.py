@@ -1,0 +1,113 @@
+"""How many draft tokens each sequence has in a forward pass: arithmetic over costs and rates.
+
+A *draft* is a guess at the tokens that follow the known ones. A forward pass computes it together
+with the last known token, and verifies it: the drafts that are sampled are accepted, and the others
+are dropped (`verification`). So one pass over the weights may give a sequence several tokens.
+
+A draft costs the computation of its tokens, and that of as many columns of padding in all other
+rows. Its gain is what it is expected to be accepted of, by the rate at which the last drafts of the
+sequence were. `add_drafts` takes the number of columns that gives the most tokens per time. As
+sequences come, columns cost more, so drafts fade out; text that never repeats has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
+
+LEAST_GAIN = 1.05
+"""Tokens per time with drafts, as a multiple of those without, below which there are none. The
+costs are measured at the start, and are no more exact than that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A draft of one sequence, without its tokens.
+
+    Attributes:
+        count: How many tokens it has.
+        rate: The expected fraction of its tokens that are accepted, each if those before it are.
+    """
+
+    count: int
+    rate: float
+
+    def expected(self, most: int) -> float:
+        """Return how many tokens are expected to be accepted if so many are computed at most."""
+        count = min(self.count, most)
+        if self.rate >= 1:
+            return count
+        return self.rate * (1 - self.rate**count) / (1 - self.rate)
+
+
+class Drafts(Protocol):
+    """Proposes drafts; see `drafter.Drafter`."""
+
+    def propose(self, key: int, most: int) -> Proposal:
+        """Propose a draft of a sequence, of so many tokens at most, and keep its tokens."""
+        ...
+
+
+class NoDrafts:
+    """Proposes nothing."""
+
+    def propose(self, key: int, most: int) -> Proposal:  # noqa: ARG002
+        """Return an empty draft."""
+        return Proposal(0, 0.0)
+
+
+def add_drafts(
+    decode: Sequence[Chunk], drafts: Drafts, limits: SchedulerLimits, room: int
+) -> list[Chunk]:
+    """Return the chunks with the drafts that pay.
+
+    Args:
+        decode: Chunks of one token each.
+        drafts: Proposes the drafts.
+        limits: The limits of a forward pass, and its cost.
+        room: Tokens that all drafts together may take in the KV cache.
+    """
+    most = min(most_drafts(len(decode), limits), room)
+    if most < 1:
+        return list(decode)
+    proposals = [drafts.propose(chunk.key, most) for chunk in decode]
+    columns = _best_columns(proposals, limits)
+    chunks = []
+    for chunk, proposal in zip(decode, proposals, strict=True):
+        count = min(proposal.count, columns, room)
+        room -= count
+        chunks.append(Chunk(chunk.key, chunk.start, chunk.count + count, count))
+    return chunks
+
+
+def most_drafts(rows: int, limits: SchedulerLimits) -> int:
+    """Return how many drafts each of so many rows may have, if any pay.
+
+    The logits of a forward pass are within the plan: as many as there may be sequences, or as one
+    sequence needs.
+    """
+    if not rows:
+        return 0
+    positions = max(limits.sequences, 1 + limits.draft_tokens)
+    most = min(limits.draft_tokens, positions // rows - 1, limits.breakeven_tokens - 1)
+    while most > 0 and not (
+        limits.computed_tokens(rows, 1 + most) <= positions and limits.can_prefill(rows, 1 + most)
+    ):
+        most -= 1
+    return most
+
+
+def _best_columns(proposals: Sequence[Proposal], limits: SchedulerLimits) -> int:
+    """Return the columns of drafts that give the most tokens per time; 0 if none pay."""
+    rows = len(proposals)
+
+    def tokens_per_time(columns: int) -> float:
+        tokens = rows + sum(proposal.expected(columns) for proposal in proposals)
+        return tokens / (limits.breakeven_tokens + limits.computed_tokens(rows, 1 + columns))
+
+    counts = range(1, 1 + max(proposal.count for proposal in proposals))
+    best = max(counts, key=tokens_per_time, default=0)
+    return best if best and tokens_per_time(best) >= LEAST_GAIN * tokens_per_time(0) else 0
