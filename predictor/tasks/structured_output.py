@@ -19,6 +19,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
 from predictor.engine.generation.sampling_params import SequenceGenerator
 from predictor.errors import RequestError, reason_of
+from predictor.tasks.grammar_costs import check_repetitions
 from predictor.tasks.request import Grammar
 
 MAX_GRAMMAR_SIZE = 64 * 1024
@@ -69,6 +70,7 @@ class StructuredOutput:
                 f"The schema or grammar of the reply has {size} bytes; at most {self._largest} "
                 "are accepted (max_grammar_size)."
             )
+        check_repetitions(grammar)
         text = _as_llguidance(grammar, lead)
         grammars, pool = self._open()
         pool.submit(grammars.matcher, text).result()

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest.mock import Mock
 
@@ -171,6 +172,108 @@ def test_each_reply_is_valid_json_by_its_schema_or_cut(up: Up, forms: list[Any],
             jsonschema.validate(json.loads(completion.text), form)
 
 
+# --- replies by random schemas ---
+
+_BATCH = 8
+_DEPTH = 3
+_BATCHES = range(125)
+_QUICK = 3
+"""Of these batches of schemas, which run without ``--full-grid``."""
+
+
+def random_schema(random: Random, depth: int = _DEPTH) -> dict[str, Any]:
+    """A schema with the keywords that structured output is used with."""
+    if depth == _DEPTH and random.random() < 0.2:
+        return _recursive(random, depth - 1)
+    if depth and random.random() < 0.55:
+        return random.choice((_object, _array, _choices))(random, depth - 1)
+    low = random.randrange(-1000, 1000)
+    leaves: list[dict[str, Any]] = [
+        {"type": "string", "maxLength": random.randrange(1, 9)},
+        {"type": "string", "minLength": 1, "maxLength": random.randrange(2, 6)},
+        {
+            "type": "string",
+            "pattern": random.choice(("^[a-c]{2,4}$", r"^\d{3}-[xyz]$", "^(on|off)$")),
+        },
+        {"type": "string", "format": random.choice(("date", "uuid", "ipv4"))},
+        {"type": "integer", "minimum": low, "maximum": low + random.randrange(500)},
+        {"type": "integer", "exclusiveMinimum": low, "multipleOf": random.choice((1, 5, 10))},
+        {"type": "number", "minimum": 0, "maximum": random.randrange(1, 100)},
+        {"type": random.choice(("boolean", "null"))},
+        {"type": ["string", "null"], "maxLength": 4},
+        {"const": random.choice(("a b", 'q"', "ü", 7, -0.5, None, [1, "x"], {"k": True}))},
+        {"enum": random.sample(["a", "bc", 'd"e', "\n", 1, 2.5, True, None], 3)},
+    ]
+    return random.choice(leaves)
+
+
+def _object(random: Random, depth: int) -> dict[str, Any]:
+    names = random.sample(["id", "name", "a b", 'q"', "ü", "tags", "$ref", "x-y"], 3)
+    properties = {name: random_schema(random, depth) for name in names[: random.randrange(1, 4)]}
+    required = [name for name in properties if random.random() < 0.6]
+    extra = random.choice((False, {"type": "boolean"}))
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": extra,
+    }
+
+
+def _array(random: Random, depth: int) -> dict[str, Any]:
+    least = random.randrange(3)
+    if random.random() < 0.3:
+        items = [random_schema(random, depth) for _ in range(2)]
+        return {"type": "array", "prefixItems": items, "items": False, "minItems": 2}
+    bounds = {"minItems": least, "maxItems": least + random.randrange(2)}
+    return {"type": "array", "items": random_schema(random, depth), **bounds}
+
+
+def _choices(random: Random, depth: int) -> dict[str, Any]:
+    return {"anyOf": [random_schema(random, depth) for _ in range(random.randrange(1, 4))]}
+
+
+def _recursive(random: Random, depth: int) -> dict[str, Any]:
+    """A list of values, linked by references; references count from the root."""
+    node = {
+        "type": "object",
+        "properties": {
+            "value": random_schema(random, depth - 1),
+            "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]},
+        },
+        "required": ["value", "next"],
+        "additionalProperties": False,
+    }
+    return {"$ref": "#/$defs/node", "$defs": {"node": node}}
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [pytest.param(n, marks=() if n < _QUICK else pytest.mark.full_grid) for n in _BATCHES],
+)
+def test_replies_by_random_schemas_are_valid_or_cut(up: Up, batch: int) -> None:
+    random = Random(batch)
+    forms = [random_schema(random) for _ in range(_BATCH)]
+    completions = replies(
+        up,
+        *map(schema, forms),
+        seed=batch,
+        temperature=random.choice((0, 1, 1.5)),
+        max_new_tokens=80,
+    )
+    ends = [completion.finish_reason for completion in completions]
+    for form, completion, end in zip(forms, completions, ends, strict=True):
+        assert end in ("stop", "length")
+        if end == "stop":
+            jsonschema.validate(
+                json.loads(completion.text),
+                form,
+                cls=jsonschema.Draft202012Validator,
+                format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER,
+            )
+    assert "stop" in ends
+
+
 def test_the_same_replies_come_in_any_company(up: Up) -> None:
     """Seeds, rows without a grammar beside others, and replies computed again after preemption."""
     forms = [schema(PERSON), None, Grammar("regex", "[a-z ]{12}"), None, schema(PERSON)]
@@ -196,6 +299,17 @@ def test_the_same_replies_come_in_any_company(up: Up) -> None:
         (Grammar("grammar", "start: nowhere"), "nowhere"),
         (Grammar("grammar", "no grammar at all"), "cannot be used"),
         (Grammar("regex", "a" * 70_000), "max_grammar_size"),
+        (Grammar("regex", "a?" * 30_000), "30000 parts that are optional or repeated"),
+        (Grammar("grammar", "start: " + '"a"* ' * 9000), "9000 parts that are optional"),
+        (schema({"type": "string", "pattern": "a*" * 9000}), "9000 parts that are optional"),
+        (
+            schema({"type": "object", "patternProperties": {f"^{'.?' * 5000}$": {}}}),
+            "5000 parts that are optional",
+        ),
+        (
+            Grammar("grammar", "".join(f'r{n} ::= "a" r{n + 1}\n' for n in range(3000))),
+            "3000 rules; at most 1000",
+        ),
         (
             schema({"type": "object", "properties": {f"property {n}": {} for n in range(1500)}}),
             "max is 2000",
