@@ -128,7 +128,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "a model of the hub without KServe": {
         "kserve": {"enabled": False},
-        "dashboard": {"enabled": True, "labels": {}},
+        "dashboard": {"enabled": True, "labels": {"dashboards": "models"}},
         "autoscaling": {"enabled": True, "by": "hpa", "maxReplicas": 1},
         "model": {"id": "org/model"},
         "hubToken": {"existingSecret": "token"},
