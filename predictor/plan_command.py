@@ -14,6 +14,7 @@ from typing import Any
 
 from predictor import pod, startup
 from predictor.checkpoint.checkpoint import Checkpoint
+from predictor.checkpoint.task_detection import GENERATING
 from predictor.deployment import render
 from predictor.deployment.replicas import ClaimReads
 from predictor.deployment.sizing import size_deployment
@@ -25,10 +26,12 @@ from predictor.placement.estimate import (
     RESOURCE_TITLES,
     STATED,
     Bandwidths,
+    Estimate,
     Resource,
     estimate_rates,
 )
 from predictor.placement.picture import Drawing, draw
+from predictor.placement.plan import Placement
 from predictor.placing import place
 from predictor.pod.resources import PodResources
 from predictor.pod.stated import RESOURCES, parse_alternative, stated_resources
@@ -129,7 +132,7 @@ def _one_plan(
     _check_tokenizer(settings, prepared)
     placement = prepared.placement
     if request.output in _PICTURES:
-        drawing = Drawing(placement, estimate=estimate_rates(placement, bandwidths, model.rows))
+        drawing = Drawing(placement, estimate=_estimate(model, placement, bandwidths))
         text = _single(request.output, drawing, bandwidths, with_rates=bool(request.bandwidths))
         return text if request.replicas is None else _with_reads(request, text, drawing, bandwidths)
     explicit = explicit_settings(settings, flags, os.environ)
@@ -161,8 +164,13 @@ def _alternative(
     except DoesNotFit as error:
         return Alternative(text, refusal=str(error))
     placement = prepared.placement
-    estimate = estimate_rates(placement, bandwidths, model.rows)
+    estimate = _estimate(model, placement, bandwidths)
     return Alternative(text, Drawing(placement, text, estimate))
+
+
+def _estimate(model: Measured, placement: Placement, bandwidths: Bandwidths) -> Estimate:
+    is_encoder = model.checkpoint.task not in GENERATING
+    return estimate_rates(placement, bandwidths, model.rows, is_encoder=is_encoder)
 
 
 def _alternative_resources(request: PlanRequest, text: str) -> PodResources:

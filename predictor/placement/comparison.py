@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from predictor.placement.estimate import Bandwidths
+from predictor.placement.estimate import TOKENS, Bandwidths
 from predictor.placement.picture import Drawing, draw
 from predictor.placement.picture_shapes import STYLE
 from predictor.placement.report import (
@@ -30,8 +30,6 @@ _COLUMNS = (
     "on disk",
     "streamed",
     "KV tokens",
-    "tokens/s, 1 request",
-    "tokens/s, full batch",
 )
 
 _PAGE_STYLE = (
@@ -62,7 +60,7 @@ class Alternative:
 
 def table(alternatives: Sequence[Alternative], bandwidths: Bandwidths) -> str:
     """Return the alternatives as a table with a line each, and what its rates rest on."""
-    lines = aligned_lines([_COLUMNS, *(_row(one) for one in alternatives)])
+    lines = aligned_lines([_columns(alternatives), *(_row(one) for one in alternatives)])
     return "\n".join([*lines, *_refusals(alternatives), _caveat(bandwidths)])
 
 
@@ -74,7 +72,7 @@ def comparison_json(alternatives: Sequence[Alternative]) -> dict[str, Any]:
 def comparison_page(alternatives: Sequence[Alternative], bandwidths: Bandwidths) -> str:
     """Return the alternatives as an HTML document: a table, and a picture of each."""
     drawings = [one.drawing for one in alternatives if one.drawing is not None]
-    rows = [_row(one) for one in alternatives]
+    rows = [_columns(alternatives), *(_row(one) for one in alternatives)]
     return _document(drawings, [*_refusals(alternatives), _caveat(bandwidths)], rows)
 
 
@@ -107,16 +105,23 @@ def _document(
 def _html_table(rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in _COLUMNS)
+    columns, *lines = rows
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>\n" for line in lines
     )
     return f"<div><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
 
 
+def _columns(alternatives: Sequence[Alternative]) -> tuple[str, ...]:
+    estimates = [one.drawing.estimate for one in alternatives if one.drawing is not None]
+    unit = next((estimate.unit for estimate in estimates if estimate is not None), TOKENS)
+    return (*_COLUMNS, f"{unit}, 1 request", f"{unit}, full batch")
+
+
 def _row(one: Alternative) -> tuple[str, ...]:
     if one.drawing is None:
-        return (one.resources, "does not fit", *["-"] * (len(_COLUMNS) - 2))
+        return (one.resources, "does not fit", *["-"] * len(_COLUMNS))
     placement, estimate = one.drawing.placement, one.drawing.estimate
     on_gpus = sum(tier.weights for tier in placement.tiers if tier.name.isdigit())
     in_memory, on_disk = placement.tier("cpu").weights, placement.tier("disk").weights
@@ -140,7 +145,7 @@ def _refusals(alternatives: Sequence[Alternative]) -> list[str]:
 
 def _caveat(bandwidths: Bandwidths) -> str:
     return (
-        "The tokens/s are an estimate and no measurement: bytes of a forward pass divided by "
+        "The rates are an estimate and no measurement: bytes of a forward pass divided by "
         f"bandwidths, {describe_bandwidths(bandwidths)}."
     )
 

@@ -1,9 +1,9 @@
 """Estimate how fast a placement decodes, from bandwidths: an estimate, and no measurement.
 
 A forward pass takes as long as the slowest of three that overlap: reading from disk, copying to
-the GPU, and computing. A small batch computes as fast as memory gives it the weights. So tokens/s
-are the rows of a batch divided by that time. Reading the KV cache and the arithmetic of large
-batches are left out, so that real rates are lower.
+the GPU, and computing. A small batch computes as fast as memory gives it the weights, and one of
+more than `BREAKEVEN_ROWS` takes longer in proportion. So tokens/s are the rows of a batch divided
+by that time. Reading the KV cache is left out, so that real rates are lower.
 """
 
 from __future__ import annotations
@@ -25,6 +25,14 @@ RESOURCE_TITLES: Mapping[Resource, str] = {
     "gpu": "GPU memory",
 }
 """The bandwidths by name, as people call them."""
+
+TOKENS, PASSES = "tokens/s", "passes/s"
+"""The units of rates."""
+
+BREAKEVEN_ROWS: Mapping[Resource, int] = {"memory": 16, "gpu": 200}
+"""Rows whose arithmetic takes as long as reading the weights: some 16 on a processor, as warm-up
+measures (`predictor.engine.warmup`). On a GPU it is the quotient of data sheets: 156 in 16 bits for
+an A100 (312 TFLOP/s, 2.0 TB/s), 295 for an H100 (989, 3.35)."""
 
 ASSUMED, STATED, MEASURED = "assumed", "stated", "measured"
 """Where a bandwidth is from."""
@@ -101,30 +109,39 @@ class Estimate:
         single: One request alone.
         full: As many requests of full length as the KV cache holds, in one batch.
         bandwidths: What it is computed from.
+        unit: What is counted: tokens, or the forward passes of an encoder, which generates none.
     """
 
     single: DecodeRate
     full: DecodeRate
     bandwidths: Bandwidths
+    unit: str = TOKENS
 
     def as_json(self) -> dict[str, Any]:
         """Return the numbers and what they were computed from."""
         return {
             "is_estimate": True,
+            "unit": self.unit,
             "single_request": self.single.as_json(),
             "full_batch": self.full.as_json(),
             "bandwidths": self.bandwidths.as_json(),
         }
 
 
-def estimate_rates(placement: Placement, bandwidths: Bandwidths, max_rows: int) -> Estimate:
+def estimate_rates(
+    placement: Placement, bandwidths: Bandwidths, max_rows: int, *, is_encoder: bool = False
+) -> Estimate:
     """Return the estimated rates of a placement.
 
     Args:
         placement: The placement.
         bandwidths: Bytes per second of its tiers.
         max_rows: Most sequences in one batch.
+        is_encoder: Whether the model generates nothing, so that forward passes are counted.
     """
+    if is_encoder:
+        single = _rate(placement, bandwidths, 1)
+        return Estimate(single, single, bandwidths, PASSES)
     rows = max(1, min(max_rows, full_length_sequences(placement)))
     return Estimate(_rate(placement, bandwidths, 1), _rate(placement, bandwidths, rows), bandwidths)
 
@@ -172,9 +189,14 @@ def _distinct(layer: ExpertSlots, rows: int) -> float:
     return layer.count * (1 - (1 - layer.routed / layer.count) ** rows)
 
 
+def _arithmetic(resource: Resource, rows: int) -> float:
+    """Return how many times longer computing takes than reading the weights; 1 if it is hidden."""
+    return max(1.0, rows / BREAKEVEN_ROWS[resource]) if resource in BREAKEVEN_ROWS else 1.0
+
+
 def _rate(placement: Placement, bandwidths: Bandwidths, rows: int) -> DecodeRate:
     seconds = {
-        resource: size / bandwidths.of(resource)
+        resource: size / bandwidths.of(resource) * _arithmetic(resource, rows)
         for resource, size in bytes_by_resource(placement, rows).items()
     }
     slowest = max(seconds, key=lambda resource: seconds[resource])

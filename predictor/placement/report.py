@@ -102,7 +102,7 @@ def describe_estimate(estimate: Estimate) -> str:
     single, full = estimate.single, estimate.full
     rows = f", {format_rate(full)} with {full.rows}" if full.rows > 1 else ""
     return (
-        f"estimate: {format_rate(single)} tokens/s with one request{rows}, limited by "
+        f"estimate: {format_rate(single)} {estimate.unit} with one request{rows}, limited by "
         f"{_describe_bandwidth(estimate.bandwidths, single.limited_by)}"
     )
 

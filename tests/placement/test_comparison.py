@@ -33,8 +33,16 @@ def test_the_table_has_a_line_for_each_and_says_that_rates_are_estimates():
     ]
     assert lines[3].split() == ["gpus=<1>", "does", "not", "fit", *["-"] * 6]
     assert lines[4] == "gpus=<1>: Small does not fit: it lacks all."
-    assert lines[5].startswith("The tokens/s are an estimate and no measurement")
+    assert lines[5].startswith("The rates are an estimate and no measurement")
     assert "disk at 0.01 GB/s (stated), link to the GPU at 0.01 GB/s (assumed)" in lines[5]
+
+
+def test_the_columns_count_what_the_model_does():
+    estimate = estimate_rates(PLACEMENT, SPEEDS, 1, is_encoder=True)
+    encoder = Alternative("gpus=57MiB", Drawing(PLACEMENT, "gpus=57MiB", estimate))
+
+    assert "passes/s, 1 request" in table([encoder], SPEEDS).splitlines()[0]
+    assert "passes/s, 1 request</th>" in comparison_page([encoder], SPEEDS)
 
 
 def test_json_has_the_placement_and_the_estimate_or_the_refusal():

@@ -62,6 +62,21 @@ def test_a_full_batch_shares_one_pass():
     assert estimate_rates(placement, SLOW_DISK, 2).full.rows == 2
 
 
+def test_the_arithmetic_of_a_large_batch_takes_longer_than_reading_the_weights():
+    # 54 MiB of main memory at 50 MiB/s, twice for 32 rows; the disk takes 1 s
+    placement = replace(placed(memory=67), kv_tokens=4 * 32)
+
+    full = estimate_rates(placement, SLOW_DISK, 64).full
+
+    assert (full.rows, full.seconds, full.limited_by) == (32, pytest.approx(2.16), "memory")
+
+
+def test_of_an_encoder_forward_passes_are_counted():
+    estimate = estimate_rates(OVER_THREE_TIERS, SLOW_DISK, 64, is_encoder=True)
+
+    assert (estimate.unit, estimate.single, estimate.full.rows) == ("passes/s", estimate.full, 1)
+
+
 @pytest.mark.parametrize(
     ("kv_tokens", "state_slots", "sequences"), [(12, 0, 3), (0, 5, 5), (12, 2, 2), (0, 0, 1)]
 )
