@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from predictor.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 ALIASES = {"revision": "model_revision", "torch_dtype": "dtype"}
 """The predecessor's names of settings that KServe's Hugging Face server names differently."""
@@ -34,6 +37,9 @@ _WHOLE = ("VLLM_API_KEY",)
 
 _QUANTISE = ("quantization", "quantize", "load_in_8bit", "load_in_4bit")
 """Settings of vLLM, TGI and transformers, in the place of which there is one of ours."""
+
+_MISSPELT = 0.85
+"""The likeness to a setting's name from which on another name is a misspelling of it."""
 
 PREFIX = "PREDICTOR_"
 _SETUP_CONFIG = "setup_config.json"
@@ -64,13 +70,29 @@ class SetupConfig(PydanticBaseSettingsSource):
             raise ConfigurationError(f"{path} cannot be read as JSON: {error}.") from None
         if not isinstance(keys, dict):
             raise ConfigurationError(f"{path} must hold one JSON object.")
-        check_known(keys, f"key in {path}", self.settings_cls.model_fields)
-        specified = by_field({key: value for key, value in keys.items() if value is not None})
+        names = self.settings_cls.model_fields
+        own = {key for key in keys if is_foreign(key, names)}
+        check_known(keys.keys() - own, "key", names, where=f" in {path}")
+        if own:
+            logger.warning("%s has keys that are no settings: %s", path, ", ".join(sorted(own)))
+        specified = by_field(
+            {key: value for key, value in keys.items() if value is not None and key not in own}
+        )
         if isinstance(specified.get("offload_folder"), str):
             # The predecessor ran in the model's directory; this process may run anywhere.
             specified["offload_folder"] = path.parent / specified["offload_folder"]
         # pydantic would merge objects, but a source of higher precedence replaces the whole value.
         return {name: value for name, value in specified.items() if name not in self.current_state}
+
+
+def is_foreign(name: str, choices: Collection[str]) -> bool:
+    """Return whether a name is that of no setting, and not a misspelt one either.
+
+    The predecessor ignored keys that its handler did not read.
+    """
+    if name in choices or name in ALIASES or name in _QUANTISE:
+        return False
+    return not difflib.get_close_matches(name, (*choices, *ALIASES), n=1, cutoff=_MISSPELT)
 
 
 def check_known(
@@ -79,6 +101,7 @@ def check_known(
     choices: Collection[str],
     *,
     shown: Callable[[str], str] = str,
+    where: str = "",
 ) -> None:
     """Refuse names that are neither a setting nor the predecessor's name of one.
 
@@ -88,13 +111,13 @@ def check_known(
     for name in given:
         if name in _QUANTISE:
             raise ConfigurationError(
-                f"Unknown {kind} {shown(name)}: a quantised checkpoint is recognised without it, "
-                f"and {shown('weights_dtype')} int8 or int4 quantises one that is not."
+                f"Unknown {kind} {shown(name)}{where}: a quantised checkpoint is recognised "
+                f"without it, and {shown('weights_dtype')} int8 or int4 quantises one that is not."
             )
         if name not in choices and name not in ALIASES:
             near = difflib.get_close_matches(name, (*choices, *ALIASES), n=1, cutoff=0.5)
             hint = f"; did you mean {shown(near[0])}?" if near else "."
-            raise ConfigurationError(f"Unknown {kind} {shown(name)}{hint}")
+            raise ConfigurationError(f"Unknown {kind} {shown(name)}{where}{hint}")
 
 
 def by_field(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -171,8 +171,15 @@ def test_an_unknown_key_in_the_file_names_the_file_and_the_nearest_known_one(mod
         read({"model_dir": folder})
 
     assert str(raised.value) == (
-        f"Unknown key in {folder}/setup_config.json max_lenght; did you mean max_length?"
+        f"Unknown key max_lenght in {folder}/setup_config.json; did you mean max_length?"
     )
+
+
+def test_a_key_of_the_users_own_in_the_file_is_a_line_in_the_log(model_dir, caplog):
+    folder = model_dir({"max_length": "80", "model_path": "x", "zzz": 1})
+    assert read({"model_dir": folder}).max_length == 80
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == f"{folder}/setup_config.json has keys that are no settings: model_path, zzz"
 
 
 def test_an_unknown_name_without_a_near_one_is_refused_all_the_same():

@@ -257,7 +257,8 @@ def _torchserve_routes(torchserve: TorchServeEndpoints) -> Iterator[Route]:
     yield _get("/models", torchserve.list_models)
     for suffix in ("{model}", "{model}/{version}"):
         yield _get(f"/models/{suffix}", torchserve.describe)
-        yield route(f"/predictions/{suffix}", torchserve.predict, "POST", "PUT")
+        yield route(f"/predictions/{suffix}", torchserve.predict, "POST", "PUT", "GET")
+    yield _post("/invocations", torchserve.invoke)
 
 
 def _tgi_routes(tgi: TGIEndpoints) -> Iterator[Route]:

@@ -44,11 +44,17 @@ class TorchServeEndpoints:
     models: Models
 
     async def predict(self, request: Request) -> Response:
-        """``POST`` and ``PUT /predictions/{model}[/{version}]``: the body is an instance of V1.
+        """``POST``, ``PUT`` and ``GET /predictions/{model}[/{version}]``: an instance of V1.
 
         A model that generates text answers with the text alone, any other with V1's prediction.
         """
-        model = resolve_model(self.models, request)
+        return await self._predicted(request, resolve_model(self.models, request))
+
+    async def invoke(self, request: Request) -> Response:
+        """``POST /invocations``: the same of the one model, as SageMaker asks."""
+        return await self._predicted(request, next(iter(self.models.get_models().values())))
+
+    async def _predicted(self, request: Request, model: ServedModel) -> Response:
         with counted(model.name, "torchserve"):
             await require_ready(model)
             given = await _instance(request)
@@ -84,6 +90,8 @@ async def _instance(request: Request) -> object:
     field = request.query_params.get(_FIELDS[0])
     if field is not None:
         return field
+    if request.method in ("GET", "HEAD"):
+        raise RequestError("The query has no field 'data', which has the prompt.")
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         return await _part(request)

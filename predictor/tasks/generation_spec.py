@@ -30,7 +30,7 @@ class GenerationSpec:
     fields: ClassVar[tuple[Field, ...]] = (
         Field(
             "text",
-            aliases=("prompt", "data"),
+            aliases=("prompt", "data", "body"),
             example="Today the weather is really nice and I am planning on",
         ),
     )

@@ -111,6 +111,25 @@ def test_a_form_may_hold_what_curl_does_not_encode(served: Served) -> None:
     assert done.stdout == "GRÜSSE, 世 界"
 
 
+def test_a_prompt_may_be_in_the_query_of_a_get(client: httpx.Client) -> None:
+    response = client.get(PREDICTIONS, params={"data": "héllo"})
+    assert (response.status_code, response.text) == (200, "HÉLLO")
+
+
+@pytest.mark.parametrize(
+    "sent", [{"content": "a"}, {"json": {"body": "a"}}, {"data": {"data": "a"}}]
+)
+def test_sagemakers_route_asks_the_one_model(client: httpx.Client, sent: dict[str, Any]) -> None:
+    response = client.post("/invocations", **sent)
+    assert (response.status_code, response.text) == (200, "A")
+
+
+def test_v1_takes_the_handlers_other_key(client: httpx.Client) -> None:
+    body = {"instances": [{"body": "a"}]}
+    predictions = client.post("/v1/models/echo:predict", json=body).json()["predictions"]
+    assert predictions[0]["text"] == "A"
+
+
 def test_an_object_may_have_parameters(client: httpx.Client, served: Served) -> None:
     body = {"data": "a", "parameters": {"max_new_tokens": 3, "temperature": 0}}
     assert client.post(PREDICTIONS, json=body).status_code == 200
@@ -167,7 +186,9 @@ def test_what_is_no_prompt_is_refused_in_one_sentence(
         ("GET", "/models/echo/2", 404, "ModelVersionNotFoundException"),
         ("POST", "/predictions", 404, "ResourceNotFoundException"),
         ("POST", "/predictions/echo/1/v1/completions", 404, "ResourceNotFoundException"),
-        ("GET", "/predictions/echo", 405, "MethodNotAllowedException"),
+        ("DELETE", "/predictions/echo", 405, "MethodNotAllowedException"),
+        ("GET", "/predictions/echo", 400, "BadRequestException"),
+        ("GET", "/invocations", 405, "MethodNotAllowedException"),
         ("POST", "/explanations/echo", 404, "ResourceNotFoundException"),
         ("POST", "/models", 405, "MethodNotAllowedException"),
         ("PUT", "/models/echo", 405, "MethodNotAllowedException"),

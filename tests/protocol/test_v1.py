@@ -69,10 +69,10 @@ def test_inputs_are_instances_and_nulls_are_absent() -> None:
             {"instances": [{"txt": "a"}]},
             "Unknown key 'txt' in instances[0]; did you mean 'text'?",
         ),
-        ({"instances": [{}]}, "instances[0] needs one of text, prompt, data; it has none."),
+        ({"instances": [{}]}, "instances[0] needs one of text, prompt, data, body; it has none."),
         (
             {"instances": [{"text": "a", "data": "b"}]},
-            "instances[0] needs one of text, prompt, data; it has text and data.",
+            "instances[0] needs one of text, prompt, data, body; it has text and data.",
         ),
         ({"instances": [{"text": 1}]}, "instances[0].text must be a string, not an integer."),
         (

@@ -24,7 +24,7 @@ from predictor.protocol.http.errors import error_headers, http_error
 from predictor.protocol.http.json_body import JSONAnswer
 
 _GENERATE = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/generate(_stream)?")
-_TORCHSERVE = re.compile(r"/(predictions|explanations|models)(/.*)?|/ping")
+_TORCHSERVE = re.compile(r"/(predictions|explanations|models)(/.*)?|/ping|/invocations")
 _TGI = ("/", "/generate", "/generate_stream", "/info")
 _APIS = {
     "generate": "tgi",
