@@ -338,9 +338,8 @@ def test_every_setting_says_what_it_is():
     folder = Path(__file__).parent.parent / "predictor"
     source = (folder / "settings.py").read_text()
     body = source[source.index("class Settings") : source.index("def settings_customise_sources")]
-    body += (folder / "settings_limits.py").read_text()
-    body += (folder / "settings_protocols.py").read_text()
-    body += (folder / "settings_chat.py").read_text()
+    for group in ("chat", "generation", "limits", "protocols"):
+        body += (folder / f"settings_{group}.py").read_text()
 
     for name in Settings.model_fields:
         after = body[body.index(f"    {name}: ") :].split('"""')
