@@ -146,3 +146,25 @@ CASES: dict[str, dict[str, Any]] = {
         "offload": {"enabled": False},
     },
 }
+
+BATCH: dict[str, Any] = {
+    "kserve": {"enabled": False},
+    "model": {"uri": "pvc://models/qwen"},
+    "batch": {"enabled": True, "claim": "work", "input": "in.jsonl", "output": "out/r"},
+}
+_LITTLE: dict[str, Any] = {
+    "kserve": {"enabled": False},
+    "offload": {"enabled": False},
+    "batch": {"enabled": True, "claim": "work"},
+}
+MANY = {
+    **BATCH,
+    "offload": {"persistence": {"accessModes": ["ReadWriteMany"]}},
+    "batch": {**BATCH["batch"], "shards": 4, "backoffLimit": 3, "ttlSecondsAfterFinished": 60},
+    "extraArgs": ["--max_batch_size=32"],
+    "podLabels": {"team": "models"},
+    "podAnnotations": {"note": "text"},
+    "settings": {"max_model_len": 4096},
+}
+JOBS: dict[str, dict[str, Any]] = {"batch": BATCH, "little": _LITTLE, "many": MANY}
+"""Releases that are Jobs and no servers."""

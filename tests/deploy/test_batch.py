@@ -10,30 +10,10 @@ import pytest
 from predictor.cli import parse_arguments
 from predictor.settings import read_settings
 from tests.deploy import objects, pod_security, pods
+from tests.deploy.cases import BATCH, JOBS, MANY
 from tests.deploy.helm import MANIFESTS, Object, read, render, template
 
-BATCH: dict[str, Any] = {
-    "kserve": {"enabled": False},
-    "model": {"uri": "pvc://models/qwen"},
-    "batch": {"enabled": True, "claim": "work", "input": "in.jsonl", "output": "out/r"},
-}
-LITTLE: dict[str, Any] = {
-    "kserve": {"enabled": False},
-    "offload": {"enabled": False},
-    "batch": {"enabled": True, "claim": "work"},
-}
-MANY = {
-    **BATCH,
-    "offload": {"persistence": {"accessModes": ["ReadWriteMany"]}},
-    "batch": {**BATCH["batch"], "shards": 4, "backoffLimit": 3, "ttlSecondsAfterFinished": 60},
-    "extraArgs": ["--max_batch_size=32"],
-    "podLabels": {"team": "models"},
-    "podAnnotations": {"note": "text"},
-    "settings": {"max_model_len": 4096},
-}
-CASES = {"batch": BATCH, "little": LITTLE, "many": MANY}
-
-every_case = pytest.mark.parametrize("case", CASES)
+every_case = pytest.mark.parametrize("case", JOBS)
 
 
 def job_of(made: list[Object]) -> Object:
@@ -48,7 +28,7 @@ def container_of(job: Object) -> Object:
 
 @every_case
 def test_a_release_is_a_job_and_no_server(case: str) -> None:
-    made = render(CASES[case])
+    made = render(JOBS[case])
     kinds = {obj["kind"] for obj in made}
 
     assert "Job" in kinds
@@ -59,7 +39,7 @@ def test_a_release_is_a_job_and_no_server(case: str) -> None:
 
 @every_case
 def test_the_command_is_one_that_the_predictor_takes(case: str) -> None:
-    container = container_of(job_of(render(CASES[case])))
+    container = container_of(job_of(render(JOBS[case])))
     environ = {each["name"]: each["value"] for each in container["env"] if "value" in each}
     args = [arg.replace("$(JOB_COMPLETION_INDEX)", "0") for arg in container["args"]]
     command, flags = parse_arguments(args)

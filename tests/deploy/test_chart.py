@@ -16,7 +16,7 @@ import predictor
 from predictor import metrics
 from predictor.derived_metrics import DerivedMetrics
 from tests.deploy import objects, pod_security, pods
-from tests.deploy.cases import CASES, STORIES
+from tests.deploy.cases import CASES, JOBS, STORIES
 from tests.deploy.helm import CHART, MANIFESTS, Object, helm, read, render
 
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -313,7 +313,7 @@ def _conditions() -> Iterator[tuple[str, str, bool]]:
 
 def _values_of(path: str) -> list[Any]:
     taken = []
-    for values in CASES.values():
+    for values in (*CASES.values(), *JOBS.values()):
         given: Any = values
         default: Any = DEFAULTS
         for step in path.split("."):
