@@ -12,6 +12,7 @@ import logging
 import re
 
 from predictor.adapted_model import AdaptedModel
+from predictor.engine.generation.prompt_tokens import PromptTokens
 from predictor.engine.generation.sampling_params import (
     CachedPrompt,
     FinishReason,
@@ -148,6 +149,9 @@ class _Trial:
         """Do nothing."""
 
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
+        """Do nothing."""
+
+    def on_prompt_tokens(self, tokens: PromptTokens) -> None:
         """Do nothing."""
 
     def on_token(self, token: Token) -> bool:  # noqa: ARG002

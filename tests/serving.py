@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 
 from predictor import startup
 from predictor.engine.generation.engine import Engine
+from predictor.engine.generation.prompt_tokens import PromptToken, PromptTokens
 from predictor.engine.generation.sampling_params import CachedPrompt, Queued, SamplingParams, Token
 from predictor.placement.plan import Placement
 from predictor.pod.resources import Memory, PodResources, Volume
@@ -56,6 +57,7 @@ class Collected:
         self.scored: list[Token] = []
         self.outcome: Any = None
         self.cached = 0
+        self.prompt_tokens: list[PromptToken] = []
         self._on_token = on_token
         self.ended = threading.Event()
 
@@ -71,6 +73,9 @@ class Collected:
 
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         self.cached = cached.tokens
+
+    def on_prompt_tokens(self, tokens: PromptTokens) -> None:
+        self.prompt_tokens += tokens.tokens
 
     def on_token(self, token: Token) -> bool:
         self.tokens.append(token.id)

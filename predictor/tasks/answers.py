@@ -10,7 +10,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from predictor.engine.generation.prompt_tokens import PromptToken
 from predictor.engine.generation.sampling_params import FinishReason
+from predictor.tasks.prompt_scores import ScoredPromptToken
 from predictor.tasks.tool_calls import CallPart, ToolCall
 
 _T = TypeVar("_T")
@@ -54,7 +56,8 @@ class Completion:
         cached_tokens: Tokens of the prompt that the prefix cache had.
         reasoning_tokens: Tokens of the reasoning.
         stop: The stop sequence that ended it; empty if none did.
-        queue_seconds: Seconds that it waited for its first forward pass; None if they are unknown.
+        queue_seconds: Seconds until its first forward pass; None if they are unknown.
+        prompt: The tokens of the prompt, if their log probabilities were requested.
     """
 
     text: str
@@ -68,6 +71,7 @@ class Completion:
     reasoning_tokens: int = 0
     stop: str = ""
     queue_seconds: float | None = None
+    prompt: tuple[ScoredPromptToken, ...] = ()
 
     @property
     def finish_reason(self) -> str:
@@ -91,7 +95,8 @@ class Piece:
         cached_tokens: Tokens of the prompt that the prefix cache had.
         reasoning_tokens: Tokens of the reasoning, in its last piece.
         stop: The stop sequence that ended it, in its last piece; empty if none did.
-        queue_seconds: Seconds that it waited for its first forward pass; None if they are unknown.
+        queue_seconds: Seconds until its first forward pass; None if they are unknown.
+        prompt: Tokens of the prompt after the first, in its last piece, if they were scored.
     """
 
     index: int
@@ -106,6 +111,7 @@ class Piece:
     reasoning_tokens: int = 0
     stop: str = ""
     queue_seconds: float | None = None
+    prompt: tuple[PromptToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +271,8 @@ def _json_size(answer: Answer) -> int:
     if isinstance(answer, Vector):
         return _ELEMENT_SIZE * len(answer.values)
     if isinstance(answer, Completion):
-        return _BASE_SIZE + len(answer.text) + _TOKEN_SIZE * len(answer.tokens)
+        tokens = len(answer.tokens) + len(answer.prompt)
+        return _BASE_SIZE + len(answer.text) + _TOKEN_SIZE * tokens
     if isinstance(answer, Classes):
         return _BASE_SIZE + _NUMBER_SIZE * len(answer.labels)
     if isinstance(answer, Entities):

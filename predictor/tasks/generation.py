@@ -230,6 +230,7 @@ class TextGeneration:
             logit_bias=requested.logit_bias,
             seed=requested.seed,
             logprobs=requested.logprobs,
+            prompt_logprobs=self._prompt_logprobs(requested),
             end_tokens=self._ends(requested),
             ignore_eos=requested.ignore_eos,
             min_new_tokens=self._least(requested, len(ids), most),
@@ -238,6 +239,13 @@ class TextGeneration:
             begin_suppress_tokens=defaults.begin_suppress_tokens,
             allowed_tokens=requested.allowed_token_ids,
         )
+
+    def _prompt_logprobs(self, requested: GenerationParameters) -> int | None:
+        if requested.prompt_logprobs is not None and self._decoder_prefix is not None:
+            raise RequestError(
+                "An encoder reads this model's prompts, so their tokens have no log probabilities."
+            )
+        return requested.prompt_logprobs
 
     def _ends(self, requested: GenerationParameters) -> frozenset[int]:
         own = frozenset() if requested.ignore_eos else self._end_tokens

@@ -21,6 +21,7 @@ from predictor.engine.generation.sampling_params import (
 from predictor.errors import PredictorError
 from predictor.tasks.answers import Completion, Piece
 from predictor.tasks.messages import ReplyForm
+from predictor.tasks.prompt_scores import ScoredPromptToken, scored_prompt
 from predictor.tasks.reply import Reply, as_completion
 from predictor.tasks.request import Prompt
 
@@ -80,8 +81,14 @@ class PreparedGeneration:
         """
         completions: dict[int, Completion] = {}
         async for piece in self._follow(by_token=False):
-            before = self._full_text(self.jobs[piece.index])
-            completions[piece.index] = as_completion(piece, before=before)
+            job = self.jobs[piece.index]
+            prompt: tuple[ScoredPromptToken, ...] = ()
+            if job.sampling.prompt_logprobs is not None:  # a text for each alternative
+                prompt = await asyncio.to_thread(
+                    scored_prompt, self._tokenizer, job.ids, piece.prompt
+                )
+            before = self._full_text(job)
+            completions[piece.index] = as_completion(piece, before=before, prompt=prompt)
         return tuple(completions[index] for index in range(len(self.jobs)))
 
     async def stream(self) -> AsyncGenerator[Piece, None]:

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Callable, Collection
 from typing import Any
 
+from predictor.engine.generation.prompt_tokens import PromptToken, PromptTokens
 from predictor.engine.generation.sampling_params import CachedPrompt, FinishReason, Queued, Token
 from predictor.errors import PredictorError
 from predictor.tasks.answers import Completion, Piece, ScoredToken
 from predictor.tasks.detokenizer import TextStream
 from predictor.tasks.messages import ReplyForm
+from predictor.tasks.prompt_scores import ScoredPromptToken
 from predictor.tasks.tool_calls import MessagePart, joined
 
 Take = Callable[[Piece | PredictorError], None]
@@ -69,6 +71,7 @@ class Reply:
         self._text = ""
         self._tokens: list[ScoredToken] = []
         self._reasoning: list[str] = []
+        self._prompt: list[PromptToken] = []
 
     def on_queued(self, queued: Queued) -> None:
         """Take how long the sequence waited."""
@@ -77,6 +80,10 @@ class Reply:
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         """Take how much of the prompt was cached."""
         self._cached = cached.tokens
+
+    def on_prompt_tokens(self, tokens: PromptTokens) -> None:
+        """Take the next tokens of the prompt, with their log probabilities."""
+        self._prompt += tokens.tokens
 
     def on_token(self, token: Token) -> bool:
         """Take the next token; return whether a stop sequence ends the reply with it."""
@@ -124,6 +131,7 @@ class Reply:
                 reasoning_tokens=0 if ending is None else self._reasoning_tokens(),
                 stop=self._stream.stop,
                 queue_seconds=self._queue_seconds,
+                prompt=() if ending is None else tuple(self._prompt),
             )
         )
         self._tokens = []
@@ -154,12 +162,15 @@ class Reply:
         )
 
 
-def as_completion(piece: Piece, *, before: str = "") -> Completion:
+def as_completion(
+    piece: Piece, *, before: str = "", prompt: tuple[ScoredPromptToken, ...] = ()
+) -> Completion:
     """Return the completion of a reply that has only this piece.
 
     Args:
         piece: The piece, which has an ending.
         before: Text to begin with.
+        prompt: The tokens of the prompt, if their log probabilities were requested.
     """
     if piece.ending is None:
         raise ValueError("the reply goes on")
@@ -175,4 +186,5 @@ def as_completion(piece: Piece, *, before: str = "") -> Completion:
         reasoning_tokens=piece.reasoning_tokens,
         stop=piece.stop,
         queue_seconds=piece.queue_seconds,
+        prompt=prompt,
     )

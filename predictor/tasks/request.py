@@ -48,7 +48,7 @@ class GenerationParameters:
     """How a reply is generated; ``None`` leaves a parameter to the model's generation config.
 
     Attributes:
-        max_new_tokens: Most tokens of the reply, at least 1.
+        max_new_tokens: Most tokens of the reply; 0 computes the prompt alone.
         temperature: 0 is greedy decoding; above 0 it divides the logits before sampling.
         top_p: Sample from the smallest set of tokens with this probability mass, in (0, 1].
         top_k: Sample from this many most probable tokens; 0 is no limit.
@@ -73,6 +73,8 @@ class GenerationParameters:
         stop_token_ids: Token ids that end it, and are no part of its text.
         allowed_token_ids: The only token ids of it; empty for all.
         bad_words: Texts that it does not have, as tokens.
+        prompt_logprobs: How many alternatives to return with each token of the prompt; None returns
+            no tokens.
     """
 
     max_new_tokens: int | None = None
@@ -99,6 +101,7 @@ class GenerationParameters:
     stop_token_ids: tuple[int, ...] = ()
     allowed_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
+    prompt_logprobs: int | None = None
 
 
 DEFAULT_PARAMETERS = GenerationParameters()

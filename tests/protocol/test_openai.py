@@ -320,15 +320,18 @@ ODD = Completion(
 """Half a character that was next to impossible, a special token, and a plain one."""
 
 
+CALL = decode_completion({"prompt": "a", "logprobs": 0})
+
+
 def test_odd_tokens_have_finite_log_probabilities_and_no_invented_bytes() -> None:
-    logprobs: Any = ChatFormat().choice(ODD)["logprobs"]
+    logprobs: Any = ChatFormat().choice(ODD, CALL)["logprobs"]
     first, *_, last = logprobs["content"]
     assert (first["logprob"], first["bytes"]) == (-9999.0, None)
     assert last["bytes"] == [0x21]
 
 
 def test_a_special_token_takes_no_room_in_the_text() -> None:
-    logprobs: Any = CompletionFormat().choice(ODD)["logprobs"]
+    logprobs: Any = CompletionFormat().choice(ODD, CALL)["logprobs"]
     assert logprobs["text_offset"] == [0, 1, 1]
     assert logprobs["top_logprobs"] == [{"\ufffd": -1.0}, {"<end>": -0.5}, {"!": -0.5}]
 
@@ -365,7 +368,6 @@ def test_a_special_token_takes_no_room_in_the_text() -> None:
             "best_of above n cannot be streamed: the best is known at the end.",
         ),
         ({"best_of": 257}, "A request has at most 256 prompts; here are 257."),
-        ({"logprobs": 0, "echo": True}, "echo together with logprobs is not supported."),
         ({"echo": 1}, "echo must be true or false, not an integer."),
         ({"temperature": -1}, "temperature must be 0 (greedy) or between 0.01 and 100, not -1."),
         ({"presence_penalty": 3}, "presence_penalty must be between -2 and 2, not 3."),

@@ -62,7 +62,10 @@ class ContinuousBatching:
     def add(self, key: int, request: GeneratedSequence) -> None:
         """Put a sequence in line."""
         self._scheduler.add(key, len(request.prompt), request.request, is_bulk=request.is_bulk)
-        self._prefixes.begin(key, request.prefix_scope)
+        scope = request.prefix_scope
+        if request.params.prompt_logprobs is not None:
+            scope = b"prompt logprobs %d" % key  # all of its prompt is computed
+        self._prefixes.begin(key, scope)
         self._sequences[key] = request
 
     def remove(self, key: int) -> None:
@@ -117,7 +120,11 @@ class ContinuousBatching:
             if chunk.drafts:
                 self._metrics.draft_tokens.inc(chunk.drafts)
                 self._metrics.accepted_draft_tokens.inc(max(0, len(sampled) - 1))
-            self._advance(chunk.known_part, sampled)
+            error = self._sequences[chunk.key].pass_scores()
+            if error is None:
+                self._advance(chunk.known_part, sampled)
+            else:
+                self._finish(chunk.key, error)
 
     def recover(self, failed: Sequence[Chunk]) -> Sequence[Chunk]:
         """Return the chunks whose sequences still have what comes before; plan the others anew."""
@@ -157,12 +164,19 @@ class ContinuousBatching:
         if chunk.drafts:
             tokens += self._drafter.tokens(chunk.key)[: chunk.drafts]
         return SequenceChunk(
-            chunk.key, chunk.start, tokens, sequence.params.adapter, drafts=chunk.drafts
+            chunk.key,
+            chunk.start,
+            tokens,
+            sequence.params.adapter,
+            drafts=chunk.drafts,
+            scores=sequence.begin_scores(chunk.start, chunk.known_part.end),
         )
 
     def _due_sampler(self, row: SequenceChunk) -> Sampler | None:
         sequence = self._sequences[row.key]
-        return sequence.sampler if row.known_end == len(sequence.tokens) else None
+        if sequence.is_prompt_only or row.known_end < len(sequence.tokens):
+            return None
+        return sequence.sampler
 
     def _advance(self, chunk: Chunk, sampled: Sampled) -> None:
         """Take the tokens of a row as if accepted drafts had been computed one by one."""
@@ -170,8 +184,11 @@ class ContinuousBatching:
         for index, token in enumerate(due, 1):
             if not isinstance(token, Exception):
                 self._prefixes.enter(chunk)
-            if self._scheduler.mark_computed(chunk) and token is not None:
+            is_due = self._scheduler.mark_computed(chunk)
+            if is_due and token is not None:
                 self._continue(chunk.key, token, is_last=index == len(due))
+            elif is_due:
+                self._finish(chunk.key, "length")
             if chunk.key not in self._sequences:
                 return
             chunk = chunk.following

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from predictor.engine.generation.prompt_lookup import PromptLookup
+from predictor.engine.generation.prompt_tokens import PromptScores, PromptTokens
 from predictor.engine.generation.sampler import Sampler
 from predictor.engine.generation.sampling_params import (
     CachedPrompt,
@@ -16,6 +17,7 @@ from predictor.engine.generation.sampling_params import (
     StartCallback,
     Token,
 )
+from predictor.engine.model_thread import request_failed
 from predictor.errors import PredictorError
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ class GeneratedSequence:
         tokens: All known tokens. Empty until the first forward pass: many may wait with the same
             prompt.
         lookup: Drafts how it continues.
+        scored: Tokens of the prompt whose log probabilities were passed on; the first has none.
+        scores: Those that a forward pass computes.
     """
 
     prompt: Sequence[int]
@@ -53,6 +57,13 @@ class GeneratedSequence:
     cached_prompt: int = 0
     tokens: list[int] = field(default_factory=list)
     lookup: PromptLookup = field(default_factory=PromptLookup)
+    scored: int = 0
+    scores: PromptScores | None = None
+
+    @property
+    def is_prompt_only(self) -> bool:
+        """Whether it ends with its prompt."""
+        return self.params.max_new_tokens == 0
 
     @property
     def known_tokens(self) -> Sequence[int]:
@@ -63,6 +74,34 @@ class GeneratedSequence:
     def tokens_left(self) -> int:
         """How many tokens it may still get."""
         return self.params.max_new_tokens - (len(self.known_tokens) - len(self.prompt))
+
+    def begin_scores(self, start: int, end: int) -> PromptScores | None:
+        """Return what takes the log probabilities that a chunk gives; None if none are needed.
+
+        Args:
+            start: The position of the chunk's first token.
+            end: The position after its last.
+        """
+        alternatives, first = self.params.prompt_logprobs, max(start, self.scored) + 1
+        self.scores = None
+        if alternatives is not None and first <= min(end, len(self.prompt) - 1):
+            targets = self.prompt[first : end + 1]
+            self.scores = PromptScores(first - 1 - start, targets, alternatives)
+        return self.scores
+
+    def pass_scores(self) -> PredictorError | None:
+        """Pass on the log probabilities of a chunk; return why there are none."""
+        scores, self.scores = self.scores, None
+        if scores is None or scores.error is not None:
+            return None if scores is None else scores.error
+        self.scored += len(scores.tokens)
+        try:
+            self.callback.on_prompt_tokens(PromptTokens(tuple(scores.tokens)))
+        # A callback's failure is its own sequence's.
+        except Exception:
+            logger.exception("A callback failed")
+            return request_failed()
+        return None
 
     @property
     def prefix_scope(self) -> bytes:

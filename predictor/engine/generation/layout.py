@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from predictor.engine.generation.prompt_tokens import PromptScores
 from predictor.shape_buckets import bucket_context, bucket_new_tokens
 
 _HOST = torch.device("cpu")
@@ -35,6 +36,7 @@ class SequenceChunk:
         tokens: The tokens after those.
         adapter: The adapter that computes them; None is the model alone.
         drafts: How many of the last tokens are drafts. Logits are needed after each of them, too.
+        scores: Takes the log probabilities of tokens of a prompt; None if they are not needed.
     """
 
     key: int
@@ -42,6 +44,7 @@ class SequenceChunk:
     tokens: Sequence[int]
     adapter: str | None = None
     drafts: int = 0
+    scores: PromptScores | None = None
 
     @property
     def end(self) -> int:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.kv_cache import PagedKVCache
 from predictor.engine.generation.layout import SequenceChunk
+from predictor.engine.generation.model_tail import ModelTail
 from predictor.private.cache_layers import CacheLayer, cache_argument
 from predictor.shape_buckets import bucket_new_tokens
 
@@ -70,6 +71,7 @@ class BatchRunner:
         slots: int = 0,
         window_pages: int = 0,
         adapters: LoadedAdapters | None = None,
+        positions: int = 1,
     ) -> None:
         """Take a model that can be batched, see `batchability`.
 
@@ -83,8 +85,10 @@ class BatchRunner:
             window_pages: Tokens that there are pages for in layers that attend to a window; 0 if
                 they keep whole sequences.
             adapters: The adapters that rows may use, attached to the model.
+            positions: Positions whose logits may be in memory at one time.
         """
         self.model: Any = model
+        self._tail = ModelTail(model, positions)
         self.cache = PagedKVCache(layers, pages, max_length, slots=slots, window_pages=window_pages)
         self._device, self.adapters = device, adapters or LoadedAdapters.none()
         self._accepted = inspect.signature(model.forward).parameters
@@ -135,13 +139,16 @@ class BatchRunner:
             extra["position_ids"] = positions[:, layout.past :].clamp(min=0).to(self._device)
         if "logits_to_keep" in self._accepted:
             extra["logits_to_keep"] = kept
-        with self.adapters.used_by([row.adapter for row in rows], layout.new):
+        adapters = self.adapters.used_by([row.adapter for row in rows], layout.new)
+        with adapters, self._tail.recorded(rows) as recorded:
             output = self.model(
                 input_ids=ids.to(self._device),
                 attention_mask=self._mask(positions),
                 use_cache=True,
                 **extra,
             )
+        for index, row in enumerate(rows):
+            self._tail.score(row, index, recorded, output.logits[index, -1])
         logits: torch.Tensor = output.logits[:, -kept:].flatten(0, 1)
         return logits
 

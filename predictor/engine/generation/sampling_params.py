@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+from predictor.engine.generation.prompt_tokens import PromptTokens
 from predictor.errors import PredictorError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class SamplingParams:
     """All sampling parameters; a model's own defaults play no part here.
 
     Attributes:
-        max_new_tokens: Most tokens to generate, at least 1.
+        max_new_tokens: Most tokens to generate; 0 computes the prompt alone.
         temperature: 0 is greedy decoding.
         top_p: Probability mass to sample from; 1 is all of it.
         top_k: Tokens to sample from; 0 is all of them.
@@ -33,6 +34,7 @@ class SamplingParams:
         seed: Makes sampling repeatable, in any batch.
         logprobs: How many most probable tokens are returned with each token, beside its own log
             probability; None returns neither.
+        prompt_logprobs: The same for the tokens of the prompt, all of which are computed then.
         end_tokens: Tokens that end the sequence, besides those that the engine has of the model.
         ignore_eos: Whether those of the model do not end it.
         min_new_tokens: Tokens that are generated before one may end the sequence.
@@ -57,6 +59,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     end_tokens: frozenset[int] = frozenset()
     ignore_eos: bool = False
     min_new_tokens: int = 0
@@ -115,6 +118,10 @@ class SequenceCallback(Protocol):
 
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         """Take how much of the prompt was cached, before the first token; not called for none."""
+        ...
+
+    def on_prompt_tokens(self, tokens: PromptTokens) -> None:
+        """Take the next tokens of the prompt, if `SamplingParams.prompt_logprobs` is set."""
         ...
 
     def on_token(self, token: Token) -> bool:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.layout import SequenceChunk
+from predictor.engine.generation.model_tail import ModelTail
 from predictor.private.cache_layers import cache_argument, own_cache
 
 
@@ -42,6 +43,7 @@ class SerialRunner:
         *,
         device: torch.device,
         adapters: LoadedAdapters | None = None,
+        positions: int = 1,
     ) -> None:
         """Take any model that generates.
 
@@ -49,8 +51,10 @@ class SerialRunner:
             model: The model.
             device: The device of its first part.
             adapters: The adapters that sequences may use, attached to the model.
+            positions: Positions whose logits may be in memory at one time.
         """
         self.model: Any = model
+        self._tail = ModelTail(model, positions)
         self._device, self.adapters = device, adapters or LoadedAdapters.none()
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         self._sequences: dict[int, _Sequence] = {}
@@ -83,7 +87,8 @@ class SerialRunner:
         if sequence is None:
             raise RuntimeError("the sequence's cache is gone")
         sequence.tokens += row.tokens
-        with self.adapters.used_by([row.adapter], len(row.tokens)):
+        adapters = self.adapters.used_by([row.adapter], len(row.tokens))
+        with adapters, self._tail.recorded([row]) as recorded:
             output = self.model(**self._inputs(sequence, row))
         sequence.caches |= {
             name: value
@@ -92,6 +97,7 @@ class SerialRunner:
         }
         self._sequences[row.key] = sequence
         logits: torch.Tensor = output.logits[:, -1]
+        self._tail.score(row, 0, recorded, logits[0])
         return logits
 
     def _begin(self) -> _Sequence:

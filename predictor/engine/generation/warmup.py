@@ -253,6 +253,7 @@ def _open_runner(
             slots=placement.state_slots or max_sequences,
             window_pages=placement.window_tokens,
             adapters=adapters,
+            positions=max_sequences,
         )
 
         def check_batch(one_by_one: bool) -> str | None:
@@ -264,7 +265,7 @@ def _open_runner(
             one_by_one, reason = check_once(name, check_batch, steps, warmup_cache)
             if reason is None:
                 return _Opened(runner, None, one_by_one)
-    serial = SerialRunner(model, device=device, adapters=adapters)
+    serial = SerialRunner(model, device=device, adapters=adapters, positions=max_sequences)
 
     def check(one_by_one: bool) -> str | None:
         return check_serial(serial, model, device, one_by_one=one_by_one)

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from predictor.engine.encoding.inputs import EncoderCallback, EncoderInput
 from predictor.engine.generation.grammar import Vocabulary
+from predictor.engine.generation.prompt_tokens import PromptTokens
 from predictor.engine.generation.sampling_params import (
     CachedPrompt,
     FinishReason,
@@ -252,6 +253,9 @@ class GenerationClient(EngineClient[SequenceCallback]):
         if isinstance(item, CachedPrompt):
             callback.on_cached_prompt(item)
             return False
+        if isinstance(item, PromptTokens):
+            callback.on_prompt_tokens(item)
+            return False
         if isinstance(item, int):
             item = Token(item)
         if not isinstance(item, Token):
@@ -292,4 +296,4 @@ class EncoderClient(EngineClient[EncoderCallback]):
 
 def _is_end(item: FinishReason | Any) -> bool:
     """Return whether the engine has forgotten a sequence after this result."""
-    return not isinstance(item, (int, Token, Queued, CachedPrompt, SequenceTimes))
+    return not isinstance(item, (int, Token, Queued, CachedPrompt, PromptTokens, SequenceTimes))

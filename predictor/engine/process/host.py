@@ -10,6 +10,7 @@ from typing import Any
 from predictor.engine.encoding.engine import EncoderEngine
 from predictor.engine.encoding.inputs import EncoderInput
 from predictor.engine.generation.engine import Engine
+from predictor.engine.generation.prompt_tokens import PromptTokens
 from predictor.engine.generation.sampling_params import CachedPrompt, FinishReason, Queued, Token
 from predictor.engine.process.channel import Channel
 from predictor.engine.process.hosted_adapters import HostedAdapters
@@ -75,6 +76,9 @@ class _SequenceResults:
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         self.outbox.add(self.key, cached)
 
+    def on_prompt_tokens(self, tokens: PromptTokens) -> None:
+        self.outbox.add(self.key, tokens)
+
     def on_token(self, token: Token) -> bool:
         self.outbox.add(self.key, token.id if token.logprob is None else token)
         return False
@@ -106,6 +110,9 @@ class _TimedResults:
 
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         self.results.on_cached_prompt(cached)
+
+    def on_prompt_tokens(self, tokens: PromptTokens) -> None:
+        self.results.on_prompt_tokens(tokens)
 
     def on_token(self, token: Token) -> bool:
         now, stalled = time.monotonic(), self.stalled()

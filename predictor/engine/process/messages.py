@@ -165,8 +165,8 @@ class Results:
 
     Attributes:
         items: For each result the key of its sequence or text, and the result: a token, a finish
-            reason, `Queued`, a `CachedPrompt`, `SequenceTimes`, an array or an error. A token that
-            has only an id is an `int`.
+            reason, `Queued`, a `CachedPrompt`, `PromptTokens`, `SequenceTimes`, an array or an
+            error. A token that has only an id is an `int`.
         updates: Changes of metrics.
     """
 

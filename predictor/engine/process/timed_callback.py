@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from predictor.engine.generation.prompt_tokens import PromptTokens
 from predictor.engine.generation.sampling_params import (
     CachedPrompt,
     FinishReason,
@@ -36,6 +37,10 @@ class TimedCallback:
     def on_cached_prompt(self, cached: CachedPrompt) -> None:
         """Pass it on."""
         self.callback.on_cached_prompt(cached)
+
+    def on_prompt_tokens(self, tokens: PromptTokens) -> None:
+        """Pass it on."""
+        self.callback.on_prompt_tokens(tokens)
 
     def on_token(self, token: Token) -> bool:
         """Pass it on."""

@@ -56,7 +56,6 @@ REFUSED: Mapping[str, Refusal] = {
     "skip_special_tokens": Refusal(_TEXT, (True,)),
     "spaces_between_special_tokens": Refusal(_TEXT, (True,)),
     "logits_processors": Refusal(_CHOICE, ([],)),
-    "prompt_logprobs": Refusal("log probabilities are those of replies"),
     "return_tokens_as_token_ids": Refusal("'tokenize' returns token ids", (False,)),
     "return_token_ids": Refusal("'tokenize' returns token ids", (False,)),
     "truncate_prompt_tokens": Refusal("a prompt that is too long is refused"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from predictor.tasks.answers import Piece, ScoredToken
+from predictor.tasks.prompt_scores import ScoredPromptToken
 
 _LEAST_LOGPROB = -9999.0
 """OpenAI's value for a token that is very unlikely; JSON has no infinity."""
@@ -20,19 +21,65 @@ def _width(token: ScoredToken) -> int:
     return 0 if token.special else len(token.text)
 
 
-def completion_logprobs(tokens: Sequence[ScoredToken], offset: int) -> dict[str, object] | None:
-    """Return the log probabilities of a completion; the chosen token is among the top ones."""
-    if not tokens:
+def completion_logprobs(
+    tokens: Sequence[ScoredToken], offset: int, prompt: Sequence[ScoredPromptToken] = ()
+) -> dict[str, object] | None:
+    """Return the log probabilities of a completion; the chosen token is among the top ones.
+
+    Args:
+        tokens: The tokens of the reply.
+        offset: Where they begin in the text.
+        prompt: The tokens of the prompt, if they are before those of the reply.
+    """
+    shown = [*map(_shown, prompt), *tokens]
+    if not shown:
         return None
     offsets = [offset]
-    for token in tokens[:-1]:
+    for token in shown[:-1]:
         offsets.append(offsets[-1] + _width(token))
+    logprobs = [bounded(token.logprob) for token in shown]
+    top = [_top(token) for token in shown]
     return {
         "text_offset": offsets,
-        "token_logprobs": [bounded(token.logprob) for token in tokens],
-        "tokens": [token.text for token in tokens],
-        "top_logprobs": [_top(token) for token in tokens],
+        "token_logprobs": [None, *logprobs[1:]] if prompt else logprobs,
+        "tokens": [token.text for token in shown],
+        "top_logprobs": [None, *top[1:]] if prompt else top,
     }
+
+
+def prompt_logprobs(
+    prompt: Sequence[ScoredPromptToken], alternatives: int
+) -> list[dict[str, object] | None]:
+    """Return the log probabilities of a prompt's tokens in vLLM's form, by token ids.
+
+    Args:
+        prompt: The tokens.
+        alternatives: How many most probable tokens are beside each.
+    """
+    return [_by_id(each, alternatives) for each in prompt]
+
+
+def _by_id(each: ScoredPromptToken, alternatives: int) -> dict[str, object] | None:
+    if each.token is None:
+        return None
+    rows = {each.id: _ranked(each.token.logprob, each.token.rank, each.text)}
+    for rank, (top, text) in enumerate(zip(each.token.top, each.texts, strict=True), 1):
+        if rank <= alternatives:
+            rows.setdefault(top[0], _ranked(top[1], rank, text))
+    return {str(token): row for token, row in rows.items()}
+
+
+def _ranked(logprob: float, rank: int, text: str) -> dict[str, object]:
+    return {"logprob": bounded(logprob), "rank": rank, "decoded_token": text}
+
+
+def _shown(each: ScoredPromptToken) -> ScoredToken:
+    """Return a token of a prompt as one of a reply; the first one has no probability."""
+    if each.token is None:
+        return ScoredToken(each.id, each.text, 0.0, each.special)
+    logprobs = (logprob for _, logprob in each.token.top)
+    top = tuple(zip(each.texts, logprobs, strict=True))
+    return ScoredToken(each.id, each.text, each.token.logprob, each.special, top)
 
 
 def _top(token: ScoredToken) -> dict[str, float]:

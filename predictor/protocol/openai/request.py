@@ -26,6 +26,7 @@ from predictor.protocol.openai.prompt import prompt_texts
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt, PromptText
 
 _MOST_COMPLETION_LOGPROBS = 5
+_MOST_LOGPROBS = 20
 _DEFAULT_COMPLETION_TOKENS = 16
 _SEEDS = 2**63
 
@@ -43,7 +44,17 @@ _CHAT_PARAMETERS = {**SHARED} | {
 }
 """Clients' keys and their parameters' names here."""
 
-_ASIDE = ("model", "n", "best_of", "stream", "stream_options", "cache_salt", *structured.KEYS)
+_SCORES = "prompt_logprobs"
+_ASIDE = (
+    _SCORES,
+    "model",
+    "n",
+    "best_of",
+    "stream",
+    "stream_options",
+    "cache_salt",
+    *structured.KEYS,
+)
 
 COMPLETION_KEYS = ("prompt", *_COMPLETION_PARAMETERS, *_ASIDE)
 """Keys of a request for completions that are supported."""
@@ -67,6 +78,8 @@ class Call:
         stream: Whether the replies are streamed.
         include_usage: Whether a stream ends with its usage.
         ignored: Names of keys that no table has.
+        prompt_logprobs: How many alternatives the client gets with each token of the prompt; None
+            if it gets no such list.
     """
 
     request: GenerationRequest
@@ -76,6 +89,7 @@ class Call:
     stream: bool
     include_usage: bool
     ignored: tuple[str, ...] = ()
+    prompt_logprobs: int | None = None
 
 
 def model_name(document: Mapping[str, object]) -> str:
@@ -122,10 +136,8 @@ def decode_completion(document: Mapping[str, object]) -> Call:
         del given["logprobs"]
     if "logprobs" in given:
         _integer(given, "logprobs", 0, _MOST_COMPLETION_LOGPROBS)
-        if given.get("echo") is True:
-            raise RequestError("echo together with logprobs is not supported.")
     parameters = replace(
-        parameters_of(given, _COMPLETION_PARAMETERS), default_new_tokens=_DEFAULT_COMPLETION_TOKENS
+        _scoring(given, _COMPLETION_PARAMETERS), default_new_tokens=_DEFAULT_COMPLETION_TOKENS
     )
     call = _call(given, prompt_texts(given["prompt"]), parameters)
     return replace(call, ignored=ignored)
@@ -141,7 +153,7 @@ def decode_chat(document: Mapping[str, object]) -> Call:
     names = dict(_CHAT_PARAMETERS)
     if "max_completion_tokens" in given:
         names.pop("max_tokens")  # deprecated, and some clients send both
-    parameters = replace(parameters_of(given, names), logprobs=_chat_logprobs(given))
+    parameters = replace(_scoring(given, names), logprobs=_chat_logprobs(given))
     conversation, calls = conversation_of(given)
     call = _call(given, [conversation], replace(parameters, grammar=calls))
     return replace(call, ignored=ignored + nested_names(given))
@@ -158,6 +170,33 @@ def _given(
     if needed not in given:
         raise RequestError(f"The body has no {needed!r}.")
     return given, ignored
+
+
+def _scoring(given: Mapping[str, object], names: Mapping[str, str]) -> GenerationParameters:
+    """Return checked parameters, with the log probabilities of the prompt that are needed.
+
+    They are those of ``prompt_logprobs``, and those of ``logprobs`` where a reply begins with its
+    prompt. Then ``max_tokens`` may be 0: the prompt is all that there is to compute.
+    """
+    wanted = [_integer(given, _SCORES, 0, _MOST_LOGPROBS)] if _SCORES in given else []
+    if given.get("echo") is True:
+        wanted += [_integer(given, "logprobs", 0, None)] if "logprobs" in given else []
+    if wanted and given.get("stream") is True:
+        raise RequestError("The log probabilities of a prompt cannot be streamed.")
+    empty = {
+        key
+        for key, name in names.items()
+        if name == "max_new_tokens" and given.get(key) == 0 and given.get(key) is not False
+    }
+    is_empty = bool(empty) and (bool(wanted) or given.get("echo") is True)
+    if is_empty:
+        given = {key: value for key, value in given.items() if key not in empty}
+    parameters = parameters_of(given, names)
+    return replace(
+        parameters,
+        max_new_tokens=0 if is_empty else parameters.max_new_tokens,
+        prompt_logprobs=max(wanted, default=None),
+    )
 
 
 def _chat_logprobs(given: Mapping[str, object]) -> int | None:
@@ -187,7 +226,8 @@ def _call(
     usage = _include_usage(given, stream)
     salt = optional(given, "cache_salt", str, "cache_salt") or ""
     request = GenerationRequest(prompts, cache_salt=salt)
-    return Call(request, n, best_of, hides_logprobs, stream, usage)
+    scores = _integer(given, _SCORES, 0, None) if _SCORES in given else None
+    return Call(request, n, best_of, hides_logprobs, stream, usage, prompt_logprobs=scores)
 
 
 def _counts(given: Mapping[str, object], stream: bool) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from predictor.protocol.openai.logprobs import (
     completion_logprobs,
     message_logprobs,
     piece_width,
+    prompt_logprobs,
 )
 from predictor.protocol.openai.request import Call
 from predictor.tasks.answers import Completion, Piece, finish_reason
@@ -34,8 +35,12 @@ class Format(Protocol):
     whole: str
     chunk: str
 
-    def choice(self, completion: Completion) -> dict[str, object]:
+    def choice(self, completion: Completion, call: Call) -> dict[str, object]:
         """Return a choice of a response, without index and finish reason."""
+        ...
+
+    def around(self, completion: Completion, call: Call) -> dict[str, object]:
+        """Return further keys of a response, of which this is the first choice."""
         ...
 
     def opening(self) -> dict[str, object] | None:
@@ -52,9 +57,17 @@ class CompletionFormat:
 
     prefix, whole, chunk = "cmpl-", "text_completion", "text_completion"
 
-    def choice(self, completion: Completion) -> dict[str, object]:
+    def choice(self, completion: Completion, call: Call) -> dict[str, object]:
         """Return a choice of a response, without index and finish reason."""
-        return {"text": completion.text, "logprobs": completion_logprobs(completion.tokens, 0)}
+        parameters = call.request.prompts[0].parameters
+        is_echo = parameters.return_full_text and parameters.logprobs is not None
+        prompt = completion.prompt if is_echo and not call.hides_logprobs else ()
+        logprobs = completion_logprobs(completion.tokens, 0, prompt)
+        return {"text": completion.text, "logprobs": logprobs, **_prompt_scores(completion, call)}
+
+    def around(self, completion: Completion, call: Call) -> dict[str, object]:  # noqa: ARG002
+        """Return nothing: each choice has its own prompt."""
+        return {}
 
     def opening(self) -> None:
         """Return None: a text begins with its first piece."""
@@ -69,7 +82,7 @@ class ChatFormat:
 
     prefix, whole, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
-    def choice(self, completion: Completion) -> dict[str, object]:
+    def choice(self, completion: Completion, call: Call) -> dict[str, object]:  # noqa: ARG002
         """Return a choice of a response, without index and finish reason."""
         content = None if completion.calls and not completion.text else completion.text
         message: dict[str, object] = {"role": "assistant", "content": content, "refusal": None}
@@ -81,6 +94,10 @@ class ChatFormat:
                 for call in completion.calls
             ]
         return {"message": message, "logprobs": message_logprobs(completion.tokens)}
+
+    def around(self, completion: Completion, call: Call) -> dict[str, object]:
+        """Return the log probabilities of the only prompt, if they were requested."""
+        return _prompt_scores(completion, call)
 
     def opening(self) -> dict[str, object]:
         """Return the chunk with the role of the message."""
@@ -94,6 +111,12 @@ class ChatFormat:
         if piece.calls:
             delta["tool_calls"] = [_call_delta(part) for part in piece.calls]
         return {"delta": delta, "logprobs": message_logprobs(piece.tokens)}
+
+
+def _prompt_scores(completion: Completion, call: Call) -> dict[str, object]:
+    if call.prompt_logprobs is None:
+        return {}
+    return {"prompt_logprobs": prompt_logprobs(completion.prompt, call.prompt_logprobs)}
 
 
 def _function(call: ToolCall | CallPart) -> dict[str, object]:
@@ -135,10 +158,15 @@ def encode(
 ) -> dict[str, object]:
     """Return the response for completions, `call.best_of` for each prompt."""
     choices = [
-        {"index": index, **form.choice(each), "finish_reason": _ending(each.ending, each.calls)}
+        {
+            "index": index,
+            **form.choice(each, call),
+            "finish_reason": _ending(each.ending, each.calls),
+        }
         for index, each in enumerate(_chosen(call, completions))
     ]
-    return envelope.document(form.whole, choices) | {"usage": _usage(completions, call.best_of)}
+    usage = {"usage": _usage(completions, call.best_of)}
+    return envelope.document(form.whole, choices) | usage | form.around(completions[0], call)
 
 
 def _chosen(call: Call, completions: Sequence[Completion]) -> Sequence[Completion]:
