@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import (
     causal_mask_function,
@@ -18,6 +20,10 @@ from transformers.masking_utils import (
 
 from predictor.engine.generation.cached_rows import CachedRows, Source
 from predictor.engine.generation.layout import Layout, SequenceChunk
+from predictor.engine.generation.runner import BatchRunner
+from predictor.private.torch import WithoutSubclasses
+from tests.conftest import Checkpoints
+from tests.serving import bring_up
 
 HEADS, SIZE, PAGES = 2, 8, 400
 
@@ -247,3 +253,31 @@ def test_random_layouts_attend_alike() -> None:
         whole = (repeat_kv(keys.gathered(), 2), repeat_kv(values.gathered(), 2))
         output = scaled_dot_product_attention(query, *pair, mask)
         check(output, scaled_dot_product_attention(query, *whole, mask), rows)
+
+
+@pytest.mark.parametrize("is_blind", [False, True], ids=["seen", "unseen"])
+def test_a_start_has_rows_copied_if_its_model_looks_past_them(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, is_blind: bool
+) -> None:
+    def attend(*args: Any, **kwargs: Any) -> Any:
+        """Compute attention as a kernel in C++ does, which takes the memory of its arguments."""
+        with WithoutSubclasses() if is_blind else nullcontext():
+            return sdpa_attention_forward(*args, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", attend)
+    folder = checkpoints("llama")
+    up = bring_up(folder)
+    engine = up.task.engine
+    try:
+        assert isinstance(engine.runner, BatchRunner)
+        assert engine.runner.cache.gathers == is_blind
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        expected = model.generate(
+            torch.tensor([[5, 6, 7, 8]]), max_new_tokens=6, do_sample=False, eos_token_id=None
+        )
+        assert (
+            up.tokens([5, 6, 7, 8], max_new_tokens=6, ignore_eos=True) == expected[0, 4:].tolist()
+        )
+    finally:
+        engine.stop()
+        assert engine.join(30)
