@@ -37,6 +37,10 @@ logger = logging.getLogger(__name__)
 
 _THREADS = 2
 
+_BODIES_IN_FLIGHT = 3
+"""Times as many bytes of lines in flight as a server has of bodies. The reserve is for 32 bytes for
+each byte of a body that is decoded. Few lines are at one time; the tokens of the others take 10."""
+
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
@@ -155,7 +159,7 @@ class Batch:
         endpoints = BatchEndpoints(batch_endpoints(models, CodecThreads()))
         limits = RunLimits.of(
             max(self.goal().sizes),
-            max(self._settings.max_bytes_in_flight, self._settings.max_body_size),
+            _BODIES_IN_FLIGHT * self._settings.admission_limits().body_bytes,
         )
         runner = BatchRunner(self._input, endpoints, limits, self._take)
         self._progress.start()

@@ -20,7 +20,7 @@ _PREFIX = 256
 KV cache is hardly worth a place next to others."""
 
 _LISTS = ("prompt", "input", "documents", "texts", "inputs")
-_LIMITS = ("max_completion_tokens", "max_tokens")
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +95,17 @@ def _is_number(values: Sequence[object]) -> bool:
 
 
 def _new_tokens(body: Mapping[str, object]) -> int:
-    if "messages" not in body and "prompt" not in body:
-        return 0
     limits = (body.get(name) for name in _LIMITS)
-    return next((limit for limit in limits if isinstance(limit, int)), DEFAULT_NEW_TOKENS)
+    generates = any(name in body for name in ("messages", "prompt", "instructions"))
+    default = DEFAULT_NEW_TOKENS if generates else 0
+    return next((limit for limit in limits if isinstance(limit, int)), default)
 
 
 def _start(body: Mapping[str, object]) -> str | None:
     """Return the beginning of a prompt: all of a system's message, or some characters."""
     prompt, messages = body.get("prompt"), body.get("messages")
+    if isinstance(instructions := body.get("instructions"), str):
+        return instructions
     if isinstance(prompt, str):
         return prompt[:_PREFIX]
     first = messages[0] if isinstance(messages, list) and messages else None

@@ -66,11 +66,19 @@ class BatchQueue:
         """Run batches until this is cancelled."""
         while True:
             self._changed.clear()
-            await self._clean()
-            job = await asyncio.to_thread(self._next)
-            if job is None or not await self._process(*job):
+            if not await self._step():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), _SECONDS_BETWEEN_LOOKS)
+
+    async def _step(self) -> bool:
+        """Run the next batch to its end; return whether there was one that could run."""
+        try:
+            await self._clean()
+            job = await asyncio.to_thread(self._next)
+            return job is not None and await self._process(*job)
+        except OSError:  # a volume that is full or away for a while
+            logger.exception("The directory of batches cannot be used now")
+            return False
 
     async def _clean(self) -> None:
         now = time.monotonic()

@@ -32,6 +32,7 @@ def test_a_prompt_and_its_reply_count():
     assert shape(messages=[], max_completion_tokens=7, max_tokens=30).tokens == 100 + 7
     assert shape(prompt="x").tokens == 100 + DEFAULT_NEW_TOKENS
     assert shape(input="x").tokens == 100
+    assert shape(input="x", max_output_tokens=9).tokens == 100 + 9
 
 
 def test_replies_and_prompts_are_sequences():
@@ -58,6 +59,7 @@ def test_conversations_begin_alike_by_the_whole_message_of_the_system():
 
     assert chat("s" * 300, "one") == chat("s" * 300, "two")
     assert chat("s" * 300 + "1") != chat("s" * 300 + "2")
+    assert shape(instructions="a", input="x").prefix == shape(instructions="a", input="y").prefix
 
 
 @pytest.mark.parametrize(
