@@ -146,7 +146,6 @@ def test_lm_evaluation_harness_generates(
     assert evaluate(run_client, served, tmp_path, GENERATION)["exact_match,none"] == 1
 
 
-@pytest.mark.xfail(reason="completions have no log probabilities of the prompt", strict=False)
 def test_lm_evaluation_harness_compares_likelihoods(
     run_client: RunClient, served: Served, tmp_path: Path
 ) -> None:
