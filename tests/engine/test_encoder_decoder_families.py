@@ -145,4 +145,7 @@ def test_replies_of_the_server_are_those_of_generate(
         for text, reply in zip(company, replies, strict=True):
             ids = up.task.tokenizer(text).input_ids
             expected = generated(model, ids)[1:]
-            assert reply.text == up.task.tokenizer.decode(expected, skip_special_tokens=True)
+            whole = up.task.tokenizer.decode(expected, skip_special_tokens=True)
+            # A character whose last bytes are missing is no part of a reply.
+            assert reply.text.rstrip("\ufffd") == whole.rstrip("\ufffd")
+            assert reply.completion_tokens == NEW
