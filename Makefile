@@ -108,6 +108,7 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/prefixes.py
 	$(BIN)/python benchmarks/batch.py
+	$(BIN)/python benchmarks/drafts.py
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/offload.py
 	$(BIN)/python benchmarks/experts.py

@@ -14,6 +14,9 @@ from measuring import CannotMeasure
 HITS, MISSES = "predictor_expert_hits_total", "predictor_expert_misses_total"
 PASSES, PASS_SECONDS = "predictor_step_seconds_count", "predictor_step_seconds_sum"
 STALLS = "predictor_weights_stall_seconds_total"
+DRAFTED, ACCEPTED = "predictor_draft_tokens_total", "predictor_draft_tokens_accepted_total"
+
+_NAMES = (HITS, MISSES, PASSES, PASS_SECONDS, STALLS, DRAFTED, ACCEPTED)
 
 _SECONDS_TO_ARRIVE = 0.3
 """The engine process sends its metrics to the one that answers, a little later."""
@@ -63,7 +66,7 @@ def _read(server: Server) -> Counters:
     url = f"http://{server.host}:{server.port}/metrics"
     with urllib.request.urlopen(url, timeout=60) as response:
         text = response.read().decode()
-    metrics = dict.fromkeys((HITS, MISSES, PASSES, PASS_SECONDS, STALLS), 0.0)
+    metrics = dict.fromkeys(_NAMES, 0.0)
     for name, value in re.findall(r"^(predictor_\w+)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
         if name in metrics:
             metrics[name] += float(value)

@@ -221,6 +221,16 @@ def test_prefixes_compares_a_server_with_and_without_the_cache(tmp_path_factory)
         assert all(level["passes"] > 0 for level in levels)
 
 
+def test_drafts_compares_a_server_with_and_without_drafts(tmp_path_factory):
+    done, numbers = run("drafts.py", tmp_path_factory, "--quick")
+    assert done.returncode == 0, done.stderr
+    for kind in ("edited", "quoted", "new", "misleading"):
+        assert list(numbers["ratios"][kind]) == ["1", "2"]
+    accepted = {kind: counts["1"] for kind, counts in numbers["accepted"].items()}
+    assert accepted["edited"] > accepted["quoted"] > 0
+    assert accepted["new"] == 0
+
+
 def test_threads_compares_a_disturbed_start_with_an_undisturbed_one(tmp_path_factory):
     done, numbers = run("threads.py", tmp_path_factory, "--quick")
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from predictor.engine.generation.token_mask import MaskFactory, TokenMask
 from predictor.errors import GenerationFailed, PredictorError
 
 TOKENS = Vocabulary((b"<s>", b"</s>", b"a", b"b", b"ab", b"!", b"c"), (0, 1))
-END, A, B, AB, MARK = 1, 2, 3, 4, 5
+END, A, B, AB, MARK, C = 1, 2, 3, 4, 5, 6
 HEADER = '%llguidance {"no_forcing": true}\n'
 
 
@@ -29,7 +29,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def mask_of(lark: str, pool: ThreadPoolExecutor, ends: tuple[int, ...] = (END,)) -> TokenMask:
     grammars = Grammars(TOKENS)
-    return TokenMask(grammars.matcher(HEADER + lark), grammars.size, ends, pool)
+    matcher = grammars.matcher(HEADER + lark)
+    return TokenMask(matcher, grammars.size, ends, pool, grammars.longest_tokens)
 
 
 def allowed(mask: TokenMask) -> list[int]:
@@ -45,6 +46,30 @@ def test_only_tokens_that_continue_the_text_are_allowed(pool: ThreadPoolExecutor
     assert (allowed(mask), mask.is_complete) == ([MARK], False)
     mask.count(MARK)
     assert mask.is_complete
+
+
+def test_text_without_a_choice_is_forced_in_its_longest_tokens(pool: ThreadPoolExecutor) -> None:
+    mask = mask_of('start: "ab" "!" ("a" | "b") "c"', pool)
+    assert list(mask.forced()) == [AB, MARK]
+    mask.count(A)
+    assert list(mask.forced()) == [B, MARK]
+    mask.count(B)
+    mask.count(MARK)
+    assert list(mask.forced()) == []
+    mask.count(A)
+    mask.count(C)
+    assert mask.is_complete
+    assert list(mask.forced()) == []
+
+
+def test_tokens_are_allowed_up_to_the_first_that_no_text_continues(
+    pool: ThreadPoolExecutor,
+) -> None:
+    mask = mask_of('start: "a" ("b" | "c") "!"', pool)
+    assert mask.count_allowed([A, C, MARK]) == 3
+    assert mask.count_allowed([A, A, MARK]) == 1
+    assert mask.count_allowed([B]) == mask.count_allowed([]) == 0
+    assert allowed(mask) == [A, AB]
 
 
 def test_end_tokens_are_allowed_where_the_grammar_may_end_and_nowhere_else(

@@ -240,6 +240,23 @@ def test_a_grammar_is_followed_through_drafts(guesses: Guesses) -> None:
     assert drafted > 5
 
 
+def test_text_that_a_grammar_forces_is_drafted() -> None:
+    tokens = tuple(bytes([index % 256]) for index in range(VOCABULARY))
+    grammar = '%llguidance {"no_forcing": true}\nstart: "(width: " /[0-9]/ ", height: " /[0-9]/ ")"'
+    replies, passes = [], []
+    for draft_tokens in (0, 7):
+        runner = Wrapped(batch_runner(tiny("llama")), lambda _: None)
+        limits = SchedulerLimits(KV_TOKENS, 8, 256, breakeven_tokens=256, draft_tokens=draft_tokens)
+        with RunningEngine(runner, limits=limits) as opened:
+            opened.engine.use_vocabulary(Vocabulary(tokens, ()))
+            replies.append(opened.run([5, 6, 7], grammar=grammar, max_new_tokens=40).tokens)
+            passes.append(len(runner.passes))
+    assert replies[0] == replies[1]
+    assert bytes(token % 256 for token in replies[0]).startswith(b"(width: ")
+    assert passes == [len(replies[0]), passes[1]]
+    assert passes[1] <= len(replies[0]) / 2
+
+
 def test_logits_that_are_not_finite_after_a_draft_fail_the_sequence_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -22,11 +22,11 @@ class Drafter:
     def propose(self, key: int, most: int) -> Proposal:
         """Propose a draft of a sequence, of so many tokens at most, and keep its tokens."""
         sequence = self._sequences[key]
-        draft = sequence.lookup.propose(sequence.known_tokens, most)
-        # One more token comes with the last of the draft.
-        count = min(len(draft), sequence.tokens_left - 1)
-        return Proposal(max(0, count), sequence.lookup.rate)
+        most = min(most, sequence.tokens_left - 1)  # one more comes after the last of the draft
+        if most < 1:
+            return Proposal(0, 0.0)
+        return sequence.drafts.propose(sequence.known_tokens, most, sequence.sampler.mask)
 
     def tokens(self, key: int) -> Sequence[int]:
         """Return the tokens of the last draft of a sequence."""
-        return self._sequences[key].lookup.draft
+        return self._sequences[key].drafts.tokens

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from predictor.engine.generation.prompt_lookup import PromptLookup
 from predictor.engine.generation.prompt_tokens import PromptScores, PromptTokens
 from predictor.engine.generation.sampler import Sampler
 from predictor.engine.generation.sampling_params import (
@@ -17,6 +16,7 @@ from predictor.engine.generation.sampling_params import (
     StartCallback,
     Token,
 )
+from predictor.engine.generation.sequence_drafts import SequenceDrafts
 from predictor.engine.model_thread import request_failed
 from predictor.errors import PredictorError
 
@@ -40,7 +40,7 @@ class GeneratedSequence:
         cached_prompt: Tokens of the prompt that were cached before its first forward pass.
         tokens: All known tokens. Empty until the first forward pass: many may wait with the same
             prompt.
-        lookup: Drafts how it continues.
+        drafts: Drafts how it continues.
         scored: Tokens of the prompt whose log probabilities were passed on; the first has none.
         scores: Those that a forward pass computes.
     """
@@ -56,7 +56,7 @@ class GeneratedSequence:
     last_token: float = 0.0
     cached_prompt: int = 0
     tokens: list[int] = field(default_factory=list)
-    lookup: PromptLookup = field(default_factory=PromptLookup)
+    drafts: SequenceDrafts = field(default_factory=SequenceDrafts)
     scored: int = 0
     scores: PromptScores | None = None
 

@@ -87,6 +87,15 @@ class Grammars:
                 self._kept.popitem(last=False)
             return compiled.deep_copy()
 
+    def longest_tokens(self, text: bytes) -> list[int]:
+        """Return the tokens of a text, each the longest that continues it.
+
+        That is how most tokenizers write short texts. Bytes after the last whole character are
+        left out.
+        """
+        tokens: list[int] = self._tokenizer.greedy_tokenize(text.decode(errors="ignore"))
+        return tokens
+
 
 class _Tokens:
     """A vocabulary as llguidance takes one, with an end token of its own behind the real tokens."""

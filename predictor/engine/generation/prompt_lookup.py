@@ -15,12 +15,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from predictor.engine.generation.acceptance import AcceptanceRate
+
 LEAST_MATCH, MOST_MATCH = 2, 5
 """Tokens that must be equal before those of a draft, and how many are compared. Of two places the
 one with the longer match is better, and of equal ones the later."""
 
-_FIRST_RATE, _WEIGHT = 0.5, 0.125
-"""The rate before anything is known, and the weight of a new token in it."""
+_FIRST_RATE = 0.5
+"""The rate of drafts that are right before any has been compared."""
 
 
 class PromptLookup:
@@ -34,13 +36,13 @@ class PromptLookup:
         """Begin with no token."""
         self.draft: Sequence[int] = ()
         self._tokens = array("i")  # four bytes for each token
-        self._rates = [_FIRST_RATE] * (MOST_MATCH + 1)
+        self._rates = [AcceptanceRate(_FIRST_RATE) for _ in range(MOST_MATCH + 1)]
         self._match = 0
 
     @property
     def rate(self) -> float:
         """The fraction of drafts' tokens after such a match that were right, the latest most."""
-        return self._rates[self._match]
+        return self._rates[self._match].value
 
     def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
         """Return a draft.
@@ -50,7 +52,7 @@ class PromptLookup:
             most: Most tokens of the draft.
         """
         added = tokens[len(self._tokens) :]
-        self._learn(added)
+        self._rates[self._match].learn(self.draft, added)
         self._tokens.extend(added)
         start, self._match = self._look_up()
         self.draft = self._continuation(start, most) if start else ()
@@ -60,14 +62,6 @@ class PromptLookup:
         """Return the tokens from a position on. Beyond the last one they begin again."""
         period = self._tokens[start : start + most]
         return [period[index % len(period)] for index in range(most)]
-
-    def _learn(self, added: Sequence[int]) -> None:
-        """Note which tokens of the last draft were right, up to the first that was not."""
-        for drafted, token in zip(self.draft, added, strict=False):
-            rate = self._rates[self._match]
-            self._rates[self._match] = rate + _WEIGHT * ((drafted == token) - rate)
-            if drafted != token:
-                return
 
     def _look_up(self) -> tuple[int, int]:
         """Return where the last tokens were followed by others, and how many are equal; else 0."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -57,7 +57,12 @@ class TokenMask:
     """
 
     def __init__(
-        self, matcher: LLMatcher, size: int, ends: Collection[int], pool: ThreadPoolExecutor
+        self,
+        matcher: LLMatcher,
+        size: int,
+        ends: Collection[int],
+        pool: ThreadPoolExecutor,
+        tokenize: Callable[[bytes], Sequence[int]] = lambda _: (),
     ) -> None:
         """Begin a reply.
 
@@ -66,7 +71,9 @@ class TokenMask:
             size: Number of token ids of the vocabulary.
             ends: Tokens that end the reply, wherever the grammar may end.
             pool: Threads that compute the next tokens.
+            tokenize: Returns the longest tokens of a text.
         """
+        self._tokenize = tokenize
         self.is_complete = False
         self._matcher, self._size = matcher, size
         self._ends = [token for token in ends if token < size]
@@ -83,6 +90,27 @@ class TokenMask:
         if allowed is None:
             raise GenerationFailed("The reply's schema or grammar is too complex to be followed.")
         return allowed
+
+    def forced(self) -> Sequence[int]:
+        """Return tokens of the text that must come next; none if there is a choice.
+
+        The model may write the same text in other tokens.
+        """
+        ahead = self._copy()
+        return () if ahead is None else self._tokenize(ahead.compute_ff_bytes())
+
+    def count_allowed(self, tokens: Sequence[int]) -> int:
+        """Return how many first ones of some tokens the grammar allows in this order."""
+        ahead = self._copy()
+        return 0 if ahead is None or not tokens else int(ahead.validate_tokens(list(tokens)))
+
+    def _copy(self) -> LLMatcher | None:
+        """Return a matcher to look ahead with; None if nothing more comes.
+
+        A look ahead may find that a grammar is too complex before the reply gets there.
+        """
+        is_over = self._next.result() is None or self.is_complete
+        return None if is_over else self._matcher.deep_copy()
 
     def count(self, token: int) -> None:
         """Count a token as generated."""
@@ -180,4 +208,5 @@ class MaskFactory:
     def _mask(self, grammar: str, ends: Collection[int]) -> TokenMask:
         if self._grammars is None:
             raise GenerationFailed("The engine has no vocabulary to follow a grammar with.")
-        return TokenMask(self._grammars.matcher(grammar), self._grammars.size, ends, self._pool)
+        matcher, grammars = self._grammars.matcher(grammar), self._grammars
+        return TokenMask(matcher, grammars.size, ends, self._pool, grammars.longest_tokens)

@@ -1,0 +1,27 @@
+"""How many of the drafts of one kind were right, the latest ones most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_WEIGHT = 0.125
+"""The weight of a token in the rate."""
+
+
+class AcceptanceRate:
+    """The fraction of a sequence's draft tokens that were right, each if those before it were.
+
+    Attributes:
+        value: The fraction, the latest tokens most.
+    """
+
+    def __init__(self, value: float) -> None:
+        """Begin with a guess."""
+        self.value = value
+
+    def learn(self, draft: Sequence[int], tokens: Sequence[int]) -> None:
+        """Compare a draft with the tokens that came, up to the first that differs."""
+        for drafted, token in zip(draft, tokens, strict=False):
+            self.value += _WEIGHT * ((drafted == token) - self.value)
+            if drafted != token:
+                return

@@ -1,0 +1,48 @@
+"""The drafts of one sequence: what its grammar forces, else what prompt lookup finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from predictor.engine.generation.acceptance import AcceptanceRate
+from predictor.engine.generation.drafts import Proposal
+from predictor.engine.generation.prompt_lookup import PromptLookup
+from predictor.engine.generation.token_mask import TokenMask
+
+_FORCED_RATE = 0.8
+"""The rate of forced drafts before any has been compared. Their text is certain; the model may
+write it in other tokens."""
+
+
+class SequenceDrafts:
+    """Drafts how one sequence continues.
+
+    Attributes:
+        tokens: The tokens of the last draft.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no draft."""
+        self.tokens: Sequence[int] = ()
+        self._lookup = PromptLookup()
+        self._forced: Sequence[int] = ()
+        self._forced_rate = AcceptanceRate(_FORCED_RATE)
+        self._count = 0
+
+    def propose(self, tokens: Sequence[int], most: int, mask: TokenMask | None = None) -> Proposal:
+        """Propose a draft.
+
+        Args:
+            tokens: All tokens of the sequence. They begin with those of earlier calls.
+            most: Most tokens of the draft.
+            mask: The grammar that the sequence follows, if any.
+        """
+        self._forced_rate.learn(self._forced, tokens[self._count :])
+        self._count = len(tokens)
+        self.tokens, rate = self._lookup.propose(tokens, most), self._lookup.rate
+        self._forced = () if mask is None else mask.forced()[:most]
+        if self._forced:
+            self.tokens, rate = self._forced, self._forced_rate.value
+        elif mask is not None:
+            self.tokens = self.tokens[: mask.count_allowed(self.tokens)]
+        return Proposal(len(self.tokens), rate)
