@@ -192,7 +192,7 @@ REQUESTS = [
             ("model", "models/demo", "GET"),
             ("unknown model", "models/a/b", "GET"),
             ("GET", "completions", "GET"),
-            ("unknown path", "responses", "POST"),
+            ("unknown path", "images", "POST"),
         )
     ),
     Rest("demo", "openai/no path", "/openai", method="GET"),
