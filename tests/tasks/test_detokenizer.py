@@ -280,3 +280,16 @@ def test_streams_with_stops_say_what_one_search_says(of_bytes: Any) -> None:
         result, stream = pieces(of_bytes, [70], ids_of(of_bytes, text), *stops)
         assert "".join(result) == expected
         assert stream.stopped == bool(ends)
+
+
+@pytest.mark.parametrize(
+    ("stops", "stop"), [(("d", "bc"), "bc"), (("c", "abc"), "abc"), (("x",), ""), ((), "")]
+)
+def test_the_stop_sequence_that_ended_a_text_is_named(
+    of_bytes: Any, stops: tuple[str, ...], stop: str
+) -> None:
+    stream = TextStream(of_bytes, (), stops)
+    for token in of_bytes("abcd").input_ids:
+        if not stream.stopped:
+            stream.push(token)
+    assert (stream.stop, stream.stopped) == (stop, bool(stop))
