@@ -29,33 +29,36 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 REQUESTS = Counter(
     "predictor_requests",
-    "Requests that ended, by protocol and outcome: ok, bad_request, rejected, not_ready, deadline, "
-    "cancelled, failed.",
+    "Requests that ended, but for bulk work, by protocol and outcome: ok, bad_request, rejected, "
+    "not_ready, deadline, cancelled, failed.",
     (_MODEL, "protocol", "outcome"),
 )
 REQUEST_SECONDS = Histogram(
     "predictor_request_seconds",
-    "Time from a request's arrival to the end of its answer.",
+    "Time from a request's arrival to the end of its answer, but for bulk work.",
     (_MODEL, "protocol"),
     buckets=_LONG,
 )
 RUNNING = Gauge("predictor_sequences_running", "Sequences in the running batch.", (_MODEL,))
-WAITING = Gauge("predictor_sequences_waiting", "Sequences that wait to run.", (_MODEL,))
+WAITING = Gauge("predictor_sequences_waiting", "Sequences that wait, but for bulk work.", (_MODEL,))
+BULK_WAITING = Gauge(
+    "predictor_bulk_sequences_waiting", "Sequences of bulk work that wait to run.", (_MODEL,)
+)
 QUEUE_SECONDS = Histogram(
     "predictor_queue_seconds",
-    "Time from a sequence's arrival to its first pass.",
+    "Time from a sequence's arrival to its first pass, but for bulk work.",
     (_MODEL,),
     buckets=_LONG,
 )
 FIRST_TOKEN_SECONDS = Histogram(
     "predictor_time_to_first_token_seconds",
-    "Time from a sequence's arrival to its first token.",
+    "Time from a sequence's arrival to its first token, but for bulk work.",
     (_MODEL,),
     buckets=_LONG,
 )
 INTER_TOKEN_SECONDS = Histogram(
     "predictor_inter_token_seconds",
-    "Time between two tokens of one sequence.",
+    "Time between two tokens of one sequence, but for bulk work.",
     (_MODEL,),
     buckets=_SHORT,
 )
@@ -260,6 +263,7 @@ class EngineMetrics:
         self._pace = Pace(weights, clock=clock)
         self.running = child(RUNNING, model_name)
         self.waiting = child(WAITING, model_name)
+        self.bulk_waiting = child(BULK_WAITING, model_name)
         self.queue_seconds = child(QUEUE_SECONDS, model_name)
         self.first_token_seconds = child(FIRST_TOKEN_SECONDS, model_name)
         self.inter_token_seconds = child(INTER_TOKEN_SECONDS, model_name)

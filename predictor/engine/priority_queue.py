@@ -24,6 +24,11 @@ class PriorityQueue(Generic[AnyEntry]):
         return len(self._urgent) + len(self._bulk)
 
     @property
+    def bulk(self) -> int:
+        """How many of them are bulk work."""
+        return len(self._bulk)
+
+    @property
     def oldest(self) -> AnyEntry | None:
         """The first to have arrived; one of bulk work only if nothing else waits."""
         return self._urgent.oldest if self._urgent else self._bulk.oldest

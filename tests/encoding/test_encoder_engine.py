@@ -216,3 +216,28 @@ def test_an_idle_engine_reports_no_waiting_and_no_running_texts(
     assert engine.join(20)
     for name in ("predictor_sequences_waiting", "predictor_sequences_running"):
         assert REGISTRY.get_sample_value(name, {"model_name": "test"}) == 0
+
+
+def test_bulk_work_that_waits_is_no_load(engine: EncoderEngine, runner: Counting) -> None:
+    held(engine, runner)
+    names = ("sequences_waiting", "bulk_sequences_waiting", "queue_seconds_count")
+    before = gauges(*names)
+    callbacks = [Outcome() for _ in range(3)]
+    for callback, is_bulk in zip(callbacks, (True, False, True), strict=True):
+        engine.submit(EncoderInput(tuple(range(60))), callback, is_bulk=is_bulk)
+    waiting = {}
+    runner.run, run = (  # type: ignore[method-assign]
+        lambda texts: waiting.setdefault(len(waiting), gauges(*names)) and run(texts),
+        runner.run,
+    )
+    runner.may_go.set()
+    for callback in callbacks:
+        callback.wait()
+
+    assert [each[:2] for each in waiting.values()] == [(0, 2), (0, 1), (0, 0)]
+    assert gauges(*names)[2] == before[2] + 1
+
+
+def gauges(*names: str) -> tuple[float, ...]:
+    labels = {"model_name": "test"}
+    return tuple(REGISTRY.get_sample_value(f"predictor_{name}", labels) or 0 for name in names)

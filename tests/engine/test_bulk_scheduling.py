@@ -12,7 +12,7 @@ from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
 from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.engine.generation.scheduler import Scheduler, Step
 from tests.conftest import Checkpoints
-from tests.serving import Collected, bring_up
+from tests.serving import Collected, bring_up, metric
 
 
 def scheduler(
@@ -202,3 +202,26 @@ def test_a_real_engine_gives_the_same_tokens_and_serves_the_request_first(
     assert request.wait().tokens == alone
     assert sum(not each.ended.is_set() for each in bulk) >= 4
     assert all(each.wait().tokens == alone for each in bulk)
+
+
+def test_bulk_work_that_waits_is_counted_apart() -> None:
+    s = with_bulk(2, sequences=2)
+    s.add(8, 5, is_bulk=True)
+    s.add(9, 5)
+
+    assert (s.waiting, s.waiting_bulk) == (2, 1)
+    s.plan()
+    s.plan()
+    assert (s.waiting, s.waiting_bulk) == (2, 2)
+
+
+def test_the_times_of_bulk_work_are_not_those_of_requests(checkpoints: Checkpoints) -> None:
+    up = bring_up(checkpoints("bloom"), device_map="cpu", model_name="apart")
+    kinds = ("queue", "time_to_first_token", "inter_token")
+    names = [f"predictor_{kind}_seconds_count" for kind in kinds]
+    for is_bulk, counts in ((True, [0, 0, 0]), (False, [1, 1, 3])):
+        one = Collected()
+        up.task.engine.submit([5, 6], SamplingParams(max_new_tokens=4), one, is_bulk=is_bulk)
+        one.wait()
+        assert [metric(name, "apart") for name in names] == counts
+    assert metric("predictor_generated_tokens_total", "apart") >= 8

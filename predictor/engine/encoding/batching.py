@@ -65,6 +65,11 @@ class TextQueue:
         return len(self._waiting)
 
     @property
+    def bulk(self) -> int:
+        """How many of them are bulk work."""
+        return self._waiting.bulk
+
+    @property
     def oldest(self) -> int | None:
         """The text that waits longest; None if none waits."""
         oldest = self._waiting.oldest

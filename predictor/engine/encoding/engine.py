@@ -143,7 +143,8 @@ class DynamicBatching:
         now = time.monotonic()
         for key in batch:
             text = self._running[key] = self._waiting.pop(key)
-            self._metrics.queue_seconds.observe(now - text.arrived)
+            if not text.is_bulk:
+                self._metrics.queue_seconds.observe(now - text.arrived)
         self._metrics.prompt_tokens.inc(self._tokens(batch))
         self._count()
         yield batch
@@ -191,7 +192,8 @@ class DynamicBatching:
 
     def _count(self) -> None:
         self._metrics.running.set(len(self._running))
-        self._metrics.waiting.set(len(self._waiting))
+        self._metrics.waiting.set(len(self._queue) - self._queue.bulk)
+        self._metrics.bulk_waiting.set(self._queue.bulk)
 
 
 def _call(text: _Text, outcome: object) -> None:

@@ -198,7 +198,8 @@ class ContinuousBatching:
 
     def _start(self, sequence: GeneratedSequence, cached: int) -> None:
         sequence.begin(cached)
-        self._metrics.queue_seconds.observe(time.monotonic() - sequence.arrived)
+        if not sequence.is_bulk:
+            self._metrics.queue_seconds.observe(time.monotonic() - sequence.arrived)
         self._metrics.prompt_tokens.inc(len(sequence.prompt))
         self._metrics.cached_prompt_tokens.inc(cached)
 
@@ -231,6 +232,8 @@ class ContinuousBatching:
     def _time(self, sequence: GeneratedSequence) -> None:
         now = time.monotonic()
         self._metrics.generated_tokens.inc()
+        if sequence.is_bulk:  # for whose tokens nobody waits
+            return
         if sequence.last_token:
             self._metrics.inter_token_seconds.observe(now - sequence.last_token)
         else:
@@ -245,7 +248,9 @@ class ContinuousBatching:
 
     def _count(self) -> None:
         self._metrics.running.set(self._scheduler.running)
-        self._metrics.waiting.set(self._scheduler.waiting)
+        bulk = self._scheduler.waiting_bulk
+        self._metrics.waiting.set(self._scheduler.waiting - bulk)
+        self._metrics.bulk_waiting.set(bulk)
         self._metrics.kv_used.set(self._scheduler.cached)
 
 

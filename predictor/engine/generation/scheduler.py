@@ -109,6 +109,11 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def waiting_bulk(self) -> int:
+        """How many of them are bulk work."""
+        return self._waiting.bulk
+
+    @property
     def running(self) -> int:
         """How many sequences run."""
         return len(self._running)
