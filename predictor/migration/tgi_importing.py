@@ -23,6 +23,7 @@ from predictor.migration.mapping import KeyMapping, Row, changed, dropped, kept
 from predictor.migration.report import Report
 from predictor.migration.staging import staged, write_errors
 from predictor.migration.tgi_launcher import Launch, Option, read_launch
+from predictor.sentences import quote
 from predictor.settings import Settings, explicit_settings, read_settings
 
 REPORT = "tgi-report.md"
@@ -54,12 +55,19 @@ def import_tgi(
     for _, mapping in translated:
         given |= mapping.settings
     if not given.keys() & {"model_id", "model_dir"}:
-        raise ConfigurationError("No --model-id is given; TGI's default is a model for trials.")
+        raise ConfigurationError(_lack_of_model(launch))
     settings = read_settings(given, environ={})
     by_source = sorted(translated, key=lambda pair: pair[0].source)
     rows = tuple(mapping.row(each.source, each.name, each.value) for each, mapping in by_source)
     with write_errors(into), staged(into, last=REPORT) as folder:
         return _write(folder, into, rows, _requirements(settings, given, _gpus(launch)))
+
+
+def _lack_of_model(launch: Launch) -> str:
+    unknown = launch.unknown_in(launch.value("model_id") or "")
+    if unknown is not None:
+        return f"--model-id is the variable {quote(unknown)}, whose value is not in the manifest."
+    return "No --model-id is given; TGI's default is a model for trials."
 
 
 def _mapping(option: Option, launch: Launch) -> KeyMapping:
@@ -70,6 +78,8 @@ def _mapping(option: Option, launch: Launch) -> KeyMapping:
     if option.value != launch.value(option.name):
         return dropped("another value of the same flag is stronger")
     value = option.value
+    if (unknown := launch.unknown_in(value)) is not None:
+        return dropped(f"the value of the variable {quote(unknown)} is not in the manifest")
     if option.name == "num_shard":
         return changed(flag.reason)
     if flag.is_switch and value.lower() in ("0", "false"):

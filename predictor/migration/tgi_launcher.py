@@ -15,6 +15,7 @@ import yaml
 
 from predictor.compatibility.tgi_flags import TGI_FLAGS
 from predictor.errors import ConfigurationError
+from predictor.migration.container_variables import ContainerVariables
 
 ARGUMENTS, ENVIRONMENT = "arguments", "environment"
 
@@ -47,15 +48,21 @@ class Launch:
     Attributes:
         options: Its flags and variables. Of two with one name, a flag counts and not a variable.
         gpus: GPUs of its container; None if nothing states them.
+        unknown: Variables that values refer to, and that have no value in the manifest.
     """
 
     options: tuple[Option, ...]
     gpus: int | None = None
+    unknown: frozenset[str] = frozenset()
 
     def value(self, name: str) -> str | None:
         """Return the value of a flag, which wins, or of its variable."""
         values = {each.source: each.value for each in self.options if each.name == name}
         return values.get(ARGUMENTS, values.get(ENVIRONMENT))
+
+    def unknown_in(self, value: str) -> str | None:
+        """Return a variable that a value refers to and whose value is unknown, or None."""
+        return next((name for name in sorted(self.unknown) if f"$({name})" in value), None)
 
 
 def read_launch(
@@ -73,19 +80,21 @@ def read_launch(
     """
     options = list(_flags(arguments))
     gpus = None
+    variables = ContainerVariables()
     if env_file is not None:
         options += _variables(_lines(_text(env_file)))
     if manifest is not None:
         container = _container(manifest)
-        options += _flags(_words(container))
-        options += _variables(_pairs(container.get("env")))
+        variables = ContainerVariables.of(container.get("env"))
+        options += _flags([variables.expand(word) for word in _words(container)])
+        options += _variables(variables.values.items())
         gpus = _gpus(container)
     if not options:
         raise ConfigurationError(
             "There is nothing to import; give the arguments of text-generation-launcher after --, "
             "or --env_file or --manifest."
         )
-    return Launch(tuple(options), gpus)
+    return Launch(tuple(options), gpus, frozenset(variables.unknown))
 
 
 def _flags(words: Sequence[str]) -> Iterator[Option]:
@@ -123,13 +132,6 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
         name, equals, value = line.strip().partition("=")
         if equals and not name.startswith("#"):
             yield name.removeprefix("export ").strip(), value.strip().strip("'\"")
-
-
-def _pairs(variables: Any) -> Iterator[tuple[str, str]]:
-    """Yield a container's variables; those of Secrets are not in the manifest."""
-    for variable in variables if isinstance(variables, list) else []:
-        if isinstance(variable, dict) and variable.get("value") is not None:
-            yield str(variable.get("name")), str(variable["value"])
 
 
 def _words(container: Mapping[str, Any]) -> list[str]:

@@ -124,6 +124,45 @@ def test_a_manifest_has_arguments_variables_and_gpus(run: Run, tmp_path: Path) -
     assert "OMP_NUM_THREADS" not in out
 
 
+CONTAINER = """
+containers:
+- image: text-generation-inference
+  args: [--model-id, $(MODEL), --revision=v$(MAJOR), --port, $$(PORT), --dtype, $(TYPE)]
+  env:
+  - {name: OWNER, value: org}
+  - {name: MODEL, value: $(OWNER)/llama}
+  - {name: MAJOR, value: "3"}
+  - {name: TYPE, valueFrom: {configMapKeyRef: {name: c, key: type}}}
+  - {name: MAX_TOTAL_TOKENS, value: $(LATER)}
+  - {name: LATER, value: "5"}
+"""
+
+
+def test_arguments_of_a_container_refer_to_its_variables_as_kubernetes_has_it(
+    run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "tgi.yaml"
+    file.write_text(CONTAINER)
+    launch = read_launch([], manifest=file)
+    assert launch.value("model_id") == "org/llama"
+    assert launch.value("revision") == "v3"
+    assert launch.value("port") == "$(PORT)"
+    code, out, _ = run("--into", tmp_path / "made", "--manifest", file)
+    assert code == 0, out
+    settings, _ = served(tmp_path / "made")
+    assert (settings.model_id, settings.model_revision) == ("org/llama", "v3")
+    assert outcomes(out)["dtype"] == outcomes(out)["max_total_tokens"] == "no counterpart"
+    assert "the value of the variable 'TYPE' is not in the manifest" in " ".join(out.split())
+
+
+def test_a_model_whose_name_is_not_in_the_manifest_is_refused(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "tgi.yaml"
+    file.write_text(CONTAINER.replace("{name: MODEL, value: $(OWNER)/llama}", "{name: MODEL}"))
+    code, _, error = run("--into", tmp_path / "made", "--manifest", file)
+    sentence = "--model-id is the variable 'MODEL', whose value is not in the manifest."
+    assert (code, error) == (78, sentence)
+
+
 def test_variables_come_from_a_file_and_a_secret_is_not_shown(run: Run, tmp_path: Path) -> None:
     variables = tmp_path / "tgi.env"
     variables.write_text(
