@@ -48,8 +48,9 @@ def without_others(given: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name, values in given.items():
         if name in FLAGS:
-            settings |= FLAGS[name].apply(name, _texts(values))
-            _log(f"--{name}", FLAGS[name])
+            applied = FLAGS[name].apply(name, _texts(values))
+            settings |= applied
+            _log(f"--{name}", applied, FLAGS[name].reason)
     return settings | {name: value for name, value in given.items() if name not in FLAGS}
 
 
@@ -57,16 +58,16 @@ def log_variables(environ: Mapping[str, str]) -> None:
     """Log the variables of other servers that change nothing."""
     for name, variable in KSERVE_VARIABLES.items():
         if name in environ:
-            _log(name, variable)
+            _log(name, (), variable.reason)
 
 
 def _texts(values: str | Iterable[str]) -> tuple[str, ...]:
     return (values,) if isinstance(values, str) else tuple(values)
 
 
-def _log(name: str, flag: Flag) -> None:
-    if flag.settings:
-        sets = " and ".join(f"--{setting}" for setting in flag.settings)
+def _log(name: str, settings: Iterable[str], reason: str) -> None:
+    """Log the settings that a flag sets with its value, or why it sets none."""
+    if sets := " and ".join(f"--{setting}" for setting in settings):
         logger.info("%s sets %s", name, sets)
     else:
-        logger.warning("%s changes nothing: %s", name, flag.reason)
+        logger.warning("%s changes nothing: %s", name, reason)

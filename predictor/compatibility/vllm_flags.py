@@ -140,7 +140,7 @@ VLLM_FLAGS: Mapping[str, Flag] = {
     "speculative_config": Flag(
         ("prompt_lookup_num_tokens",),
         _speculation,
-        "`ngram` alone, whose lookups compare 2 to 5 tokens here; other methods change nothing",
+        "`ngram` is the only method here, and its lookups compare 2 to 5 tokens",
     ),
     "speculative_model": unneeded(_DRAFT),
     "num_speculative_tokens": same("prompt_lookup_num_tokens"),

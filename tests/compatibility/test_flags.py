@@ -115,6 +115,21 @@ def test_a_flag_that_changes_nothing_is_one_line_in_the_log(
     assert lines[3].startswith("CE_MERGE changes nothing: ")
 
 
+def test_a_flag_that_sets_nothing_with_its_value_does_not_say_that_it_does(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, logger="predictor.compatibility"):
+        parse_arguments(["--speculative-config", '{"method":"eagle","num_speculative_tokens":5}'])
+        parse_arguments(["--speculative-config", '{"num_speculative_tokens":5}'])
+        parse_arguments(["--served-model-name", "gpt"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "--speculative_config changes nothing: `ngram` is the only method here, and its lookups "
+        "compare 2 to 5 tokens",
+        "--speculative_config sets --prompt_lookup_num_tokens",
+        "--served_model_name sets --model_name",
+    ]
+
+
 def test_variables_are_in_one_table() -> None:
     assert not SETTING_VARIABLES.keys() & KSERVE_VARIABLES.keys()
     assert set(SETTING_VARIABLES.values()) <= set(Settings.model_fields)
