@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterator
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from predictor.checkpoint.hub_answers import answered_within, hub_errors
 from predictor.doctor.check import Check, Surroundings
@@ -30,8 +31,7 @@ def check_ports(settings: Settings) -> Iterator[Check]:
 
 def _server_answers(settings: Settings) -> bool:
     """Return whether a server of this kind answers at the REST port."""
-    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104
-    connection = HTTPConnection(host, settings.http_port, timeout=_SECONDS)
+    connection = _connection(settings)
     try:
         connection.request("GET", "/v2/health/live")
         return connection.getresponse().status == 200
@@ -39,6 +39,19 @@ def _server_answers(settings: Settings) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _connection(settings: Settings) -> HTTPConnection:
+    """Return a connection to the REST port, over TLS if the server has a certificate.
+
+    The certificate is not verified: it names the Service, and not this address.
+    """
+    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104
+    if settings.ssl_certfile is None:
+        return HTTPConnection(host, settings.http_port, timeout=_SECONDS)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return HTTPSConnection(host, settings.http_port, timeout=_SECONDS, context=context)
 
 
 def _check_port(name: str, host: str, port: int) -> Check:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -72,5 +74,40 @@ def test_a_port_of_another_process_is_a_failure() -> None:
 def test_ports_of_a_running_server_are_its_own(served: Served) -> None:
     port = served.url.rpartition(":")[2]
     checks = list(network.check_ports(settings(host="127.0.0.1", http_port=port)))
+    assert {check.state for check in checks} == {"ok"}
+    assert "A predictor serves" in checks[0].finding
+
+
+class Alive(BaseHTTPRequestHandler):
+    """Answers as a live server does, and nothing else."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/v2/health/live" else 404)
+        self.end_headers()
+
+
+def test_ports_of_a_running_server_with_tls_are_its_own(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=model.namespace.svc", "-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Alive) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        given = settings(
+            host="127.0.0.1",
+            http_port=server.server_port,
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
+        )
+        checks = list(network.check_ports(given))
+        server.shutdown()
     assert {check.state for check in checks} == {"ok"}
     assert "A predictor serves" in checks[0].finding
