@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
+from predictor.admission import AdmissionController
 from predictor.protocol.http import sse
+from predictor.protocol.http.gate import Gate
+from predictor.protocol.http.middleware import _Call
 from predictor.protocol.http.sse import event_stream
 from predictor.tasks.answers import Piece, Stream
+from tests.protocol.stub import DEFAULT_ADMISSION
+
+GATE = Gate(AdmissionController(DEFAULT_ADMISSION), max_body_bytes=1024, model_name=lambda: "m")
 
 
 def test_a_client_that_stops_to_read_is_left_at_the_deadline(
@@ -77,3 +83,36 @@ def test_a_client_that_leaves_before_the_first_event_leaves_nothing() -> None:
 
     asyncio.run(serve())
     assert ended == ["CancelledError", "released"]
+
+
+def test_no_comment_is_between_the_pieces_of_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "_SECONDS_OF_SILENCE", 0.02)
+    sent = bytearray()
+
+    async def pieces() -> AsyncIterator[Piece]:
+        yield Piece(0, "x" * 200_000, None, 1, 1)
+        await asyncio.sleep(0.1)
+        yield Piece(0, "y", None, 1, 1)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        await asyncio.sleep(0.05 if len(message.get("body", b"")) > 1000 else 0)  # a slow client
+        sent.extend(message.get("body", b""))
+
+    async def serve() -> None:
+        deadline = asyncio.get_running_loop().time() + 60
+        stream = Stream(pieces(), deadline, lambda: None)
+        response = event_stream(ExitStack(), stream, lambda piece: [piece.text])
+        call = _Call({"type": "http"}, receive, send, GATE)
+        await response({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, call.send)
+
+    asyncio.run(serve())
+    events = [event for event in sent.split(b"\n\n") if event]
+    assert b": ping" in events
+    assert [event for event in events if event != b": ping"] == [
+        b'data: "%b"' % (b"x" * 200_000),
+        b'data: "y"',
+    ]

@@ -123,17 +123,27 @@ class _Events(StreamingResponse):
 
 
 class _Sender:
-    """Sends the messages of a response, and comments while there are none."""
+    """Sends the messages of a response, and comments while there are none.
+
+    A message goes out in pieces that wait for the client (`predictor.protocol.http.middleware`), so
+    a message is sent under a lock: no comment may be between two pieces.
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._sent = asyncio.get_running_loop().time()
         self._is_open = False
+        self._lock = asyncio.Lock()
 
     async def send(self, message: Message) -> None:
-        self._sent = asyncio.get_running_loop().time()
-        self._is_open = message["type"] == "http.response.start" or message.get("more_body", False)
+        async with self._lock:
+            is_start = message["type"] == "http.response.start"
+            self._is_open = is_start or message.get("more_body", False)
+            await self._pass_on(message)
+
+    async def _pass_on(self, message: Message) -> None:
         await self._send(message)
+        self._sent = asyncio.get_running_loop().time()
 
     @contextlib.asynccontextmanager
     async def commenting(self) -> AsyncGenerator[None, None]:
@@ -145,16 +155,18 @@ class _Sender:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _comment(self) -> None:
-        loop = asyncio.get_running_loop()
+        body = {"type": "http.response.body", "body": _COMMENT, "more_body": True}
         while True:
-            left = self._sent + _SECONDS_OF_SILENCE - loop.time()
-            if left > 0:
-                await asyncio.sleep(left)
-            elif self._is_open:
-                body = {"type": "http.response.body", "body": _COMMENT, "more_body": True}
-                await self.send(body)
-            else:
-                return
+            await asyncio.sleep(max(0.0, self._silent_in()))
+            async with self._lock:
+                if not self._is_open:
+                    return
+                if self._silent_in() <= 0:
+                    await self._pass_on(body)
+
+    def _silent_in(self) -> float:
+        """Return the seconds until a comment is due."""
+        return self._sent + _SECONDS_OF_SILENCE - asyncio.get_running_loop().time()
 
 
 def _event(value: object) -> bytes:
