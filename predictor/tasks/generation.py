@@ -109,7 +109,7 @@ class TextGeneration:
             tokenizer, tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser
         )
         self._structured = StructuredOutput(tokenizer, engine, largest=max_grammar_size)
-        self._special = special_tokens(tokenizer)
+        self._special = special_tokens(tokenizer, vocabulary)
         end = tokenizer.eos_token_id
         self._end_tokens: frozenset[int] = frozenset(() if end is None else (end,))
 
@@ -130,7 +130,7 @@ class TextGeneration:
         words: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
         grammars: dict[tuple[Grammar, str], str] = {}
         for requested in request.prompts:
-            prompt = with_special_stops(requested, self._special)
+            prompt, stops = with_special_stops(requested, self._special)
             text, cut = prompt.text, Cut.of(prompt.parameters)
             if (id(text), cut) not in encoded:
                 encoded[id(text), cut] = self._encode(text, cut)
@@ -148,7 +148,7 @@ class TextGeneration:
                 if key not in grammars:
                     grammars[key] = self._structured.compile_grammar(*key)
                 sampling = replace(sampling, grammar=grammars[key])
-            jobs.append(Job(prompt, source.ids, sampling, prefix, source.form))
+            jobs.append(Job(prompt, source.ids, sampling, prefix, source.form, stops))
         scope = current_scope(request.cache_salt)
         return PreparedGeneration(jobs, self.tokenizer, self.engine, scope)
 

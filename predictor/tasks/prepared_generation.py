@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from predictor.bulk import is_bulk
@@ -36,6 +36,7 @@ class Job:
         sampling: The sampling parameters.
         decoder_prefix: Tokens that a decoder begins with; None if the reply continues the prompt.
         form: How the reply is read as a message; None if it is text.
+        special_stops: Stop strings that are special tokens, by their ids.
     """
 
     prompt: Prompt
@@ -43,6 +44,7 @@ class Job:
     sampling: SamplingParams
     decoder_prefix: tuple[int, ...] | None = None
     form: ReplyForm | None = None
+    special_stops: Mapping[int, str] = field(default_factory=dict)
 
 
 class PreparedGeneration:
@@ -144,6 +146,7 @@ class PreparedGeneration:
             prompt_tokens=len(job.ids),
             stops=job.prompt.parameters.stop,
             ends=job.prompt.parameters.stop_token_ids,
+            special_stops=job.special_stops,
             form=job.form,
             scores=job.sampling.logprobs is not None,
             by_token=by_token,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from predictor.engine.generation.prompt_tokens import PromptToken, PromptTokens
@@ -16,6 +17,8 @@ from predictor.tasks.prompt_scores import ScoredPromptToken
 from predictor.tasks.tool_calls import MessagePart, joined
 
 Take = Callable[[Piece | PredictorError], None]
+
+_NO_STOPS: Mapping[int, str] = MappingProxyType({})
 
 
 class Reply:
@@ -33,6 +36,7 @@ class Reply:
         prompt_tokens: int,
         stops: tuple[str, ...],
         ends: Collection[int] = (),
+        special_stops: Mapping[int, str] = _NO_STOPS,
         form: ReplyForm | None,
         scores: bool,
         by_token: bool,
@@ -48,6 +52,7 @@ class Reply:
             prompt_tokens: Tokens of the prompt.
             stops: Strings before which the reply ends.
             ends: Tokens that end it and are no part of its text.
+            special_stops: Those of them that stand for a string of `stops`.
             form: How the reply is read as a message; None if it is text.
             scores: Whether log probabilities are passed on.
             by_token: Whether the reply is streamed.
@@ -59,14 +64,14 @@ class Reply:
         self._tokenizer = tokenizer
         self._scores = scores
         self._by_token = by_token
-        self._stops, self._ends = stops, ends
+        self._stops, self._ends, self._special_stops = stops, ends, special_stops
+        self._special_stop = ""
         self._loop = loop
         self._take = take
         kept = frozenset() if form is None else form.kept_tokens
         self._stream = TextStream(tokenizer, prompt, stops, kept)
         self._parser = None if form is None else form.new_parser()
-        self._count = 0
-        self._cached = 0
+        self._count = self._cached = 0
         self._queue_seconds: float | None = None
         self._text = ""
         self._tokens: list[ScoredToken] = []
@@ -88,6 +93,7 @@ class Reply:
     def on_token(self, token: Token) -> bool:
         """Take the next token; return whether a stop sequence ends the reply with it."""
         self._count += 1
+        self._special_stop = self._special_stops.get(token.id, "")
         if token.id in self._ends:
             pass
         elif self._by_token or self._stops:
@@ -106,7 +112,11 @@ class Reply:
             self._send(outcome)
             return
         self._text += self._stream.finish()
-        self._pass_on("stop_sequence" if self._stream.stopped else outcome)
+        self._pass_on("stop_sequence" if self._stop(outcome) else outcome)
+
+    def _stop(self, ending: FinishReason | None) -> str:
+        """Return the stop sequence that ends the reply; empty if none does."""
+        return self._stream.stop or (self._special_stop if ending not in (None, "length") else "")
 
     def _pass_on(self, ending: FinishReason | None) -> None:
         part = MessagePart(self._text)
@@ -129,7 +139,7 @@ class Reply:
                 calls=part.calls,
                 cached_tokens=self._cached,
                 reasoning_tokens=0 if ending is None else self._reasoning_tokens(),
-                stop=self._stream.stop,
+                stop=self._stop(ending),
                 queue_seconds=self._queue_seconds,
                 prompt=() if ending is None else tuple(self._prompt),
             )

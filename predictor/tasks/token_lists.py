@@ -25,14 +25,18 @@ def check_token_ids(requested: GenerationParameters, vocabulary: int) -> None:
             raise RequestError(f"{name} names a token id above {vocabulary - 1}.")
 
 
-def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Return the ids of a tokenizer's special tokens, which no reply's text contains."""
+def special_tokens(tokenizer: Any, vocabulary: int) -> dict[str, int]:
+    """Return the ids of a tokenizer's special tokens, which no reply's text contains.
+
+    Those beyond the model's vocabulary are left out: the model cannot generate them.
+    """
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     added = tokenizer.added_tokens_decoder.items()
-    return named | {token.content: number for number, token in added if token.special}
+    named |= {token.content: number for number, token in added if token.special}
+    return {token: number for token, number in named.items() if number < vocabulary}
 
 
-def with_special_stops(prompt: Prompt, special: Mapping[str, int]) -> Prompt:
+def with_special_stops(prompt: Prompt, special: Mapping[str, int]) -> tuple[Prompt, dict[int, str]]:
     """Return a prompt whose stop strings that are special tokens end the reply by their ids.
 
     The text of a reply has no special tokens, so such a string is never in it.
@@ -40,13 +44,16 @@ def with_special_stops(prompt: Prompt, special: Mapping[str, int]) -> Prompt:
     Args:
         prompt: The prompt.
         special: Special tokens with their ids.
+
+    Returns:
+        The prompt, and those of its stop strings by their ids.
     """
     parameters = prompt.parameters
-    stops = tuple(special[stop] for stop in parameters.stop if stop in special)
+    stops = {special[stop]: stop for stop in parameters.stop if stop in special}
     if not stops:
-        return prompt
-    ends = parameters.stop_token_ids + stops
-    return replace(prompt, parameters=replace(parameters, stop_token_ids=ends))
+        return prompt, stops
+    ends = parameters.stop_token_ids + tuple(stops)
+    return replace(prompt, parameters=replace(parameters, stop_token_ids=ends)), stops
 
 
 def check_allowed(sampling: SamplingParams) -> None:

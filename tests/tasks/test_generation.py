@@ -380,20 +380,33 @@ def test_a_prompt_keeps_its_beginning_or_its_end(demo: Up) -> None:
 
 
 def test_a_stop_that_is_a_special_token_ends_the_reply(demo: Up) -> None:
-    special = special_tokens(demo.task.tokenizer)
+    special = special_tokens(demo.task.tokenizer, 4096)
     assert special["</s>"] == demo.task.tokenizer.eos_token_id
     prompt = Prompt("a", GenerationParameters(stop=("<pad>", "x")))
-    stopped = with_special_stops(prompt, special)
+    stopped, stops = with_special_stops(prompt, special)
+    assert stops == {special["<pad>"]: "<pad>"}
     assert stopped.parameters.stop_token_ids == (special["<pad>"],)
     assert stopped.parameters.stop == ("<pad>", "x")
     bias = {special["<pad>"]: 100.0}
     reply = ask(demo.task, README_PROMPT, max_new_tokens=5, stop=("<pad>",), logit_bias=bias)
     assert (reply.text, reply.finish_reason, reply.completion_tokens) == ("", "stop", 1)
+    assert (reply.ending, reply.stop) == ("stop_sequence", "<pad>")
+    cut = ask(demo.task, README_PROMPT, max_new_tokens=2, stop=("<pad>",))
+    assert (cut.ending, cut.stop) == ("length", "")
+
+
+def test_a_special_stop_beyond_the_models_vocabulary_is_harmless(demo: Up) -> None:
+    tokenizer = demo.task.tokenizer
+    vocabulary = tokenizer.convert_tokens_to_ids("<pad>")  # as if the model had no more
+    special = special_tokens(tokenizer, vocabulary)
+    assert "</s>" not in special or special["</s>"] < vocabulary
+    prompt = Prompt("a", GenerationParameters(stop=("<pad>",)))
+    assert with_special_stops(prompt, special) == (prompt, {})
 
 
 def test_an_added_special_token_is_one_of_the_special_tokens() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([AddedToken("<|im_end|>", special=True), AddedToken("<plain>")])
-    special = special_tokens(tokenizer)
+    special = special_tokens(tokenizer, len(tokenizer))
     assert special["<|im_end|>"] == tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert "<plain>" not in special
