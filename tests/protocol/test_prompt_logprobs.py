@@ -108,6 +108,12 @@ def test_each_list_has_as_many_alternatives_as_it_needs(scoring: httpx.Client) -
     (choice,) = document["choices"]
     assert all(len(row) <= 2 for row in choice["prompt_logprobs"][1:])
     assert any(len(top) >= 3 for top in choice["logprobs"]["top_logprobs"][1:])
+    document = complete(
+        scoring, prompt=TEXT, echo=True, logprobs=1, prompt_logprobs=5, max_tokens=1
+    )
+    (choice,) = document["choices"]
+    assert all(len(row) >= 5 for row in choice["prompt_logprobs"][1:])
+    assert all(len(top) <= 2 for top in choice["logprobs"]["top_logprobs"][1:])
 
 
 def parameters(**keys: Any) -> GenerationParameters:

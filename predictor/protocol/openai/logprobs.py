@@ -22,7 +22,10 @@ def _width(token: ScoredToken) -> int:
 
 
 def completion_logprobs(
-    tokens: Sequence[ScoredToken], offset: int, prompt: Sequence[ScoredPromptToken] = ()
+    tokens: Sequence[ScoredToken],
+    offset: int,
+    prompt: Sequence[ScoredPromptToken] = (),
+    alternatives: int = 0,
 ) -> dict[str, object] | None:
     """Return the log probabilities of a completion; the chosen token is among the top ones.
 
@@ -30,8 +33,9 @@ def completion_logprobs(
         tokens: The tokens of the reply.
         offset: Where they begin in the text.
         prompt: The tokens of the prompt, if they are before those of the reply.
+        alternatives: How many most probable tokens are beside each of those.
     """
-    shown = [*map(_shown, prompt), *tokens]
+    shown = [*(_shown(each, alternatives) for each in prompt), *tokens]
     if not shown:
         return None
     offsets = [offset]
@@ -73,12 +77,12 @@ def _ranked(logprob: float, rank: int, text: str) -> dict[str, object]:
     return {"logprob": bounded(logprob), "rank": rank, "decoded_token": text}
 
 
-def _shown(each: ScoredPromptToken) -> ScoredToken:
+def _shown(each: ScoredPromptToken, alternatives: int) -> ScoredToken:
     """Return a token of a prompt as one of a reply; the first one has no probability."""
     if each.token is None:
         return ScoredToken(each.id, each.text, 0.0, each.special)
     logprobs = (logprob for _, logprob in each.token.top)
-    top = tuple(zip(each.texts, logprobs, strict=True))
+    top = tuple(zip(each.texts, logprobs, strict=True))[:alternatives]
     return ScoredToken(each.id, each.text, each.token.logprob, each.special, top)
 
 

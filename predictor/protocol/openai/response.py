@@ -62,7 +62,7 @@ class CompletionFormat:
         parameters = call.request.prompts[0].parameters
         is_echo = parameters.return_full_text and parameters.logprobs is not None
         prompt = completion.prompt if is_echo and not call.hides_logprobs else ()
-        logprobs = completion_logprobs(completion.tokens, 0, prompt)
+        logprobs = completion_logprobs(completion.tokens, 0, prompt, parameters.logprobs or 0)
         return {"text": completion.text, "logprobs": logprobs, **_prompt_scores(completion, call)}
 
     def around(self, completion: Completion, call: Call) -> dict[str, object]:  # noqa: ARG002
