@@ -6,14 +6,19 @@ stays content: a reply is never lost.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from predictor.tasks.call_text import CallText
 from predictor.tasks.reply_text import ReplyText
-from predictor.tasks.tool_calls import CallPart, MessagePart, name_and_arguments, new_call
+from predictor.tasks.tool_calls import (
+    CallPart,
+    MessagePart,
+    as_json,
+    name_and_arguments,
+    new_call,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +144,7 @@ class TemplateParser:
 
 
 def _as_lines(values: Sequence[Any]) -> str:
-    return "\n".join(json.dumps(value, ensure_ascii=False) for value in values)
+    return "\n".join(map(as_json, values))
 
 
 def _has_whole_calls(template: Mapping[str, Any]) -> bool:

@@ -85,5 +85,15 @@ def name_and_arguments(call: Any) -> tuple[str, str] | None:
         return None
     arguments: Any = next((call[key] for key in ("arguments", "parameters") if key in call), {})
     if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return call["name"], arguments
+        return call["name"], as_json(arguments)
+    return call["name"], _whole(arguments)
+
+
+def as_json(value: Any) -> str:
+    """Return a value that a model has written in JSON as JSON again."""
+    return _whole(json.dumps(value, ensure_ascii=False))
+
+
+def _whole(text: str) -> str:
+    """Return JSON with each half of a surrogate pair as an escape; no answer has it otherwise."""
+    return text.encode(errors="backslashreplace").decode()

@@ -22,6 +22,7 @@ from predictor.protocol.anthropic.request import (
 )
 from predictor.protocol.anthropic.response import MessageEvents, MessageForm
 from predictor.protocol.http.authentication import ApiKeys
+from predictor.protocol.http.json_body import dump_json
 from predictor.tasks.answers import Completion, Piece
 from predictor.tasks.request import Conversation, ForcedCalls
 from predictor.tasks.tool_calls import CallPart, ToolCall
@@ -232,6 +233,26 @@ def test_a_reply_is_thinking_a_text_and_uses_of_tools() -> None:
     assert (message.stop_reason, message.stop_sequence) == ("tool_use", None)
     assert message.usage.input_tokens == 4
     assert (message.usage.cache_read_input_tokens, message.usage.output_tokens) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"a": 36893488147419103232}',
+        '{"a": "\\ud800"}',
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": ' + "[" * 252 + "]" * 252 + "}",
+        '{"a": ' + "[" * 5000 + "]" * 5000 + "}",
+        '{"a": "\ud800"}',
+    ],
+)
+def test_arguments_that_no_answer_can_have_are_a_text(arguments: str) -> None:
+    calls = (ToolCall("c1", "f", arguments),)
+    document: Any = MessageForm().whole(CALL, "m", [Completion("", "eos_token", 1, 1, calls=calls)])
+    assert document["content"][0]["input"] == {"arguments": arguments}
+    if arguments.isascii():
+        dump_json(document)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent, response_create_params
 
 from predictor.errors import EngineBroken, RequestError
+from predictor.protocol.http.json_body import dump_json
 from predictor.protocol.openai.responses.events import ResponseEvents, ResponseForm
 from predictor.protocol.openai.responses.output import Envelope
 from predictor.protocol.openai.responses.request import IGNORED, KEYS, REFUSED, decode_response
@@ -217,6 +219,39 @@ def test_what_is_wrong_is_named(body: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RequestError) as refused:
         decode_response(body)
     assert str(refused.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, json.loads("[" * 252 + "]" * 252)])
+def test_what_no_answer_can_repeat_is_refused_before_it_is_generated(value: Any) -> None:
+    schema = {"type": "object", "x": value}
+    for key, given in {
+        "metadata": {"a": value},
+        "user": value,
+        "text": {"verbosity": value},
+        "tools": [{**FUNCTION, "parameters": schema}],
+    }.items():
+        with pytest.raises(RequestError, match=f"{key} cannot be repeated in the answer"):
+            decode_response({"input": "a", key: given})
+
+
+def test_the_deepest_value_that_is_accepted_can_be_answered() -> None:
+    for levels in range(255):
+        body = {"input": "a", "metadata": json.loads("[" * levels + "]" * levels or "{}")}
+        try:
+            call = decode_response(body)
+        except RequestError:
+            break
+    assert levels > 200
+    call = decode_response({"input": "a", "metadata": json.loads("[" * 200 + "]" * 200)})
+    for event in ResponseEvents(Envelope.new(call, "m")).opening():
+        dump_json(event.data)
+
+
+def test_the_event_of_an_error_can_always_be_written() -> None:
+    call = replace(decode_response({"input": "a"}), echo={"metadata": 2**64})
+    failed = ResponseEvents(Envelope.new(call, "m")).error(500, "It broke.")
+    dump_json(failed.data)
+    assert EVENTS.validate_python(failed.data).response.tools == []
 
 
 def test_each_key_of_openais_client_is_in_one_table() -> None:

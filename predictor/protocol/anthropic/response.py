@@ -6,13 +6,14 @@ The source is Anthropic's API reference as its Python client has it (``anthropic
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from predictor.errors import RequestError
 from predictor.protocol.anthropic.request import MessageCall
 from predictor.protocol.http.error_forms import anthropic_error
+from predictor.protocol.http.json_body import is_writable, parse_json
 from predictor.protocol.http.sse import NamedEvent
 from predictor.protocol.openai.reply_items import (
     Extended,
@@ -121,12 +122,15 @@ def _block(item: Item) -> dict[str, object]:
 
 
 def _arguments(text: str) -> dict[str, object]:
-    """Return the arguments of a call as an object; what is none, as models may write, in one."""
+    """Return the arguments of a call as an object; what is none, as models may write, in one.
+
+    Such a text may also have numbers, levels or half a surrogate pair that no answer can have.
+    """
     try:
-        value = json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError):
+        value = parse_json(text.encode()) if text.strip() else {}
+    except (RequestError, UnicodeEncodeError):
         value = None
-    return value if isinstance(value, dict) else {"arguments": text}
+    return value if isinstance(value, dict) and is_writable(value) else {"arguments": text}
 
 
 def _stop(reply: Completion | Piece, items: Sequence[Item]) -> tuple[str, str | None]:

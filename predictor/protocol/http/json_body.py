@@ -27,6 +27,9 @@ MAX_NESTING = 255
 `json`, chat templates and compilers of schemas recurse: each level takes frames of the stack.
 """
 
+_LEVELS_OF_ANSWER = 8
+"""Levels of an answer above a value that it repeats, and some more."""
+
 _MOST_DIGITS = 64
 _LONG_NUMBER = b"0" * 19
 """As many digits as an integer has that orjson may return as a float."""
@@ -118,6 +121,34 @@ def check_nesting(value: object) -> None:
         raise RequestError(
             f"The body's JSON is nested too deeply: at most {MAX_NESTING} levels are accepted."
         )
+
+
+def check_writable(value: object, what: str) -> None:
+    """Refuse a value that an answer repeats and that cannot be written there.
+
+    Args:
+        value: A JSON value of a request.
+        what: The value, at the beginning of a sentence.
+
+    Raises:
+        RequestError: It has an integer of more than 64 bits, or too many levels.
+    """
+    if not is_writable(value):
+        raise RequestError(
+            f"{what} cannot be repeated in the answer: an integer has more than 64 bits, or there "
+            "are too many levels."
+        )
+
+
+def is_writable(value: object) -> bool:
+    """Return whether a value can be written, also some levels deep in the JSON of an answer."""
+    for _ in range(_LEVELS_OF_ANSWER):
+        value = [value]
+    try:
+        dump_json(value)
+    except TypeError:  # `orjson.JSONEncodeError` is one
+        return False
+    return True
 
 
 def decode_text(body: bytes) -> str:

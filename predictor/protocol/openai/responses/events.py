@@ -8,7 +8,7 @@ in deltas; then text, part and item are done, and at last the response is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from predictor.protocol.http.sse import NamedEvent
 from predictor.protocol.openai.reply_items import (
@@ -31,7 +31,7 @@ from predictor.protocol.openai.responses.output import (
     status_of,
     usage_of,
 )
-from predictor.protocol.openai.responses.request import ResponseCall
+from predictor.protocol.openai.responses.request import PLAIN_ECHO, ResponseCall
 from predictor.tasks.answers import Completion, Piece
 
 _NAMES = {
@@ -94,7 +94,8 @@ class ResponseEvents:
         """Return the event of an error, which ends the stream."""
         code = "rate_limit_exceeded" if status == 429 else "server_error"
         error = {"code": code, "message": sentence}
-        document = self.envelope.document("failed", self._output, error=error)
+        envelope = replace(self.envelope, echo=PLAIN_ECHO)  # whatever failed, this can be written
+        document = envelope.document("failed", self._output, error=error)
         return self._event("response.failed", response=document)
 
     def _changed(self, change: ItemChange, status: Status) -> Iterator[NamedEvent]:

@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from predictor.errors import RequestError
-from predictor.protocol.http.json_body import check_count, optional, present, require_type
+from predictor.protocol.http.json_body import (
+    check_count,
+    check_writable,
+    optional,
+    present,
+    require_type,
+)
 from predictor.protocol.openai.chat import size_of
 from predictor.protocol.openai.functions import (
     Tool,
@@ -111,7 +117,7 @@ def decode_response(document: Mapping[str, object]) -> ResponseCall:
         GenerationRequest((prompt,), cache_salt=salt),
         stream=optional(given, "stream", bool, "stream") or False,
         ignored=ignored + others,
-        echo=_echo(present(document), parameters.logprobs or 0),
+        echo=_checked_echo(present(document), parameters.logprobs or 0),
     )
 
 
@@ -211,6 +217,14 @@ def _allowed(names: list[Any], tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
     return tuple(tool for tool in tools if tool["function"]["name"] in allowed)
 
 
+def _checked_echo(given: Mapping[str, object], top_logprobs: int) -> dict[str, object]:
+    """Return `_echo`; what cannot be repeated is refused before anything is generated."""
+    echo = _echo(given, top_logprobs)
+    for key, value in echo.items():
+        check_writable(value, key)
+    return echo
+
+
 def _echo(given: Mapping[str, object], top_logprobs: int) -> dict[str, object]:
     """Return the keys of a checked body that its response repeats."""
     text = present(optional(given, "text", dict, "text") or {})
@@ -237,3 +251,7 @@ def _whole_tool(tool: dict[str, object]) -> dict[str, object]:
     if tool.get("type") != "function":
         return tool
     return {"parameters": None, "strict": None, **tool}
+
+
+PLAIN_ECHO: Mapping[str, object] = _echo({}, 0)
+"""What a response repeats of a request that has none of these keys."""
