@@ -88,7 +88,10 @@ class AdapterRegistry:
             raise RequestError("lora_name has 1 to 128 characters without slash, colon and space.")
         if name in self._loading or self._models.get_model(name) is not None:
             raise RequestError(f"There is a model {quote(name)} already; unload it first.")
-        key = f"{name}#{next(self._numbers)}"
+        gone = self._loaded.pop(name, None)
+        if gone is not None:  # KServe's route has unloaded it
+            client.unload_adapter(gone.key)
+        key = f"{name}/{next(self._numbers)}"  # as no adapter of the settings is named
         self._loading.add(name)
         try:
             await self._load(client, key, source)
@@ -109,8 +112,9 @@ class AdapterRegistry:
         client = self._client()
         model = self._loaded.pop(name, None)
         if model is not None:
-            self._models.unload(name)
             client.unload_adapter(model.key)
+            if self._models.get_model(name) is model:
+                self._models.unload(name)
             logger.info("The adapter %r is unloaded", name)
         elif isinstance(self._models.get_model(name), AdaptedModel):
             raise RequestError(f"{quote(name)} is an adapter of lora_modules, which stay.")
@@ -129,7 +133,7 @@ class AdapterRegistry:
         try:
             await asyncio.wrap_future(client.load_adapter(key, source))
         except (CheckpointError, HubUnreachable, LoadFailed) as error:
-            raise RequestError(str(error).replace(key, key.rpartition("#")[0])) from None
+            raise RequestError(str(error).replace(key, key.rpartition("/")[0])) from None
         trial = _Trial(asyncio.get_running_loop().create_future())
         client.submit([0], SamplingParams(max_new_tokens=1, adapter=key), trial)
         outcome = await trial.outcome

@@ -23,6 +23,16 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^\s@]+))?")
 
+_MAX_LAYER_NAME = 256
+"""Characters of a layer's name. Those of models have at most 100."""
+
+_SIMPLE_PATTERN = re.compile(r"(?:[\w.^$|()\[\]-]|\\[.dw]|(?<!\))[*+]){1,256}")
+"""Patterns that `re` matches in a time that does not explode: no group is repeated, and nothing
+looks around or back."""
+
+_MAX_REPETITIONS = 2
+"""Repetitions in a pattern. Each multiplies the time to match by the length of a name."""
+
 _PREFIX = "base_model.model."
 _NAME = re.compile(r"(?P<layer>.+)\.lora_(?P<half>[AB])\.weight")
 
@@ -109,7 +119,9 @@ def locate_adapter(source: str) -> Path:
     if match is None or Path(source).exists():
         return Path(source)
     repository = Repository(match["name"], match["revision"], remedy="give a directory")
-    snapshot = repository.open((CONFIG, WEIGHTS), _missing_file)
+    snapshot = repository.open((CONFIG,), _missing_file)
+    if WEIGHTS in snapshot.names and _missing_file(snapshot) == WEIGHTS:
+        repository.fetch(snapshot.commit, (WEIGHTS,), WEIGHTS)
     missing = _missing_file(snapshot)
     if missing is not None:
         raise CheckpointError(
@@ -132,6 +144,8 @@ def read_adapter(name: str, path: Path) -> Adapter:
         match = _NAME.fullmatch(stored.removeprefix(_PREFIX))
         if match is None:
             raise CheckpointError(f"The adapter {path} has a tensor that is not served: {stored}.")
+        if len(match["layer"]) > _MAX_LAYER_NAME:
+            raise CheckpointError(f"The adapter {path} has a layer of more than 256 characters.")
         halves.setdefault(match["layer"], {})[match["half"]] = stored
     if not halves:
         raise CheckpointError(f"The adapter {path} changes no layer.")
@@ -201,10 +215,17 @@ def _scale(path: Path, config: Mapping[str, Any], layer: str, rank: int) -> floa
     alpha = config.get("lora_alpha")
     patterns = config.get("alpha_pattern") or {}
     try:
+        if not all(map(_is_simple, patterns)):
+            raise CheckpointError(f"The adapter {path} has an alpha_pattern that is too complex.")
         matching = (v for p, v in patterns.items() if re.match(rf"(.*\.)?({p})$", layer))
         alpha = next(matching, alpha)
-    except (re.error, AttributeError):
+    except (re.error, AttributeError, TypeError):
         raise CheckpointError(f"The adapter {path} has no usable alpha_pattern.") from None
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or rank < 1:
         raise CheckpointError(f"The adapter {path} has no usable lora_alpha for {layer}.")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _is_simple(pattern: str) -> bool:
+    is_bounded = _SIMPLE_PATTERN.fullmatch(pattern) is not None
+    return is_bounded and len(re.findall(r"[*+]", pattern)) <= _MAX_REPETITIONS

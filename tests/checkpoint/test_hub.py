@@ -333,6 +333,24 @@ def test_a_directory_goes_before_a_repository_of_the_same_name(
     assert published.requested == []
 
 
+def test_a_new_commit_of_an_adapter_is_fetched_whatever_its_weights_take(
+    published: type[Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = locate_adapter("me/sql")
+    published.commit = OTHER
+    send = Hub._send
+
+    def send_slowly(self: Hub, status: int, content: bytes, *others: Any) -> None:
+        if "adapter_model" in self.path:
+            time.sleep(0.6)  # more than the limit of small files
+        send(self, status, content, *others)
+
+    monkeypatch.setattr(published, "_send", send_slowly)
+    after = locate_adapter("me/sql")
+    assert after != before
+    assert (after / "adapter_model.safetensors").is_file()
+
+
 def test_a_repository_that_is_no_adapter_is_refused(published: type[Hub]) -> None:
     (published.folder / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"me/sql is no adapter: it lacks adapter_model"):

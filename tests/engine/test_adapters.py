@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from predictor import startup
@@ -251,3 +254,62 @@ def test_tokens_that_are_no_rows_are_never_adapted(tmp_path: Path) -> None:
         assert model(torch.ones(6, 6)).shape == (6, 5)
         with pytest.raises(RuntimeError, match="does not compute rows in their order"):
             model(torch.ones(4, 6))  # some experts' tokens
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a|a)+", "(a*)*", "a*a*a*", "(?=a)a", r"(a)\1", "a{2,}", "a" * 300]
+)
+def test_patterns_that_could_take_for_ever_are_refused(pattern: str, tmp_path: Path) -> None:
+    path = adapter_of_layer(tmp_path, "a" * 60 + "b", alpha_pattern={pattern: 1})
+    with pytest.raises(CheckpointError, match="alpha_pattern that is too complex"):
+        read_adapter("a", path)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "q_proj",
+        "layers.1.q_proj",
+        r"model\.layers\.\d+\.q_proj",
+        "layers.[0-9]+.(q|v)_proj",
+        ".*q_.*",
+    ],
+)
+def test_patterns_as_peft_has_them_are_followed(pattern: str, tmp_path: Path) -> None:
+    path = adapter_of_layer(tmp_path, "model.layers.1.q_proj", alpha_pattern={pattern: 6})
+    assert read_adapter("a", path).layers["model.layers.1.q_proj"].scale == 3
+
+
+def test_adapters_are_loaded_and_unloaded_by_several_threads_at_a_time(tmp_path: Path) -> None:
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(40)))
+    shapes = {"A": (2, 8), "B": (8, 2)}
+    tensors = {
+        f"base_model.model.{layer}.lora_{half}.weight": torch.ones(shape)
+        for layer in range(40)
+        for half, shape in shapes.items()
+    }
+    path = written_adapter(tmp_path, tensors)
+    loaded = LoadedAdapters(model, (), "cpu")
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            jobs = [threads.submit(loaded.load, read_adapter(str(n), path)) for n in range(20)]
+            jobs += [threads.submit(loaded.unload, str(n)) for n in range(20) for _ in range(20)]
+            for job in jobs:
+                job.result()
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def adapter_of_layer(folder: Path, layer: str, **config: Any) -> Path:
+    halves = {"A": torch.ones(2, 8), "B": torch.ones(8, 2)}
+    tensors = {f"base_model.model.{layer}.lora_{half}.weight": halves[half] for half in halves}
+    return written_adapter(folder, tensors, **config)
+
+
+def written_adapter(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
+    save_file(tensors, folder / "adapter_model.safetensors")
+    whole = {"peft_type": "LORA", "r": 2, "lora_alpha": 2} | config
+    (folder / "adapter_config.json").write_text(json.dumps(whole))
+    return folder

@@ -7,6 +7,7 @@ the rows of all adapters. A hook behind each adapted layer adds what the adapter
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -70,6 +71,7 @@ class LoadedAdapters:
         self._rows: Mapping[str, torch.Tensor | None] = {}
         self._shape = 0, 0
         self._by_layer: dict[str, dict[str, _Matrices]] = {}
+        self._lock = threading.Lock()  # of those who load and unload; passes only look up
         self.names: frozenset[str] = frozenset()
         for adapter in adapters:
             self.load(adapter)
@@ -80,19 +82,22 @@ class LoadedAdapters:
         Raises:
             LoadFailed: They cannot be read. The adapters are as before.
         """
-        for name, matrices in list(_read_all(adapter, self._device, self.dtype)):
-            if name not in self._by_layer:
-                self._by_layer[name] = {}
-                hook = partial(self._add, name, self._by_layer[name])
-                self.model.get_submodule(name).register_forward_hook(hook)
-            self._by_layer[name][adapter.name] = matrices
-        self.names |= {adapter.name}
+        layers = list(_read_all(adapter, self._device, self.dtype))
+        with self._lock:
+            for name, matrices in layers:
+                if name not in self._by_layer:
+                    self._by_layer[name] = {}
+                    hook = partial(self._add, name, self._by_layer[name])
+                    self.model.get_submodule(name).register_forward_hook(hook)
+                self._by_layer[name][adapter.name] = matrices
+            self.names |= {adapter.name}
 
     def unload(self, name: str) -> None:
         """Forget an adapter, which no sequence uses any more."""
-        self.names -= {name}
-        for matrices in self._by_layer.values():
-            matrices.pop(name, None)
+        with self._lock:
+            self.names -= {name}
+            for matrices in self._by_layer.values():
+                matrices.pop(name, None)
 
     @classmethod
     def none(cls) -> LoadedAdapters:
