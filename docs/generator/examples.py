@@ -34,7 +34,7 @@ _FIXED: dict[str, object] = {
 }
 """Values by key that differ from run to run, and what pages show for them."""
 
-_RANDOM_ID = re.compile(r"\b(cmpl|chatcmpl)-[0-9a-f]{32}")
+_RANDOM_ID = re.compile(r"\b((?:chat)?cmpl-|msg_)[0-9a-f]{32}")
 _NUMBER = re.compile(r"-?\d+\.\d+(?:[eE][+-]?\d+)?")
 _TOLERANCE = 0.02
 _LONGEST_LINE = 80
@@ -132,7 +132,7 @@ def _runner(text: str) -> Callable[[], str] | None:
 
 def presented(text: str) -> str:
     """Return a response as a page shows it: JSON indented, and fixed values for random ones."""
-    text = _RANDOM_ID.sub(lambda match: f"{match[1]}-{'0' * 31}1", text)
+    text = _RANDOM_ID.sub(lambda match: f"{match[1]}{'0' * 31}1", text)
     headers, blank, body = text.rpartition("\n\n") if text.startswith("HTTP/") else ("", "", text)
     headers = re.sub(r"^date: .*$", "date: Sun, 01 Nov 2026 12:00:00 GMT", headers, flags=re.M)
     try:

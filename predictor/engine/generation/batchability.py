@@ -89,9 +89,8 @@ def check_serial(
     passes = _alone(_ONE_BY_ONE if one_by_one else _BY_CHUNKS)
     try:
         for difference in _differences(runner, model, device, passes):
-            if difference <= _TOLERANCE.get(
-                model.dtype, _HALF_TOLERANCE
-            ):  # nor for numbers that are not finite, of which the warm-up tells
+            is_wrong = difference > _TOLERANCE.get(model.dtype, _HALF_TOLERANCE)
+            if not is_wrong:  # nor for numbers that are not finite, of which the warm-up tells
                 return None
     except _MISTAKES as error:
         return f"it fails on its first tokens ({type(error).__name__}: {reason_of(error)})"
