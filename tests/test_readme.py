@@ -46,6 +46,13 @@ def run(command: str) -> str:
     return done.stdout.strip()
 
 
+def environ() -> dict[str, str]:
+    """Return the environment without that of the make that runs the tests: one in it says so."""
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    own = {name: value for name, value in os.environ.items() if name not in outer}
+    return {**own, "PYTHONUNBUFFERED": "1"}
+
+
 @pytest.fixture(scope="module")
 def make_serve() -> Iterator[str]:
     """`make serve`, to the letter; gives what it wrote until the model was ready."""
@@ -56,7 +63,7 @@ def make_serve() -> Iterator[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env=environ(),
     ) as process:
         assert process.stdout is not None
         lines: list[str] = []
