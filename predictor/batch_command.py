@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from predictor.batch.input_file import InputFile, InputLine, Shard
 from predictor.batch.output_file import OutputFile
 from predictor.batch.progress import SECONDS_BETWEEN_REPORTS, Progress
 from predictor.batch.runner import BatchRunner, LineResult, RunLimits
+from predictor.batch.volume import FileThreads
 from predictor.batch_goal import BATCH_SIZES, BatchGoal
 from predictor.engine_process import EngineProcess
 from predictor.errors import ConfigurationError, EngineBroken
@@ -36,6 +37,10 @@ from predictor.watchdog import POLL_SECONDS, Watchdog
 logger = logging.getLogger(__name__)
 
 _THREADS = 2
+
+_LOCK_SECONDS = 120.0
+"""How long the output of a pod that was lost is waited for. A server of NFS takes its lock away
+when its lease has ended, after 90 seconds by default."""
 
 _BODIES_IN_FLIGHT = 3
 """Times as many bytes of lines in flight as a server has of bodies. The reserve is for 32 bytes for
@@ -84,13 +89,16 @@ class Batch:
 
         Raises:
             ConfigurationError: A file cannot be used.
+            LoadFailed: Another process has the output, or a volume fails.
         """
         logs.configure(settings.log_level, as_json=settings.log_format == "json")
         self._settings = settings
         if job.output.exists() and job.input.exists() and job.output.samefile(job.input):
             raise ConfigurationError("The input and the output are the same file.")
         self._input = InputFile(job.input, longest=settings.max_body_size, shard=job.shard)
-        self._output = OutputFile(job.output, most=self._input.size)
+        self._output = OutputFile(job.output, lock_seconds=_LOCK_SECONDS)
+        self._output.read_done(most=self._input.size)
+        self._files = FileThreads("lines")
         self._progress = Progress(self._input.size // job.shard.count)
         windows = self._input.windows(self._is_done)
         self._first: list[InputLine] = next(windows, [])
@@ -161,7 +169,7 @@ class Batch:
             max(self.goal().sizes),
             _BODIES_IN_FLIGHT * self._settings.admission_limits().body_bytes,
         )
-        runner = BatchRunner(self._input, endpoints, limits, self._take)
+        runner = BatchRunner(self._input, endpoints, limits, self._take, files=self._files)
         self._progress.start()
         watching = asyncio.create_task(self._watch(model, endpoints))
         running = asyncio.create_task(runner.run(self._windows))
@@ -174,11 +182,16 @@ class Batch:
             for task in (running, watching, stopping):
                 task.cancel()
             await asyncio.gather(running, watching, stopping, return_exceptions=True)
+            await self._files.run(self._output.close)  # after what is still appended
             logger.info("%s", self._sentence(endpoints))
 
-    def _take(self, result: LineResult) -> None:
-        self._output.append(result.text)
-        self._progress.count(result.line.size, is_ok=result.is_ok)
+    async def _take(self, results: Sequence[LineResult]) -> None:
+        await self._files.run(self._append, results)
+
+    def _append(self, results: Sequence[LineResult]) -> None:
+        for result in results:
+            self._output.append(result.text)
+            self._progress.count(result.line.size, is_ok=result.is_ok)
 
     async def _watch(self, model: PredictorModel, endpoints: BatchEndpoints) -> None:
         """Follow the engine's health, and log the progress now and then."""

@@ -21,12 +21,16 @@ from predictor.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_SECONDS_TO_STOP = 1.0
+"""Seconds for the results to be written. A volume that hangs keeps no server from ending."""
+
 
 def open_batches(settings: Settings, models: Models) -> BatchService | None:
     """Return the files and batches of a server; None if it has no directory for them.
 
     Raises:
         ConfigurationError: The directory cannot be written.
+        LoadFailed: Its volume is full or fails.
     """
     if settings.batch_dir is None:
         return None
@@ -65,7 +69,7 @@ class BatchService:
         """Stop; what is in flight is computed again after the next start."""
         if self._running is not None:
             self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+            await asyncio.wait({self._running}, timeout=_SECONDS_TO_STOP)
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -6,9 +6,7 @@ what belongs to its API key alone.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -18,6 +16,7 @@ from starlette.routing import Route
 from predictor.batch.queue import BatchQueue
 from predictor.batch.records import BatchRecord, FileRecord
 from predictor.batch.store import BatchStore, OwnedStore
+from predictor.batch.volume import FileThreads
 from predictor.errors import RequestError
 from predictor.protocol.app import route
 from predictor.protocol.http.json_body import (
@@ -30,9 +29,10 @@ from predictor.protocol.http.json_body import (
 from predictor.protocol.http.requests import read_body
 from predictor.sentences import quote
 
-_T = TypeVar("_T")
-
 _MAX_PAGE = 100
+_THREADS = 4
+"""Threads that use the directory: while one copies a file, others read records."""
+
 _BATCH_KEYS = (
     "input_file_id",
     "endpoint",
@@ -50,6 +50,7 @@ class BatchApi:
     def __init__(self, store: BatchStore, queue: BatchQueue) -> None:
         """Serve a store, whose batches a queue runs."""
         self._store, self._queue = store, queue
+        self._files = FileThreads("files", _THREADS)
 
     def routes(self, prefixes: Iterable[str]) -> Iterator[Route]:
         """Yield the routes below each of the prefixes of OpenAI's paths."""
@@ -75,28 +76,28 @@ class BatchApi:
                 raise RequestError("purpose must be 'batch'.")
             name = (file.filename or "input.jsonl")[:_MAX_TEXT]
             owned = self._owned(request)
-            record = await asyncio.to_thread(owned.add_file, file.file, name, "batch")
+            record = await self._files.run(owned.add_file, file.file, name, "batch")
         return JSONAnswer(record.document())
 
     async def list_files(self, request: Request) -> Response:
         """``GET /v1/files``: the files, the newest first."""
-        return _page(await asyncio.to_thread(self._owned(request).files), request)
+        return _page(await self._files.run(self._owned(request).files), request)
 
     async def file(self, request: Request) -> Response:
         """``GET /v1/files/{id}``: one file."""
-        return JSONAnswer(self._owned(request).file(_file_id(request)).document())
+        record = await self._files.run(self._owned(request).file, _file_id(request))
+        return JSONAnswer(record.document())
 
     async def delete_file(self, request: Request) -> Response:
         """``DELETE /v1/files/{id}``: removes a file."""
         file_id = _file_id(request)
-        await asyncio.to_thread(self._owned(request).delete_file, file_id)
+        await self._files.run(self._owned(request).delete_file, file_id)
         return JSONAnswer({"id": file_id, "object": "file", "deleted": True})
 
     async def content(self, request: Request) -> Response:
         """``GET /v1/files/{id}/content``: the content of a file."""
-        owned = self._owned(request)
-        record = owned.file(_file_id(request))
-        return FileResponse(owned.data(record.id), media_type="application/jsonl")
+        path = await self._files.run(self._owned(request).content, _file_id(request))
+        return FileResponse(path, media_type="application/jsonl")
 
     async def create_batch(self, request: Request) -> Response:
         """``POST /v1/batches``: begins a batch."""
@@ -114,25 +115,23 @@ class BatchApi:
         if document["completion_window"] != "24h":
             raise RequestError("completion_window must be '24h'.")
         source = require_type(document["input_file_id"], str, "input_file_id")
-        record = self._owned(request).add_batch(endpoint, source, _metadata(document))
+        add = self._owned(request).add_batch
+        record = await self._files.run(add, endpoint, source, _metadata(document))
         self._queue.wake()
         return JSONAnswer(record.document())
 
     async def list_batches(self, request: Request) -> Response:
         """``GET /v1/batches``: the batches, the newest first."""
-        return _page(await asyncio.to_thread(self._owned(request).batches), request)
+        return _page(await self._files.run(self._owned(request).batches), request)
 
     async def batch(self, request: Request) -> Response:
         """``GET /v1/batches/{id}``: one batch."""
-        return JSONAnswer(self._owned(request).batch(_batch_id(request)).document())
+        record = await self._files.run(self._owned(request).batch, _batch_id(request))
+        return JSONAnswer(record.document())
 
     async def cancel(self, request: Request) -> Response:
         """``POST /v1/batches/{id}/cancel``: ends a batch with the results that it has."""
-        owned = self._owned(request)
-        record = owned.batch(_batch_id(request))
-        if record.is_over:
-            raise RequestError(f"The batch is {record.status} already.")
-        record = owned.cancel(record.id)
+        record = await self._files.run(self._owned(request).cancel, _batch_id(request))
         self._queue.wake()
         return JSONAnswer(record.document())
 

@@ -17,7 +17,7 @@ import orjson
 
 from predictor.batch.lines import digest_of
 from predictor.batch.order import LineShape, ordered, shape_of
-from predictor.errors import ConfigurationError
+from predictor.batch.volume import volume_errors
 
 WINDOW = 16384
 """Lines that are ordered together: some hundred batches, and 5 MiB of places."""
@@ -80,13 +80,11 @@ class InputFile:
 
         Raises:
             ConfigurationError: It cannot be read.
+            LoadFailed: Its volume fails.
         """
-        try:
+        self._unreadable = f"The input {path} cannot be read"
+        with volume_errors(self._unreadable):
             self._file: BinaryIO = path.open("rb")
-        except OSError as error:
-            raise ConfigurationError(
-                f"The input {path} cannot be read: {error.strerror}."
-            ) from None
         self.size = os.fstat(self._file.fileno()).st_size
         self.longest = longest
         self._shard = shard
@@ -112,14 +110,19 @@ class InputFile:
             yield _in_order(window)
 
     def read(self, line: InputLine) -> bytes:
-        """Return a line that is not too long."""
-        return os.pread(self._file.fileno(), line.size, line.offset)
+        """Return a line that is not too long.
+
+        Raises:
+            LoadFailed: The volume fails.
+        """
+        with volume_errors(self._unreadable):
+            return os.pread(self._file.fileno(), line.size, line.offset)
 
     def _lines(self) -> Iterator[InputLine]:
         """Yield the lines of the shard that are not blank."""
         self._file.seek(0)
         offset = number = 0
-        while text := self._file.readline(self.longest + 1):
+        while text := self._read_line(self.longest + 1):
             number, start = number + 1, offset
             if number == 1 and text.startswith(_BYTE_ORDER_MARK):
                 start += len(_BYTE_ORDER_MARK)
@@ -129,11 +132,15 @@ class InputFile:
             if self._shard.has(number) and (size > len(text) or text.strip()):
                 yield self._line(number, start, size, text)
 
+    def _read_line(self, most: int) -> bytes:
+        with volume_errors(self._unreadable):
+            return self._file.readline(most)
+
     def _skip(self, text: bytes) -> int:
         """Return the bytes of the rest of a line that is too long."""
         skipped = 0
         while text and not text.endswith(b"\n"):
-            text = self._file.readline(_PIECE)
+            text = self._read_line(_PIECE)
             skipped += len(text)
         return skipped
 

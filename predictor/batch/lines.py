@@ -23,6 +23,8 @@ _MAX_ID = 512
 
 _RESULT = re.compile(rb'\{"id":"batch_req_([1-9]\d{0,14})_([0-9a-f]{8})",')
 _DIGEST_BYTES = 4
+_ANSWERED = b'"response":{"status_code":200,'
+"""In a line of results alone: within a string its quotation marks are escaped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,11 @@ def result_key(line: bytes) -> tuple[int, str] | None:
     if match is None or not line.endswith(b"}\n"):
         return None
     return int(match[1]), match[2].decode()
+
+
+def is_answered(line: bytes) -> bool:
+    """Return whether a line of an output is the answer to a request, and no error."""
+    return _ANSWERED in line
 
 
 def _encode(

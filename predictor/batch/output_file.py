@@ -10,31 +10,48 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
+import time
 from array import array
 from pathlib import Path
 from typing import BinaryIO
 
 from predictor.batch.input_file import InputLine
-from predictor.batch.lines import result_key
+from predictor.batch.lines import is_answered, result_key
+from predictor.batch.volume import volume_errors
 from predictor.errors import ConfigurationError, LoadFailed
 
-_PIECE = 64 * 1024
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_TRIALS = 0.5
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
+class OutputHeld(LoadFailed):
+    """Another process writes the output."""
+
+
 class DoneLines:
-    """The lines that have a result, with four bytes for each line up to the last of them."""
+    """The lines that have a result, with four bytes for each line up to the last of them.
+
+    Attributes:
+        answered: How many results are answers.
+        failed: How many are errors.
+    """
 
     def __init__(self) -> None:
         """Begin with none."""
+        self.answered = self.failed = 0
         self._digests = array("I")
 
-    def add(self, number: int, digest: str) -> None:
+    def add(self, number: int, digest: str, *, is_ok: bool) -> None:
         """Note the result of a line."""
         if number > len(self._digests):
             self._digests.frombytes(bytes(4 * (2 * number - len(self._digests))))
         self._digests[number - 1] = _as_number(digest)
+        self.answered += is_ok
+        self.failed += not is_ok
 
     def has(self, number: int) -> bool:
         """Return whether a line is done, whatever its digest was."""
@@ -53,33 +70,36 @@ class OutputFile:
         path: The file.
     """
 
-    def __init__(self, path: Path, *, most: int) -> None:
-        """Open a file, make it if there is none, and read what is done.
+    def __init__(self, path: Path, *, lock_seconds: float = 0.0) -> None:
+        """Open a file, make it if there is none, and keep other processes out.
 
         Args:
             path: The file.
+            lock_seconds: How long to wait for another process that has it.
+
+        Raises:
+            ConfigurationError: It cannot be written.
+            OutputHeld: Another process has it.
+            LoadFailed: Its volume is full or fails.
+        """
+        self.path = path
+        self.done, self._size = DoneLines(), 0
+        self._fd = _open_locked(path, lock_seconds)
+
+    def read_done(self, *, most: int) -> None:
+        """Read what is done, before the first line is appended.
+
+        Args:
             most: The largest number that a line of the input can have.
 
         Raises:
-            ConfigurationError: It cannot be written, another process has it, or it is the output of
-                something else.
+            ConfigurationError: It is the output of something else.
+            LoadFailed: The volume fails.
         """
-        self.path = path
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise ConfigurationError(
-                f"The output {path} cannot be written: {error.strerror}."
-            ) from None
-        self._fd = fd
-        try:
-            self._lock()
-            with os.fdopen(os.dup(fd), "rb") as file:
-                self.done, self._size = _read_done(file, path, most)
-            os.ftruncate(fd, self._size)  # a last line that is torn
-        except BaseException:
-            os.close(fd)
-            raise
+        with volume_errors(f"The output {self.path} cannot be read"):
+            with os.fdopen(os.dup(self._fd), "rb") as file:
+                self.done, self._size = _read_done(file, self.path, most)
+            os.ftruncate(self._fd, self._size)  # a last line that is torn
 
     def has(self, line: InputLine) -> bool:
         """Return whether a line of the input has a result.
@@ -96,11 +116,27 @@ class OutputFile:
             )
         return True
 
+    def sync(self) -> None:
+        """Write what the system still holds back.
+
+        Raises:
+            OSError: The volume fails.
+        """
+        os.fsync(self._fd)
+
     def close(self) -> None:
         """Write what the system still holds back, and close the file."""
+        if self._fd < 0:
+            return
         with contextlib.suppress(OSError):
-            os.fsync(self._fd)
-        os.close(self._fd)
+            self.sync()
+        fd, self._fd = self._fd, -1
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+    def remove(self) -> None:
+        """Take the file away; its lines are elsewhere."""
+        self.path.unlink(missing_ok=True)
 
     def append(self, line: bytes) -> None:
         """Append a line, whole or not at all.
@@ -121,14 +157,46 @@ class OutputFile:
             ) from None
         self._size += len(line)
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise ConfigurationError(
-                    f"Another process writes the output {self.path}; each shard needs its own."
-                ) from None
+
+def _open_locked(path: Path, seconds: float) -> int:
+    """Return the descriptor of a file that no other process has."""
+    deadline, is_first = time.monotonic() + seconds, True
+    while True:
+        with volume_errors(f"The output {path} cannot be written"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                if _is_locked(fd) and _is_at(fd, path):
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+        os.close(fd)
+        if time.monotonic() >= deadline:
+            raise OutputHeld(f"Another process writes the output {path}; each shard needs its own.")
+        if is_first:
+            logger.info("Waiting for another process that writes %s", path)
+        is_first = False
+        time.sleep(_SECONDS_BETWEEN_TRIALS)
+
+
+def _is_locked(fd: int) -> bool:
+    """Return whether a file is locked now, or lies where there are no locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Return whether an open file is still the one of its path."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _read_done(file: BinaryIO, path: Path, most: int) -> tuple[DoneLines, int]:
@@ -144,7 +212,7 @@ def _read_done(file: BinaryIO, path: Path, most: int) -> tuple[DoneLines, int]:
                 f"Line {number} of {path} is no result of this input; name another output, or take "
                 "the file away."
             )
-        done.add(*key)
+        done.add(*key, is_ok=is_answered(line))
         size += len(line)
     return done, size
 

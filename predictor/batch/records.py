@@ -5,10 +5,13 @@ The source is OpenAI's API reference, "The file object" and "The Batch object".
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict
 
 Status = Literal[
     "validating",
@@ -32,6 +35,11 @@ def new_id(kind: Literal["file-", "batch_"]) -> str:
     return kind + secrets.token_hex(12)
 
 
+def id_of_results(batch_id: str, kind: str) -> str:
+    """Return the id of the file with one kind of a batch's results, the same at every trial."""
+    return "file-" + hashlib.sha256(f"{batch_id} {kind}".encode()).hexdigest()[:24]
+
+
 @dataclass(frozen=True, slots=True)
 class FileRecord:
     """A file.
@@ -44,6 +52,8 @@ class FileRecord:
         filename: The client's name of it.
         purpose: ``batch`` or ``batch_output``.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     id: str
     bytes: int
@@ -77,6 +87,8 @@ class BatchRecord:
         times: Unix times at which it got into its states.
         error: Why it failed.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     id: str
     endpoint: str

@@ -7,7 +7,7 @@ now, because it stalls, is tried again until it can. Any other outcome is a resu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -20,6 +20,7 @@ from predictor.batch.lines import (
     encode_error,
     encode_response,
 )
+from predictor.batch.volume import FileThreads
 from predictor.errors import RequestError
 from predictor.protocol.http.off_loop import off_loop
 
@@ -71,8 +72,9 @@ class BatchRunner:
         source: InputFile,
         endpoints: BatchEndpoints,
         limits: RunLimits,
-        take: Callable[[LineResult], None],
+        take: Callable[[Sequence[LineResult]], Awaitable[None]],
         *,
+        files: FileThreads,
         endpoint: str | None = None,
     ) -> None:
         """Create a run.
@@ -81,11 +83,12 @@ class BatchRunner:
             source: The input.
             endpoints: Answer the requests.
             limits: What may be in flight.
-            take: Called with each result, in the order in which they come.
+            take: Called with results, in the order in which they come.
+            files: Reads the input.
             endpoint: The only URL that a line may have; None for any.
         """
         self._source, self._endpoints, self._limits = source, endpoints, limits
-        self._take, self._endpoint = take, endpoint
+        self._take, self._endpoint, self._files = take, endpoint, files
         self._running: dict[asyncio.Task[LineResult], InputLine] = {}
         self._sequences = self._bytes = 0
         self._is_over = False
@@ -97,7 +100,7 @@ class BatchRunner:
         has no result then.
         """
         try:
-            while (window := await asyncio.to_thread(next, windows, None)) is not None:
+            while (window := await self._files.run(next, windows, None)) is not None:
                 for line in window:
                     while self._running and not self._has_room(line):
                         await self._settle()
@@ -123,7 +126,7 @@ class BatchRunner:
         done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             self._count(self._running.pop(task), -1)
-            self._take(task.result())
+        await self._take([task.result() for task in done])
 
     def _count(self, line: InputLine, sign: int) -> None:
         self._sequences += sign * line.shape.sequences
@@ -136,7 +139,8 @@ class BatchRunner:
                 "(max_body_size)."
             )
             return self._refused(line, None, sentence)
-        custom_id, request = await off_loop(line.size, lambda: decode_line(self._source.read(line)))
+        text = await self._files.run(self._source.read, line)
+        custom_id, request = await off_loop(line.size, lambda: decode_line(text))
         try:
             if isinstance(request, RequestError):
                 raise request
@@ -144,8 +148,8 @@ class BatchRunner:
             response = await self._answer(request)
         except RequestError as error:
             return self._refused(line, custom_id, str(error))
-        text = encode_response(line.number, line.digest, custom_id, response)
-        return LineResult(line, text, response.is_ok)
+        result = encode_response(line.number, line.digest, custom_id, response)
+        return LineResult(line, result, response.is_ok)
 
     def _check(self, request: LineRequest) -> None:
         if self._endpoint is not None and request.url != self._endpoint:

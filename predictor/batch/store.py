@@ -15,24 +15,26 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from predictor.batch.records import BatchRecord, FileRecord, Status, new_id
-from predictor.errors import BodyTooLarge, ConfigurationError, RequestError
+from predictor.batch.record_files import (
+    BATCHES,
+    FILES,
+    NotStored,
+    files_of,
+    private,
+    read_record,
+    readable,
+)
+from predictor.batch.records import BatchRecord, FileRecord, Status, id_of_results, new_id
+from predictor.batch.volume import volume_errors
+from predictor.errors import BodyTooLarge, RequestError
 from predictor.sentences import quote
 from predictor.weights.store.atomic import write_atomically
 
 SECONDS_OF_A_WINDOW = 24 * 3600
 _SECONDS_OF_A_DAY = 24 * 3600
-_FILE, _BATCH = re.compile(r"file-[0-9a-f]{24}"), re.compile(r"batch_[0-9a-f]{24}")
 _OWNER = re.compile(r"[0-9a-f]{32}")
-
-
-class NotStored(RequestError):
-    """The API key has no file or batch of this id."""
-
-    http_status = 404
-    grpc_code = "NOT_FOUND"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +58,11 @@ class BatchStore:
 
         Raises:
             ConfigurationError: It cannot be written.
+            LoadFailed: Its volume is full or fails.
         """
-        try:
+        with volume_errors(f"batch_dir {folder} cannot be written"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (folder / ".writable").touch(0o600)
-        except OSError as error:
-            raise ConfigurationError(
-                f"batch_dir {folder} cannot be written: {error.strerror}."
-            ) from None
         self.limits = limits
         self._folder = folder
 
@@ -80,7 +79,7 @@ class BatchStore:
 
     def used(self) -> int:
         """Return the bytes of all files and results."""
-        return sum(file.stat().st_size for file in self._folder.glob("*/*") if file.is_file())
+        return sum(status.st_size for _, status in files_of(self._folder, "*/*"))
 
     def check_room(self, size: int) -> None:
         """Return if there is room for so many bytes more.
@@ -95,11 +94,10 @@ class BatchStore:
             )
 
     def remove_old(self) -> None:
-        """Remove what is older than the limit."""
+        """Remove what is older than the limit, but for batches that are not over."""
         oldest = time.time() - self.limits.days * _SECONDS_OF_A_DAY
-        for file in self._folder.glob("*/*"):
-            if file.stat().st_mtime < oldest:
-                file.unlink(missing_ok=True)
+        for owned in self.owners():
+            owned.remove_old(oldest)
 
     def _owned(self, owner: str) -> OwnedStore:
         return OwnedStore(self, self._folder / owner)
@@ -128,19 +126,30 @@ class OwnedStore:
         self._store.check_room(size)
         self._folder.mkdir(mode=0o700, exist_ok=True)
         file_id = new_id("file-")
-        with open(self.data(file_id), "xb", opener=_private) as data:
-            shutil.copyfileobj(content, data)
-        return self._record(file_id, size, filename, purpose)
+        try:
+            with open(self.data(file_id), "xb", opener=private) as data:
+                shutil.copyfileobj(content, data)
+                data.flush()
+                os.fsync(data.fileno())
+            return self._record(file_id, size, filename, purpose)
+        except BaseException:
+            self.data(file_id).unlink(missing_ok=True)
+            raise
 
-    def adopt(self, path: Path, filename: str) -> FileRecord | None:
-        """Make a file of results that is there one of the files; None if it is empty."""
-        size = path.stat().st_size
+    def adopt(self, path: Path, batch_id: str, kind: str) -> FileRecord | None:
+        """Make results of a batch one of the files; None if there are none.
+
+        Args:
+            path: Where they are; they are moved.
+            batch_id: The batch.
+            kind: ``output`` or ``error``, a part of the file's name.
+        """
+        size = path.stat().st_size if path.exists() else 0
         if not size:
-            path.unlink()
             return None
-        file_id = new_id("file-")
+        file_id = id_of_results(batch_id, kind)
         path.replace(self.data(file_id))
-        return self._record(file_id, size, filename, "batch_output")
+        return self._record(file_id, size, f"{batch_id}_{kind}.jsonl", "batch_output")
 
     def _record(self, file_id: str, size: int, filename: str, purpose: str) -> FileRecord:
         now = int(time.time())
@@ -153,22 +162,40 @@ class OwnedStore:
         """Return the path of a file's content."""
         return self._folder / f"{file_id}.data"
 
+    def content(self, file_id: str) -> Path:
+        """Return the path of the content of a file; raises `NotStored` if there is none."""
+        path = self.data(self.file(file_id).id)
+        if not path.exists():
+            raise NotStored(f"There is no content of file {quote(file_id)} any more.")
+        return path
+
     def results(self, batch_id: str) -> Path:
         """Return the path of the results of a batch while it runs."""
         return self._folder / f"{batch_id}.results"
 
     def file(self, file_id: str) -> FileRecord:
         """Return a file; raises `NotStored` if there is none of this key."""
-        return FileRecord(**self._read(file_id, _FILE, "file"))
+        return read_record(FILES, self._folder, file_id)
 
     def files(self) -> list[FileRecord]:
-        """Return the files, the newest first."""
-        records = [self.file(path.stem) for path in self._folder.glob("file-*.json")]
+        """Return the files whose records can be read, the newest first."""
+        records = readable(self._folder.glob("file-*.json"), self.file)
         return sorted(records, key=lambda record: (-record.created_at, record.id))
 
     def delete_file(self, file_id: str) -> None:
-        """Remove a file; raises `NotStored` if there is none of this key."""
+        """Remove a file.
+
+        Raises:
+            NotStored: There is none of this key.
+            RequestError: A batch that is not over needs it.
+        """
         self.file(file_id)
+        for batch in self.batches():
+            if batch.input_file_id == file_id and not batch.is_over:
+                raise RequestError(
+                    f"The file is the input of {batch.id}, which is {batch.status}; cancel that "
+                    "batch, and delete the file when it has ended."
+                )
         (self._folder / f"{file_id}.json").unlink(missing_ok=True)
         self.data(file_id).unlink(missing_ok=True)
 
@@ -191,20 +218,31 @@ class OwnedStore:
 
     def batch(self, batch_id: str) -> BatchRecord:
         """Return a batch; raises `NotStored` if there is none of this key."""
-        record = BatchRecord(**self._read(batch_id, _BATCH, "batch"))
-        mark = self._cancelled(batch_id)
-        if record.is_over or not mark.exists():
+        record = read_record(BATCHES, self._folder, batch_id)
+        if record.is_over:
             return record
-        times = {**record.times, "cancelling": int(mark.stat().st_mtime)}
+        try:
+            cancelled_at = self._cancelled(batch_id).stat().st_mtime
+        except FileNotFoundError:
+            return record
+        times = {**record.times, "cancelling": int(cancelled_at)}
         return replace(record, status="cancelling", times=times)
 
     def batches(self) -> list[BatchRecord]:
-        """Return the batches, the newest first."""
-        records = [self.batch(path.stem) for path in self._folder.glob("batch_*.json")]
+        """Return the batches whose records can be read, the newest first."""
+        records = readable(self._folder.glob("batch_*.json"), self.batch)
         return sorted(records, key=lambda record: (-record.created_at, record.id))
 
     def cancel(self, batch_id: str) -> BatchRecord:
-        """Mark a batch, which whoever runs it ends, and return it."""
+        """Mark a batch, which whoever runs it ends, and return it.
+
+        Raises:
+            NotStored: There is none of this key.
+            RequestError: It is over.
+        """
+        record = self.batch(batch_id)
+        if record.is_over:
+            raise RequestError(f"The batch is {record.status} already.")
         self._cancelled(batch_id).touch(0o600)
         return self.batch(batch_id)
 
@@ -223,16 +261,10 @@ class OwnedStore:
         self.save(changed)
         return changed
 
-    def _read(self, name: str, form: re.Pattern[str], kind: str) -> dict[str, Any]:
-        path = self._folder / f"{name}.json"
-        if form.fullmatch(name):
-            try:
-                document: dict[str, Any] = json.loads(path.read_bytes())
-                return document
-            except FileNotFoundError:
-                pass
-        raise NotStored(f"There is no {kind} {quote(name)}.")
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    def remove_old(self, oldest: float) -> None:
+        """Remove what was last changed before a Unix time, but for batches that are not over."""
+        batches = [batch for batch in self.batches() if not batch.is_over]
+        used = {name for batch in batches for name in (batch.id, batch.input_file_id)}
+        for file, status in files_of(self._folder, "*"):
+            if status.st_mtime < oldest and file.name.partition(".")[0] not in used:
+                file.unlink(missing_ok=True)

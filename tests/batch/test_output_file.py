@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import resource
+import threading
 
 import pytest
 
 from predictor.batch.input_file import InputLine
-from predictor.batch.lines import encode_error
+from predictor.batch.lines import LineResponse, encode_error, encode_response
 from predictor.batch.order import LineShape
-from predictor.batch.output_file import OutputFile
-from predictor.errors import ConfigurationError, LoadFailed
+from predictor.batch.output_file import OutputFile, OutputHeld
+from predictor.errors import ConfigurationError, LoadFailed, PredictorError
 
 FIRST = encode_error(1, "00000001", "a", "x")
 SECOND = encode_error(20, "c0ffee00", "b", "y")
@@ -27,7 +30,9 @@ def path(tmp_path):
 
 
 def opened(path, most=100):
-    return OutputFile(path, most=most)
+    file = OutputFile(path)
+    file.read_done(most=most)
+    return file
 
 
 def test_a_new_file_is_readable_by_its_owner_alone_and_has_nothing_done(path):
@@ -87,10 +92,58 @@ def test_a_result_of_another_line_is_refused(path):
 def test_one_process_at_a_time_writes(path):
     file = opened(path)
 
-    with pytest.raises(ConfigurationError, match="Another process writes the output"):
+    with pytest.raises(OutputHeld, match="Another process writes the output") as raised:
         opened(path)
+    assert raised.value.exit_code == 1  # the same command goes on later
     file.close()
     opened(path)
+
+
+def test_a_process_that_is_about_to_end_is_waited_for(path):
+    file = opened(path)
+    file.append(FIRST)
+    threading.Timer(0.2, file.close).start()
+    again = OutputFile(path, lock_seconds=30)
+    again.read_done(most=100)
+
+    assert again.has(line(1, "00000001"))
+
+
+def test_a_file_that_was_taken_away_meanwhile_is_not_written(path, monkeypatch):
+    lock = fcntl.flock
+
+    def taken_away(fd, how):
+        path.unlink(missing_ok=True)
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", taken_away)
+    with pytest.raises(OutputHeld):
+        OutputFile(path)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.EIO, 1), (errno.ESTALE, 1), (errno.EDQUOT, 1), (errno.EACCES, 78), (errno.EROFS, 78)],
+)
+@pytest.mark.parametrize("where", ["open", "flock", "ftruncate"])
+def test_a_volume_that_fails_for_a_while_is_no_wrong_configuration(
+    path, monkeypatch, where, number, code
+):
+    def fails(*_):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(fcntl if where == "flock" else os, where, fails)
+    with pytest.raises(PredictorError, match=r"The output .* cannot be .*: no") as raised:
+        opened(path)
+    assert raised.value.exit_code == code
+
+
+def test_what_is_done_is_counted(path):
+    answer = encode_response(7, "00000007", "c", LineResponse(200, "r", b"{}"))
+    path.write_bytes(FIRST + answer + SECOND)
+
+    done = opened(path).done
+    assert (done.answered, done.failed) == (1, 2)
 
 
 def test_a_full_volume_leaves_whole_lines(path):

@@ -18,6 +18,8 @@ _SECONDS_OF_A_WRITE = 3600
 def write_atomically(file: Path, text: str) -> None:
     """Write a file that only its owner may read, so that others see the old or the new content.
 
+    That holds after a loss of power, too.
+
     Raises:
         OSError: The volume cannot be written.
     """
@@ -25,6 +27,8 @@ def write_atomically(file: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "w") as stream:
             stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
         Path(partial).replace(file)
     except BaseException:
         with contextlib.suppress(OSError):
