@@ -96,7 +96,11 @@ class Batch:
         if job.output.exists() and job.input.exists() and job.output.samefile(job.input):
             raise ConfigurationError("The input and the output are the same file.")
         self._input = InputFile(job.input, longest=settings.max_body_size, shard=job.shard)
-        self._output = OutputFile(job.output, lock_seconds=_LOCK_SECONDS)
+        try:
+            self._output = OutputFile(job.output, lock_seconds=_LOCK_SECONDS)
+        except BaseException:
+            self._input.close()
+            raise
         self._output.read_done(most=self._input.size)
         self._files = FileThreads("lines")
         self._progress = Progress(self._input.size // job.shard.count)
@@ -131,8 +135,12 @@ class Batch:
         try:
             return asyncio.run(self._run(engine))
         finally:
-            self._output.close()
-            self._input.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._output.close()
+        self._input.close()
 
     def report(self) -> None:
         """Log that nothing is left to do."""

@@ -36,5 +36,7 @@ def test_an_output_that_another_pod_has_is_no_wrong_configuration(
 def test_the_output_of_a_pod_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
     held = OutputFile(tmp_path / "output.jsonl")
     threading.Timer(0.3, held.close).start()
+    batch = open_batch(tmp_path)
 
-    assert not open_batch(tmp_path).is_done
+    assert not batch.is_done
+    batch.close()

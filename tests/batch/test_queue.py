@@ -281,7 +281,7 @@ def test_a_batch_whose_endpoint_fails_unexpectedly_fails_alone(
 def test_a_batch_that_another_replica_ends_meanwhile_is_not_run_again(
     store: BatchStore, owned: OwnedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = add(owned)
+    batch = add(owned, age=9)
     real = OutputFile.__init__
 
     def later(file: OutputFile, path: Path, **options: Any) -> None:
