@@ -31,7 +31,7 @@ from predictor.protocol.http.request_record import add_answers, add_piece, descr
 from predictor.protocol.kserve.model_shell import ModelShell
 from predictor.protocol.response_style import style_of
 from predictor.protocol.served import Limits
-from predictor.request_limits import enter, time_limit
+from predictor.request_limits import enter, leave, time_limit
 from predictor.settings import Settings
 from predictor.tasks.answers import Answer, Piece, Stream
 from predictor.tasks.generation import TextGeneration
@@ -221,7 +221,7 @@ class PredictorModel(ModelShell):
         except TimeoutError:
             raise DeadlineExceeded.after(limit) from None
         finally:
-            permit.release()
+            leave(permit, request)
         add_answers(answers)
         return answers
 

@@ -7,7 +7,8 @@ import math
 from predictor.admission import AdmissionController, Permit
 from predictor.bulk import is_bulk
 from predictor.errors import RequestError
-from predictor.tasks.request import TaskRequest
+from predictor.held_permits import release_when_sent
+from predictor.tasks.request import GenerationRequest, TaskRequest
 
 
 def enter(admission: AdmissionController, request: TaskRequest) -> Permit:
@@ -19,6 +20,14 @@ def enter(admission: AdmissionController, request: TaskRequest) -> Permit:
     if is_bulk():
         return Permit(lambda: None)
     return admission.enter(request.sequences, request.most_tokens)
+
+
+def leave(permit: Permit, request: TaskRequest) -> None:
+    """Release the permit of a request that has ended: if its answer is large, once it is sent."""
+    if isinstance(request, GenerationRequest) and request.scores_prompts:
+        release_when_sent(permit)
+    else:
+        permit.release()
 
 
 def time_limit(request: TaskRequest, timeout: float | None, most: float) -> float:

@@ -43,7 +43,9 @@ class LimitSettings(BaseSettings):
     max_tokens_in_flight: int = Field(2 * 1024**2, ge=1)
     """Most tokens of all requests that run or wait, before a request with more is refused. They are
     counted before texts are tokenised, so a character counts as a token. A token takes up to 36
-    bytes. The default is a batch of 64 English prompts of 8192 tokens."""
+    bytes. The default is a batch of 64 English prompts of 8192 tokens. With log probabilities a
+    token of a prompt counts for 17, and for 10 more with each alternative; then a request that has
+    more tokens is refused (400) even if it is alone."""
 
     max_grammar_size: Bytes = Field(64 * 1024, ge=1)
     """Most bytes of a JSON schema, regular expression or grammar that a reply must follow (400). At

@@ -75,7 +75,7 @@ class Collected:
         self.cached = cached.tokens
 
     def on_prompt_tokens(self, tokens: PromptTokens) -> None:
-        self.prompt_tokens += tokens.tokens
+        self.prompt_tokens += tokens
 
     def on_token(self, token: Token) -> bool:
         self.tokens.append(token.id)

@@ -11,6 +11,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from predictor.tasks.request import GenerationParameters
+
 DEFAULT_NEW_TOKENS = 256
 """Tokens that a reply counts for if its request sets no limit."""
 
@@ -31,11 +33,13 @@ class LineShape:
         tokens: Tokens of prompt and reply, about.
         sequences: Sequences that the engine gets.
         prefix: The model and the beginning of the prompt, as a hash; None if it has no text.
+        weight: Times that its bytes count among those in flight.
     """
 
     tokens: int
     sequences: int = 1
     prefix: int | None = None
+    weight: int = 1
 
 
 def shape_of(document: object, size: int) -> LineShape:
@@ -52,7 +56,7 @@ def shape_of(document: object, size: int) -> LineShape:
     tokens = size // _CHARACTERS_PER_TOKEN + replies * _new_tokens(body)
     start = _start(body)
     prefix = None if start is None else _hash(f"{body.get('model')}\0{start}")
-    return LineShape(tokens, replies * _prompts(body), prefix)
+    return LineShape(tokens, replies * _prompts(body), prefix, _weight(body, replies))
 
 
 def ordered(shapes: Sequence[LineShape]) -> list[int]:
@@ -69,6 +73,15 @@ def ordered(shapes: Sequence[LineShape]) -> list[int]:
         return (-longest[shape.prefix], shape.prefix, -shape.tokens, position)
 
     return sorted(range(len(shapes)), key=rank)
+
+
+def _weight(body: Mapping[str, object], replies: int) -> int:
+    """Return times that the prompts count: each reply may have their log probabilities."""
+    names = ("prompt_logprobs", *(("logprobs",) if body.get("echo") is True else ()))
+    counts = [value for name in names if isinstance(value := body.get(name), int)]
+    if not counts:
+        return 1
+    return replies * GenerationParameters(prompt_logprobs=max(0, *counts)).prompt_weight
 
 
 def _hash(text: str) -> int:

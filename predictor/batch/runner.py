@@ -115,7 +115,8 @@ class BatchRunner:
 
     def _has_room(self, line: InputLine) -> bool:
         sequences = self._sequences + line.shape.sequences
-        return sequences <= self._limits.sequences and self._bytes + line.size <= self._limits.bytes
+        size = self._bytes + line.size * line.shape.weight
+        return sequences <= self._limits.sequences and size <= self._limits.bytes
 
     def _begin(self, line: InputLine) -> None:
         self._running[asyncio.create_task(self._result(line))] = line
@@ -130,7 +131,7 @@ class BatchRunner:
 
     def _count(self, line: InputLine, sign: int) -> None:
         self._sequences += sign * line.shape.sequences
-        self._bytes += sign * line.size
+        self._bytes += sign * line.size * line.shape.weight
 
     async def _result(self, line: InputLine) -> LineResult:
         if line.size > self._source.longest:

@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from predictor.engine.generation.prompt_tokens import PromptToken
+from predictor.engine.generation.prompt_tokens import PromptTokens
 from predictor.engine.generation.sampling_params import FinishReason
-from predictor.tasks.prompt_scores import ScoredPromptToken
+from predictor.tasks.prompt_scores import ScoredPrompt
 from predictor.tasks.tool_calls import CallPart, ToolCall
 
 _T = TypeVar("_T")
@@ -71,7 +71,7 @@ class Completion:
     reasoning_tokens: int = 0
     stop: str = ""
     queue_seconds: float | None = None
-    prompt: tuple[ScoredPromptToken, ...] = ()
+    prompt: ScoredPrompt | None = None
 
     @property
     def finish_reason(self) -> str:
@@ -111,7 +111,7 @@ class Piece:
     reasoning_tokens: int = 0
     stop: str = ""
     queue_seconds: float | None = None
-    prompt: tuple[PromptToken, ...] = ()
+    prompt: tuple[PromptTokens, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +271,7 @@ def _json_size(answer: Answer) -> int:
     if isinstance(answer, Vector):
         return _ELEMENT_SIZE * len(answer.values)
     if isinstance(answer, Completion):
-        tokens = len(answer.tokens) + len(answer.prompt)
+        tokens = len(answer.tokens) + (0 if answer.prompt is None else len(answer.prompt))
         return _BASE_SIZE + len(answer.text) + _TOKEN_SIZE * tokens
     if isinstance(answer, Classes):
         return _BASE_SIZE + _NUMBER_SIZE * len(answer.labels)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from predictor.cache_scope import current_scope
@@ -21,6 +22,7 @@ from predictor.tasks.large_texts import one_at_a_time
 from predictor.tasks.messages import MessageForm, ReplyForm
 from predictor.tasks.prepared_generation import Job, PreparedGeneration
 from predictor.tasks.prompt_cut import Cut
+from predictor.tasks.prompt_scores import PromptScoring
 from predictor.tasks.request import (
     Conversation,
     GenerationParameters,
@@ -78,6 +80,7 @@ class TextGeneration:
         max_grammar_size: int = MAX_GRAMMAR_SIZE,
         tool_call_parser: str = "auto",
         reasoning_parser: str = "auto",
+        max_tokens_in_flight: int = 2 * 1024**2,
     ) -> None:
         """Create the task of a model whose engine runs.
 
@@ -94,12 +97,13 @@ class TextGeneration:
             max_grammar_size: Most bytes of a schema or grammar that a reply must follow.
             tool_call_parser: How calls of functions are written; see `predictor.tasks.messages`.
             reasoning_parser: How reasoning is marked.
+            max_tokens_in_flight: Most tokens of the prompts that one request scores.
         """
         self.spec = GenerationSpec()
         self.tokenizer: Any = tokenizer
         self.engine = engine
         self._defaults = defaults
-        self._longest = max_model_len
+        self._longest, self._most_tokens = max_model_len, max_tokens_in_flight
         self._max_reply_len = max_reply_len
         self._vocabulary = vocabulary
         self._decoder_prefix = decoder_prefix
@@ -127,8 +131,9 @@ class TextGeneration:
             raise TypeError(f"{self.spec.task} does not take a {type(request).__name__}")
         jobs = []
         encoded: dict[tuple[int, Cut], Encoded] = {}  # once for n replies
-        words: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
+        words = cache(partial(words_as_tokens, tokenizer=self.tokenizer))
         grammars: dict[tuple[Grammar, str], str] = {}
+        scoring = PromptScoring(self._most_tokens, self._decoder_prefix is not None)
         for requested in request.prompts:
             prompt, stops = with_special_stops(requested, self._special)
             text, cut = prompt.text, Cut.of(prompt.parameters)
@@ -137,10 +142,12 @@ class TextGeneration:
             source = encoded[id(text), cut]
             prefix = self._prefix(prompt.parameters.forced_bos_token_id)
             sampling = self._sampling(prompt.parameters, source.ids)
-            bad_words = prompt.parameters.bad_words
-            if bad_words not in words:
-                words[bad_words] = words_as_tokens(bad_words, self.tokenizer)
-            sampling = replace(sampling, adapter=request.adapter, bad_words=words[bad_words])
+            sampling = replace(
+                sampling,
+                adapter=request.adapter,
+                bad_words=words(prompt.parameters.bad_words),
+                prompt_logprobs=scoring.alternatives(prompt.parameters, source.ids),
+            )
             check_allowed(sampling)
             if prompt.parameters.grammar is not None:
                 lead = "" if source.form is None else source.form.lead
@@ -230,7 +237,6 @@ class TextGeneration:
             logit_bias=requested.logit_bias,
             seed=requested.seed,
             logprobs=requested.logprobs,
-            prompt_logprobs=self._prompt_logprobs(requested),
             end_tokens=self._ends(requested),
             ignore_eos=requested.ignore_eos,
             min_new_tokens=self._least(requested, len(ids), most),
@@ -239,13 +245,6 @@ class TextGeneration:
             begin_suppress_tokens=defaults.begin_suppress_tokens,
             allowed_tokens=requested.allowed_token_ids,
         )
-
-    def _prompt_logprobs(self, requested: GenerationParameters) -> int | None:
-        if requested.prompt_logprobs is not None and self._decoder_prefix is not None:
-            raise RequestError(
-                "An encoder reads this model's prompts, so their tokens have no log probabilities."
-            )
-        return requested.prompt_logprobs
 
     def _ends(self, requested: GenerationParameters) -> frozenset[int]:
         own = frozenset() if requested.ignore_eos else self._end_tokens

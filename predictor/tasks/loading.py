@@ -41,6 +41,7 @@ class TaskOptions:
     max_grammar_size: int = MAX_GRAMMAR_SIZE
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
+    max_tokens_in_flight: int = 2 * 1024**2
 
     @classmethod
     def of(cls, settings: Settings) -> TaskOptions:
@@ -79,6 +80,7 @@ def open_task(
         max_grammar_size=options.max_grammar_size,
         tool_call_parser=options.tool_call_parser,
         reasoning_parser=options.reasoning_parser,
+        max_tokens_in_flight=options.max_tokens_in_flight,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from predictor.bulk import is_bulk
@@ -21,7 +21,7 @@ from predictor.engine.generation.sampling_params import (
 from predictor.errors import PredictorError
 from predictor.tasks.answers import Completion, Piece
 from predictor.tasks.messages import ReplyForm
-from predictor.tasks.prompt_scores import ScoredPromptToken, scored_prompt
+from predictor.tasks.prompt_scores import ScoredPrompt, scored_prompt
 from predictor.tasks.reply import Reply, as_completion
 from predictor.tasks.request import Prompt
 
@@ -82,16 +82,18 @@ class PreparedGeneration:
             EngineBroken: The model failed altogether.
         """
         completions: dict[int, Completion] = {}
+        scored: dict[int, ScoredPrompt] = {}
         async for piece in self._follow(by_token=False):
             job = self.jobs[piece.index]
-            prompt: tuple[ScoredPromptToken, ...] = ()
             if job.sampling.prompt_logprobs is not None:  # a text for each alternative
-                prompt = await asyncio.to_thread(
-                    scored_prompt, self._tokenizer, job.ids, piece.prompt
+                scored[id(job.ids)] = await asyncio.to_thread(
+                    scored_prompt, self._tokenizer, job.ids[0], piece.prompt
                 )
-            before = self._full_text(job)
-            completions[piece.index] = as_completion(piece, before=before, prompt=prompt)
-        return tuple(completions[index] for index in range(len(self.jobs)))
+            completions[piece.index] = as_completion(piece, before=self._full_text(job))
+        return tuple(
+            replace(completions[index], prompt=scored.get(id(job.ids)))
+            for index, job in enumerate(self.jobs)
+        )
 
     async def stream(self) -> AsyncGenerator[Piece, None]:
         """Yield the replies' pieces as they come. Closing this cancels the sequences.

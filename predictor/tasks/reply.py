@@ -7,13 +7,12 @@ from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from predictor.engine.generation.prompt_tokens import PromptToken, PromptTokens
+from predictor.engine.generation.prompt_tokens import PromptTokens
 from predictor.engine.generation.sampling_params import CachedPrompt, FinishReason, Queued, Token
 from predictor.errors import PredictorError
 from predictor.tasks.answers import Completion, Piece, ScoredToken
 from predictor.tasks.detokenizer import TextStream
 from predictor.tasks.messages import ReplyForm
-from predictor.tasks.prompt_scores import ScoredPromptToken
 from predictor.tasks.tool_calls import MessagePart, joined
 
 Take = Callable[[Piece | PredictorError], None]
@@ -76,7 +75,7 @@ class Reply:
         self._text = ""
         self._tokens: list[ScoredToken] = []
         self._reasoning: list[str] = []
-        self._prompt: list[PromptToken] = []
+        self._prompt: list[PromptTokens] = []
 
     def on_queued(self, queued: Queued) -> None:
         """Take how long the sequence waited."""
@@ -88,7 +87,7 @@ class Reply:
 
     def on_prompt_tokens(self, tokens: PromptTokens) -> None:
         """Take the next tokens of the prompt, with their log probabilities."""
-        self._prompt += tokens.tokens
+        self._prompt.append(tokens)
 
     def on_token(self, token: Token) -> bool:
         """Take the next token; return whether a stop sequence ends the reply with it."""
@@ -172,15 +171,12 @@ class Reply:
         )
 
 
-def as_completion(
-    piece: Piece, *, before: str = "", prompt: tuple[ScoredPromptToken, ...] = ()
-) -> Completion:
+def as_completion(piece: Piece, *, before: str = "") -> Completion:
     """Return the completion of a reply that has only this piece.
 
     Args:
         piece: The piece, which has an ending.
         before: Text to begin with.
-        prompt: The tokens of the prompt, if their log probabilities were requested.
     """
     if piece.ending is None:
         raise ValueError("the reply goes on")
@@ -196,5 +192,4 @@ def as_completion(
         reasoning_tokens=piece.reasoning_tokens,
         stop=piece.stop,
         queue_seconds=piece.queue_seconds,
-        prompt=prompt,
     )

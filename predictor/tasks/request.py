@@ -27,6 +27,11 @@ _CHARACTERS_PER_TEXT = 128
 """Characters that a text counts for besides its own."""
 
 
+_TOKENS_PER_LOGPROB, _TOKENS_PER_ALTERNATIVE = 16, 10
+"""Tokens that the log probability of a token of a prompt counts for, and an alternative to it.
+Numbers, texts and JSON take up to 500 and 330 bytes; a token counts for 36 bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grammar:
     """What a reply must follow.
@@ -102,6 +107,13 @@ class GenerationParameters:
     allowed_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
     prompt_logprobs: int | None = None
+
+    @property
+    def prompt_weight(self) -> int:
+        """How many tokens a token of the prompt counts for, with its log probabilities."""
+        if self.prompt_logprobs is None:
+            return 1
+        return 1 + _TOKENS_PER_LOGPROB + _TOKENS_PER_ALTERNATIVE * self.prompt_logprobs
 
 
 DEFAULT_PARAMETERS = GenerationParameters()
@@ -192,8 +204,17 @@ class GenerationRequest:
 
     @property
     def most_tokens(self) -> int:
-        """The most tokens that the prompts may have, if none is shorter than a character."""
-        return sum(_length(prompt.text) for prompt in self.prompts)
+        """The most tokens that the prompts may have, if none is shorter than a character.
+
+        Log probabilities of a prompt count for some more.
+        """
+        lengths = (_length(each.text) * each.parameters.prompt_weight for each in self.prompts)
+        return sum(lengths)
+
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether the answer has log probabilities of the prompts."""
+        return any(each.parameters.prompt_logprobs is not None for each in self.prompts)
 
     @property
     def is_short(self) -> bool:

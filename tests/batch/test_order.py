@@ -62,6 +62,13 @@ def test_conversations_begin_alike_by_the_whole_message_of_the_system():
     assert shape(instructions="a", input="x").prefix == shape(instructions="a", input="y").prefix
 
 
+def test_log_probabilities_of_a_prompt_make_a_line_heavier():
+    assert shape(prompt="a", n=4).weight == shape(prompt="a", logprobs=5).weight == 1
+    assert shape(prompt="a", prompt_logprobs=0).weight == 17
+    assert shape(prompt="a", echo=True, logprobs=1, n=2).weight == 54
+    assert shape(messages=[], prompt_logprobs=-5).weight == 17
+
+
 @pytest.mark.parametrize(
     "document",
     [

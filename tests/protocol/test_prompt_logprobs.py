@@ -116,6 +116,25 @@ def test_each_list_has_as_many_alternatives_as_it_needs(scoring: httpx.Client) -
     assert all(len(top) <= 2 for top in choice["logprobs"]["top_logprobs"][1:])
 
 
+def test_all_replies_to_a_prompt_have_its_log_probabilities(scoring: httpx.Client) -> None:
+    keys = {"echo": True, "logprobs": 1, "prompt_logprobs": 1, "max_tokens": 2, "n": 3}
+    document = complete(scoring, prompt=[TEXT, "Anna likes"], seed=1, temperature=1, **keys)
+    choices = document["choices"]
+    for first in (0, 3):
+        scores = [choice["prompt_logprobs"] for choice in choices[first : first + 3]]
+        assert scores[0] == scores[1] == scores[2]
+        assert all(choice["logprobs"]["top_logprobs"][1] for choice in choices)
+    assert choices[0]["prompt_logprobs"] != choices[3]["prompt_logprobs"]
+
+
+def test_more_log_probabilities_than_may_be_in_flight_are_refused(scoring: httpx.Client) -> None:
+    prompts = [[5] * 60 for _ in range(200)]
+    body = {"model": "echo", "prompt": prompts, "prompt_logprobs": 20, "max_tokens": 1}
+    refused = scoring.post("/v1/completions", json=body)
+    assert refused.status_code == 400
+    assert "max_tokens_in_flight" in refused.json()["error"]["message"]
+
+
 def parameters(**keys: Any) -> GenerationParameters:
     return decode_completion({"prompt": "a", **keys}).request.prompts[0].parameters
 

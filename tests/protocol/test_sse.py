@@ -106,7 +106,7 @@ def test_no_comment_is_between_the_pieces_of_an_event(monkeypatch: pytest.Monkey
         deadline = asyncio.get_running_loop().time() + 60
         stream = Stream(pieces(), deadline, lambda: None)
         response = event_stream(ExitStack(), stream, lambda piece: [piece.text])
-        call = _Call({"type": "http"}, receive, send, GATE)
+        call = _Call({"type": "http"}, receive, send, GATE, ExitStack())
         await response({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, call.send)
 
     asyncio.run(serve())

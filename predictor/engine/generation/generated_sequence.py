@@ -96,7 +96,7 @@ class GeneratedSequence:
             return None if scores is None else scores.error
         self.scored += len(scores.tokens)
         try:
-            self.callback.on_prompt_tokens(PromptTokens(tuple(scores.tokens)))
+            self.callback.on_prompt_tokens(PromptTokens.of(scores.tokens))
         # A callback's failure is its own sequence's.
         except Exception:
             logger.exception("A callback failed")

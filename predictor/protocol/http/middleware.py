@@ -10,11 +10,14 @@ Plain ASGI, so that nothing is buffered on the way.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from predictor.admission import RequestPermit
 from predictor.cache_scope import ScopeHeader
 from predictor.errors import Overloaded, PredictorError
+from predictor.held_permits import until_sent
 from predictor.protocol.http.authentication import ApiKeys, with_bearer
 from predictor.protocol.http.compression import inflated
 from predictor.protocol.http.error_forms import error_response
@@ -56,7 +59,11 @@ class Border:
                 record.log()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = _Call(scope, receive, send, self._gate)
+        with until_sent() as held:
+            await self._serve(_Call(scope, receive, send, self._gate, held))
+
+    async def _serve(self, call: _Call) -> None:
+        scope = call.scope
         try:
             self._keys.check_request(scope)
             call.permit = self._gate.admit(scope)
@@ -66,7 +73,7 @@ class Border:
         except Exception as error:
             if call.has_started:
                 raise
-            await error_response(scope["path"], error)(scope, receive, send)
+            await error_response(scope["path"], error)(scope, *call.beyond)
         finally:
             call.release()
 
@@ -106,11 +113,15 @@ class _Call:
     inflate to nothing, and never end.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, gate: Gate) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, gate: Gate, held: ExitStack
+    ) -> None:
         self.scope = scope
         self._receive = self._arriving = receive
         self._send = send
+        self.beyond = receive, send
         self._gate = gate
+        self._held = held
         self._arrived = self._given = self._received = 0
         self._refusal: PredictorError | None = None
         self.has_started = False
@@ -127,6 +138,7 @@ class _Call:
 
     def release(self) -> None:
         """Let another request in."""
+        self._held.close()
         if self.permit is not None:
             self.permit.release()
 

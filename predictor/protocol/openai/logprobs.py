@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from orjson import Fragment
+
+from predictor.protocol.http.json_body import dump_json
 from predictor.tasks.answers import Piece, ScoredToken
-from predictor.tasks.prompt_scores import ScoredPromptToken
+from predictor.tasks.prompt_scores import ScoredPrompt, ScoredPromptToken
 
 _LEAST_LOGPROB = -9999.0
 """OpenAI's value for a token that is very unlikely; JSON has no infinity."""
@@ -24,7 +28,7 @@ def _width(token: ScoredToken) -> int:
 def completion_logprobs(
     tokens: Sequence[ScoredToken],
     offset: int,
-    prompt: Sequence[ScoredPromptToken] = (),
+    prompt: ScoredPrompt | None = None,
     alternatives: int = 0,
 ) -> dict[str, object] | None:
     """Return the log probabilities of a completion; the chosen token is among the top ones.
@@ -35,32 +39,65 @@ def completion_logprobs(
         prompt: The tokens of the prompt, if they are before those of the reply.
         alternatives: How many most probable tokens are beside each of those.
     """
-    shown = [*(_shown(each, alternatives) for each in prompt), *tokens]
-    if not shown:
+    if not tokens and prompt is None:
         return None
-    offsets = [offset]
-    for token in shown[:-1]:
-        offsets.append(offsets[-1] + _width(token))
-    logprobs = [bounded(token.logprob) for token in shown]
-    top = [_top(token) for token in shown]
+    columns = _Columns(offset)
+    for each in prompt or ():
+        columns.add(_shown(each, alternatives), has_logprob=each.token is not None)
+    for token in tokens:
+        columns.add(token)
     return {
-        "text_offset": offsets,
-        "token_logprobs": [None, *logprobs[1:]] if prompt else logprobs,
-        "tokens": [token.text for token in shown],
-        "top_logprobs": [None, *top[1:]] if prompt else top,
+        "text_offset": columns.offsets,
+        "token_logprobs": columns.logprobs,
+        "tokens": columns.texts,
+        "top_logprobs": columns.top.written(),
     }
 
 
-def prompt_logprobs(
-    prompt: Sequence[ScoredPromptToken], alternatives: int
-) -> list[dict[str, object] | None]:
-    """Return the log probabilities of a prompt's tokens in vLLM's form, by token ids.
+@dataclass(slots=True)
+class _Columns:
+    """The lists of a completion's log probabilities, which have an element for each token."""
+
+    offset: int
+    offsets: list[int] = field(default_factory=list)
+    logprobs: list[float | None] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    top: _Written = field(default_factory=lambda: _Written())
+
+    def add(self, token: ScoredToken, *, has_logprob: bool = True) -> None:
+        """Add a token, and its alternatives."""
+        self.offsets.append(self.offset)
+        self.offset += _width(token)
+        self.logprobs.append(bounded(token.logprob) if has_logprob else None)
+        self.texts.append(token.text)
+        self.top.add(_top(token) if has_logprob else None)
+
+
+class _Written:
+    """A list that is written as JSON while it grows: its objects would take several times that."""
+
+    def __init__(self) -> None:
+        self._json = bytearray()
+
+    def add(self, value: object) -> None:
+        self._json += b"," if self._json else b"["
+        self._json += dump_json(value)
+
+    def written(self) -> Fragment:
+        return Fragment(bytes(self._json) + b"]")
+
+
+def prompt_logprobs(prompt: ScoredPrompt, alternatives: int) -> Fragment:
+    """Return the log probabilities of a prompt's tokens in vLLM's form, by token ids, as JSON.
 
     Args:
         prompt: The tokens.
         alternatives: How many most probable tokens are beside each.
     """
-    return [_by_id(each, alternatives) for each in prompt]
+    rows = _Written()
+    for each in prompt:
+        rows.add(_by_id(each, alternatives))
+    return rows.written()
 
 
 def _by_id(each: ScoredPromptToken, alternatives: int) -> dict[str, object] | None:

@@ -61,7 +61,7 @@ class CompletionFormat:
         """Return a choice of a response, without index and finish reason."""
         parameters = call.request.prompts[0].parameters
         is_echo = parameters.return_full_text and parameters.logprobs is not None
-        prompt = completion.prompt if is_echo and not call.hides_logprobs else ()
+        prompt = completion.prompt if is_echo and not call.hides_logprobs else None
         logprobs = completion_logprobs(completion.tokens, 0, prompt, parameters.logprobs or 0)
         return {"text": completion.text, "logprobs": logprobs, **_prompt_scores(completion, call)}
 
@@ -114,7 +114,7 @@ class ChatFormat:
 
 
 def _prompt_scores(completion: Completion, call: Call) -> dict[str, object]:
-    if call.prompt_logprobs is None:
+    if call.prompt_logprobs is None or completion.prompt is None:
         return {}
     return {"prompt_logprobs": prompt_logprobs(completion.prompt, call.prompt_logprobs)}
 
