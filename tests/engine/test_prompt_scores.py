@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import Gemma2Config, GraniteConfig, MambaConfig, RwkvConfig
 
+from predictor.checkpoint.adapters import read_adapter
 from predictor.engine.generation import model_tail
+from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.runner import BatchRunner
+from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.engine.generation.serial_runner import SerialRunner
 from predictor.errors import GenerationFailed, RequestError
 from predictor.private.cache_layers import cache_layers
+from tests.adapters import merged, write_adapter
 from tests.checkpoints import ALL_CONFIGS, VOCABULARY
 from tests.engine.test_contamination import seeded
 from tests.engine.test_engine import KV_TOKENS, PROMPTS, RunningEngine, Wrapped, batch_runner
+from tests.serving import Collected
 
 _SIZES = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3}
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
@@ -163,3 +169,51 @@ def test_scores_that_are_no_numbers_fail_their_own_sequence() -> None:
         with pytest.raises(GenerationFailed):
             running.run([250] * 20, prompt_logprobs=1, max_new_tokens=1)
         check(running.run(PROMPTS[0], prompt_logprobs=1, max_new_tokens=1), model, PROMPTS[0], 1)
+
+
+def adapted(kind: str, folder: Path) -> tuple[Any, dict[str | None, Any]]:
+    """A runner with two adapters of the head, and models with and without them merged."""
+    config = RwkvConfig(**_SIZES, context_length=64)
+    model, *others = (seeded(config) if kind == "serial" else model_of("llama") for _ in range(4))
+    names, layer = ("one", "two"), "head" if kind == "serial" else "lm_head"
+    paths = [write_adapter(folder / n, model, (layer,), seed=i) for i, n in enumerate(names)]
+    adapters = LoadedAdapters(
+        model, [read_adapter(name, path) for name, path in zip(names, paths, strict=True)], "cpu"
+    )
+    own = [merged(other, path, 2.0) for other, path in zip(others[1:], paths, strict=True)]
+    models = dict(zip((None, *names), (others[0], *own), strict=True))
+    device = torch.device("cpu")
+    if kind == "serial":
+        return SerialRunner(model, device=device, adapters=adapters, positions=4), models
+    runner = BatchRunner(
+        model,
+        device=device,
+        layers=cache_layers(model),
+        pages=200,
+        max_length=128,
+        adapters=adapters,
+        positions=4,
+    )
+    return runner, models
+
+
+@pytest.mark.parametrize("first", [None, "one"])
+@pytest.mark.parametrize("kind", ["batched", "serial"])
+def test_an_adapter_of_the_head_counts_for_its_own_rows_whoever_comes_first(
+    kind: str, first: str | None, tmp_path: Path
+) -> None:
+    runner, models = adapted(kind, tmp_path)
+    prompt = PROMPTS[0]
+    names = sorted(models, key=lambda name: name != first)
+    with RunningEngine(runner, limits=LIMITS) as running:
+        for name in names:
+            alone = running.run(prompt, prompt_logprobs=2, max_new_tokens=1, adapter=name)
+            check(alone, models[name], prompt, 2)
+        crowd = {name: Collected() for name in names}
+        with running.held():
+            for name, collected in crowd.items():
+                params = SamplingParams(1, prompt_logprobs=2, adapter=name)
+                running.engine.submit(prompt, params, collected)
+        for name, collected in crowd.items():
+            check(collected.wait(), models[name], prompt, 2)
+    assert not torch.allclose(expected(models[None], prompt), expected(models["two"], prompt))

@@ -5,7 +5,7 @@ take more memory than the rest of the pass: 512 positions of a vocabulary of 128
 float32. So what the blocks return is kept, which is as small as their own activations. After the
 pass the model runs again with that in place of its blocks, over as many positions as a forward pass
 has rows at most, whose logits are within the plan. So the logits are what the model itself makes of
-them, with its own scaling and capping.
+them, with its own scaling and capping, and with what the row's adapter adds to its head.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.prompt_tokens import PromptToken
 from predictor.errors import RequestError
@@ -32,16 +33,17 @@ _TOLERANCE = 0.02
 class ModelTail:
     """Computes the log probabilities of the tokens of prompts."""
 
-    def __init__(self, model: Any, positions: int) -> None:
+    def __init__(self, model: Any, adapters: LoadedAdapters, positions: int) -> None:
         """Take a model.
 
         Args:
             model: The model, whose blocks are in its base model.
+            adapters: The adapters that rows may use, attached to the model.
             positions: Positions whose logits may be in memory at one time, at least 1.
         """
-        self._model, self._positions = model, max(1, positions)
+        self._model, self._adapters, self._positions = model, adapters, max(1, positions)
         self._accepted = inspect.signature(model.forward).parameters
-        self._suits: bool | None = None
+        self._exact: dict[str | None, bool] = {}
 
     @contextlib.contextmanager
     def recorded(self, rows: Sequence[SequenceChunk]) -> Iterator[list[Any]]:
@@ -72,9 +74,7 @@ class ModelTail:
         scores = row.scores
         if scores is None or not scores.targets:
             return
-        if self._suits is None:
-            self._suits = self._is_exact(outputs, index, last)
-        if not self._suits:
+        if not self._suits(row, index, outputs, last):
             scores.error = RequestError(
                 "The log probabilities of a prompt cannot be computed for this model."
             )
@@ -84,10 +84,22 @@ class ModelTail:
         hidden = hidden[:, scores.skipped :][:, : len(scores.targets)]
         for first in range(0, len(scores.targets), self._positions):
             part = slice(first, first + self._positions)
-            logits = self._logits(output, hidden[:, part])
+            logits = self._logits(output, hidden[:, part], row.adapter)
             scores.tokens += _scored(logits, scores.targets[part], scores.alternatives)
 
-    def _is_exact(self, outputs: Sequence[Any], index: int, last: torch.Tensor) -> bool:
+    def _suits(
+        self, row: SequenceChunk, index: int, outputs: Sequence[Any], last: torch.Tensor
+    ) -> bool:
+        """Return whether the model has exact logits here with the row's adapter, tested once."""
+        if row.adapter not in self._exact:
+            loaded = {None, *self._adapters.names}
+            self._exact = {name: exact for name, exact in self._exact.items() if name in loaded}
+            self._exact[row.adapter] = self._is_exact(outputs, index, last, row.adapter)
+        return self._exact[row.adapter]
+
+    def _is_exact(
+        self, outputs: Sequence[Any], index: int, last: torch.Tensor, adapter: str | None
+    ) -> bool:
         """Return whether the last token's logits are those of the forward pass.
 
         Raises:
@@ -98,16 +110,17 @@ class ModelTail:
         hidden = getattr(outputs[-1], "last_hidden_state", None) if outputs else None
         if hidden is None or hidden.dim() != 3:
             return False
-        logits = self._logits(outputs[-1], hidden[index : index + 1, -1:])[0].float()
+        logits = self._logits(outputs[-1], hidden[index : index + 1, -1:], adapter)[0].float()
         largest = float(last.float().abs().max())
         return bool((logits - last.float()).abs().max() <= _TOLERANCE * largest)
 
-    def _logits(self, output: Any, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of hidden states of shape (1, positions, features)."""
+    def _logits(self, output: Any, hidden: torch.Tensor, adapter: str | None) -> torch.Tensor:
+        """Return the logits of one row's hidden states, of shape (1, positions, features)."""
         extra = {"logits_to_keep": 0} if "logits_to_keep" in self._accepted else {}
         ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         replaced = type(output)(**{**output, "last_hidden_state": hidden})
-        with _returning(self._model.base_model, replaced):
+        adapters = self._adapters.used_by([adapter], hidden.shape[1])
+        with adapters, _returning(self._model.base_model, replaced):
             logits: torch.Tensor = self._model(input_ids=ids, use_cache=False, **extra).logits
         return logits[0]
 

@@ -88,9 +88,9 @@ class BatchRunner:
             positions: Positions whose logits may be in memory at one time.
         """
         self.model: Any = model
-        self._tail = ModelTail(model, positions)
         self.cache = PagedKVCache(layers, pages, max_length, slots=slots, window_pages=window_pages)
         self._device, self.adapters = device, adapters or LoadedAdapters.none()
+        self._tail = ModelTail(model, self.adapters, positions)
         self._accepted = inspect.signature(model.forward).parameters
         self._name = cache_argument(model)
 

@@ -54,8 +54,8 @@ class SerialRunner:
             positions: Positions whose logits may be in memory at one time.
         """
         self.model: Any = model
-        self._tail = ModelTail(model, positions)
         self._device, self.adapters = device, adapters or LoadedAdapters.none()
+        self._tail = ModelTail(model, self.adapters, positions)
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         self._sequences: dict[int, _Sequence] = {}
 
