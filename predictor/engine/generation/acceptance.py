@@ -13,15 +13,17 @@ class AcceptanceRate:
 
     Attributes:
         value: The fraction, the latest tokens most.
+        is_proven: Whether any was right.
     """
 
     def __init__(self, value: float) -> None:
         """Begin with a guess."""
-        self.value = value
+        self.value, self.is_proven = value, False
 
     def learn(self, draft: Sequence[int], tokens: Sequence[int]) -> None:
         """Compare a draft with the tokens that came, up to the first that differs."""
         for drafted, token in zip(draft, tokens, strict=False):
             self.value += _WEIGHT * ((drafted == token) - self.value)
+            self.is_proven |= drafted == token
             if drafted != token:
                 return
