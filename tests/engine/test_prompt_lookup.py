@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_a_match_that_was_never_right_is_no_better_than_all_together() -> None:
     lookup, one_by_one = PromptLookup(), iter(range(100, 200))
     text = [next(one_by_one) for _ in range(30)]
     tokens = [7]
-    for pair in zip(text, text[1:], strict=False):
+    for pair in pairwise(text):
         tokens += [*pair, next(one_by_one)]
     for token in text:
         tokens.append(token)
@@ -112,7 +113,7 @@ class Reply:
 
 
 def misleading(lengths: list[int]) -> Reply:
-    """A reply of which the prompt has each place after so many equal tokens, and goes on wrongly."""
+    """A reply whose prompt goes on otherwise after the same tokens, as many as these in turn."""
     numbers = iter(range(10_000))
     tokens = [next(numbers) for _ in range(64 + max(lengths))]
     prompt = []
