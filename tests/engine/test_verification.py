@@ -20,6 +20,7 @@ from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.prompt_lookup import PromptLookup
 from predictor.engine.generation.sampler import Sampler
 from predictor.engine.generation.sampling_params import SamplingParams, Token
+from predictor.engine.generation.token_mask import TokenMask
 from predictor.engine.generation.verification import sample_rows
 from predictor.errors import GenerationFailed
 from tests.checkpoints import VOCABULARY, make_checkpoint
@@ -255,6 +256,33 @@ def test_text_that_a_grammar_forces_is_drafted() -> None:
     assert bytes(token % 256 for token in replies[0]).startswith(b"(width: ")
     assert passes == [len(replies[0]), passes[1]]
     assert passes[1] <= len(replies[0]) / 2
+
+
+@pytest.mark.parametrize("look", ["forced", "count_allowed"])
+def test_a_grammar_that_cannot_look_ahead_costs_its_own_sequence_its_drafts_alone(
+    look: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        calls.append(0)
+        raise ValueError("the library's own")
+
+    calls: list[int] = []
+    grammar = '%llguidance {"no_forcing": true}\nstart: "(width: " /[0-9]/ ", height: " /[0-9]/ ")"'
+    if look == "count_allowed":
+        grammar = '%llguidance {"no_forcing": true}\nstart: /[a-c]{30}/'
+    monkeypatch.setattr(TokenMask, look, fail)
+    runner = Wrapped(batch_runner(tiny("llama")), lambda _: None)
+    with RunningEngine(runner, limits=LIMITS) as opened:
+        opened.engine.use_vocabulary(
+            Vocabulary(tuple(bytes([index % 256]) for index in range(VOCABULARY)), ())
+        )
+        neighbour = Collected()
+        opened.engine.submit([9] * 20, SamplingParams(60), neighbour)
+        confined = opened.run([5, 6, 7], grammar=grammar, max_new_tokens=40)
+        assert len(neighbour.wait().tokens) == 60
+        assert len(opened.run(PROMPT, max_new_tokens=3).tokens) == 3
+    assert confined.outcome == "eos_token"
+    assert len(calls) == 1
 
 
 def test_logits_that_are_not_finite_after_a_draft_fail_the_sequence_there(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from predictor.engine.generation.drafts import Proposal
 from predictor.engine.generation.generated_sequence import GeneratedSequence
+
+logger = logging.getLogger(__name__)
 
 
 class Drafter:
@@ -25,7 +28,13 @@ class Drafter:
         most = min(most, sequence.tokens_left - 1)  # one more comes after the last of the draft
         if most < 1:
             return Proposal(0, 0.0)
-        return sequence.drafts.propose(sequence.known_tokens, most, sequence.sampler.mask)
+        try:
+            return sequence.drafts.propose(sequence.known_tokens, most, sequence.sampler.mask)
+        # A grammar that cannot look ahead costs its own sequence its drafts, and nobody else.
+        except Exception:
+            logger.exception("No tokens can be drafted for a sequence, which goes on without")
+            sequence.drafts.stop()
+            return Proposal(0, 0.0)
 
     def tokens(self, key: int) -> Sequence[int]:
         """Return the tokens of the last draft of a sequence."""

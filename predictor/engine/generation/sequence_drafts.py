@@ -28,6 +28,11 @@ class SequenceDrafts:
         self._forced: Sequence[int] = ()
         self._forced_rate = AcceptanceRate(_FORCED_RATE)
         self._count = 0
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Draft nothing any more."""
+        self.tokens, self._is_stopped = (), True
 
     def propose(self, tokens: Sequence[int], most: int, mask: TokenMask | None = None) -> Proposal:
         """Propose a draft.
@@ -37,6 +42,8 @@ class SequenceDrafts:
             most: Most tokens of the draft.
             mask: The grammar that the sequence follows, if any.
         """
+        if self._is_stopped:
+            return Proposal(0, 0.0)
         self._forced_rate.learn(self._forced, tokens[self._count :])
         self._count = len(tokens)
         self.tokens, rate = self._lookup.propose(tokens, most), self._lookup.rate
