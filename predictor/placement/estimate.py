@@ -1,9 +1,10 @@
 """Estimate how fast a placement decodes, from bandwidths: an estimate, and no measurement.
 
-A forward pass takes as long as the slowest of three that overlap: reading from disk, copying to
-the GPU, and computing. A small batch computes as fast as memory gives it the weights, and one of
-more than `BREAKEVEN_ROWS` takes longer in proportion. So tokens/s are the rows of a batch divided
-by that time. Reading the KV cache is left out, so that real rates are lower.
+A forward pass takes as long as the slowest of three that overlap: reading from disk, copying to the
+GPU, and computing. With one buffer for what is streamed, computing overlaps neither. A small batch
+computes as fast as memory gives it the weights, and one of more than `BREAKEVEN_ROWS` takes longer
+in proportion. So tokens/s are the rows of a batch divided by that time. Reading the KV cache is
+left out, so that real rates are lower.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ BREAKEVEN_ROWS: Mapping[Resource, int] = {"memory": 16, "gpu": 200}
 """Rows whose arithmetic takes as long as reading the weights: some 16 on a processor, as warm-up
 measures (`predictor.engine.warmup`). On a GPU it is the quotient of data sheets: 156 in 16 bits for
 an A100 (312 TFLOP/s, 2.0 TB/s), 295 for an H100 (989, 3.35)."""
+
+_COMPUTING: frozenset[Resource] = frozenset({"memory", "gpu"})
+"""The resources that are in use while a device computes; the others bring it weights."""
 
 ASSUMED, STATED, MEASURED = "assumed", "stated", "measured"
 """Where a bandwidth is from."""
@@ -200,4 +204,9 @@ def _rate(placement: Placement, bandwidths: Bandwidths, rows: int) -> DecodeRate
         for resource, size in bytes_by_resource(placement, rows).items()
     }
     slowest = max(seconds, key=lambda resource: seconds[resource])
-    return DecodeRate(rows, seconds[slowest], slowest)
+    total = seconds[slowest]
+    if placement.stream_buffers == 1:
+        computing = _COMPUTING & seconds.keys()
+        total = max(seconds[resource] for resource in seconds.keys() - computing)
+        total += sum(seconds[resource] for resource in computing)
+    return DecodeRate(rows, total, slowest)

@@ -53,6 +53,18 @@ def test_the_slowest_resource_decides():
     assert estimate_rates(OVER_THREE_TIERS, fast_disk, 64).single.limited_by == "link"
 
 
+def test_with_one_buffer_reading_does_not_overlap_computing():
+    # the same numbers: disk and link overlap, and 1 s of reading comes before 54 ms of computing
+    placement = replace(OVER_THREE_TIERS, stream_buffers=1)
+    single = estimate_rates(placement, SLOW_DISK, 64).single
+    assert (single.seconds, single.limited_by) == (pytest.approx(1.054), "disk")
+
+    # a processor: 1 s of reading, and 54/50 s of computing, which takes longer
+    on_processor = replace(placed(memory=67), stream_buffers=1)
+    single = estimate_rates(on_processor, SLOW_DISK, 64).single
+    assert (single.seconds, single.limited_by) == (pytest.approx(2.08), "memory")
+
+
 def test_a_full_batch_shares_one_pass():
     placement = replace(OVER_THREE_TIERS, kv_tokens=12)  # three sequences of 4 tokens
 
