@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from predictor.engine.generation.drafts import Proposal, add_drafts, most_drafts
-from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
+from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits, batch
 from predictor.engine.generation.page_pool import PagePool
 from predictor.engine.generation.scheduler import Scheduler
 from tests.engine.test_scheduler import Simulation
@@ -95,6 +95,23 @@ def test_drafts_of_a_sequence_are_computed_with_its_last_known_token() -> None:
     assert s.plan().batches == ((Chunk(0, 5, 4, 3),),)
 
 
+@pytest.mark.parametrize("bucket_shapes", [False, True])
+def test_drafts_in_company_of_prompts_are_as_many_as_there_is_room_for_logits(
+    bucket_shapes: bool,
+) -> None:
+    limits = replace(LIMITS, bucket_shapes=bucket_shapes)
+    decode = [Chunk(0, 10, 16, 15)]
+    for prompts, drafts in ((1, 7), (2, 0 if bucket_shapes else 4), (8, 0)):
+        prefill = [Chunk(key, 0, 5) for key in range(1, 1 + prompts)]
+        assert batch(prefill, decode, limits) == ((*prefill, Chunk(0, 10, 1 + drafts, drafts)),)
+
+
+def test_drafts_that_share_no_pass_with_prompts_are_kept() -> None:
+    decode = [Chunk(0, 10, 16, 15)]
+    prefill = [Chunk(1, 0, 300)]
+    assert batch(prefill, decode, LIMITS) == (tuple(prefill), tuple(decode))
+
+
 def test_a_sequence_that_is_computed_again_alone_has_no_drafts() -> None:
     s = Scheduler(LIMITS, drafts=Fixed(3, 1.0))
     s.add(0, 1)
@@ -132,6 +149,8 @@ class Drafting(Simulation):
         computed = self.limits.computed_tokens(len(rows), most)
         assert len(rows) == 1 or most == 1 or computed <= self.limits.chunk
         assert all(chunk.end <= self.limits.kv_tokens for chunk in rows)
+        kept = self.limits.computed_tokens(len(rows), 1 + max(chunk.drafts for chunk in rows))
+        assert kept <= max(self.limits.sequences, 1 + self.limits.draft_tokens)
 
     def compute(self, chunk: Chunk) -> None:
         key = chunk.key

@@ -84,18 +84,11 @@ def add_drafts(
 
 
 def most_drafts(rows: int, limits: SchedulerLimits) -> int:
-    """Return how many drafts each of so many rows may have, if any pay.
-
-    The logits of a forward pass are within the plan: as many as there may be sequences, or as one
-    sequence needs.
-    """
+    """Return how many drafts each of so many rows may have, if any pay."""
     if not rows:
         return 0
-    positions = max(limits.sequences, 1 + limits.draft_tokens)
-    most = min(limits.draft_tokens, positions // rows - 1, limits.breakeven_tokens - 1)
-    while most > 0 and not (
-        limits.computed_tokens(rows, 1 + most) <= positions and limits.can_prefill(rows, 1 + most)
-    ):
+    most = min(limits.draft_tokens, limits.breakeven_tokens - 1)
+    while most > 0 and not (limits.can_draft(rows, most) and limits.can_prefill(rows, 1 + most)):
         most -= 1
     return most
 

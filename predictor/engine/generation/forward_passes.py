@@ -78,6 +78,18 @@ class SchedulerLimits:
         steps = -(-self.computed_tokens(1, longest) // self.least_row_tokens)
         return rows * steps * self.least_row_tokens <= self.chunk
 
+    def can_draft(self, rows: int, drafts: int) -> bool:
+        """Return whether the logits of a forward pass with drafts are within the plan.
+
+        Every row has as many of them as the row with most drafts. As many are planned as there may
+        be sequences, or as one sequence needs.
+
+        Args:
+            rows: How many sequences it has.
+            drafts: Drafts of the row that has most.
+        """
+        return self.computed_tokens(rows, 1 + drafts) <= max(self.sequences, 1 + self.draft_tokens)
+
     def can_attend(self, rows: int, longest: int) -> bool:
         """Return whether a forward pass may read so many rows.
 
@@ -116,6 +128,11 @@ class Chunk:
     def known_part(self) -> Chunk:
         """The chunk without its drafts."""
         return Chunk(self.key, self.start, self.count - self.drafts)
+
+    def with_drafts(self, most: int) -> Chunk:
+        """Return the chunk with so many drafts at most."""
+        drafts = min(self.drafts, most)
+        return Chunk(self.key, self.start, self.count - self.drafts + drafts, drafts)
 
     @property
     def following(self) -> Chunk:
@@ -165,10 +182,23 @@ def choose_company(chunks: Sequence[Chunk], limits: SchedulerLimits) -> list[Chu
 def batch(
     prefill: Sequence[Chunk], decode: Sequence[Chunk], limits: SchedulerLimits
 ) -> tuple[tuple[Chunk, ...], ...]:
-    """Return the forward passes of chunks of prompts, which share one, and of single tokens."""
-    if prefill and decode and _may_share(_Shape.of(prefill), _Shape.of(decode), limits):
-        return ((*prefill, *decode),)
+    """Return the forward passes of chunks of prompts, which share one, and of single tokens.
+
+    Single tokens may have drafts: no more in company of prompts than there is room for logits.
+    """
+    if prefill and decode:
+        joining = _cut_drafts(decode, len(prefill) + len(decode), limits)
+        if _may_share(_Shape.of(prefill), _Shape.of(joining), limits):
+            return ((*prefill, *joining),)
     return (*([tuple(prefill)] if prefill else []), *_batch_by_length(decode, limits))
+
+
+def _cut_drafts(decode: Sequence[Chunk], rows: int, limits: SchedulerLimits) -> list[Chunk]:
+    """Return the chunks with as many drafts as a forward pass of so many rows may have."""
+    most = max(chunk.drafts for chunk in decode)
+    while most and not limits.can_draft(rows, most):
+        most -= 1
+    return [chunk.with_drafts(most) for chunk in decode]
 
 
 def _may_share(some: _Shape, others: _Shape, limits: SchedulerLimits) -> bool:
