@@ -94,6 +94,11 @@ class FairQueue(Generic[AnyEntry]):
         return len(self._entries)
 
     @property
+    def aside(self) -> int:
+        """How many requests are set aside."""
+        return len(self._aside)
+
+    @property
     def oldest(self) -> AnyEntry | None:
         """The first to have arrived of those that wait; None if none waits."""
         key = self._by_arrival.first()

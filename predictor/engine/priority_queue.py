@@ -29,6 +29,11 @@ class PriorityQueue(Generic[AnyEntry]):
         return len(self._bulk)
 
     @property
+    def aside(self) -> int:
+        """How many requests are set aside."""
+        return self._urgent.aside + self._bulk.aside
+
+    @property
     def oldest(self) -> AnyEntry | None:
         """The first to have arrived; one of bulk work only if nothing else waits."""
         return self._urgent.oldest if self._urgent else self._bulk.oldest

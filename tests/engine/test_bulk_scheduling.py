@@ -9,6 +9,8 @@ import pytest
 
 from predictor.engine.encoding.batching import BatchLimits, TextQueue
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
+from predictor.engine.generation.page_pool import PagePool
+from predictor.engine.generation.prefix_cache import PrefixCache
 from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.engine.generation.scheduler import Scheduler, Step
 from tests.conftest import Checkpoints
@@ -64,6 +66,85 @@ def test_a_request_takes_the_kv_cache_of_as_many_as_it_needs() -> None:
     assert keys(s.plan()) == {9}
 
 
+def test_no_bulk_work_is_preempted_for_a_request_that_would_not_have_room_even_so() -> None:
+    s = scheduler()
+    s.add(0, 500)
+    for key in (1, 2):
+        s.add(key, 90, is_bulk=True)
+    for _ in range(12):
+        advance(s)
+    s.add(9, 490)
+
+    for _ in range(5):
+        assert advance(s).preempted == ()
+    assert s.running_keys == {0, 1, 2}
+    s.remove(0)
+    assert s.plan().preempted == ()
+    assert s.running_keys == {1, 2, 9}
+
+
+def test_behind_a_request_without_room_another_takes_that_of_bulk_work() -> None:
+    s = scheduler()
+    s.add(0, 500)
+    s.add(1, 400, is_bulk=True)
+    for _ in range(9):
+        advance(s)
+    s.add(8, 490)
+    s.add(9, 300)
+
+    assert advance(s) == Step((1,), ())
+    assert advance(s).batches
+    assert s.running_keys == {0, 9}
+
+
+@pytest.mark.parametrize(
+    ("shared_by", "newcomer", "is_preempted"),
+    [
+        ("bulk", 150, False),  # bulk work gives back its common prefix once
+        ("bulk", 130, True),
+        ("requests", 230, True),  # they keep one copy of theirs
+        ("newcomer", 300, True),  # its prefix is that of requests
+        ("newcomer and bulk", 150, False),  # its prefix goes with bulk work
+    ],
+)
+def test_what_bulk_work_would_leave_is_counted_with_the_prefixes_in_common(
+    shared_by: str, newcomer: int, is_preempted: bool
+) -> None:
+    pages, tokens = PagePool(401, 400), {}
+    prefixes = PrefixCache(pages, tokens.__getitem__)
+    s = Scheduler(SchedulerLimits(400, 8, 512, breakeven_tokens=1000), prefixes)
+
+    def add(key: int, count: int, start: int, *, is_bulk: bool = False) -> None:
+        same = min(count - 1, 64)
+        tokens[key] = [*range(start, start + same), *range(1000 * key, 1000 * key + count - same)]
+        prefixes.begin(key, b"")
+        s.add(key, count, is_bulk=is_bulk)
+
+    def step() -> Step:
+        planned = s.plan()
+        for chunk in (chunk for rows in planned.batches for chunk in rows):
+            pages.take(chunk.key, chunk.end)
+            prefixes.enter(chunk)
+            s.mark_computed(chunk)
+        return planned
+
+    if shared_by == "requests":
+        layout = [(1, 70, 0, False), (2, 70, 0, False), (3, 150, 200, True)]
+    elif shared_by == "newcomer":
+        layout = [(1, 100, 0, False), (3, 150, 200, True)]
+    else:
+        layout = [(1, 250, 300, False), (3, 70, 0, True), (4, 70, 0, True)]
+    for key, count, start, is_bulk in layout:
+        add(key, count, start, is_bulk=is_bulk)
+        step()
+    assert s.running == len(layout)
+    add(9, newcomer, 0 if "newcomer" in shared_by else 600)
+    assert bool(step().preempted) == is_preempted
+    if is_preempted:
+        step()
+        assert 9 in s.running_keys
+
+
 def test_several_requests_begin_in_the_same_step() -> None:
     s = with_bulk(4)
     s.add(8, 7)
@@ -115,6 +196,56 @@ def test_beside_a_prompt_as_long_as_that_bulk_work_waits() -> None:
     s.add(9, 20)
 
     assert s.plan().batches == ((Chunk(9, 0, 20),),)
+
+
+def test_beside_a_request_a_long_prompt_of_bulk_work_is_computed_in_what_is_left() -> None:
+    s = scheduler(breakeven_tokens=8)
+    s.add(9, 1)
+    s.add(0, 20, is_bulk=True)
+
+    counts = [sum(c.count for rows in advance(s).batches for c in rows if not c.key) for _ in "abc"]
+    assert counts == [7, 7, 6]
+
+
+def test_bulk_work_that_decodes_goes_on_beside_a_request_and_a_long_prompt_of_bulk_work() -> None:
+    s = scheduler(breakeven_tokens=8)
+    s.add(0, 30, is_bulk=True)
+    s.add(1, 2, is_bulk=True)
+    while s._running.get(1) is None or s._running[1].tokens < 4:
+        advance(s)
+    s.add(2, 30, is_bulk=True)
+    s.add(9, 1)
+
+    for _ in range(3):
+        assert keys(advance(s)) == {0, 1, 2, 9}
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_a_prompt_that_begins_a_state_is_not_cut_and_others_pass_it(one_by_one: bool) -> None:
+    s = scheduler(breakeven_tokens=8, keeps_state=True, one_by_one=one_by_one)
+    s.add(9, 1)
+    s.add(0, 20, is_bulk=True)
+    s.add(1, 6, is_bulk=True)
+
+    assert [keys(advance(s)) for _ in range(3)] == [{9, 1}, {9, 1}, {9, 1}]
+
+
+@pytest.mark.parametrize("first", [300, 5, 2000])
+def test_all_bulk_work_ends_beside_a_request_that_never_does(first: int) -> None:
+    s = scheduler(kv=100_000, sequences=16, chunk=512, breakeven_tokens=16)
+    s.add(0, 10)
+    for key, tokens in enumerate((first, *[5] * 20, 90, 400), 1):
+        s.add(key, tokens, is_bulk=True)
+    ended = 0
+    for _ in range(1000):
+        advance(s)
+        for key in [k for k in s.running_keys if k and s._running[k].cached > 2010 - first]:
+            s.remove(key)
+            ended += 1
+        for key in [k for k in s.running_keys if k and s._running[k].tokens > first + 10]:
+            s.remove(key)
+            ended += 1
+    assert (ended, s.running_keys) == (23, {0})
 
 
 def test_a_prompt_of_bulk_work_waits_for_those_of_requests() -> None:

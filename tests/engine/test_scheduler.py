@@ -15,7 +15,8 @@ from predictor.engine.generation.forward_passes import (
     choose_company,
 )
 from predictor.engine.generation.kv_accounting import PADDING_PAGES, KVLedger
-from predictor.engine.generation.scheduler import LOOKAHEAD, MAX_SET_ASIDE, Scheduler, Step
+from predictor.engine.generation.kv_room import LOOKAHEAD
+from predictor.engine.generation.scheduler import MAX_SET_ASIDE, Scheduler, Step
 from predictor.shape_buckets import bucket_context, bucket_new_tokens
 
 

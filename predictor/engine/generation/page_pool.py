@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -124,6 +125,10 @@ class PagePool(PageTable):
         """Return whether a sequence owns the block of a digest."""
         block = self._blocks.get(digest)
         return block is not None and block.owners > 0
+
+    def owned_by(self, keys: Iterable[int]) -> list[bytes]:
+        """Return the digests of the blocks that sequences own, each once for each of its owners."""
+        return [block.digest for key in keys for block in self._blocks_of.get(key, {}).values()]
 
     def withdraw(self, key: int) -> None:
         """Let no sequence adopt the blocks of this one from now on."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import takewhile
 
 from predictor.engine.generation.forward_passes import Chunk
@@ -73,10 +73,20 @@ class PrefixCache:
             cached += BLOCK_TOKENS
         return cached
 
-    def count_owned(self, key: int, limit: int) -> int:
-        """Return how many first tokens of a sequence, up to a limit, others own at this time."""
-        owned = takewhile(self._pages.is_owned, self._names(key, 0, limit))
-        return BLOCK_TOKENS * sum(1 for _ in owned)
+    def count_owned(self, key: int, limit: int, blocks: Collection[bytes] | None = None) -> int:
+        """Return how many first tokens of a sequence, up to a limit, others own at this time.
+
+        Args:
+            key: The sequence.
+            limit: Most tokens.
+            blocks: The names of the blocks that count as owned; None for all that are.
+        """
+        is_owned = self._pages.is_owned if blocks is None else blocks.__contains__
+        return BLOCK_TOKENS * sum(1 for _ in takewhile(is_owned, self._names(key, 0, limit)))
+
+    def owned_by(self, keys: Collection[int]) -> Sequence[bytes]:
+        """Return the names of the blocks that sequences own, each once for each of its owners."""
+        return self._pages.owned_by(keys)
 
     def blocks(self, chunk: Chunk) -> list[bytes]:
         """Return the names of the blocks that a chunk completes."""

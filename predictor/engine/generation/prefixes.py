@@ -33,8 +33,18 @@ class Prefixes(Protocol):
         """Give a sequence computed tokens, up to a limit; return how many it has cached then."""
         ...
 
-    def count_owned(self, key: int, limit: int) -> int:
-        """Return how many first tokens of a sequence, up to a limit, others own at this time."""
+    def count_owned(self, key: int, limit: int, blocks: Collection[bytes] | None = None) -> int:
+        """Return how many first tokens of a sequence, up to a limit, others own at this time.
+
+        Args:
+            key: The sequence.
+            limit: Most tokens.
+            blocks: The names of the blocks that count as owned; None for all that are.
+        """
+        ...
+
+    def owned_by(self, keys: Collection[int]) -> Sequence[bytes]:
+        """Return the names of the blocks that sequences own, each once for each of its owners."""
         ...
 
     def blocks(self, chunk: Chunk) -> Collection[bytes]:
@@ -68,9 +78,18 @@ class NoPrefixes:
         """Return how many tokens the sequence has cached."""
         return cached
 
-    def count_owned(self, key: int, limit: int) -> int:  # noqa: ARG002
+    def count_owned(
+        self,
+        key: int,  # noqa: ARG002
+        limit: int,  # noqa: ARG002
+        blocks: Collection[bytes] | None = None,  # noqa: ARG002
+    ) -> int:
         """Return 0."""
         return 0
+
+    def owned_by(self, keys: Collection[int]) -> Sequence[bytes]:  # noqa: ARG002
+        """Return nothing."""
+        return ()
 
     def blocks(self, chunk: Chunk) -> Collection[bytes]:  # noqa: ARG002
         """Return nothing."""

@@ -2,7 +2,8 @@
 
 Bulk work yields. While another request runs, a step computes no more of it than fits in
 `SchedulerLimits.breakeven_tokens` together with that request's tokens: about as much as one more
-forward pass over the weights costs.
+forward pass over the weights costs. Sequences of it that decode go first. Its prompts get the rest,
+if need be in smaller chunks; a prompt that begins a state is computed only if its chunk fits whole.
 """
 
 from __future__ import annotations
@@ -31,11 +32,18 @@ class ScheduledSequence(Entry):
         """How many known tokens are not cached."""
         return self.tokens - self.cached
 
-    def next_chunk(self, limits: SchedulerLimits) -> Chunk:
-        """Return the tokens to compute next."""
+    def next_chunk(self, limits: SchedulerLimits, most: int | None = None) -> Chunk:
+        """Return the tokens to compute next.
+
+        Args:
+            limits: The limits of a forward pass.
+            most: Most tokens, if no state requires another number; None for no further limit.
+        """
         count = 1 if self.is_decoding(limits) else min(self.left, limits.chunk)
         if limits.keeps_state and not limits.one_by_one and not self.cached:
             count = (self.left - 1) % limits.chunk + 1
+        if most is not None and not limits.keeps_state:
+            count = min(count, most)
         return Chunk(self.key, self.cached, count)
 
     def is_decoding(self, limits: SchedulerLimits) -> bool:
@@ -47,26 +55,29 @@ class ScheduledSequence(Entry):
 
 def participants(
     running: Iterable[ScheduledSequence], limits: SchedulerLimits
-) -> list[ScheduledSequence]:
-    """Return the sequences that the next step may compute tokens of.
+) -> list[tuple[ScheduledSequence, int | None]]:
+    """Return the sequences that the next step may compute tokens of, and how many; None for any.
 
     Args:
         running: All that run, in the order in which they were admitted.
         limits: The limits of a forward pass.
     """
-    chosen: list[ScheduledSequence] = []
+    others: list[ScheduledSequence] = []
     bulk: list[ScheduledSequence] = []
     for sequence in running:
-        (bulk if sequence.is_bulk else chosen).append(sequence)
-    if not chosen or not bulk:
-        return chosen or bulk
+        (bulk if sequence.is_bulk else others).append(sequence)
+    if not others or not bulk:
+        return [(sequence, None) for sequence in others or bulk]
+    chosen: list[tuple[ScheduledSequence, int | None]] = [(other, None) for other in others]
     budget = limits.breakeven_tokens
-    budget -= sum(sequence.next_chunk(limits).count for sequence in chosen)
-    for sequence in bulk:
-        budget -= sequence.next_chunk(limits).count
-        if budget < 0:
+    budget -= sum(sequence.next_chunk(limits).count for sequence in others)
+    for sequence in sorted(bulk, key=lambda sequence: not sequence.is_decoding(limits)):
+        if budget < 1:
             break
-        chosen.append(sequence)
+        count = sequence.next_chunk(limits, budget).count
+        if count <= budget:
+            budget -= count
+            chosen.append((sequence, count))
     return chosen
 
 

@@ -6,9 +6,8 @@ during prefill, one at a time during decode. When none is left, the forward pass
 token.
 
 - **Admission**: the known tokens of all running sequences stay within the KV cache (`KVLedger`). A
-  sequence is admitted when there is room for its known tokens, and besides for `LOOKAHEAD` more
-  tokens of each running sequence, so that none is preempted at once. In layers with a window, the
-  tokens within it count.
+  sequence is admitted when there is room for its known tokens (`kv_room`). In layers with a window,
+  the tokens within it count.
 - **Order** is fair between requests (`fair_queue`), and that of arrival between requests of one
   sequence each. One rule is used twice: *a short sequence may overtake a long one, but not more
   than `MAX_OVERTAKES` times*. If the first in line has no room yet, later ones that have room may
@@ -18,7 +17,8 @@ token.
   submitted most, and of several the last to arrive, returns to its place in line and is computed
   again later. The first to arrive is never preempted, so every sequence ends.
 - **Bulk work** yields: while another request waits without room, bulk sequences are preempted for
-  it (`_yield_room`); while one runs, they get what it costs little (`scheduled_sequence`).
+  it, if that suffices (`_yield_room`); while one runs, they get what it costs little
+  (`scheduled_sequence`).
 - **Batches**: rows share a forward pass if their padding is cheap (`forward_passes`).
 - **Restarts**: if a failed forward pass spoils what is cached of a sequence, it is computed again
   from its first token. The chunk that failed is then computed alone, so that no sequence makes
@@ -35,6 +35,7 @@ token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -45,7 +46,7 @@ from predictor.engine.generation.forward_passes import (
     batch,
     choose_company,
 )
-from predictor.engine.generation.kv_accounting import KVLedger
+from predictor.engine.generation.kv_room import KVRoom
 from predictor.engine.generation.prefixes import NoPrefixes, Prefixes, without_followers
 from predictor.engine.generation.scheduled_sequence import (
     ScheduledSequence,
@@ -53,9 +54,6 @@ from predictor.engine.generation.scheduled_sequence import (
     priority,
 )
 from predictor.engine.priority_queue import PriorityQueue
-
-LOOKAHEAD = 16
-"""Tokens of room for each running sequence that a newcomer must leave."""
 
 MAX_SET_ASIDE = 32
 """Requests without room that are passed over in a step: a bound of the work, whatever waits."""
@@ -92,12 +90,8 @@ class Scheduler:
         """
         self._limits, self._prefixes = limits, prefixes or NoPrefixes()
         self._drafts = drafts or NoDrafts()
-        self._kv = KVLedger(
-            limits.kv_tokens if limits.keeps_tokens else None,
-            window=limits.window,
-            window_capacity=limits.window_tokens,
-            shared=lambda: self._prefixes.shared,
-        )
+        self._room = KVRoom(limits, self._prefixes)
+        self._kv = self._room.ledger
         self._waiting: PriorityQueue[ScheduledSequence] = PriorityQueue()
         self._running: dict[int, ScheduledSequence] = {}
         self._cached = 0
@@ -186,14 +180,14 @@ class Scheduler:
         preempted = self._preempt()
         if self._may_admit and not preempted:  # whose pages the caller has still to take back
             self._admit()
-        if yielded := self._yield_room():
-            return Step((*preempted, *yielded), ())
+            if yielded := self._yield_room():
+                return Step(yielded, ())
         prompts: list[tuple[ScheduledSequence, Chunk]] = []
         decode: list[Chunk] = []
         alone: list[Chunk] = []
-        for sequence in participants(self._running.values(), self._limits):
+        for sequence, most in participants(self._running.values(), self._limits):
             self._extend(sequence)
-            chunk = sequence.next_chunk(self._limits)
+            chunk = sequence.next_chunk(self._limits, most)
             if not chunk.count:
                 continue
             if chunk.start < sequence.alone.stop and sequence.alone.start < chunk.end:
@@ -229,43 +223,52 @@ class Scheduler:
         self._may_admit = True
 
     def _yield_room(self) -> tuple[int, ...]:
-        """Preempt bulk work until the first of others that wait has room, before any pass."""
-        first, preempted = self._waiting.first, []
+        """Preempt bulk work until one of others that wait has room, before any forward pass."""
         bulk = [sequence for sequence in self._running.values() if sequence.is_bulk]
+        newcomer, preempted = self._find_newcomer() if bulk else None, []
         bulk.sort(key=attrgetter("place"))
-        while bulk and first is not None and not first.is_bulk and not self._may_begin(first):
+        while bulk and newcomer is not None and not self._may_begin(newcomer):
             self._put_back(bulk[-1])
             preempted.append(bulk.pop().key)
         return tuple(preempted)
 
+    def _find_newcomer(self) -> ScheduledSequence | None:
+        """Return the first in line that may begin once all bulk work is preempted."""
+        others = [sequence for sequence in self._running.values() if not sequence.is_bulk]
+        is_full = len(others) >= self._limits.sequences
+        if is_full or self._waiting.first is None or self._waiting.first.is_bulk:
+            return None
+        newcomer = self._first_in_line(lambda first: self._room.fits_beside(first, others))
+        self._waiting.restore()
+        return newcomer
+
     def _admit(self) -> None:
-        set_aside = 0
-        while len(self._running) < self._limits.sequences and set_aside < MAX_SET_ASIDE:
-            sequence = self._waiting.first
+        while len(self._running) < self._limits.sequences:
+            sequence = self._first_in_line(self._may_begin)
             if sequence is None:
                 break
-            if self._has_room(sequence):
-                self._waiting.take([sequence])
-                self._running[sequence.key] = sequence
-                self._kv.reserve(sequence.tokens)
-                self._extend(sequence)
-            elif sequence.is_due:
-                break
-            else:
-                self._waiting.set_aside(sequence)
-                set_aside += 1
+            self._waiting.take([sequence])
+            self._running[sequence.key] = sequence
+            self._kv.reserve(sequence.tokens)
+            self._extend(sequence)
         self._waiting.restore()
         self._may_admit = False
 
-    def _may_begin(self, sequence: ScheduledSequence) -> bool:
-        return len(self._running) < self._limits.sequences and self._has_room(sequence)
+    def _first_in_line(
+        self, may_begin: Callable[[ScheduledSequence], bool]
+    ) -> ScheduledSequence | None:
+        """Return the first that may begin. Those before it are set aside, so many in a step."""
+        while (sequence := self._waiting.first) is not None and not may_begin(sequence):
+            if sequence.is_due:
+                return None
+            self._waiting.set_aside(sequence)
+            if self._waiting.aside == MAX_SET_ASIDE:
+                return None
+        return sequence
 
-    def _has_room(self, sequence: ScheduledSequence) -> bool:
-        lookahead = {"running": len(self._running), "growth": LOOKAHEAD}
-        if self._kv.has_room(sequence.tokens, **lookahead):
-            return True
-        owned = self._prefixes.count_owned(sequence.key, sequence.tokens - 1)
-        return owned > 0 and self._kv.has_room(sequence.tokens - owned, **lookahead)
+    def _may_begin(self, sequence: ScheduledSequence) -> bool:
+        running = len(self._running)
+        return running < self._limits.sequences and self._room.fits(sequence, running)
 
     def _extend(self, sequence: ScheduledSequence) -> None:
         """Skip tokens that another sequence has computed, but for the last one."""
