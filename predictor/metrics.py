@@ -91,7 +91,7 @@ KV_USED = Gauge("predictor_kv_tokens_used", "Tokens in the KV cache.", (_MODEL,)
 KV_LIMIT = Gauge("predictor_kv_tokens_limit", "Tokens that the KV cache holds.", (_MODEL,))
 PREEMPTIONS = Counter(
     "predictor_preemptions",
-    "Sequences put back to be computed again, because the KV cache was full.",
+    "Sequences, but for bulk work, put back to be computed again, because the KV cache was full.",
     (_MODEL,),
 )
 PLACEMENT_BYTES = Gauge(

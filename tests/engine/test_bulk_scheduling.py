@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import Any
 
 import pytest
@@ -356,3 +357,17 @@ def test_the_times_of_bulk_work_are_not_those_of_requests(checkpoints: Checkpoin
         one.wait()
         assert [metric(name, "apart") for name in names] == counts
     assert metric("predictor_generated_tokens_total", "apart") >= 8
+
+
+def test_bulk_work_that_yields_is_no_sign_of_a_full_cache(checkpoints: Checkpoints) -> None:
+    up = bring_up(checkpoints("bloom"), device_map="cpu", model_name="yielding", max_batch_size=1)
+    is_running = threading.Event()
+    bulk, request = Collected(lambda _: is_running.set()), Collected()
+    up.task.engine.submit([5, 6], SamplingParams(max_new_tokens=90), bulk, is_bulk=True)
+    assert is_running.wait(20)
+    up.task.engine.submit([5, 6], SamplingParams(max_new_tokens=1), request)
+    request.wait()
+    assert not bulk.ended.is_set()
+    bulk.wait()
+
+    assert metric("predictor_preemptions_total", "yielding") == 0

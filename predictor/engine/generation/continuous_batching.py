@@ -81,7 +81,8 @@ class ContinuousBatching:
         step = self._scheduler.plan()
         for key in step.preempted:
             self._runner.release(key)
-            self._metrics.preemptions.inc()
+            if not self._sequences[key].is_bulk:  # which yields
+                self._metrics.preemptions.inc()
         for rows in step.batches:
             if kept := self._kept(rows):
                 yield kept
