@@ -49,11 +49,15 @@ def test_windows_and_states_are_beside_the_tokens_that_are_cached_whole():
     assert f"{line}; longest sequence: 4 tokens" in table(placement).splitlines()
 
 
+INTERNAL = {"least_row_tokens", "modules", "fixed", "stream_buffers"}
+"""Fields that are of no use outside; a note tells of a single buffer."""
+
+
 def test_json_holds_every_field_of_the_placement_and_its_tiers():
     report = json.loads(json.dumps(as_json(PLACEMENT)))
 
     fields = {field.name for field in dataclasses.fields(Placement)}
-    assert set(report) == fields - {"least_row_tokens", "modules", "fixed"}  # of no use outside
+    assert set(report) == fields - INTERNAL
     for tier in report["tiers"]:
         names = {field.name for field in dataclasses.fields(Tier)}
         assert set(tier) == names | {"planned", "reserve"}

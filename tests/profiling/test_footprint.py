@@ -288,6 +288,12 @@ def test_a_model_on_meta_has_no_weights_in_memory():
 # Experts
 
 
+MIXTRAL_PARTS = (
+    *(f"self_attn.{letter}_proj" for letter in "qkvo"),
+    *("mlp", "input_layernorm", "post_attention_layernorm"),
+)
+
+
 def test_the_experts_of_a_block_are_counted_apart_from_its_dense_part():
     # bfloat16; four experts of 2 x 96 x 64 and 64 x 96 numbers, 36,864 B each, which are 9 pages
     # attention: 64 x (64 + 32 + 32 + 64) numbers; two norms of 64; a router of 4 x 64
@@ -295,7 +301,11 @@ def test_the_experts_of_a_block_are_counted_apart_from_its_dense_part():
     footprint = measure_footprint(model, max_model_len=8, prefill_chunk=8)
 
     block = next(unit for unit in footprint.units if unit.block == 1)
-    assert block.experts == Experts("model.layers.1.mlp.experts", 4, 2, 36_864, 4 * 36_864)
+    assert block.experts == Experts(
+        *("model.layers.1.mlp.experts", 4, 2, 36_864, 4 * 36_864),
+        modules=tuple(f"model.layers.1.{name}" for name in MIXTRAL_PARTS),
+        largest_module=64 * 64 * 2,
+    )
     assert block.dense_part().weights == 2 * (64 * 192 + 2 * 64 + 4 * 64)
     assert block.weights == block.dense_part().weights + 4 * 36_864
     apart = footprint.with_experts_apart()

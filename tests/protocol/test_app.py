@@ -93,7 +93,7 @@ def test_a_wrong_body_is_400_in_one_sentence(
         ({"shape": [2]}, "Input 'text' has 1 elements; its shape [2] says 2."),
         ({"shape": ["x"]}, "Input 'text' has a string in its shape instead of an integer."),
         ({"shape": [257], "data": ["a"] * 257}, "A request has at most 256 prompts; here are 257."),
-        ({"shape": [-1]}, "Input 'text' has a dimension below 0 or above 9223372036854775807."),
+        ({"shape": [-2]}, "Input 'text' has a dimension below 0 or above 9223372036854775807."),
         ({"shape": [0], "data": []}, "Input 'text' has no element; give at least one prompt."),
         ({"data": [1]}, "Input 'text' is BYTES; element 0 must not be an integer."),
         ({"data": [["a"]]}, "Input 'text' has data nested more deeply than its shape [1]."),
