@@ -123,7 +123,7 @@ _TENSOR = {"name": "text", "datatype": "BYTES", "shape": [1]}
         ({"inputs": []}, "inputs is empty; give a BYTES tensor with at least one prompt."),
         ({"inputs": [_TENSOR]}, "Input 'text' has 0 elements; its shape [1] says 1."),
         ({"inputs": [{**_TENSOR, "datatype": "TEXT"}]}, "Input 'text' has datatype 'TEXT'; known"),
-        ({"inputs": [{**_TENSOR, "shape": [-1]}]}, "Input 'text' has a dimension below 0"),
+        ({"inputs": [{**_TENSOR, "shape": [-2]}]}, "Input 'text' has a dimension below 0"),
         (
             {"inputs": [_TENSOR], "raw_input_contents": [b"", b""]},
             "There are 2 raw_input_contents for 1 inputs.",

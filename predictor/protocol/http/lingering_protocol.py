@@ -171,7 +171,7 @@ class LingeringProtocol(HttpToolsProtocol):
             if self.pipeline or cycle.response_started:
                 self.transport.abort()
                 return
-        path = self.scope.get("path", "/") if is_receiving else "/"
+        path = self.scope.get("path", "") if is_receiving else ""  # not known yet
         self._write(error_response(path, error))
         self._linger()
 
