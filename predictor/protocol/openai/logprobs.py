@@ -84,7 +84,7 @@ class _Written:
         self._json += dump_json(value)
 
     def written(self) -> Fragment:
-        return Fragment(bytes(self._json) + b"]")
+        return Fragment(bytes(self._json or b"[") + b"]")
 
 
 def prompt_logprobs(prompt: ScoredPrompt, alternatives: int) -> Fragment:
