@@ -1,7 +1,8 @@
 """Runs the lines of a batch, as many at a time as keep the engine full.
 
-What is in flight is bounded in sequences and in bytes of lines. A line that the model cannot take
-now, because it stalls, is tried again until it can. Any other outcome is a result.
+What is in flight is bounded in sequences and in bytes of lines. One group of lines more is read. A
+line that the model cannot take now, because it stalls, is tried again until it can. Any other
+outcome is a result.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 
 from predictor.batch.endpoints import BatchEndpoints
@@ -25,6 +27,10 @@ from predictor.errors import RequestError
 from predictor.protocol.http.off_loop import off_loop
 
 _SECONDS_BETWEEN_TRIALS = 1.0
+
+_LINES_OF_A_GROUP, _BYTES_OF_A_GROUP = 256, 1024**2
+"""Lines that are read together, and their bytes but for the last one. A change of threads takes
+longer than to read a line."""
 
 _FULL_BATCHES = 4
 """Batches of sequences in flight. One runs; the others wait at the engine, which chooses rows of
@@ -101,10 +107,8 @@ class BatchRunner:
         """
         try:
             while (window := await self._files.run(next, windows, None)) is not None:
-                for line in window:
-                    while self._running and not self._has_room(line):
-                        await self._settle()
-                    self._begin(line)
+                for group in _groups(window):
+                    await self._run_group(group)
             while self._running:
                 await self._settle()
         finally:
@@ -113,13 +117,25 @@ class BatchRunner:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
 
+    async def _run_group(self, lines: Sequence[InputLine]) -> None:
+        texts = await self._files.run(self._read, lines)
+        for line, text in zip(lines, texts, strict=True):
+            while self._running and not self._has_room(line):
+                await self._settle()
+            self._begin(line, text)
+
+    def _read(self, lines: Sequence[InputLine]) -> list[bytes]:
+        """Return lines, empty ones in place of those that are too long."""
+        longest = self._source.longest
+        return [self._source.read(line) if line.size <= longest else b"" for line in lines]
+
     def _has_room(self, line: InputLine) -> bool:
         sequences = self._sequences + line.shape.sequences
         size = self._bytes + line.size * line.shape.weight
         return sequences <= self._limits.sequences and size <= self._limits.bytes
 
-    def _begin(self, line: InputLine) -> None:
-        self._running[asyncio.create_task(self._result(line))] = line
+    def _begin(self, line: InputLine, text: bytes) -> None:
+        self._running[asyncio.create_task(self._result(line, text))] = line
         self._count(line, 1)
 
     async def _settle(self) -> None:
@@ -133,15 +149,15 @@ class BatchRunner:
         self._sequences += sign * line.shape.sequences
         self._bytes += sign * line.size * line.shape.weight
 
-    async def _result(self, line: InputLine) -> LineResult:
+    async def _result(self, line: InputLine, text: bytes) -> LineResult:
         if line.size > self._source.longest:
             sentence = (
                 f"The line has {line.size} bytes; at most {self._source.longest} are taken "
                 "(max_body_size)."
             )
             return self._refused(line, None, sentence)
-        text = await self._files.run(self._source.read, line)
-        custom_id, request = await off_loop(line.size, lambda: decode_line(text))
+        custom_id, request = await off_loop(line.size, partial(decode_line, text))
+        del text  # while its request waits
         try:
             if isinstance(request, RequestError):
                 raise request
@@ -167,3 +183,17 @@ class BatchRunner:
     def _refused(self, line: InputLine, custom_id: str | None, sentence: str) -> LineResult:
         text = encode_error(line.number, line.digest, custom_id, sentence)
         return LineResult(line, text, is_ok=False)
+
+
+def _groups(window: Sequence[InputLine]) -> Iterator[list[InputLine]]:
+    """Yield the lines of a window in groups that are read together."""
+    group: list[InputLine] = []
+    size = 0
+    for line in window:
+        group.append(line)
+        size += line.size
+        if len(group) == _LINES_OF_A_GROUP or size >= _BYTES_OF_A_GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

@@ -360,3 +360,16 @@ def raising(error: Exception) -> Callable[..., Any]:
         raise error
 
     return fails
+
+
+def test_many_lines_and_long_ones_are_answered_once_each(
+    store: BatchStore, owned: OwnedStore
+) -> None:
+    lines = [request_line(str(n), text="x" * (n % 7 * 100)) for n in range(600)]
+    batch = add(owned, *lines, request_line("long", text="x" * 2000))
+    endpoint = run_until(store, has_status(owned, batch, "completed"))
+    over = owned.batch(batch.id)
+
+    assert len(endpoint.bodies) == 600
+    assert names_in(owned, over.output_file_id) == {str(n) for n in range(600)}
+    assert (over.total, over.completed, over.failed) == (601, 600, 1)
