@@ -172,3 +172,13 @@ def _halved(skeleton: Any, footprint: Any) -> dict[str, str]:
     blocks = find_blocks(skeleton)
     names = [name for unit in footprint.units for name in unit.names]
     return {name: "disk" if name in blocks[::2] else "cpu" for name in names}
+
+
+def is_reply(text: str, whole: str) -> bool:
+    """Whether a text is that of a reply, without a character at its end of which bytes are missing.
+
+    Args:
+        text: The text.
+        whole: The decoded tokens, in which each missing byte may be a replacement character.
+    """
+    return whole.startswith(text) and whole[len(text) :] in ("", *("\ufffd" * n for n in (1, 2, 3)))

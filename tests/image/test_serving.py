@@ -100,7 +100,7 @@ def test_a_model_that_does_not_fit_ends_with_78_and_its_sentence_in_the_terminat
     last_words.touch()
     last_words.chmod(0o666)  # as the kubelet makes it
     mount = f"--volume={last_words}:/dev/termination-log"
-    with container(*words(image, model, offload, "600m", mount), name="my-model") as pod:
+    with container(*words(image, model, offload, "632m", mount), name="my-model") as pod:
         assert pod.await_end() == 78
         sentence = last_words.read_text()
         assert sentence.startswith("LlamaForCausalLM in float32 does not fit: main memory lacks")
