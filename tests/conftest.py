@@ -8,9 +8,10 @@ many examples of properties.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,14 @@ hypothesis.settings.register_profile("unhurried", hypothesis.settings.default, d
 hypothesis.settings.register_profile(
     "full", hypothesis.settings.default, deadline=None, max_examples=500
 )
+
+
+@pytest.fixture(autouse=True)
+def _root_level() -> Iterator[None]:
+    """Restore the level of all loggers, which commands set when they run in a test's process."""
+    level = logging.root.level
+    yield
+    logging.root.setLevel(level)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
