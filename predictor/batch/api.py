@@ -22,11 +22,9 @@ from predictor.protocol.app import route
 from predictor.protocol.http.json_body import (
     JSONAnswer,
     check_keys,
-    parse_document,
-    present,
     require_type,
 )
-from predictor.protocol.http.requests import read_body
+from predictor.protocol.http.requests import read_document
 from predictor.sentences import quote
 
 _MAX_PAGE = 100
@@ -101,7 +99,7 @@ class BatchApi:
 
     async def create_batch(self, request: Request) -> Response:
         """``POST /v1/batches``: begins a batch."""
-        document = present(parse_document(await read_body(request)))
+        document, _ = await read_document(request)
         check_keys(document, _BATCH_KEYS, "the body")
         for name in ("input_file_id", "endpoint", "completion_window"):
             if name not in document:

@@ -13,8 +13,8 @@ from starlette.responses import Response
 import predictor
 from predictor.errors import UnknownModel
 from predictor.mixture.heat import LayerHeat
-from predictor.protocol.http.json_body import JSONAnswer, optional, parse_document
-from predictor.protocol.http.requests import resolve_model
+from predictor.protocol.http.json_body import JSONAnswer, optional
+from predictor.protocol.http.requests import read_body, read_document, resolve_model
 from predictor.protocol.kserve.v2 import signature
 from predictor.protocol.served import (
     SERVER_NAME,
@@ -119,8 +119,7 @@ class StatusEndpoints:
 
     async def index(self, request: Request) -> JSONAnswer:
         """``POST /v2/repository/index``: every model and its state; only ready ones on request."""
-        body = await request.body()
-        document = parse_document(body) if body else {}
+        document, _ = await read_document(request) if await read_body(request) else ({}, 0)
         only_ready = optional(document, "ready", bool, "ready")
         rows = [await _row(name, model) for name, model in self.models.get_models().items()]
         return JSONAnswer([row for row in rows if row["state"] == "READY" or not only_ready])

@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from predictor.errors import RequestError
-from predictor.protocol.http.json_body import check_nesting, parse_document, require_type
-from predictor.protocol.http.requests import read_body
+from predictor.protocol.http.json_body import check_nesting, require_type
+from predictor.protocol.http.off_loop import off_loop
+from predictor.protocol.http.requests import read_document
 from predictor.protocol.openai.keys import IgnoredKeys, split_keys
 
 _LOAD = ("lora_name", "lora_path")
@@ -61,8 +62,8 @@ class AdapterEndpoints:
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
     async def _given(self, request: Request, followed: tuple[str, ...]) -> Mapping[str, object]:
-        document = parse_document(await read_body(request))
-        check_nesting(document)
+        document, size = await read_document(request)
+        await off_loop(size, lambda: check_nesting(document))
         given, ignored = split_keys(document, followed, refused={}, ignored=_IGNORED)
         self.ignored.log(ignored)
         return given

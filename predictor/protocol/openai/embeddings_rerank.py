@@ -32,12 +32,10 @@ from predictor.protocol.http.json_body import (
     check_keys,
     dump_json,
     optional,
-    parse_document,
-    present,
     require_type,
 )
 from predictor.protocol.http.off_loop import off_loop
-from predictor.protocol.http.requests import read_body
+from predictor.protocol.http.requests import read_document
 from predictor.protocol.openai.keys import IgnoredKeys, Refusal, split_keys
 from predictor.protocol.openai.request import model_name
 from predictor.protocol.served import Models, ServedModel, find_in_body, require_task
@@ -84,7 +82,7 @@ class EmbeddingsRerankEndpoints:
     async def embeddings(self, request: Request) -> Response:
         """``POST {prefix}/v1/embeddings``: a vector for each text or list of tokens."""
         with self._counting("openai") as counting:
-            document, size = await _document(request)
+            document, size = await read_document(request)
             model = find_in_body(self.models, model_name(document))
             counting.model_name = model.name
             spec = await require_task(model, "text_embedding")
@@ -106,7 +104,7 @@ class EmbeddingsRerankEndpoints:
     async def rerank(self, request: Request) -> Response:
         """``POST {prefix}/v1/rerank``: the documents, best first."""
         with self._counting("openai") as counting:
-            document, size = await _document(request)
+            document, size = await read_document(request)
             model = find_in_body(self.models, model_name(document))
             counting.model_name = model.name
             spec = await require_task(model, "rerank")
@@ -131,7 +129,7 @@ class EmbeddingsRerankEndpoints:
     async def embed(self, request: Request) -> Response:
         """``POST /embed``: TEI's vectors, a list for each text."""
         with self._counting("tei"):
-            document, size = await _document(request)
+            document, size = await read_document(request)
             model = self._only()
             spec = await require_task(model, "text_embedding")
             _check_tei(document, _EMBED)
@@ -144,7 +142,7 @@ class EmbeddingsRerankEndpoints:
     async def tei_rerank(self, request: Request) -> Response:
         """``POST /rerank``: TEI's ranking, best first."""
         with self._counting("tei"):
-            document, size = await _document(request)
+            document, size = await read_document(request)
             model = self._only()
             spec = await require_task(model, "rerank")
             _check_tei(document, _TEI_RERANK)
@@ -163,7 +161,7 @@ class EmbeddingsRerankEndpoints:
     async def predict(self, request: Request) -> Response:
         """``POST /predict``: TEI's classification, all labels of a text, best first."""
         with self._counting("tei"):
-            document, size = await _document(request)
+            document, size = await read_document(request)
             model = self._only()
             spec = await require_task(model, "sequence_classification")
             _check_tei(document, _PREDICT)
@@ -189,12 +187,6 @@ class EmbeddingsRerankEndpoints:
         # The body may name a model, and may be no JSON at all; until it is read, it is the base.
         with counted(next(iter(self.models.get_models()), ""), protocol) as counting:
             yield counting
-
-
-async def _document(request: Request) -> tuple[dict[str, object], int]:
-    """Return a body as JSON, without its nulls, and its size in bytes."""
-    body = await read_body(request)
-    return await off_loop(len(body), lambda: present(parse_document(body))), len(body)
 
 
 def _embeddings_body(vectors: Sequence[Vector], is_base64: bool, model: str) -> bytes:
