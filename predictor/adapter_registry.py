@@ -84,8 +84,10 @@ class AdapterRegistry:
                 cannot be served.
         """
         client = self._client()
-        if _NAME.fullmatch(name) is None:
-            raise RequestError("lora_name has 1 to 128 characters without slash, colon and space.")
+        if _NAME.fullmatch(name) is None or not name.isprintable():
+            raise RequestError(
+                "lora_name has 1 to 128 printable characters without slash, colon and space."
+            )
         if name in self._loading or self._models.get_model(name) is not None:
             raise RequestError(f"There is a model {quote(name)} already; unload it first.")
         gone = self._loaded.pop(name, None)

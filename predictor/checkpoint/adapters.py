@@ -115,6 +115,8 @@ def locate_adapter(source: str) -> Path:
         CheckpointError: The hub has no such adapter, or denies access.
         HubUnreachable: The hub cannot be reached, and the cache lacks the adapter.
     """
+    if "\0" in source:
+        raise CheckpointError("The path of an adapter has a NUL character.")
     match = _REPOSITORY.fullmatch(source)
     if match is None or Path(source).exists():
         return Path(source)

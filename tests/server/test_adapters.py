@@ -143,7 +143,10 @@ def test_a_running_reply_keeps_its_adapter(
     [
         ({"name": "x", "path": "/nowhere"}, "has no adapter_config.json"),
         ({"name": "x"}, "lora_path"),
+        ({"name": "x", "path": "/x\0"}, "NUL character"),
         ({"name": "a/b", "path": "/x"}, "lora_name"),
+        ({"name": "a\0", "path": "/x"}, "printable"),
+        ({"name": "a\x1b[31m", "path": "/x"}, "printable"),
         ({"name": "", "path": "/x"}, "lora_name is empty"),
         ({"name": "one", "path": "/x"}, "already"),
         ({"name": "m", "path": "/x"}, "already"),
