@@ -319,22 +319,16 @@ def test_the_heat_of_experts_is_shown_where_there_are_any(page: Page, echo: Serv
     assert "gets 70 % of its tokens" in page.text("#heat-text")
 
 
+def connect(page: Page, *, is_offline: bool) -> None:
+    """Take the network from a page, or give it back."""
+    rates = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.send("Network.emulateNetworkConditions", offline=is_offline, **rates)
+
+
 def test_a_server_that_is_gone_is_said_and_comes_back(page: Page, echo: Served) -> None:
     opened(page, echo)
-    page.send(
-        "Network.emulateNetworkConditions",
-        offline=True,
-        latency=0,
-        downloadThroughput=-1,
-        uploadThroughput=-1,
-    )
+    connect(page, is_offline=True)
     page.wait("document.getElementById('status').textContent === 'The server does not answer.'")
 
-    page.send(
-        "Network.emulateNetworkConditions",
-        offline=False,
-        latency=0,
-        downloadThroughput=-1,
-        uploadThroughput=-1,
-    )
+    connect(page, is_offline=False)
     page.wait("document.getElementById('status').textContent === 'ready'")
