@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import httpx
@@ -62,14 +62,21 @@ class Cluster:
         return run(command, None if values is None else json.dumps(values), READY_SECONDS)
 
     def apply(self, objects: Sequence[Object], *flags: str) -> str:
-        """Apply objects; return kubectl's line for each.
+        """Apply objects, each to the namespace it names; return kubectl's line for each.
 
         Raises:
             AssertionError: The API server refuses an object, or warns of one.
         """
-        listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
-        how = ("--warnings-as-errors", *flags)
-        return self.kubectl("apply", "--filename=-", *how, given=json.dumps(listed))
+        of_namespace: dict[str, list[Object]] = {}
+        for obj in objects:
+            name = obj["metadata"].get("namespace", self.namespace)
+            of_namespace.setdefault(name, []).append(obj)
+        how = ("apply", "--filename=-", "--warnings-as-errors", *flags)
+        lines = []
+        for name, items in of_namespace.items():
+            given = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+            lines.append(replace(self, namespace=name).kubectl(*how, given=given))
+        return "".join(lines)
 
     @contextmanager
     def applied(self, objects: Sequence[Object]) -> Iterator[None]:

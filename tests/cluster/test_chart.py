@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 
 import pytest
 
@@ -20,6 +21,15 @@ CHART = str(objects.ROOT / "helm")
 both_modes = pytest.mark.parametrize(
     "kserve", [True, False], ids=["InferenceService", "Deployment"]
 )
+
+
+@pytest.fixture(scope="module")
+def monitoring(cluster: Cluster) -> Iterator[str]:
+    """Give the namespace that the cases want their dashboard in."""
+    name = "monitoring"
+    made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    with cluster.applied([made]):
+        yield name
 
 
 @both_modes
@@ -93,11 +103,15 @@ def selector(release: str, kserve: bool) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_api_server_accepts_the_charts_objects(cluster: Cluster, case: str) -> None:
+def test_the_api_server_accepts_the_charts_objects(
+    cluster: Cluster, monitoring: str, case: str
+) -> None:
     """This includes KServe's webhooks. Objects of APIs that this cluster lacks are left out."""
     apis = cluster.apis()
     made = [obj for obj in render(CASES[case]) if obj["apiVersion"] in apis]
+    named = {obj["metadata"]["namespace"] for obj in made if "namespace" in obj["metadata"]}
 
+    assert named <= {monitoring}
     assert len(cluster.apply(made, "--dry-run=server").splitlines()) == len(made)
 
 
