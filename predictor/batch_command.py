@@ -186,6 +186,7 @@ class Batch:
             await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 running.result()
+                self._progress.end()
         finally:
             for task in (running, watching, stopping):
                 task.cancel()

@@ -14,7 +14,7 @@ class Progress:
     """What a run has done so far.
 
     Attributes:
-        total_bytes: Bytes of the lines that the run is about, nearly.
+        total_bytes: Bytes of the lines that the run is about, nearly until `end`.
         earlier_lines: Lines that an earlier run has done.
         earlier_bytes: Their bytes.
         lines: Lines that this run has done.
@@ -36,6 +36,10 @@ class Progress:
     def start(self) -> None:
         """Begin to count the time."""
         self.began = self.clock()
+
+    def end(self) -> None:
+        """Note that every line has a result; what is left of the bytes were no lines."""
+        self.total_bytes = self.earlier_bytes + self.bytes
 
     def skip(self, size: int) -> None:
         """Count a line of so many bytes that an earlier run has done."""

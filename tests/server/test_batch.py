@@ -135,7 +135,8 @@ def test_a_line_that_is_no_request_has_an_error_and_disturbs_no_other(batch: Bat
         '{"custom_id": "\\ud800"}',
     ]
     good = prompts(6, max_tokens=4)
-    batch.write([text for pair in zip(bad, good * 2, strict=True) for text in pair])
+    blank = " " * 50_000
+    batch.write([blank, *(text for pair in zip(bad, good * 2, strict=True) for text in pair)])
 
     assert batch.run("--max_body_size=200000") == 0, batch.log.read_text()
     results = batch.results()
