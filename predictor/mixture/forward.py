@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -114,12 +114,14 @@ def compute_experts(
         return _compute_on_meta(module, hidden_states, top_k_weights)
     routing = _Routing.of(top_k_index, count_experts(module))
     tokens_of: list[int] | None = getattr(module, _TOKENS, None)
+    inputs = _Inputs(routing, hidden_states)
     outputs: torch.Tensor | None = None
     with closing(_fetch(module, routing.counts, hidden_states)) as experts:
         for expert, weights in experts:
             if tokens_of is not None:
                 tokens_of[expert] += routing.counts[expert]
-            output = _compute_expert(module, weights, routing.rows_of(hidden_states, expert))
+            output = _compute_expert(module, weights, inputs.rows_of(expert, weights))
+            output = _finished(module, output.to(hidden_states.device))
             if outputs is None:
                 outputs = output.new_empty(tokens * chosen, output.shape[-1])
             routing.put(outputs, expert, output)
@@ -137,7 +139,7 @@ def _compute_on_meta(
     rows = hidden_states.new_empty(bucket_rows(tokens), hidden_states.shape[1])
     before = hidden_states.new_empty(len(rows), input_width(module))  # the expert before
     outputs = hidden_states.new_empty(tokens, chosen, input_width(module))
-    output = _compute_expert(module, weights, rows)
+    output = _finished(module, _compute_expert(module, weights, rows))
     del before, output
     return _weighted_sum(outputs, top_k_weights).to(hidden_states.dtype)
 
@@ -194,6 +196,25 @@ class _Routing:
         return self.pairs.narrow(0, self.starts[expert], self.counts[expert])
 
 
+class _Inputs:
+    """The rows of experts, on the device of each expert's weights."""
+
+    def __init__(self, routing: _Routing, hidden_states: torch.Tensor) -> None:
+        self._routing, self._hidden_states = routing, hidden_states
+        self._beside: tuple[_Routing, torch.Tensor] | None = None
+
+    def rows_of(self, expert: int, weights: ExpertWeights) -> torch.Tensor:
+        """Return the rows of one expert, where its weights are; see `_Routing.rows_of`."""
+        device = next(iter(weights.values())).device
+        if device == self._hidden_states.device:
+            return self._routing.rows_of(self._hidden_states, expert)
+        if self._beside is None:  # the processor's, beside an accelerator
+            pairs = self._routing.pairs.to(device)
+            self._beside = replace(self._routing, pairs=pairs), self._hidden_states.to(device)
+        routing, hidden_states = self._beside
+        return routing.rows_of(hidden_states, expert)
+
+
 def _bucket(hidden_states: torch.Tensor, rows: int) -> int:
     """Return how many rows are computed for so many.
 
@@ -221,7 +242,11 @@ def _resident(module: Any, counts: Sequence[int]) -> Iterator[tuple[int, ExpertW
 def _compute_expert(module: Any, weights: ExpertWeights, rows: torch.Tensor) -> torch.Tensor:
     inner = _linear(module, weights, first_name(module), rows)
     inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
-    output = _linear(module, weights, "down_proj", inner)
+    return _linear(module, weights, "down_proj", inner)
+
+
+def _finished(module: Any, output: torch.Tensor) -> torch.Tensor:
+    """Return an expert's output as the sum takes it, on the module's own device."""
     return module.post_expert_norm(output) if module.has_post_expert_norm else output
 
 

@@ -66,6 +66,16 @@ def packed_parts(module: Any, name: str) -> tuple[PackedMatrix, ...]:
     return () if packed is None else packed.parts.get(name, ())
 
 
+def holds_experts_alone(module: Any) -> bool:
+    """Return whether every tensor that computes experts has an entry for each of them.
+
+    Then an expert computes on any device. The norm of outputs stays where the module is.
+    """
+    own = {*_parameter_names(module)}
+    state = module.state_dict(keep_vars=True)
+    return all(name in own or name.startswith("post_expert_norm.") for name in state)
+
+
 def count_experts(module: Any) -> int:
     """Return the number of a module's experts."""
     first, *_ = _parameter_names(module)

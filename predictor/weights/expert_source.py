@@ -20,7 +20,7 @@ from predictor.checkpoint.safetensors_header import read_header
 from predictor.metrics import WeightMetrics
 from predictor.mixture.forward import attach_source
 from predictor.mixture.modules import names_of_experts
-from predictor.mixture.parameters import input_width
+from predictor.mixture.parameters import holds_experts_alone, input_width
 from predictor.mixture.router import router_of
 from predictor.placement.plan import Placement
 from predictor.private.stored_names import CheckpointNames, StoredParameter, stored_parameters
@@ -128,7 +128,15 @@ class OffloadedExperts:
         if device.type == "cpu":
             cache = ExpertCache(layers, placement.expert_staging, reader, metrics)
         else:
-            host = ExpertCache(layers, placement.host_expert_staging, reader, metrics)
+            host = ExpertCache(
+                layers,
+                placement.host_expert_staging,
+                reader,
+                metrics,
+                computes_beside=all(
+                    holds_experts_alone(model.get_submodule(name)) for name in self.modules
+                ),
+            )
             if device.type == "cuda":
                 page_lock_within(page_locked_bytes, host.slot_buffers)
             stream = CopyStream(device)

@@ -5,7 +5,7 @@
 - `slots`: the memory of slots, and the tensors of an expert in each.
 - `layer_slots`: which slots the experts of a layer have, whatever the memory is.
 - `slot_policy`: decides which experts of a layer keep their slots.
-- `read_ahead`: decides which forward passes read the next layer's experts ahead.
+- `ways`: chooses how each forward pass gets its experts.
 - `reader`: several threads that read experts into slots.
 - `chunks`: how an expert is cut into reads.
 - `extents`: where each expert is on disk, and how it lies in a slot.

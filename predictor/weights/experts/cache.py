@@ -7,7 +7,7 @@ an expert stays after all, it keeps its slot, and the slot of another expert bec
 nothing is copied, and a pass that uses every expert of a layer takes no more memory.
 
 While the experts in memory compute, the others are read. A large pass, which uses most experts, has
-those of the next layer read ahead as well; whether that pays is measured, see `ReadAhead`.
+those of the next layer read ahead as well; whether that pays is measured, see `WayChoice`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from predictor.mixture.forward import ExpertWeights
 from predictor.weights.direct_io import AlignedBuffer
 from predictor.weights.experts.extents import ExpertExtent
 from predictor.weights.experts.layer_slots import LayerSlots
-from predictor.weights.experts.read_ahead import ReadAhead, Way
 from predictor.weights.experts.reader import ExpertRead, ExpertReader
 from predictor.weights.experts.slots import LayerExperts, allocate, slots_in, views_by_layout
+from predictor.weights.experts.ways import Way, WayChoice
 
 
 class ExpertCache:
@@ -38,7 +38,7 @@ class ExpertCache:
         slot_buffers: The memory of the slots.
         slots: The memory of each slot, of uint8.
         free: Slots that hold no expert that stays.
-        read_ahead: Decides whether passes read ahead.
+        choice: Chooses whether passes read ahead.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class ExpertCache:
         staging: int,
         reader: ExpertReader,
         metrics: WeightMetrics,
+        *,
+        computes_beside: bool = False,
     ) -> None:
         """Allocate the slots, and read nothing yet.
 
@@ -55,10 +57,15 @@ class ExpertCache:
             staging: Slots that are free between two passes.
             reader: Reads experts; `close` closes it.
             metrics: Counts hits, misses and waits.
+            computes_beside: Whether the processor may compute experts beside an accelerator.
         """
         self.reader = reader
-        ways = Way if any(layer.guess for layer in layers) else (Way.NONE, Way.ALL)
-        self.read_ahead = ReadAhead(tuple(ways), clock=time.perf_counter)
+        ways = [Way.NONE, Way.ALL]
+        if any(layer.guess for layer in layers):
+            ways.append(Way.GUESSED)
+        if computes_beside:
+            ways.append(Way.COMPUTED)
+        self.choice = WayChoice(ways, clock=time.perf_counter)
         self._metrics = metrics
         self._next: Sequence[int] | None = None
         self._hidden_states: torch.Tensor | None = None
@@ -87,14 +94,14 @@ class ExpertCache:
     def begin_layer(self, index: int, rows: int, hidden_states: torch.Tensor | None) -> None:
         """Note that a forward pass comes to a layer with so many rows."""
         if index == 0:
-            self.read_ahead.begin_pass(rows)
+            self.choice.begin_pass(rows)
         self._hidden_states, self._next = hidden_states, None
 
     def end_layer(self, index: int, hits: int, misses: int) -> None:
         """Note that a forward pass has computed a layer's experts."""
         self._metrics.count_experts("cpu", hits, misses)
         if index == len(self.layers) - 1:
-            self.read_ahead.end_pass()
+            self.choice.end_pass()
 
     def wait(self, requests: Collection[ExpertRead]) -> ExpertRead:
         """Return one of these reads that is done, and count the time that it took.
@@ -114,7 +121,7 @@ class ExpertCache:
             return
         following = self.layers[index + 1]
         if self._next is None:  # guessed only when the reads of this layer have begun
-            self._next = following.absent(self.read_ahead.way, self._hidden_states)
+            self._next = following.absent(self.choice.way, self._hidden_states)
         following.read_ahead(self._next)
 
     def reclaim(self, index: int) -> None:
@@ -135,6 +142,7 @@ class CachedLayer:
         index: The layer's number among those with experts.
         name: The name of the experts module.
         slots: The slots of its experts.
+        views: For each slot of main memory the tensors of an expert in it.
         elsewhere: Experts that are on an accelerator, and not read ahead.
     """
 
@@ -156,7 +164,7 @@ class CachedLayer:
         self.index, self.name = index, experts.name
         self.slots = LayerSlots(len(experts.extents), experts.quota, cache.free)
         self._cache, self._reader = cache, cache.reader
-        self._extents, self._views, self._guess = experts.extents, views, experts.guess
+        self._extents, self.views, self._guess = experts.extents, views, experts.guess
         self.elsewhere: Container[int] = ()
         self._ahead: dict[int, ExpertRead] = {}
 
@@ -175,7 +183,7 @@ class CachedLayer:
         """
         with closing(self.fetch_slots(counts, hidden_states)) as experts:
             for expert, slot in experts:
-                yield expert, self._views[slot]
+                yield expert, self.views[slot]
 
     def fetch_slots(
         self,

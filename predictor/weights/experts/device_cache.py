@@ -2,7 +2,8 @@
 
 Main memory has an `ExpertCache` of its own, which reads from disk. So there are three tiers: an
 expert is on the accelerator, or is copied from main memory, or is read before. While one expert
-computes, the next one is copied.
+computes, the next one is copied. Where it takes less time, the processor computes those that do not
+stay on the accelerator, and they are not copied; see `Way.COMPUTED`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from predictor.weights.experts.layer_slots import LayerSlots
 from predictor.weights.experts.reader import ExpertReader
 from predictor.weights.experts.slot_policy import Step
 from predictor.weights.experts.slots import LayerExperts, views_by_layout
+from predictor.weights.experts.ways import Way
 from predictor.weights.streaming.copy_stream import CopyStream, Event
 
 
@@ -69,6 +71,11 @@ class DeviceExpertCache:
             _DeviceLayer(self, layer, source, host.slots, views[layer.layout])
             for layer, source in zip(layers, host.layers, strict=True)
         )
+
+    @property
+    def computes_beside(self) -> bool:
+        """Whether the processor computes experts of this pass that do not stay here."""
+        return self._host.choice.way is Way.COMPUTED
 
     @property
     def reader(self) -> ExpertReader:
@@ -142,11 +149,15 @@ class _DeviceLayer:
         for expert in step.misses:
             missing[expert] = counts[expert]
         pending: deque[_Copy] = deque()
+        staying = set(step.admitted)
         try:
             with closing(
                 self._source.fetch_slots(missing, hidden_states, rows=sum(counts))
             ) as experts:
                 for expert, host_slot in experts:
+                    if self._cache.computes_beside and expert not in staying:
+                        yield expert, self._source.views[host_slot]
+                        continue
                     pending.append(self._copy(expert, host_slot))
                     if len(pending) > 1:
                         yield from self._compute_first(pending)

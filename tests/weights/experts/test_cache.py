@@ -17,9 +17,9 @@ from predictor.errors import WeightsUnreadable
 from predictor.metrics import WeightMetrics
 from predictor.weights.experts.cache import ExpertCache
 from predictor.weights.experts.extents import ExpertExtent, FileRange, SlotLayout
-from predictor.weights.experts.read_ahead import ReadAhead, Way
 from predictor.weights.experts.reader import ExpertReader
 from predictor.weights.experts.slots import LayerExperts
+from predictor.weights.experts.ways import Way, WayChoice
 from predictor.weights.extents import TensorView, identify_file
 
 EXPERTS, LAYERS, STAGING = 8, 3, 2
@@ -108,7 +108,7 @@ def settled(cache: ExpertCache) -> bool:
 def test_each_pass_gets_the_weights_of_its_experts_whatever_is_in_the_slots(
     cache: ExpertCache, stored: Stored, monkeypatch: pytest.MonkeyPatch, ahead: Way
 ) -> None:
-    monkeypatch.setattr(ReadAhead, "begin_pass", lambda self, _: setattr(self, "way", ahead))
+    monkeypatch.setattr(WayChoice, "begin_pass", lambda self, _: setattr(self, "way", ahead))
     generator = random.Random(0)
     for _ in range(60):
         most = generator.choice([1, 2, 4, EXPERTS])
@@ -186,7 +186,7 @@ WAYS = (Way.NONE, Way.ALL, Way.GUESSED)
 def run_passes(seconds: Callable[[int], dict[Way, float]], passes: int) -> list[Way]:
     """The ways of so many passes, whose times in each way are given for each pass."""
     clock: Any = Times()
-    chooser, ways = ReadAhead(WAYS, clock=clock), []
+    chooser, ways = WayChoice(WAYS, clock=clock), []
     for number in range(passes):
         chooser.begin_pass(4)
         ways.append(chooser.way)
@@ -213,7 +213,7 @@ def test_experts_that_are_guessed_are_read_before_their_layer_begins(stored: Sto
     metrics = WeightMetrics("guess-test")
     layers = [replace(one, guess=lambda _: [2, 5]) for one in stored.layers(0)]
     with closing(ExpertCache(layers, STAGING, ExpertReader(metrics), metrics)) as cache:
-        cache.read_ahead = ReadAhead((Way.GUESSED,), clock=Times())
+        cache.choice = WayChoice((Way.GUESSED,), clock=Times())
         list(cache.layers[0].fetch(counts([]), torch.zeros(1, 4)))
         assert set(cache.layers[1]._ahead) == {2, 5}
         check_layer(cache, stored, 1, [2, 3])
@@ -228,7 +228,7 @@ def check_layer(cache: ExpertCache, stored: Stored, index: int, touched: Sequenc
 
 def test_a_way_whose_passes_fail_is_left() -> None:
     clock: Any = Times()
-    chooser, ways = ReadAhead(WAYS, clock=clock), []
+    chooser, ways = WayChoice(WAYS, clock=clock), []
     for _ in range(40):
         chooser.begin_pass(4)
         ways.append(chooser.way)

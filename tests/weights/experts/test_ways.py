@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from predictor.weights.experts.read_ahead import ReadAhead
-from predictor.weights.experts.read_ahead import Way as Ahead
+from predictor.weights.experts.ways import Way as Ahead
+from predictor.weights.experts.ways import WayChoice
 from tests.conftest import Checkpoints
 from tests.serving import Up
 from tests.weights.experts.serving import OFFLOADED, RESIDENT, Way, served
@@ -32,7 +32,7 @@ def logits_of(up: Up) -> list[torch.Tensor]:
 
 def read_ahead(monkeypatch: pytest.MonkeyPatch, ahead: Ahead) -> None:
     """Have all passes read ahead in this way, instead of the fastest."""
-    monkeypatch.setattr(ReadAhead, "begin_pass", lambda self, _: setattr(self, "way", ahead))
+    monkeypatch.setattr(WayChoice, "begin_pass", lambda self, _: setattr(self, "way", ahead))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
-"""What a forward pass reads ahead of a layer: what took the least time here before.
+"""The way in which a forward pass gets its experts: the one that took the least time here before.
 
-A pass with many rows uses most experts of a layer, so that hardly any of them is read in vain, and
-the disk is at work while attention computes. A pass with few rows uses few, and reading others
-delays those that it needs; the next layer's router may tell which they will be. Where one way
-begins to pay depends on the router, the disk and the processor. So all ways are timed, whole passes
-at a time, for each magnitude of rows, and the slower ones are tried again from time to time.
+A pass with many rows uses most experts of a layer. If they are read ahead, hardly any is read in
+vain, and the disk is at work while attention computes. A pass with few rows uses few, and reading
+others delays those that it needs; the next layer's router may tell which they will be. Beside an
+accelerator, the processor may compute few rows in less time than the link takes for their expert.
+
+Where one way begins to pay depends on the router, the disk, the link and the processor. So all ways
+are timed, whole passes at a time, for each magnitude of rows, and the slower ones are tried again
+from time to time.
 """
 
 from __future__ import annotations
@@ -15,13 +18,20 @@ from enum import Enum, auto
 
 
 class Way(Enum):
-    """The experts of the next layer that are read ahead, of those that are not in memory."""
+    """What is read ahead of the next layer, of what is not in memory, and where experts compute."""
 
     NONE = auto()
     ALL = auto()
     GUESSED = auto()
     """Those that the next layer's router chooses for this layer's hidden states."""
 
+    COMPUTED = auto()
+    """None. Experts that do not stay on the accelerator compute where they lie, in main memory."""
+
+
+_MOST_ROWS_COMPUTED = 255
+"""Most rows of a layer, over all its experts, that the processor computes beside an accelerator. It
+bounds the time of a trial, and what computing takes of main memory to some MiB."""
 
 _TRIALS = 3
 """Passes that are timed in each way before one is chosen."""
@@ -89,8 +99,8 @@ class _Magnitude:
             self.next_trial = self.interval = _FIRST_INTERVAL
 
 
-class ReadAhead:
-    """Chooses for each pass, and learns from it.
+class WayChoice:
+    """Chooses a way for each pass, and learns from it.
 
     Attributes:
         way: The way of the present pass.
@@ -113,7 +123,9 @@ class ReadAhead:
         """Choose for a pass with so many rows. A pass that failed counts as slow."""
         if self._rows:
             self._count(_FAILED)
-        magnitude = self._magnitudes.setdefault(rows.bit_length(), _Magnitude.of(self._ways))
+        magnitude = self._magnitudes.get(rows.bit_length())
+        if magnitude is None:
+            magnitude = self._magnitudes[rows.bit_length()] = _Magnitude.of(self._ways_for(rows))
         self.way = magnitude.choose()
         self._rows, self._began = rows, self._clock()
 
@@ -121,6 +133,11 @@ class ReadAhead:
         """Count the pass."""
         if self._rows:
             self._count((self._clock() - self._began) / self._rows)
+
+    def _ways_for(self, rows: int) -> list[Way]:
+        """Return the ways for passes of the magnitude of so many rows."""
+        computes = rows.bit_length() <= _MOST_ROWS_COMPUTED.bit_length()
+        return [way for way in self._ways if computes or way is not Way.COMPUTED]
 
     def _count(self, seconds: float) -> None:
         self._magnitudes[self._rows.bit_length()].count(self.way, seconds)
