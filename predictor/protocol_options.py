@@ -6,6 +6,7 @@ from predictor.admission import AdmissionController
 from predictor.cache_scope import ScopeHeader
 from predictor.protocol.app import Surface
 from predictor.protocol.http.authentication import ApiKeys
+from predictor.protocol.http.certificate import Certificate
 from predictor.protocol.http.connections import ConnectionLimits
 from predictor.protocol.http.tracing import RequestTracer
 from predictor.protocol.kserve.grpc_bounds import GrpcBounds
@@ -47,6 +48,17 @@ def _uploads(settings: Settings) -> dict[str, int]:
         return {}
     size = settings.batch_file_size + _FORM_BYTES
     return {f"{prefix}/v1/files": size for prefix in (settings.openai_route_prefix, "")}
+
+
+def certificate_of(settings: Settings) -> Certificate | None:
+    """Return the certificate of REST and gRPC; None if they have no TLS.
+
+    Raises:
+        ConfigurationError: It cannot be used.
+    """
+    if settings.ssl_certfile is None or settings.ssl_keyfile is None:
+        return None
+    return Certificate(settings.ssl_certfile, settings.ssl_keyfile)
 
 
 def connection_limits_of(settings: Settings) -> ConnectionLimits:

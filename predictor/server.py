@@ -40,7 +40,12 @@ from predictor.protocol.http.listening import listen, url_of
 from predictor.protocol.http.off_loop import take_short_turns
 from predictor.protocol.http.tracing import open_tracer
 from predictor.protocol.kserve.grpc_server import BoundServer, make_server
-from predictor.protocol_options import connection_limits_of, grpc_bounds_of, surface_of
+from predictor.protocol_options import (
+    certificate_of,
+    connection_limits_of,
+    grpc_bounds_of,
+    surface_of,
+)
 from predictor.settings import Settings
 from predictor.watchdog import POLL_SECONDS, Watchdog
 
@@ -76,13 +81,12 @@ class Server(ModelServer):
             enable_latency_logging=False,
             grace_period=int(settings.grace_period),
             timeout_keep_alive=settings.timeout_keep_alive,
-            ssl_certfile=settings.ssl_certfile and str(settings.ssl_certfile),
-            ssl_keyfile=settings.ssl_keyfile and str(settings.ssl_keyfile),
         )
         logs.configure(settings.log_level, as_json=settings.log_format == "json")
         logs.quiet()
         self._settings = settings
         self._codec = codec
+        self._certificate = certificate_of(settings)
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._broken: EngineBroken | None = None
@@ -122,7 +126,9 @@ class Server(ModelServer):
         take_short_turns()
         self._loop.set_default_executor(ThreadPoolExecutor(_CODEC_THREADS, "codec"))
         protocol = guarded_protocol(connection_limits_of(self._settings))
-        http = sdk.rest_server(self, grace_period=1, http_protocol=protocol)
+        certificate = self._certificate
+        context = None if certificate is None else certificate.server_context()
+        http = sdk.rest_server(self, grace_period=1, http_protocol=protocol, context=context)
         closing = asyncio.Event()
         serving = [asyncio.create_task(http.serve(sockets=[listener]), name="HTTP")]
         if self.enable_grpc:
@@ -133,7 +139,7 @@ class Server(ModelServer):
         while not http.started:
             await asyncio.sleep(_POLL)
         self._handle_signals()
-        has_tls = self._settings.ssl_certfile is not None
+        has_tls = self._certificate is not None
         logger.info("REST on %s", url_of(listener, tls=has_tls))
         try:
             await self._load(self._url(listener))
@@ -154,7 +160,7 @@ class Server(ModelServer):
                 await asyncio.to_thread(self._tracer.close)
 
     def _url(self, listener: socket.socket) -> str:
-        has_tls = self._settings.ssl_certfile is not None
+        has_tls = self._certificate is not None
         return url_of(listener, tls=has_tls, for_clients=True)
 
     def _bind_grpc(self) -> BoundServer:
@@ -169,10 +175,11 @@ class Server(ModelServer):
             scope_header=ScopeHeader(settings.scope_header()),
             tracer=self._tracer,
             access_log=settings.access_log,
+            certificate=self._certificate if settings.grpc_tls else None,
         )
         logger.info("gRPC on %s:%d", settings.host, bound.port)
-        if settings.ssl_certfile is not None:
-            logger.warning("gRPC has no TLS; --enable_grpc=false turns it off")
+        if self._certificate is not None:
+            logger.info("gRPC %s TLS", "has" if settings.grpc_tls else "has no")
         return bound
 
     def _handle_signals(self) -> None:

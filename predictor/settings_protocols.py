@@ -135,11 +135,17 @@ class ProtocolSettings(BaseSettings):
     which most load balancers close theirs."""
 
     ssl_certfile: Path | None = None
-    """The certificate chain of REST, as PEM: REST is HTTPS then. gRPC has no TLS; turn it off, or
-    leave TLS to a gateway. KServe's `KSERVE_TLS_CERT_FILE` sets it too."""
+    """The certificate chain of REST and gRPC, as PEM. Both then have TLS, on the same ports as
+    without it. REST uses a renewed file from the next connection on, gRPC from the next start.
+    KServe's `KSERVE_TLS_CERT_FILE` sets it too."""
 
     ssl_keyfile: Path | None = None
-    """The private key of `ssl_certfile`. KServe's `KSERVE_TLS_KEY_FILE` sets it too."""
+    """The private key of `ssl_certfile`, without a passphrase. KServe's `KSERVE_TLS_KEY_FILE` sets
+    it too."""
+
+    grpc_tls: bool = True
+    """Whether gRPC has TLS too if there is a `ssl_certfile`. KServe's own server has none there:
+    `false` serves its clients as they are, inside a mesh for instance."""
 
     @field_validator("log_level", mode="before")
     @classmethod

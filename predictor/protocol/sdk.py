@@ -7,6 +7,7 @@ by `kserve` and imported from there.
 
 from __future__ import annotations
 
+import ssl
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -33,8 +34,6 @@ INTERFACES = (
             "http_port",
             "grace_period",
             "timeout_keep_alive",
-            "ssl_certfile",
-            "ssl_keyfile",
         ),
     ),
     Interface("kserve.protocol.rest.server", "RESTServer._register_endpoints", ("app",)),
@@ -125,7 +124,13 @@ def raw_data(tensor: Any) -> bytes | None:
     return raw
 
 
-def rest_server(model_server: Any, *, grace_period: int, http_protocol: Any) -> Any:
+def rest_server(
+    model_server: Any,
+    *,
+    grace_period: int,
+    http_protocol: Any,
+    context: ssl.SSLContext | None = None,
+) -> Any:
     """Return the uvicorn server of a ``kserve.ModelServer``, with the SDK's routes on `own_app`.
 
     ``RESTServer`` offers no way to stop it (``kserve/protocol/rest/server.py``).
@@ -134,6 +139,7 @@ def rest_server(model_server: Any, *, grace_period: int, http_protocol: Any) -> 
         model_server: The ``ModelServer``.
         grace_period: Seconds that uvicorn waits for requests when it stops.
         http_protocol: The factory of the protocol of each connection.
+        context: Serves TLS; None serves without it.
     """
     server = RESTServer(
         _APP_NAME,
@@ -142,10 +148,10 @@ def rest_server(model_server: Any, *, grace_period: int, http_protocol: Any) -> 
         model_server.http_port,
         grace_period=grace_period,
         timeout_keep_alive=model_server.timeout_keep_alive,
-        ssl_certfile=model_server.ssl_certfile,
-        ssl_keyfile=model_server.ssl_keyfile,
     )
     guard(server.config, http_protocol)
+    server.config.load()
+    server.config.ssl = context
     _add_to(own_app, server)
     return server._server
 

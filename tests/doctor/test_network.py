@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +13,7 @@ import pytest
 
 from predictor.doctor import network
 from predictor.doctor.check import Check
+from tests.certificates import self_signed
 from tests.doctor.conftest import Surround, settings
 from tests.hub import COMMIT, Hub
 from tests.server.process import Served
@@ -87,15 +87,7 @@ class Alive(BaseHTTPRequestHandler):
 
 
 def test_ports_of_a_running_server_with_tls_are_its_own(tmp_path: Path) -> None:
-    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=model.namespace.svc", "-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    certificate, key = self_signed(tmp_path, "model.namespace.svc")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     with ThreadingHTTPServer(("127.0.0.1", 0), Alive) as server:

@@ -93,7 +93,7 @@ def test_the_rows_of_a_rich_example() -> None:
         ),
         (
             *(PROPERTIES, "keystore_pass", "(not shown)", DROPPED),
-            "TLS ends at the cluster's gateway",
+            "TLS ends at the cluster's gateway, or here with `--ssl_certfile`",
         ),
         (PROPERTIES, "vmargs", "(not shown)", DROPPED, "no Java runs here"),
         (

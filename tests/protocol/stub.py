@@ -27,6 +27,7 @@ from predictor.placement.plan import Placement
 from predictor.protocol import sdk
 from predictor.protocol.app import Surface, install
 from predictor.protocol.http.authentication import ApiKeys
+from predictor.protocol.http.certificate import Certificate
 from predictor.protocol.http.connections import ConnectionLimits
 from predictor.protocol.http.guarded_protocol import guarded_protocol
 from predictor.protocol.kserve.grpc_bounds import GrpcBounds
@@ -186,6 +187,7 @@ class Served:
     failures: list[BaseException] = field(default_factory=list)
     web: Any = None
     keys: ApiKeys = field(default_factory=ApiKeys)
+    certificate: Certificate | None = None
 
     @property
     def url(self) -> str:
@@ -206,21 +208,24 @@ def serve(
     limits: ConnectionLimits = DEFAULT_LIMITS,
     admission: AdmissionLimits = DEFAULT_ADMISSION,
     grpc_timeout: float = 20.0,
+    certificate: Certificate | None = None,
     **options: Any,
 ) -> Iterator[Served]:
     """Serves one `EchoModel` over HTTP and gRPC in a thread with an event loop of its own.
 
-    `options` are those of the `Surface`.
+    `certificate` gives both TLS; `options` are those of the `Surface`.
     """
     surface = Surface(MAX_BODY_BYTES, **options)
     models = kserve.ModelRepository()
     controller = AdmissionController(admission)
     served = Served(EchoModel(), models, controller, grpc_timeout, surface.scope_header)
     models.update(served.model)
-    served.keys = surface.keys
+    served.keys, served.certificate = surface.keys, certificate
     app = _application(served, surface)
     config = uvicorn.Config(app, log_config=None, lifespan="off")
     sdk.guard(config, guarded_protocol(limits))
+    config.load()
+    config.ssl = certificate and certificate.server_context()
     served.web = web = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     served.http_port = listener.getsockname()[1]
@@ -271,6 +276,7 @@ async def _serve(served: Served, web: uvicorn.Server, listener: socket.socket) -
         ),
         scope_header=served.scope_header,
         access_log=True,
+        certificate=served.certificate,
     )
     served.grpc_port = bound.port
     stopping = asyncio.Event()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import httpx
 import openai
 import pytest
 
+from tests.certificates import self_signed
 from tests.conftest import Checkpoints
 from tests.server.process import Served, serve
 
@@ -23,15 +23,7 @@ KEY = {"Authorization": "Bearer from-a-file"}
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", str(folder / "tls.key"), "-out", str(folder / "tls.crt")),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    self_signed(folder)
     (folder / "keys").write_text("from-a-file\n")
     return folder
 
@@ -99,7 +91,7 @@ def test_the_log_says_what_became_of_each_flag(server: Served) -> None:
         "--backend changes nothing: this server has one backend, its own",
         "--max_num_seqs sets --max_batch_size",
         "--max_length sets --max_model_len, as in KServe's server",
-        "gRPC has no TLS",
+        "gRPC has TLS",
     ):
         assert sentence in server.log
 

@@ -24,6 +24,7 @@ from predictor.cache_scope import ONE_SCOPE, ScopeHeader
 from predictor.errors import ConfigurationError, Overloaded, RequestError
 from predictor.metrics import REQUESTS
 from predictor.protocol.http.authentication import ApiKeys
+from predictor.protocol.http.certificate import Certificate
 from predictor.protocol.http.codec import Codec, CodecThreads, codec_of
 from predictor.protocol.http.deadline import counted, requested_timeout
 from predictor.protocol.http.off_loop import off_loop
@@ -100,6 +101,7 @@ def make_server(
     scope_header: ScopeHeader = ONE_SCOPE,
     tracer: RequestTracer | None = None,
     access_log: bool = False,
+    certificate: Certificate | None = None,
 ) -> BoundServer:
     """Return a bound server with the inference service. Must be called in its event loop.
 
@@ -113,6 +115,7 @@ def make_server(
         scope_header: The metadata with a call's scope in the prefix cache.
         tracer: Makes spans of calls for inference; None for none.
         access_log: Whether each call for inference is a line in the log.
+        certificate: Serves TLS with it; None serves without TLS.
 
     Raises:
         ConfigurationError: The port cannot be bound.
@@ -124,9 +127,23 @@ def make_server(
     server.add_generic_rpc_handlers((handler, health.handler()))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        return BoundServer(server, server.add_insecure_port(address))
+        return BoundServer(server, _add_port(server, address, certificate))
     except RuntimeError:
         raise ConfigurationError(f"The gRPC server cannot listen on {address}.") from None
+
+
+def _add_port(server: Any, address: str, certificate: Certificate | None) -> int:
+    """Bind a port, with TLS if there is a certificate, and return the port.
+
+    gRPC's credentials that can be renewed are not used: grpcio 1.85 frees those that are replaced
+    beside the handshakes that use them, and the process dies.
+    """
+    if certificate is None:
+        return int(server.add_insecure_port(address))
+
+    pair = certificate.current()
+    credentials = grpc.ssl_server_credentials([(pair.key, pair.chain)])
+    return int(server.add_secure_port(address, credentials))
 
 
 class Inference:
