@@ -37,7 +37,7 @@ def test_a_pod_from_zero_replies_as_the_one_before(
     cluster: Cluster, deployment: str, record_property: pytest.RecordProperty
 ) -> None:
     """The seconds are a figure, printed with ``--junit-xml`` or ``-s``; they have no bound here."""
-    before = replies(cluster, cluster.ready_pod(PODS))
+    before = replies(cluster, cluster.ready_pod(PODS), RELEASE)
     cluster.kubectl("scale", f"deployment/{deployment}", "--replicas=0")
     cluster.until(lambda: not cluster.pods(PODS), "the end of its pods")
 
@@ -45,7 +45,7 @@ def test_a_pod_from_zero_replies_as_the_one_before(
     cluster.kubectl("scale", f"deployment/{deployment}", "--replicas=1")
     pod = cluster.ready_pod(PODS)
     ready = time.monotonic() - began
-    after = replies(cluster, pod)
+    after = replies(cluster, pod, RELEASE)
     seconds = {"ready": round(ready, 1), "replied": round(time.monotonic() - began, 1)}
 
     record_property("seconds from zero", seconds)
