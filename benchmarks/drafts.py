@@ -9,6 +9,9 @@ reply it has in common with it:
 - *quoted*: the prompt has half of the reply, in runs of twelve tokens, as documents to quote;
 - *new*: the prompt has nothing of the reply;
 - *misleading*: each pair of the reply's tokens is in the prompt, before another token than there.
+
+With `--draft-model`, it is served with a draft model besides: a Llama of two small layers that
+gives four of five tokens the same successor.
 """
 
 from __future__ import annotations
@@ -37,9 +40,18 @@ from served import serve
 TARGETS = {"edited": 2.0, "quoted": None, "new": 0.97, "misleading": 0.97}
 """Least tokens per second with drafts, as a multiple of those without; None for no target."""
 
+MODEL_TARGETS = {"edited": 2.0, "quoted": None, "new": 1.5, "misleading": 1.5}
+"""The same with a draft model and lookup."""
+
+_DRAFT_SIZE = Size(512, 2, 32000, "bfloat16", head=64, heads_per_key=2, mlp=1024)
+_TINY_DRAFT_SIZE = Size(128, 1, 2048, "bfloat16")
+_WRONG = 0.2
+"""The part of tokens of which the draft model has another successor."""
+
 _SIZE = Size(2048, 10, 32000, "bfloat16", head=64, heads_per_key=8, mlp=5632)
 _TINY = Size(512, 6, 2048, "bfloat16")
 _DRAFTS = {"with": "--prompt_lookup_num_tokens=15", "without": "--prompt_lookup_num_tokens=0"}
+_MODEL = "draft model"
 _CHANGED, _RUN = 20, 12
 _ADDS_NOTHING = ("o_proj.weight", "down_proj.weight")
 
@@ -60,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--limit", type=float, help="GiB of the cgroup (default: 1.5)")
     add("--budget", type=float, help="GiB of main memory to plan for (default: 0.8)")
     add("--wait", type=float, default=30.0, help="seconds to wait for idle processors")
+    add("--draft-model", action="store_true", help="also measure with a draft model")
     add("--resident", action="store_true", help="keep the whole model in memory")
     add("--quick", action="store_true", help="a tiny model in memory; proves nothing")
     add_path_flags(parser)
@@ -83,15 +96,23 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         model.mkdir()
         make(model, size)
         texts = Texts(_follow_successors(model, size.vocabulary), flags.new_tokens)
-        for drafts, flag in _DRAFTS.items():
+        settings = dict(_DRAFTS)
+        if flags.draft_model:
+            settings[_MODEL] = f"--draft_model_dir={_make_draft(Path(work), flags.quick)}"
+        for drafts, flag in settings.items():
             measured[drafts] = _measure(flag, model, texts, flags, Path(work))
     ratios = {
-        kind: {users: _ratio(measured, kind, users) for users in flags.users} for kind in TARGETS
+        drafts: {
+            kind: {n: _ratio(measured, drafts, kind, n) for n in flags.users} for kind in TARGETS
+        }
+        for drafts in settings
+        if drafts != "without"
     }
     missed = [
-        kind
-        for kind, target in TARGETS.items()
-        if target is not None and ratios[kind].get(1, target) < target
+        f"{drafts}: {kind}"
+        for drafts, levels in ratios.items()
+        for kind, target in _targets(drafts).items()
+        if target is not None and levels[kind].get(1, target) < target
     ]
     accepted = {
         kind: {users: level["accepted"] for users, level in levels.items()}
@@ -151,15 +172,27 @@ class Texts:
         ]
 
 
-def _follow_successors(model: Path, vocabulary: int) -> list[int]:
+def _make_draft(work: Path, is_quick: bool) -> Path:
+    """Make the draft model, which is wrong about the successors of some tokens."""
+    folder, size = work / "draft", _TINY_DRAFT_SIZE if is_quick else _DRAFT_SIZE
+    folder.mkdir()
+    make(folder, size)
+    _follow_successors(folder, size.vocabulary, wrong=_WRONG)
+    return folder
+
+
+def _follow_successors(model: Path, vocabulary: int, *, wrong: float = 0.0) -> list[int]:
     """Rewrite the weights so that each token has one successor; return those of all tokens.
 
-    All tokens are on one cycle, so that no reply repeats itself.
+    All tokens are on one cycle, so that no reply repeats itself. A part of them, `wrong`, get each
+    other's successors.
     """
     cycle = list(range(vocabulary))
     random.Random(0).shuffle(cycle)
     successors = np.empty(vocabulary, dtype=np.int64)
     successors[cycle] = np.roll(cycle, -1)
+    exchanged = random.Random(1).sample(range(vocabulary), int(wrong * vocabulary))
+    successors[exchanged] = np.roll(successors[exchanged], 1)
     for file in sorted(model.glob("*.safetensors")):
         with file.open("r+b") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
@@ -228,23 +261,32 @@ def _round(server: Server, texts: Texts, flags: argparse.Namespace, number: int)
     return figures
 
 
-def _ratio(measured: Mapping[str, Figures], kind: str, users: int) -> float:
-    speeds = [measured[drafts][kind][users]["tokens_per_second"] for drafts in _DRAFTS]
+def _targets(drafts: str) -> Mapping[str, float | None]:
+    return MODEL_TARGETS if drafts == _MODEL else TARGETS
+
+
+def _ratio(measured: Mapping[str, Figures], drafts: str, kind: str, users: int) -> float:
+    speeds = [measured[each][kind][users]["tokens_per_second"] for each in (drafts, "without")]
     return speeds[0] / speeds[1]
 
 
 def _report(result: Mapping[str, Any], flags: argparse.Namespace) -> str:
     rows = []
-    for kind, ratios in result["ratios"].items():
-        for users, ratio in ratios.items():
-            levels = [result["measured"][drafts][kind][users] for drafts in _DRAFTS]
-            speeds = [f"{level['tokens_per_second']:.2f}" for level in levels]
-            accepted = f"{levels[0]['accepted']:.0f} of {levels[0]['drafted']:.0f}"
-            target = TARGETS[kind] if users == 1 else None
-            verdict = "" if target is None else f"{'>=' if ratio >= target else 'MISSED'} {target}"
-            rows.append([kind, str(users), *speeds, f"{ratio:.2f}", verdict, accepted])
+    for drafts, kinds in result["ratios"].items():
+        for kind, ratios in kinds.items():
+            for users, ratio in ratios.items():
+                levels = [result["measured"][each][kind][users] for each in (drafts, "without")]
+                speeds = [f"{level['tokens_per_second']:.2f}" for level in levels]
+                accepted = f"{levels[0]['accepted']:.0f} of {levels[0]['drafted']:.0f}"
+                target = _targets(drafts)[kind] if users == 1 else None
+                verdict = (
+                    "" if target is None else f"{'>=' if ratio >= target else 'MISSED'} {target}"
+                )
+                source = "lookup" if drafts == "with" else "lookup and draft model"
+                rows.append([source, kind, str(users), *speeds, f"{ratio:.2f}", verdict, accepted])
     before, after = result["machine"]
     head = (
+        "drafts",
         "text",
         "users",
         "with drafts, tokens/s",

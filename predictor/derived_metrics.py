@@ -70,10 +70,15 @@ def _by_model(metric: MetricWrapperBase) -> dict[str, float]:
 
 
 def _renamed(metric: MetricWrapperBase, name: str) -> Metric:
+    """Return a metric under another name; vLLM has no sources of drafts, which are added up."""
     (family,) = metric.collect()
     renamed = Metric(name, family.documentation, family.type)
+    values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     for sample in family.samples:
         if not sample.name.endswith("_created"):
-            ending = sample.name.removeprefix(family.name)
-            renamed.add_sample(name + ending, sample.labels, sample.value)
+            labels = tuple(pair for pair in sample.labels.items() if pair[0] != "source")
+            key = (name + sample.name.removeprefix(family.name), labels)
+            values[key] = values.get(key, 0.0) + sample.value
+    for (ending, labels), value in values.items():
+        renamed.add_sample(ending, dict(labels), value)
     return renamed

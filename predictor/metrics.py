@@ -69,8 +69,14 @@ CACHED_PROMPT_TOKENS = Counter(
     (_MODEL,),
 )
 GENERATED_TOKENS = Counter("predictor_generated_tokens", "Tokens generated.", (_MODEL,))
-DRAFT_TOKENS = Counter("predictor_draft_tokens", "Draft tokens verified.", (_MODEL,))
-ACCEPTED_DRAFTS = Counter("predictor_draft_tokens_accepted", "Drafts accepted.", (_MODEL,))
+DRAFT_TOKENS = Counter(
+    "predictor_draft_tokens",
+    "Draft tokens verified, by source: lookup, grammar, model.",
+    (_MODEL, "source"),
+)
+ACCEPTED_DRAFTS = Counter(
+    "predictor_draft_tokens_accepted", "Drafts accepted, by source.", (_MODEL, "source")
+)
 BATCH_ROWS = Histogram(
     "predictor_batch_sequences", "Sequences in one pass of the model.", (_MODEL,), buckets=_ROWS
 )
@@ -224,23 +230,6 @@ class WeightMetrics:
         self._stalls.inc(seconds)
 
 
-class HeatMetrics:
-    """The metrics of how unevenly one model's experts are used."""
-
-    def __init__(self, model_name: str, *, child: Labelled = labelled) -> None:
-        """Label the metrics with the model's name.
-
-        Args:
-            model_name: The name that the model is served under.
-            child: Returns the children of metrics.
-        """
-        self._model, self._child = model_name, child
-
-    def show(self, layer: str, hottest_share: float) -> None:
-        """Show the share of the hottest experts of a layer."""
-        self._child(EXPERT_HOTTEST, self._model, layer).set(hottest_share)
-
-
 class EngineMetrics:
     """The metrics of one model's engine."""
 
@@ -270,13 +259,24 @@ class EngineMetrics:
         self.prompt_tokens = child(PROMPT_TOKENS, model_name)
         self.cached_prompt_tokens = child(CACHED_PROMPT_TOKENS, model_name)
         self.generated_tokens = child(GENERATED_TOKENS, model_name)
-        self.draft_tokens = child(DRAFT_TOKENS, model_name)
-        self.accepted_draft_tokens = child(ACCEPTED_DRAFTS, model_name)
+        self._drafts = {
+            source: (
+                child(DRAFT_TOKENS, model_name, source),
+                child(ACCEPTED_DRAFTS, model_name, source),
+            )
+            for source in ("lookup", "grammar", "model")
+        }
         self.batch_rows = child(BATCH_ROWS, model_name)
         self.step_seconds = child(STEP_SECONDS, model_name)
         self.kv_used = child(KV_USED, model_name)
         self.kv_limit = child(KV_LIMIT, model_name)
         self.preemptions = child(PREEMPTIONS, model_name)
+
+    def count_drafts(self, source: str, drafted: int, accepted: int) -> None:
+        """Count the draft of a sequence that was verified, by where it came from."""
+        verified, right = self._drafts[source]
+        verified.inc(drafted)
+        right.inc(accepted)
 
     def count_step(self, *, rows: int, seconds: float, tokens: int) -> None:
         """Count a forward pass; called by the engine's thread.

@@ -47,4 +47,5 @@ def place(
         model.chunk,
         offload_of(settings, footprint, resources),
         model.lengths,
+        model.draft,
     )

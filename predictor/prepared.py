@@ -9,6 +9,7 @@ from predictor.checkpoint.adapters import Adapter
 from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.checkpoint.lengths import Lengths
 from predictor.checkpoint.task_detection import GENERATING
+from predictor.draft_model import MeasuredDraft
 from predictor.linear.layers import PackedLayers
 from predictor.placement.plan import Placement
 from predictor.placement.units import Footprint
@@ -30,6 +31,7 @@ class Measured:
         rows: Most sequences of one forward pass.
         lengths: The most tokens of a sequence.
         notes: Sentences for the log about how it is served.
+        draft: The draft model beside it; None without one.
     """
 
     checkpoint: Checkpoint
@@ -41,6 +43,7 @@ class Measured:
     rows: int
     lengths: Lengths
     notes: tuple[str, ...]
+    draft: MeasuredDraft | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class Prepared:
         chunk: Most tokens of one forward pass, for which the activations were planned.
         offload: How offloaded blocks are stored.
         lengths: The most tokens of a sequence.
+        draft: The draft model beside it; None without one.
     """
 
     checkpoint: Checkpoint
@@ -70,6 +74,7 @@ class Prepared:
     chunk: int
     offload: OffloadConfig
     lengths: Lengths
+    draft: MeasuredDraft | None = None
 
     @property
     def encoder_facts(self) -> ModelFacts | None:

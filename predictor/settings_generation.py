@@ -21,6 +21,22 @@ class GenerationSettings(BaseSettings):
     and only as many are computed as save time: fewer as more sequences run, none if the text never
     repeats. 15 and the last known token make 16, two blocks of a matrix product."""
 
+    draft_model_dir: str | None = Field(None, min_length=1)
+    """The directory of a draft model, or its repository on the hub as `owner/name`: a small model
+    with the same tokenizer, which stays in memory. It drafts where lookup and grammar have nothing.
+    Its weights and its KV cache are planned, and take memory that weights of the model lack."""
+
+    draft_model_num_tokens: int = Field(7, ge=1, le=63)
+    """Most tokens that the draft model drafts of one sequence in a forward pass. Each takes a
+    forward pass of the draft model, so as few are drafted as its drafts are wrong. 7 and the last
+    known token make 8, a block of a matrix product."""
+
+    def most_draft_tokens(self) -> int:
+        """Return the most draft tokens of one sequence in a forward pass, wherever from."""
+        if self.draft_model_dir is None:
+            return self.prompt_lookup_num_tokens
+        return max(self.prompt_lookup_num_tokens, self.draft_model_num_tokens)
+
     def draft_positions(self, task: str) -> int:
         """Return how many tokens of a sequence have logits in a forward pass; 0 without drafts."""
-        return 1 + self.prompt_lookup_num_tokens if task == "text_generation" else 0
+        return 1 + self.most_draft_tokens() if task == "text_generation" else 0

@@ -21,11 +21,14 @@ from predictor.constraints import (
     serving_notes,
     with_served_angles,
 )
+from predictor.draft_model import load_draft, measure_draft
 from predictor.engine.encoding.batching import BatchLimits
 from predictor.engine.encoding.engine import EncoderEngine
 from predictor.engine.encoding.postprocess import postprocess_for
 from predictor.engine.encoding.warmup import open_encoder_engine
 from predictor.engine.generation.adapters import LoadedAdapters
+from predictor.engine.generation.draft_model import DraftModel
+from predictor.engine.generation.draft_support import DraftOptions
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.warmup import open_engine
 from predictor.engine.trial import check_one_token
@@ -140,8 +143,12 @@ def measure(settings: Settings, checkpoint: Checkpoint, *, samples: bool = False
     footprint = with_logits(footprint, skeleton, settings.draft_positions(task) - rows)
     beside: dict[str, Any] = {"lora_memory": settings.lora_memory, "model": skeleton}
     footprint = with_adapters(footprint, adapters, max(chunk, rows), **beside)
+    draft = measure_draft(settings, checkpoint, footprint, unbatchable, chunk=chunk, rows=rows)
+    if draft is not None:
+        footprint = footprint.with_draft_model(draft.footprint)
     notes = (*text_notes(skeleton), *packed.notes, *serving_notes(original, unbatchable, lengths))
-    return Measured(checkpoint, skeleton, packed, adapters, footprint, chunk, rows, lengths, notes)
+    sizes = footprint, chunk, rows, lengths
+    return Measured(checkpoint, skeleton, packed, adapters, *sizes, notes, draft)
 
 
 def bring_up(
@@ -164,17 +171,12 @@ def bring_up(
     gpus = audit.wake_gpus(prepared.placement)
     before = read_own_anonymous()
     metrics = WeightMetrics(settings.model_name, child=hooks.child)
-    loaded = load(
-        prepared.checkpoint,
-        prepared.placement,
-        prepared.offload,
-        trust_remote_code=settings.trust_remote_code,
-        progress=progress,
-        skeleton=prepared.skeleton,
-        packed=prepared.packed,
-        metrics=metrics,
-        pinned_fraction=settings.pinned_memory_fraction,
-    )
+    loaded = _load(settings, prepared, progress, metrics)
+    try:
+        draft = load_draft(settings, prepared.draft, prepared.placement, loaded.model, progress)
+    except BaseException:
+        loaded.release()
+        raise
     # Before the first forward pass, which loads kernels on a GPU: they take main memory too.
     held = read_own_anonymous() - before
     audit.compare(prepared.placement, held=held, buffers=loaded.buffer_bytes)
@@ -185,7 +187,7 @@ def bring_up(
         slots=loaded.device_bytes,
     )
     try:
-        engine, facts = _open(settings, prepared, loaded, metrics, hooks)
+        engine, facts = _open(settings, prepared, loaded, metrics, hooks, draft)
     except BaseException:
         loaded.release()
         raise
@@ -233,12 +235,29 @@ def _fetched(settings: Settings, prepared: Prepared) -> Prepared:
     return replace(prepared, checkpoint=checkpoint, skeleton=skeleton, packed=packed)
 
 
+def _load(
+    settings: Settings, prepared: Prepared, progress: Progress, metrics: WeightMetrics
+) -> Loaded:
+    return load(
+        prepared.checkpoint,
+        prepared.placement,
+        prepared.offload,
+        trust_remote_code=settings.trust_remote_code,
+        progress=progress,
+        skeleton=prepared.skeleton,
+        packed=prepared.packed,
+        metrics=metrics,
+        pinned_fraction=settings.pinned_memory_fraction,
+    )
+
+
 def _open(
     settings: Settings,
     prepared: Prepared,
     loaded: Loaded,
     metrics: WeightMetrics,
     hooks: EngineHooks,
+    draft_model: DraftModel | None,
 ) -> tuple[Engine | EncoderEngine, ModelFacts]:
     timeouts = Timeouts(settings.stall_timeout, settings.hang_timeout)
     common: dict[str, Any] = {
@@ -252,6 +271,8 @@ def _open(
     path, task = prepared.checkpoint.path, prepared.checkpoint.task
     lengths, placement = prepared.lengths, prepared.placement
     if task in GENERATING:
+        most, lookup = settings.most_draft_tokens(), settings.prompt_lookup_num_tokens
+        drafts = DraftOptions(most, lookup, draft_model)
         handle = open_engine(
             loaded.model,
             placement,
@@ -259,7 +280,7 @@ def _open(
             max_sequences=settings.max_batch_size,
             eos_token_ids=end_tokens(loaded.model.generation_config, path),
             prefix_cache=settings.prefix_cache,
-            draft_tokens=settings.prompt_lookup_num_tokens,
+            drafts=drafts,
             adapters=LoadedAdapters(loaded.model, prepared.adapters, placement.execution_device),
             **common,
         )

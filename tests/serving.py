@@ -94,9 +94,9 @@ class Collected:
         return self
 
 
-def metric(name: str, model: str) -> float:
+def metric(name: str, model: str, **labels: str) -> float:
     """The value of a metric of one model; 0 before its first sample."""
-    return REGISTRY.get_sample_value(name, {"model_name": model}) or 0.0
+    return REGISTRY.get_sample_value(name, {"model_name": model, **labels}) or 0.0
 
 
 def resources(memory: int = GIB, folder: Path | None = None, free: int = 10 * GIB) -> PodResources:

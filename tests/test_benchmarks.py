@@ -225,7 +225,7 @@ def test_drafts_compares_a_server_with_and_without_drafts(tmp_path_factory):
     done, numbers = run("drafts.py", tmp_path_factory, "--quick")
     assert done.returncode == 0, done.stderr
     for kind in ("edited", "quoted", "new", "misleading"):
-        assert list(numbers["ratios"][kind]) == ["1", "2"]
+        assert list(numbers["ratios"]["with"][kind]) == ["1", "2"]
     accepted = {kind: counts["1"] for kind, counts in numbers["accepted"].items()}
     assert accepted["edited"] > accepted["quoted"] > 0
     assert accepted["new"] == 0

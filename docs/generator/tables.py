@@ -39,6 +39,7 @@ _UNITS = {
         "max_batch_tokens",
         "max_tokens_in_flight",
         "prompt_lookup_num_tokens",
+        "draft_model_num_tokens",
     ),
     "requests": ("max_concurrency", "max_requests"),
     "connections": ("max_connections",),

@@ -22,7 +22,6 @@ _GRAPHS = "passes are not captured or compiled"
 _SCHEDULE = "passes are scheduled by what they cost here"
 _LOG = "the log has one line for each event, and prompts are never logged"
 _KV = "the KV cache is as large as --max_model_len and --max_concurrency make it"
-_DRAFT = "no draft model is used"
 _MEDIA = "a model's text alone is served"
 _DOWNLOAD = "the hub's variables say it: HF_HOME, HF_TOKEN, HF_ENDPOINT"
 _PUBLISHED = (
@@ -39,7 +38,7 @@ def _names(values: Values) -> dict[str, str]:
 
 
 def _speculation(values: Values) -> dict[str, str]:
-    """Return the number of draft tokens of vLLM's ``--speculative-config``, a JSON object.
+    """Return the drafts of vLLM's ``--speculative-config``, a JSON object.
 
     Raises:
         ConfigurationError: It is no JSON object.
@@ -50,9 +49,14 @@ def _speculation(values: Values) -> dict[str, str]:
         config = None
     if not isinstance(config, dict):
         raise ConfigurationError("--speculative_config is no JSON object.")
-    count = config.get("num_speculative_tokens")
-    is_lookup = config.get("method", "ngram") == "ngram" and "model" not in config
-    return {"prompt_lookup_num_tokens": str(count)} if is_lookup and count is not None else {}
+    model, count = config.get("model"), config.get("num_speculative_tokens")
+    method = config.get("method", "ngram" if model is None else "draft_model")
+    if method == "ngram":
+        return {} if count is None else {"prompt_lookup_num_tokens": str(count)}
+    if method != "draft_model" or model is None:
+        return {}
+    number = {} if count is None else {"draft_model_num_tokens": str(count)}
+    return {"draft_model_dir": str(model)} | number
 
 
 VLLM_FLAGS: Mapping[str, Flag] = {
@@ -138,11 +142,11 @@ VLLM_FLAGS: Mapping[str, Flag] = {
     "seed": unneeded("each request may have a seed of its own"),
     "max_logprobs": unneeded("a request may have 20"),
     "speculative_config": Flag(
-        ("prompt_lookup_num_tokens",),
+        ("prompt_lookup_num_tokens", "draft_model_dir", "draft_model_num_tokens"),
         _speculation,
-        "`ngram` is the only method here, and its lookups compare 2 to 5 tokens",
+        "`ngram`, whose lookups compare 2 to 5 tokens, and `draft_model` are the methods here",
     ),
-    "speculative_model": unneeded(_DRAFT),
+    "speculative_model": same("draft_model_dir"),
     "num_speculative_tokens": same("prompt_lookup_num_tokens"),
     "enable_lora": unneeded(_ADAPTERS, is_switch=True),
     "max_loras": unneeded(_ADAPTERS),

@@ -21,6 +21,19 @@ _SMALL = 2**30
 
 
 @dataclass(frozen=True, slots=True)
+class PassCost:
+    """The cost of a forward pass over the weights.
+
+    Attributes:
+        seconds: Of one token.
+        breakeven_tokens: Tokens that take as long to compute, in addition to it.
+    """
+
+    seconds: float
+    breakeven_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Times:
     """Seconds that forward passes take.
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from predictor.dtypes import name_of
 from predictor.engine.thread_tuner import ThreadTuner
-from predictor.engine.timing import ForwardPass, time_forward_passes
+from predictor.engine.timing import ForwardPass, PassCost, time_forward_passes
 from predictor.engine.tuned_threads import TunedThreads
 from predictor.errors import ModelUnusable, PredictorError, reason_of, start_error
 from predictor.heartbeat import Heartbeat
@@ -150,7 +150,7 @@ def choose_linear_kernels(
     log_kernels(KERNELS)
 
 
-def measure_breakeven_tokens(
+def measure_pass(
     run: ForwardPass,
     chunk: int,
     *,
@@ -158,14 +158,14 @@ def measure_breakeven_tokens(
     warmup_cache: WarmupCache,
     weights: int = 0,
     heartbeat: Heartbeat | None = None,
-) -> int:
-    """Return how many tokens take as long to compute as one forward pass over the weights.
+) -> PassCost:
+    """Return what a forward pass over the weights costs.
 
     Also set the number of threads, see `time_forward_passes`, and what the heartbeat expects.
 
     Args:
         run: Runs a forward pass.
-        chunk: The bound of the result.
+        chunk: The bound of the break-even tokens.
         timed: Tokens of a typical forward pass. Its time decides how many threads are used.
         warmup_cache: The results of an earlier start; those of this one are added.
         weights: Bytes of the model's weights.
@@ -185,7 +185,7 @@ def measure_breakeven_tokens(
     if heartbeat is not None:
         heartbeat.breakeven_tokens = tokens
         heartbeat.passes.expect(seconds)
-    return tokens
+    return PassCost(seconds, tokens)
 
 
 def tune_threads(

@@ -7,7 +7,7 @@ followed as it is written, or refused; for a strategy `assignment` decides.
 from __future__ import annotations
 
 from predictor.errors import ConfigurationError, nearest
-from predictor.placement.tiers import Assignment, Budgets
+from predictor.placement.tiers import Assignment, Budgets, main_device
 from predictor.placement.units import Footprint
 
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -54,7 +54,9 @@ def _assign(footprint: Footprint, devices: dict[str, str], budgets: Budgets) -> 
                 f"device_map names {key!r}, which is no module of {footprint.architecture} that "
                 "can be placed apart; blocks are placed whole."
             )
-    return tuple(_device_of(unit.names, devices) for unit in footprint.units)
+    placed = [_device_of(unit.names, devices) for unit in footprint.units if unit.names]
+    executes = main_device(tuple(placed))
+    return tuple(placed if not footprint.draft_model else [executes, *placed])
 
 
 def _covers(key: str, name: str) -> bool:

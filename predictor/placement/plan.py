@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from predictor.placement.buffers import STREAM_BUFFERS
 from predictor.placement.demand import max_attention_tokens
+from predictor.placement.units import DraftModelSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,8 @@ class Placement:
         quantization: The formats in which layers are packed; empty if none is.
         weights_layout: The form of served weights, for the names of files that hold them.
         least_row_tokens: Tokens of prefill that take as much memory as a row of a few tokens.
+        draft_model: The draft model, on the device that executes; None without one. The tiers have
+            its bytes.
     """
 
     architecture: str
@@ -164,6 +167,7 @@ class Placement:
     quantization: str = ""
     weights_layout: str = ""
     least_row_tokens: int = 1
+    draft_model: DraftModelSize | None = None
 
     @property
     def max_attention_tokens(self) -> int:

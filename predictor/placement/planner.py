@@ -121,6 +121,7 @@ def _placement(
         window=footprint.window,
         window_tokens=decision.demand.window_tokens,
         least_row_tokens=footprint.least_row_tokens,
+        draft_model=footprint.draft_model,
         limited_by=_limit(filled, footprint, main, experts),
         state_slots=decision.demand.slots if footprint.kv_fixed else 0,
         by_block=footprint.by_block,

@@ -150,12 +150,15 @@ def _smallest_extra(case: _Case, devices: tuple[str, ...]) -> int | None:
 
 
 def _less(case: _Case) -> list[str]:
-    """Return the remedies that take less KV cache."""
+    """Return the remedies that take less KV cache, or no draft model."""
     demand, footprint = case.demand, case.demand.footprint
 
     def shorter(tokens: int) -> bool:
         cut = replace(footprint, max_model_len=tokens)
         return case.feasible(demand=replace(demand, footprint=cut))
+
+    def alone() -> bool:
+        return case.feasible(demand=replace(demand, footprint=footprint.without_draft_model()))
 
     def fewer(sequences: int) -> bool:
         return case.feasible(demand=replace(demand, concurrency=sequences))
@@ -166,6 +169,8 @@ def _less(case: _Case) -> list[str]:
         remedies.append(f"max_model_len {tokens} instead of {footprint.max_model_len}")
     if sequences:
         remedies.append(f"max_concurrency {sequences} instead of {demand.concurrency}")
+    if footprint.draft_model is not None and case.explicit is None and alone():
+        remedies.append("no draft_model_dir")
     return remedies
 
 

@@ -49,6 +49,7 @@ def table(placement: Placement) -> str:
             *aligned_lines(rows),
             f"executes offloaded parts on: {title_of(str(placement.execution_device))}",
             *([f"experts: {describe_experts(placement)}"] if placement.experts else []),
+            *_draft_lines(placement),
             f"{describe_cache(placement)}; longest sequence: {placement.max_model_len} tokens",
             f"limited by {placement.limited_by}",
             *(f"note: {note}" for note in placement.notes),
@@ -66,6 +67,26 @@ def describe_cache(placement: Placement) -> str:
     states = f", states of {placement.state_slots} sequences" if placement.state_slots else ""
     tokens = f"KV cache: {placement.kv_tokens} tokens" if placement.kv_tokens else "no KV cache"
     return f"{tokens}{windows}{states}"
+
+
+def _draft_lines(placement: Placement) -> list[str]:
+    """Return a line about the draft model, whose bytes are those of the tier that executes too."""
+    draft = placement.draft_model
+    if draft is None:
+        return []
+    sizes = format_bytes(draft.weights), format_bytes(draft.kv_per_token * placement.kv_tokens)
+    return [
+        f"draft model: {draft.architecture} in {describe_dtype(draft.dtype, draft.quantization)}, "
+        f"{sizes[0]} of weights and {sizes[1]} of KV cache on "
+        f"{title_of(str(placement.execution_device))}"
+    ]
+
+
+def _draft_json(placement: Placement) -> dict[str, Any] | None:
+    draft = placement.draft_model
+    if draft is None:
+        return None
+    return dataclasses.asdict(draft) | {"kv": draft.kv_per_token * placement.kv_tokens}
 
 
 def _row(tier: Tier) -> tuple[str, ...]:
@@ -170,6 +191,7 @@ def as_json(placement: Placement) -> dict[str, Any]:
         "experts": [dataclasses.asdict(layer) for layer in placement.experts],
         "expert_staging": placement.expert_staging,
         "host_expert_staging": placement.host_expert_staging,
+        "draft_model": _draft_json(placement),
         "device_map": placement.device_map,
     }
 

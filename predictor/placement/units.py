@@ -94,6 +94,25 @@ class PlacementUnit:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftModelSize:
+    """The bytes of a draft model, which is wholly on the device that executes.
+
+    Attributes:
+        architecture: The model class.
+        dtype: torch's name of its serving dtype.
+        quantization: The formats in which its layers are packed; empty if none is.
+        weights: Bytes of its weights.
+        kv_per_token: Bytes of its KV cache for one more token of one sequence.
+    """
+
+    architecture: str
+    dtype: str
+    quantization: str
+    weights: int
+    kv_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Footprint:
     """The bytes that a model needs, as the planner sees it.
 
@@ -124,6 +143,7 @@ class Footprint:
         least_row_tokens: Tokens of prefill that take as much memory as a row of a few tokens.
         window: Tokens of one sequence that layers with a window keep; 0 if all layers keep all.
         prefill_chunk: Most new tokens of a forward pass, which such layers keep until it has ended.
+        draft_model: The draft model beside it; None without one.
     """
 
     architecture: str
@@ -144,6 +164,7 @@ class Footprint:
     least_row_tokens: int = 1
     window: int = 0
     prefill_chunk: int = 0
+    draft_model: DraftModelSize | None = None
 
     @property
     def weights_layout(self) -> str:
@@ -176,6 +197,35 @@ class Footprint:
             needs_conversion=self.needs_conversion and not self.experts_in_place,
             by_expert=True,
         )
+
+    def with_draft_model(self, draft: Footprint) -> Footprint:
+        """Return the footprint beside a draft model, which stays where offloaded parts execute.
+
+        It runs between the forward passes of the model, so the larger activations of both count.
+
+        Args:
+            draft: The footprint of the draft model.
+        """
+        size = DraftModelSize(
+            *(draft.architecture, draft.dtype, draft.quantization),
+            weights=sum(unit.weights + unit.stays for unit in draft.units),
+            kv_per_token=draft.kv_per_token + draft.kv_windowed,
+        )
+        unit = PlacementUnit((), None, 0, size.weights, 0, kv_per_token=size.kv_per_token)
+        growth = max(self.activations_per_sequence, draft.activations_per_sequence)
+        return replace(
+            self,
+            units=(unit, *self.units),
+            activations=max(self.activations, draft.activations),
+            activations_per_sequence=growth,
+            draft_model=size,
+        )
+
+    def without_draft_model(self) -> Footprint:
+        """Return the footprint of the model alone, with the activations of both."""
+        if self.draft_model is None:
+            return self
+        return replace(self, units=self.units[1:], draft_model=None)
 
     def with_own_caches(self) -> Footprint:
         """Return the footprint if each sequence has a cache of its own, one at a time.

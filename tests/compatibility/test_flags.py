@@ -76,6 +76,16 @@ def test_a_flag_sets_settings_or_says_why_it_does_not(name: str) -> None:
             {"prompt_lookup_num_tokens": "5"},
         ),
         ('serve --speculative-config {"method":"eagle","num_speculative_tokens":5}', {}),
+        ('serve --speculative-config {"method":"eagle","model":"a/b"}', {}),
+        (
+            'serve --speculative-config {"model":"org/tiny","num_speculative_tokens":5}',
+            {"draft_model_dir": "org/tiny", "draft_model_num_tokens": "5"},
+        ),
+        (
+            'serve --speculative-config {"method":"draft_model","model":"/mnt/tiny"}',
+            {"draft_model_dir": "/mnt/tiny"},
+        ),
+        ("serve --speculative-model /mnt/tiny", {"draft_model_dir": "/mnt/tiny"}),
     ],
 )
 def test_a_flag_becomes_settings(line: str, settings: dict[str, str]) -> None:
@@ -123,8 +133,8 @@ def test_a_flag_that_sets_nothing_with_its_value_does_not_say_that_it_does(
         parse_arguments(["--speculative-config", '{"num_speculative_tokens":5}'])
         parse_arguments(["--served-model-name", "gpt"])
     assert [record.getMessage() for record in caplog.records] == [
-        "--speculative_config changes nothing: `ngram` is the only method here, and its lookups "
-        "compare 2 to 5 tokens",
+        "--speculative_config changes nothing: `ngram`, whose lookups compare 2 to 5 tokens, and "
+        "`draft_model` are the methods here",
         "--speculative_config sets --prompt_lookup_num_tokens",
         "--served_model_name sets --model_name",
     ]

@@ -26,6 +26,7 @@ from transformers import (
 
 from predictor.engine.generation.batchability import check_batch_invariance
 from predictor.engine.generation.cache_kinds import unbatchable_reason
+from predictor.engine.generation.draft_model import DraftModel
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.page_pool import PagePool
@@ -125,20 +126,26 @@ class Company:
         *,
         kv_tokens: int = KV_TOKENS,
         pages: PagePool | None = None,
+        draft_model: DraftModel | None = None,
         **limits: Any,
     ) -> None:
         self.requests = list(requests)
         self._callbacks = [Member(self) for _ in requests]
         self._keys: dict[int, int] = {}
-        self._pages = pages
+        self._pages, self._draft_model = pages, draft_model
         self.runner = Wrapped(runner, lambda _: self._come_and_go())
         self._limits = SchedulerLimits(kv_tokens, **{"sequences": 6, "chunk": 16} | limits)
         self.preemptions = 0
 
     def run(self, ends: Sequence[int] = ()) -> list[Collected]:
         opened = RunningEngine(
-            self.runner, limits=self._limits, eos_token_ids=ends, pages=self._pages
+            self.runner,
+            limits=self._limits,
+            eos_token_ids=ends,
+            pages=self._pages,
+            draft_model=self._draft_model,
         )
+        self.name = opened.name
         with opened:
             self._engine = opened.engine
             with opened.held():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from predictor.engine.generation.draft_model import DraftModel
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_accounting import PADDING_PAGES
@@ -55,6 +56,7 @@ class RunningEngine:
         limits: SchedulerLimits | None = None,
         on_broken: Any = None,
         pages: PagePool | None = None,
+        draft_model: DraftModel | None = None,
     ) -> None:
         self.name = next(_names)
         self.engine = Engine(
@@ -64,6 +66,7 @@ class RunningEngine:
             metrics=EngineMetrics(self.name),
             on_broken=on_broken,
             pages=pages,
+            draft_model=draft_model,
         )
 
     def __enter__(self) -> RunningEngine:

@@ -235,7 +235,7 @@ def test_a_grammar_is_followed_through_drafts(guesses: Guesses) -> None:
             params = {"grammar": grammar, "max_new_tokens": 40}
             replies.append(opened.run(PROMPT, **params).tokens)
             guesses.know(PROMPT, [*replies[-1], 1, 2, 3, 4, 5, 6, 7])
-            drafted = metric("predictor_draft_tokens_total", opened.name)
+            drafted = metric("predictor_draft_tokens_total", opened.name, source="lookup")
     assert replies[0] == replies[1]
     assert len(replies[0]) == 22
     assert drafted > 5
@@ -354,7 +354,7 @@ def served(folder: Path, **flags: Any) -> tuple[int, list[int], float]:
     up = bring_up(folder, model_name=name, **flags)
     try:
         tokens = up.tokens(REPEATING, max_new_tokens=40, ignore_eos=True)
-        drafted = metric("predictor_draft_tokens_total", name)
+        drafted = metric("predictor_draft_tokens_total", name, source="lookup")
         return up.task.engine.limits.draft_tokens, tokens, drafted
     finally:
         up.task.engine.stop()

@@ -129,7 +129,7 @@ def test_the_cost_of_a_forward_pass_is_measured_again_for_longer_ones(tmp_path: 
     ran: list[int] = []
     for chunk in (8, 8, 16):
         warmup_cache = WarmupCache(tmp_path / "known.json")
-        warmup.measure_breakeven_tokens(ran.append, chunk, timed=2, warmup_cache=warmup_cache)
+        warmup.measure_pass(ran.append, chunk, timed=2, warmup_cache=warmup_cache)
         ran.append(-chunk)
     first, again = ran.index(-8), ran.index(-16)
     assert ran[first : first + 2] == [-8, -8]

@@ -25,7 +25,7 @@ from predictor.engine.warmup import (
     choose_linear_kernels,
     first_token,
     log_breakeven_tokens,
-    measure_breakeven_tokens,
+    measure_pass,
     set_up_torch,
     tune_threads,
 )
@@ -177,6 +177,8 @@ def _measure(
     warmup_cache: WarmupCache,
     heartbeat: Heartbeat | None,
 ) -> int:
+    """Return how many tokens take as long to compute as a forward pass over the weights."""
+
     def run(count: int) -> None:
         results = runner.run([EncoderInput((0,) * (count - 1) + (end,))])
         check_finite(map(torch.from_numpy, results), runner.model)
@@ -184,7 +186,7 @@ def _measure(
     with first_token():
         longest = min(most, placement.max_model_len)
         choose_linear_kernels(run, longest, placement.execution_device, warmup_cache)
-        return measure_breakeven_tokens(
+        cost = measure_pass(
             run,
             most,
             timed=min(_TIMED_TOKENS, placement.max_model_len),
@@ -192,6 +194,7 @@ def _measure(
             weights=placement.weights,
             heartbeat=heartbeat,
         )
+    return cost.breakeven_tokens
 
 
 def _end_of_text(model: PreTrainedModel) -> int:

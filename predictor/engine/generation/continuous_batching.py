@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from predictor.engine.generation.batch_sampler import BatchSampler
+from predictor.engine.generation.draft_model import DraftModel
 from predictor.engine.generation.drafter import Drafter
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
 from predictor.engine.generation.generated_sequence import GeneratedSequence
@@ -44,13 +45,14 @@ class ContinuousBatching:
         limits: SchedulerLimits,
         metrics: EngineMetrics,
         pages: PagePool | None = None,
+        draft_model: DraftModel | None = None,
     ) -> None:
         self._runner, self._limits, self._metrics = runner, limits, metrics
         self._prefixes: Prefixes = NoPrefixes()
         if pages is not None:
             self._prefixes = PrefixCache(pages, self._known_tokens)
         self._sequences: dict[int, GeneratedSequence] = {}
-        self._drafter = Drafter(self._sequences)
+        self._drafter = Drafter(self._sequences, draft_model, limits.lookup_tokens)
         self._scheduler = Scheduler(limits, self._prefixes, self._drafter)
         self._batch_sampler = BatchSampler()
         metrics.kv_limit.set(limits.kv_tokens if limits.keeps_tokens else 0)
@@ -73,6 +75,7 @@ class ContinuousBatching:
         if self._sequences.pop(key, None) is not None:
             self._scheduler.remove(key)
             self._runner.release(key)
+            self._drafter.end(key)
             self._prefixes.end(key)
             self._count()
 
@@ -81,6 +84,7 @@ class ContinuousBatching:
         step = self._scheduler.plan()
         for key in step.preempted:
             self._runner.release(key)
+            self._drafter.release(key)
             if not self._sequences[key].is_bulk:  # which yields
                 self._metrics.preemptions.inc()
         for rows in step.batches:
@@ -98,6 +102,7 @@ class ContinuousBatching:
             sequence = self._sequences[chunk.key]
             if not sequence.tokens:
                 self._start(sequence, chunk.start)
+        self._drafter.compute(rows)
         chunks = [self._with_tokens(chunk) for chunk in rows]
         logits = self._runner.run(chunks)
         samplers = [self._due_sampler(row) for row in chunks]
@@ -118,9 +123,9 @@ class ContinuousBatching:
         tokens = sum(isinstance(token, Token) for sampled in results for token in sampled)
         self._metrics.count_step(rows=len(rows), seconds=seconds, tokens=tokens)
         for chunk, sampled in zip(rows, results, strict=True):
-            if chunk.drafts:
-                self._metrics.draft_tokens.inc(chunk.drafts)
-                self._metrics.accepted_draft_tokens.inc(max(0, len(sampled) - 1))
+            if drafted := len(self._draft_of(chunk)):
+                source = self._drafter.source(chunk.key)
+                self._metrics.count_drafts(source, drafted, max(0, len(sampled) - 1))
             error = self._sequences[chunk.key].pass_scores()
             if error is None:
                 self._advance(chunk.known_part, sampled)
@@ -162,16 +167,19 @@ class ContinuousBatching:
     def _with_tokens(self, chunk: Chunk) -> SequenceChunk:
         sequence = self._sequences[chunk.key]
         tokens = sequence.tokens[chunk.start : chunk.known_part.end]
-        if chunk.drafts:
-            tokens += self._drafter.tokens(chunk.key)[: chunk.drafts]
+        draft = self._draft_of(chunk)
         return SequenceChunk(
             chunk.key,
             chunk.start,
-            tokens,
+            [*tokens, *draft],
             sequence.params.adapter,
-            drafts=chunk.drafts,
+            drafts=len(draft),
             scores=sequence.begin_scores(chunk.start, chunk.known_part.end),
         )
+
+    def _draft_of(self, chunk: Chunk) -> Sequence[int]:
+        """Return the tokens of a chunk's draft; the draft model may have computed fewer."""
+        return self._drafter.tokens(chunk.key)[: chunk.drafts] if chunk.drafts else ()
 
     def _due_sampler(self, row: SequenceChunk) -> Sampler | None:
         sequence = self._sequences[row.key]

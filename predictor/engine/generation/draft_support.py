@@ -3,49 +3,92 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from predictor.engine.generation.batchability import is_far
+from predictor.engine.generation.draft_model import DraftModel
+from predictor.engine.generation.forward_passes import DraftModelCost, SchedulerLimits
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner
+from predictor.engine.timing import PassCost
 from predictor.engine.warmup import check_once
 from predictor.placement.plan import Placement
 from predictor.weights.store.warmup_cache import WarmupCache
 
 logger = logging.getLogger(__name__)
 
+_TIMED_ROWS = 8
+"""Rows of the forward pass that shows what a further row costs the draft model."""
+
 _TRIAL = (0, 1, 0, 1)
 """Tokens of the forward pass that tests a model: a known one, and three drafts."""
 
 
-def supported_draft_tokens(
+@dataclass(frozen=True, slots=True)
+class DraftOptions:
+    """What drafts there may be, if the model can verify them.
+
+    Attributes:
+        tokens: Most draft tokens of one sequence in a forward pass; 0 for none.
+        lookup_tokens: Most of those that lookup or a grammar drafts; None for as many.
+        model: The draft model; None without one.
+    """
+
+    tokens: int = 0
+    lookup_tokens: int | None = None
+    model: DraftModel | None = None
+
+
+NO_DRAFTS = DraftOptions()
+"""No draft, of whatever kind."""
+
+
+def with_drafts(
+    limits: SchedulerLimits,
+    options: DraftOptions,
     runner: Runner,
     model: PreTrainedModel,
     placement: Placement,
     warmup_cache: WarmupCache,
-    limit: int,
-) -> int:
-    """Return how many draft tokens a sequence may have, and log why there are none.
+    cost: PassCost,
+) -> SchedulerLimits:
+    """Return the limits with drafts; log why there are none.
 
     Args:
+        limits: The limits without drafts.
+        options: What drafts there may be.
         runner: Runs the forward passes.
         model: The model.
         placement: The placement of the model.
         warmup_cache: The results of an earlier start; those of this one are added.
-        limit: Most draft tokens by the settings.
+        cost: What a forward pass costs.
     """
-    if not limit:
-        return 0
+    if not options.tokens:
+        return limits
     reason = _unsupported_reason(runner, placement)
     if reason is None:
         _, reason = check_once("drafts", lambda _: _fault(runner, model), (False,), warmup_cache)
     if reason is not None:
         logger.info("No tokens are drafted: %s", reason)
-        return 0
-    return limit
+        return limits
+    limits = replace(limits, draft_tokens=options.tokens, lookup_tokens=options.lookup_tokens)
+    if options.model is None:
+        return limits
+    draft_cost = _measure_draft_model(options.model, cost, limits.sequences)
+    return replace(limits, draft_model_cost=draft_cost)
+
+
+def _measure_draft_model(draft_model: DraftModel, cost: PassCost, rows: int) -> DraftModelCost:
+    rows = min(rows, _TIMED_ROWS)
+    one, many = draft_model.time(1), draft_model.time(rows)
+    tokens_per_second = cost.breakeven_tokens / cost.seconds
+    more = max(0.0, many - one) / max(1, rows - 1)
+    logger.info("A pass of the draft model takes %.1f %% of one", 100 * one / cost.seconds)
+    return DraftModelCost(one * tokens_per_second, more * tokens_per_second)
 
 
 def _unsupported_reason(runner: Runner, placement: Placement) -> str | None:

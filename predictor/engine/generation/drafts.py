@@ -5,9 +5,11 @@ with the last known token, and verifies it: the drafts that are sampled are acce
 are dropped (`verification`). So one pass over the weights may give a sequence several tokens.
 
 A draft costs the computation of its tokens, and that of as many columns of padding in all other
-rows. Its gain is what it is expected to be accepted of, by the rate at which the last drafts of the
-sequence were. `add_drafts` takes the number of columns that gives the most tokens per time. As
-sequences come, columns cost more, so drafts fade out; text that never repeats has none.
+rows. Drafts of a draft model cost its forward passes besides, one for each column. The gain of a
+draft is what it is expected to be accepted of, by the rate at which the last drafts of the sequence
+were. `add_drafts` takes the number of columns that gives the most tokens per time, with the draft
+model or without it. As sequences come, columns cost more, so drafts fade out; text that never
+repeats has none of lookup.
 """
 
 from __future__ import annotations
@@ -30,10 +32,12 @@ class Proposal:
     Attributes:
         count: How many tokens it has.
         rate: The expected fraction of its tokens that are accepted, each if those before it are.
+        is_model: Whether the draft model has yet to compute its tokens.
     """
 
     count: int
     rate: float
+    is_model: bool = False
 
     def expected(self, most: int) -> float:
         """Return how many tokens are expected to be accepted if so many are computed at most."""
@@ -41,6 +45,10 @@ class Proposal:
         if self.rate >= 1:
             return count
         return self.rate * (1 - self.rate**count) / (1 - self.rate)
+
+
+NOTHING = Proposal(0, 0.0)
+"""An empty draft."""
 
 
 class Drafts(Protocol):
@@ -56,7 +64,7 @@ class NoDrafts:
 
     def propose(self, key: int, most: int) -> Proposal:  # noqa: ARG002
         """Return an empty draft."""
-        return Proposal(0, 0.0)
+        return NOTHING
 
 
 def add_drafts(
@@ -74,9 +82,9 @@ def add_drafts(
     if most < 1:
         return list(decode)
     proposals = [drafts.propose(chunk.key, most) for chunk in decode]
-    columns = _best_columns(proposals, limits)
+    chosen, columns = _choose(proposals, limits)
     chunks = []
-    for chunk, proposal in zip(decode, proposals, strict=True):
+    for chunk, proposal in zip(decode, chosen, strict=True):
         count = min(proposal.count, columns, room)
         room -= count
         chunks.append(Chunk(chunk.key, chunk.start, chunk.count + count, count))
@@ -93,14 +101,34 @@ def most_drafts(rows: int, limits: SchedulerLimits) -> int:
     return most
 
 
-def _best_columns(proposals: Sequence[Proposal], limits: SchedulerLimits) -> int:
-    """Return the columns of drafts that give the most tokens per time; 0 if none pay."""
+def _choose(
+    proposals: Sequence[Proposal], limits: SchedulerLimits
+) -> tuple[Sequence[Proposal], int]:
+    """Return the proposals, all or those without the draft model, and the columns of the best."""
+    columns, speed = _best_columns(proposals, limits)
+    if not any(proposal.is_model for proposal in proposals):
+        return proposals, columns
+    without = [NOTHING if proposal.is_model else proposal for proposal in proposals]
+    fewer, slower = _best_columns(without, limits)
+    return (without, fewer) if slower >= speed else (proposals, columns)
+
+
+def _best_columns(proposals: Sequence[Proposal], limits: SchedulerLimits) -> tuple[int, float]:
+    """Return the columns of drafts that give the most tokens per time, and how many these are.
+
+    There are 0 columns if none pay.
+    """
     rows = len(proposals)
+    counts = [proposal.count for proposal in proposals if proposal.is_model]
 
     def tokens_per_time(columns: int) -> float:
         tokens = rows + sum(proposal.expected(columns) for proposal in proposals)
-        return tokens / (limits.breakeven_tokens + limits.computed_tokens(rows, 1 + columns))
+        time = limits.breakeven_tokens + limits.computed_tokens(rows, 1 + columns)
+        passes = min(columns, max(counts, default=0))
+        return tokens / (time + passes * limits.draft_model_cost.of(len(counts)))
 
-    counts = range(1, 1 + max(proposal.count for proposal in proposals))
-    best = max(counts, key=tokens_per_time, default=0)
-    return best if best and tokens_per_time(best) >= LEAST_GAIN * tokens_per_time(0) else 0
+    plain = tokens_per_time(0)
+    columns = range(1, 1 + max(proposal.count for proposal in proposals))
+    best = max(columns, key=tokens_per_time, default=0)
+    speed = tokens_per_time(best)
+    return (best, speed) if best and speed >= LEAST_GAIN * plain else (0, plain)

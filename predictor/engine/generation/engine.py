@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from predictor.engine.generation.continuous_batching import ContinuousBatching
+from predictor.engine.generation.draft_model import DraftModel
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
 from predictor.engine.generation.generated_sequence import GeneratedSequence
 from predictor.engine.generation.grammar import Vocabulary
@@ -35,6 +36,7 @@ class Engine(ModelThread[GeneratedSequence, Chunk]):
         eos_token_ids: frozenset[int],
         metrics: EngineMetrics,
         pages: PagePool | None = None,
+        draft_model: DraftModel | None = None,
         **options: Unpack[ThreadOptions],
     ) -> None:
         """Start the model thread.
@@ -45,11 +47,12 @@ class Engine(ModelThread[GeneratedSequence, Chunk]):
             eos_token_ids: Tokens that end a sequence.
             metrics: Takes counts and times.
             pages: The runner's pages, if sequences share those of a prefix; else None.
+            draft_model: Computes drafts, if there is one.
             options: See `ThreadOptions`.
         """
         self.runner, self.limits, self._eos_token_ids = runner, limits, eos_token_ids
         self._masks = MaskFactory(self.call)
-        policy = ContinuousBatching(runner, limits, metrics, pages)
+        policy = ContinuousBatching(runner, limits, metrics, pages, draft_model)
         super().__init__(policy, name="engine", **options)
 
     def submit(

@@ -19,6 +19,23 @@ from predictor.shape_buckets import bucket_context, bucket_new_tokens
 
 
 @dataclass(frozen=True, slots=True)
+class DraftModelCost:
+    """The time of a forward pass of the draft model, in tokens that the model computes meanwhile.
+
+    Attributes:
+        one: Of one row of one token.
+        more: Of each further row.
+    """
+
+    one: float = 0.0
+    more: float = 0.0
+
+    def of(self, rows: int) -> float:
+        """Return the time of a forward pass of so many rows."""
+        return self.one + self.more * (rows - 1) if rows else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class SchedulerLimits:
     """The limits of the KV cache and of a forward pass.
 
@@ -38,6 +55,8 @@ class SchedulerLimits:
         window: Tokens of one sequence that layers with a window keep; 0 if all layers keep all.
         window_tokens: Tokens that sequences may cache in layers with a window.
         draft_tokens: Most draft tokens of one sequence in a forward pass; 0 for none.
+        lookup_tokens: Most of those that lookup or a grammar drafts; None for as many.
+        draft_model_cost: The time of a forward pass of the draft model, if there is one.
     """
 
     kv_tokens: int
@@ -53,6 +72,8 @@ class SchedulerLimits:
     window: int = 0
     window_tokens: int = 0
     draft_tokens: int = 0
+    lookup_tokens: int | None = None
+    draft_model_cost: DraftModelCost = DraftModelCost()
 
     @property
     def keeps_every_position(self) -> bool:

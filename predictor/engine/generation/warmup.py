@@ -18,7 +18,7 @@ from predictor.engine.generation.batchability import (
     refuse_serial,
 )
 from predictor.engine.generation.cache_kinds import keeps_state, unbatchable_reason
-from predictor.engine.generation.draft_support import supported_draft_tokens
+from predictor.engine.generation.draft_support import NO_DRAFTS, DraftOptions, with_drafts
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
 from predictor.engine.generation.encoder_decoder_warmup import open_encoder_decoder_runner
 from predictor.engine.generation.engine import Engine
@@ -29,13 +29,14 @@ from predictor.engine.generation.page_pool import PagePool
 from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.engine.generation.serial_runner import SerialRunner
 from predictor.engine.model_thread import ThreadOptions
+from predictor.engine.timing import PassCost
 from predictor.engine.warmup import (
     check_finite,
     check_once,
     choose_linear_kernels,
     first_token,
     log_breakeven_tokens,
-    measure_breakeven_tokens,
+    measure_pass,
     set_up_torch,
     tune_threads,
 )
@@ -88,7 +89,7 @@ def open_engine(
     eos_token_ids: frozenset[int],
     adapters: LoadedAdapters,
     prefix_cache: bool = False,
-    draft_tokens: int = 0,
+    drafts: DraftOptions = NO_DRAFTS,
     **options: Unpack[ThreadOptions],
 ) -> EngineHandle:
     """Return a running engine, after forward passes that test and time the model where need be.
@@ -98,13 +99,13 @@ def open_engine(
         placement: Where its parts are, and the size of the KV cache.
         prefill_chunk: Prompt tokens in one forward pass, as planned.
         max_sequences: Most sequences that run at one time.
-        threads: Most threads to compute with; None leaves that to torch.
+        threads: Most threads; None leaves that to torch.
         metrics: Takes counts and times.
         warmup_cache: The results of an earlier start; those of this one are added.
         eos_token_ids: Tokens that end a sequence, by the model's configs.
         adapters: The adapters that are attached to the model.
         prefix_cache: Whether sequences share what is computed of equal prefixes, if the model can.
-        draft_tokens: Most draft tokens of one sequence in a forward pass, if the model can.
+        drafts: What drafts there may be, if the model can verify them.
         options: See `ThreadOptions`; the observer is made here.
 
     Raises:
@@ -115,14 +116,17 @@ def open_engine(
         opened = _open_runner(model, placement, max_sequences, warmup_cache, adapters)
         _try_adapters(opened.runner, model, sorted(adapters.names))
         parts = (opened.runner, model, placement, warmup_cache)
-        tokens = _time_passes(*parts, prefill_chunk, options.get("heartbeat"))
-        drafts = supported_draft_tokens(*parts, draft_tokens)
+        cost = _time_passes(*parts, prefill_chunk, options.get("heartbeat"))
+        limits = _limits(placement, opened, max_sequences, prefill_chunk, cost.breakeven_tokens)
+        limits = with_drafts(limits, drafts, *parts, cost)
     options["observer"] = tune_threads(limit, placement, warmup_cache)
+    pages = _shared_pages(opened.runner) if prefix_cache else None
     engine = Engine(
-        *(opened.runner, _limits(placement, opened, max_sequences, prefill_chunk, tokens, drafts)),
+        *(opened.runner, limits),
         eos_token_ids=eos_token_ids,
         metrics=metrics,
-        pages=_shared_pages(opened.runner) if prefix_cache else None,
+        pages=pages,
+        draft_model=drafts.model,
         **options,
     )
     return EngineHandle(engine, count_vocabulary(model))
@@ -135,8 +139,8 @@ def _time_passes(
     warmup_cache: WarmupCache,
     chunk: int,
     heartbeat: Heartbeat | None,
-) -> int:
-    """Choose the quickest kernels; return the tokens that take as long as a pass over weights."""
+) -> PassCost:
+    """Choose the quickest kernels; return what a forward pass over the weights costs."""
     vocabulary, most = count_vocabulary(model), min(chunk, _most_tokens(placement))
 
     def run(count: int) -> None:
@@ -144,7 +148,7 @@ def _time_passes(
         check_finite([best], model)  # it waits for the device
 
     choose_linear_kernels(run, most, placement.execution_device, warmup_cache)
-    return measure_breakeven_tokens(
+    return measure_pass(
         *(run, chunk),
         timed=min(_TIMED_TOKENS, most),
         warmup_cache=warmup_cache,
@@ -168,7 +172,6 @@ def _limits(
     sequences: int,
     chunk: int,
     breakeven_tokens: int,
-    draft_tokens: int,
 ) -> SchedulerLimits:
     kv_tokens, one_by_one = _most_tokens(placement), opened.one_by_one
     keeps_tokens = placement.kv_tokens > 0
@@ -194,7 +197,6 @@ def _limits(
         one_by_one=one_by_one,
         window=placement.window,
         window_tokens=usable_window_tokens(placement.window_tokens, placement.kv_tokens, chunk),
-        draft_tokens=draft_tokens,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from predictor.engine.process.channel import Channel
 from predictor.engine.process.messages import ExpertsUsed
 from predictor.metric_updates import MetricRecorder
-from predictor.metrics import HeatMetrics
+from predictor.metrics import EXPERT_HOTTEST
 from predictor.mixture.heat import ExpertHeat, LayerHeat
 
 
@@ -20,9 +20,8 @@ class HeatReport:
             heat: The heat of the model's experts.
             model_name: The name that the model is served under.
         """
-        self._channel, self._heat = channel, heat
+        self._channel, self._heat, self._model = channel, heat, model_name
         self._recorder = MetricRecorder()
-        self._metrics = HeatMetrics(model_name, child=self._recorder.child)
         self._last: tuple[LayerHeat, ...] = ()
 
     def send(self) -> None:
@@ -32,5 +31,6 @@ class HeatReport:
             return
         self._last = layers
         for layer in layers:
-            self._metrics.show(layer.name, layer.hottest_share)
+            hottest = self._recorder.child(EXPERT_HOTTEST, self._model, layer.name)
+            hottest.set(layer.hottest_share)
         self._channel.send(ExpertsUsed(layers, self._recorder.take()))
