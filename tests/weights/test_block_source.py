@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from predictor.engine import warmup
-from predictor.engine.generation import warmup as generation_warmup
+from predictor.engine.generation import open_runner
 from predictor.errors import ConfigurationError
 from predictor.metrics import WeightMetrics
 from predictor.weights.block_source import BlockSourceResolver, OffloadConfig
@@ -118,7 +118,7 @@ def test_the_next_start_does_not_repeat_the_measurements_of_the_first(
     def fail(*_: Any, **__: Any) -> Any:
         raise AssertionError("the model is run again")
 
-    monkeypatch.setattr(generation_warmup, "check_batch_invariance", fail)
+    monkeypatch.setattr(open_runner, "check_batch_invariance", fail)
     monkeypatch.setattr(warmup, "time_forward_passes", fail)
     again = start(folder, tmp_path)
     assert again.tokens([5, 6], max_new_tokens=5) == first.tokens([5, 6], max_new_tokens=5)

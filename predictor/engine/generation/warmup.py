@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -11,28 +10,20 @@ import torch
 from transformers import PreTrainedModel
 
 from predictor.engine.generation.adapters import LoadedAdapters
-from predictor.engine.generation.batchability import (
-    check_batch_invariance,
-    check_serial,
-    count_vocabulary,
-    refuse_serial,
-)
-from predictor.engine.generation.cache_kinds import keeps_state, unbatchable_reason
+from predictor.engine.generation.batchability import count_vocabulary
 from predictor.engine.generation.draft_support import NO_DRAFTS, DraftOptions, with_drafts
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
-from predictor.engine.generation.encoder_decoder_warmup import open_encoder_decoder_runner
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_accounting import usable_tokens, usable_window_tokens
 from predictor.engine.generation.layout import SequenceChunk
+from predictor.engine.generation.open_runner import OpenedRunner, open_runner
 from predictor.engine.generation.page_pool import PagePool
 from predictor.engine.generation.runner import BatchRunner, Runner
-from predictor.engine.generation.serial_runner import SerialRunner
 from predictor.engine.model_thread import ThreadOptions
 from predictor.engine.timing import PassCost
 from predictor.engine.warmup import (
     check_finite,
-    check_once,
     choose_linear_kernels,
     first_token,
     log_breakeven_tokens,
@@ -43,13 +34,9 @@ from predictor.engine.warmup import (
 from predictor.heartbeat import Heartbeat
 from predictor.metrics import EngineMetrics
 from predictor.placement.plan import Placement
-from predictor.private.cache_layers import cache_layers
 from predictor.weights.store.warmup_cache import WarmupCache
 
 logger = logging.getLogger(__name__)
-
-_ADAPTERS_AT_ONCE = 8
-"""Adapters that are tried in one forward pass: few rows, which any plan has room for."""
 
 _TIMED_TOKENS = 32
 """Tokens of a typical forward pass: one of each running sequence, and some of prompts."""
@@ -66,15 +53,6 @@ class EngineHandle:
 
     engine: Engine
     vocabulary: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A runner, why it does not batch, and whether sequences continue one token at a time."""
-
-    runner: Runner
-    reason: str | None
-    one_by_one: bool = False
 
 
 def open_engine(
@@ -113,21 +91,18 @@ def open_engine(
     """
     limit = set_up_torch(threads)
     with first_token():
-        opened = _open_runner(model, placement, max_sequences, warmup_cache, adapters)
-        _try_adapters(opened.runner, model, sorted(adapters.names))
-        parts = (opened.runner, model, placement, warmup_cache)
+        opened = open_runner(model, placement, max_sequences, warmup_cache, adapters)
+        parts = opened.runner, model, placement, warmup_cache
         cost = _time_passes(*parts, prefill_chunk, options.get("heartbeat"))
         limits = _limits(placement, opened, max_sequences, prefill_chunk, cost.breakeven_tokens)
         limits = with_drafts(limits, drafts, *parts, cost)
-    options["observer"] = tune_threads(limit, placement, warmup_cache)
-    pages = _shared_pages(opened.runner) if prefix_cache else None
     engine = Engine(
         *(opened.runner, limits),
         eos_token_ids=eos_token_ids,
         metrics=metrics,
-        pages=pages,
+        pages=_shared_pages(opened.runner) if prefix_cache else None,
         draft_model=drafts.model,
-        **options,
+        **{**options, "observer": tune_threads(limit, placement, warmup_cache)},
     )
     return EngineHandle(engine, count_vocabulary(model))
 
@@ -168,7 +143,7 @@ def _shared_pages(runner: Runner) -> PagePool | None:
 
 def _limits(
     placement: Placement,
-    opened: _Opened,
+    opened: OpenedRunner,
     sequences: int,
     chunk: int,
     breakeven_tokens: int,
@@ -215,65 +190,3 @@ def _run_tokens(runner: Runner, tokens: list[int]) -> torch.Tensor:
     finally:
         for row in rows:
             runner.release(row.key)
-
-
-def _try_adapters(runner: Runner, model: PreTrainedModel, names: Sequence[str]) -> None:
-    """Compute two tokens with each adapter, some adapters in a forward pass."""
-    for first in range(0, len(names), _ADAPTERS_AT_ONCE):
-        some = names[first : first + _ADAPTERS_AT_ONCE]
-        rows = [SequenceChunk(-1 - row, 0, [0, 0], name) for row, name in enumerate(some)]
-        try:
-            check_finite([runner.run(rows).amax(dim=-1)], model)
-        finally:
-            for row in rows:
-                runner.release(row.key)
-
-
-def _open_runner(
-    model: PreTrainedModel,
-    placement: Placement,
-    max_sequences: int,
-    warmup_cache: WarmupCache,
-    adapters: LoadedAdapters,
-) -> _Opened:
-    """The runner that suits the model, and the reason if it does not batch.
-
-    Raises:
-        ModelUnusable: Even one at a time, sequences get other logits than at once.
-    """
-    device = torch.device(placement.execution_device)
-    if model.config.is_encoder_decoder:
-        return _Opened(*open_encoder_decoder_runner(model, device, warmup_cache))
-    reason = unbatchable_reason(model)
-    if reason is None:
-        runner = BatchRunner(
-            model,
-            device=device,
-            layers=cache_layers(model),
-            pages=placement.kv_tokens,
-            max_length=placement.max_model_len,
-            slots=placement.state_slots or max_sequences,
-            window_pages=placement.window_tokens,
-            adapters=adapters,
-            positions=max_sequences,
-        )
-
-        def check_batch(one_by_one: bool) -> str | None:
-            return check_batch_invariance(runner, model, device, one_by_one=one_by_one)
-
-        steps = (False, True) if runner.cache.keeps_state else (False,)
-        for name, gathers in (("batches", False), ("batches_gathered", True)):
-            runner.cache.gathers = gathers
-            one_by_one, reason = check_once(name, check_batch, steps, warmup_cache)
-            if reason is None:
-                return _Opened(runner, None, one_by_one)
-    serial = SerialRunner(model, device=device, adapters=adapters, positions=max_sequences)
-
-    def check(one_by_one: bool) -> str | None:
-        return check_serial(serial, model, device, one_by_one=one_by_one)
-
-    steps = (True,) if keeps_state(model) else (False, True)
-    one_by_one, fault = check_once("serves", check, steps, warmup_cache)
-    if fault is not None:
-        raise refuse_serial(model, fault)
-    return _Opened(serial, reason, one_by_one)
