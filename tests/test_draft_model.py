@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import AutoTokenizer, MambaConfig
 
 from predictor import startup
-from predictor.errors import ConfigurationError, DoesNotFit, PredictorError
+from predictor.errors import ConfigurationError, PredictorError
 from predictor.placement.plan import Placement
 from predictor.placement.report import as_json, table
 from predictor.quantity import format_bytes
@@ -21,20 +20,19 @@ from tests.conftest import Checkpoints
 from tests.serving import GIB, blocks_on_disk, bring_up, resources
 
 
-def planned(folder: Path, draft: Path | None, memory: int = GIB, **flags: Any) -> Placement:
+def planned(folder: Path, draft: Path | None, **flags: Any) -> Placement:
     settings = read_settings(
         {
             "model_dir": str(folder),
             "draft_model_dir": None if draft is None else str(draft),
             "max_model_len": 128,
             "max_concurrency": 2,
-            "memory_reserve": "0",
             **flags,
         },
         environ={},
     )
     checkpoint = startup.open_checkpoint(settings)
-    return startup.prepare(settings, checkpoint, resources(memory)).placement
+    return startup.prepare(settings, checkpoint, resources(GIB)).placement
 
 
 def refusal(folder: Path, draft: Path) -> PredictorError:
@@ -79,31 +77,6 @@ def test_a_draft_model_is_planned_with_an_explicit_device_map(
     assert beside.device_map == alone.device_map
     assert beside.tier("cpu").weights > alone.tier("cpu").weights
     assert beside.tier("disk") == alone.tier("disk")
-
-
-def test_a_draft_model_that_does_not_fit_is_refused_and_leaving_it_out_is_a_remedy(
-    checkpoints: Checkpoints, tmp_path: Path
-) -> None:
-    folder, tight = checkpoints("llama"), planned(checkpoints("llama"), None)
-    config = tight.tier("cpu").planned
-    large = make_checkpoint(tmp_path / "large", "bloom")
-    least = _least(folder, config)
-    with pytest.raises(DoesNotFit, match="no draft_model_dir") as raised:
-        planned(folder, large, least)
-    assert raised.value.tier == "cpu"
-
-
-def _least(folder: Path, high: int) -> int:
-    """The least memory with which the model itself fits, all of its blocks streamed."""
-    low, high = 0, 2 * high
-    while high - low > 4096:
-        middle = (low + high) // 2
-        try:
-            planned(folder, None, middle)
-            high = middle
-        except DoesNotFit:
-            low = middle
-    return high
 
 
 def test_another_tokenizer_is_refused_before_anything_is_loaded(
@@ -151,4 +124,3 @@ def test_a_server_loads_a_draft_model_and_its_replies_are_the_same(
         engine.stop()
         assert engine.join(30)
     assert replies[0] == replies[1]
-    assert torch.get_num_threads() > 0
