@@ -91,20 +91,38 @@ def open_engine(
     """
     limit = set_up_torch(threads)
     with first_token():
-        opened = open_runner(model, placement, max_sequences, warmup_cache, adapters)
-        parts = opened.runner, model, placement, warmup_cache
-        cost = _time_passes(*parts, prefill_chunk, options.get("heartbeat"))
-        limits = _limits(placement, opened, max_sequences, prefill_chunk, cost.breakeven_tokens)
-        limits = with_drafts(limits, drafts, *parts, cost)
+        opened, limits = _warm_up(
+            *(model, placement, warmup_cache, adapters, max_sequences, prefill_chunk, drafts),
+            options.get("heartbeat"),
+        )
+    options["observer"] = tune_threads(limit, placement, warmup_cache)
     engine = Engine(
         *(opened.runner, limits),
         eos_token_ids=eos_token_ids,
         metrics=metrics,
         pages=_shared_pages(opened.runner) if prefix_cache else None,
         draft_model=drafts.model,
-        **{**options, "observer": tune_threads(limit, placement, warmup_cache)},
+        **options,
     )
     return EngineHandle(engine, count_vocabulary(model))
+
+
+def _warm_up(
+    model: PreTrainedModel,
+    placement: Placement,
+    warmup_cache: WarmupCache,
+    adapters: LoadedAdapters,
+    max_sequences: int,
+    prefill_chunk: int,
+    drafts: DraftOptions,
+    heartbeat: Heartbeat | None,
+) -> tuple[OpenedRunner, SchedulerLimits]:
+    """Choose, test and time what runs the model; return it with the limits of its passes."""
+    opened = open_runner(model, placement, max_sequences, warmup_cache, adapters)
+    parts = opened.runner, model, placement, warmup_cache
+    cost = _time_passes(*parts, prefill_chunk, heartbeat)
+    limits = _limits(placement, opened, max_sequences, prefill_chunk, cost.breakeven_tokens)
+    return opened, with_drafts(limits, drafts, *parts, cost)
 
 
 def _time_passes(
