@@ -82,20 +82,20 @@ def test_drafts_are_those_that_the_draft_model_generates_after_any_acceptance() 
     model = tiny("llama")
     runner = batch_runner(model)
     drafts = draft_model(runner, chunk=16)
-    known = list(PROMPT)
+    known_tokens = list(PROMPT)
     for right in (0, 3, 7, 1, 5):
-        while not (draft := compute(drafts, known, 7)):
+        while not (draft := compute(drafts, known_tokens, 7)):
             pass  # it catches up with the prompt, a chunk at a time
-        expected = generate(model, known, 8)
+        expected = generate(model, known_tokens, 8)
         assert draft == expected[:7]
-        known += expected[:right] + [(expected[right] + 1) % VOCABULARY]
+        known_tokens += expected[:right] + [(expected[right] + 1) % VOCABULARY]
     drafts.end(0)
     assert runner.cache.free_pages == KV_TOKENS
 
 
-def compute(drafts: DraftModel, known: list[int], count: int) -> list[int]:
-    drafts.propose(0, known, count)
-    return drafts.compute([WantedDraft(0, known, count)])[0]
+def compute(drafts: DraftModel, known_tokens: list[int], count: int) -> list[int]:
+    drafts.propose(0, known_tokens, count)
+    return drafts.compute([WantedDraft(0, known_tokens, count)])[0]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "falcon-alibi"])

@@ -47,11 +47,11 @@ class WantedDraft:
 
 @dataclass(slots=True)
 class _Row:
-    """What is kept of a sequence: `cached` tokens, the first `known` of which are no drafts."""
+    """What is kept of a sequence: tokens, the first `known_tokens` of which are no drafts."""
 
     rate: AcceptanceRate = field(default_factory=lambda: AcceptanceRate(_FIRST_RATE))
     cached: int = 0
-    known: int = 0
+    known_tokens: int = 0
     draft: list[int] = field(default_factory=list)
 
 
@@ -82,7 +82,7 @@ class DraftModel:
             tokens: Its known tokens. They begin with those of earlier calls.
             most: Most tokens of the draft.
         """
-        row = self._rows.setdefault(key, _Row(known=len(tokens)))
+        row = self._rows.setdefault(key, _Row(known_tokens=len(tokens)))
         self._learn(key, row, tokens)
         count = min(most, self._tokens, self._max_length - len(tokens))
         return Proposal(count, row.rate.value, is_model=True) if count > 0 else NOTHING
@@ -132,18 +132,18 @@ class DraftModel:
 
     def _learn(self, key: int, row: _Row, tokens: Sequence[int]) -> None:
         """Compare the last draft with the tokens that came, and drop what was wrong."""
-        added = tokens[row.known :]
+        added = tokens[row.known_tokens :]
         if not row.draft:
             row.rate.forget(_FIRST_RATE, len(added))
         elif added:
             row.rate.learn(row.draft, added)
             right = _count_equal(row.draft, added)
-            if row.cached > row.known + right:
-                row.cached = row.known + right
+            if row.cached > row.known_tokens + right:
+                row.cached = row.known_tokens + right
                 self._runner.truncate(key, row.cached)
         if added:
             row.draft = []
-        row.known = len(tokens)
+        row.known_tokens = len(tokens)
 
     def _with_room(self, wanted: Sequence[WantedDraft]) -> list[WantedDraft]:
         """Return those for which there are pages."""
