@@ -30,7 +30,11 @@ from predictor.linear.formats import int4, int8
 from predictor.linear.formats.format import ROWS, WeightFormat
 from predictor.linear.formats.int4 import Int4, panel_here
 from predictor.linear.formats.int8 import Int8
-from predictor.linear.integer_product import allocate_integer_product, integer_product
+from predictor.linear.integer_product import (
+    allocate_integer_product,
+    integer_product,
+    is_exact,
+)
 from predictor.linear.weight import PLAIN, LinearWeight
 
 Compute = Callable[[torch.Tensor, LinearWeight, torch.Tensor | None], torch.Tensor]
@@ -92,9 +96,9 @@ def kernels_for(kind: LayerKind) -> tuple[Kernel, ...]:
 
 def _integer_kernels(kind: LayerKind) -> tuple[Kernel, ...]:
     """Return the kernels that compute in integers, for which there are instructions."""
-    has_instructions = torch.backends.cpu.get_cpu_capability() == "AVX512"
     is_possible = kind.dtype.itemsize == 2 and has_output_scales(kind.format)
-    return (INTEGERS,) if has_instructions and is_possible else ()
+    has_vectors = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return (INTEGERS,) if is_possible and has_vectors and is_exact() else ()
 
 
 def _packed_kernels(kind: LayerKind) -> tuple[Kernel, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -206,6 +209,26 @@ def test_kernels_that_cannot_compute_a_kind_are_not_offered() -> None:
     assert INTEGERS not in kernels_for(LayerKind(Int8(), torch.float32, "cpu", 64, 64))
     assert INTEGERS not in kernels_for(LayerKind(Integers(32), torch.bfloat16, "cpu", 64, 64))
     assert kernels_for(LayerKind(Int8(), torch.bfloat16, "cuda", 64, 64)) == (UNPACKED,)
+
+
+ISA = "ONEDNN_MAX_CPU_ISA"
+"""The variable that makes a processor appear as one with fewer instructions to products of bytes."""
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="needs AVX-512")
+def test_a_processor_whose_products_of_bytes_overflow_does_not_compute_in_integers() -> None:
+    code = (
+        "import torch; from predictor.linear.integer_product import is_exact\n"
+        "from predictor.linear.formats.int8 import Int8\n"
+        "from predictor.linear.kernels import INTEGERS, LayerKind, kernels_for\n"
+        "kind = LayerKind(Int8(), torch.bfloat16, 'cpu', 64, 64)\n"
+        "print(is_exact(), INTEGERS in kernels_for(kind))"
+    )
+    environ = {**os.environ, ISA: "AVX512_CORE"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environ, check=True, capture_output=True, text=True
+    )
+    assert result.stdout.split() == ["False", "False"]
 
 
 def _peak(compute: Compute, x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor) -> int:
