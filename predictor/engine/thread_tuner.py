@@ -25,6 +25,10 @@ from enum import Enum, auto
 NEGLIGIBLE = 1 / 3
 """Most slowdown by one thread less, as a fraction of its cost if every thread counted."""
 
+SERVER_SECONDS = 0.004
+"""Most processor time that the server's own work takes beside a forward pass: about what it takes
+to tokenise, detokenise and send for 16 users. One thread less need not save more than this."""
+
 _HYSTERESIS = 1.07
 """Least win of a candidate. Less is noise, and every change compiles kernels."""
 
@@ -63,16 +67,17 @@ _MOST_SHAPES = 256
 """Shapes whose norm is learned at one time: a bound of memory that no model reaches."""
 
 
-def leave_one_factor(limit: int) -> float:
+def leave_one_factor(limit: int, seconds: float) -> float:
     """Return how much slower a forward pass may be if one processor of `limit` is left free.
 
-    Threads that compute wait for each other. If the server's own work takes a processor from one of
-    them, all stand still. So one processor is left to the server if that slows the model little.
+    Threads that compute wait for each other. If the server's work takes a processor from one, all
+    stand still. So one is left to the server if that slows the model little, and no more than this.
 
     Args:
         limit: Most threads, at least 2.
+        seconds: Seconds that a forward pass takes, more than 0.
     """
-    return 1 + NEGLIGIBLE / (limit - 1)
+    return 1 + min(NEGLIGIBLE / (limit - 1), SERVER_SECONDS / seconds)
 
 
 @dataclass(slots=True)
@@ -242,7 +247,7 @@ class ThreadTuner:
 
     def _weight(self, threads: int) -> float:
         """The number that leaves no processor to the server has to be that much faster."""
-        return leave_one_factor(self._limit) if threads == self._limit else 1.0
+        return leave_one_factor(self._limit, self._norm) if threads == self._limit else 1.0
 
     def _choose(self, threads: int) -> None:
         before, self.chosen = self.chosen, threads

@@ -76,8 +76,8 @@ def time_forward_passes(run: ForwardPass, tokens: int, *, weights: int = 0) -> T
         return times
     torch.set_num_threads(threads - 1)
     fewer = _times(run, tokens)
-    at_most = leave_one_factor(threads)
-    if fewer.one <= at_most * times.one and fewer.many <= at_most * times.many:
+    pairs = ((fewer.one, times.one), (fewer.many, times.many))
+    if all(slower <= leave_one_factor(threads, usual) * usual for slower, usual in pairs):
         return fewer
     torch.set_num_threads(threads)
     return times

@@ -40,7 +40,7 @@ class Trial:
         self,
         candidates: tuple[Kernel, ...],
         on_complete: Callable[[Kernel], None],
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.thread_time,
     ) -> None:
         """Begin without a time.
 

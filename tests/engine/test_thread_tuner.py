@@ -107,15 +107,32 @@ def test_a_disturbance_that_begins_late_is_noticed_in_a_minute() -> None:
 
 def test_a_processor_is_left_to_the_server_if_that_costs_little() -> None:
     load = Load(4, 4)
-    little = leave_one_factor(4) / 1.08
+    little = leave_one_factor(4, 0.02) / 1.08
     load.run(lambda threads: 0.02 * (1.0, little, 3.0)[4 - max(2, threads)], 30)
     assert load.tuner.chosen == 3
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [(0.002, 1), (0.15, 2)])
+def test_no_processor_is_left_that_saves_more_than_the_server_takes(
+    seconds: float, chosen: int
+) -> None:
+    load = Load(2, 1)
+    load.run(lambda threads: seconds if threads == 2 else 1.25 * seconds, 60)
+    assert load.tuner.chosen == chosen
+
+
+@pytest.mark.parametrize("seconds", [0.006, 0.012, 0.02, 0.05])
+@pytest.mark.parametrize("gain", [1.05, 1.15, 1.25, 1.35, 1.45])
+def test_no_number_of_two_alternates(seconds: float, gain: float) -> None:
+    load = Load(2, 2)
+    load.run(lambda threads: seconds if threads == 2 else gain * seconds, 300)
+    assert len(load.changes) <= 1
 
 
 @pytest.mark.parametrize("start", [3, 4])
 def test_numbers_that_are_equally_good_do_not_alternate(start: int) -> None:
     load = Load(4, start)
-    load.run(lambda threads: 0.02 if threads == 4 else 0.02 * leave_one_factor(4), 300)
+    load.run(lambda threads: 0.02 if threads == 4 else 0.02 * leave_one_factor(4, 0.02), 300)
     assert load.changes == []
 
 

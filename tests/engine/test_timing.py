@@ -50,6 +50,15 @@ def test_a_model_that_needs_every_thread_keeps_it(slower: int) -> None:
     assert torch.get_num_threads() == 4
 
 
+@pytest.mark.parametrize(("seconds", "threads"), [(0.004, 1), (0.05, 2)])
+def test_a_long_pass_needs_the_last_thread_more_than_the_server(
+    seconds: float, threads: int
+) -> None:
+    torch.set_num_threads(2)
+    timed(lambda _, number: seconds if number == 2 else 1.2 * seconds)
+    assert torch.get_num_threads() == threads
+
+
 def test_one_thread_is_never_taken() -> None:
     torch.set_num_threads(1)
     timed(lambda tokens, _: 0.001)

@@ -212,7 +212,7 @@ def test_kernels_that_cannot_compute_a_kind_are_not_offered() -> None:
 
 
 ISA = "ONEDNN_MAX_CPU_ISA"
-"""The variable that makes a processor appear as one with fewer instructions to products of bytes."""
+"""The variable that bounds the instructions of products of bytes."""
 
 
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="needs AVX-512")
