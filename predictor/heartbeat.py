@@ -107,6 +107,20 @@ class Activity:
         """Note that nothing is under way; an unfinished piece does not count."""
         self._piece = None
 
+    def pause(self) -> tuple[float, str] | None:
+        """Stop watching the running piece, which waits for other work that is watched itself.
+
+        Returns:
+            The piece, for `resume`; None without one.
+        """
+        piece, self._piece = self._piece, None
+        return None if piece is None else (piece.units, piece.name)
+
+    def resume(self, piece: tuple[float, str] | None) -> None:
+        """Watch a piece as if it began now."""
+        if piece is not None:
+            self.begin(*piece)
+
     @property
     def progress(self) -> str:
         """A sentence about the running piece; empty without one."""

@@ -41,6 +41,7 @@ from predictor.tasks.request import TaskRequest
 from predictor.tasks.task import PreparedRequest, Task, TaskSpec
 from predictor.tasks.text_length import lengths_of
 from predictor.tasks.text_tokens import TextTokens
+from predictor.weights.progress import FILLING
 
 
 class PredictorModel(ModelShell):
@@ -155,8 +156,9 @@ class PredictorModel(ModelShell):
         return self._is_open()
 
     def progress(self) -> dict[str, object]:
-        """Return the progress of loading; empty once it is done."""
-        return {} if self.ready else self._progress
+        """Return the progress of loading; empty once all weights that stay are in memory."""
+        numbers = (self.client.progress if self.client else {}) or self._progress
+        return {} if self.ready and numbers["phase"] != FILLING else numbers
 
     def expert_heat(self) -> Sequence[LayerHeat]:
         """Return the heat of each layer's experts, as it was some two seconds ago."""
@@ -174,8 +176,10 @@ class PredictorModel(ModelShell):
         )
 
     def metadata(self) -> dict[str, Any]:
-        """Return the platform and, once they are known, the task and the placement as JSON."""
-        return {"platform": "accelerate-predictor", "properties": self._properties}
+        """Return the platform and, once known, the task, the placement and progress as JSON."""
+        progress = self.progress()
+        loading = {"progress": json.dumps(progress)} if progress else {}
+        return {"platform": "accelerate-predictor", "properties": self._properties | loading}
 
     def text_tokens(self) -> TextTokens:
         """Return what makes tokens of texts, and texts of tokens.

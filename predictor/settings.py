@@ -137,6 +137,9 @@ class Settings(ProtocolSettings, LimitSettings, ChatSettings, GenerationSettings
     """Whether every block of the store is compared with its checksum at the start, which takes as
     long as reading it. After a process that used it was killed, this is always done."""
 
+    fill_before_ready: bool = False
+    """Whether the model is ready only once all weights that stay in main memory are there."""
+
     low_cpu_mem_usage: bool | None = None
     """Accepted from the predecessor; models are always built without their weights first."""
 

@@ -178,7 +178,7 @@ def bring_up(
         loaded.release()
         raise
     # Before the first forward pass, which loads kernels on a GPU: they take main memory too.
-    held = read_own_anonymous() - before
+    held = read_own_anonymous() - before + loaded.filling.bytes_left
     audit.compare(prepared.placement, held=held, buffers=loaded.buffer_bytes)
     audit.compare_gpus(
         prepared.placement,
@@ -260,8 +260,12 @@ def _open(
     draft_model: DraftModel | None,
 ) -> tuple[Engine | EncoderEngine, ModelFacts]:
     timeouts = Timeouts(settings.stall_timeout, settings.hang_timeout)
+    heartbeat = Heartbeat(timeouts, loaded.read_activity)
+    loaded.filling.passes = heartbeat.passes
+    if settings.fill_before_ready:
+        loaded.filling.finish()
     common: dict[str, Any] = {
-        "heartbeat": Heartbeat(timeouts, loaded.read_activity),
+        "heartbeat": heartbeat,
         "threads": prepared.threads,
         "metrics": EngineMetrics(settings.model_name, metrics, child=hooks.child),
         "warmup_cache": loaded.warmup_cache,

@@ -178,6 +178,7 @@ def measure_pass(
         _limit_threads(threads)
         seconds = microseconds / 1e6
     else:
+        warmup_cache.before_timing()
         times = time_forward_passes(run, timed, weights=weights)
         tokens, seconds = times.breakeven_tokens(chunk), times.one
         costs = {_TOKENS: tokens, _SECONDS: round(seconds * 1e6)}

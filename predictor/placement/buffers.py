@@ -38,6 +38,10 @@ WIDEST_STORED = 4
 BOUNCE_BUFFERS = 2
 """Bounce buffers: one is filled while the other is copied from."""
 
+RESIDENT_READERS = 4
+"""Reads at one time of what stays in memory. A disk or a network volume that serves several at a
+time is as fast as it can be with these; a virtual machine's disk with one or two."""
+
 PAGE_SLACK = 64 * 1024
 """Bytes of a block's buffer beyond the block: reads begin and end at whole pages, and so do
 tensors."""

@@ -67,7 +67,10 @@ class ServedModel(Protocol):
         ...
 
     def progress(self) -> dict[str, object]:
-        """Return the progress of loading as JSON values; empty if there is none."""
+        """Return the progress of loading as JSON values; empty if there is none.
+
+        A model may be ready while weights that stay in memory still arrive.
+        """
         ...
 
     def metadata(self) -> dict[str, Any]:

@@ -44,8 +44,13 @@ class AlignedBuffer:
         tensor: The same memory as a tensor of uint8.
     """
 
-    def __init__(self, size: int) -> None:
-        """Allocate the memory, in huge pages where whole ones fit, and touch all of it."""
+    def __init__(self, size: int, *, touch: bool = True) -> None:
+        """Allocate the memory, in huge pages where whole ones fit.
+
+        Args:
+            size: Its bytes.
+            touch: Whether to touch all of it now. Otherwise it is in use as far as it is written.
+        """
         size = max(pages(size), PAGE)
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._map = mmap.mmap(-1, size + _HUGE_PAGE, flags=private)
@@ -56,7 +61,8 @@ class AlignedBuffer:
         if size >= _HUGE_PAGE:
             with contextlib.suppress(OSError):  # a kernel without huge pages
                 self._map.madvise(mmap.MADV_HUGEPAGE, start, size // _HUGE_PAGE * _HUGE_PAGE)
-        self.tensor.zero_()
+        if touch:
+            self.tensor.zero_()
 
 
 class BlockReader:

@@ -6,19 +6,50 @@ read them packed.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from predictor.placement.plan import Placement
 from predictor.private.torch import own_buffers, parameter_slot
 from predictor.weights.direct_io import AlignedBuffer, open_block_reader
 from predictor.weights.experts.extents import Extents
 from predictor.weights.extents import BlockExtent, parameters_in
+from predictor.weights.offloaded_parts import count_bytes, kept_blocks
 from predictor.weights.progress import Progress
+from predictor.weights.store.folder import StoreFolder
+
+
+def blocks_for_store(
+    placement: Placement,
+    skeleton: PreTrainedModel,
+    blocks: Sequence[str],
+    folder: StoreFolder,
+    *,
+    streamed: Sequence[str],
+    free: int,
+) -> tuple[str, ...]:
+    """Return the blocks that stay in memory and are kept in the store, too.
+
+    Those are that are quantised while they are loaded, if there is a store that can have them all,
+    or a disk with room for one and for the converted weights that it is made of.
+
+    Args:
+        placement: The device of each block.
+        skeleton: The model on the meta device.
+        blocks: The names of its blocks.
+        folder: The folder of the store.
+        streamed: The modules that are streamed from disk.
+        free: Bytes that may be written on a disk; 0 without one.
+    """
+    kept = kept_blocks(placement, skeleton, blocks)
+    stored = folder.file.stat().st_size if folder.file.exists() else 0
+    is_stored = stored >= count_bytes(skeleton, [*streamed, *kept])
+    return kept if is_stored or 2 * count_bytes(skeleton, [""]) <= free else ()
 
 
 def read_kept_blocks(

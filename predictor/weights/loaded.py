@@ -12,6 +12,7 @@ from predictor.mixture.heat import ExpertHeat
 from predictor.weights.block_source import BlockSourceResolver
 from predictor.weights.experts.cache import ExpertCache
 from predictor.weights.experts.device_cache import DeviceExpertCache
+from predictor.weights.filling import Filling
 from predictor.weights.store.warmup_cache import WarmupCache
 from predictor.weights.streaming.hooks import Streaming
 from predictor.weights.streaming.parts import StreamedModel
@@ -28,6 +29,7 @@ class Loaded:
         experts: The experts that are read one by one; None if none are.
         resolver: The source of the streamed blocks.
         warmup_cache: Measurements of earlier starts, kept on the offload volume.
+        filling: The blocks that stay in main memory and may still arrive.
     """
 
     model: PreTrainedModel
@@ -35,6 +37,7 @@ class Loaded:
     experts: ExpertCache | DeviceExpertCache | None
     resolver: BlockSourceResolver
     warmup_cache: WarmupCache
+    filling: Filling
 
     @property
     def streaming(self) -> Streaming | None:
@@ -53,7 +56,8 @@ class Loaded:
         """The reads from disk under way; None if nothing is read while serving."""
         parts = [streaming.loader.read_activity for streaming in self.streamed.all]
         experts = None if self.experts is None else self.experts.reader.activity
-        activities = [activity for activity in (*parts, experts) if activity is not None]
+        read = (*parts, experts, self.filling.read_activity)
+        activities = [activity for activity in read if activity is not None]
         return ReadActivities(activities) if activities else None
 
     @property
@@ -72,5 +76,6 @@ class Loaded:
         self.resolver.serve()
 
     def release(self) -> None:
-        """End the use of the offload volume, as in a clean stop."""
+        """End filling, and the use of the offload volume, as in a clean stop."""
+        self.filling.close()
         self.resolver.release()

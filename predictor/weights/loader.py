@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -15,7 +15,6 @@ import torch
 from transformers import PreTrainedModel
 
 from predictor.checkpoint.checkpoint import Checkpoint
-from predictor.errors import LoadFailed, reason_of
 from predictor.linear.install import install
 from predictor.linear.layers import PackedLayers
 from predictor.metrics import WeightMetrics
@@ -38,14 +37,15 @@ from predictor.weights.experts.cache import ExpertCache
 from predictor.weights.experts.device_cache import DeviceExpertCache
 from predictor.weights.experts.extents import Extents
 from predictor.weights.extents import BlockExtent, parameters_of_blocks
+from predictor.weights.filled_blocks import FilledBlocks, find_filled_blocks
+from predictor.weights.filling import Filling
 from predictor.weights.from_pretrained import DeferredDispatch, from_pretrained
-from predictor.weights.kept_blocks import read_kept_blocks
+from predictor.weights.kept_blocks import blocks_for_store, read_kept_blocks
+from predictor.weights.load_errors import translated_errors
 from predictor.weights.loaded import Loaded
 from predictor.weights.offloaded_parts import (
     StreamedParts,
-    count_bytes,
     device_map,
-    kept_blocks,
     streamed_parts,
 )
 from predictor.weights.progress import Progress
@@ -92,13 +92,15 @@ def load(
     """
     blocks, weights = find_blocks(skeleton), ServedWeights.of(checkpoint, offload.folder)
     experts = OffloadedExperts(placement, skeleton, checkpoint)
-    parts = streamed_parts(placement, skeleton, blocks, without=placement.fixed | experts.names)
-    loading = _Loading(
-        *(checkpoint, placement, offload, skeleton, packed, blocks, trust_remote_code),
-        *(progress, metrics, weights, experts, pinned_fraction, parts),
-    )
-    resolver = loading.resolver()
-    with contextlib.ExitStack() as undone, _translated_errors():
+    own = placement.fixed | experts.names
+    parts = streamed_parts(placement, skeleton, blocks, without=own)
+    with contextlib.ExitStack() as undone, translated_errors():
+        filled = find_filled_blocks(checkpoint, placement, skeleton, blocks, packed, without=own)
+        loading = _Loading(
+            *(checkpoint, placement, offload, skeleton, packed, blocks, trust_remote_code),
+            *(progress, metrics, weights, experts, pinned_fraction, parts, filled),
+        )
+        resolver = loading.resolver()
         undone.callback(resolver.release)
         with resolver.opened():
             model, dispatch, whole = loading.place(resolver)
@@ -108,19 +110,10 @@ def load(
         streaming = loading.stream(model, dispatch, extents.blocks, host_blocks)
         cache = loading.open_experts(model, extents, host_blocks)
         logger.info("Loaded: %s were read to stay in memory", format_bytes(copied + was_read))
+        filling = Filling(model, filled.extents(model), metrics, progress)
         undone.pop_all()
-    return Loaded(model, streaming, cache, resolver, loading.warmup_cache(resolver, whole))
-
-
-@contextlib.contextmanager
-def _translated_errors() -> Iterator[None]:
-    """Raise errors of volumes and GPUs as `LoadFailed`."""
-    try:
-        yield
-    except OSError as error:
-        raise LoadFailed(f"The weights cannot be read: {reason_of(error)}") from error
-    except torch.OutOfMemoryError as error:
-        raise LoadFailed(f"A GPU has less memory than was planned: {reason_of(error)}") from error
+    warmup_cache = loading.warmup_cache(resolver, whole, filling)
+    return Loaded(model, streaming, cache, resolver, warmup_cache, filling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +133,7 @@ class _Loading:
     experts: OffloadedExperts
     pinned_fraction: float
     parts: StreamedParts
+    filled: FilledBlocks
 
     @property
     def page_locked_bytes(self) -> int:
@@ -148,24 +142,21 @@ class _Loading:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """The blocks that stay in memory and are kept in the store, too.
-
-        Those are that are quantised while they are loaded, if there is a store that can have them
-        all, or a disk with room for one and for the converted weights that it is made of.
-        """
+        """The blocks that stay in memory and are kept in the store, too."""
         folder = self._store_folder() if self.packed.quantised_to else None
         if folder is None:
             return ()
-        kept = kept_blocks(self.placement, self.skeleton, self.blocks)
-        stored = folder.file.stat().st_size if folder.file.exists() else 0
-        is_stored = stored >= count_bytes(self.skeleton, [*self.parts.on_disk, *kept])
-        needed = 2 * count_bytes(self.skeleton, [""])
-        return kept if is_stored or (self.offload.is_disk and needed <= self.offload.free) else ()
+        return blocks_for_store(
+            *(self.placement, self.skeleton, self.blocks, folder),
+            streamed=self.parts.on_disk,
+            free=self.offload.free if self.offload.is_disk else 0,
+        )
 
     def resolver(self) -> BlockSourceResolver:
         """Return the resolver of the source of blocks that we read, and of the experts."""
         experts, names = self.experts, [*self.parts.on_disk, *self.kept]
-        folder = self._store_folder() if names or experts.modules else None
+        is_needed = names or experts.modules or self.filled.names
+        folder = self._store_folder() if is_needed else None
         parameters = parameters_of_blocks(self.skeleton, names, without=self._not_streamed)
         return BlockSourceResolver(
             *(self._offload(), folder, parameters, self.progress, self.metrics),
@@ -183,6 +174,7 @@ class _Loading:
         devices = device_map(
             *(self.placement, self.skeleton, self.parts, self.kept), in_store=in_store
         )
+        devices |= self.filled.device_map(self.skeleton)
         devices |= self.experts.device_map(in_store=in_store)
         sizes = {name: tensor.nbytes for name, tensor in self.skeleton.named_parameters()}
         self.progress.begin("placing weights", sizes, self.blocks)
@@ -254,11 +246,15 @@ class _Loading:
         left = max(0, self.page_locked_bytes - taken)
         return self.experts.open(model, extents.experts, self.metrics, page_locked_bytes=left)
 
-    def warmup_cache(self, resolver: BlockSourceResolver, extents: Extents) -> WarmupCache:
+    def warmup_cache(
+        self, resolver: BlockSourceResolver, extents: Extents, filling: Filling
+    ) -> WarmupCache:
         """Return the warm-up cache, which keeps nothing if nothing is read while serving."""
+        is_read = extents.source or self.filled.names
         return WarmupCache(
-            resolver.warmup_cache_file if extents.source else None,
+            resolver.warmup_cache_file if is_read else None,
             self.weights,
+            before_timing=filling.finish,
             streamed=extents.size,
             source=[extents.source] if extents.source else [],
             device=self.placement.execution_device,

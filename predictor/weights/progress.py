@@ -19,6 +19,9 @@ from predictor.quantity import format_bytes
 
 logger = logging.getLogger(__name__)
 
+FILLING = "filling memory"
+"""The phase in which blocks that stay arrive. The model may serve already."""
+
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BETWEEN_REPORTS = 0.2
 

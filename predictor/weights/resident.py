@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from predictor.weights.extents import identify_file
+from predictor.weights.parallel_reader import ParallelReader, Reads
 from predictor.weights.progress import Progress
-from predictor.weights.streaming.bounce_buffer import BounceBuffer
 from predictor.weights.streaming.device_loader import CopyParameter, HostBlock, move_to_buffer
 
 
@@ -49,16 +49,19 @@ def make_resident(
     file_backed = {name: tensor for name, tensor in _in_main_memory(model) if mapped.hold(tensor)}
     sizes = {name: tensor.nbytes for name, tensor in file_backed.items()}
     progress.begin("reading weights", sizes, blocks)
-    with contextlib.closing(BounceBuffer(torch.Tensor.copy_)) as files:
+    with contextlib.closing(ParallelReader()) as files:
+        copies: list[tuple[str, Reads]] = []
 
         def copy(name: str, tensor: torch.Tensor, into: torch.Tensor) -> None:
-            _begin_copy(tensor, into, mapped, files)
-            progress.done(name)
+            copies.append((name, _begin_copy(tensor, into, mapped, files)))
 
         moved = {x: move_to_buffer(model, x, copy, without=without) for x in host_blocks}
         in_host_blocks = {tensor.name for block in moved.values() for tensor in block.tensors}
         copied = _copy_all({n: t for n, t in file_backed.items() if n not in in_host_blocks}, copy)
-        files.finish()
+        for name, reads in copies:
+            for read in reads:
+                read.result()
+            progress.done(name)
     progress.end()
     return copied + sum(size for name, size in sizes.items() if name in in_host_blocks), moved
 
@@ -76,18 +79,18 @@ def _copy_all(tensors: Mapping[str, torch.Tensor], copy: CopyParameter) -> int:
 
 
 def _begin_copy(
-    tensor: torch.Tensor, into: torch.Tensor, mapped: FileMappings, files: BounceBuffer
-) -> None:
-    """Begin to copy a tensor into another of its shape; `files.finish` waits for the end.
+    tensor: torch.Tensor, into: torch.Tensor, mapped: FileMappings, files: ParallelReader
+) -> Reads:
+    """Begin to copy a tensor into another of its shape, and return the reads to wait for.
 
     A mapped tensor is read from its file, past the page cache, which a memory limit slows down.
     """
     if not (mapped.hold(tensor) and tensor.is_contiguous()):
         into.copy_(tensor.detach())
-        return
+        return []
     file, offset = mapped.locate(tensor)
     flat = into.view(-1) if into.dim() else into.view(1)
-    files.begin(file, offset, identify_file(file.stat()), flat.view(torch.uint8))
+    return files.read_bytes(file, offset, identify_file(file.stat()), flat.view(torch.uint8))
 
 
 def _in_main_memory(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

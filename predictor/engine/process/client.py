@@ -18,7 +18,6 @@ from predictor.engine.generation.grammar import Vocabulary
 from predictor.engine.generation.prompt_tokens import PromptTokens
 from predictor.engine.generation.sampling_params import (
     CachedPrompt,
-    FinishReason,
     Queued,
     SamplingParams,
     SequenceCallback,
@@ -34,9 +33,11 @@ from predictor.engine.process.messages import (
     ExpertsUsed,
     Generate,
     LoadAdapter,
+    Loading,
     Results,
     UnloadAdapter,
     UseVocabulary,
+    is_last,
 )
 from predictor.engine.process.timed_callback import TimedCallback
 from predictor.errors import EngineBroken, PredictorError
@@ -55,6 +56,7 @@ class EngineClient(Generic[Callback]):
 
     Attributes:
         expert_heat: The heat of each layer's experts, as last reported.
+        progress: The progress of weights that arrive while requests are answered; empty at first.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class EngineClient(Generic[Callback]):
             ended: Returns the error of a process that has ended.
         """
         self.expert_heat: tuple[LayerHeat, ...] = ()
+        self.progress: dict[str, object] = {}
         self._channel = channel
         self._on_broken = on_broken
         self._ended = ended
@@ -145,6 +148,8 @@ class EngineClient(Generic[Callback]):
             elif isinstance(message, ExpertsUsed):
                 apply_updates(message.updates)
                 self.expert_heat = message.layers
+            elif isinstance(message, Loading):
+                self.progress = message.progress
             elif isinstance(message, AdapterLoaded):
                 self._take_adapter(message)
             elif isinstance(message, Broken):
@@ -175,7 +180,7 @@ class EngineClient(Generic[Callback]):
             logger.exception("A callback failed")
             is_over = True
             self._end(callback, request_failed())
-        if is_over and self._callbacks.pop(key, None) is not None and not _is_end(item):
+        if is_over and self._callbacks.pop(key, None) is not None and not is_last(item):
             self._channel.send(Cancel(key))
 
     def _call(self, callback: Callback, item: Any) -> bool:
@@ -292,8 +297,3 @@ class EncoderClient(EngineClient[EncoderCallback]):
     def _call(self, callback: EncoderCallback, item: Any) -> bool:
         callback(item)
         return True
-
-
-def _is_end(item: FinishReason | Any) -> bool:
-    """Return whether the engine has forgotten a sequence after this result."""
-    return not isinstance(item, (int, Token, Queued, CachedPrompt, PromptTokens, SequenceTimes))

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from predictor.engine.generation.grammar import Vocabulary
-from predictor.engine.generation.sampling_params import SamplingParams
+from predictor.engine.generation.prompt_tokens import PromptTokens
+from predictor.engine.generation.sampling_params import (
+    CachedPrompt,
+    FinishReason,
+    Queued,
+    SamplingParams,
+    Token,
+)
 from predictor.errors import EngineBroken, PredictorError
 from predictor.metric_updates import Update
 from predictor.mixture.heat import LayerHeat
 from predictor.placement.plan import Placement
+from predictor.sequence_times import SequenceTimes
 
 # To the engine process
 
@@ -115,7 +123,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """The progress of loading.
+    """The progress of loading, or of weights that arrive after `Ready`.
 
     Attributes:
         progress: JSON values by name.
@@ -205,3 +213,8 @@ class Broken:
     """The model has failed for good."""
 
     error: EngineBroken
+
+
+def is_last(item: FinishReason | Any) -> bool:
+    """Return whether the engine has forgotten a sequence after this result."""
+    return not isinstance(item, (int, Token, Queued, CachedPrompt, PromptTokens, SequenceTimes))

@@ -58,12 +58,15 @@ class StatusEndpoints:
         return JSONAnswer({"live": True})
 
     async def ready(self, _request: Request) -> JSONAnswer:
-        """``GET /v2/health/ready``: 200 if every model can answer, else 503 and the progress."""
-        if await all_ready(self.models):
-            return JSONAnswer({"ready": True})
-        each = [model.progress() for model in await unready(self.models)]
-        progress = next(filter(None, each), None)
-        return JSONAnswer({"ready": False} | ({"progress": progress} if progress else {}), 503)
+        """``GET /v2/health/ready``: 200 if every model can answer, else 503.
+
+        The progress of loading is with it, which goes on for a while after the model is ready.
+        """
+        is_ready = await all_ready(self.models)
+        models = self.models.get_models().values() if is_ready else await unready(self.models)
+        progress = next(filter(None, (model.progress() for model in models)), None)
+        about = {"ready": is_ready} | ({"progress": progress} if progress else {})
+        return JSONAnswer(about, 200 if is_ready else 503)
 
     async def server(self, _request: Request) -> JSONAnswer:
         """``GET /v2``: metadata of the server."""
@@ -90,11 +93,11 @@ class StatusEndpoints:
     async def _readiness(self, request: Request, more: Mapping[str, object]) -> JSONAnswer:
         model = resolve_model(self.models, request)
         is_ready = await model.healthy()
-        about = {"name": request.path_params["model"], "ready": is_ready}
-        if is_ready:
-            return JSONAnswer(about | dict(more))
+        about: dict[str, object] = {"name": request.path_params["model"], "ready": is_ready}
+        about |= dict(more) if is_ready else {}
         progress = model.progress()
-        return JSONAnswer(about | ({"progress": progress} if progress else {}), 503)
+        about |= {"progress": progress} if progress else {}
+        return JSONAnswer(about, 200 if is_ready else 503)
 
     async def model(self, request: Request) -> JSONAnswer:
         """``GET /v2/models/{model}``: metadata of a model."""

@@ -92,10 +92,12 @@ class PageEndpoints:
         return self._answer(name, {})
 
     async def progress(self, _request: Request) -> JSONAnswer:
-        """``GET /ui/progress``: whether the model is ready, else the progress of its loading."""
-        each = [model.progress() for model in await unready(self.models)]
+        """``GET /ui/progress``: whether the model is ready, and the progress of its loading."""
+        is_ready = await all_ready(self.models)
+        models = self.models.get_models().values() if is_ready else await unready(self.models)
+        each = [model.progress() for model in models]
         about: dict[str, object] = {
-            "ready": await all_ready(self.models),
+            "ready": is_ready,
             "progress": next(filter(None, each), None),
             "needs_key": self.keys.are_needed,
         }

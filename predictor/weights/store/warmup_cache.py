@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -24,18 +25,30 @@ logger = logging.getLogger(__name__)
 
 
 class WarmupCache:
-    """Numbers by name, valid under the conditions in which they were measured."""
+    """Numbers by name, valid under the conditions in which they were measured.
+
+    Attributes:
+        before_timing: Called before forward passes are timed, so that all that stays in memory is
+            there.
+    """
 
     def __init__(
-        self, file: Path | None, weights: ServedWeights | None = None, **conditions: object
+        self,
+        file: Path | None,
+        weights: ServedWeights | None = None,
+        *,
+        before_timing: Callable[[], None] = lambda: None,
+        **conditions: object,
     ) -> None:
         """Read nothing yet: the conditions include torch's threads, which are set later.
 
         Args:
             file: The cache's file; None keeps nothing.
             weights: The served weights; None if they lie in no files.
+            before_timing: See the attribute.
             conditions: Conditions besides the weights and the versions of code, as JSON values.
         """
+        self.before_timing = before_timing
         self._file = file
         self._weights = weights or ServedWeights()
         self._given = conditions
@@ -75,6 +88,7 @@ class WarmupCache:
             "facts": self._numbers,
         }
         try:
+            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomically(self._file, json.dumps(content))
         except OSError as error:
             logger.info("%s cannot be written: %s", self._file, error.strerror)

@@ -6,7 +6,7 @@ offload store saves the cast, and bytes if the stored dtype is larger.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -31,13 +31,12 @@ class CastReader:
         buffers: The memory of the buffer.
     """
 
-    def __init__(self, blocks: Sequence[BlockExtent]) -> None:
+    def __init__(self, largest: int) -> None:
         """Allocate the buffer.
 
         Args:
-            blocks: The blocks to read.
+            largest: Bytes of the largest tensor to read, as it is stored.
         """
-        largest = max(stored.end - stored.begin for x in blocks for stored in x.cast_from)
         buffer = AlignedBuffer(min(BOUNCE_BUFFER, pages(largest) + PAGE))
         self.buffers = (buffer,)
         self._step = buffer.tensor.nbytes - PAGE
@@ -46,12 +45,15 @@ class CastReader:
     def read(self, block: BlockExtent, buffer: AlignedBuffer) -> None:
         """Read a block into a buffer, as `BlockReader.read` does."""
         for tensor, stored in zip(block.tensors, block.cast_from, strict=True):
-            into = view_of(buffer.tensor, tensor).view(-1)
-            done = 0
-            for piece in split_stored(stored, self._step):
-                values = self._read(piece)
-                into[done : done + len(values)].copy_(values)
-                done += len(values)
+            self.read_tensor(stored, view_of(buffer.tensor, tensor).view(-1))
+
+    def read_tensor(self, stored: StoredTensor, into: torch.Tensor) -> None:
+        """Read a tensor into another one, which is flat and of the dtype that is served."""
+        done = 0
+        for piece in split_stored(stored, self._step):
+            values = self._read(piece)
+            into[done : done + len(values)].copy_(values)
+            done += len(values)
 
     def close(self) -> None:
         """Close all files."""
@@ -67,6 +69,11 @@ class CastReader:
         data = buffer.tensor[skip : skip + stored.end - stored.begin]
         is_aligned = skip % stored.dtype.itemsize == 0
         return (data if is_aligned else data.clone()).view(stored.dtype)
+
+
+def largest_stored(blocks: Iterable[BlockExtent]) -> int:
+    """Return the bytes of the largest tensor of blocks that is cast, as stored; 0 if none is."""
+    return max((one.end - one.begin for block in blocks for one in block.cast_from), default=0)
 
 
 def split_cast(

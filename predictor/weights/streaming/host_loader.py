@@ -17,10 +17,10 @@ from predictor.placement.buffers import STREAM_BUFFERS
 from predictor.weights.direct_io import AlignedBuffer, BlockReader
 from predictor.weights.extents import BlockExtent, largest, parameters_in
 from predictor.weights.streaming.bounce_buffer import BounceBuffer
-from predictor.weights.streaming.cast_reader import CastReader
+from predictor.weights.streaming.cast_reader import CastReader, largest_stored
 from predictor.weights.streaming.prefetch_ring import PrefetchRing
 
-_SLOWEST = 10 * 1024**2
+SLOWEST = 10 * 1024**2
 """Bytes per second of the slowest volume that is taken for a working one, before the first read."""
 
 
@@ -57,12 +57,12 @@ class HostBlockLoader:
             use_bounce_buffer: Whether to read through a `BounceBuffer`.
         """
         self.blocks = blocks
-        self.read_activity = Activity("Reading ", pace=1 / _SLOWEST)
+        self.read_activity = Activity("Reading ", pace=1 / SLOWEST)
         self._metrics = metrics
         size = largest(blocks)
         self._reader = BounceBuffer() if use_bounce_buffer else BlockReader()
-        are_cast = [block for block in blocks if block.cast_from]
-        self._cast_reader = CastReader(are_cast) if are_cast else None
+        cast = largest_stored(blocks)
+        self._cast_reader = CastReader(cast) if cast else None
         self._slots = [_Slot(size, blocks) for _ in range(slots)]
         self._in_use: _Slot | None = None
         self._ring = PrefetchRing(

@@ -27,7 +27,7 @@ async function poll() {
 
 async function refresh() {
   const progress = await callJSON("ui/progress");
-  const isLoading = !progress.ready && progress.progress !== null;
+  const isLoading = progress.progress !== null; // a model may be ready before all weights are there
   showStatus(progress.ready ? "ready" : isLoading ? "loading" : "not ready: it drains or is stalled", progress.ready);
   showProgress(isLoading, progress.progress);
   const isOpen = !progress.needs_key || hasKey();

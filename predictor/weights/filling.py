@@ -1,0 +1,189 @@
+"""Fills blocks that stay in main memory while the model serves already.
+
+The first forward pass reads every byte that loading would read, so a request need not wait for
+loading first. Blocks are read in execution order, beside those that are streamed. A forward pass
+waits for each block that has not arrived. A block that cannot be read fails the forward passes that
+need it, as a streamed one does. Which blocks are filled is decided in `filled_blocks`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from torch import nn
+
+from predictor.errors import WeightsUnreadable
+from predictor.heartbeat import Activity, ReadActivities
+from predictor.metrics import WeightMetrics
+from predictor.private.torch import parameter_slot
+from predictor.quantity import format_bytes
+from predictor.weights.direct_io import AlignedBuffer
+from predictor.weights.extents import BlockExtent, parameters_in
+from predictor.weights.parallel_reader import ParallelReader
+from predictor.weights.progress import FILLING, Progress
+from predictor.weights.streaming.cast_reader import largest_stored
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_TO_LOG = 10.0
+"""Seconds of waiting for a block after which it is logged, as for streamed blocks."""
+
+
+class _Block:
+    """A block on its way to memory."""
+
+    def __init__(self, model: nn.Module, extent: BlockExtent) -> None:
+        self.extent = extent
+        self.buffer = AlignedBuffer(extent.size, touch=False)
+        self.slots = [parameter_slot(model, tensor.name) for tensor in extent.tensors]
+        self.ended = threading.Event()
+        self.error: OSError | None = None
+        self.reads_left, self.bytes_left = 0, extent.size
+        self.hook: Any = None
+
+    def assign(self) -> None:
+        """Give the module its parameters."""
+        parameters = parameters_in(self.buffer.tensor, self.extent.tensors)
+        for (own, name), parameter in zip(self.slots, parameters, strict=True):
+            own[name] = parameter
+
+
+class Filling:
+    """The blocks of one model that are filled while it serves.
+
+    Attributes:
+        passes: The forward passes, whose time does not count while they wait for a block; None if
+            nobody watches them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Sequence[BlockExtent],
+        metrics: WeightMetrics,
+        progress: Progress,
+    ) -> None:
+        """Begin to read.
+
+        Args:
+            model: The model. Parameters of the blocks are on the meta device.
+            blocks: The blocks, in execution order.
+            metrics: Counts bytes read, and seconds that forward passes waited.
+            progress: Counts the blocks.
+        """
+        self.passes: Activity | None = None
+        self._metrics, self._progress = metrics, progress
+        self._lock = threading.Lock()
+        self._blocks = [_Block(model, extent) for extent in blocks]
+        self._missing = len(blocks)
+        self._reader = ParallelReader(cast=largest_stored(blocks))
+        if not blocks:
+            return
+        names = tuple(extent.name for extent in blocks)
+        progress.begin(FILLING, {extent.name: extent.size for extent in blocks}, names)
+        for block in self._blocks:
+            module = model.get_submodule(block.extent.name)
+            block.hook = module.register_forward_pre_hook(self._hook_of(block))
+            self._begin(block)
+
+    @property
+    def bytes_left(self) -> int:
+        """Bytes that have not arrived."""
+        return sum(block.bytes_left for block in self._blocks)
+
+    @property
+    def read_activity(self) -> ReadActivities | None:
+        """The reads under way; None if there is nothing to read."""
+        return self._reader.read_activity if self._blocks else None
+
+    def finish(self) -> None:
+        """Wait until all blocks are in memory.
+
+        Raises:
+            WeightsUnreadable: A block cannot be read.
+        """
+        for block in self._blocks:
+            self._await(block)
+
+    def close(self) -> None:
+        """End reading; blocks that have not arrived cannot be computed."""
+        self._reader.close()
+        for block in self._blocks:
+            if not block.ended.is_set():
+                block.error = OSError(0, "reading has ended", str(block.extent.file))
+                block.ended.set()
+
+    def _begin(self, block: _Block) -> None:
+        block.error, block.bytes_left = None, block.extent.size
+        block.ended.clear()
+        with self._lock:  # the first read may end before the last one is begun
+            reads = self._reader.read_block(block.extent, block.buffer)
+            block.reads_left = len(reads)
+        for read in reads:
+            read.add_done_callback(lambda done: self._end_read(block, done))
+
+    def _end_read(self, block: _Block, read: Future[int]) -> None:
+        """Handle the end of one read, in its thread."""
+        if read.cancelled():
+            return
+        error = read.exception()
+        with self._lock:
+            if error is None:
+                block.bytes_left -= read.result()
+            else:
+                block.error = error if isinstance(error, OSError) else OSError(0, str(error))
+            block.reads_left -= 1
+            if block.reads_left:
+                return
+        if block.error is None:
+            self._keep(block)
+        block.ended.set()
+
+    def _keep(self, block: _Block) -> None:
+        """Give the model a block that has arrived."""
+        block.assign()
+        block.bytes_left = 0
+        self._progress.done(block.extent.name)
+        with self._lock:
+            self._missing -= 1
+            if self._missing:
+                return
+        self._progress.begin("serving", {})
+        total = sum(each.extent.size for each in self._blocks)
+        logger.info("All blocks that stay are in memory: %s were read", format_bytes(total))
+
+    def _hook_of(self, block: _Block) -> Any:
+        def wait(_module: nn.Module, _inputs: Any) -> None:
+            began = time.perf_counter()
+            piece = None if self.passes is None else self.passes.pause()
+            try:
+                self._await(block)
+            finally:
+                if self.passes is not None:
+                    self.passes.resume(piece)
+            self._metrics.count_stall(time.perf_counter() - began)
+            block.hook.remove()
+
+        return wait
+
+    def _await(self, block: _Block) -> None:
+        """Wait for a block; the next wait for one that failed reads it again."""
+        if not block.ended.wait(_SECONDS_TO_LOG):
+            logger.warning("Waiting for %s. %s", block.extent.name, self._progress_sentence)
+            block.ended.wait()
+        error = block.error
+        if error is not None:
+            self._begin(block)
+            file = error.filename or block.extent.file
+            raise WeightsUnreadable(
+                f"{block.extent.name} cannot be read from {file}: {error.strerror}."
+            ) from error
+
+    @property
+    def _progress_sentence(self) -> str:
+        return self._reader.read_activity.progress
