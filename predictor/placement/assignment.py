@@ -148,8 +148,10 @@ def _spill(
     fixed += sum(unit.stays + demand.kv_bytes(unit) for unit in units) if executes else 0
     weights = sum(unit.weights for unit in units)
     for count in range(len(units), -1, -1):
-        waiting = () if executes else units[:count]
-        buffers = demand.host_buffer_bytes(units[count:], executes=executes, waiting=waiting)
+        waiting, resident = ((), units[:count]) if executes else (units[:count], ())
+        buffers = demand.host_buffer_bytes(
+            units[count:], executes=executes, waiting=waiting, resident=resident
+        )
         if fixed + weights + buffers <= budgets.cpu:
             return ("cpu",) * count + ("disk",) * (len(units) - count)
         weights -= units[count - 1].weights if count else 0

@@ -18,6 +18,7 @@ from predictor.placement.buffers import (
     EXPERT_KERNELS,
     EXPERT_READERS,
     PART_BUFFERS,
+    RESIDENT_READERS,
     STREAM_BUFFERS,
     STREAM_PIECE,
     WIDEST_STORED,
@@ -150,6 +151,7 @@ class Demand:
         *,
         executes: bool,
         waiting: Sequence[PlacementUnit] = (),
+        resident: Sequence[PlacementUnit] = (),
     ) -> int:
         """Return the bytes of main memory through which these units are read from disk.
 
@@ -160,12 +162,14 @@ class Demand:
                 they are read in pieces. Experts are read through bounce buffers of their own into
                 staging slots in both cases.
             waiting: The units that wait in main memory for a GPU.
+            resident: The units that stay there and execute there.
         """
         block, part = self._largest(units)
         if executes:
             bounce = BOUNCE_BUFFERS * BOUNCE_BUFFER if needs_bounce_buffers(block) else 0
             own = self.stream_buffers * block + PART_BUFFERS * part
-            return own + bounce + self._cast_buffers(block, part) + self._expert_reads
+            cast = self._cast_buffers(block, part) + self._filling(resident)
+            return own + bounce + cast + self._expert_reads
         pieces = sum(count_pieces(size) * min(size, STREAM_PIECE) for size in (block, part))
         pieces += self._cast_buffers(block, part)
         return max(pieces, self._loading(units, waiting)) + self._expert_reads
@@ -191,6 +195,14 @@ class Demand:
         if not self.footprint.needs_cast:
             return 0
         return sum(min(BOUNCE_BUFFER, WIDEST_STORED * size) for size in largest)
+
+    def _filling(self, resident: Sequence[PlacementUnit]) -> int:
+        """Return the bytes through which blocks that stay are cast while they arrive.
+
+        Blocks that need no cast are read straight to where they stay.
+        """
+        block, _ = self._largest(resident)
+        return RESIDENT_READERS * self._cast_buffers(block)
 
     def _loading(self, units: Sequence[PlacementUnit], waiting: Sequence[PlacementUnit]) -> int:
         """Return the bytes of main memory that loading takes beyond the weights that wait there.

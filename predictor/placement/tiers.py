@@ -114,9 +114,12 @@ def _add_staging(demand: Demand, assignment: Assignment, sums: dict[str, _Sum], 
     placed = list(zip(demand.footprint.units, assignment, strict=True))
     on_disk = [unit for unit, device in placed if device == "disk"]
     waiting = [unit for unit, device in placed if device == "cpu" and main != "cpu"]
+    resident = [unit for unit, device in placed if device == "cpu" and main == "cpu"]
     if main != "cpu":
         sums[main].staging = demand.device_buffer_bytes(on_disk + waiting)
-    sums["cpu"].staging = demand.host_buffer_bytes(on_disk, executes=main == "cpu", waiting=waiting)
+    sums["cpu"].staging = demand.host_buffer_bytes(
+        on_disk, executes=main == "cpu", waiting=waiting, resident=resident
+    )
 
 
 def fits(demand: Demand, assignment: Assignment, budgets: Budgets) -> bool:

@@ -80,7 +80,7 @@ class Filling:
         self._metrics, self._progress = metrics, progress
         self._lock = threading.Lock()
         self._blocks = [_Block(model, extent) for extent in blocks]
-        self._missing = len(blocks)
+        self._missing, self._is_closed = len(blocks), False
         self._reader = ParallelReader(cast=largest_stored(blocks))
         if not blocks:
             return
@@ -112,6 +112,7 @@ class Filling:
 
     def close(self) -> None:
         """End reading; blocks that have not arrived cannot be computed."""
+        self._is_closed = True
         self._reader.close()
         for block in self._blocks:
             if not block.ended.is_set():
@@ -178,7 +179,8 @@ class Filling:
             block.ended.wait()
         error = block.error
         if error is not None:
-            self._begin(block)
+            if not self._is_closed:
+                self._begin(block)
             file = error.filename or block.extent.file
             raise WeightsUnreadable(
                 f"{block.extent.name} cannot be read from {file}: {error.strerror}."

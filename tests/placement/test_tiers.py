@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from predictor.placement.buffers import BOUNCE_BUFFER, STREAM_PIECE
+from predictor.placement.buffers import BOUNCE_BUFFER, RESIDENT_READERS, STREAM_PIECE
 from predictor.placement.demand import Demand
 from predictor.placement.tiers import Budgets, fill_tiers, fits, main_device
 from predictor.placement.units import Footprint, PlacementUnit
@@ -78,13 +78,13 @@ def test_loading_holds_a_whole_block_before_others_wait_in_its_place():
     assert one_waits["cpu"].staging == block  # what waits is in memory by then
 
 
-def test_tensors_that_are_cast_while_they_are_read_take_a_buffer_for_blocks_and_one_for_parts():
+def test_tensors_that_are_cast_take_a_buffer_for_blocks_one_for_parts_and_some_for_what_stays():
     plain = Demand(dataclasses.replace(footprint(), by_block=True), 1)
     cast = Demand(dataclasses.replace(plain.footprint, needs_cast=True), 1)
     for assignment, buffers in (
-        (("cpu",) * 6 + ("disk",), 1),
-        (("cpu", "cpu", "disk", *("disk",) * 4), 2),
-        (("cpu",) * 7, 0),
+        (("cpu",) * 6 + ("disk",), 1 + RESIDENT_READERS),
+        (("cpu", "disk", "disk", *("disk",) * 4), 2),
+        (("cpu",) * 7, RESIDENT_READERS),
     ):
         staged = [
             fill_tiers(each, assignment, budgets(cpu=100))["cpu"].staging for each in (plain, cast)
