@@ -105,6 +105,7 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/plan_time.py
 	$(BIN)/python benchmarks/contrast.py
+	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/prefixes.py
 	$(BIN)/python benchmarks/batch.py
