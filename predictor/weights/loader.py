@@ -106,11 +106,12 @@ def load(
             model, dispatch, whole = loading.place(resolver)
         extents, was_read = read_kept_blocks(model, whole, loading.kept, placement, progress)
         copied, host_blocks = loading.make_resident(model)
+        blocks_to_fill = filled.extents(model)  # of the files that are compared now
         loading.weights.check_unchanged()
         streaming = loading.stream(model, dispatch, extents.blocks, host_blocks)
         cache = loading.open_experts(model, extents, host_blocks)
         logger.info("Loaded: %s were read to stay in memory", format_bytes(copied + was_read))
-        filling = Filling(model, filled.extents(model), metrics, progress)
+        filling = Filling(model, blocks_to_fill, metrics, progress)
         undone.pop_all()
     warmup_cache = loading.warmup_cache(resolver, whole, filling)
     return Loaded(model, streaming, cache, resolver, warmup_cache, filling)
