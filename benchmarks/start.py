@@ -69,7 +69,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         model.mkdir()
         count = make(model, size)
         speeds: list[float] = []
-        reads: dict[str, dict[str, list[float]]] = {}
+        rates: dict[str, dict[str, list[float]]] = {}
         starts: dict[str, dict[str, list[dict[str, float]]]] = {}
         skipped: dict[str, str] = {}
         for name, (root, settings) in _contestants(flags).items():
@@ -80,7 +80,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
                 for name in READERS:
                     seconds = _read(name, model, cache, skipped)
                     if seconds is not None:
-                        reads.setdefault(name, {}).setdefault(cache, []).append(seconds)
+                        rates.setdefault(name, {}).setdefault(cache, []).append(seconds)
                 for name, (root, settings) in _contestants(flags).items():
                     _prepare(model, cache)
                     times = _start(name, model, Path(folder), root, (*settings, *_budget(flags)))
@@ -89,7 +89,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     result = {
         "bytes": count,
         "bytes_per_second": speeds,
-        "reads": reads,
+        "reading": rates,
         "starts": starts,
         "skipped": skipped,
         "machine": [before, machine()],
@@ -183,7 +183,7 @@ def _print(result: Mapping[str, Any], count: int, rate: float) -> None:
     rows = [
         (f"{name}, {cache}", f"{count / statistics.median(seconds) / 1e9:.2f}",
          f"{count / statistics.median(seconds) / rate:.2f}")
-        for name, by_cache in result["reads"].items()
+        for name, by_cache in result["reading"].items()
         for cache, seconds in by_cache.items()
     ]  # fmt: skip
     print(table(("reading", "GB/s", "of the device's"), rows))

@@ -22,14 +22,16 @@ def _predictor(files: Files) -> object:
 
     kept = []
     with contextlib.closing(ParallelReader()) as reader:
-        reads = []
+        pending = []
         for file in files:
             length = pages(file.stat().st_size)
             segment = FileSegment(file, 0, length, 0, identify_file(file.stat()))
             buffer = AlignedBuffer(length, touch=False)
             kept.append(buffer)
-            reads += reader.read_block(BlockExtent(file.name, (segment,), (), "checkpoint"), buffer)
-        for read in reads:
+            pending += reader.read_block(
+                BlockExtent(file.name, (segment,), (), "checkpoint"), buffer
+            )
+        for read in pending:
             read.result()
     return kept
 

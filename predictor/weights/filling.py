@@ -123,9 +123,9 @@ class Filling:
         block.error, block.bytes_left = None, block.extent.size
         block.ended.clear()
         with self._lock:  # the first read may end before the last one is begun
-            reads = self._reader.read_block(block.extent, block.buffer)
-            block.reads_left = len(reads)
-        for read in reads:
+            pending = self._reader.read_block(block.extent, block.buffer)
+            block.reads_left = len(pending)
+        for read in pending:
             read.add_done_callback(lambda done: self._end_read(block, done))
 
     def _end_read(self, block: _Block, read: Future[int]) -> None:

@@ -32,7 +32,7 @@ from predictor.weights.streaming.bounce_buffer import copy_in_thread
 from predictor.weights.streaming.cast_reader import CastReader, split_stored
 from predictor.weights.streaming.host_loader import SLOWEST
 
-Reads = list["Future[int]"]
+PendingReads = list["Future[int]"]
 """Reads that were begun; each returns its bytes, or raises the `OSError` of the file."""
 
 
@@ -83,7 +83,7 @@ class ParallelReader:
         """The reads under way and their pace."""
         return ReadActivities(self._activities)
 
-    def read_block(self, block: BlockExtent, buffer: AlignedBuffer) -> Reads:
+    def read_block(self, block: BlockExtent, buffer: AlignedBuffer) -> PendingReads:
         """Begin to read a block into a buffer, cast if it is stored in another dtype."""
         tasks = [
             partial(self._read_direct, block.name, segment, buffer)
@@ -93,7 +93,7 @@ class ParallelReader:
 
     def read_bytes(
         self, file: Path, offset: int, file_identity: FileIdentity, into: torch.Tensor
-    ) -> Reads:
+    ) -> PendingReads:
         """Begin to read bytes of a file into a tensor, wherever they begin.
 
         Args:
@@ -108,7 +108,7 @@ class ParallelReader:
         _, _, size, _ = file_identity
         if offset + len(into) > size:
             raise too_short(file)
-        reads: Reads = []
+        pending: PendingReads = []
         done = 0
         while done < len(into):
             start = (offset + done) // PAGE * PAGE
@@ -116,9 +116,9 @@ class ParallelReader:
             count = min(len(into) - done, self._part_bytes - skip)
             segment = FileSegment(file, start, pages(skip + count), 0, file_identity)
             target = into[done : done + count]
-            reads.append(self._pool.submit(self._read_through, segment, skip, target))
+            pending.append(self._pool.submit(self._read_through, segment, skip, target))
             done += count
-        return reads
+        return pending
 
     def close(self) -> None:
         """End the threads after the reads under way, drop all others, and close all files."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from predictor.weights.extents import identify_file
-from predictor.weights.parallel_reader import ParallelReader, Reads
+from predictor.weights.parallel_reader import ParallelReader, PendingReads
 from predictor.weights.progress import Progress
 from predictor.weights.streaming.device_loader import CopyParameter, HostBlock, move_to_buffer
 
@@ -50,7 +50,7 @@ def make_resident(
     sizes = {name: tensor.nbytes for name, tensor in file_backed.items()}
     progress.begin("reading weights", sizes, blocks)
     with contextlib.closing(ParallelReader()) as files:
-        copies: list[tuple[str, Reads]] = []
+        copies: list[tuple[str, PendingReads]] = []
 
         def copy(name: str, tensor: torch.Tensor, into: torch.Tensor) -> None:
             copies.append((name, _begin_copy(tensor, into, mapped, files)))
@@ -58,8 +58,8 @@ def make_resident(
         moved = {x: move_to_buffer(model, x, copy, without=without) for x in host_blocks}
         in_host_blocks = {tensor.name for block in moved.values() for tensor in block.tensors}
         copied = _copy_all({n: t for n, t in file_backed.items() if n not in in_host_blocks}, copy)
-        for name, reads in copies:
-            for read in reads:
+        for name, pending in copies:
+            for read in pending:
                 read.result()
             progress.done(name)
     progress.end()
@@ -80,7 +80,7 @@ def _copy_all(tensors: Mapping[str, torch.Tensor], copy: CopyParameter) -> int:
 
 def _begin_copy(
     tensor: torch.Tensor, into: torch.Tensor, mapped: FileMappings, files: ParallelReader
-) -> Reads:
+) -> PendingReads:
     """Begin to copy a tensor into another of its shape, and return the reads to wait for.
 
     A mapped tensor is read from its file, past the page cache, which a memory limit slows down.
