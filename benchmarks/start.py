@@ -201,10 +201,10 @@ def _median(times: Sequence[Mapping[str, float]], key: str) -> float:
     return statistics.median(one[key] for one in times)
 
 
-def _failure(starts: Mapping[str, Any], reading: float) -> str | None:
+def _failure(starts: Mapping[str, Any], read_seconds: float) -> str | None:
     mine = starts["as they arrive"]
     for cache, times in mine.items():
-        first, bound = _median(times, "first token"), _median(times, "plan") + TARGET * reading
+        first, bound = _median(times, "first token"), _median(times, "plan") + TARGET * read_seconds
         if first > bound:
             return f"{cache}: the first token comes after {first:.2f} s, not {bound:.2f} s."
         for name, others in starts.items():

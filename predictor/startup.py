@@ -33,7 +33,7 @@ from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.warmup import open_engine
 from predictor.engine.trial import check_one_token
 from predictor.errors import EngineBroken
-from predictor.heartbeat import Heartbeat, Timeouts
+from predictor.heartbeat import Timeouts
 from predictor.linear.layers import PackedLayers
 from predictor.metrics import EngineMetrics, Labelled, WeightMetrics, labelled
 from predictor.placement.units import Footprint
@@ -187,6 +187,8 @@ def bring_up(
         slots=loaded.device_bytes,
     )
     try:
+        if settings.fill_before_ready:
+            loaded.filling.finish()
         engine, facts = _open(settings, prepared, loaded, metrics, hooks, draft)
     except BaseException:
         loaded.release()
@@ -260,12 +262,8 @@ def _open(
     draft_model: DraftModel | None,
 ) -> tuple[Engine | EncoderEngine, ModelFacts]:
     timeouts = Timeouts(settings.stall_timeout, settings.hang_timeout)
-    heartbeat = Heartbeat(timeouts, loaded.read_activity)
-    loaded.filling.passes = heartbeat.passes
-    if settings.fill_before_ready:
-        loaded.filling.finish()
     common: dict[str, Any] = {
-        "heartbeat": heartbeat,
+        "heartbeat": loaded.heartbeat(timeouts),
         "threads": prepared.threads,
         "metrics": EngineMetrics(settings.model_name, metrics, child=hooks.child),
         "warmup_cache": loaded.warmup_cache,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from predictor.heartbeat import ReadActivities
+from predictor.heartbeat import Heartbeat, ReadActivities, Timeouts
 from predictor.mixture.forward import count_tokens
 from predictor.mixture.heat import ExpertHeat
 from predictor.weights.block_source import BlockSourceResolver
@@ -59,6 +59,16 @@ class Loaded:
         read = (*parts, experts, self.filling.read_activity)
         activities = [activity for activity in read if activity is not None]
         return ReadActivities(activities) if activities else None
+
+    def heartbeat(self, timeouts: Timeouts) -> Heartbeat:
+        """Return the heartbeat of an engine that runs the model.
+
+        Args:
+            timeouts: The least bounds.
+        """
+        heartbeat = Heartbeat(timeouts, self.read_activity)
+        self.filling.passes = heartbeat.passes
+        return heartbeat
 
     @property
     def device_bytes(self) -> int:
