@@ -174,19 +174,15 @@ def bring_up(
     loaded = _load(settings, prepared, progress, metrics)
     try:
         draft = load_draft(settings, prepared.draft, prepared.placement, loaded.model, progress)
-    except BaseException:
-        loaded.release()
-        raise
-    # Before the first forward pass, which loads kernels on a GPU: they take main memory too.
-    held = read_own_anonymous() - before + loaded.filling.bytes_left
-    audit.compare(prepared.placement, held=held, buffers=loaded.buffer_bytes)
-    audit.compare_gpus(
-        prepared.placement,
-        before=gpus,
-        after=audit.read_gpus(prepared.placement),
-        slots=loaded.device_bytes,
-    )
-    try:
+        # Before the first forward pass, which loads kernels on a GPU: they take main memory too.
+        held = read_own_anonymous() - before + loaded.filling.bytes_left
+        audit.compare(prepared.placement, held=held, buffers=loaded.buffer_bytes)
+        audit.compare_gpus(
+            prepared.placement,
+            before=gpus,
+            after=audit.read_gpus(prepared.placement),
+            slots=loaded.device_bytes,
+        )
         if settings.fill_before_ready:
             loaded.filling.finish()
         engine, facts = _open(settings, prepared, loaded, metrics, hooks, draft)
