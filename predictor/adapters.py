@@ -85,7 +85,12 @@ def with_adapters(
         return footprint
     itemsize = item_bytes(footprint.dtype)
     beside = count_adapter_bytes(adapters, itemsize) + _TEMPORARIES * itemsize * tokens * widest
-    return replace(footprint, activations=footprint.activations + beside + lora_memory)
+    return replace(
+        footprint,
+        activations=footprint.activations + beside + lora_memory,
+        activations_per_chunk_token=footprint.activations_per_chunk_token
+        + _TEMPORARIES * itemsize * widest,
+    )
 
 
 class RuntimeAdapters:

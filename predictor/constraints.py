@@ -36,6 +36,9 @@ from predictor.weights.store.writer import partial_file
 
 _UNBOUNDED = 2**31
 
+_LARGEST_CHUNK = 8192
+"""Prompt tokens of a forward pass, if the settings bound them in no way."""
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -158,6 +161,13 @@ def largest_batch(
     if unbatchable is not None:
         return length, 1
     return min(settings.prefill_chunk, length), settings.max_batch_size
+
+
+def largest_chunk(settings: Settings) -> int:
+    """Return the most prompt tokens of a forward pass of an offloaded model."""
+    if settings.max_prefill_chunk is not None:
+        return settings.max_prefill_chunk
+    return 0 if "prefill_chunk" in settings.model_fields_set else _LARGEST_CHUNK
 
 
 def serving_notes(

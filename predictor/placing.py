@@ -44,7 +44,7 @@ def place(
         footprint,
         replace(placement, notes=placement.notes + model.notes),
         resources.processors,
-        model.chunk,
+        max(model.chunk, placement.prefill_chunk),
         offload_of(settings, footprint, resources),
         model.lengths,
         model.draft,

@@ -15,6 +15,18 @@ class GenerationSettings(BaseSettings):
     """Whether prompts that begin alike share what is computed of their prefix, while the KV cache
     has room. Models that keep more than keys and values of whole sequences share nothing."""
 
+    max_prefill_chunk: int | None = Field(None, ge=1)
+    """Most prompt tokens in one forward pass of an offloaded model, where each pass reads the
+    weights again. Above `prefill_chunk`, the plan has memory for as many as leave the rest as it
+    is, and as many are computed as pay by what was measured at the start: eight times what a pass
+    over the weights costs. Models that keep a state keep to `prefill_chunk`. Default: 8192, a
+    prompt of the default of `max_model_len`; but `prefill_chunk` where that is set."""
+
+    prefill_target: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Seconds that a step should take at most while somebody is in the middle of a reply, whose
+    next token waits for the prompts in it. The chunks of prompts are as small as that needs, but
+    take no less than a pass over the weights. Readers notice a pause of more than a second."""
+
     prompt_lookup_num_tokens: int = Field(15, ge=0, le=63)
     """Most draft tokens of one sequence in a forward pass: what followed the same tokens before in
     the prompt or the reply, and what a grammar forces. 0 turns drafts off. They change no reply,

@@ -11,10 +11,10 @@ from typing import Any
 
 from predictor.adapters import open_adapters, with_adapters
 from predictor.checkpoint.checkpoint import Checkpoint, fetch_weights, open_directory, open_hub
-from predictor.checkpoint.lengths import Lengths
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.constraints import (
     largest_batch,
+    largest_chunk,
     reason_against_batches,
     sequence_lengths,
     serving_dtype,
@@ -30,19 +30,17 @@ from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.draft_model import DraftModel
 from predictor.engine.generation.draft_support import DraftOptions
 from predictor.engine.generation.engine import Engine
-from predictor.engine.generation.warmup import open_engine
-from predictor.engine.trial import check_one_token
+from predictor.engine.generation.warmup import Chunks, open_engine
 from predictor.errors import EngineBroken
 from predictor.heartbeat import Timeouts
-from predictor.linear.layers import PackedLayers
+from predictor.measuring import measure_model
 from predictor.metrics import EngineMetrics, Labelled, WeightMetrics, labelled
-from predictor.placement.units import Footprint
 from predictor.placing import place
 from predictor.pod.memory import read_own_anonymous
 from predictor.pod.resources import PodResources
 from predictor.prepared import Measured, Prepared
 from predictor.private.transformers import check_models
-from predictor.profiling.footprint import build_on_meta, measure_footprint, with_logits
+from predictor.profiling.footprint import build_on_meta, with_logits
 from predictor.profiling.text_model import text_notes
 from predictor.settings import Settings
 from predictor.tasks.generation_config import check_generation_config, end_tokens
@@ -139,7 +137,9 @@ def measure(settings: Settings, checkpoint: Checkpoint, *, samples: bool = False
     adapters = open_adapters(settings, skeleton, task)
     unbatchable = reason_against_batches(task, skeleton)
     chunk, rows = largest_batch(settings, task, unbatchable, lengths.total)
-    footprint = _measure(skeleton, checkpoint, packed, lengths, (chunk, rows), unbatchable)
+    largest = 0 if unbatchable is not None else largest_chunk(settings)
+    sizes = chunk, rows, largest
+    footprint = measure_model(skeleton, checkpoint, packed, lengths, sizes, unbatchable)
     footprint = with_logits(footprint, skeleton, settings.draft_positions(task) - rows)
     beside: dict[str, Any] = {"lora_memory": settings.lora_memory, "model": skeleton}
     footprint = with_adapters(footprint, adapters, max(chunk, rows), **beside)
@@ -147,8 +147,8 @@ def measure(settings: Settings, checkpoint: Checkpoint, *, samples: bool = False
     if draft is not None:
         footprint = footprint.with_draft_model(draft.footprint)
     notes = (*text_notes(skeleton), *packed.notes, *serving_notes(original, unbatchable, lengths))
-    sizes = footprint, chunk, rows, lengths
-    return Measured(checkpoint, skeleton, packed, adapters, *sizes, notes, draft)
+    files = checkpoint, skeleton, packed, adapters
+    return Measured(*files, footprint, chunk, rows, lengths, notes, draft)
 
 
 def bring_up(
@@ -191,31 +191,6 @@ def bring_up(
         raise
     loaded.serve()
     return Started(engine, facts, loaded, metrics)
-
-
-def _measure(
-    skeleton: Any,
-    checkpoint: Checkpoint,
-    packed: PackedLayers,
-    lengths: Lengths,
-    batch: tuple[int, int],
-    unbatchable: str | None,
-) -> Footprint:
-    """Return the footprint of the model alone, which has computed at least a token on meta."""
-    footprint = measure_footprint(
-        skeleton,
-        max_model_len=lengths.total,
-        max_source_len=lengths.source,
-        prefill_chunk=batch[0],
-        max_batch_size=batch[1],
-        is_encoder=checkpoint.task not in GENERATING,
-        stored_dtype=checkpoint.dtype,
-        stored_kind=checkpoint.kind,
-        packed=packed,
-    )
-    if not footprint.probed:
-        check_one_token(skeleton)
-    return footprint if unbatchable is None else footprint.with_own_caches()
 
 
 def _fetched(settings: Settings, prepared: Prepared) -> Prepared:
@@ -274,7 +249,7 @@ def _open(
         handle = open_engine(
             loaded.model,
             placement,
-            prefill_chunk=prepared.chunk,
+            chunks=Chunks(settings.prefill_chunk, prepared.chunk, settings.prefill_target),
             max_sequences=settings.max_batch_size,
             eos_token_ids=end_tokens(loaded.model.generation_config, path),
             prefix_cache=settings.prefix_cache,

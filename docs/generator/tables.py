@@ -36,6 +36,7 @@ _UNITS = {
         "max_model_len",
         "max_length",
         "prefill_chunk",
+        "max_prefill_chunk",
         "max_batch_tokens",
         "max_tokens_in_flight",
         "prompt_lookup_num_tokens",
@@ -46,6 +47,7 @@ _UNITS = {
     "headers": ("max_header_count",),
     "sequences": ("max_batch_size", "max_sequences_in_flight"),
     "seconds": (
+        "prefill_target",
         "grace_period",
         "max_batch_delay",
         "request_timeout",

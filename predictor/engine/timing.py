@@ -83,6 +83,13 @@ def time_forward_passes(run: ForwardPass, tokens: int, *, weights: int = 0) -> T
     return times
 
 
+def time_longer(run: ForwardPass, times: Times, tokens: int) -> Times:
+    """Return the times with a longer forward pass, if it may take no longer than two short ones."""
+    if times.breakeven_tokens(tokens) < tokens:
+        return times
+    return Times(times.one, _seconds(run, tokens), tokens)
+
+
 def _times(run: ForwardPass, tokens: int) -> Times:
     one, many = (_seconds(run, count) for count in (1, tokens))
     return Times(one, many, tokens)

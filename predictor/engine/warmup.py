@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from predictor.dtypes import name_of
 from predictor.engine.thread_tuner import ThreadTuner
-from predictor.engine.timing import ForwardPass, PassCost, time_forward_passes
+from predictor.engine.timing import ForwardPass, PassCost, time_forward_passes, time_longer
 from predictor.engine.tuned_threads import TunedThreads
 from predictor.errors import ModelUnusable, PredictorError, reason_of, start_error
 from predictor.heartbeat import Heartbeat
@@ -156,6 +156,7 @@ def measure_pass(
     *,
     timed: int,
     warmup_cache: WarmupCache,
+    longer: int = 0,
     weights: int = 0,
     heartbeat: Heartbeat | None = None,
 ) -> PassCost:
@@ -168,6 +169,8 @@ def measure_pass(
         chunk: The bound of the break-even tokens.
         timed: Tokens of a typical forward pass. Its time decides how many threads are used.
         warmup_cache: The results of an earlier start; those of this one are added.
+        longer: Tokens of a longer forward pass. It is timed, too, if the first one says that so
+            many take no longer than a pass over the weights, since it may have said so by noise.
         weights: Bytes of the model's weights.
         heartbeat: Learns what a forward pass costs.
     """
@@ -180,6 +183,7 @@ def measure_pass(
     else:
         warmup_cache.before_timing()
         times = time_forward_passes(run, timed, weights=weights)
+        times = time_longer(run, times, longer) if longer > timed else times
         tokens, seconds = times.breakeven_tokens(chunk), times.one
         costs = {_TOKENS: tokens, _SECONDS: round(seconds * 1e6)}
         warmup_cache.keep(**costs, threads=torch.get_num_threads(), chunk=chunk)

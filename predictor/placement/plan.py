@@ -143,6 +143,8 @@ class Placement:
         least_row_tokens: Tokens of prefill that take as much memory as a row of a few tokens.
         draft_model: The draft model, on the device that executes; None without one. The tiers have
             its bytes.
+        prefill_chunk: Most new tokens of a forward pass that prefills; 0 if each sequence has a
+            cache of its own.
     """
 
     architecture: str
@@ -168,6 +170,7 @@ class Placement:
     weights_layout: str = ""
     least_row_tokens: int = 1
     draft_model: DraftModelSize | None = None
+    prefill_chunk: int = 0
 
     @property
     def max_attention_tokens(self) -> int:

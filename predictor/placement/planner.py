@@ -17,8 +17,8 @@ from predictor.placement.decision import Decision, is_offloaded
 from predictor.placement.demand import Demand
 from predictor.placement.device_map import explicit_assignment
 from predictor.placement.expert_slots import share_slots
-from predictor.placement.load import decide_for_states, for_batch, with_most
 from predictor.placement.plan import ExpertSlots, Placement, PlacementOptions, Tier
+from predictor.placement.prompt_chunk import decide_load
 from predictor.placement.refusal import does_not_fit
 from predictor.placement.tiers import Budgets, fill_tiers, main_device
 from predictor.placement.units import Footprint, PlacementUnit
@@ -37,16 +37,11 @@ def plan(footprint: Footprint, resources: PodResources, options: PlacementOption
     owned = _owned(resources, options)
     budgets, notes = _budgets(owned, options)
     demand = Demand(footprint, options.max_concurrency or 1)
-    decision = decide_for_states(demand, budgets, options)
+    decision = decide_load(demand, budgets, options)
     if decision is None:
         explicit = explicit_assignment(footprint, options.device_map, budgets)
         uncapped, _ = _budgets(owned, replace(options, max_memory={}))
         raise does_not_fit(demand, budgets, uncapped, options, explicit)
-    if options.max_concurrency is None:
-        decision = with_most(decision, budgets, "concurrency", options.max_batch_size)
-        decision = for_batch(decision, demand, budgets, options)
-    if footprint.has_slots:
-        decision = with_most(decision, budgets, "state_slots", options.max_batch_size)
     experts = share_slots(decision.demand, decision.assignment, budgets)
     tiers = fill_tiers(decision.demand, decision.assignment, budgets, experts)
     filled = {
@@ -122,6 +117,7 @@ def _placement(
         window_tokens=decision.demand.window_tokens,
         least_row_tokens=footprint.least_row_tokens,
         draft_model=footprint.draft_model,
+        prefill_chunk=footprint.prefill_chunk,
         limited_by=_limit(filled, footprint, main, experts),
         state_slots=decision.demand.slots if footprint.kv_fixed else 0,
         by_block=footprint.by_block,

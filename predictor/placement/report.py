@@ -191,6 +191,7 @@ def as_json(placement: Placement) -> dict[str, Any]:
         "experts": [dataclasses.asdict(layer) for layer in placement.experts],
         "expert_staging": placement.expert_staging,
         "host_expert_staging": placement.host_expert_staging,
+        "prefill_chunk": placement.prefill_chunk,
         "draft_model": _draft_json(placement),
         "device_map": placement.device_map,
     }

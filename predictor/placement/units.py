@@ -143,6 +143,8 @@ class Footprint:
         least_row_tokens: Tokens of prefill that take as much memory as a row of a few tokens.
         window: Tokens of one sequence that layers with a window keep; 0 if all layers keep all.
         prefill_chunk: Most new tokens of a forward pass, which such layers keep until it has ended.
+        largest_chunk: The largest `prefill_chunk` that the model can have; 0 for no other.
+        activations_per_chunk_token: Additional bytes for each further token of the chunk.
         draft_model: The draft model beside it; None without one.
     """
 
@@ -164,6 +166,8 @@ class Footprint:
     least_row_tokens: int = 1
     window: int = 0
     prefill_chunk: int = 0
+    largest_chunk: int = 0
+    activations_per_chunk_token: int = 0
     draft_model: DraftModelSize | None = None
 
     @property
@@ -197,6 +201,11 @@ class Footprint:
             needs_conversion=self.needs_conversion and not self.experts_in_place,
             by_expert=True,
         )
+
+    def with_chunk(self, tokens: int) -> Footprint:
+        """Return the footprint with a larger chunk of prefill."""
+        more = (tokens - self.prefill_chunk) * self.activations_per_chunk_token
+        return replace(self, prefill_chunk=tokens, activations=self.activations + more)
 
     def with_draft_model(self, draft: Footprint) -> Footprint:
         """Return the footprint beside a draft model, which stays where offloaded parts execute.
@@ -233,7 +242,7 @@ class Footprint:
         That keeps no more than windows as soon as a layer has run. The pool of a batch keeps the
         new tokens of a forward pass until the pass has ended.
         """
-        return replace(self, prefill_chunk=0)
+        return replace(self, prefill_chunk=0, largest_chunk=0)
 
     @property
     def kv_fixed(self) -> int:

@@ -39,6 +39,7 @@ def probe(
     max_model_len: int,
     chunk: int,
     rows: int = 1,
+    largest_chunk: int = 0,
     deduplicator: BlockDeduplicator | None = None,
 ) -> Probe:
     """Return the cache per block and the activations of a model on the meta device.
@@ -55,9 +56,10 @@ def probe(
         max_model_len: Tokens of the longest sequence.
         chunk: Tokens of the forward pass whose activations are measured.
         rows: Most sequences of a forward pass.
+        largest_chunk: Tokens up to which `chunk` may grow; 0 if it may not.
         deduplicator: Its blocks by kind, a few of which are executed; None executes every block.
     """
-    shape = _Shape(max_model_len, chunk, rows)
+    shape = _Shape(max_model_len, chunk, rows, largest_chunk)
     logits = model.config.get_text_config().vocab_size * 4 * SAMPLING_COPIES
     for measure in (_measure_whole, _measure_own):
         try:
@@ -75,6 +77,7 @@ class _Shape:
     max_model_len: int
     chunk: int
     rows: int
+    largest_chunk: int = 0
 
 
 def _measure_whole(run: MetaRun, shape: _Shape) -> Probe | None:
@@ -94,6 +97,7 @@ def _measure_whole(run: MetaRun, shape: _Shape) -> Probe | None:
     worst = max(prefill, decode + shape.rows * max(fixed))
     worst, least = _prefill_rows(run, shape, worst) if any(fixed) else (worst, 1)
     gathered, grown = kept.gathered(shape)
+    growth_by_chunk = 0 if any(fixed) else _growth_by_chunk(run, shape, kept, prefill)
     return Probe(
         kept.whole,
         tuple(fixed),
@@ -103,6 +107,7 @@ def _measure_whole(run: MetaRun, shape: _Shape) -> Probe | None:
         least_row_tokens=least,
         kv_windowed=kept.windowed,
         window=max(kept.windows, default=0),
+        per_chunk_token=growth_by_chunk,
     )
 
 
@@ -178,6 +183,21 @@ def _prefill(run: MetaRun, shape: _Shape, kept: _Kept, *, keeps_state: bool) -> 
         earlier=None if past else {min(_SHORT, shape.chunk): kept.short},
     )
     return peak_of(passes, shape.chunk)
+
+
+def _growth_by_chunk(run: MetaRun, shape: _Shape, kept: _Kept, prefill: int) -> int:
+    """Return the growth of the peak by token, from the chunk to the largest one.
+
+    The line through both is above the peaks of chunks between them, which grow with the tokens, and
+    the scores of attention with their square at most. A layer with a window gathers more, too.
+    """
+    more = shape.largest_chunk - shape.chunk
+    if more <= 0:
+        return 0
+    larger = replace(shape, chunk=shape.largest_chunk)
+    peak = _prefill(run, larger, kept, keeps_state=False)
+    gathered = kept.gathered(larger)[0] - kept.gathered(shape)[0]
+    return -(-(max(0, peak - prefill) + gathered) // more)
 
 
 def _prefill_rows(run: MetaRun, shape: _Shape, worst: int) -> tuple[int, int]:

@@ -84,6 +84,7 @@ def measure_footprint(
     max_model_len: int,
     prefill_chunk: int,
     max_source_len: int | None = None,
+    largest_chunk: int = 0,
     max_batch_size: int = 1,
     is_encoder: bool = False,
     stored_dtype: str | None = None,
@@ -97,6 +98,7 @@ def measure_footprint(
         max_model_len: Tokens of the longest sequence that has to fit.
         prefill_chunk: Tokens of the largest forward pass.
         max_source_len: Tokens of the longest source of an encoder; None for `max_model_len`.
+        largest_chunk: Tokens up to which that may grow, where there is memory; 0 if it may not.
         max_batch_size: Most sequences of a forward pass.
         is_encoder: Whether the model has an encoder task and generates nothing.
         stored_dtype: The dtype that the checkpoint is stored in; None if that is unknown.
@@ -104,7 +106,8 @@ def measure_footprint(
         packed: The layers that stay packed.
     """
     blocks, dtype, has_slices = find_blocks(model), name_of(model.dtype), stored_kind != "pickle"
-    measure = _choose_probe(model, max_source_len or max_model_len, is_encoder=is_encoder)
+    source, largest_chunk = max_source_len or max_model_len, min(largest_chunk, max_model_len)
+    measure = _choose_probe(model, source, largest_chunk, is_encoder=is_encoder)
     shape = {"max_model_len": max_model_len, "chunk": prefill_chunk, "rows": max_batch_size}
     with WeightReads(model, blocks) as watched:
         probed, by_block = measure(model, blocks, **shape)
@@ -116,18 +119,27 @@ def measure_footprint(
         quantised_to=packed.quantised_to,
         units=units,
         max_model_len=max_model_len,
-        activations=probed.activations,
-        activations_per_sequence=probed.activations_per_token * max_model_len,
         needs_cast=stored_dtype not in (None, dtype),
         needs_conversion=stored_kind == "pickle" or converts_weights(model),
         experts_in_place=_has_experts_in_place(model, blocks),
-        probed=probed.measured,
-        least_row_tokens=probed.least_row_tokens,
-        window=probed.window,
+        **_sizes(probed, max_model_len, largest_chunk),
         prefill_chunk=min(prefill_chunk, max_model_len),
         by_block=by_block,
         whole_mixtures=len(find_mixtures(model, blocks)) - sum(bool(x.experts) for x in units),
     )
+
+
+def _sizes(probed: Probe, max_model_len: int, largest_chunk: int) -> dict[str, Any]:
+    """Return the fields of a footprint that a probe has measured."""
+    return {
+        "activations": probed.activations,
+        "activations_per_sequence": probed.activations_per_token * max_model_len,
+        "probed": probed.measured,
+        "least_row_tokens": probed.least_row_tokens,
+        "window": probed.window,
+        "largest_chunk": largest_chunk if probed.per_chunk_token else 0,
+        "activations_per_chunk_token": probed.per_chunk_token,
+    }
 
 
 def with_logits(footprint: Footprint, model: PreTrainedModel, positions: int) -> Footprint:
@@ -151,17 +163,23 @@ def _has_experts_in_place(model: PreTrainedModel, blocks: Sequence[str]) -> bool
 
 
 def _choose_probe(
-    model: PreTrainedModel, source: int, *, is_encoder: bool
+    model: PreTrainedModel, source: int, largest_chunk: int, *, is_encoder: bool
 ) -> Callable[..., tuple[Probe, bool]]:
     if is_encoder:
         return _probe_encoder
     if is_encoder_decoder(model):
         return partial(_probe_encoder_decoder, source=source)
-    return _probe_decoder
+    return partial(_probe_decoder, largest_chunk=largest_chunk)
 
 
 def _probe_decoder(
-    model: PreTrainedModel, blocks: Sequence[str], *, max_model_len: int, chunk: int, rows: int
+    model: PreTrainedModel,
+    blocks: Sequence[str],
+    *,
+    max_model_len: int,
+    chunk: int,
+    rows: int,
+    largest_chunk: int = 0,
 ) -> tuple[Probe, bool]:
     """Return the measured sizes, and whether every block is called as a module equally often."""
     members = [model.get_submodule(name) for name in blocks]
@@ -176,6 +194,7 @@ def _probe_decoder(
                 max_model_len=max_model_len,
                 chunk=chunk,
                 rows=rows,
+                largest_chunk=largest_chunk,
                 deduplicator=chosen,
             )
         if probed.measured:

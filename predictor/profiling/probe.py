@@ -33,6 +33,8 @@ class Probe:
         kv_windowed: For each block, the cache of a token that is within the window of its sequence;
             empty if all layers keep all tokens.
         window: Tokens of one sequence that layers with a window keep; 0 if all layers keep all.
+        per_chunk_token: Additional bytes for each further token of the chunk, up to the largest
+            one; 0 if there is no larger one.
     """
 
     kv_per_token: tuple[int, ...]
@@ -43,6 +45,7 @@ class Probe:
     least_row_tokens: int = 1
     kv_windowed: tuple[int, ...] = ()
     window: int = 0
+    per_chunk_token: int = 0
 
 
 def by_formula(model: PreTrainedModel, blocks: int, max_model_len: int, chunk: int) -> Probe:

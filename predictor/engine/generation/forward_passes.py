@@ -55,6 +55,7 @@ class SchedulerLimits:
         window: Tokens of one sequence that layers with a window keep; 0 if all layers keep all.
         window_tokens: Tokens that sequences may cache in layers with a window.
         draft_tokens: Most draft tokens of one sequence in a forward pass; 0 for none.
+        reply_chunk: The same as `chunk` while somebody is in the middle of a reply; 0 for as many.
         lookup_tokens: Most of those that lookup or a grammar drafts; None for as many.
         draft_model_cost: The time of a forward pass of the draft model, if there is one.
     """
@@ -72,6 +73,7 @@ class SchedulerLimits:
     window: int = 0
     window_tokens: int = 0
     draft_tokens: int = 0
+    reply_chunk: int = 0
     lookup_tokens: int | None = None
     draft_model_cost: DraftModelCost = DraftModelCost()
 

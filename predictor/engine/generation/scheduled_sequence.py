@@ -22,10 +22,12 @@ class ScheduledSequence(Entry):
     Attributes:
         cached: How many of them are cached.
         alone: Positions of those that are computed alone.
+        is_replying: Whether a token of its reply is there.
     """
 
     cached: int = 0
     alone: range = range(0)
+    is_replying: bool = False
 
     @property
     def left(self) -> int:

@@ -12,7 +12,7 @@ token.
   sequence each. One rule is used twice: *a short sequence may overtake a long one, but not more
   than `MAX_OVERTAKES` times*. If the first in line has no room yet, later ones that have room may
   overtake it (`_admit`). Of the prompts in prefill, the one with the fewest tokens left goes next,
-  so that a short prompt does not wait for a long one (`_select_prefill`).
+  so that a short prompt does not wait for a long one (`prefill`).
 - **Preemption**: if the known tokens outgrow the KV cache, the sequence before which its request
   submitted most, and of several the last to arrive, returns to its place in line and is computed
   again later. The first to arrive is never preempted, so every sequence ends.
@@ -26,6 +26,7 @@ token.
 - **Prefixes**: a sequence skips the tokens of its prompt that another one has computed
   (`prefix_cache`). Of several prompts that begin alike, one is computed and the others wait for
   its next chunk, unless it takes less than another forward pass to compute all of them.
+- **Chunks** of prompts are smaller while somebody is in the middle of a reply, who waits for them.
 - **Drafts**: guesses at the next tokens fill forward passes that have room for them (`drafts`).
 - **States**: if the model keeps a state, a sequence that begins is never part of a decode pass, and
   one whose state can be continued by single tokens alone is, even if it has many tokens left. Else
@@ -36,23 +37,15 @@ token.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from predictor.engine.generation.drafts import Drafts, NoDrafts, add_drafts
-from predictor.engine.generation.forward_passes import (
-    Chunk,
-    SchedulerLimits,
-    batch,
-    choose_company,
-)
+from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits, batch
 from predictor.engine.generation.kv_room import KVRoom
-from predictor.engine.generation.prefixes import NoPrefixes, Prefixes, without_followers
-from predictor.engine.generation.scheduled_sequence import (
-    ScheduledSequence,
-    participants,
-    priority,
-)
+from predictor.engine.generation.prefill import select_prefill
+from predictor.engine.generation.prefixes import NoPrefixes, Prefixes
+from predictor.engine.generation.scheduled_sequence import ScheduledSequence, participants
 from predictor.engine.priority_queue import PriorityQueue
 
 MAX_SET_ASIDE = 32
@@ -89,6 +82,7 @@ class Scheduler:
             drafts: Guesses at the next tokens; None for none.
         """
         self._limits, self._prefixes = limits, prefixes or NoPrefixes()
+        self._beside_replies = replace(limits, chunk=limits.reply_chunk or limits.chunk)
         self._drafts = drafts or NoDrafts()
         self._room = KVRoom(limits, self._prefixes)
         self._kv = self._room.ledger
@@ -165,6 +159,7 @@ class Scheduler:
         sequence = self._running[key]
         self._kv.reserve(1, after=sequence.tokens)
         sequence.tokens += 1
+        sequence.is_replying = True
 
     def restart(self, chunk: Chunk) -> None:
         """Forget what is cached of a sequence, which a forward pass over a chunk lost."""
@@ -185,9 +180,10 @@ class Scheduler:
         prompts: list[tuple[ScheduledSequence, Chunk]] = []
         decode: list[Chunk] = []
         alone: list[Chunk] = []
-        for sequence, most in participants(self._running.values(), self._limits):
+        limits = self._prefill_limits()
+        for sequence, most in participants(self._running.values(), limits):
             self._extend(sequence)
-            chunk = sequence.next_chunk(self._limits, most)
+            chunk = sequence.next_chunk(limits, most)
             if not chunk.count:
                 continue
             if chunk.start < sequence.alone.stop and sequence.alone.start < chunk.end:
@@ -197,7 +193,7 @@ class Scheduler:
             else:
                 prompts.append((sequence, chunk))
         decode = add_drafts(decode, self._drafts, self._limits, self._kv.room)
-        shared = batch(self._select_prefill(prompts), decode, self._limits)
+        shared = batch(select_prefill(prompts, self._prefixes, limits), decode, self._limits)
         return Step(preempted, (*shared, *((chunk,) for chunk in alone[:1])))
 
     def _release(self, key: int) -> ScheduledSequence:
@@ -278,22 +274,7 @@ class Scheduler:
             self._cached += cached - sequence.cached
             sequence.cached = cached
 
-    def _select_prefill(self, prompts: list[tuple[ScheduledSequence, Chunk]]) -> list[Chunk]:
-        """Choose the chunks of prompts to compute next: the first by priority, and cheap company.
-
-        A chunk is all that is left of a prompt, up to `SchedulerLimits.chunk` tokens, or what is
-        left beyond a multiple of it if a state begins. Further
-        prompts join, in order of priority, if their padding costs less than another forward pass.
-        """
-        prompts.sort(key=lambda prompt: priority(prompt[0]))
-        chunks = [chunk for _, chunk in prompts]
-        leaders = without_followers(chunks, self._prefixes, self._limits.breakeven_tokens)
-        chunks = choose_company(leaders, self._limits)
-        selected = {chunk.key for chunk in chunks}
-        last = max((self._running[key].place for key in selected), default=(0, 0, 0))
-        for sequence, _ in prompts:
-            if sequence.key in selected:
-                sequence.overtaken = 0
-            elif sequence.place < last:
-                sequence.overtaken += 1
-        return chunks
+    def _prefill_limits(self) -> SchedulerLimits:
+        """Return the limits of prompts, narrower while somebody waits for the next token."""
+        others = (each for each in self._running.values() if not each.is_bulk)
+        return self._beside_replies if any(each.is_replying for each in others) else self._limits

@@ -19,6 +19,7 @@ from predictor.engine.generation.kv_accounting import usable_tokens, usable_wind
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.open_runner import OpenedRunner, open_runner
 from predictor.engine.generation.page_pool import PagePool
+from predictor.engine.generation.prompt_chunks import chunk_sizes
 from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.engine.model_thread import ThreadOptions
 from predictor.engine.timing import PassCost
@@ -38,6 +39,9 @@ from predictor.weights.store.warmup_cache import WarmupCache
 
 logger = logging.getLogger(__name__)
 
+_LONGER = 512
+"""Tokens of a longer forward pass, which takes a GPU a while."""
+
 _TIMED_TOKENS = 32
 """Tokens of a typical forward pass: one of each running sequence, and some of prompts."""
 
@@ -55,11 +59,26 @@ class EngineHandle:
     vocabulary: int
 
 
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """How many prompt tokens a forward pass may have.
+
+    Attributes:
+        least: As many as are computed at one time, if no more pay.
+        planned: As many as the plan has memory for.
+        target: Seconds that a step should take at most beside replies.
+    """
+
+    least: int
+    planned: int
+    target: float = 1.0
+
+
 def open_engine(
     model: PreTrainedModel,
     placement: Placement,
     *,
-    prefill_chunk: int,
+    chunks: Chunks,
     max_sequences: int,
     threads: int | None,
     metrics: EngineMetrics,
@@ -75,7 +94,7 @@ def open_engine(
     Args:
         model: The model, every part in its place.
         placement: Where its parts are, and the size of the KV cache.
-        prefill_chunk: Prompt tokens in one forward pass, as planned.
+        chunks: How many prompt tokens a forward pass may have.
         max_sequences: Most sequences that run at one time.
         threads: Most threads; None leaves that to torch.
         metrics: Takes counts and times.
@@ -92,7 +111,7 @@ def open_engine(
     limit = set_up_torch(threads)
     with first_token():
         opened, limits = _warm_up(
-            *(model, placement, warmup_cache, adapters, max_sequences, prefill_chunk, drafts),
+            *(model, placement, warmup_cache, adapters, max_sequences, chunks, drafts),
             options.get("heartbeat"),
         )
     options["observer"] = tune_threads(limit, placement, warmup_cache)
@@ -113,15 +132,15 @@ def _warm_up(
     warmup_cache: WarmupCache,
     adapters: LoadedAdapters,
     max_sequences: int,
-    prefill_chunk: int,
+    chunks: Chunks,
     drafts: DraftOptions,
     heartbeat: Heartbeat | None,
 ) -> tuple[OpenedRunner, SchedulerLimits]:
     """Choose, test and time what runs the model; return it with the limits of its passes."""
     opened = open_runner(model, placement, max_sequences, warmup_cache, adapters)
     parts = opened.runner, model, placement, warmup_cache
-    cost = _time_passes(*parts, prefill_chunk, heartbeat)
-    limits = _limits(placement, opened, max_sequences, prefill_chunk, cost.breakeven_tokens)
+    cost = _time_passes(*parts, chunks, heartbeat)
+    limits = _limits(placement, opened, max_sequences, chunks, cost)
     return opened, with_drafts(limits, drafts, *parts, cost)
 
 
@@ -130,11 +149,12 @@ def _time_passes(
     model: PreTrainedModel,
     placement: Placement,
     warmup_cache: WarmupCache,
-    chunk: int,
+    chunks: Chunks,
     heartbeat: Heartbeat | None,
 ) -> PassCost:
     """Choose the quickest kernels; return what a forward pass over the weights costs."""
-    vocabulary, most = count_vocabulary(model), min(chunk, _most_tokens(placement))
+    vocabulary = count_vocabulary(model)
+    most = min(chunks.least, chunks.planned, _most_tokens(placement))
 
     def run(count: int) -> None:
         best = _run_tokens(runner, [index % vocabulary for index in range(count)])
@@ -142,9 +162,10 @@ def _time_passes(
 
     choose_linear_kernels(run, most, placement.execution_device, warmup_cache)
     return measure_pass(
-        *(run, chunk),
+        *(run, chunks.planned),
         timed=min(_TIMED_TOKENS, most),
         warmup_cache=warmup_cache,
+        longer=min(_LONGER, most),
         weights=placement.weights,
         heartbeat=heartbeat,
     )
@@ -163,10 +184,11 @@ def _limits(
     placement: Placement,
     opened: OpenedRunner,
     sequences: int,
-    chunk: int,
-    breakeven_tokens: int,
+    chunks: Chunks,
+    cost: PassCost,
 ) -> SchedulerLimits:
     kv_tokens, one_by_one = _most_tokens(placement), opened.one_by_one
+    chunk = chunks.planned
     keeps_tokens = placement.kv_tokens > 0
     if one_by_one and chunk < placement.max_model_len:
         logger.warning("Prompts of more than %d tokens continue token by token", chunk)
@@ -175,13 +197,17 @@ def _limits(
         return SchedulerLimits(
             kv_tokens, 1, chunk, keeps_tokens=keeps_tokens, one_by_one=one_by_one
         )
-    log_breakeven_tokens(breakeven_tokens)
-    has_slots = isinstance(opened.runner, BatchRunner) and opened.runner.cache.keeps_state
+    log_breakeven_tokens(cost.breakeven_tokens)
+    cache = opened.runner.cache if isinstance(opened.runner, BatchRunner) else None
+    has_slots = cache is not None and cache.keeps_state
+    is_fixed = cache is None or has_slots
+    alone, beside = (chunk, 0) if is_fixed else _chunk_sizes(chunks, cost)
     return SchedulerLimits(
         kv_tokens,
         min(sequences, placement.state_slots or sequences),
-        chunk,
-        breakeven_tokens,
+        alone,
+        cost.breakeven_tokens,
+        reply_chunk=beside,
         max_attention_tokens=placement.max_attention_tokens,
         bucket_shapes=placement.execution_device == "cpu",
         keeps_tokens=keeps_tokens,
@@ -191,6 +217,19 @@ def _limits(
         window=placement.window,
         window_tokens=usable_window_tokens(placement.window_tokens, placement.kv_tokens, chunk),
     )
+
+
+def _chunk_sizes(chunks: Chunks, cost: PassCost) -> tuple[int, int]:
+    """Return the most prompt tokens of a forward pass: for prompts alone, and beside replies."""
+    alone, beside = chunk_sizes(
+        breakeven_tokens=cost.breakeven_tokens,
+        seconds=cost.seconds,
+        planned=chunks.planned,
+        least=chunks.least,
+        target=chunks.target,
+    )
+    logger.info("Prompts are computed by %d tokens, and by %d beside replies", alone, beside)
+    return alone, beside
 
 
 def _most_tokens(placement: Placement) -> int:
