@@ -21,6 +21,9 @@ class Fixed:
     def __init__(self, count: int, rate: float) -> None:
         self.count, self.rate = count, rate
 
+    def allows(self, rows: int) -> bool:
+        return True
+
     def propose(self, key: int, most: int) -> Proposal:
         return Proposal(min(self.count, most), self.rate)
 
@@ -134,6 +137,9 @@ class Drafting(Simulation):
         self.scheduler = Scheduler(self.limits, drafts=self)
         self.pages = PagePool(self.limits.kv_tokens + 1, self.limits.kv_tokens)
         self.drafted = self.accepted = 0
+
+    def allows(self, rows: int) -> bool:
+        return True
 
     def propose(self, key: int, most: int) -> Proposal:
         left = max(0, self.goals[key] - self.known_tokens[key] - 1)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from predictor.engine.generation.batch_sampler import BatchSampler
 from predictor.engine.generation.draft_model import DraftModel
+from predictor.engine.generation.draft_trials import DraftTrials
 from predictor.engine.generation.drafter import Drafter
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
 from predictor.engine.generation.generated_sequence import GeneratedSequence
@@ -52,7 +53,8 @@ class ContinuousBatching:
         if pages is not None:
             self._prefixes = PrefixCache(pages, self._known_tokens)
         self._sequences: dict[int, GeneratedSequence] = {}
-        self._drafter = Drafter(self._sequences, draft_model, limits.lookup_tokens)
+        trials = DraftTrials() if limits.tries_drafts else None
+        self._drafter = Drafter(self._sequences, draft_model, limits.lookup_tokens, trials)
         self._scheduler = Scheduler(limits, self._prefixes, self._drafter)
         self._batch_sampler = BatchSampler()
         metrics.kv_limit.set(limits.kv_tokens if limits.keeps_tokens else 0)
@@ -122,6 +124,7 @@ class ContinuousBatching:
         """Note that the chunks are cached, and pass the tokens on."""
         tokens = sum(isinstance(token, Token) for sampled in results for token in sampled)
         self._metrics.count_step(rows=len(rows), seconds=seconds, tokens=tokens)
+        self._drafter.note(rows, tokens, seconds)
         for chunk, sampled in zip(rows, results, strict=True):
             if drafted := len(self._draft_of(chunk)):
                 source = self._drafter.source(chunk.key)

@@ -75,7 +75,12 @@ def with_drafts(
     if reason is not None:
         logger.info("No tokens are drafted: %s", reason)
         return limits
-    limits = replace(limits, draft_tokens=options.tokens, lookup_tokens=options.lookup_tokens)
+    limits = replace(
+        limits,
+        draft_tokens=options.tokens,
+        lookup_tokens=options.lookup_tokens,
+        tries_drafts=bool(placement.experts),  # each draft may need others
+    )
     if options.model is None:
         return limits
     draft_cost = _measure_draft_model(options.model, cost, limits.sequences)
@@ -92,13 +97,11 @@ def _measure_draft_model(draft_model: DraftModel, cost: PassCost, rows: int) -> 
 
 
 def _unsupported_reason(runner: Runner, placement: Placement) -> str | None:
-    """Return why tokens cannot be dropped, or why drafts do not pay; None if they can and do."""
+    """Return why tokens cannot be dropped, or why there are too few; None if they can."""
     if not isinstance(runner, BatchRunner):
         return "the model is not batched"
     if runner.cache.keeps_state or not runner.cache.keeps_tokens:
         return "the model keeps a state, which cannot go back to an earlier token"
-    if placement.experts:
-        return "experts are read one by one, and each draft may need others"
     if placement.max_model_len < len(_TRIAL):
         return "sequences are too short"
     return None

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from predictor.engine.generation.draft_model import DraftModel, WantedDraft
+from predictor.engine.generation.draft_trials import DraftTrials
 from predictor.engine.generation.drafts import NOTHING, Proposal
 from predictor.engine.generation.forward_passes import Chunk
 from predictor.engine.generation.generated_sequence import GeneratedSequence
@@ -33,6 +34,7 @@ class Drafter:
         sequences: Mapping[int, GeneratedSequence],
         model: DraftModel | None = None,
         lookup_tokens: int | None = None,
+        trials: DraftTrials | None = None,
     ) -> None:
         """Propose for sequences.
 
@@ -40,9 +42,21 @@ class Drafter:
             sequences: The sequences by key, as they come and go.
             model: The draft model, if there is one.
             lookup_tokens: Most tokens of a draft by lookup or a grammar; None for no bound.
+            trials: Measures in place if drafts pay; None if they do by their costs.
         """
         self._sequences, self._model, self._lookup_tokens = sequences, model, lookup_tokens
+        self._trials = trials
         self._failures = 0
+
+    def allows(self, rows: int) -> bool:
+        """Return whether a forward pass of so many rows may have drafts."""
+        return self._trials is None or self._trials.allows(rows)
+
+    def note(self, rows: Sequence[Chunk], tokens: int, seconds: float) -> None:
+        """Note a forward pass, which gave tokens; one with prompts says nothing of drafts."""
+        if self._trials is not None and all(chunk.known_part.count == 1 for chunk in rows):
+            has_drafts = any(chunk.drafts and self.tokens(chunk.key) for chunk in rows)
+            self._trials.note(len(rows), tokens=tokens, seconds=seconds, has_drafts=has_drafts)
 
     def propose(self, key: int, most: int) -> Proposal:
         """Propose a draft of a sequence, of so many tokens at most, and keep its tokens."""

@@ -54,6 +54,10 @@ NOTHING = Proposal(0, 0.0)
 class Drafts(Protocol):
     """Proposes drafts; see `drafter.Drafter`."""
 
+    def allows(self, rows: int) -> bool:
+        """Return whether a forward pass of so many rows may have drafts."""
+        ...
+
     def propose(self, key: int, most: int) -> Proposal:
         """Propose a draft of a sequence, of so many tokens at most, and keep its tokens."""
         ...
@@ -61,6 +65,10 @@ class Drafts(Protocol):
 
 class NoDrafts:
     """Proposes nothing."""
+
+    def allows(self, rows: int) -> bool:  # noqa: ARG002
+        """Return that there are none."""
+        return False
 
     def propose(self, key: int, most: int) -> Proposal:  # noqa: ARG002
         """Return an empty draft."""
@@ -79,7 +87,7 @@ def add_drafts(
         room: Tokens that all drafts together may take in the KV cache.
     """
     most = min(most_drafts(len(decode), limits), room)
-    if most < 1:
+    if most < 1 or not drafts.allows(len(decode)):
         return list(decode)
     proposals = [drafts.propose(chunk.key, most) for chunk in decode]
     chosen, columns = _choose(proposals, limits)

@@ -57,6 +57,7 @@ class SchedulerLimits:
         draft_tokens: Most draft tokens of one sequence in a forward pass; 0 for none.
         reply_chunk: The same as `chunk` while somebody is in the middle of a reply; 0 for as many.
         lookup_tokens: Most of those that lookup or a grammar drafts; None for as many.
+        tries_drafts: Whether it is measured in place if drafts pay, see `draft_trials`.
         draft_model_cost: The time of a forward pass of the draft model, if there is one.
     """
 
@@ -75,6 +76,7 @@ class SchedulerLimits:
     draft_tokens: int = 0
     reply_chunk: int = 0
     lookup_tokens: int | None = None
+    tries_drafts: bool = False
     draft_model_cost: DraftModelCost = DraftModelCost()
 
     @property
