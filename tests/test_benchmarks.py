@@ -231,6 +231,14 @@ def test_drafts_compares_a_server_with_and_without_drafts(tmp_path_factory):
     assert accepted["new"] == 0
 
 
+def test_prefill_compares_chunks_that_pay_with_fixed_ones(tmp_path_factory):
+    done, numbers = run("prefill.py", tmp_path_factory, "--quick")
+    assert done.returncode == 0, done.stderr
+    assert set(numbers["ratios"]) == {"48", "96"}
+    passes = [numbers["measured"][way]["96"]["passes"] for way in ("fixed", "as pays")]
+    assert passes[0] >= passes[1] >= 1
+
+
 def test_threads_compares_a_disturbed_start_with_an_undisturbed_one(tmp_path_factory):
     done, numbers = run("threads.py", tmp_path_factory, "--quick")
     assert done.returncode == 0, done.stderr
