@@ -1,4 +1,4 @@
-"""Served: an offloaded model computes a prompt in few large chunks, and says the same."""
+"""Large chunks of prompts, and small ones beside replies, change no token."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from predictor.constraints import largest_chunk
 from predictor.settings import read_settings
 from tests.conftest import Checkpoints
+from tests.engine.test_contamination import GREEDY, KV_TOKENS, Company, alone, asks, check, tiny
+from tests.engine.test_engine import batch_runner
 from tests.serving import blocks_on_disk, bring_up, metric
 
 
@@ -47,3 +49,14 @@ def test_a_chunk_that_is_set_bounds_all_passes_unless_a_larger_one_is_set_too() 
     assert largest() == 8192
     assert largest(prefill_chunk=64) == 0
     assert largest(prefill_chunk=64, max_prefill_chunk=256) == largest(max_prefill_chunk=256) == 256
+
+
+def test_in_company_chunks_of_all_sizes_give_the_tokens_of_transformers_alone() -> None:
+    requests = asks(GREEDY)
+    runner = batch_runner(tiny("llama"), kv_tokens=KV_TOKENS)
+    company = Company(runner, requests, chunk=64, reply_chunk=3, breakeven_tokens=4, draft_tokens=3)
+    check(requests, company.run(), [one.tokens for one in alone("llama")])
+    counts = {len(row.tokens) - row.drafts for rows in company.runner.passes for row in rows}
+    assert max(counts) > 16
+    assert 3 in counts
+    assert company.preemptions > 0
