@@ -26,8 +26,8 @@ def select_prefill(
     leaders = without_followers(chunks, prefixes, limits.breakeven_tokens)
     chunks = choose_company(leaders, limits)
     selected = {chunk.key for chunk in chunks}
-    places = (sequence.place for sequence, _ in prompts if sequence.key in selected)
-    last = max(places, default=(0, 0, 0))
+    positions = (sequence.place for sequence, _ in prompts if sequence.key in selected)
+    last = max(positions, default=(0, 0, 0))
     for sequence, _ in prompts:
         if sequence.key in selected:
             sequence.overtaken = 0
