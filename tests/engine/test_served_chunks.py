@@ -57,6 +57,6 @@ def test_in_company_chunks_of_all_sizes_give_the_tokens_of_transformers_alone() 
     company = Company(runner, requests, chunk=64, reply_chunk=3, breakeven_tokens=4, draft_tokens=3)
     check(requests, company.run(), [one.tokens for one in alone("llama")])
     counts = {len(row.tokens) - row.drafts for rows in company.runner.passes for row in rows}
-    assert max(counts) > 16
+    assert max(counts) > 3  # while nobody is in the middle of a reply
     assert 3 in counts
     assert company.preemptions > 0
