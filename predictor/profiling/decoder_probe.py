@@ -188,16 +188,19 @@ def _prefill(run: MetaRun, shape: _Shape, kept: _Kept, *, keeps_state: bool) -> 
 def _growth_by_chunk(run: MetaRun, shape: _Shape, kept: _Kept, prefill: int) -> int:
     """Return the growth of the peak by token, from the chunk to the largest one.
 
-    The line through both is above the peaks of chunks between them, which grow with the tokens, and
-    the scores of attention with their square at most. A layer with a window gathers more, too.
+    Peaks grow with the tokens, and the scores of attention with their square at most, so a line
+    through two of them is above those between. The largest chunk may be a whole sequence, without
+    tokens before it that a layer copies. So half of it is measured too, and the steeper line
+    counts. A layer with a window gathers more, too.
     """
-    more = shape.largest_chunk - shape.chunk
-    if more <= 0:
-        return 0
-    larger = replace(shape, chunk=shape.largest_chunk)
-    peak = _prefill(run, larger, kept, keeps_state=False)
-    gathered = kept.gathered(larger)[0] - kept.gathered(shape)[0]
-    return -(-(max(0, peak - prefill) + gathered) // more)
+    growths = [0]
+    for chunk in (shape.largest_chunk, shape.largest_chunk // 2):
+        if chunk > shape.chunk:
+            larger = replace(shape, chunk=chunk)
+            peak = _prefill(run, larger, kept, keeps_state=False)
+            gathered = kept.gathered(larger)[0] - kept.gathered(shape)[0]
+            growths.append(-(-(max(0, peak - prefill) + gathered) // (chunk - shape.chunk)))
+    return max(growths)
 
 
 def _prefill_rows(run: MetaRun, shape: _Shape, worst: int) -> tuple[int, int]:
