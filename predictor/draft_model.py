@@ -142,6 +142,7 @@ def load_draft(
         metrics=WeightMetrics(settings.model_name),  # nothing is streamed
         pinned_fraction=settings.pinned_memory_fraction,
     )
+    loaded.filling.finish()  # it is small, and is timed before the first request
     own = int(loaded.model.config.get_text_config().vocab_size)
     runner = BatchRunner(
         loaded.model,
