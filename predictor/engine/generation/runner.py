@@ -17,7 +17,9 @@ from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.kv_cache import PagedKVCache
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.model_tail import ModelTail
+from predictor.engine.generation.recurrences import STEPS
 from predictor.private.cache_layers import CacheLayer, cache_argument
+from predictor.private.recurrences import StepFunctions
 from predictor.shape_buckets import bucket_new_tokens
 
 
@@ -93,6 +95,8 @@ class BatchRunner:
         self._tail = ModelTail(model, self.adapters, positions)
         self._accepted = inspect.signature(model.forward).parameters
         self._name = cache_argument(model)
+        # A GPU may have kernels of its own for these.
+        self._steps = StepFunctions(model, STEPS if device.type == "cpu" else {})
 
     @torch.inference_mode()
     def run(self, rows: Sequence[SequenceChunk]) -> torch.Tensor:
@@ -117,7 +121,8 @@ class BatchRunner:
         slots = [self.cache.states.take(row.key) for row in rows]
         order = sorted(range(len(rows)), key=slots.__getitem__)  # consecutive slots need no copy
         try:
-            logits = self._run([rows[index] for index in order])
+            with self._steps.replaced():
+                logits = self._run([rows[index] for index in order])
         except BaseException:
             self.cache.states.fail()
             raise

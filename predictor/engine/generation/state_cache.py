@@ -166,6 +166,9 @@ class StatePool:
 
     def write(self, states: torch.Tensor) -> None:
         """Write the states of the rows, of shape (rows, ...)."""
+        if states is self.rows:  # which changed in place
+            self.store()
+            return
         if self._pool is None:
             self._pool = states.new_zeros(self._slots.count, *states.shape[1:])
         self._slots.rows.write(self._pool, states)
