@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import (
     CacheLayerMixin,
     DummyLayer,
+    DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -26,6 +27,9 @@ __all__ = ["DummyLayer", "LinearAttentionCacheLayerMixin"]
 
 TOKEN_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Kinds of layers that have keys and values of each token."""
+
+INDEXED_KINDS = frozenset({"indexed_attention"})
+"""Kinds of layers that have keys and values of each token, and keys of an indexer of them."""
 
 STATE_KINDS = frozenset({"linear_attention", "conv"})
 """Kinds of layers that have a state of fixed size."""
@@ -40,6 +44,7 @@ _LAYERS = (CacheLayerMixin, LinearAttentionCacheLayerMixin, DummyLayer)
 
 _WHOLE: dict[str, Any] = {
     **dict.fromkeys(TOKEN_KINDS, DynamicLayer),
+    **dict.fromkeys(INDEXED_KINDS, DynamicIndexedLayer),
     **dict.fromkeys(STATE_KINDS, LinearAttentionLayer),
     **dict.fromkeys(HYBRID_KINDS, LinearAttentionAndFullAttentionLayer),
     **dict.fromkeys(EMPTY_KINDS, DummyLayer),

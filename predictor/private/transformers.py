@@ -51,6 +51,7 @@ MODELS = (
         "transformers.cache_utils",
         "CacheLayerMixin",
         "DummyLayer",
+        "DynamicIndexedLayer",
         "DynamicLayer",
         "DynamicSlidingWindowLayer",
         "LinearAttentionAndFullAttentionLayer",

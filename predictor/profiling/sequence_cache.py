@@ -18,7 +18,7 @@ from transformers import Cache
 from predictor.private.cache_layers import is_cache_layer, with_window
 from predictor.private.torch import own_attributes
 
-_BY_TOKENS = ("keys", "values")
+_BY_TOKENS = ("keys", "values", "indexer_keys")
 """The attributes of a layer that grow with the tokens, in their dimension before the last."""
 
 
@@ -94,7 +94,7 @@ def resized(cache: Cache, rows: int, tokens: int, windows: Sequence[int] = ()) -
 
 
 def bytes_per_token(layer: Any) -> int:
-    """Return the bytes of one token's keys and values in a layer; 0 if it has none."""
+    """Return the bytes of what a layer keeps of one token; 0 if it keeps nothing."""
     held = [getattr(layer, name, None) for name in _BY_TOKENS]
     return sum(x.nbytes // max(1, x.shape[-2]) for x in held if isinstance(x, torch.Tensor))
 

@@ -29,25 +29,16 @@ rows that continue a state have equally many new tokens in a forward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin  # public: `transformers` exports it, untyped
 
-from predictor.engine.generation.cached_rows import CachedRows, Source
-from predictor.engine.generation.kv_accounting import PADDING_PAGES
 from predictor.engine.generation.layout import Layout, SequenceChunk
 from predictor.engine.generation.page_pool import PagePool
+from predictor.engine.generation.paged_layers import PagedLayer, make_layer
 from predictor.engine.generation.pages import PageTable
 from predictor.engine.generation.state_cache import StateLayer, StateSlots
-from predictor.private.cache_layers import (
-    EMPTY_KINDS,
-    HYBRID_KINDS,
-    STATE_KINDS,
-    CacheLayer,
-    DummyLayer,
-)
+from predictor.private.cache_layers import CacheLayer
 
 
 class PagedKVCache(Cache):
@@ -89,7 +80,7 @@ class PagedKVCache(Cache):
         self._window_pages = PageTable(window_pages, max_length) if self._window else None
         super().__init__(
             layers=[
-                _layer(self, layer, window_pages if window else pages, window)
+                make_layer(self, layer, window_pages if window else pages, window)
                 for layer, window in zip(layers, windows, strict=True)
             ]
         )
@@ -186,103 +177,5 @@ class PagedKVCache(Cache):
             self._window_pages.release(key)
 
 
-class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """The keys and values of one layer, each of shape (heads, pages, head size)."""
-
-    def __init__(self, cache: PagedKVCache, pages: int, window: int = 0) -> None:
-        """Make an empty layer of a pool.
-
-        Args:
-            cache: The pool.
-            pages: Tokens that it has pages for.
-            window: Positions that a token attends to, its own among them; 0 if whole sequences are
-                kept, and a model's own mask hides what left its window.
-        """
-        CacheLayerMixin.__init__(self)  # type: ignore[no-untyped-call]
-        self.is_sliding = window > 0  # transformers takes the size of masks from such a layer
-        self._cache = cache
-        self._pages = pages
-        self._window = window
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Take the layer's memory, on the device where it executes."""
-        self.keys, self.values = (
-            states.new_empty(states.shape[1], self._pages, states.shape[3])
-            for states in (key_states, value_states)
-        )
-        for pool in (self.keys, self.values):
-            pool[:, :PADDING_PAGES] = 0
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write new keys and values, and return those of whole rows, or of their windows.
-
-        A forward pass that is run again writes the same to the same pages.
-
-        Args:
-            key_states: New keys, of shape (rows, heads, new, size).
-            value_states: New values, likewise.
-
-        Returns:
-            Keys and values, each of shape (rows, heads, columns, size).
-        """
-        if not self.is_initialized:
-            PagedLayer.lazy_initialization(self, key_states, value_states)
-        return self._exchange(self.keys, key_states), self._exchange(self.values, value_states)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many columns there are, and the first of them."""
-        past = self._layout.past_within(self._window)
-        return past + query_length, self._layout.past - past
-
-    def get_seq_length(self) -> int:
-        """Return how many columns are before the new ones."""
-        return self._layout.past
-
-    def get_max_length(self) -> int:
-        """Return that there is no length at which the layer forgets."""
-        return -1
-
-    def _exchange(self, pool: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
-        if pool is None:
-            raise RuntimeError("the layer has no memory yet")
-        layout = self._layout
-        indices = layout.indices(pool.device, self._window)
-        by_token, fresh = states.transpose(0, 1).flatten(1, 2), indices.fresh
-        pool.index_copy_(1, indices.written, by_token if fresh is None else by_token[:, fresh])
-        source = Source(pool, layout, self._window)
-        if self._cache.gathers or pool.device.type != "cpu":
-            return source.gathered()
-        return CachedRows.of(source, len(states), layout.past_within(self._window) + layout.new)
-
-    @property
-    def _layout(self) -> Layout:
-        layout = self._cache.layout
-        if layout is None:
-            raise RuntimeError("no pass was laid out")
-        return layout
-
-
-class HybridLayer(StateLayer, PagedLayer):  # type: ignore[override, no-untyped-call]
-    """The states of one layer, and its keys and values."""
-
-    def __init__(self, cache: PagedKVCache, pages: int, window: int, states: int) -> None:
-        """Make an empty layer of a pool, see `PagedLayer` and `StateLayer`."""
-        PagedLayer.__init__(self, cache, pages, window)
-        StateLayer.__init__(self, cache.states, states)
-
-
 def _take(table: PageTable, rows: Sequence[SequenceChunk]) -> list[torch.Tensor]:
     return [table.take(row.key, row.end) for row in rows]
-
-
-def _layer(cache: PagedKVCache, layer: CacheLayer, pages: int, window: int) -> Any:
-    if layer.kind in EMPTY_KINDS:
-        return DummyLayer()  # type: ignore[no-untyped-call]
-    if layer.kind in STATE_KINDS:
-        return StateLayer(cache.states, layer.states)
-    if layer.kind in HYBRID_KINDS:
-        return HybridLayer(cache, pages, window, layer.states)
-    return PagedLayer(cache, pages, window)

@@ -166,6 +166,14 @@ class Layout:
         """
         return min(self.past, window - 1) if window else self.past
 
+    def past_positions(self) -> torch.Tensor:
+        """Return the positions of the columns before the new ones, of shape (rows, columns).
+
+        Those of padding are 0.
+        """
+        columns = torch.arange(self.past) - (self.past + self.new)
+        return (columns + self.lengths[:, None]).clamp_(min=0)
+
     def indices(self, device: torch.device, window: int = 0) -> Indices:
         """Return the indices of the forward pass on a device.
 
