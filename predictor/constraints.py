@@ -20,6 +20,7 @@ from predictor.checkpoint.positions import (
 )
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.engine.generation.cache_kinds import unbatchable_reason
+from predictor.engine.generation.decoder_padding import reason_against_padding
 from predictor.errors import ConfigurationError
 from predictor.placement.plan import PlacementOptions
 from predictor.placement.units import Footprint
@@ -171,18 +172,23 @@ def largest_chunk(settings: Settings) -> int:
 
 
 def serving_notes(
-    checkpoint: Checkpoint, unbatchable: str | None, lengths: Lengths
+    checkpoint: Checkpoint, skeleton: PreTrainedModel, unbatchable: str | None, lengths: Lengths
 ) -> tuple[str, ...]:
     """Return sentences about what limits how the model is served.
 
     Args:
         checkpoint: The checkpoint as it is stored.
+        skeleton: The model on the meta device.
         unbatchable: Why it generates one sequence at a time; None if it does not.
         lengths: The most tokens of a sequence.
     """
     notes = []
     if unbatchable is not None:
         notes.append(f"Requests are answered one at a time: {unbatchable}.")
+    has_encoder = checkpoint.task == "text2text_generation"
+    apart = reason_against_padding(skeleton) if has_encoder else None
+    if apart is not None:
+        notes.append(f"Sources that come later run in forward passes of their own: {apart}.")
     positions = equal_positions(checkpoint.config)
     if positions is not None and lengths.reply is None and lengths.source > positions:
         notes.append(

@@ -146,7 +146,8 @@ def measure(settings: Settings, checkpoint: Checkpoint, *, samples: bool = False
     draft = measure_draft(settings, checkpoint, footprint, unbatchable, chunk=chunk, rows=rows)
     if draft is not None:
         footprint = footprint.with_draft_model(draft.footprint)
-    notes = (*text_notes(skeleton), *packed.notes, *serving_notes(original, unbatchable, lengths))
+    limits = serving_notes(original, skeleton, unbatchable, lengths)
+    notes = (*text_notes(skeleton), *packed.notes, *limits)
     files = checkpoint, skeleton, packed, adapters
     return Measured(*files, footprint, chunk, rows, lengths, notes, draft)
 

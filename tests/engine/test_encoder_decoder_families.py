@@ -13,6 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
+from predictor.checkpoint.checkpoint import Checkpoint
+from predictor.checkpoint.lengths import Lengths
+from predictor.constraints import serving_notes
 from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRunner
 from predictor.engine.generation.encoder_decoder_warmup import open_encoder_decoder_runner
 from predictor.engine.generation.layout import SequenceChunk
@@ -115,6 +118,10 @@ def test_every_family_is_measured_and_streamed_by_block(family: str, tmp_path: P
     footprint = measure_footprint(skeleton, max_model_len=64, prefill_chunk=64, max_batch_size=4)
     assert footprint.probed
     assert footprint.by_block
+    checkpoint = Checkpoint(tmp_path, config, "safetensors", None, "text2text_generation")
+    notes = serving_notes(checkpoint, skeleton, None, Lengths(64))
+    is_apart = any("run in forward passes of their own" in note for note in notes)
+    assert is_apart == (family in CANNOT_JOIN)  # as the start finds out, see above
 
 
 def combinations() -> Iterator[pytest.ParameterSet]:

@@ -141,7 +141,7 @@ def test_a_model_whose_state_cannot_be_shared_is_planned_for_one(name):
     batch = largest_batch(settings, "text_generation", reason, 64)
     assert batch == ((64, 1) if name in ALONE else (16, 8))
     checkpoint = Checkpoint(Path(), model.config, "safetensors", None, "text_generation")
-    assert len(serving_notes(checkpoint, reason, Lengths(64))) == (name in ALONE)
+    assert len(serving_notes(checkpoint, model, reason, Lengths(64))) == (name in ALONE)
 
 
 SHARING = {  # the rows of 8 tokens that may share a pass of 128

@@ -9,6 +9,8 @@ read:
 - Others take positions (``position_ids``), T5Gemma's for instance, or a mask of their own
   (``decoder_padding_mask``) that their model leaves out if there is a cache, as FSMT's.
 - Relative positions, such as T5's, need nothing.
+- Some cannot be told: their positions count the cache itself, as ProphetNet's, or a router takes
+  the padding of one row for that of others, as NLLB's.
 """
 
 from __future__ import annotations
@@ -115,6 +117,21 @@ def _add_arguments(
         columns = torch.arange(mask.shape[1] - new, mask.shape[1], device=mask.device)
         arguments[_POSITIONS] = columns - torch.tensor(pads, device=mask.device)[:, None]
     return forward(**arguments)
+
+
+def reason_against_padding(model: Any) -> str | None:
+    """Return why rows of the decoder cannot have padding, by its modules; None if they can.
+
+    Args:
+        model: A model with an encoder, which may be on the meta device.
+    """
+    for module in find_decoder(model).modules():
+        taken = _parameters(module)
+        if isinstance(module, nn.Embedding) and "past_key_values" in taken:
+            return "its positions count the tokens of the cache, which all rows share"
+        if "padding_mask" in taken:
+            return "its router takes the padding of one row for that of others"
+    return None
 
 
 def _parameters(module: nn.Module) -> frozenset[str]:
