@@ -228,7 +228,39 @@ def test_a_prompt_that_begins_a_state_is_not_cut_and_others_pass_it(one_by_one: 
     s.add(0, 20, is_bulk=True)
     s.add(1, 6, is_bulk=True)
 
-    assert [keys(advance(s)) for _ in range(3)] == [{9, 1}, {9, 1}, {9, 1}]
+    assert [keys(advance(s)) for _ in range(2)] == [{9, 1}, {9, 1}]
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_a_prompt_that_is_not_cut_is_computed_once_several_steps_have_left_as_much(
+    one_by_one: bool,
+) -> None:
+    s = scheduler(breakeven_tokens=8, keeps_state=True, one_by_one=one_by_one)
+    s.add(9, 1)
+    s.add(0, 20, is_bulk=True)
+
+    steps = [[c.count for rows in advance(s).batches for c in rows if c.key == 0] for _ in "abcd"]
+    assert steps == [[], [], [20], [1]]  # 7 tokens are left in each
+
+
+def test_steps_that_a_request_fills_leave_nothing_and_take_nothing_of_what_is_left() -> None:
+    s = scheduler(breakeven_tokens=8, keeps_state=True)
+    s.add(9, 1)
+    s.add(0, 20, is_bulk=True)
+    advance(s), advance(s)
+    s.add(1, 30)
+
+    assert keys(advance(s)) == {9, 1}
+    assert 0 in keys(advance(s))
+
+
+def test_a_long_prompt_of_bulk_work_continues_its_state_beside_a_request_that_never_ends() -> None:
+    s = scheduler(kv=10_000, chunk=64, breakeven_tokens=8, keeps_state=True)
+    s.add(9, 1)
+    s.add(0, 400, is_bulk=True)
+    counts = [c.count for _ in range(70) for rows in advance(s).batches for c in rows if not c.key]
+
+    assert counts[:8] == [16, *[64] * 6, 1]
 
 
 @pytest.mark.parametrize("first", [300, 5, 2000])

@@ -3,7 +3,8 @@
 Bulk work yields. While another request runs, a step computes no more of it than fits in
 `SchedulerLimits.breakeven_tokens` together with that request's tokens: about as much as one more
 forward pass over the weights costs. Sequences of it that decode go first. Its prompts get the rest,
-if need be in smaller chunks; a prompt that begins a state is computed only if its chunk fits whole.
+if need be in smaller chunks. A chunk that begins or continues a state may not be cut, and is
+computed once the rest of several steps is as much.
 """
 
 from __future__ import annotations
@@ -55,32 +56,59 @@ class ScheduledSequence(Entry):
         return self.left > 1 and self.cached > 0 and limits.one_by_one
 
 
-def participants(
-    running: Iterable[ScheduledSequence], limits: SchedulerLimits
-) -> list[tuple[ScheduledSequence, int | None]]:
-    """Return the sequences that the next step may compute tokens of, and how many; None for any.
+class BulkShare:
+    """What bulk work gets of each step.
 
-    Args:
-        running: All that run, in the order in which they were admitted.
-        limits: The limits of a forward pass.
+    A chunk that may not be cut would never fit beside requests. What it leaves of a step is saved
+    for it, until it fits. So bulk work gets no more of several steps than of each.
     """
-    others: list[ScheduledSequence] = []
-    bulk: list[ScheduledSequence] = []
-    for sequence in running:
-        (bulk if sequence.is_bulk else others).append(sequence)
-    if not others or not bulk:
-        return [(sequence, None) for sequence in others or bulk]
-    chosen: list[tuple[ScheduledSequence, int | None]] = [(other, None) for other in others]
-    budget = limits.breakeven_tokens
-    budget -= sum(sequence.next_chunk(limits).count for sequence in others)
-    for sequence in sorted(bulk, key=lambda sequence: not sequence.is_decoding(limits)):
-        if budget < 1:
-            break
-        count = sequence.next_chunk(limits, budget).count
-        if count <= budget:
-            budget -= count
-            chosen.append((sequence, count))
-    return chosen
+
+    def __init__(self) -> None:
+        """Begin with nothing saved."""
+        self._saved = 0
+
+    def participants(
+        self, running: Iterable[ScheduledSequence], limits: SchedulerLimits
+    ) -> list[tuple[ScheduledSequence, int | None]]:
+        """Return the sequences that a step may compute tokens of, and how many; None for any.
+
+        Args:
+            running: All that run, in the order in which they were admitted.
+            limits: The limits of a forward pass.
+        """
+        others: list[ScheduledSequence] = []
+        bulk: list[ScheduledSequence] = []
+        for sequence in running:
+            (bulk if sequence.is_bulk else others).append(sequence)
+        if not others or not bulk:
+            self._saved = 0
+            return [(sequence, None) for sequence in others or bulk]
+        chosen: list[tuple[ScheduledSequence, int | None]] = [(other, None) for other in others]
+        computed = sum(sequence.next_chunk(limits).count for sequence in others)
+        budget = limits.breakeven_tokens - computed
+        return chosen + self._choose(bulk, budget, limits) if budget >= 1 else chosen
+
+    def _choose(
+        self, bulk: Iterable[ScheduledSequence], budget: int, limits: SchedulerLimits
+    ) -> list[tuple[ScheduledSequence, int | None]]:
+        """Return what fits of bulk work, that which decodes first; save the rest if some does not.
+
+        Args:
+            bulk: All of it that runs.
+            budget: Tokens of this step.
+            limits: The limits of a forward pass.
+        """
+        chosen: list[tuple[ScheduledSequence, int | None]] = []
+        budget, lacks_room = budget + self._saved, False
+        for sequence in sorted(bulk, key=lambda sequence: not sequence.is_decoding(limits)):
+            count = sequence.next_chunk(limits, budget).count
+            if 0 < count <= budget:
+                budget -= count
+                chosen.append((sequence, count))
+            else:
+                lacks_room = True
+        self._saved = min(budget, limits.chunk) if lacks_room else 0
+        return chosen
 
 
 def priority(sequence: ScheduledSequence) -> tuple[int, int, int, int]:

@@ -45,7 +45,7 @@ from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits, b
 from predictor.engine.generation.kv_room import KVRoom
 from predictor.engine.generation.prefill import select_prefill
 from predictor.engine.generation.prefixes import NoPrefixes, Prefixes
-from predictor.engine.generation.scheduled_sequence import ScheduledSequence, participants
+from predictor.engine.generation.scheduled_sequence import BulkShare, ScheduledSequence
 from predictor.engine.priority_queue import PriorityQueue
 
 MAX_SET_ASIDE = 32
@@ -86,6 +86,7 @@ class Scheduler:
         self._drafts = drafts or NoDrafts()
         self._room = KVRoom(limits, self._prefixes)
         self._kv = self._room.ledger
+        self._share = BulkShare()
         self._waiting: PriorityQueue[ScheduledSequence] = PriorityQueue()
         self._running: dict[int, ScheduledSequence] = {}
         self._cached = 0
@@ -181,7 +182,7 @@ class Scheduler:
         decode: list[Chunk] = []
         alone: list[Chunk] = []
         limits = self._prefill_limits()
-        for sequence, most in participants(self._running.values(), limits):
+        for sequence, most in self._share.participants(self._running.values(), limits):
             self._extend(sequence)
             chunk = sequence.next_chunk(limits, most)
             if not chunk.count:
