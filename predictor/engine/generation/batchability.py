@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from predictor.engine.generation.cache_kinds import attends_to_whole_prompt
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner
+from predictor.engine.generation.serial_runner import generation_inputs
 from predictor.engine.generation.state_watch import StateWatch
 from predictor.errors import ModelUnusable, reason_of
 
@@ -49,6 +51,9 @@ whose rows have equally many new tokens once they have begun."""
 
 _BY_CHUNKS: Passes = _BEGINNING + _CHUNKS + _ENDING
 _ONE_BY_ONE: Passes = _BEGINNING + (((0, 1), (1, 1)),) * 2 + _ENDING
+
+_WHOLE: Passes = (((0, 7),), ((1, 2),))
+"""Two sequences at once, since tokens that come later change what comes before."""
 
 
 def count_vocabulary(model: PreTrainedModel) -> int:
@@ -87,6 +92,8 @@ def check_serial(
         one_by_one: Whether a sequence is continued one token at a time.
     """
     passes = _alone(_ONE_BY_ONE if one_by_one else _BY_CHUNKS)
+    if attends_to_whole_prompt(model):
+        passes = _WHOLE
     try:
         for difference in _differences(runner, model, device, passes):
             is_wrong = difference > _TOLERANCE.get(model.dtype, _HALF_TOLERANCE)
@@ -188,7 +195,8 @@ def random_sequences(model: PreTrainedModel, lengths: Sequence[int], seed: int) 
 @torch.inference_mode()
 def _logits_alone(model: Any, device: torch.device, sequence: list[int]) -> torch.Tensor:
     ids = torch.tensor([sequence], device=device)
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
+    inputs = generation_inputs(model, ids, new=len(sequence), use_cache=False)
+    logits: torch.Tensor = model(**inputs).logits[0]
     return logits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -25,12 +26,23 @@ def unbatchable_reason(model: PreTrainedModel) -> str | None:
         return "its forward pass takes no attention_mask"
     if not takes_dynamic_cache(model):
         return "it makes a cache of its own"
+    if attends_to_whole_prompt(model):
+        return "each token of a prompt attends to all of it"
     kinds = {layer.kind for layer in cache_layers(model)}
     if kinds - KINDS:
         return f"it has layers of the kind {sorted(kinds - KINDS)[0]}"
     if is_stateful(model) and kinds.isdisjoint(STATE_KINDS | HYBRID_KINDS):
         return "it keeps a state that cannot be shared"
     return None
+
+
+def attends_to_whole_prompt(model: PreTrainedModel) -> bool:
+    """Return whether tokens of a prompt attend to later ones too, which those of a reply never do.
+
+    PaliGemma's do. Such a prompt is computed in one forward pass.
+    """
+    config: Any = model.config.get_text_config(decoder=True)
+    return getattr(config, "use_bidirectional_attention", None) in (True, "all")
 
 
 def keeps_state(model: PreTrainedModel) -> bool:

@@ -107,18 +107,46 @@ class SerialRunner:
 
     def _inputs(self, sequence: _Sequence, row: SequenceChunk) -> dict[str, Any]:
         ids = torch.tensor([sequence.tokens], device=self._device)
-        named = {
-            "attention_mask": torch.ones_like(ids),
-            "position_ids": torch.arange(ids.shape[1], device=self._device)[None],
-        }
-        inputs: dict[str, Any] = self.model.prepare_inputs_for_generation(
-            ids,
-            next_sequence_length=len(row.tokens),
-            is_first_iteration=not row.start,
-            use_cache=True,
-            **{name: value for name, value in named.items() if name in self._accepted},
-            **sequence.caches,
+        inputs = generation_inputs(
+            self.model, ids, new=len(row.tokens), is_first=not row.start, **sequence.caches
         )
         if "logits_to_keep" in self._accepted:
             inputs["logits_to_keep"] = 1
         return inputs
+
+
+def generation_inputs(
+    model: Any,
+    ids: torch.Tensor,
+    *,
+    new: int,
+    is_first: bool = True,
+    use_cache: bool = True,
+    **caches: Any,
+) -> dict[str, Any]:
+    """Return what `generate` gives a model in a forward pass over the last tokens of a sequence.
+
+    Positions are among that. Some models, such as RoBERTa's, count others if they get none.
+
+    Args:
+        model: The model.
+        ids: All tokens so far, of shape (1, tokens).
+        new: How many of them are computed.
+        is_first: Whether it is the first forward pass of the sequence.
+        use_cache: Whether the model returns a cache.
+        caches: The caches of the tokens before, by the names of the model's inputs.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    named = {
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": torch.arange(ids.shape[1], device=ids.device)[None],
+    }
+    inputs: dict[str, Any] = model.prepare_inputs_for_generation(
+        ids,
+        next_sequence_length=new,
+        is_first_iteration=is_first,
+        use_cache=use_cache,
+        **{name: value for name, value in named.items() if name in accepted},
+        **caches,
+    )
+    return inputs
