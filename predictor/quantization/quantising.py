@@ -1,14 +1,15 @@
 """Packs the layers of a checkpoint that is not quantised, while it is loaded.
 
 Linear layers of blocks and experts are packed. Embeddings, heads, norms and routers stay: they are
-few bytes, and errors in them cost most.
+few bytes, and errors in them cost most. For the same reason the small layers of a block, such as
+keys and values that many queries share, are packed in 8 bits where the others get 4.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,9 @@ _T = TypeVar("_T")
 _ROUTERS = ("gate", "router", "shared_expert_gate", "wg")
 """Names of linear layers that choose experts, or weigh them."""
 
+_SMALL = 1 / 16
+"""Most weights of a layer that int4 leaves at int8, as a fraction of its block's linear layers."""
+
 _CHUNK = 128 * 1024
 """Weights that are packed at one time: in float32 they take 512 KiB, which stay in a processor's
 cache while many operations go over them."""
@@ -57,7 +61,8 @@ def layers_to_quantise(
     Args:
         model: The model, unpacked, on the meta device.
         blocks: The names of its blocks.
-        weights_dtype: ``"int8"`` or ``"int4"``. Layers whose shape int4 does not have get int8.
+        weights_dtype: ``"int8"`` or ``"int4"``. Small layers, and those whose shape int4 does not
+            have, get int8.
 
     Raises:
         ConfigurationError: The model has no layer that can be packed.
@@ -76,20 +81,36 @@ def layers_to_quantise(
             f"weights_dtype {weights_dtype} cannot be had: the blocks of this model have no linear "
             "layers."
         )
-    matrices = _matrices(linears, preferred, model.base_model_prefix)
+    small = set(_small(linears, blocks))
+    matrices = _matrices(linears, small, preferred, model.base_model_prefix)
     each = [*matrices.values(), *(m for packed in experts.values() for m in packed.matrices)]
-    title = ", ".join(dict.fromkeys(matrix.format.title for matrix in each))
-    return PackedLayers(title, matrices, experts, quantised_to=preferred.key)
+    titles = dict.fromkeys(matrix.format.title for matrix in each)
+    title = ", ".join(sorted(titles, key=preferred.title.__ne__))
+    return PackedLayers(title, matrices, experts, quantised_to=_key(preferred))
+
+
+def _key(preferred: OwnFormat) -> str:
+    """Return the layout of the layers, which is another if `_SMALL` is."""
+    return preferred.key if isinstance(preferred, Int8) else f"{preferred.key}-{round(1 / _SMALL)}"
+
+
+def _small(linears: Mapping[str, nn.Linear], blocks: Sequence[str]) -> Iterator[str]:
+    """Yield the names of layers that have few of the weights of their block."""
+    for block in blocks:
+        inside = {n: one.weight.numel() for n, one in linears.items() if n.startswith(f"{block}.")}
+        most = _SMALL * sum(inside.values())
+        yield from (name for name, weights in inside.items() if weights <= most)
 
 
 def _matrices(
-    linears: Mapping[str, nn.Linear], preferred: OwnFormat, base: str
+    linears: Mapping[str, nn.Linear], small: Collection[str], preferred: OwnFormat, base: str
 ) -> dict[str, PackedMatrix]:
     """Return the matrix of each layer; layers in one location of their blocks have one format."""
     formats: dict[_Location, OwnFormat] = {}
     locations = {name: _Location.of(name, base) for name in linears}
     for name, linear in linears.items():
         weights = _format_for(preferred, linear.out_features, linear.in_features)
+        weights = Int8() if name in small else weights
         if formats.setdefault(locations[name], weights) != weights:
             formats[locations[name]] = Int8()
     return {

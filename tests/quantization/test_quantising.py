@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from predictor.errors import ConfigurationError
 from predictor.linear.formats.int4 import Int4
 from predictor.linear.formats.int8 import Int8
 from predictor.placement.report import table
+from predictor.quantization.quantising import layers_to_quantise
 from tests.checkpoints import VOCABULARY, byte_tokenizer, make_checkpoint
 from tests.mixture.families import family_config
 from tests.quantization.checkpoints import fp8_blocks, quantise
@@ -40,6 +49,7 @@ class Unquantised:
 
 @torch.no_grad()
 def _round_weights(model: Any, weights: Int8 | Int4) -> None:
+    small = set(_small(model))
     for name, parameter in model.named_parameters():
         if ".layers." not in name or "norm" in name or "gate.weight" in name:
             continue
@@ -53,7 +63,19 @@ def _round_weights(model: Any, weights: Int8 | Int4) -> None:
             and "router" not in name
             and "bias" not in name
         ):
-            parameter.copy_(_rounded(parameter, weights))
+            parameter.copy_(_rounded(parameter, Int8() if name in small else weights))
+
+
+def _small(model: Any) -> Iterator[str]:
+    """Layers with a sixteenth of the weights of their block's linear layers, or less."""
+    blocks: dict[str, dict[str, int]] = {}
+    for name, module in model.named_modules():
+        before, _, after = name.partition(".layers.")
+        if isinstance(module, nn.Linear) and after and not after.endswith(("gate", "router")):
+            block = f"{before}.{after.partition('.')[0]}"
+            blocks.setdefault(block, {})[f"{name}.weight"] = module.weight.numel()
+    for layers in blocks.values():
+        yield from (name for name, size in layers.items() if 16 * size <= sum(layers.values()))
 
 
 def _rounded(matrix: torch.Tensor, preferred: Int8 | Int4) -> torch.Tensor:
@@ -72,6 +94,27 @@ def unquantised(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Unquantised:
     return Unquantised(tmp_path_factory.mktemp("unquantised"), *request.param)
+
+
+def test_small_layers_of_int4_stay_at_int8() -> None:
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    blocks = [f"model.layers.{at}" for at in range(2)]
+    int4, int8 = (layers_to_quantise(model, blocks, dtype) for dtype in ("int4", "int8"))
+    # 64 x 32 of 64 x (64 + 32 + 32 + 64 + 3 * 128) weights
+    names = {name.rpartition(".")[2] for name, m in int4.linears.items() if m.format == Int8()}
+    assert names == {"k_proj", "v_proj"}
+    assert int4.title == "int4 (groups of 32), int8 (per channel)"
+    assert int8.title == "int8 (per channel)"
+    assert int4.quantised_to != Int4.here().key  # stores of all layers in int4 are others
 
 
 def test_resident(unquantised: Unquantised) -> None:
