@@ -19,6 +19,7 @@ from predictor.checkpoint.positions import (
     with_equal_angles,
 )
 from predictor.checkpoint.task_detection import GENERATING
+from predictor.checkpoint.vocabulary import vocabulary_of
 from predictor.engine.generation.cache_kinds import unbatchable_reason
 from predictor.engine.generation.decoder_padding import reason_against_padding
 from predictor.errors import ConfigurationError
@@ -28,6 +29,7 @@ from predictor.pod.resources import MEMORY_FILESYSTEMS, PodResources
 from predictor.pod.usage import count_usage
 from predictor.profiling.encoder_probe import count_positions
 from predictor.profiling.module_state import keeps_state_in_modules
+from predictor.reserve import planned_reserve
 from predictor.settings import Settings
 from predictor.tasks.sentence_layout import read_layout
 from predictor.weights.block_source import OffloadConfig
@@ -215,11 +217,16 @@ def placement_options(
         max_batch_size=max_batch_size,
         batch_concurrency=min(batch_concurrency, max_batch_size),
         headroom=settings.memory_headroom,
-        reserve=settings.planned_reserve(),
+        reserve=planned_reserve(settings, vocabulary=_vocabulary(checkpoint)),
         disk=_disk(settings, checkpoint, footprint, resources),
         in_place=settings.offload_store != "always" and not _is_stated(resources),
         expert_slots=settings.expert_slots == "auto",
     )
+
+
+def _vocabulary(checkpoint: Checkpoint) -> int:
+    """Return the number of token ids of a model whose replies may follow grammars; 0 for others."""
+    return vocabulary_of(checkpoint.config) if checkpoint.task in GENERATING else 0
 
 
 def offload_of(settings: Settings, footprint: Footprint, resources: PodResources) -> OffloadConfig:

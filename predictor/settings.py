@@ -19,7 +19,7 @@ from predictor.admission import AdmissionLimits
 from predictor.errors import ConfigurationError
 from predictor.settings_chat import ChatSettings
 from predictor.settings_generation import GenerationSettings
-from predictor.settings_limits import DECODED_BYTES, LimitSettings
+from predictor.settings_limits import LimitSettings
 from predictor.settings_protocols import ProtocolSettings
 from predictor.settings_sources import (
     ALIASES,
@@ -109,7 +109,8 @@ class Settings(ProtocolSettings, LimitSettings, ChatSettings, GenerationSettings
 
     memory_reserve: Bytes = 128 * 1024**2
     """Further bytes of main memory that are never planned, for requests and replies in flight and
-    for thread arenas. A larger `max_bytes_in_flight` raises it to 32 times that."""
+    for thread arenas. It is at least 20 times `max_bytes_in_flight`, so 200Mi by default. Models
+    that generate have `grammar_memory` and their vocabulary for grammars besides."""
 
     pinned_memory_fraction: float = Field(1.0, ge=0, le=1)
     """The largest fraction of main memory that is page-locked, so that it is copied to a GPU at the
@@ -179,9 +180,9 @@ class Settings(ProtocolSettings, LimitSettings, ChatSettings, GenerationSettings
     passes or reads take. A thread that hangs in a driver or a file system cannot be stopped. The
     default outlasts the failover of most network volumes."""
 
-    max_body_size: Bytes = 1024**2
-    """Most bytes of one request, REST or gRPC. One MiB holds more than 100,000 tokens. Far larger
-    requests take so long to decode that health checks wait."""
+    max_body_size: Bytes = 8 * 1024**2
+    """Most bytes of one request, REST or gRPC. As many hold 2,048 texts of 4 KiB for embeddings;
+    KServe's gRPC has the same bound."""
 
     max_batch_size: int = Field(64, ge=1, le=1024)
     """Most sequences in one batch. A processor or a link to a GPU is saturated by some dozens, and
@@ -222,15 +223,10 @@ class Settings(ProtocolSettings, LimitSettings, ChatSettings, GenerationSettings
         """Return what may be in flight."""
         return AdmissionLimits(
             requests=self.max_requests,
-            body_bytes=max(self.max_bytes_in_flight, self.max_body_size),
+            body_bytes=max(self.max_bytes_in_flight, self.max_body_size * 5 // 4),
             sequences=self.max_sequences_in_flight,
             tokens=self.max_tokens_in_flight,
         )
-
-    def planned_reserve(self) -> int:
-        """Return the bytes of main memory that are kept for what is in flight, at the worst."""
-        decoded = DECODED_BYTES * self.admission_limits().body_bytes * (2 if self.batch_dir else 1)
-        return max(self.memory_reserve, decoded)
 
     @classmethod
     def settings_customise_sources(

@@ -7,9 +7,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from predictor.settings_types import Bytes
 
-DECODED_BYTES = 32
-"""Bytes of main memory for each byte of a body, at the worst. An empty JSON object has two bytes
-and takes 64; a list of small numbers takes 4 for each byte, and a text at most 5."""
+DECODED_BYTES = 20
+"""Bytes of main memory for each byte for which a body counts, at the worst: 8 that are decoded,
+copies on the way to who decodes it, and holes that they leave. Bodies that used all bounds to the
+full took 18 (`tests/server/test_memory_limit.py`)."""
+
+GRAMMAR_BYTES = 48 * 1024**2
+"""The default of `grammar_memory`."""
 
 
 class LimitSettings(BaseSettings):
@@ -29,11 +33,12 @@ class LimitSettings(BaseSettings):
     max_header_count: int = Field(100, ge=8)
     """Most headers of a request (431). Envoy and Apache have the same bound."""
 
-    max_bytes_in_flight: Bytes = 4 * 1024**2
+    max_bytes_in_flight: Bytes = 10 * 1024**2
     """Most bytes of the bodies of all requests that run or wait, before one more is refused (429,
-    RESOURCE_EXHAUSTED). Decoded, a byte takes up to 32 bytes (an empty JSON object has two), which
-    the plan reserves. A larger `max_body_size` raises it. Besides, one text above 64 KiB at a time
-    is tokenised, which takes up to 260 bytes a byte if it may be cut."""
+    RESOURCE_EXHAUSTED). A byte takes up to 20 bytes until it is decoded, which the plan reserves.
+    Numbers, lists, objects and short texts take more than their characters, and count for more:
+    each `,` for 4 bytes more, `:` for 5, `"` for 3, `[` for 11 and `{` for 13. It is at least 1.25
+    times `max_body_size`."""
 
     max_sequences_in_flight: int = Field(8192, ge=1)
     """Most prompts and texts of all requests that run or wait, before a request with more is
@@ -51,6 +56,12 @@ class LimitSettings(BaseSettings):
     """Most bytes of a JSON schema, regular expression or grammar that a reply must follow (400). At
     the default one takes less than a second to compile, in threads that nothing else waits for. The
     schemas of a few dozen tools have that size together."""
+
+    grammar_memory: Bytes = GRAMMAR_BYTES
+    """Most bytes of the compiled grammars that replies follow; while there are as many, further
+    ones wait. One takes 1 MiB and 224 bytes for each byte of its text, and 16 KiB more for each
+    repetition that it counts, such as `maxLength`, up to 20 MiB. The plan reserves them. 0 refuses
+    grammars."""
 
     client_timeout: float = Field(20.0, gt=0, allow_inf_nan=False)
     """Seconds for the headers of a request to arrive, for its body to arrive (longer at

@@ -384,20 +384,6 @@ def test_explicit_settings_make_the_same_settings_again():
 
 
 @pytest.mark.parametrize(
-    ("flags", "mebibytes"),
-    [
-        ({}, 128),
-        ({"memory_reserve": "200Mi"}, 200),
-        ({"max_bytes_in_flight": "8Mi"}, 256),
-        ({"max_body_size": "16Mi"}, 512),
-        ({"max_bytes_in_flight": "1Mi", "memory_reserve": "1Mi"}, 32),
-    ],
-)
-def test_what_bodies_may_take_is_reserved(flags, mebibytes):
-    assert read(flags).planned_reserve() == mebibytes * 1024**2
-
-
-@pytest.mark.parametrize(
     ("name", "given"),
     [
         *[("PREDICTOR_API_KEY", given) for given in ("", " ", ",", "[]")],

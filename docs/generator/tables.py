@@ -63,6 +63,7 @@ _UNITS = {
         "max_header_size",
         "max_bytes_in_flight",
         "max_grammar_size",
+        "grammar_memory",
         "lora_memory",
         "batch_file_size",
         "batch_dir_size",

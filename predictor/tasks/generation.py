@@ -21,7 +21,7 @@ from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.large_texts import one_at_a_time
 from predictor.tasks.messages import MessageForm, ReplyForm
 from predictor.tasks.prepared_generation import Job, PreparedGeneration
-from predictor.tasks.prompt_cut import Cut
+from predictor.tasks.prompt_cut import NO_CUT, Cut
 from predictor.tasks.prompt_scores import PromptScoring
 from predictor.tasks.request import (
     Conversation,
@@ -31,7 +31,7 @@ from predictor.tasks.request import (
     PromptText,
     TaskRequest,
 )
-from predictor.tasks.structured_output import MAX_GRAMMAR_SIZE, StructuredOutput
+from predictor.tasks.structured_output import DEFAULT_LIMITS, GrammarLimits, StructuredOutput
 from predictor.tasks.text_length import lengths_of
 from predictor.tasks.token_lists import (
     check_allowed,
@@ -77,7 +77,7 @@ class TextGeneration:
         vocabulary: int,
         decoder_prefix: tuple[int, ...] | None = None,
         max_reply_len: int | None = None,
-        max_grammar_size: int = MAX_GRAMMAR_SIZE,
+        grammar_limits: GrammarLimits = DEFAULT_LIMITS,
         tool_call_parser: str = "auto",
         reasoning_parser: str = "auto",
         max_tokens_in_flight: int = 2 * 1024**2,
@@ -94,7 +94,7 @@ class TextGeneration:
                 has another first token; None if replies continue prompts.
             max_reply_len: Most tokens of a decoder, its prefix included; None if replies continue
                 prompts.
-            max_grammar_size: Most bytes of a schema or grammar that a reply must follow.
+            grammar_limits: The bounds of schemas and grammars that replies follow.
             tool_call_parser: How calls of functions are written; see `predictor.tasks.messages`.
             reasoning_parser: How reasoning is marked.
             max_tokens_in_flight: Most tokens of the prompts that one request scores.
@@ -112,7 +112,7 @@ class TextGeneration:
         self._messages = MessageForm(
             tokenizer, tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser
         )
-        self._structured = StructuredOutput(tokenizer, engine, largest=max_grammar_size)
+        self._structured = StructuredOutput(tokenizer, engine, grammar_limits)
         self._special = special_tokens(tokenizer, vocabulary)
         end = tokenizer.eos_token_id
         self._end_tokens: frozenset[int] = frozenset(() if end is None else (end,))
@@ -165,7 +165,7 @@ class TextGeneration:
         Raises:
             RequestError: There is no template, or it refuses the conversation.
         """
-        return self._ids(self._template.render(conversation), None, add_special_tokens=False)
+        return self._ids(self._template.render(conversation), NO_CUT, add_special_tokens=False)
 
     def _prefix(self, forced: int | str | None) -> tuple[int, ...] | None:
         """Return the tokens that a decoder begins with; None if replies continue prompts."""
@@ -184,9 +184,9 @@ class TextGeneration:
 
     def _encode(self, text: PromptText, cut: Cut) -> Encoded:
         if not isinstance(text, Conversation):
-            return Encoded(self._checked(cut.apply(self._ids(text, cut.limit))))
+            return Encoded(self._checked(cut.apply(self._ids(text, cut))))
         prompt = self._template.render(text)
-        ids = cut.apply(self._ids(prompt, cut.limit, add_special_tokens=False))
+        ids = cut.apply(self._ids(prompt, cut, add_special_tokens=False))
         return Encoded(self._checked(ids), self._messages.reply_form(text, prompt))
 
     def _checked(self, ids: Sequence[int]) -> tuple[int, ...]:
@@ -209,12 +209,13 @@ class TextGeneration:
         reply = "with a reply of at least one token " if self._max_reply_len is None else ""
         return f"{reply}this model takes at most {self._longest} (max_model_len)."
 
-    def _ids(self, text: str | array[int], limit: int | None, **options: bool) -> Sequence[int]:
-        return self._tokenized(text, limit, **options) if isinstance(text, str) else text
+    def _ids(self, text: str | array[int], cut: Cut, **options: bool) -> Sequence[int]:
+        return self._tokenized(text, cut, **options) if isinstance(text, str) else text
 
-    def _tokenized(self, text: str, limit: int | None, **options: bool) -> list[int]:
-        if limit is None:
+    def _tokenized(self, text: str, cut: Cut, **options: bool) -> list[int]:
+        if cut.limit is None:
             self._lengths.check(self._longest, "A prompt", self._takes_at_most(), text)
+        text = cut.shorten(text, self._lengths)
         with one_at_a_time(text):
             ids: list[int] = self.tokenizer(text, **options).input_ids
         return ids

@@ -11,6 +11,7 @@ from predictor.checkpoint.placeholders import refuse_placeholder
 from predictor.errors import CheckpointError, reason_of
 from predictor.private.tokenizers import tokenizer_class
 from predictor.settings import Settings
+from predictor.settings_limits import GRAMMAR_BYTES
 from predictor.tasks.chat_template import adopt_template
 from predictor.tasks.encoder_task import EncoderTask, EncoderTaskSpec
 from predictor.tasks.fill_mask import FillMask
@@ -20,7 +21,7 @@ from predictor.tasks.question_answering import QuestionAnswering
 from predictor.tasks.rerank import Rerank
 from predictor.tasks.sentence_layout import read_layout
 from predictor.tasks.sequence_classification import SequenceClassification
-from predictor.tasks.structured_output import MAX_GRAMMAR_SIZE
+from predictor.tasks.structured_output import DEFAULT_LIMITS, GrammarLimits
 from predictor.tasks.text_embedding import TextEmbedding
 from predictor.tasks.token_classification import TokenClassification
 from predictor.tasks.tokenization import Tokenizing
@@ -38,7 +39,8 @@ class TaskOptions:
     return_offsets_mapping: bool = False
     truncate: bool = False
     disable_special_tokens: bool = False
-    max_grammar_size: int = MAX_GRAMMAR_SIZE
+    max_grammar_size: int = DEFAULT_LIMITS.size
+    grammar_memory: int = GRAMMAR_BYTES
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
     max_tokens_in_flight: int = 2 * 1024**2
@@ -77,7 +79,7 @@ def open_task(
         vocabulary=facts.vocabulary,
         decoder_prefix=facts.decoder_prefix,
         max_reply_len=facts.max_reply_len,
-        max_grammar_size=options.max_grammar_size,
+        grammar_limits=GrammarLimits(options.max_grammar_size, options.grammar_memory),
         tool_call_parser=options.tool_call_parser,
         reasoning_parser=options.reasoning_parser,
         max_tokens_in_flight=options.max_tokens_in_flight,

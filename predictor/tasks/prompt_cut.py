@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from predictor.tasks.request import GenerationParameters
+from predictor.tasks.text_length import TextLengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,18 @@ class Cut:
         """Return the cut that parameters ask for."""
         return cls(parameters.prompt_limit, parameters.keeps_prompt_end)
 
+    def shorten(self, text: str, lengths: TextLengths) -> str:
+        """Return what a text needs to have for its tokens to be cut."""
+        if self.limit is None:
+            return text
+        return lengths.cut(text, self.limit, keeps_end=self.keeps_end)
+
     def apply(self, ids: Sequence[int]) -> Sequence[int]:
         """Return the tokens that are left."""
         if self.limit is None:
             return ids
         return ids[-self.limit :] if self.keeps_end else ids[: self.limit]
+
+
+NO_CUT = Cut(None, keeps_end=False)
+"""The cut of a prompt that is refused if it is too long."""

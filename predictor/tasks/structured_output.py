@@ -11,6 +11,7 @@ import json
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
@@ -19,11 +20,26 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
 from predictor.engine.generation.sampling_params import SequenceGenerator
 from predictor.errors import RequestError, reason_of
+from predictor.settings_limits import GRAMMAR_BYTES
 from predictor.tasks.grammar_costs import check_repetitions
 from predictor.tasks.request import Grammar
 
-MAX_GRAMMAR_SIZE = 64 * 1024
-"""Most bytes of a grammar by default; see the setting of this name."""
+
+@dataclass(frozen=True, slots=True)
+class GrammarLimits:
+    """The bounds of grammars, as the settings have them.
+
+    Attributes:
+        size: Most bytes of the text of one (`max_grammar_size`).
+        memory: Most bytes of those that replies follow, compiled (`grammar_memory`); 0 for none.
+    """
+
+    size: int = 64 * 1024
+    memory: int = GRAMMAR_BYTES
+
+
+DEFAULT_LIMITS = GrammarLimits()
+
 
 _HEADER = '%llguidance {"no_forcing": true}\n'
 """A text that is the only one possible may be written in any tokens, as the model prefers."""
@@ -40,15 +56,15 @@ class StructuredOutput:
     The vocabulary is made of the tokenizer at the first such request, and given to the engine.
     """
 
-    def __init__(self, tokenizer: Any, engine: SequenceGenerator, *, largest: int) -> None:
+    def __init__(self, tokenizer: Any, engine: SequenceGenerator, limits: GrammarLimits) -> None:
         """Create it for a model.
 
         Args:
             tokenizer: The model's tokenizer.
             engine: Runs the model.
-            largest: Most bytes of a grammar.
+            limits: The bounds of grammars.
         """
-        self._tokenizer, self._engine, self._largest = tokenizer, engine, largest
+        self._tokenizer, self._engine, self._limits = tokenizer, engine, limits
         self._grammars: Grammars | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -64,10 +80,14 @@ class StructuredOutput:
             RequestError: It is faulty, too large or too complex, or this model's tokenizer allows
                 no grammars.
         """
-        size = len(grammar.text.encode())
-        if size > self._largest:
+        if not self._limits.memory:
             raise RequestError(
-                f"The schema or grammar of the reply has {size} bytes; at most {self._largest} "
+                "This server has no memory for schemas and grammars of replies (grammar_memory)."
+            )
+        size = len(grammar.text.encode())
+        if size > self._limits.size:
+            raise RequestError(
+                f"The schema or grammar of the reply has {size} bytes; at most {self._limits.size} "
                 "are accepted (max_grammar_size)."
             )
         check_repetitions(grammar)
@@ -81,8 +101,8 @@ class StructuredOutput:
             if self._grammars is None or self._pool is None:
                 vocabulary = vocabulary_of(self._tokenizer)
                 self._pool = executor("schemas")
-                self._grammars = Grammars(vocabulary)
-                self._engine.use_vocabulary(vocabulary)
+                self._grammars = Grammars(vocabulary, 0, only_checks=True)  # keeps the last one
+                self._engine.use_vocabulary(vocabulary, self._limits.memory)
             return self._grammars, self._pool
 
 

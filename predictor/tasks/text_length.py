@@ -1,4 +1,4 @@
-"""Whether a text is too long, told by its characters before it is tokenised.
+"""Whether a text is too long, told before it is tokenised whole: by its characters, or by pieces.
 
 Tokenising a text of 1 MiB takes a second and a hundred bytes a token. A tokenizer whose every token
 covers a bounded number of characters gives at least so many tokens for a text; if these are too
@@ -7,20 +7,29 @@ for BPE with byte fallback (Llama 2, Mistral, Gemma). Others drop characters, or
 any unknown word (WordPiece, Unigram): for those a text is too long beyond a generous bound.
 
 White space is not counted, because a tokenizer may drop it or put it into any token.
+
+What is left of a large text is counted in pieces, which take little memory, until there are too
+many tokens. So no call tokenises more than a prompt of the greatest length and a piece.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from predictor.errors import PromptTooLong
+from predictor.tasks.large_texts import LARGE, pieces
 
 CHARACTERS_PER_TOKEN = 256
 """Characters per token, white space aside, that a text of a tokenizer without a bound may have.
 English has five, and no word of a natural language has so many."""
+
+LARGE_PER_TOKEN = 32
+"""Characters per token, white space among them, that a large text may have. A tokenizer takes some
+150 bytes for each even if they are one token."""
 
 _COMPOSED = 4
 """Characters of which Unicode's normal forms make one, at most (such as U+1FA7)."""
@@ -51,10 +60,12 @@ class TextLengths:
     Attributes:
         per_token: Most characters of a token, white space aside.
         is_bound: Whether no token can have more.
+        count: Returns the number of tokens of a text without special ones; None if nobody can.
     """
 
     per_token: int
     is_bound: bool
+    count: Callable[[str], int] | None = field(default=None, compare=False, repr=False)
 
     def check(self, tokens: int, what: str, rest: str, *texts: str) -> None:
         """Return if texts may have so few tokens.
@@ -68,15 +79,38 @@ class TextLengths:
         Raises:
             PromptTooLong: They have more.
         """
-        if not self.exceed(tokens, *texts):
-            return
         count = sum(map(len, texts))
-        more = "tokens" if self.is_bound else f"times {self.per_token}, and is not tokenised"
+        if self.exceed(tokens, *texts):
+            more = "tokens" if self.is_bound else f"times {self.per_token}, and is not tokenised"
+        elif count > _most_characters(tokens):
+            more = f"times {LARGE_PER_TOKEN}, and is not tokenised"
+        elif any(len(self.cut(text, tokens)) < len(text) for text in texts):
+            more = "tokens"
+        else:
+            return
         raise PromptTooLong(
             f"{what} of {count} characters has more than {tokens} {more}; {rest}",
             tokens=tokens + 1,
             limit=tokens,
         )
+
+    def cut(self, text: str, tokens: int, *, keeps_end: bool = False) -> str:
+        """Return a part of a large text that has more than so many tokens; all, if it has not.
+
+        Args:
+            text: The text; one that is not large is returned as it is.
+            tokens: The number of tokens to which it will be cut.
+            keeps_end: Whether the part is its end, and not its beginning.
+        """
+        if self.count is None or len(text) <= LARGE:
+            return text
+        length = total = 0
+        for piece in pieces(text, from_end=keeps_end):
+            length += len(piece)
+            total += self.count(piece) - 1  # it may begin with a token of its own
+            if total > tokens or length >= _most_characters(tokens):
+                break
+        return text[len(text) - length :] if keeps_end else text[:length]
 
     def exceed(self, tokens: int, *texts: str) -> bool:
         """Return whether texts have more than some number of tokens, for certain or beyond reason.
@@ -95,6 +129,10 @@ class TextLengths:
         return False
 
 
+def _most_characters(tokens: int) -> int:
+    return max(LARGE, LARGE_PER_TOKEN * tokens)
+
+
 def _pieces(texts: Iterable[str]) -> Iterator[str]:
     return (text[n : n + _PIECE] for text in texts for n in range(0, len(text), _PIECE))
 
@@ -105,6 +143,14 @@ UNBOUND = TextLengths(CHARACTERS_PER_TOKEN, is_bound=False)
 
 def lengths_of(tokenizer: Any) -> TextLengths:
     """Return the length of texts for one of transformers' tokenizers."""
+    return replace(_characters_of(tokenizer), count=partial(_count, tokenizer))
+
+
+def _count(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _characters_of(tokenizer: Any) -> TextLengths:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not _covers_all_bytes(backend.model, backend.get_vocab(False)):
         return UNBOUND

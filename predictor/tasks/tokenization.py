@@ -147,6 +147,9 @@ class Tokenizing:
         if cut is None:
             return self.tokenizer(text, pair, **self._options, **options)
         with self.truncating() as tokenizer:
+            keeps_end = tokenizer.truncation_side == "left"
+            text = self.lengths.cut(text, cut, keeps_end=keeps_end)
+            pair = None if pair is None else self.lengths.cut(pair, cut, keeps_end=keeps_end)
             options |= {"truncation": True, "max_length": cut, **self._options}
             return tokenizer(text, pair, **options)
 

@@ -19,6 +19,7 @@ from prometheus_client import REGISTRY
 
 from predictor.admission import AdmissionLimits
 from predictor.protocol.http import sse
+from predictor.protocol.http.body_weight import counted_bytes
 from tests.protocol.stub import MAX_BODY_BYTES, Served, serve
 from tests.protocol.wire import PREDICT
 
@@ -111,7 +112,7 @@ def test_bodies_of_unknown_length_claim_more_as_they_arrive(
         assert refused.status_code == 429
         served.model.held = True
         connection.sendall(b"14\r\n" + BODY + b"\r\n0\r\n\r\n")
-        await_bytes(served, 100_000 + len(BODY))
+        await_bytes(served, 100_000 + counted_bytes(BODY))
         served.model.held = False
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
     await_requests(served, 0)
@@ -141,6 +142,26 @@ def test_a_body_of_unknown_length_that_grows_too_large_for_the_rest_is_refused(
         assert b"bytes, and this one" in answer.read()
     await_requests(served, 0)
     assert served.admission.body_bytes == 0
+
+
+def test_a_body_counts_for_its_lists_and_objects(served: Served) -> None:
+    body = b'{"instances": ["' + b"x" * 5000 + b'"], "parameters": {}}'
+    served.model.held = True
+    with sending(served, post(len(body)) + body):
+        await_bytes(served, len(body) + 11 + 2 * 13 + 6 * 3 + 2 * 5 + 4)
+    served.model.held = False
+    await_requests(served, 0)
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+@pytest.mark.parametrize("entry", [b"{},", b"[],", b"[[[[0]]]],", b'{"":0},'])
+def test_a_body_that_would_take_more_memory_than_is_planned_is_413(
+    client: httpx.Client, entry: bytes, is_chunked: bool
+) -> None:
+    body = b'{"instances": [' + entry * (200_000 // len(entry)) + b"0]}"
+    answer = client.post(PREDICT, content=iter([body]) if is_chunked else body)
+    assert answer.status_code == 413, answer.text
+    assert "so many numbers, short texts, lists and objects" in answer.text
 
 
 @pytest.mark.parametrize("size", ["", "Transfer-Encoding: chunked\r\n"])

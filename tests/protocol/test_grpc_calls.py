@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
+import os
 import random
 import threading
 import time
@@ -270,3 +272,27 @@ def test_of_many_calls_a_few_are_refused_in_one_iteration_of_the_event_loop() ->
     counts = asyncio.run(run())
     assert counts[-1] == 9
     assert max(after - before for before, after in itertools.pairwise(counts)) <= 2
+
+
+def test_a_message_is_freed_with_its_call_and_not_by_the_garbage_collector(channel: Any) -> None:
+    infer = raw(channel, INFER)
+    message = asking(b"a" * (MAX_BODY_BYTES - 1000), model_name="nobody").SerializeToString()
+
+    def await_refused(calls: int) -> None:
+        for _ in range(calls):
+            assert error(infer, message).code() is grpc.StatusCode.NOT_FOUND
+
+    await_refused(10)
+    gc.collect()
+    gc.disable()
+    try:
+        before = _resident()
+        await_refused(160)  # 40 MB
+        assert _resident() - before < 20 * 1024**2
+    finally:
+        gc.enable()
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -21,6 +21,7 @@ from predictor.protocol.kserve.grpc_server import make_server
 from predictor.protocol.kserve.tensors import to_raw
 from tests.protocol.stub import DEFAULT_ADMISSION, MAX_BODY_BYTES, EchoModel, Served
 
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 BOUNDS = GrpcBounds(AdmissionController(DEFAULT_ADMISSION), 4096)
 
 
@@ -252,3 +253,24 @@ def test_a_port_in_use_is_a_configuration_error(served: Served) -> None:
 
     with pytest.raises(ConfigurationError, match=r"cannot listen on 127.0.0.1"):
         asyncio.run(bind())
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        (b"\x2a\x00" * 100_000, "The message has more than 4096 fields."),
+        (b"\x32\x00" * 100_000, "The message has more than 4096 fields."),
+        (b"\x2a\x00" * 2000, "A request has at most 1024 inputs; here are 2000."),
+        (b"\x32\x00" * 2000, "A request has at most 1024 outputs; here are 2000."),
+        (
+            b"\x2a" + b"\x8d\x9c\x01" + b"\x12\x05BYTES" + b"\x2a\x82\x9c\x01" + b"\x42\x00" * 9985,
+            "A request has at most 2048 prompts",
+        ),
+    ],
+)
+def test_a_small_message_of_many_parts_is_refused_before_objects_are_made_of_them(
+    served: Served, raw: bytes, sentence: str
+) -> None:
+    with grpc.insecure_channel(served.grpc_address) as channel:
+        code, details = refusal(channel.unary_unary(INFER), b"\n\x04echo" + raw)
+    assert (code, details[: len(sentence)]) == ("INVALID_ARGUMENT", sentence)

@@ -10,9 +10,12 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import httpx
 import pytest
+from kserve.protocol.grpc.grpc_predict_v2_pb2 import ModelInferRequest
 
 from tests import forked
 from tests.cgroups import memory_cgroup
@@ -76,30 +79,78 @@ def test_a_model_bigger_than_the_memory_limit_is_served_and_not_killed(big_model
 
 
 @pytest.mark.root
-def test_in_the_least_memory_that_fits_nothing_is_killed_at_full_load() -> None:
+def test_in_the_least_memory_that_fits_nothing_is_killed_with_every_bound_used_to_the_full() -> (
+    None
+):
     flags = ("--max_model_len=512", "--max_batch_size=4", "--dtype=float32")
     limit = _least(DEMO, *flags)
     with (
         memory_cgroup(limit) as group,
         serve(DEMO, *flags, prefix=group.command([])) as server,
-        ThreadPoolExecutor(24) as clients,
+        ThreadPoolExecutor(40) as clients,
+        grpc.insecure_channel(server.grpc, options=_ANY_SIZE) as channel,
     ):
         server.await_ready()
-        # The longest sequences in the largest batch and behind it, and as many of the worst bodies.
-        orders = [(480, 32), (500_000, 1)] * 12
-        calls = [clients.submit(_completion, server, *order) for order in orders]
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        # The longest sequences in the largest batch and behind it, each with a grammar of its own,
+        # and all at one time with as many of the worst bodies.
+        calls = [
+            call
+            for number in range(8)
+            for call in (
+                clients.submit(_complete, server, _longest(number)),
+                clients.submit(_complete, server, _IDS),
+                clients.submit(_complete, server, _TEXT),
+                clients.submit(_complete, server, _OBJECTS),
+                clients.submit(_infer, infer, server.name),
+            )
+        ]
         statuses = {call.result() for call in calls}
         assert 200 in statuses
-        assert statuses <= {200, 400, 429}
+        assert statuses <= {200, 400, 413, 429, *_REFUSALS}
         assert group.oom_kills() == 0
         assert "threads take its place" not in server.log
         assert server.process.poll() is None
 
 
-def _completion(server: Served, prompt: int, new: int) -> int:
-    """Ask for tokens after a prompt of token ids; return the status."""
-    body = {"model": server.name, "prompt": [5] * prompt, "max_tokens": new, "temperature": 0}
-    return httpx.post(f"{server.url}/openai/v1/completions", json=body, timeout=240).status_code
+_MIB = 1024**2
+_ANY_SIZE = [("grpc.max_send_message_length", -1)]
+_REFUSALS = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}
+_IDS = '{"prompt": [' + "257," * (5 * _MIB // 4 - 100) + "1]}"
+_TEXT = '{"truncate_prompt_tokens": 100, "prompt": "' + "\u4e00x." * (8 * _MIB // 5 - 100) + '"}'
+_OBJECTS = '{"prompt": [' + '{"":0},' * (8 * _MIB // 7 - 100) + "1]}"
+
+
+def _longest(number: int) -> str:
+    """Return a request of the greatest length with a grammar of its own."""
+    body = {
+        "prompt": [5] * 480,
+        "max_tokens": 32,
+        "temperature": 0,
+        "guided_regex": f"[a-z]{{{number + 1},900}}",
+    }
+    return json.dumps(body)
+
+
+def _complete(server: Served, body: str) -> int:
+    """Ask for a completion; return the status."""
+    content = f'{{"model": "{server.name}", {body[1:]}'.encode()
+    return httpx.post(
+        f"{server.url}/openai/v1/completions", content=content, timeout=240
+    ).status_code
+
+
+def _infer(infer: Any, model: str) -> grpc.StatusCode:
+    """Call with a text as large as a message may be; return the code."""
+    contents = {"bytes_contents": [b"word " * (8 * _MIB // 5 - 100)]}
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "contents": contents}
+    request = ModelInferRequest(model_name=model, inputs=[tensor])
+    try:
+        infer(request.SerializeToString(), timeout=240)
+    except grpc.RpcError as error:
+        code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
+        return code
+    return grpc.StatusCode.OK
 
 
 def _least(model: Path, *flags: str) -> int:

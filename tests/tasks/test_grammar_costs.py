@@ -13,7 +13,7 @@ import pytest
 from predictor.errors import RequestError
 from predictor.tasks.grammar_costs import MAX_GBNF_RULES, MAX_REPETITIONS, check_repetitions
 from predictor.tasks.request import Grammar
-from predictor.tasks.structured_output import StructuredOutput
+from predictor.tasks.structured_output import GrammarLimits, StructuredOutput
 from tests.checkpoints import byte_tokenizer
 
 _SECONDS = 3.0
@@ -42,7 +42,7 @@ def rules(count: int) -> Grammar:
 )
 def test_the_most_that_is_accepted_is_compiled_or_refused_soon(grammar: Grammar) -> None:
     engine: Any = Mock(use_vocabulary=Mock())
-    structured = StructuredOutput(byte_tokenizer(), engine, largest=64 * 1024)
+    structured = StructuredOutput(byte_tokenizer(), engine, GrammarLimits())
     structured.compile_grammar(Grammar("regex", "a"))  # makes the vocabulary
     check_repetitions(grammar)
     began = time.process_time()

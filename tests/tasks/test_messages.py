@@ -19,7 +19,7 @@ from predictor.tasks.reply_formats import (
     detect_calls,
 )
 from predictor.tasks.request import Conversation, ForcedCalls, Grammar, Message
-from predictor.tasks.structured_output import StructuredOutput, vocabulary_of
+from predictor.tasks.structured_output import GrammarLimits, StructuredOutput, vocabulary_of
 from predictor.tasks.tool_calls import CallPart, MessagePart, joined
 from tests.checkpoints import byte_tokenizer
 
@@ -393,7 +393,7 @@ def test_a_form_is_that_of_what_follows_reasoning(
     messages = MessageForm(tokenizer, tool_call_parser="auto", reasoning_parser="auto")
     reply_form = messages.reply_form(conversation(), prompt)
     assert reply_form is not None
-    structured = StructuredOutput(tokenizer, Mock(), largest=10_000)
+    structured = StructuredOutput(tokenizer, Mock(), GrammarLimits())
     grammars = Grammars(vocabulary_of(tokenizer))
     for lead in leads:
         matcher = grammars.matcher(structured.compile_grammar(grammar, reply_form.lead))

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from predictor.errors import GenerationFailed, RequestError
 from predictor.tasks.answers import Completion
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Grammar, Prompt
-from predictor.tasks.structured_output import StructuredOutput
+from predictor.tasks.structured_output import GrammarLimits, StructuredOutput
 from tests.checkpoints import byte_tokenizer
 from tests.serving import Up, bring_up
 
@@ -64,7 +64,7 @@ def schema(value: object) -> Grammar:
 
 def test_blank_lines_of_a_grammar_are_read_once() -> None:
     engine = Mock(use_vocabulary=Mock())
-    structured = StructuredOutput(byte_tokenizer(), engine, largest=2**20)
+    structured = StructuredOutput(byte_tokenizer(), engine, GrammarLimits(2**20))
     lines = "\n" * 500_000  # a scan to the end from each takes an hour
     structured.compile_grammar(Grammar("grammar", f'{lines}root ::= "a"'))
     structured.compile_grammar(Grammar("grammar", f'{lines}start: "a"'))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from predictor.errors import PromptTooLong
+from predictor.tasks.large_texts import pieces
 from predictor.tasks.text_length import CHARACTERS_PER_TOKEN, lengths_of
 from predictor.tasks.tokenization import Tokenizing
 
@@ -134,3 +136,55 @@ def test_a_text_to_be_cut_is_tokenised_however_long_it_is() -> None:
     with pytest.raises(PromptTooLong, match=r"^A text of 1000 characters has more than 8 tokens; "):
         tokenizing.text("a" * 1000)
     assert tokenizing.text("a" * 1000, cut=8).ids == tuple(tokenizing.text("a" * 8).ids)
+
+
+LARGE_TEXTS = {
+    "words": "weather today " * 20_000,
+    "a token for each byte": "\u4e00x," * 50_000,
+    "white space": " " * 300_000,
+    "one word": "=" * 300_000,
+}
+
+
+@pytest.mark.parametrize("keeps_end", [False, True])
+@pytest.mark.parametrize("name", LARGE_TEXTS)
+def test_a_large_text_is_cut_as_if_it_were_tokenised_whole(
+    tokenizer: Any, name: str, keeps_end: bool
+) -> None:
+    text, tokens = LARGE_TEXTS[name], 700
+    part = lengths_of(tokenizer).cut(text, tokens, keeps_end=keeps_end)
+    whole, cut = (
+        tokenizer(one, add_special_tokens=False, verbose=False).input_ids for one in (text, part)
+    )
+    chosen = slice(-tokens, None) if keeps_end else slice(tokens)
+    assert cut[chosen] == whole[chosen]
+    assert len(part) <= 3 * 32 * 1024
+
+
+def test_a_large_text_that_fits_is_not_cut(tokenizer: Any) -> None:
+    text = "weather today " * 20_000
+    lengths = lengths_of(tokenizer)
+    assert lengths.cut(text, len(text)) is text or lengths.cut(text, len(text)) == text
+    lengths.check(len(text), "A text", "so.", text)
+
+
+@pytest.mark.parametrize("name", LARGE_TEXTS)
+def test_a_large_text_is_refused_before_it_is_tokenised_whole(tokenizer: Any, name: str) -> None:
+    longest = 0
+
+    def count(text: str) -> int:
+        nonlocal longest
+        longest = max(longest, len(text))
+        return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    lengths = replace(lengths_of(tokenizer), count=count)
+    with pytest.raises(PromptTooLong, match="characters has more than 700 "):
+        lengths.check(700, "A text", "so.", LARGE_TEXTS[name])
+    assert longest <= 32 * 1024
+
+
+@given(st.text(st.sampled_from("ab \n"), max_size=200_000), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_pieces_of_a_text_are_all_of_it(text: str, from_end: bool) -> None:
+    parts = list(pieces(text, from_end=from_end))
+    assert "".join(reversed(parts) if from_end else parts) == text

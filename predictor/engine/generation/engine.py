@@ -18,6 +18,7 @@ from predictor.engine.generation.sampling_params import SamplingParams, Sequence
 from predictor.engine.generation.token_mask import MaskFactory, TokenMask
 from predictor.engine.model_thread import ModelThread, ThreadOptions
 from predictor.metrics import EngineMetrics
+from predictor.settings_limits import GRAMMAR_BYTES
 
 
 class Engine(ModelThread[GeneratedSequence, Chunk]):
@@ -92,9 +93,14 @@ class Engine(ModelThread[GeneratedSequence, Chunk]):
         self._masks.begin(number, params.grammar, ends, begin, callback.on_finish)
         return number
 
-    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Take the vocabulary that grammars are followed with, before the first such sequence."""
-        self._masks.use_vocabulary(vocabulary)
+    def use_vocabulary(self, vocabulary: Vocabulary, most_bytes: int = GRAMMAR_BYTES) -> None:
+        """Take the vocabulary that grammars are followed with, before the first such sequence.
+
+        Args:
+            vocabulary: The model's tokens.
+            most_bytes: Most bytes of compiled grammars. If replies follow as many, others wait.
+        """
+        self._masks.use_vocabulary(vocabulary, most_bytes)
 
     def cancel(self, key: int) -> None:
         """Forget a sequence after the current step. Its callback is not called again."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
+from predictor.engine.generation.grammar_memory import (
+    Compiled,
+    GrammarMemory,
+    states_of,
+)
 from predictor.errors import RequestError, reason_of
+from predictor.settings_limits import GRAMMAR_BYTES
 
 _STACK_BYTES = 128 * 1024**2
 """Stack of a thread that compiles. A chain of 8,000 rules, more than 64 KiB can hold, takes less
@@ -28,14 +33,8 @@ than half of it; what is not touched takes no memory."""
 
 _TRIAL_TOKENS = 3
 
-_MOST_KEPT = 8
-"""Compiled grammars that are kept for the next request with the same one."""
-
-_LIMITS = LLParserLimits(max_lexer_states=10_000, max_grammar_size=100_000, verbose_errors=False)
-"""A state takes some 2 KiB, so one grammar takes at most some 20 MB where llguidance's own bound
-allows 25 times as much. The schemas of real tools have a few hundred symbols, and as many states.
-All replies that follow the same text share its states."""
-
+_MOST_SYMBOLS = 100_000
+"""Symbols of a grammar; the schemas of real tools have a few hundred."""
 
 _PLACE = re.compile(r"^at \d+\(\d+\): (?:failed to compile JSON schema: )?")
 
@@ -54,38 +53,53 @@ class Vocabulary:
 
 
 class Grammars:
-    """Compiles grammars for one vocabulary, and keeps the latest.
+    """Compiles grammars for one vocabulary, in one thread of `executor`, and keeps the latest.
 
     Attributes:
         size: Number of token ids.
+        memory: The compiled grammars.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        """Prepare for a vocabulary, which takes up to a second for 128,000 tokens."""
+    def __init__(
+        self, vocabulary: Vocabulary, most_bytes: int = GRAMMAR_BYTES, *, only_checks: bool = False
+    ) -> None:
+        """Prepare for a vocabulary, which takes up to a second for 128,000 tokens.
+
+        Args:
+            vocabulary: The model's tokens.
+            most_bytes: Most bytes of compiled grammars.
+            only_checks: Whether no reply follows them. Then a token takes 150 bytes, and else 500
+                with what makes masks quick.
+        """
         self.size = len(vocabulary.tokens)
-        self._tokenizer = LLTokenizer(TokenizerWrapper(_Tokens(vocabulary)))
-        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
-        self._lock = threading.Lock()
+        tokens = TokenizerWrapper(_Tokens(vocabulary))
+        self._tokenizer = LLTokenizer(tokens, slices=[] if only_checks else None)
+        self.memory = GrammarMemory(most_bytes)
 
     def matcher(self, grammar: str) -> LLMatcher:
-        """Return what follows a grammar from its beginning. Call it in a thread of `executor`.
+        """Return what follows a grammar from its beginning; raises the errors of `compiled`."""
+        return self.compiled(grammar).matcher.deep_copy()
+
+    def compiled(self, grammar: str) -> Compiled:
+        """Return a compiled grammar. It waits for memory if replies follow too many others.
 
         Raises:
             RequestError: The grammar is faulty, or too complex.
         """
-        with self._lock:
-            compiled = self._kept.get(grammar)
-        if compiled is None or _error_of(compiled):  # other replies may have used up its states
-            compiled = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
-            error = _error_of(compiled)
-            if error:
-                raise RequestError(_refusal(error))
-        with self._lock:
-            self._kept[grammar] = compiled
-            self._kept.move_to_end(grammar)
-            while len(self._kept) > _MOST_KEPT:
-                self._kept.popitem(last=False)
-            return compiled.deep_copy()
+        kept = self.memory.get(grammar)
+        if kept is not None and not _error_of(kept.matcher):
+            return kept
+        self.memory.make_room(grammar)  # other replies may have used up its states
+        limits = LLParserLimits(
+            max_lexer_states=states_of(grammar),
+            max_grammar_size=_MOST_SYMBOLS,
+            verbose_errors=False,
+        )
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+        error = _error_of(matcher)
+        if error:
+            raise RequestError(_refusal(error))
+        return self.memory.add(grammar, matcher)
 
     def longest_tokens(self, text: bytes) -> list[int]:
         """Return the tokens of a text, each the longest that continues it.

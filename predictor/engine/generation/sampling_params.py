@@ -149,8 +149,13 @@ class SequenceGenerator(Protocol):
         """Return a number for a client's request, under which all that it submits is known."""
         ...
 
-    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Take the vocabulary that grammars are followed with, before the first such sequence."""
+    def use_vocabulary(self, vocabulary: Vocabulary, most_bytes: int) -> None:
+        """Take the vocabulary that grammars are followed with, before the first such sequence.
+
+        Args:
+            vocabulary: The model's tokens.
+            most_bytes: Most bytes of compiled grammars. If replies follow as many, others wait.
+        """
         ...
 
     def submit(

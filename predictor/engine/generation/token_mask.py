@@ -19,6 +19,7 @@ from llguidance import LLMatcher
 
 from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
 from predictor.errors import GenerationFailed, PredictorError
+from predictor.settings_limits import GRAMMAR_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -151,9 +152,9 @@ class MaskFactory:
         self._waiting: set[int] = set()
         self._lock = threading.Lock()
 
-    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Follow grammars with this vocabulary."""
-        self._grammars = Grammars(vocabulary)
+    def use_vocabulary(self, vocabulary: Vocabulary, most_bytes: int = GRAMMAR_BYTES) -> None:
+        """Follow grammars with this vocabulary, in so many bytes of compiled ones."""
+        self._grammars = Grammars(vocabulary, most_bytes)
         self._compiling, self._pool = (
             executor("grammars"),
             executor("masks", _THREADS),
@@ -208,5 +209,8 @@ class MaskFactory:
     def _mask(self, grammar: str, ends: Collection[int]) -> TokenMask:
         if self._grammars is None:
             raise GenerationFailed("The engine has no vocabulary to follow a grammar with.")
-        matcher, grammars = self._grammars.matcher(grammar), self._grammars
-        return TokenMask(matcher, grammars.size, ends, self._pool, grammars.longest_tokens)
+        grammars, compiled = self._grammars, self._grammars.compiled(grammar)
+        matcher = compiled.matcher.deep_copy()
+        mask = TokenMask(matcher, grammars.size, ends, self._pool, grammars.longest_tokens)
+        grammars.memory.hold(grammar, compiled, mask)
+        return mask

@@ -197,9 +197,9 @@ class EngineClient(Generic[Callback]):
 class GenerationClient(EngineClient[SequenceCallback]):
     """A `SequenceGenerator`."""
 
-    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Have grammars followed with this vocabulary."""
-        self._channel.send(UseVocabulary(vocabulary))
+    def use_vocabulary(self, vocabulary: Vocabulary, most_bytes: int) -> None:
+        """Have grammars followed with this vocabulary, in so many bytes of compiled ones."""
+        self._channel.send(UseVocabulary(vocabulary, most_bytes))
 
     def load_adapter(self, key: str, source: str) -> Future[None]:
         """Have an adapter loaded; the future has the error that says why it cannot be.

@@ -176,7 +176,7 @@ class EngineHost:
             elif isinstance(message, UnloadAdapter) and self._adapters is not None:
                 self._adapters.unload(message.key)
             elif isinstance(message, UseVocabulary) and isinstance(self._engine, Engine):
-                self._engine.use_vocabulary(message.vocabulary)
+                self._engine.use_vocabulary(message.vocabulary, message.most_bytes)
             elif isinstance(message, Encode) and isinstance(self._engine, EncoderEngine):
                 whole: dict[str, Any] = {"request": message.request, "is_bulk": message.is_bulk}
                 for key, ids, types, positions in message.texts:

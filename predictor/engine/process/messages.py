@@ -65,6 +65,7 @@ class UseVocabulary:
     """Follow grammars with this vocabulary; see `Engine.use_vocabulary`."""
 
     vocabulary: Vocabulary
+    most_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

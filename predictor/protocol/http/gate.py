@@ -74,22 +74,46 @@ class Gate:
         """Return the most bytes of the body of a request."""
         return self._uploads.get(scope["path"], self.max_body_bytes)
 
-    def held_bytes(self, received: int, scope: Scope) -> int:
-        """Return how many of the received bytes of a body are held in memory."""
-        return min(received, _AHEAD) if scope["path"] in self._uploads else received
+    def held_bytes(self, counted: int, scope: Scope) -> int:
+        """Return for how many bytes a body counts, if it is held in memory.
 
-    def claim(self, permit: RequestPermit, received: int, scope: Scope) -> None:
+        Args:
+            counted: For how many its content counts.
+            scope: Its request.
+        """
+        return min(counted, _AHEAD) if scope["path"] in self._uploads else counted
+
+    def check_content(self, held: int) -> None:
+        """Refuse a body that would take more memory than is planned for all.
+
+        Raises:
+            BodyTooLarge: Its parts count for too much.
+        """
+        most = self._admission.limits.body_bytes
+        if held > most:
+            raise BodyTooLarge(
+                "The body has so many numbers, short texts, lists and objects that it counts for "
+                f"more than {most} bytes (max_bytes_in_flight)."
+            )
+
+    def claim(self, permit: RequestPermit, held: int, scope: Scope) -> None:
         """Claim more for a body of which some has arrived, before the rest does.
+
+        Args:
+            permit: The permit of its request.
+            held: For how many bytes what has arrived counts.
+            scope: Its request.
 
         Raises:
             Overloaded: Too much is in flight.
         """
-        if not permit.covers(received):
+        if not permit.covers(held):
+            announced = any(name == b"content-length" for name, _ in scope["headers"])
             with self._counted(scope):
-                permit.claim(self._claim(received))
+                permit.claim(held if announced else self._claim(held))
 
-    def _claim(self, received: int) -> int:
-        return min(received + _AHEAD, self.max_body_bytes)
+    def _claim(self, held: int) -> int:
+        return max(held, min(held + _AHEAD, self.max_body_bytes))
 
     @contextmanager
     def _counted(self, scope: Scope) -> Iterator[None]:

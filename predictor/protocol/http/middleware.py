@@ -16,9 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from predictor.admission import RequestPermit
 from predictor.cache_scope import ScopeHeader
-from predictor.errors import Overloaded, PredictorError
+from predictor.errors import BodyTooLarge, Overloaded, PredictorError
 from predictor.held_permits import until_sent
 from predictor.protocol.http.authentication import ApiKeys, with_bearer
+from predictor.protocol.http.body_weight import counted_bytes
 from predictor.protocol.http.compression import inflated
 from predictor.protocol.http.error_forms import error_response
 from predictor.protocol.http.gate import WITHOUT_BODY, Gate
@@ -110,7 +111,7 @@ class _Call:
     """One HTTP call: counts what is received, knows whether the answer has begun.
 
     Of a compressed body the bytes count as they come or inflated, whichever are more: a body may
-    inflate to nothing, and never end.
+    inflate to nothing, and never end. The given bytes count as `counted_bytes` says.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class _Call:
         self.beyond = receive, send
         self._gate = gate
         self._held = held
-        self._arrived = self._given = self._received = 0
+        self._arrived = self._given = self._counted = 0
         self._refusal: PredictorError | None = None
         self.has_started = False
         self.permit: RequestPermit | None = None
@@ -144,13 +145,17 @@ class _Call:
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self._given += len(message.get("body", b""))
-        self._received = max(self._given, self._arrived)
+        body = message.get("body", b"")
+        self._given += len(body)
+        self._counted += counted_bytes(body)
         self._claim()
         self.check_received()
         if self.permit is not None and not message.get("more_body", False):
-            self.permit.resize(self._gate.held_bytes(self._received, self.scope))
+            self.permit.resize(self._weight())
         return message
+
+    def _weight(self) -> int:
+        return self._gate.held_bytes(max(self._counted, self._arrived), self.scope)
 
     async def _arrive(self) -> Message:
         message = await self._arriving()
@@ -175,12 +180,12 @@ class _Call:
         await self._send({**message, "body": body[last:]} if last else message)
 
     def _claim(self) -> None:
-        """Check the bytes received so far, for a body without a ``Content-Length``."""
-        if self._received > self._gate.most_bytes(self.scope):
+        """Check what has been received so far, and claim what was not announced."""
+        if max(self._given, self._arrived) > self._gate.most_bytes(self.scope):
             self._refusal = self._gate.too_large(self.scope)
         elif self.permit is not None and self._refusal is None:
             try:
-                held = self._gate.held_bytes(self._received, self.scope)
-                self._gate.claim(self.permit, held, self.scope)
-            except Overloaded as error:
+                self._gate.check_content(self._weight())
+                self._gate.claim(self.permit, self._weight(), self.scope)
+            except (BodyTooLarge, Overloaded) as error:
                 self._refusal = error

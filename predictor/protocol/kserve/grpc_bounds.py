@@ -13,8 +13,10 @@ _MOST_STREAMS = 64
 _WINDOW_BYTES = 64 * 1024
 """Bytes of a call that are taken before its message is read."""
 
-_READ_AT_ONCE = 16
-"""Messages that are read at one time; each may have the largest size."""
+_FEWEST_READ, _MOST_READ = 2, 16
+_READ_BYTES = 16 * 1024**2
+"""Messages that are read at one time: as many as have so many bytes if each has the largest size.
+They are counted among what is in flight once they are read."""
 
 _STATUS_BYTES = 64 * 1024
 _STATUS_CALLS = 128
@@ -65,9 +67,9 @@ class GrpcBounds:
 
     def inference_reader(self) -> MessageReader:
         """Return the reader of messages of any size."""
-        together = self.admission.limits.body_bytes // self.message_bytes
+        together = min(_MOST_READ, _READ_BYTES // self.message_bytes)
         seconds = self.timeout + self.message_bytes / self.body_rate
-        return MessageReader(seconds=seconds, at_once=max(_READ_AT_ONCE, together))
+        return MessageReader(seconds=seconds, at_once=max(_FEWEST_READ, together))
 
     def status_reader(self) -> MessageReader:
         """Return the reader of small messages, which wait for no other."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -106,7 +106,10 @@ class MessageReader:
         try:
             await self._steps.take()
             self._began[limit] = asyncio.get_running_loop().time()
-            return await anext(calls)
+            message = await anext(calls)
+            if isinstance(calls, AsyncGenerator):
+                await calls.aclose()  # gRPC's is part of a cycle, and keeps its last message
+            return message
         finally:
             self._began.pop(limit, None)
             self._turns.release()

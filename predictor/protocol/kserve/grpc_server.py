@@ -21,7 +21,7 @@ from kserve import InferRequest
 
 import predictor
 from predictor.cache_scope import ONE_SCOPE, ScopeHeader
-from predictor.errors import ConfigurationError, Overloaded, RequestError
+from predictor.errors import ConfigurationError, Overloaded
 from predictor.metrics import REQUESTS
 from predictor.protocol.http.authentication import ApiKeys
 from predictor.protocol.http.certificate import Certificate
@@ -34,9 +34,9 @@ from predictor.protocol.kserve import v2
 from predictor.protocol.kserve.grpc_access import recorded
 from predictor.protocol.kserve.grpc_bounds import GrpcBounds
 from predictor.protocol.kserve.grpc_health import Health
+from predictor.protocol.kserve.grpc_messages import check_fields, check_parts
 from predictor.protocol.kserve.grpc_tracing import traced
 from predictor.protocol.kserve.rest_status import EXTENSIONS
-from predictor.protocol.kserve.tensors import check_datatype
 from predictor.protocol.sdk import messages, timed
 from predictor.protocol.served import (
     SERVER_NAME,
@@ -46,7 +46,6 @@ from predictor.protocol.served import (
     find,
     require_ready,
 )
-from predictor.sentences import quote
 from predictor.tasks.answers import Answer, json_size
 
 SERVICE = "inference.GRPCInferenceService"
@@ -220,7 +219,7 @@ class Inference:
         with self._counted():
             permit = self._admission.admit(len(raw))
         try:
-            message = await off_loop(len(raw), lambda: calls.parse(messages.ModelInferRequest, raw))
+            message = await off_loop(len(raw), lambda: _parse(raw))
             return await self._infer(message, len(raw), context)
         finally:
             permit.release()
@@ -256,8 +255,13 @@ class Inference:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_LOADING)
 
 
+def _parse(raw: bytes) -> Any:
+    check_fields(raw)
+    return calls.parse(messages.ModelInferRequest, raw)
+
+
 def _decode(request: Any, model: ServedModel) -> v2.Call:
-    _check_transport(request)
+    check_parts(request)
     return v2.decode(InferRequest.from_grpc(request), model.spec)
 
 
@@ -279,21 +283,3 @@ def _timeout(context: Any) -> float | None:
     if remaining is None:
         return requested
     return max(min(requested or remaining, remaining), _LEAST_TIMEOUT)
-
-
-def _check_transport(request: Any) -> None:
-    """Check what the SDK's ``InferRequest.from_grpc`` takes for granted."""
-    for tensor in request.inputs:
-        check_datatype(tensor.datatype, f"Input {quote(tensor.name)}")
-    for name, value in request.parameters.items():
-        # Triton's clients send a fraction as double_param, which the SDK's messages do not have and
-        # from_grpc would drop in silence.
-        if value.WhichOneof("parameter_choice") is None:
-            raise RequestError(f"Parameter {quote(name)} has no value; send fractions as strings.")
-    raw = len(request.raw_input_contents)
-    if not raw:
-        return
-    if raw != len(request.inputs):
-        raise RequestError(f"There are {raw} raw_input_contents for {len(request.inputs)} inputs.")
-    if any(tensor.HasField("contents") for tensor in request.inputs):
-        raise RequestError("An input has contents although raw_input_contents are given.")

@@ -23,7 +23,7 @@ from predictor.protocol.http.json_body import (
     parse_document,
     require_type,
 )
-from predictor.protocol.kserve.tensors import to_raw
+from predictor.protocol.kserve.tensors import check_tensors, to_raw
 from predictor.protocol.sdk import RequestedOutput
 
 _KEYS = ("id", "inputs", "outputs", "parameters", "model_name", "model_version")
@@ -87,10 +87,9 @@ def parse_infer_request(body: bytes, *, header_length: str | None) -> InferReque
     check_keys(document, _KEYS, "the body")
     if "inputs" not in document:
         raise RequestError("The body has no 'inputs'.")
-    tensors = [
-        _tensor(item, f"inputs[{number}]")
-        for number, item in enumerate(require_type(document["inputs"], list, "inputs"))
-    ]
+    items = require_type(document["inputs"], list, "inputs")
+    check_tensors(len(items), "inputs")
+    tensors = [_tensor(item, f"inputs[{number}]") for number, item in enumerate(items)]
     return InferRequest(
         model_name="",
         request_id=optional(document, "id", str, "id"),
@@ -181,6 +180,7 @@ def _raw_inputs(
 
 def _requested_outputs(document: Mapping[str, object]) -> list[RequestedOutput]:
     outputs: list[object] = optional(document, "outputs", list, "outputs") or []
+    check_tensors(len(outputs), "outputs")
     return [_requested_output(item, f"outputs[{number}]") for number, item in enumerate(outputs)]
 
 

@@ -40,6 +40,10 @@ FORMATS = {
 DATATYPES = (*FORMATS, "BYTES")
 """The data types that a tensor may have. BF16 is in the protocol, but in no version of the SDK."""
 
+MAX_TENSORS = 1024
+"""Inputs, outputs or parameters of a request. A field or a parameter is an input, and no task has
+more than some dozen; as an object of the SDK each takes a thousand bytes."""
+
 _MOST_DIMENSIONS = 32
 """A longer shape is an attempt to make the server multiply large numbers."""
 
@@ -77,14 +81,33 @@ def check_datatype(datatype: str, where: str) -> None:
         raise RequestError(f"{where} has datatype {quote(datatype)}; known are {datatypes}.")
 
 
+def check_dimensions(shape: Sequence[object], where: str) -> None:
+    """Refuse a shape of too many dimensions; raises `RequestError`."""
+    if len(shape) > _MOST_DIMENSIONS:
+        raise RequestError(f"{where} has more than {_MOST_DIMENSIONS} dimensions.")
+
+
+def check_tensors(count: int, what: str) -> None:
+    """Refuse more tensors than a request may have.
+
+    Args:
+        count: Their number.
+        what: ``"inputs"`` or ``"outputs"``.
+
+    Raises:
+        RequestError: Names both numbers.
+    """
+    if count > MAX_TENSORS:
+        raise RequestError(f"A request has at most {MAX_TENSORS} {what}; here are {count}.")
+
+
 def size_of(shape: Sequence[object], where: str) -> int:
     """Return the number of elements of a shape.
 
     Raises:
         RequestError: It is no shape.
     """
-    if len(shape) > _MOST_DIMENSIONS:
-        raise RequestError(f"{where} has more than {_MOST_DIMENSIONS} dimensions.")
+    check_dimensions(shape, where)
     size = 1
     for dimension in shape:
         if isinstance(dimension, bool) or not isinstance(dimension, int):

@@ -1,0 +1,151 @@
+"""The memory of compiled grammars: kept for the next request, and bounded in bytes.
+
+llguidance says of no grammar how large it is, but bounds the states of its automaton, which grow as
+replies follow it. So each has as many states as its text may need, and counts with its text and
+with all of its states. If there is no room for one more, those that no reply follows are dropped,
+and then it waits for a reply to end.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+_LEAST_STATES = 500
+"""States of a grammar that counts nothing. JSON schemas of 60 tools, formats, long enumerations and
+regular expressions for addresses need 20 to 150."""
+
+_STATES_PER_COUNT = 8
+"""States for each repetition that a grammar counts, such as ``maxLength``: a character of a JSON
+string needs up to 5, since it may be written as an escape."""
+
+_MOST_STATES = 10_000
+"""A text of some 2,000 characters whose length is bounded needs as many."""
+
+_STATE_BYTES = 2048
+"""A state takes some 600 to 1,000 bytes, and more if many regular expressions share it."""
+
+_BYTES_PER_BYTE = 224
+"""Bytes of a compiled grammar for each byte of its text. Tools take some 80; an object of thousands
+of properties without a type takes 215, the most that was seen."""
+
+_COUNTED = re.compile(
+    r"(?:Length|Items|Properties|Contains|multipleOf)\W{1,8}(\d+)"
+    r"|\{(\d*)(?:,\s?(\d+))?"
+    r"|~\s?(\d+)(?:\.\.(\d+))?"
+)
+"""What counts: keywords of JSON schemas, quantifiers such as ``{2,3}``, and Lark's ``~2..3``."""
+
+
+def states_of(grammar: str) -> int:
+    """Return the most states that a grammar may have, by what it counts."""
+    counted = (digits for groups in _COUNTED.findall(grammar) for digits in groups if digits)
+    count = sum(int(digits[:6]) for digits in counted)
+    return min(_LEAST_STATES + _STATES_PER_COUNT * count, _MOST_STATES)
+
+
+def weight_of(grammar: str) -> int:
+    """Return the most bytes that a compiled grammar takes."""
+    return states_of(grammar) * _STATE_BYTES + len(grammar) * _BYTES_PER_BYTE
+
+
+def largest_weight(size: int) -> int:
+    """Return the most bytes of a compiled grammar whose text has so many bytes as it was sent."""
+    return _MOST_STATES * _STATE_BYTES + _written(size) * _BYTES_PER_BYTE
+
+
+def _written(size: int) -> int:
+    """Return the bytes of a text in llguidance's form, where quotes are escaped."""
+    return size + size // 4
+
+
+@dataclass(eq=False, slots=True)
+class Compiled:
+    """A compiled grammar.
+
+    Attributes:
+        matcher: Is at the grammar's beginning; replies follow copies of it.
+        weight: The most bytes that it takes, its copies included.
+        users: Replies that follow it.
+    """
+
+    matcher: LLMatcher
+    weight: int
+    users: int = 0
+
+
+class GrammarMemory:
+    """Compiled grammars within a number of bytes. One thread adds to them."""
+
+    def __init__(self, most: int) -> None:
+        """Begin with none.
+
+        Args:
+            most: Most bytes of all together. One that is larger is held alone.
+        """
+        self._most = most
+        self._used = 0
+        self._latest: OrderedDict[str, Compiled] = OrderedDict()
+        self._changed = threading.Condition()  # its lock is reentrant, see `_leave`
+
+    @property
+    def used(self) -> int:
+        """Most bytes that all compiled grammars take."""
+        return self._used
+
+    def get(self, grammar: str) -> Compiled | None:
+        """Return a grammar that is compiled."""
+        with self._changed:
+            return self._latest.get(grammar)
+
+    def make_room(self, grammar: str) -> None:
+        """Wait until there is room for a grammar; drop those that are not followed, oldest first.
+
+        Args:
+            grammar: Its text. If it is there already, it is dropped, for it is to be replaced.
+        """
+        weight = weight_of(grammar)
+        with self._changed:
+            self._drop(grammar)
+            while self._used and self._used + weight > self._most:
+                unused = next((text for text, one in self._latest.items() if not one.users), None)
+                if unused is None:
+                    self._changed.wait()
+                else:
+                    self._drop(unused)
+
+    def add(self, grammar: str, matcher: LLMatcher) -> Compiled:
+        """Keep a grammar for which there is room."""
+        compiled = Compiled(matcher, weight_of(grammar))
+        with self._changed:
+            self._latest[grammar] = compiled
+            self._used += compiled.weight
+        return compiled
+
+    def hold(self, grammar: str, compiled: Compiled, user: object) -> None:
+        """Count a grammar as followed for as long as an object lives, which holds a copy of it."""
+        with self._changed:
+            compiled.users += 1
+            if self._latest.get(grammar) is compiled:
+                self._latest.move_to_end(grammar)
+        weakref.finalize(user, self._leave, grammar, compiled).atexit = False
+
+    def _drop(self, grammar: str) -> None:
+        compiled = self._latest.pop(grammar, None)
+        if compiled is not None and not compiled.users:
+            self._used -= compiled.weight
+
+    def _leave(self, grammar: str, compiled: Compiled) -> None:
+        """Take that a reply has ended; any thread may call it, even within this class."""
+        with self._changed:
+            compiled.users -= 1
+            if not compiled.users and self._latest.get(grammar) is not compiled:
+                self._used -= compiled.weight
+            self._changed.notify_all()

@@ -1,0 +1,189 @@
+"""The memory of compiled grammars, counted in bytes."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from llguidance import LLMatcher
+
+from predictor.engine.generation.grammar import Grammars, Vocabulary
+from predictor.engine.generation.grammar_memory import (
+    GrammarMemory,
+    largest_weight,
+    states_of,
+    weight_of,
+)
+from predictor.engine.generation.token_mask import MaskFactory, TokenMask
+
+HEADER = '%llguidance {"no_forcing": true}\n'
+TOKENS = Vocabulary((b"<s>", b"</s>", *(bytes([byte]) for byte in range(256))), (0, 1))
+
+
+class Reply:
+    """What follows a grammar, as far as the memory knows."""
+
+
+def choice(number: int) -> str:
+    return LLMatcher.grammar_from_lark(f'{HEADER}start: "answer {"abcdef"[number]}"')
+
+
+def test_a_grammar_counts_with_its_text_and_the_states_that_it_may_need() -> None:
+    assert states_of("start: a") == 500
+    assert states_of('{"description": "since 2024", "minimum": 1900}') == 500
+    assert states_of(r"{\"maxLength\": 300}") == states_of("/a{300}/") == 500 + 8 * 300
+    assert states_of("/a{1,300}/") == states_of('"a"~1..300') == 500 + 8 * 301
+    assert states_of('{"multipleOf": 30}') == 500 + 8 * 30
+    assert states_of('{"maxLength": 99999999999999999}') == 10_000
+    assert weight_of("start: a") == 500 * 2048 + 8 * 224
+    assert weight_of("{9999}" + "x" * 81_000) < largest_weight(64 * 1024)
+
+
+def test_grammars_that_no_reply_follows_are_dropped_for_others_oldest_first() -> None:
+    weight = weight_of(choice(0))
+    grammars = Grammars(TOKENS, 2 * weight)
+    first, second = (grammars.compiled(choice(number)) for number in (0, 1))
+    assert grammars.compiled(choice(0)) is first
+    reply = Reply()
+    grammars.memory.hold(choice(0), first, reply)
+    grammars.compiled(choice(2))
+    assert grammars.memory.get(choice(0)) is first
+    assert grammars.memory.get(choice(1)) is None
+    assert grammars.memory.used == 2 * weight
+    assert second.users == 0
+
+
+def test_a_grammar_waits_until_replies_have_ended_that_follow_others() -> None:
+    memory = GrammarMemory(2 * weight_of("a"))
+    replies = {text: Reply() for text in "ab"}
+    for text, reply in replies.items():
+        memory.make_room(text)
+        memory.hold(text, memory.add(text, LLMatcher), reply)  # type: ignore[arg-type]
+    waited = threading.Event()
+
+    def add() -> None:
+        memory.make_room("c")
+        waited.set()
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    assert not waited.wait(0.1)
+    del replies["a"], reply
+    assert waited.wait(10)
+    thread.join()
+    assert (memory.get("a"), memory.used) == (None, weight_of("b"))
+
+
+def test_a_grammar_beyond_the_limit_is_held_alone() -> None:
+    memory = GrammarMemory(0)
+    for text in ("first", "second"):
+        memory.make_room(text)
+        memory.add(text, LLMatcher)  # type: ignore[arg-type]
+        assert memory.used == weight_of(text)
+
+
+def test_a_grammar_that_is_compiled_anew_counts_twice_until_its_replies_have_ended() -> None:
+    memory, reply = GrammarMemory(10**9), Reply()
+    memory.hold("a", memory.add("a", LLMatcher), reply)  # type: ignore[arg-type]
+    memory.make_room("a")
+    memory.add("a", LLMatcher)  # type: ignore[arg-type]
+    assert memory.used == 2 * weight_of("a")
+    del reply
+    assert memory.used == weight_of("a")
+
+
+def test_masks_of_ended_replies_give_their_grammars_memory_back() -> None:
+    factory = MaskFactory(lambda action: action())
+    factory.use_vocabulary(TOKENS, weight_of(choice(0)))
+    masks: list[Any] = []
+    begun = threading.Semaphore(0)
+
+    def begin(mask: TokenMask | None) -> None:
+        masks.append(mask)
+        begun.release()
+
+    for number in range(3):
+        factory.begin(number, choice(number), (1,), begin, masks.append)
+        assert begun.acquire(timeout=30)
+        (mask,) = masks
+        mask.allowed()
+        del mask
+        masks.clear()  # the next one would wait for ever otherwise
+        gc.collect()
+
+
+def test_schemas_of_tools_and_formats_need_fewer_states_than_they_may_have() -> None:
+    formats = ("date-time", "email", "uuid", "ipv4", "ipv6", "uri", "hostname", "duration")
+    fields = {name: {"type": "string", "format": name} for name in formats}
+    fields |= {f"note {number}": {"type": "string", "maxLength": 60} for number in range(3)}
+    schema = {"type": "object", "properties": fields, "required": list(fields)}
+    style = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+    text = HEADER + "start: %json " + json.dumps({**schema, "x-guidance": style})
+    matcher = Grammars(TOKENS).matcher(LLMatcher.grammar_from_lark(text))
+    given = {
+        "date-time": "2026-01-31T23:59:59.5Z",
+        "email": "a.b@example.com",
+        "uuid": "123e4567-e89b-12d3-a456-426614174000",
+        "ipv4": "192.168.254.1",
+        "ipv6": "2001:db8::1",
+        "uri": "https://example.com/a?b=c#d",
+        "hostname": "a.example.com",
+        "duration": "P3DT4H5M",
+        **{f"note {number}": "ä" * 60 for number in range(3)},
+    }
+    reply = json.dumps(given, ensure_ascii=False).encode()
+    for byte in reply:
+        matcher.compute_bitmask()
+        assert matcher.consume_token(byte + 2), matcher.get_error()
+    assert matcher.is_accepting()
+
+
+MEASURE = """
+import sys
+from llguidance import LLMatcher
+from predictor.engine.generation.grammar import Grammars, Vocabulary
+from predictor.engine.generation.grammar_memory import weight_of
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+tokens = [bytes([byte]) for byte in range(256)] + [b"%04d" % number for number in range(4000)]
+grammars = Grammars(Vocabulary(tuple(tokens), ()), 10**9)
+grammars.matcher(LLMatcher.grammar_from_lark('%llguidance {"no_forcing": true}\\nstart: "a"'))
+before, weight, held = resident(), 0, []
+for index in range(6):
+    text = '%llguidance {"no_forcing": true}\\nstart: %json {"type": "object", "properties": {'
+    text += ", ".join(f'"p{index}x{number}": {{}}' for number in range(2000))
+    text += '}, "required": [' + ", ".join(f'"p{index}x{number}"' for number in range(2000)) + "]}"
+    text = LLMatcher.grammar_from_lark(text)
+    held.append(grammars.matcher(text))
+    weight += weight_of(text)
+    text = LLMatcher.grammar_from_lark('%llguidance {"no_forcing": true}\\n'
+        'start: /(.|\\\\n)*' + "abcdef"[index] + '(.|\\\\n){900}/')
+    held.append(matcher := grammars.matcher(text))
+    weight += weight_of(text)
+    for step in range(1500):
+        matcher.compute_bitmask()
+        if not matcher.consume_token(256 + (step * 7919) % 4000):
+            break
+print(resident() - before, weight)
+"""
+
+
+def test_no_grammar_takes_more_than_it_counts() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+    )
+    taken, counted = map(int, done.stdout.split())
+    assert 0.05 * counted < taken < counted
