@@ -1,7 +1,8 @@
 """Decode passes over long contexts: attention over views of the KV cache, and what it is held to.
 
-Makes a random Llama of four layers, and fills its KV cache with seeded values. Each forward pass
-gives one more token to each row. The contestants, in one process and on the same weights:
+Makes a random Llama or DeepSeek of four layers, and fills its KV cache with seeded values. Each
+forward pass gives one more token to each row. The contestants, in one process and on the same
+weights:
 
 - ``views``: the engine as it serves. Rows attend to their pages in place.
 - ``gathered``: the engine as for an architecture that needs whole rows. It copies them, padded.
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from measuring import CannotMeasure, add_path_flags, finish, machine, table
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, DeepseekV3Config, DynamicCache, LlamaConfig
 
 from predictor.engine.generation.kv_accounting import BLOCK_TOKENS
 from predictor.engine.generation.layout import SequenceChunk
@@ -34,6 +35,9 @@ SHAPES = ((1, 2048), (8, 2048), (32, 2048), (1, 8192), (8, 8192), (32, 8192), (1
 MOST_TOKENS = 2**18
 BASELINE = "gathered"
 VOCABULARY = 4096
+KINDS = ("llama", "eager", "latents")
+"""By PyTorch's attention; by products of matrices in the model's own code; to compressed keys and
+values, as DeepSeek-V3 does."""
 STEP = 512
 """Tokens by which rows grow in turn while the cache is filled, as by prompts that are in chunks."""
 
@@ -55,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--heads", type=int, default=16, help="heads of queries")
     add("--kv-heads", type=int, default=4, help="heads of keys and values")
     add("--layers", type=int, default=4)
+    add("--kind", choices=KINDS, default="llama", help="how the model attends (default: llama)")
     add("--new", type=int, default=1, help="new tokens of each row")
     add("--shared", type=int, default=0, help="tokens of a prefix that all rows share")
     add("--rounds", type=int, default=7)
@@ -91,7 +96,8 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     titles = [f"{name} ms" for name in names] + [f"{name} / views (wall, cpu)" for name in names]
     print(table(["rows", "context", *titles], [_line(one, names) for one in results]))
     size = {
-        name: getattr(flags, name) for name in ("dtype", "hidden", "heads", "kv_heads", "shared")
+        name: getattr(flags, name)
+        for name in ("kind", "dtype", "hidden", "heads", "kv_heads", "shared")
     }
     threads = torch.get_num_threads()
     return size | {"threads": threads, "shapes": results, "machine": [before, machine()]}
@@ -121,19 +127,29 @@ def _passes(flags: argparse.Namespace, rows: int, context: int) -> dict[str, Way
     return ways
 
 
-def _model(flags: argparse.Namespace) -> LlamaForCausalLM:
+def _model(flags: argparse.Namespace) -> Any:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=flags.hidden,
-        intermediate_size=flags.hidden // 256 * 704,
-        num_hidden_layers=flags.layers,
-        num_attention_heads=flags.heads,
-        num_key_value_heads=flags.kv_heads,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=2**17,
-        dtype=flags.dtype,
-    )
-    return LlamaForCausalLM(config).to(getattr(torch, flags.dtype)).eval()
+    shape = {
+        "hidden_size": flags.hidden,
+        "intermediate_size": flags.hidden // 256 * 704,
+        "num_hidden_layers": flags.layers,
+        "num_attention_heads": flags.heads,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 2**17,
+        "dtype": flags.dtype,
+    }
+    if flags.kind == "latents":
+        config: Any = DeepseekV3Config(
+            **shape,
+            num_key_value_heads=flags.heads,
+            q_lora_rank=None,
+            first_k_dense_replace=flags.layers,
+        )
+    else:
+        own = "eager" if flags.kind == "eager" else "sdpa"
+        config = LlamaConfig(**shape, num_key_value_heads=flags.kv_heads, attn_implementation=own)
+    model = AutoModelForCausalLM.from_config(config)
+    return model.to(getattr(torch, flags.dtype)).eval()
 
 
 def _fill(runner: BatchRunner, rows: int, context: int, shared: int) -> None:
@@ -154,7 +170,7 @@ def _fill(runner: BatchRunner, rows: int, context: int, shared: int) -> None:
             pool[:, 1:].normal_(generator=generator)
 
 
-def _generate(model: LlamaForCausalLM, runner: BatchRunner, tokens: list[int], context: int) -> Way:
+def _generate(model: Any, runner: BatchRunner, tokens: list[int], context: int) -> Way:
     """Return forward passes with transformers' own cache, which has the same keys and values."""
     pages = torch.tensor(runner.cache.owned_pages(0)[:context])
     cache = DynamicCache(config=model.config)

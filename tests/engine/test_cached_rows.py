@@ -10,7 +10,21 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    BloomConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    FalconConfig,
+    Gemma2Config,
+    GPTJConfig,
+    GptOssConfig,
+    LlamaConfig,
+    MiniCPM3Config,
+    MptConfig,
+    PreTrainedConfig,
+)
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import (
     causal_mask_function,
@@ -21,6 +35,7 @@ from transformers.masking_utils import (
 from predictor.engine.generation.cached_rows import CachedRows, Source
 from predictor.engine.generation.layout import Layout, SequenceChunk
 from predictor.engine.generation.runner import BatchRunner
+from predictor.private.cache_layers import cache_layers
 from predictor.private.torch import WithoutSubclasses
 from tests.conftest import Checkpoints
 from tests.serving import bring_up
@@ -155,13 +170,13 @@ def test_rows_without_padding_need_no_mask() -> None:
     output, _ = sdpa_attention_forward(Module(3), query, cached(keys), cached(values), None)
     check(output.transpose(1, 2), expected.transpose(1, 2), [(20, 1)] * 2)
     prompt, of_prompt = both([(0, 12)])
-    query = query_of(prompt.layout)
-    pair = cached(prompt), cached(of_prompt)
-    output = scaled_dot_product_attention(query, *pair, is_causal=True)
-    whole = scaled_dot_product_attention(
-        query, prompt.gathered(), of_prompt.gathered(), is_causal=True
-    )
-    check(output, whole, [(0, 12)])
+    for groups in (1, 2):
+        query = query_of(prompt.layout, groups)
+        pair = repeat_kv(cached(prompt), groups), repeat_kv(cached(of_prompt), groups)
+        output = scaled_dot_product_attention(query, *pair, is_causal=True)
+        pair = repeat_kv(prompt.gathered(), groups), repeat_kv(of_prompt.gathered(), groups)
+        whole = scaled_dot_product_attention(query, *pair, is_causal=True)
+        check(output, whole, [(0, 12)])
 
 
 def test_a_model_that_attends_to_padding_gets_it() -> None:
@@ -209,10 +224,141 @@ def test_a_row_with_numbers_that_are_not_finite_spoils_no_other() -> None:
     assert torch.allclose(output[1], expected[1], atol=1e-6)
 
 
+def multiplied(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return (query @ keys.transpose(2, 3)).tanh() @ values
+
+
+def multiplied_as_one_batch(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    shape = (query.shape[0] * query.shape[1], -1, query.shape[3])
+    by_head, bias = query.reshape(shape), torch.ones(shape[0], 1, keys.shape[2])
+    of_keys = keys.reshape(shape).transpose(-1, -2)
+    scores = bias.baddbmm(batch1=by_head, batch2=of_keys, beta=0.5, alpha=0.3)
+    again = torch.baddbmm(bias, by_head, keys.view(shape).mT, beta=0.5, alpha=0.3)
+    assert torch.allclose(scores, again, atol=1e-6)
+    return torch.bmm(scores.tanh(), values.view(shape)).view(query.shape)
+
+
+@pytest.mark.parametrize("attend", [multiplied, multiplied_as_one_batch])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("scattered", [False, True])
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_products_of_matrices_are_those_of_whole_rows_and_copy_none(
+    monkeypatch: pytest.MonkeyPatch,
+    rows: list[tuple[int, int]],
+    scattered: bool,
+    groups: int,
+    attend: Any,
+) -> None:
+    keys, values = both(rows, scattered=scattered, bucket_shapes=True)
+    query = query_of(keys.layout, groups)
+    pair = repeat_kv(keys.gathered(), groups), repeat_kv(values.gathered(), groups)
+    expected = attend(query, *(tensor.contiguous() for tensor in pair))
+    monkeypatch.setattr(Source, "gathered", lambda _: pytest.fail("rows were copied"))
+    output = attend(query, repeat_kv(cached(keys), groups), repeat_kv(cached(values), groups))
+    assert output.shape == expected.shape
+    assert torch.allclose(output, expected, atol=1e-5)
+
+
+def test_products_read_each_run_of_a_row_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = [torch.cat([torch.arange(200, 270), torch.arange(20, 180)]), torch.arange(300, 345)]
+    keys, values = source([(1, 1)], 1), source([(1, 1)], 2)
+    chunks = [SequenceChunk(key, len(own) - 2, [1] * 2) for key, own in enumerate(pages)]
+    keys.layout = values.layout = Layout(chunks, pages, bucket_shapes=True)
+    query = query_of(keys.layout, 2)
+    whole = repeat_kv(keys.gathered(), 2), repeat_kv(values.gathered(), 2)
+    expected = multiplied(query, *whole)
+    monkeypatch.setattr(torch.Tensor, "index_select", lambda *_: pytest.fail("pages were copied"))
+    output = multiplied(query, repeat_kv(cached(keys), 2), repeat_kv(cached(values), 2))
+    assert torch.allclose(output, expected, atol=1e-5)
+
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+_LATENT = _SHAPE | {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "head_dim": 4,
+    "first_k_dense_replace": 2,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+}
+OWN_ATTENTION: dict[str, PreTrainedConfig] = {
+    "sinks": GptOssConfig(**_SHAPE, sliding_window=4, num_local_experts=2, num_experts_per_tok=1),
+    "soft caps": Gemma2Config(**_SHAPE, sliding_window=4, attn_logit_softcapping=0.5),
+    "alibi": BloomConfig(vocab_size=99, hidden_size=32, n_layer=2, n_head=4),
+    "mpt": MptConfig(vocab_size=99, d_model=32, n_heads=4, n_layers=2, max_seq_len=64),
+    "falcon": FalconConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True
+    ),
+    "gptj": GPTJConfig(vocab_size=99, n_embd=32, n_layer=2, n_head=4, rotary_dim=4),
+    "eager": LlamaConfig(**_SHAPE, attn_implementation="eager"),
+    "latents": DeepseekV3Config(**_LATENT),
+    "latents, eager": DeepseekV3Config(**_LATENT, attn_implementation="eager"),
+    "latents, 2": DeepseekV2Config(**_LATENT),
+    "latents, MiniCPM": MiniCPM3Config(**_LATENT),
+}
+
+
+@torch.inference_mode()
+def random_model(config: PreTrainedConfig) -> Any:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("config", OWN_ATTENTION.values(), ids=OWN_ATTENTION)
+@torch.inference_mode()
+def test_models_that_compute_attention_themselves_copy_no_rows(
+    monkeypatch: pytest.MonkeyPatch, config: PreTrainedConfig
+) -> None:
+    model = random_model(config)
+    layers = cache_layers(model)
+    runner = BatchRunner(
+        model, device=torch.device("cpu"), layers=layers, pages=101, max_length=50, window_pages=70
+    )
+    passes = [
+        [SequenceChunk(0, 0, [5, 6, 7, 8, 9]), SequenceChunk(1, 0, [7])],
+        [SequenceChunk(0, 5, [4]), SequenceChunk(1, 1, [9, 5, 6])],
+        [SequenceChunk(0, 6, [4]), SequenceChunk(1, 4, [9])],
+    ]
+    runner.cache.gathers = True
+    expected = [runner.run(rows) for rows in passes]
+    for key in (0, 1):
+        runner.release(key)
+    runner.cache.gathers = False
+    monkeypatch.setattr(Source, "gathered", lambda _: pytest.fail("rows were copied"))
+    for rows, logits in zip(passes, expected, strict=True):
+        assert torch.allclose(runner.run(rows), logits, atol=1e-4)
+    alone = model(input_ids=torch.tensor([[7, 9, 5, 6, 9]]), use_cache=False).logits[0, -1]
+    assert torch.allclose(logits[1], alone, atol=1e-4)
+
+
 USES: dict[str, Any] = {
-    "transposed": lambda rows: rows.transpose(2, 3),
+    "transposed": lambda rows: rows.transpose(2, 3) + 0,
+    "transposed with the heads": lambda rows: rows.transpose(1, 2),
+    "multiplied with another dtype": lambda rows: (
+        (torch.ones(3, HEADS, 1, SIZE).bfloat16()).float() @ rows.mT.float()
+    ),
     "joined to others": lambda rows: torch.cat([rows, rows]),
-    "multiplied": lambda rows: torch.randn(3, HEADS, 1, SIZE).fill_(0.5) @ rows.mT,
+    "multiplied from the left": lambda rows: rows @ torch.full((3, HEADS, SIZE, 1), 0.5),
     "cut": lambda rows: rows[:, :, -4:],
     "cast": lambda rows: rows.to(torch.bfloat16),
     "repeated": lambda rows: repeat_kv(rows, 3) + 0,

@@ -2,30 +2,26 @@
 
 To a model they are tensors of shape (rows, heads, columns, size). If it calls PyTorch's attention
 with them, which nearly all architectures do, each row attends to its own pages in the pool
-(`row_attention`). Any other use gathers the rows, padding included. Both have the same results.
+(`row_attention`). If it computes attention by products of matrices, each row multiplies its own
+pages (`row_products`). Any other use gathers the rows, padding included. All have the same results.
 
-Models repeat the heads of keys and values if there are more heads of queries. That copies nothing
-either.
+Models repeat the heads of keys and values if there are more heads of queries, join the dimension of
+the heads with that of the rows, and transpose keys. That copies nothing either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from predictor.engine.generation.layout import Layout
+from predictor.engine.generation.lazy_rows import LazyRows, getter
 from predictor.engine.generation.row_attention import Attention
-from predictor.private.torch import WithoutSubclasses
-
-_NEUTRAL = frozenset(
-    getattr(torch.Tensor, name).__get__
-    for name in ("device", "dtype", "layout", "ndim", "requires_grad", "shape")
-) | {torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.size}
-"""What a model may learn of the rows without their values."""
+from predictor.engine.generation.row_products import multiply_keys, multiply_values
 
 
 @dataclass(slots=True)
@@ -53,16 +49,21 @@ class Source:
         return self._rows
 
 
-class CachedRows(torch.Tensor):
+class CachedRows(LazyRows):
     """Keys or values of shape (rows, heads, columns, size), without memory of its own.
 
+    The shape may have a further dimension after that of the heads, or those of rows and heads as
+    one.
+
     Attributes:
-        source: Where they are.
+        source: The pages that they are in.
         repeats: How often each head comes, one copy after the other.
+        is_transposed: Whether the last dimension is that of the columns.
     """
 
     source: Source
     repeats: int
+    is_transposed: bool
 
     @classmethod
     def of(cls, source: Source, rows: int, columns: int) -> CachedRows:
@@ -76,45 +77,22 @@ class CachedRows(torch.Tensor):
         heads, _, size = source.pool.shape
         return _wrap(source.pool.new_empty(1, 1, 1, 1).expand(rows, heads, columns, size), source)
 
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Compute a function of PyTorch, without a copy if it is one of those above."""
-        named = kwargs or {}
-        with WithoutSubclasses():
-            if func in _NEUTRAL:
-                return func(*args, **named)
-            result = _COPYING_NOTHING[func](*args, **named) if func in _COPYING_NOTHING else None
-            return func(*_gathered(args), **_gathered(named)) if result is None else result
-
     def gathered(self) -> torch.Tensor:
         """Return the same with memory of its own."""
         rows = self.source.gathered()
-        if self.ndim == 4:
-            return rows if self.repeats == 1 else rows.repeat_interleave(self.repeats, 1)
-        return rows[:, :, None].expand(-1, -1, self.shape[2], -1, -1)
+        if self.ndim == 5:
+            return rows[:, :, None].expand(-1, -1, self.shape[2], -1, -1)
+        rows = rows if self.repeats == 1 else rows.repeat_interleave(self.repeats, 1)
+        rows = rows if self.ndim == 4 else rows.flatten(0, 1)
+        return rows.mT if self.is_transposed else rows
 
 
-def _wrap(shape: torch.Tensor, source: Source, repeats: int = 1) -> CachedRows:
+def _wrap(
+    shape: torch.Tensor, source: Source, repeats: int = 1, *, is_transposed: bool = False
+) -> CachedRows:
     rows = shape.as_subclass(CachedRows)
-    rows.source, rows.repeats = source, repeats
+    rows.source, rows.repeats, rows.is_transposed = source, repeats, is_transposed
     return rows
-
-
-def _gathered(value: Any) -> Any:
-    """Return arguments with gathered rows."""
-    if isinstance(value, CachedRows):
-        return value.gathered()
-    if isinstance(value, list | tuple):
-        return type(value)(map(_gathered, value))
-    if isinstance(value, dict):
-        return {name: _gathered(item) for name, item in value.items()}
-    return value
 
 
 # The functions that copy nothing; each returns None for arguments that it does not know
@@ -135,7 +113,7 @@ def _attend(
     if not (_are_whole(key) and _are_whole(value)) or isinstance(query, CachedRows) or dropout_p:
         return None
     keys, values = key.source, value.source
-    is_grouped = enable_gqa or query.shape[1] == key.shape[1]
+    is_grouped = enable_gqa or key.shape[1] in (1, query.shape[1])
     if key.repeats != value.repeats or keys.layout is not values.layout or not is_grouped:
         return None
     return Attention(
@@ -163,14 +141,53 @@ def _expand(rows: Any, *shape: Any) -> CachedRows | None:
 
 
 def _reshape(rows: Any, *shape: Any) -> CachedRows | None:
-    """Join the dimension that was added with that of the heads."""
-    if not isinstance(rows, CachedRows) or rows.ndim != 5:
+    """Join the dimension of the heads with the one that was added, or with that of the rows."""
+    if not isinstance(rows, CachedRows) or rows.is_transposed:
         return None
     joined = rows.as_subclass(torch.Tensor).reshape(*shape)
-    count, heads, repeats, columns, size = rows.shape
-    if joined.shape != (count, heads * repeats, columns, size):
+    if rows.ndim == 5:
+        count, heads, repeats, columns, size = rows.shape
+        is_known = joined.shape == (count, heads * repeats, columns, size)
+        return _wrap(joined, rows.source, repeats) if is_known else None
+    if rows.ndim == 4 and joined.shape == (rows.shape[0] * rows.shape[1], *rows.shape[2:]):
+        return _wrap(joined, rows.source, rows.repeats)
+    return None
+
+
+def _transpose(rows: Any, first: Any, second: Any) -> CachedRows | None:
+    """Exchange the columns and the size."""
+    if not isinstance(rows, CachedRows) or rows.ndim == 5:
         return None
-    return _wrap(joined, rows.source, repeats)
+    if {first % rows.ndim, second % rows.ndim} != {rows.ndim - 2, rows.ndim - 1}:
+        return None
+    shape, is_transposed = rows.as_subclass(torch.Tensor).mT, not rows.is_transposed
+    return _wrap(shape, rows.source, rows.repeats, is_transposed=is_transposed)
+
+
+def _multiply(factor: Any, rows: Any) -> torch.Tensor | None:
+    """Multiply queries with transposed keys, or weights with values, row by row."""
+    if not isinstance(rows, CachedRows) or isinstance(factor, CachedRows) or rows.ndim == 5:
+        return None
+    if factor.dtype != rows.dtype or not _is_broadcast(rows.shape[:-2], factor.shape[:-2]):
+        return None
+    source = rows.source
+    multiply = multiply_keys if rows.is_transposed else multiply_values
+    by_head = factor.reshape(len(source.layout.lengths), -1, *factor.shape[-2:])
+    product = multiply(by_head, source.pool, source.layout, source.window)
+    return product.view(*factor.shape[:-1], rows.shape[-1])
+
+
+def _is_broadcast(shape: torch.Size, to: torch.Size) -> bool:
+    """Return whether rows and heads are those of the other factor, or one head for all."""
+    return shape == to or (len(shape) == len(to) == 2 and shape[0] == to[0] and shape[1] == 1)
+
+
+def _add_product(
+    bias: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor | None:
+    """Compute `baddbmm`."""
+    product = _multiply(batch1, batch2)
+    return None if product is None else product.mul_(alpha).add_(bias, alpha=beta)
 
 
 def _keep(rows: Any) -> CachedRows | None:
@@ -178,14 +195,32 @@ def _keep(rows: Any) -> CachedRows | None:
     return rows if isinstance(rows, CachedRows) else None
 
 
+def _cast(rows: Any, *args: Any, **named: Any) -> CachedRows | None:
+    """Keep rows that have the dtype already."""
+    is_same = isinstance(rows, CachedRows) and args == (rows.dtype,) and not named
+    return rows if is_same else None
+
+
 def _are_whole(rows: Any) -> TypeGuard[CachedRows]:
-    return isinstance(rows, CachedRows) and rows.ndim == 4
+    return isinstance(rows, CachedRows) and rows.ndim == 4 and not rows.is_transposed
 
 
-_COPYING_NOTHING: dict[Callable[..., Any], Callable[..., Any]] = {
+CachedRows.functions = {
     scaled_dot_product_attention: _attend,
     torch.Tensor.__getitem__: _index,
     torch.Tensor.expand: _expand,
     torch.Tensor.reshape: _reshape,
+    torch.Tensor.view: _reshape,
     torch.Tensor.contiguous: _keep,
+    torch.Tensor.to: _cast,
+    torch.Tensor.transpose: _transpose,
+    torch.transpose: _transpose,
+    getter("mT"): partial(_transpose, first=-2, second=-1),
+    torch.matmul: _multiply,
+    torch.Tensor.matmul: _multiply,
+    torch.Tensor.__matmul__: _multiply,
+    torch.bmm: _multiply,
+    torch.Tensor.bmm: _multiply,
+    torch.baddbmm: _add_product,
+    torch.Tensor.baddbmm: _add_product,
 }

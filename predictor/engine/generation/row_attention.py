@@ -114,7 +114,7 @@ class Attention:
         first = mask.first - (self.columns - len(row.pages))
         query = self.query[index : index + 1, :, queries]
         _, heads, count, size = query.shape
-        is_packed = mask.is_open or self.layout.new <= _MOST_PACKED
+        is_packed = mask.is_open or (self.mask is not None and count <= _MOST_PACKED)
         if is_packed:
             query = query.reshape(1, len(self.keys), -1, size)
         if mask.is_open and self._reads_runs(row, first):
