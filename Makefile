@@ -106,10 +106,8 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/plan_time.py
 	$(BIN)/python benchmarks/contrast.py
 	$(BIN)/python benchmarks/start.py
-	$(BIN)/python benchmarks/serving.py
-	$(BIN)/python benchmarks/prefixes.py
+	$(BIN)/python benchmarks/serving.py --parts=resident,demo,offloaded,prefix,lookup,adapters,contexts
 	$(BIN)/python benchmarks/batch.py
-	$(BIN)/python benchmarks/drafts.py
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/offload.py
 	$(BIN)/python benchmarks/experts.py

@@ -45,6 +45,7 @@ class Size:
         head: Width of an attention head.
         heads_per_key: Query heads that share a key head.
         mlp: Width of the MLP; None for five halves of the model's.
+        positions: Tokens of the longest sequence.
     """
 
     hidden: int
@@ -54,6 +55,7 @@ class Size:
     head: int = 128
     heads_per_key: int = 4
     mlp: int | None = None
+    positions: int = 2048
 
     @property
     def inner(self) -> int:
@@ -190,7 +192,7 @@ def _config(size: Size) -> dict[str, object]:
         "num_attention_heads": heads,
         "num_key_value_heads": heads // size.heads_per_key,
         "head_dim": size.head,
-        "max_position_embeddings": 2048,
+        "max_position_embeddings": size.positions,
         "tie_word_embeddings": False,
         "bos_token_id": None,
         "eos_token_id": None,

@@ -23,8 +23,8 @@ from checkpoint import Size, drop_from_cache, make
 from groups import memory_group
 from load import Prompt, Server, send, send_all
 from measuring import add_path_flags, finish, machine, table
+from prompts import Prompts
 from served import serve
-from serving import Prompts
 
 TARGET_PASSES = 1.2
 """Most passes to the first token of a request whose system prompt is cached."""
@@ -37,6 +37,12 @@ _CACHE = {"with": "--prefix_cache=true", "without": "--prefix_cache=false"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return the exit code."""
+    flags = parser().parse_args(arguments)
+    return finish(lambda: measure(flags), flags.json)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--users", type=int, nargs="+", help="at one time (default: 1 4 16)")
@@ -46,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--budget", type=float, help="GiB of main memory to plan for (default: 0.8)")
     add("--quick", action="store_true", help="a tiny model in memory; proves nothing")
     add_path_flags(parser)
-    flags = parser.parse_args(arguments)
-    return finish(lambda: measure(flags), flags.json)
+    return parser
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
@@ -71,6 +76,19 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     print(_report(result, flags))
     missed = [users for users, count in passes.items() if count > TARGET_PASSES]
     return result | {"missed": missed, "failure": None}
+
+
+def targets(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the measured values beside their targets."""
+    return [
+        {
+            "what": f"{level['users']} users: passes to the first token",
+            "target": f"<= {TARGET_PASSES:g}",
+            "measured": level["passes"],
+            "reached": level["passes"] <= TARGET_PASSES,
+        }
+        for level in result["measured"]["with"]["levels"]
+    ]
 
 
 def _measure(flag: str, model: Path, flags: argparse.Namespace, work: Path) -> dict[str, Any]:

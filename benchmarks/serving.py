@@ -10,6 +10,9 @@ For each part, the same model in the same placement with the same number of thre
 The server is a process, reached over HTTP. Users stream their replies, and each sends its next
 request when the last reply has ended. ``resident`` also measures the time to the first token of a
 short prompt that arrives during the prefill of a long one.
+
+Further parts compare the server with itself: with and without what they are about. Each is a
+benchmark of its own, see `serving_parts`. They run only if they are named.
 """
 
 from __future__ import annotations
@@ -18,8 +21,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import random
-import re
 import sys
 import tempfile
 import time
@@ -42,8 +43,9 @@ from load import (
     speed,
 )
 from measuring import ROOT, CannotMeasure, add_path_flags, finish, machine, mib, run, table
+from prompts import Prompts
 from served import check_placement, serve
-from tokenizers import Tokenizer
+from serving_parts import MORE_PARTS, measure_more
 
 PARTS = ("resident", "demo", "offloaded")
 TARGETS = {
@@ -108,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--parts", type=_parts, default=PARTS, help="of " + ",".join(PARTS))
+    every = ",".join((*PARTS, *MORE_PARTS))
+    add("--parts", type=_parts, default=PARTS, help=f"of {every} (default: {','.join(PARTS)})")
     add("--users", type=_numbers, help="users at a time (default: 1,4,16,64; offloaded 1,4,16)")
     add("--prompt_tokens", type=int, help="tokens of a prompt (default: 32)")
     add("--new_tokens", type=int, help="tokens of a reply (default: 64; offloaded 16)")
@@ -124,8 +127,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _parts(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
-    if not set(names) <= set(PARTS):
-        raise argparse.ArgumentTypeError(f"parts are {', '.join(PARTS)}")
+    if not set(names) <= {*PARTS, *MORE_PARTS}:
+        raise argparse.ArgumentTypeError(f"parts are {', '.join((*PARTS, *MORE_PARTS))}")
     return names
 
 
@@ -142,17 +145,19 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     Raises:
         CannotMeasure: Not even one part could be measured.
     """
-    _fill_in(flags)
     before, measured, failures = machine(), {}, []
+    more, more_targets = measure_more(flags, failures)
+    _fill_in(flags)
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="serving-") as work:
         for part in _plans(flags, Path(work)):
             try:
                 measured[part.name] = _measure_part(part, flags, Path(work))
             except CannotMeasure as error:
                 failures.append(f"{part.name}: {error}")
-    result = {"parts": measured, "targets": _targets(measured), "machine": [before, machine()]}
+    targets = [*_targets(measured), *more_targets]
+    result = {"parts": measured, "targets": targets, "machine": [before, machine()]}
     print(_report(result, flags))
-    return result | {"failure": " ".join(failures) or None}
+    return result | {"more": more, "failure": " ".join(failures) or None}
 
 
 def _fill_in(flags: argparse.Namespace) -> None:
@@ -167,7 +172,7 @@ def _fill_in(flags: argparse.Namespace) -> None:
 def _plans(flags: argparse.Namespace, work: Path) -> list[Part]:
     users, count = flags.users, flags.new_tokens
     made = work / "model"
-    if set(flags.parts) - {"demo"}:
+    if {"resident", "offloaded"}.intersection(flags.parts):
         made.mkdir()
         make(made, TINY if flags.quick else LLAMA)
     many, some, budget = (1, 4, 16, 64), (1, 4, 16), json.dumps({"cpu": f"{flags.budget}GiB"})
@@ -218,31 +223,6 @@ def _compare(measured: dict[str, Any], rounds: Sequence[Mapping[str, Any]]) -> d
         level["x_raw"] = level["tokens_per_second"] / raw["tokens_per_second"]
         level["disturbed"] = max(level["others_cpu_share"], raw["others_cpu_share"]) > QUIET
     return {"raw": raw, **measured}
-
-
-class Prompts:
-    """Random prompts of words in a model's vocabulary, the same ones in every run."""
-
-    def __init__(self, model: Path, tokens: int) -> None:
-        self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-        vocabulary = sorted(self._tokenizer.get_vocab())
-        marked = [word[1:] for word in vocabulary if re.fullmatch(r"\u0120[a-z]+", word)]
-        self._words = marked or [word for word in vocabulary if word.isalnum()]
-        self._tokens = tokens
-
-    def take(self, count: int, *, seed: int, tokens: int | None = None) -> list[Prompt]:
-        """Return prompts with their numbers of tokens, which may differ from the words'."""
-        chosen = random.Random(seed)
-        return [self._one(chosen, tokens or self._tokens) for _ in range(count)]
-
-    def ids(self, prompt: Prompt) -> list[int]:
-        """Return a prompt's tokens."""
-        ids: list[int] = self._tokenizer.encode(prompt.text).ids
-        return ids
-
-    def _one(self, chosen: random.Random, tokens: int) -> Prompt:
-        text = " ".join(chosen.choices(self._words, k=tokens))
-        return Prompt(text, len(self._tokenizer.encode(text).ids))
 
 
 def _requests_each(part: Part, users: int) -> int:

@@ -212,13 +212,23 @@ def test_serving_compares_a_server_with_raw_generate(tmp_path_factory):
     assert {target["target"] for target in numbers["targets"]} == {">= 0.95", "< 2"}
 
 
-def test_prefixes_compares_a_server_with_and_without_the_cache(tmp_path_factory):
-    done, numbers = run("prefixes.py", tmp_path_factory, "--quick")
+def test_serving_compares_a_server_with_itself_in_further_parts(tmp_path_factory):
+    parts = "--parts=prefix,adapters,contexts"
+    done, numbers = run("serving.py", tmp_path_factory, "--quick", parts)
     assert done.returncode == 0, done.stderr
+    assert numbers["parts"] == {}
     for cache in ("with", "without"):
-        levels = numbers["measured"][cache]["levels"]
+        levels = numbers["more"]["prefix"]["measured"][cache]["levels"]
         assert [level["users"] for level in levels] == [1, 2]
         assert all(level["passes"] > 0 for level in levels)
+    (level,) = numbers["more"]["adapters"]["levels"]
+    assert level["users"] == 4
+    assert level["ratio"] > 0
+    levels = numbers["more"]["contexts"]["levels"]
+    assert [level["context"] for level in levels] == [32, 64]
+    assert all(level["gap"] > 0 for level in levels)
+    named = {target["what"].partition(",")[0] for target in numbers["targets"]}
+    assert named == {"prefix", "adapters"}
 
 
 def test_drafts_compares_a_server_with_and_without_drafts(tmp_path_factory):
