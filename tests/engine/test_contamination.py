@@ -28,8 +28,8 @@ from predictor.engine.generation.batchability import check_batch_invariance
 from predictor.engine.generation.cache_kinds import unbatchable_reason
 from predictor.engine.generation.draft_model import DraftModel
 from predictor.engine.generation.forward_passes import SchedulerLimits
+from predictor.engine.generation.kv_cache import PagedKVCache
 from predictor.engine.generation.layout import SequenceChunk
-from predictor.engine.generation.page_pool import PagePool
 from predictor.engine.generation.runner import BatchRunner
 from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.engine.generation.serial_runner import SerialRunner
@@ -125,14 +125,14 @@ class Company:
         requests: Sequence[Ask],
         *,
         kv_tokens: int = KV_TOKENS,
-        pages: PagePool | None = None,
+        cache: PagedKVCache | None = None,
         draft_model: DraftModel | None = None,
         **limits: Any,
     ) -> None:
         self.requests = list(requests)
         self._callbacks = [Member(self) for _ in requests]
         self._keys: dict[int, int] = {}
-        self._pages, self._draft_model = pages, draft_model
+        self._cache, self._draft_model = cache, draft_model
         self.runner = Wrapped(runner, lambda _: self._come_and_go())
         self._limits = SchedulerLimits(kv_tokens, **{"sequences": 6, "chunk": 16} | limits)
         self.preemptions = 0
@@ -142,7 +142,7 @@ class Company:
             self.runner,
             limits=self._limits,
             eos_token_ids=ends,
-            pages=self._pages,
+            cache=self._cache,
             draft_model=self._draft_model,
         )
         self.name = opened.name

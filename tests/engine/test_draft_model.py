@@ -110,7 +110,7 @@ def test_sequences_in_company_get_the_tokens_of_generate_with_preemptions_and_fa
         runner,
         requests,
         kv_tokens=POOL,
-        pages=runner.cache.pages,
+        cache=runner.cache,
         draft_model=draft_model(Failing(own, every=7)),
         breakeven_tokens=64,
         chunk=64,

@@ -16,8 +16,8 @@ from predictor.engine.generation.draft_model import DraftModel
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_accounting import PADDING_PAGES
+from predictor.engine.generation.kv_cache import PagedKVCache
 from predictor.engine.generation.layout import SequenceChunk
-from predictor.engine.generation.page_pool import PagePool
 from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.engine.generation.sampling_params import SamplingParams, Token
 from predictor.errors import EngineBroken, GenerationFailed
@@ -55,7 +55,7 @@ class RunningEngine:
         eos_token_ids: Sequence[int] = (),
         limits: SchedulerLimits | None = None,
         on_broken: Any = None,
-        pages: PagePool | None = None,
+        cache: PagedKVCache | None = None,
         draft_model: DraftModel | None = None,
     ) -> None:
         self.name = next(_names)
@@ -65,7 +65,7 @@ class RunningEngine:
             eos_token_ids=frozenset(eos_token_ids),
             metrics=EngineMetrics(self.name),
             on_broken=on_broken,
-            pages=pages,
+            cache=cache,
             draft_model=draft_model,
         )
 

@@ -228,7 +228,7 @@ WINDOWED = [CacheLayer("full_attention"), CacheLayer("sliding_attention", window
 def test_a_window_gives_back_the_pages_of_what_left_it() -> None:
     cache = PagedKVCache(WINDOWED, 31, 20, window_pages=10)
     assert cache.is_sliding == [False, True]
-    assert not cache.keeps_every_position
+    assert not cache.can_share
     rows = [row(1, 0, 7)]
     for layer in range(2):
         keys, _ = update(cache, rows, layer)
@@ -244,6 +244,14 @@ def test_a_window_gives_back_the_pages_of_what_left_it() -> None:
     cache.release(1)
     cache.release(2)
     assert (cache.free_pages, cache.free_window_pages) == (30, 9)
+
+
+def test_one_row_has_no_padding_before_its_tokens_if_it_is_not_copied() -> None:
+    for gathers, past in ((False, 9), (True, 63)):
+        cache = PagedKVCache([CacheLayer("full_attention")], 31, 20)
+        cache.gathers = gathers
+        cache.lay_out([row(1, 0, 9)])
+        assert cache.lay_out([row(1, 9, 1)], bucket_shapes=True).past == past
 
 
 def test_a_pass_that_failed_is_repeated_on_the_same_window() -> None:
@@ -269,7 +277,7 @@ def test_a_window_that_no_sequence_outgrows_or_that_is_not_planned_is_kept_whole
 ) -> None:
     cache = PagedKVCache(WINDOWED, 31, longest, window_pages=pages)
     assert cache.is_sliding == [False, False]
-    assert cache.keeps_every_position
+    assert cache.can_share
     assert cache.free_window_pages == 0
 
 

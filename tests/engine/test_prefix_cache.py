@@ -42,7 +42,7 @@ class Opened(RunningEngine):
         runner = batch_runner(model)
         self.runner = Wrapped(runner, lambda _: None)
         own = SchedulerLimits(KV_TOKENS, **{"sequences": 8, "chunk": 256} | limits)
-        super().__init__(self.runner, limits=own, pages=runner.cache.pages)
+        super().__init__(self.runner, limits=own, cache=runner.cache)
         self.pages = runner.cache.pages
 
     def starts(self) -> list[list[int]]:
@@ -179,13 +179,13 @@ def test_sequences_that_share_prefixes_get_the_tokens_that_they_get_alone(
 ) -> None:
     requests = alike(11)
     runner = batch_runner(tiny(name), kv_tokens=POOL)
-    assert runner.cache.keeps_every_position
+    assert runner.cache.can_share
     failing = Failing(runner)
     company = Company(
         failing,
         requests,
         kv_tokens=POOL,
-        pages=runner.cache.pages,
+        cache=runner.cache,
         breakeven_tokens=breakeven_tokens,
     )
     replies = company.run()

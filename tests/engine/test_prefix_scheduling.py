@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
 from predictor.engine.generation.kv_accounting import BLOCK_TOKENS, PADDING_PAGES
 from predictor.engine.generation.page_pool import PagePool
 from predictor.engine.generation.prefix_cache import PrefixCache
 from predictor.engine.generation.scheduler import Scheduler, Step
+from predictor.engine.generation.state_slots import SlotLayer, StateSlots
 from tests.engine.test_scheduler import Simulation, compute, keys
 
 SYSTEM = list(range(1000, 1064))
@@ -195,3 +197,65 @@ def test_with_prefixes_everyone_ends_the_pool_never_overflows_and_pages_hold_the
         assert simulation.pages.shared == 0
     assert sum(simulation.preempted for simulation in simulations) > 50
     assert sum(simulation.adopted for simulation in simulations) > 100 * BLOCK_TOKENS
+
+
+class Digests(SlotLayer):
+    """A layer whose state is a digest of all tokens of its sequence."""
+
+    pools = ()
+
+    def __init__(self) -> None:
+        self.states: dict[int, int] = {}
+
+    def clear(self, slot: int) -> None:
+        self.states.pop(slot, None)
+
+    def copy(self, source: int, slot: int) -> None:
+        self.states[slot] = self.states[source]
+
+
+class StateSimulation(SharingSimulation):
+    """The same for a model that keeps a state, which is held against its tokens, too."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        limits = self.limits = replace(
+            self.limits,
+            window=0,
+            window_tokens=0,
+            keeps_state=True,
+            one_by_one=self.chance.random() < 0.3,
+            shares_states=True,
+        )
+        self.slots, self.layer = StateSlots(limits.sequences), Digests()
+        self.slots.layers.append(self.layer)
+        self.pages = PagePool(limits.kv_tokens + PADDING_PAGES, limits.kv_tokens, limits.chunk)
+        self.prefixes = PrefixCache(self.pages, self.tokens.__getitem__, self.slots)
+        self.scheduler = Scheduler(limits, self.prefixes)
+
+    def forget(self, key: int) -> None:
+        super().forget(key)
+        self.slots.release(key)
+
+    def admitted(self) -> None:
+        for key in self.known_tokens.keys() - self.scheduler.running_keys:
+            self.slots.release(key)  # it may have been preempted
+        super().admitted()
+
+    def compute(self, chunk: Chunk) -> None:
+        tokens, slot = self.tokens[chunk.key], self.slots.take(chunk.key)
+        if chunk.start:
+            assert self.layer.states[slot] == hash(tuple(tokens[: chunk.start]))
+        self.slots.begin([chunk.key], continues=chunk.start > 0)
+        self.layer.states[slot] = hash(tuple(tokens[: chunk.end]))
+        super().compute(chunk)
+
+
+def test_with_states_everyone_ends_and_goes_on_from_the_state_of_its_own_tokens() -> None:
+    simulations = [StateSimulation(seed) for seed in range(16)]
+    for simulation in simulations:
+        simulation.run(300)
+        assert simulation.slots.free == simulation.limits.sequences
+        assert simulation.pages.free == simulation.limits.kv_tokens
+    assert sum(simulation.preempted for simulation in simulations) > 20
+    assert sum(simulation.adopted for simulation in simulations) > 150

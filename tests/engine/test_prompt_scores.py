@@ -97,7 +97,7 @@ def test_a_prompt_alone_is_computed_and_gives_no_token() -> None:
 def test_a_cached_prefix_is_computed_again() -> None:
     model = model_of("llama")
     runner = batch_runner(model)
-    with RunningEngine(runner, pages=runner.cache.pages) as running:
+    with RunningEngine(runner, cache=runner.cache) as running:
         prompt = list(range(10, 74))
         running.run(prompt, max_new_tokens=1)
         again = running.run(prompt, max_new_tokens=1)

@@ -146,3 +146,63 @@ def test_layers_of_both_kinds_and_of_none() -> None:
     assert cache.update(states, states, 0)[0].shape == (1, 2, 2, 3)
     assert not PagedKVCache([CacheLayer("full_attention")], 20, 10).keeps_state
     assert not pool().keeps_tokens
+
+
+def states_of(cache: PagedKVCache, key: int) -> list[float]:
+    """The recurrences' states of a sequence in both layers."""
+    cache.lay_out([row(key, 1, 1)])
+    return [*recurrent(cache, 0), *recurrent(cache, 1)]
+
+
+def test_a_kept_state_outlives_its_sequence_which_goes_on_meanwhile() -> None:
+    cache = pool()
+    run(cache, [1], 0, 10)
+    cache.states.keep(1, b"a")
+    run(cache, [1], 1, 11)
+    cache.release(1)
+    assert cache.states.free == 4
+    assert cache.states.has(b"a")
+    cache.states.adopt(2, b"a")
+    assert states_of(cache, 2) == [10, 10]
+    assert cache.states.has(b"a")  # for others
+
+
+def test_sequences_have_slots_before_states_that_are_kept_and_the_oldest_goes_first() -> None:
+    cache = pool(slots=4)
+    for key, digest in ((1, b"a"), (2, b"b"), (3, b"c")):
+        run(cache, [key], 0, 10 * key)
+        cache.states.keep(key, digest)
+        cache.release(key)
+    cache.states.adopt(4, b"a")  # which is the youngest then
+    run(cache, [5], 0, 50)
+    assert [cache.states.has(digest) for digest in (b"a", b"b", b"c")] == [True, False, True]
+    cache.states.adopt(6, b"a")
+    assert [cache.states.has(digest) for digest in (b"a", b"c")] == [True, False]
+    cache.states.adopt(7, b"a")  # its own slot is the last
+    with pytest.raises(MemoryError):
+        cache.states.take(8)
+    assert [states_of(cache, key) for key in (4, 5, 6, 7)] == [[n, n] for n in (10, 50, 10, 10)]
+    assert not cache.states.has(b"a")
+    for key in (4, 5, 6, 7):
+        cache.release(key)
+    assert cache.states.free == 4
+
+
+def test_without_a_free_slot_others_have_a_state_until_its_sequence_goes_on() -> None:
+    cache = pool(slots=2)
+    run(cache, [1, 2], 0, 10, 20)
+    cache.states.keep(1, b"a")
+    cache.states.adopt(2, b"a")
+    run(cache, [1], 1, 11)
+    assert cache.states.has(b"a")  # the second sequence has it
+    run(cache, [2], 1, 22)
+    assert not cache.states.has(b"a")
+
+
+def test_a_state_that_may_be_spoilt_is_dropped() -> None:
+    cache = pool()
+    run(cache, [1], 0, 10)
+    cache.states.keep(1, b"a")
+    cache.states.drop(b"a")
+    assert not cache.states.has(b"a")
+    assert cache.states.free == 3

@@ -17,6 +17,7 @@ from torch import nn
 
 from predictor.engine.generation.batchability import check_batch_invariance, check_serial
 from predictor.engine.generation.cache_kinds import unbatchable_reason
+from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_accounting import PADDING_PAGES
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner
@@ -25,6 +26,7 @@ from predictor.engine.generation.serial_runner import SerialRunner
 from predictor.errors import ModelUnusable
 from predictor.private.cache_layers import cache_layers
 from tests.engine.test_contamination import Alone, Ask, Company, check, generated
+from tests.engine.test_engine import RunningEngine
 from tests.serving import Collected, blocks_on_disk, bring_up
 from tests.states import CONFIGS, ONE_BY_ONE, SERIAL, make_checkpoint, noisy
 
@@ -55,7 +57,7 @@ def alone(name: str) -> tuple[Alone, ...]:
     return tuple(generated(noisy(name), ask) for ask in REQUESTS)
 
 
-def batch_runner(name: str) -> BatchRunner:
+def batch_runner(name: str, block_tokens: int = CHUNK) -> BatchRunner:
     return BatchRunner(
         noisy(name),
         device=CPU,
@@ -63,6 +65,7 @@ def batch_runner(name: str) -> BatchRunner:
         pages=KV_TOKENS + PADDING_PAGES,
         max_length=64,
         slots=SLOTS,
+        block_tokens=block_tokens,
     )
 
 
@@ -86,6 +89,69 @@ def test_tokens_in_company_are_those_of_generate_alone(name: str) -> None:
     assert company.runner.most_rows >= 3
     assert runner.cache.free_pages == KV_TOKENS
     assert runner.cache.states.free == SLOTS
+
+
+SHARING = [
+    Ask(prompt, SamplingParams(max_new_tokens=new), at, gone)
+    for prompt, new, at, gone in [
+        ([*range(50, 72)], 8, 0, None),
+        ([*range(50, 67), 9, 9], 9, 0, None),
+        ([*range(50, 72)], 5, 2, None),
+        ([*range(50, 66), 7], 6, 6, 8),
+        ([*range(60, 81)], 4, 7, None),
+        ([*range(50, 59), 3, 4], 12, 8, None),
+        ([*range(50, 90)], 3, 9, None),
+        ([7], 20, 10, None),
+    ]
+]
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_sequences_that_start_from_the_states_of_others_get_the_tokens_of_generate(
+    name: str,
+) -> None:
+    runner = batch_runner(name)
+    sizes = limits(name)
+    company = Company(runner, SHARING, kv_tokens=KV_TOKENS, cache=runner.cache, **sizes)
+    replies = company.run()
+    check(SHARING, replies, [generated(noisy(name), ask).tokens for ask in SHARING])
+    assert sum(reply.cached for reply in replies) >= CHUNK
+    assert replies[4].cached == 0  # the same tokens, but not from the beginning
+    assert replies[5].cached % CHUNK == 0
+    assert runner.cache.free_pages == KV_TOKENS
+    assert runner.cache.states.free == SLOTS
+
+
+@pytest.mark.parametrize("name", ["mamba2", "jamba"])
+def test_other_scopes_and_adapters_share_no_states(name: str) -> None:
+    runner = batch_runner(name)
+    own = SchedulerLimits(KV_TOKENS, **limits(name))
+    with RunningEngine(runner, limits=own, cache=runner.cache) as opened:
+        cached = []
+        for scope in (b"one", b"one", b"other", b"other", b"one"):
+            reply = Collected()
+            params = SamplingParams(max_new_tokens=2)
+            opened.engine.submit([*range(50, 70)], params, reply, scope=scope)
+            cached.append(reply.wait().cached)
+        assert cached == [0, 2 * CHUNK, 0, 2 * CHUNK, 2 * CHUNK]
+
+
+@pytest.mark.parametrize("name", ["mamba2", "jamba"])
+def test_states_after_logits_that_are_not_finite_are_forgotten(name: str) -> None:
+    runner = batch_runner(name)
+    own = SchedulerLimits(KV_TOKENS, **limits(name))
+    run, prompt = runner.run, [*range(50, 70)]
+
+    def spoil(rows: Sequence[SequenceChunk]) -> torch.Tensor:
+        return run(rows) * float("nan")
+
+    with RunningEngine(runner, limits=own, cache=runner.cache) as opened:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runner, "run", spoil)
+            opened.engine.submit(prompt, SamplingParams(max_new_tokens=2), spoilt := Collected())
+            assert spoilt.ended.wait(60)
+        assert opened.run(prompt, max_new_tokens=2).cached == 0
+        assert opened.run(prompt, max_new_tokens=2).cached == 2 * CHUNK
 
 
 @pytest.mark.parametrize("name", sorted(SERIAL))

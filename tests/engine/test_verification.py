@@ -91,13 +91,13 @@ def test_sequences_with_drafts_prefixes_and_failures_get_the_tokens_of_generate(
     for ask, tokens in zip(requests, expected, strict=True):
         guesses.know(ask.prompt, tokens)
     runner = batch_runner(tiny(name), kv_tokens=POOL)
-    shares = runner.cache.keeps_every_position
+    shares = runner.cache.can_share
     failing = Failing(runner, every=3) if shares else runner
     company = Company(
         failing,
         requests,
         kv_tokens=POOL,
-        pages=runner.cache.pages if shares else None,
+        cache=runner.cache if shares else None,
         breakeven_tokens=64,
         chunk=64,
         draft_tokens=7,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from predictor.engine.generation.batch_sampler import BatchSampler
 from predictor.engine.generation.draft_model import DraftModel
@@ -16,8 +17,8 @@ from predictor.engine.generation.draft_trials import DraftTrials
 from predictor.engine.generation.drafter import Drafter
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
 from predictor.engine.generation.generated_sequence import GeneratedSequence
+from predictor.engine.generation.kv_cache import PagedKVCache
 from predictor.engine.generation.layout import SequenceChunk
-from predictor.engine.generation.page_pool import PagePool
 from predictor.engine.generation.prefix_cache import PrefixCache
 from predictor.engine.generation.prefixes import NoPrefixes, Prefixes
 from predictor.engine.generation.runner import Runner
@@ -45,13 +46,18 @@ class ContinuousBatching:
         runner: Runner,
         limits: SchedulerLimits,
         metrics: EngineMetrics,
-        pages: PagePool | None = None,
+        cache: PagedKVCache | None = None,
         draft_model: DraftModel | None = None,
     ) -> None:
+        shares_states = cache is not None and cache.keeps_state
+        limits = replace(limits, shares_states=shares_states)
         self._runner, self._limits, self._metrics = runner, limits, metrics
         self._prefixes: Prefixes = NoPrefixes()
-        if pages is not None:
-            self._prefixes = PrefixCache(pages, self._known_tokens)
+        if cache is not None:
+            states = cache.states if shares_states else None
+            self._prefixes = PrefixCache(
+                cache.pages, self._known_tokens, states, keeps_tokens=cache.keeps_tokens
+            )
         self._sequences: dict[int, GeneratedSequence] = {}
         trials = DraftTrials() if limits.tries_drafts else None
         self._drafter = Drafter(self._sequences, draft_model, limits.lookup_tokens, trials)

@@ -11,7 +11,7 @@ from predictor.engine.generation.draft_model import DraftModel
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
 from predictor.engine.generation.generated_sequence import GeneratedSequence
 from predictor.engine.generation.grammar import Vocabulary
-from predictor.engine.generation.page_pool import PagePool
+from predictor.engine.generation.kv_cache import PagedKVCache
 from predictor.engine.generation.runner import Runner
 from predictor.engine.generation.sampler import Sampler
 from predictor.engine.generation.sampling_params import SamplingParams, SequenceCallback
@@ -36,7 +36,7 @@ class Engine(ModelThread[GeneratedSequence, Chunk]):
         *,
         eos_token_ids: frozenset[int],
         metrics: EngineMetrics,
-        pages: PagePool | None = None,
+        cache: PagedKVCache | None = None,
         draft_model: DraftModel | None = None,
         **options: Unpack[ThreadOptions],
     ) -> None:
@@ -47,13 +47,13 @@ class Engine(ModelThread[GeneratedSequence, Chunk]):
             limits: The limits of the KV cache and of a forward pass.
             eos_token_ids: Tokens that end a sequence.
             metrics: Takes counts and times.
-            pages: The runner's pages, if sequences share those of a prefix; else None.
+            cache: The runner's cache, if sequences share what it keeps of a prefix; else None.
             draft_model: Computes drafts, if there is one.
             options: See `ThreadOptions`.
         """
         self.runner, self.limits, self._eos_token_ids = runner, limits, eos_token_ids
         self._masks = MaskFactory(self.call)
-        policy = ContinuousBatching(runner, limits, metrics, pages, draft_model)
+        policy = ContinuousBatching(runner, limits, metrics, cache, draft_model)
         super().__init__(policy, name="engine", **options)
 
     def submit(

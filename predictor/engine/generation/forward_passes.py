@@ -59,6 +59,7 @@ class SchedulerLimits:
         lookup_tokens: Most of those that lookup or a grammar drafts; None for as many.
         tries_drafts: Whether it is measured in place if drafts pay, see `draft_trials`.
         draft_model_cost: The time of a forward pass of the draft model, if there is one.
+        shares_states: Whether chunks of prompts end at multiples of `chunk`, where states are kept.
     """
 
     kv_tokens: int
@@ -78,6 +79,7 @@ class SchedulerLimits:
     lookup_tokens: int | None = None
     tries_drafts: bool = False
     draft_model_cost: DraftModelCost = DraftModelCost()
+    shares_states: bool = False
 
     @property
     def keeps_every_position(self) -> bool:

@@ -21,7 +21,7 @@ forward pass, its sequences give back the pages of tokens that have left the win
 such a layer begin where the window of the first new column does. A model's own mask hides what is
 outside of the windows of later columns.
 
-Layers that keep a state have slots instead, see `state_cache`. If no layer keeps keys there are no
+Layers that keep a state have slots instead, see `state_slots`. If no layer keeps keys there are no
 pages, and no columns but the new ones. No padding may come between a state and the new columns, so
 rows that continue a state have equally many new tokens in a forward pass.
 """
@@ -33,11 +33,13 @@ from collections.abc import Sequence
 import torch
 from transformers import Cache
 
+from predictor.engine.generation.kv_accounting import BLOCK_TOKENS
 from predictor.engine.generation.layout import Layout, SequenceChunk
 from predictor.engine.generation.page_pool import PagePool
 from predictor.engine.generation.paged_layers import PagedLayer, make_layer
 from predictor.engine.generation.pages import PageTable
-from predictor.engine.generation.state_cache import StateLayer, StateSlots
+from predictor.engine.generation.state_cache import StateLayer
+from predictor.engine.generation.state_slots import StateSlots
 from predictor.private.cache_layers import CacheLayer
 
 
@@ -59,6 +61,7 @@ class PagedKVCache(Cache):
         *,
         slots: int = 0,
         window_pages: int = 0,
+        block_tokens: int = BLOCK_TOKENS,
     ) -> None:
         """Make an empty pool. A layer's memory is taken when it is first written.
 
@@ -69,12 +72,13 @@ class PagedKVCache(Cache):
             slots: Sequences that the pool has slots for, if layers keep a state.
             window_pages: The same as `pages` for layers that attend to a window; 0 if they keep
                 whole sequences.
+            block_tokens: Tokens that sequences share or do not share as a whole.
         """
         self.layout: Layout | None = None
         self.gathers = False
         self.states = StateSlots(slots)
         self._has_pages = pages > 0
-        self.pages = PagePool(pages, max_length)
+        self.pages = PagePool(pages, max_length, block_tokens)
         windows = [layer.window_within(max_length) if window_pages else 0 for layer in layers]
         self._window = max(windows, default=0)
         self._window_pages = PageTable(window_pages, max_length) if self._window else None
@@ -104,13 +108,12 @@ class PagedKVCache(Cache):
         return self._has_pages and any(isinstance(layer, PagedLayer) for layer in self.layers)
 
     @property
-    def keeps_every_position(self) -> bool:
-        """Whether all that is kept of a sequence is keys and values, and those of all its tokens.
+    def can_share(self) -> bool:
+        """Whether a sequence can go on from the first tokens of another.
 
-        If not, nothing can be computed again from a token on, and no sequence can go on from the
-        first tokens of another.
+        Nothing of them may have left a window. Their state has to be kept.
         """
-        return not self.keeps_state and self._window_pages is None
+        return self._window_pages is None and (self.keeps_tokens or self.keeps_state)
 
     @property
     def free_pages(self) -> int:
@@ -152,6 +155,7 @@ class PagedKVCache(Cache):
             _take(self.pages, rows) if self.keeps_tokens else None,
             window_pages=None if self._window_pages is None else _take(self._window_pages, rows),
             bucket_shapes=bucket_shapes,
+            pads_context=self.gathers or len(rows) > 1,  # a row without padding needs no mask
             pads_new=not continues,
         )
         return self.layout

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from predictor.engine.generation.forward_passes import SchedulerLimits
-from predictor.engine.generation.kv_accounting import BLOCK_TOKENS, KVLedger
+from predictor.engine.generation.kv_accounting import KVLedger
 from predictor.engine.generation.prefixes import Prefixes
 from predictor.engine.generation.scheduled_sequence import ScheduledSequence
 
@@ -45,7 +45,7 @@ class KVRoom:
         """Return whether a sequence would have room if of those that run only these were left."""
         owned = self._prefixes.owned_by([other.key for other in others])
         blocks = frozenset(owned)
-        shared = BLOCK_TOKENS * (len(owned) - len(blocks))
+        shared = self._prefixes.block_tokens * (len(owned) - len(blocks))
         ledger = self._new_ledger(lambda: shared)
         for other in others:
             ledger.reserve(other.tokens)

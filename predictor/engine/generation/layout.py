@@ -129,6 +129,7 @@ class Layout:
         *,
         window_pages: Sequence[torch.Tensor] | None = None,
         bucket_shapes: bool = False,
+        pads_context: bool = True,
         pads_new: bool = True,
     ) -> None:
         """Lay out rows.
@@ -140,12 +141,13 @@ class Layout:
             window_pages: The same in the pool of layers that attend to a window; None without any.
             bucket_shapes: Whether to add columns of padding up to the next of a few shapes, see
                 `shape_buckets`.
+            pads_context: Whether those before the new ones are among them.
             pads_new: Whether the new columns may have padding.
         """
         self.new, width = max(len(row.tokens) for row in rows), max(row.end for row in rows)
         if bucket_shapes:
             self.new = bucket_new_tokens(self.new) if pads_new else self.new
-            width = max(self.new, bucket_context(width))
+            width = max(self.new, bucket_context(width) if pads_context else width)
         self.past = 0 if pages is None else width - self.new
         self.lengths = torch.tensor([row.end for row in rows])
         is_padded = sum(len(row.tokens) for row in rows) < len(rows) * self.new

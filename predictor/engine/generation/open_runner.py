@@ -16,6 +16,7 @@ from predictor.engine.generation.batchability import (
 )
 from predictor.engine.generation.cache_kinds import keeps_state, unbatchable_reason
 from predictor.engine.generation.encoder_decoder_warmup import open_encoder_decoder_runner
+from predictor.engine.generation.kv_accounting import BLOCK_TOKENS
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.engine.generation.serial_runner import SerialRunner
@@ -47,6 +48,7 @@ def open_runner(
     model: PreTrainedModel,
     placement: Placement,
     max_sequences: int,
+    chunk: int,
     warmup_cache: WarmupCache,
     adapters: LoadedAdapters,
 ) -> OpenedRunner:
@@ -56,13 +58,14 @@ def open_runner(
         model: The model, every part in its place.
         placement: Where its parts are, and the size of the KV cache.
         max_sequences: Most sequences that run at one time.
+        chunk: Prompt tokens in one forward pass, as planned.
         warmup_cache: The results of an earlier start; those of this one are added.
         adapters: The adapters that are attached to the model.
 
     Raises:
         ModelUnusable: Even one at a time, sequences get other logits than at once.
     """
-    opened = _open(model, placement, max_sequences, warmup_cache, adapters)
+    opened = _open(model, placement, max_sequences, chunk, warmup_cache, adapters)
     _try_adapters(opened.runner, model, sorted(adapters.names))
     return opened
 
@@ -71,6 +74,7 @@ def _open(
     model: PreTrainedModel,
     placement: Placement,
     max_sequences: int,
+    chunk: int,
     warmup_cache: WarmupCache,
     adapters: LoadedAdapters,
 ) -> OpenedRunner:
@@ -89,6 +93,7 @@ def _open(
             window_pages=placement.window_tokens,
             adapters=adapters,
             positions=max_sequences,
+            block_tokens=chunk if keeps_state(model) else BLOCK_TOKENS,
         )
 
         def check_batch(one_by_one: bool) -> str | None:

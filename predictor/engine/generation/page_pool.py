@@ -1,6 +1,6 @@
 """The pages of layers that keep whole sequences, some of which several sequences own.
 
-A *block* is `BLOCK_TOKENS` consecutive pages of a sequence that hold all their keys and values. It
+A *block* is a fixed number of consecutive pages of a sequence with all their keys and values. It
 is entered under a digest of its tokens and of all tokens before them (`prefix_cache`), and other
 sequences with the same tokens may own it too. Nobody writes to a block. Once it has no owner, it
 stays until its pages are needed; the block that was left first goes first.
@@ -48,12 +48,20 @@ class PagePool(PageTable):
     """The pages of layers that keep whole sequences.
 
     Attributes:
+        block_tokens: Pages of a block.
         shared: Tokens that further owners of blocks did not need pages for.
     """
 
-    def __init__(self, pages: int, max_length: int) -> None:
-        """Begin with all pages free; see `PageTable`."""
+    def __init__(self, pages: int, max_length: int, block_tokens: int = BLOCK_TOKENS) -> None:
+        """Begin with all pages free.
+
+        Args:
+            pages: See `PageTable`.
+            max_length: See `PageTable`.
+            block_tokens: Pages of a block.
+        """
         super().__init__(pages, max_length)
+        self.block_tokens = block_tokens
         self.shared = 0
         self._evicted_tokens = min(_EVICTED_TOKENS, pages // _LEAST_POOL_PART)
         self._blocks: dict[bytes, _Block] = {}
@@ -63,7 +71,7 @@ class PagePool(PageTable):
     @property
     def free(self) -> int:
         """How many pages no sequence owns."""
-        return self._free.count + BLOCK_TOKENS * len(self._unowned)
+        return self._free.count + self.block_tokens * len(self._unowned)
 
     def take(self, key: int, end: int) -> torch.Tensor:
         """Return the pages of a sequence's first tokens; see `PageTable`. Blocks go for them."""
@@ -81,7 +89,7 @@ class PagePool(PageTable):
             return
         is_private = torch.ones(own.end, dtype=torch.bool)
         for index, block in reversed(blocks.items()):
-            is_private[index * BLOCK_TOKENS :][:BLOCK_TOKENS] = False
+            is_private[index * self.block_tokens :][: self.block_tokens] = False
             self._leave(block)
         self._free.put_back(own.pages[: own.end][is_private])
 
@@ -97,7 +105,7 @@ class PagePool(PageTable):
             self._evict()
         if digest in self._blocks or len(self._blocks) >= MAX_BLOCKS:
             return
-        pages = self._owned[key].pages[index * BLOCK_TOKENS :][:BLOCK_TOKENS]
+        pages = self._owned[key].pages[index * self.block_tokens :][: self.block_tokens]
         block = _Block(digest, array("q", pages.tolist()))
         self._blocks[digest] = self._blocks_of[key][index] = block
 
@@ -113,13 +121,17 @@ class PagePool(PageTable):
         if block is None or self.count(key) != start:  # it has pages of a pass that failed
             return False
         if block.owners:
-            self.shared += BLOCK_TOKENS
+            self.shared += self.block_tokens
         else:
             del self._unowned[digest]
         block.owners += 1
-        self._blocks_of[key][start // BLOCK_TOKENS] = block
+        self._blocks_of[key][start // self.block_tokens] = block
         self._append(key, torch.tensor(block.pages))
         return True
+
+    def has(self, digest: bytes) -> bool:
+        """Return whether there is a block of a digest."""
+        return digest in self._blocks
 
     def is_owned(self, digest: bytes) -> bool:
         """Return whether a sequence owns the block of a digest."""
@@ -139,7 +151,7 @@ class PagePool(PageTable):
     def _leave(self, block: _Block) -> None:
         block.owners -= 1
         if block.owners:
-            self.shared -= BLOCK_TOKENS
+            self.shared -= self.block_tokens
         elif self._blocks.get(block.digest) is block:
             self._unowned[block.digest] = block
         else:

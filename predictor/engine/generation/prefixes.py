@@ -13,6 +13,11 @@ class Prefixes(Protocol):
     """The computed tokens that sequences have in common; see `prefix_cache.PrefixCache`."""
 
     @property
+    def block_tokens(self) -> int:
+        """Tokens that sequences have in common or not as a whole."""
+        ...
+
+    @property
     def shared(self) -> int:
         """Tokens that are cached once for several sequences, counted for all but one of them."""
         ...
@@ -63,7 +68,7 @@ class Prefixes(Protocol):
 class NoPrefixes:
     """Sequences that share nothing. Their runner takes back what they have cached."""
 
-    shared = 0
+    block_tokens, shared = BLOCK_TOKENS, 0
 
     def begin(self, key: int, scope: bytes) -> None:
         """Do nothing."""
@@ -120,7 +125,7 @@ def without_followers(
     repeated = 0
     for chunk in chunks:
         own = prefixes.blocks(chunk)
-        common = BLOCK_TOKENS * len(names.intersection(own))
+        common = prefixes.block_tokens * len(names.intersection(own))
         if repeated + common <= breakeven_tokens or not common:
             repeated += common
             names.update(own)

@@ -14,7 +14,9 @@ import torch
 from transformers import PreTrainedModel
 
 from predictor.engine.generation.adapters import LoadedAdapters
+from predictor.engine.generation.kv_accounting import BLOCK_TOKENS
 from predictor.engine.generation.kv_cache import PagedKVCache
+from predictor.engine.generation.latent_rows import attend_to_latents
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.model_tail import ModelTail
 from predictor.engine.generation.recurrences import STEPS
@@ -74,6 +76,7 @@ class BatchRunner:
         window_pages: int = 0,
         adapters: LoadedAdapters | None = None,
         positions: int = 1,
+        block_tokens: int = BLOCK_TOKENS,
     ) -> None:
         """Take a model that can be batched, see `batchability`.
 
@@ -88,9 +91,16 @@ class BatchRunner:
                 they keep whole sequences.
             adapters: The adapters that rows may use, attached to the model.
             positions: Positions whose logits may be in memory at one time.
+            block_tokens: Tokens that sequences share or do not share as a whole.
         """
         self.model: Any = model
-        self.cache = PagedKVCache(layers, pages, max_length, slots=slots, window_pages=window_pages)
+        attend_to_latents(model)
+        self.cache = PagedKVCache(
+            *(layers, pages, max_length),
+            slots=slots,
+            window_pages=window_pages,
+            block_tokens=block_tokens,
+        )
         self._device, self.adapters = device, adapters or LoadedAdapters.none()
         self._tail = ModelTail(model, self.adapters, positions)
         self._accepted = inspect.signature(model.forward).parameters

@@ -42,8 +42,10 @@ class ScheduledSequence(Entry):
             limits: The limits of a forward pass.
             most: Most tokens, if no state requires another number; None for no further limit.
         """
-        count = 1 if self.is_decoding(limits) else min(self.left, limits.chunk)
-        if limits.keeps_state and not limits.one_by_one and not self.cached:
+        room = limits.chunk - (self.cached % limits.chunk if limits.shares_states else 0)
+        count = 1 if self.is_decoding(limits) else min(self.left, room)
+        is_odd_first = limits.keeps_state and not limits.shares_states and not limits.one_by_one
+        if is_odd_first and not self.cached:
             count = (self.left - 1) % limits.chunk + 1
         if most is not None and not limits.keeps_state:
             count = min(count, most)

@@ -32,6 +32,7 @@ token.
   one whose state can be continued by single tokens alone is, even if it has many tokens left. Else
   the first chunk of a prompt is the odd one, since only chunks that begin may be padded: all that
   continue have `SchedulerLimits.chunk` tokens, so they come in one shape and share forward passes.
+  If prefixes are shared the last one is the odd one, so all prompts have states at the same places.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.overrides import TorchFunctionMode
 
-from predictor.engine.generation.state_cache import StatePool, StateSlots
+from predictor.engine.generation.state_slots import StatePool, StateSlots
 from predictor.private.torch import tree_leaves
 
 

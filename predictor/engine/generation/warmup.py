@@ -16,9 +16,9 @@ from predictor.engine.generation.encoder_decoder_runner import EncoderDecoderRun
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.forward_passes import SchedulerLimits
 from predictor.engine.generation.kv_accounting import usable_tokens, usable_window_tokens
+from predictor.engine.generation.kv_cache import PagedKVCache
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.open_runner import OpenedRunner, open_runner
-from predictor.engine.generation.page_pool import PagePool
 from predictor.engine.generation.prompt_chunks import chunk_sizes
 from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.engine.model_thread import ThreadOptions
@@ -119,7 +119,7 @@ def open_engine(
         *(opened.runner, limits),
         eos_token_ids=eos_token_ids,
         metrics=metrics,
-        pages=_shared_pages(opened.runner) if prefix_cache else None,
+        cache=_shared_cache(opened.runner) if prefix_cache else None,
         draft_model=drafts.model,
         **options,
     )
@@ -137,7 +137,7 @@ def _warm_up(
     heartbeat: Heartbeat | None,
 ) -> tuple[OpenedRunner, SchedulerLimits]:
     """Choose, test and time what runs the model; return it with the limits of its passes."""
-    opened = open_runner(model, placement, max_sequences, warmup_cache, adapters)
+    opened = open_runner(model, placement, max_sequences, chunks.planned, warmup_cache, adapters)
     parts = opened.runner, model, placement, warmup_cache
     cost = _time_passes(*parts, chunks, heartbeat)
     limits = _limits(placement, opened, max_sequences, chunks, cost)
@@ -171,11 +171,11 @@ def _time_passes(
     )
 
 
-def _shared_pages(runner: Runner) -> PagePool | None:
-    """The pages that sequences can share; None if the model keeps more of a sequence than pages."""
+def _shared_cache(runner: Runner) -> PagedKVCache | None:
+    """The cache whose prefixes sequences can share; None if they cannot."""
     cache = runner.cache if isinstance(runner, BatchRunner) else None
-    if cache is not None and cache.keeps_tokens and cache.keeps_every_position:
-        return cache.pages
+    if cache is not None and cache.can_share:
+        return cache
     logger.info("Equal prefixes are computed for each request: this model cannot share them")
     return None
 
