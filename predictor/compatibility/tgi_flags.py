@@ -89,7 +89,7 @@ TGI_FLAGS: Mapping[str, Flag] = {
     "max_top_n_tokens": unneeded(_FIXED),
     "max_client_batch_size": unneeded("a request of TGI's API has one prompt"),
     "disable_grammar_support": unneeded("--max_grammar_size bounds grammars", is_switch=True),
-    "enable_prefill_logprobs": unneeded("details are those of the reply", is_switch=True),
+    "enable_prefill_logprobs": unneeded("a request says decoder_input_details", is_switch=True),
     "hostname": unneeded(_PORT),
     "port": unneeded(_PORT, short="p"),
     "prometheus_port": unneeded("metrics are at /metrics of the same port"),

@@ -17,7 +17,7 @@ from predictor.protocol.http.json_body import JSONAnswer
 from predictor.protocol.served import SERVER_NAME, Models, ServedModel, require_ready
 from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.parameters import MAX_STOPS
-from predictor.tasks.request import most_instances
+from predictor.tasks.request import MAX_INSTANCES, most_instances
 
 _KINDS = {
     "text_embedding": "embedding",
@@ -66,7 +66,7 @@ def _of_generator(model: ServedModel) -> dict[str, object]:
     most = model.text_tokens().max_model_len
     return {
         "model_pipeline_tag": model.spec.task.replace("_", "-"),
-        "max_best_of": 1,
+        "max_best_of": MAX_INSTANCES,
         "max_stop_sequences": MAX_STOPS,
         "max_input_tokens": most - 1,
         "max_total_tokens": most,

@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from predictor.engine.generation.prompt_tokens import PromptTokens
 from predictor.engine.generation.sampling_params import FinishReason
 from predictor.tasks.prompt_scores import ScoredPrompt
 from predictor.tasks.tool_calls import CallPart, ToolCall
@@ -96,7 +95,7 @@ class Piece:
         reasoning_tokens: Tokens of the reasoning, in its last piece.
         stop: The stop sequence that ended it, in its last piece; empty if none did.
         queue_seconds: Seconds until its first forward pass; None if they are unknown.
-        prompt: Tokens of the prompt after the first, in its last piece, if they were scored.
+        prompt: The tokens of the prompt, in the first piece, if they were scored.
     """
 
     index: int
@@ -111,7 +110,7 @@ class Piece:
     reasoning_tokens: int = 0
     stop: str = ""
     queue_seconds: float | None = None
-    prompt: tuple[PromptTokens, ...] = ()
+    prompt: ScoredPrompt | None = None
 
 
 @dataclass(frozen=True, slots=True)

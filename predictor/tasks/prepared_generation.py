@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from predictor.engine.generation.sampling_params import (
 from predictor.errors import PredictorError
 from predictor.tasks.answers import Completion, Piece
 from predictor.tasks.messages import ReplyForm
-from predictor.tasks.prompt_scores import ScoredPrompt, scored_prompt
+from predictor.tasks.prompt_scores import ScoredPrompt
 from predictor.tasks.reply import Reply, as_completion
 from predictor.tasks.request import Prompt
 
@@ -45,6 +45,45 @@ class Job:
     decoder_prefix: tuple[int, ...] | None = None
     form: ReplyForm | None = None
     special_stops: Mapping[int, str] = field(default_factory=dict)
+
+
+class ScoredOpenings:
+    """Puts the log probabilities of a prompt before the streamed replies to it.
+
+    Of the replies to one prompt, one alone has them; the pieces of the others wait for it.
+    """
+
+    def __init__(
+        self, jobs: Sequence[Job], opening: Callable[[int, ScoredPrompt | None], Piece]
+    ) -> None:
+        """Create it for the replies of one request.
+
+        Args:
+            jobs: The prompts.
+            opening: Returns the piece before the first one of a reply.
+        """
+        self._jobs, self._opening = jobs, opening
+        self._prompts: dict[int, ScoredPrompt] = {}
+        self._waiting: dict[int, list[Piece]] = {}
+        self._open: set[int] = set()
+
+    def after(self, piece: Piece) -> Iterator[Piece]:
+        """Yield the pieces that may go out after a piece has come."""
+        job = self._jobs[piece.index]
+        if not _is_scored(job):
+            yield piece
+            return
+        waiting = self._waiting.setdefault(id(job.ids), [])
+        waiting.append(replace(piece, prompt=None))
+        if piece.prompt is not None:
+            self._prompts[id(job.ids)] = piece.prompt
+        prompt = self._prompts.get(id(job.ids))
+        while prompt is not None and waiting:
+            ready = waiting.pop(0)
+            if ready.index not in self._open:
+                self._open.add(ready.index)
+                yield self._opening(ready.index, prompt)
+            yield ready
 
 
 class PreparedGeneration:
@@ -85,10 +124,8 @@ class PreparedGeneration:
         scored: dict[int, ScoredPrompt] = {}
         async for piece in self._follow(by_token=False):
             job = self.jobs[piece.index]
-            if job.sampling.prompt_logprobs is not None:  # a text for each alternative
-                scored[id(job.ids)] = await asyncio.to_thread(
-                    scored_prompt, self._tokenizer, job.ids[0], piece.prompt
-                )
+            if piece.prompt is not None:
+                scored[id(job.ids)] = piece.prompt
             completions[piece.index] = as_completion(piece, before=self._full_text(job))
         return tuple(
             replace(completions[index], prompt=scored.get(id(job.ids)))
@@ -103,10 +140,12 @@ class PreparedGeneration:
             EngineBroken: The model failed altogether.
         """
         for index, job in enumerate(self.jobs):
-            if job.prompt.parameters.return_full_text:
-                yield Piece(index, self._full_text(job), None, len(job.ids), 0)
+            if job.prompt.parameters.return_full_text and not _is_scored(job):
+                yield self._opening(index, None)
+        scored = ScoredOpenings(self.jobs, self._opening)
         async for piece in self._follow(by_token=True):
-            yield piece
+            for ready in scored.after(piece):
+                yield ready
 
     async def _follow(self, *, by_token: bool) -> AsyncGenerator[Piece, None]:
         inbox: asyncio.Queue[Piece | PredictorError] = asyncio.Queue()
@@ -151,10 +190,16 @@ class PreparedGeneration:
             special_stops=job.special_stops,
             form=job.form,
             scores=job.sampling.logprobs is not None,
+            scores_prompt=job.sampling.prompt_logprobs is not None,
             by_token=by_token,
             loop=asyncio.get_running_loop(),
             take=inbox.put_nowait,
         )
+
+    def _opening(self, index: int, prompt: ScoredPrompt | None) -> Piece:
+        """Return the piece of a streamed reply that has its prompt."""
+        job = self.jobs[index]
+        return Piece(index, self._full_text(job), None, len(job.ids), 0, prompt=prompt)
 
     def _full_text(self, job: Job) -> str:
         """Return the prompt's text if the reply begins with it, else an empty text."""
@@ -165,6 +210,10 @@ class PreparedGeneration:
             return text
         decoded: str = self._tokenizer.decode(list(job.ids), skip_special_tokens=True)
         return decoded
+
+
+def _is_scored(job: Job) -> bool:
+    return job.prompt.parameters.prompt_logprobs is not None
 
 
 def _engine_prompt(job: Job) -> array[int]:

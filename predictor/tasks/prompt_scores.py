@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from predictor.engine.generation.prompt_tokens import PromptToken, PromptTokens
@@ -32,21 +31,43 @@ class ScoredPromptToken:
     texts: tuple[str, ...] = ()
 
 
+class TokenTexts(dict[int, str]):
+    """The texts of tokens by their ids, each decoded by itself when it is first read."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Start with none."""
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token: int) -> str:
+        """Decode a token."""
+        text: str = self._tokenizer.decode([token])
+        self[token] = text
+        return text
+
+
 @dataclass(frozen=True, slots=True)
 class ScoredPrompt:
     """The tokens of a prompt. They are made while they are iterated over, and not kept.
 
+    Iterating takes a while: each token and alternative is decoded once.
+
     Attributes:
         first: The id of the first token, which has no probability.
-        parts: Those after it.
-        texts: Each token and alternative, decoded by itself.
+        parts: Those after it, with their log probabilities.
+        texts: Each token and alternative, decoded by itself when it is first read.
         special: The special tokens.
     """
 
     first: int
     parts: Sequence[PromptTokens]
-    texts: Mapping[int, str]
+    texts: TokenTexts
     special: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: Any, first: int, parts: Sequence[PromptTokens]) -> ScoredPrompt:
+        """Return the tokens of a prompt, as a transformers tokenizer decodes them."""
+        return cls(first, parts, TokenTexts(tokenizer), frozenset(tokenizer.all_special_ids))
 
     def __len__(self) -> int:
         """Return how many tokens there are."""
@@ -63,21 +84,6 @@ class ScoredPrompt:
         top = () if token is None else token.top
         texts = tuple(self.texts[alternative] for alternative, _ in top)
         return ScoredPromptToken(token, number, self.texts[number], number in self.special, texts)
-
-
-def scored_prompt(tokenizer: Any, first: int, parts: Sequence[PromptTokens]) -> ScoredPrompt:
-    """Return the tokens of a prompt. Takes a while: each alternative is decoded once.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        first: The first token of the prompt.
-        parts: Those after the first, with their log probabilities.
-    """
-    texts: dict[int, str] = {first: tokenizer.decode([first])}
-    for number in chain.from_iterable((*part.ids, *part.top_ids) for part in parts):
-        if number not in texts:
-            texts[number] = tokenizer.decode([number])
-    return ScoredPrompt(first, parts, texts, frozenset(tokenizer.all_special_ids))
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from predictor.errors import PredictorError
 from predictor.tasks.answers import Completion, Piece, ScoredToken
 from predictor.tasks.detokenizer import TextStream
 from predictor.tasks.messages import ReplyForm
+from predictor.tasks.prompt_scores import ScoredPrompt
 from predictor.tasks.tool_calls import MessagePart, joined
 
 Take = Callable[[Piece | PredictorError], None]
@@ -38,6 +39,7 @@ class Reply:
         special_stops: Mapping[int, str] = _NO_STOPS,
         form: ReplyForm | None,
         scores: bool,
+        scores_prompt: bool,
         by_token: bool,
         loop: asyncio.AbstractEventLoop,
         take: Take,
@@ -54,6 +56,7 @@ class Reply:
             special_stops: Those of them that stand for a string of `stops`.
             form: How the reply is read as a message; None if it is text.
             scores: Whether log probabilities are passed on.
+            scores_prompt: Whether those of the prompt are.
             by_token: Whether the reply is streamed.
             loop: Where `take` is called.
             take: Takes pieces, the last of which has an ending, or an error.
@@ -75,6 +78,7 @@ class Reply:
         self._text = ""
         self._tokens: list[ScoredToken] = []
         self._reasoning: list[str] = []
+        self._first, self._scores_prompt = prompt[:1], scores_prompt
         self._prompt: list[PromptTokens] = []
 
     def on_queued(self, queued: Queued) -> None:
@@ -140,10 +144,17 @@ class Reply:
                 reasoning_tokens=0 if ending is None else self._reasoning_tokens(),
                 stop=self._stop(ending),
                 queue_seconds=self._queue_seconds,
-                prompt=() if ending is None else tuple(self._prompt),
+                prompt=self._scored_prompt(),
             )
         )
         self._tokens = []
+
+    def _scored_prompt(self) -> ScoredPrompt | None:
+        """Return the tokens of the prompt once, if they are scored."""
+        if not self._scores_prompt:
+            return None
+        self._scores_prompt = False
+        return ScoredPrompt.of(self._tokenizer, self._first[0], tuple(self._prompt))
 
     def _reasoning_tokens(self) -> int:
         """Return the tokens of the reasoning's text, which are about those that were generated."""
@@ -192,4 +203,5 @@ def as_completion(piece: Piece, *, before: str = "") -> Completion:
         reasoning_tokens=piece.reasoning_tokens,
         stop=piece.stop,
         queue_seconds=piece.queue_seconds,
+        prompt=piece.prompt,
     )

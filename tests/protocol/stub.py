@@ -107,8 +107,10 @@ class EchoModel(kserve.Model):
         return tuple(_completion(prompt, self.answers) for prompt in request.prompts)
 
     async def stream(self, request: GenerationRequest, timeout: float | None) -> Stream:
-        self._take(request, timeout)
         deadline = asyncio.get_running_loop().time() + 60
+        if self.task is not None:
+            return Stream(self.task.prepare(request).stream(), deadline, lambda: None)
+        self._take(request, timeout)
         return Stream(self._pieces(request), deadline, lambda: None)
 
     async def _until_let_go(self) -> None:

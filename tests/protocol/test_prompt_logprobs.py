@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,60 @@ def test_all_replies_to_a_prompt_have_its_log_probabilities(scoring: httpx.Clien
     assert choices[0]["prompt_logprobs"] != choices[3]["prompt_logprobs"]
 
 
+def test_a_stream_begins_with_the_log_probabilities_of_its_prompt(scoring: httpx.Client) -> None:
+    keys = {"prompt": [TEXT, "Anna likes"], "echo": True, "logprobs": 2, "n": 2, "seed": 1}
+    whole = complete(scoring, max_tokens=3, temperature=1, **keys)
+    chunks = streamed(scoring, max_tokens=3, temperature=1, **keys)
+    assert whole["choices"] == joined(chunks, 4)
+    first = chunks[0]["choices"][0]
+    assert first["text"] in (TEXT, "Anna likes")
+    assert first["logprobs"]["token_logprobs"][0] is None
+
+
+def test_a_prompt_alone_can_be_streamed(scoring: httpx.Client) -> None:
+    keys = {"prompt": TEXT, "echo": True, "logprobs": 0, "max_tokens": 0}
+    assert joined(streamed(scoring, **keys), 1) == complete(scoring, **keys)["choices"]
+
+
+def streamed(client: httpx.Client, **keys: Any) -> list[dict[str, Any]]:
+    """The chunks of a stream."""
+    body = {"model": "echo", "temperature": 0, "stream": True, **keys}
+    with client.stream("POST", "/v1/completions", json=body) as response:
+        assert response.status_code == 200
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def joined(chunks: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The choices of a whole answer with the parts of a stream."""
+    choices: list[dict[str, Any]] = [{"index": n, "text": "", "logprobs": {}} for n in range(count)]
+    for part in (part for chunk in chunks for part in chunk["choices"]):
+        choice = choices[part["index"]]
+        choice["text"] += part["text"]
+        choice["finish_reason"] = part["finish_reason"]
+        for name, values in (part["logprobs"] or {}).items():
+            choice["logprobs"].setdefault(name, []).extend(values)
+    return choices
+
+
+def test_tgi_has_the_tokens_of_the_prompt_in_its_details(up: Up) -> None:
+    ids = up.task.tokenizer(TEXT).input_ids
+    with serve(tgi=True) as served, httpx.Client(base_url=served.url, timeout=60) as client:
+        served.model.task = up.task
+        parameters = {"details": True, "decoder_input_details": True, "max_new_tokens": 2}
+        for more in ({}, {"best_of": 2, "do_sample": True, "top_n_tokens": 3}):
+            body = {"inputs": TEXT, "parameters": parameters | more}
+            details = client.post("/generate", json=body).json()["details"]
+            for each in (details, *details.get("best_of_sequences", ())):
+                prefill = each["prefill"]
+                assert [token["id"] for token in prefill] == ids
+                assert prefill[0]["logprob"] is None
+                scores = [token["logprob"] for token in prefill[1:]]
+                assert scores == pytest.approx(logprobs_of(up, ids), abs=1e-4)
+                assert len(each["tokens"]) == 2
+
+
 def test_more_log_probabilities_than_may_be_in_flight_are_refused(scoring: httpx.Client) -> None:
     prompts = [[5] * 60 for _ in range(200)]
     body = {"model": "echo", "prompt": prompts, "prompt_logprobs": 20, "max_tokens": 1}
@@ -156,14 +211,7 @@ def test_nothing_is_scored_that_is_not_needed() -> None:
         ({"prompt_logprobs": 21}, "prompt_logprobs must be between 0 and 20."),
         ({"prompt_logprobs": "1"}, "prompt_logprobs must be an integer, not a string."),
         ({"echo": True, "logprobs": 6}, "logprobs must be between 0 and 5."),
-        (
-            {"echo": True, "logprobs": 1, "stream": True},
-            "The log probabilities of a prompt cannot be streamed.",
-        ),
-        (
-            {"prompt_logprobs": 1, "stream": True},
-            "The log probabilities of a prompt cannot be streamed.",
-        ),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs cannot be streamed: set"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(keys: dict[str, Any], sentence: str) -> None:

@@ -180,9 +180,11 @@ def test_a_body_of_another_form_is_refused(client: httpx.Client, body: Any, sent
         ("repetition_penalty", 0, "repetition_penalty must be between"),
         ("frequency_penalty", 3, "frequency_penalty must be between"),
         ("adapter_id", 5, "adapter_id must be a string"),
-        ("best_of", 2, "best_of is not supported"),
         ("typical_p", 0.5, "typical_p is not supported"),
-        ("decoder_input_details", True, "decoder_input_details is not supported"),
+        ("decoder_input_details", 1, "decoder_input_details must be a boolean"),
+        ("best_of", 0, "best_of must be between 1 and 256"),
+        ("best_of", True, "best_of must be an integer"),
+        ("best_of", 2, "best_of above 1 needs do_sample"),
         ("grammar", "json", "grammar must be an object"),
         ("grammar", {"type": "xml", "value": ""}, "grammar.type must be one of json"),
         ("grammar", {"value": "a"}, "grammar.type must be a string"),
@@ -248,9 +250,55 @@ def test_null_is_absent_and_a_key_of_another_server_is_ignored(client: httpx.Cli
 
 
 def test_values_that_ask_for_nothing_are_accepted(client: httpx.Client) -> None:
-    harmless = {"best_of": 1, "watermark": False, "decoder_input_details": False}
+    harmless = {"best_of": 1, "watermark": False, "decoder_input_details": False, "seed": 1}
     response = client.post("/generate", json={"inputs": "ab", "parameters": harmless})
     assert response.status_code == 200
+
+
+def test_the_most_probable_of_several_replies_is_the_answer() -> None:
+    body = b'{"inputs": "a", "parameters": {"details": true, "best_of": 3, "do_sample": true}}'
+    call = decode_body(body, False)
+    assert len(call.request.prompts) == 3
+    assert all(prompt.parameters.logprobs == 0 for prompt in call.request.prompts)
+    replies = [
+        Completion(text, "length", 1, len(scores), tuple(ScoredToken(5, "t", n) for n in scores))
+        for text, scores in (("a", (-2.0, -2.0)), ("b", (-1.0, -1.0, -1.5)), ("c", (-3.0,)))
+    ]
+    answer: Any = whole(call, replies)
+    assert answer["generated_text"] == "b"  # the sum of its log probabilities is not the largest
+    others = answer["details"]["best_of_sequences"]
+    assert [each["generated_text"] for each in others] == ["a", "c"]
+    assert [len(each["tokens"]) for each in others] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "streams", "word"),
+    [
+        ({"best_of": 2, "do_sample": True}, True, "best_of above 1 cannot be streamed"),
+        ({"best_of": 2, "do_sample": True, "seed": 1}, False, "best_of above 1 takes no seed"),
+        ({"best_of": 2, "temperature": 1.0}, False, "best_of above 1 needs do_sample"),
+        ({"decoder_input_details": True}, True, "decoder_input_details cannot be streamed"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(
+    client: httpx.Client, parameters: Any, streams: bool, word: str
+) -> None:
+    response = client.post("/", json={"inputs": "a", "stream": streams, "parameters": parameters})
+    assert response.status_code == 422
+    assert response.json()["error"].startswith(word)
+
+
+def test_best_of_generates_without_details_too(hub: Any, served: Served) -> None:
+    assert hub.text_generation("ab", best_of=2, do_sample=True) == "AB"
+    assert len(served.model.requests[-1].prompts) == 2
+    answer = hub.text_generation("ab", best_of=2, do_sample=True, details=True)
+    assert [each.generated_text for each in answer.details.best_of_sequences] == ["AB"]
+
+
+def test_a_prompt_is_scored_only_where_its_tokens_are_shown() -> None:
+    assert parsed(decoder_input_details=True).prompt_logprobs is None
+    assert parsed(decoder_input_details=True, details=True).prompt_logprobs == 0
+    assert parsed(decoder_input_details=False, details=True).prompt_logprobs is None
 
 
 def test_an_unknown_adapter_is_no_model(client: httpx.Client) -> None:
@@ -337,6 +385,6 @@ def test_details_have_alternatives_by_their_ids() -> None:
         5, "a", -0.5, top=(("a", -0.5), ("</s>", -2.0)), top_ids=(5, 6), top_special=(False, True)
     )
     body = b'{"inputs": "a", "parameters": {"details": true, "top_n_tokens": 2}}'
-    answer: Any = whole(decode_body(body, False), Completion("a", "length", 1, 1, (chosen,)))
+    answer: Any = whole(decode_body(body, False), [Completion("a", "length", 1, 1, (chosen,))])
     (top,) = answer["details"]["top_tokens"]
     assert [(each["id"], each["special"]) for each in top] == [(5, False), (6, True)]

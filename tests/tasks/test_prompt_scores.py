@@ -12,7 +12,7 @@ from predictor.engine.generation.prompt_tokens import PromptToken, PromptTokens
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import dump_json
 from predictor.protocol.openai.logprobs import completion_logprobs, prompt_logprobs
-from predictor.tasks.prompt_scores import PromptScoring, scored_prompt
+from predictor.tasks.prompt_scores import PromptScoring, ScoredPrompt
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Prompt
 
 BYTES_PER_TOKEN = 36
@@ -56,7 +56,7 @@ def test_log_probabilities_take_no_more_than_they_count_for(alternatives: int) -
     tracemalloc.start()
     parts = [tokens(256, alternatives) for _ in range(count // 256)]
     tracemalloc.reset_peak()
-    prompt = scored_prompt(Words(), 5, parts)
+    prompt = ScoredPrompt.of(Words(), 5, parts)
     body = dump_json(
         {
             "echo": completion_logprobs((), 0, prompt, min(alternatives, 5)),

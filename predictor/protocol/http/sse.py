@@ -18,6 +18,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from predictor.protocol.http.errors import http_error
+from predictor.protocol.http.off_loop import off_loop
 from predictor.tasks.answers import Piece, Stream
 
 Encode = Callable[[Piece], Iterable[object]]
@@ -29,6 +30,9 @@ _SECONDS_TO_SAY_SO = 5.0
 _SECONDS_OF_SILENCE = 15.0
 """Seconds after which a comment is sent. Gateways cut connections that are idle for 60 s, some for
 30 s, and the prefill of an offloaded model takes longer. The HTML standard suggests 15 s."""
+
+_TOKEN_SIZE = 256
+"""Bytes of JSON of a token with its log probability, about."""
 
 _COMMENT = b": ping\n\n"
 
@@ -81,8 +85,8 @@ def event_stream(
                     for value in opening:
                         yield _event(value)
                     async for piece in generator:
-                        for value in encode(piece):
-                            yield _event(value)
+                        for data in await _encoded(piece, encode):
+                            yield data
             if last is not None:
                 yield _data(last.encode())
         except Exception as error:
@@ -167,6 +171,14 @@ class _Sender:
     def _silent_in(self) -> float:
         """Return the seconds until a comment is due."""
         return self._sent + _SECONDS_OF_SILENCE - asyncio.get_running_loop().time()
+
+
+async def _encoded(piece: Piece, encode: Encode) -> Iterable[bytes]:
+    """Return the events of a piece. The tokens of a long prompt take a while."""
+    if piece.prompt is None:
+        return map(_event, encode(piece))
+    size = _TOKEN_SIZE * len(piece.prompt)
+    return await off_loop(size, lambda: list(map(_event, encode(piece))))
 
 
 def _event(value: object) -> bytes:

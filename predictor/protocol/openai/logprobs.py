@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from orjson import Fragment
 
 from predictor.protocol.http.json_body import dump_json
-from predictor.tasks.answers import Piece, ScoredToken
+from predictor.tasks.answers import Completion, Piece, ScoredToken
 from predictor.tasks.prompt_scores import ScoredPrompt, ScoredPromptToken
 
 _LEAST_LOGPROB = -9999.0
@@ -17,10 +18,20 @@ _LEAST_LOGPROB = -9999.0
 
 def piece_width(piece: Piece) -> int:
     """Return the characters of a piece's tokens in a reply."""
-    return sum(_width(token) for token in piece.tokens)
+    return sum(map(_width, (*piece.tokens, *(piece.prompt or ()))))
 
 
-def _width(token: ScoredToken) -> int:
+def most_probable_first(completions: Sequence[Completion]) -> list[Completion]:
+    """Return replies to one prompt by the mean log probability of their tokens."""
+    return sorted(completions, key=_mean, reverse=True)
+
+
+def _mean(completion: Completion) -> float:
+    logprobs = [token.logprob for token in completion.tokens]
+    return sum(logprobs) / len(logprobs) if logprobs else -math.inf
+
+
+def _width(token: ScoredToken | ScoredPromptToken) -> int:
     """Return the characters of a token in a reply, which no special token is part of."""
     return 0 if token.special else len(token.text)
 

@@ -179,10 +179,13 @@ def _scoring(given: Mapping[str, object], names: Mapping[str, str]) -> Generatio
     prompt. Then ``max_tokens`` may be 0: the prompt is all that there is to compute.
     """
     wanted = [_integer(given, _SCORES, 0, _MOST_LOGPROBS)] if _SCORES in given else []
+    if wanted and given.get("stream") is True:
+        raise RequestError(
+            "prompt_logprobs cannot be streamed: set stream to false, or have the prompts of "
+            "completions by echo and logprobs."
+        )
     if given.get("echo") is True:
         wanted += [_integer(given, "logprobs", 0, None)] if "logprobs" in given else []
-    if wanted and given.get("stream") is True:
-        raise RequestError("The log probabilities of a prompt cannot be streamed.")
     empty = {
         key
         for key, name in names.items()

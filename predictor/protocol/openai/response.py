@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from predictor.protocol.http.error_forms import openai_error
 from predictor.protocol.openai.logprobs import (
     completion_logprobs,
     message_logprobs,
+    most_probable_first,
     piece_width,
     prompt_logprobs,
 )
@@ -47,7 +47,7 @@ class Format(Protocol):
         """Return the beginning of a choice in a stream, or None."""
         ...
 
-    def part(self, piece: Piece, offset: int) -> dict[str, object]:
+    def part(self, piece: Piece, offset: int, call: Call) -> dict[str, object]:
         """Return the next part of a choice; `offset` is where its tokens begin in the reply."""
         ...
 
@@ -72,9 +72,11 @@ class CompletionFormat:
     def opening(self) -> None:
         """Return None: a text begins with its first piece."""
 
-    def part(self, piece: Piece, offset: int) -> dict[str, object]:
+    def part(self, piece: Piece, offset: int, call: Call) -> dict[str, object]:
         """Return the next part of a choice; `offset` is where its tokens begin in the reply."""
-        return {"text": piece.text, "logprobs": completion_logprobs(piece.tokens, offset)}
+        alternatives = call.request.prompts[0].parameters.logprobs or 0
+        logprobs = completion_logprobs(piece.tokens, offset, piece.prompt, alternatives)
+        return {"text": piece.text, "logprobs": logprobs}
 
 
 class ChatFormat:
@@ -103,7 +105,7 @@ class ChatFormat:
         """Return the chunk with the role of the message."""
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
-    def part(self, piece: Piece, offset: int) -> dict[str, object]:  # noqa: ARG002
+    def part(self, piece: Piece, offset: int, call: Call) -> dict[str, object]:  # noqa: ARG002
         """Return the next part of a choice; chat has no offsets."""
         delta: dict[str, object] = {"content": piece.text} if piece.text else {}
         if piece.reasoning:
@@ -176,13 +178,8 @@ def _chosen(call: Call, completions: Sequence[Completion]) -> Sequence[Completio
     groups = (
         completions[at : at + call.best_of] for at in range(0, len(completions), call.best_of)
     )
-    best = [each for group in groups for each in sorted(group, key=_mean, reverse=True)[: call.n]]
+    best = [each for group in groups for each in most_probable_first(group)[: call.n]]
     return [replace(each, tokens=()) for each in best] if call.hides_logprobs else best
-
-
-def _mean(completion: Completion) -> float:
-    logprobs = [token.logprob for token in completion.tokens]
-    return sum(logprobs) / len(logprobs) if logprobs else -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +237,7 @@ class Chunks:
             self._calling.add(piece.index)
         calls = piece.index in self._calling
         ending = None if piece.ending is None else _ending(piece.ending, calls)
-        yield self._chunk(piece.index, self.form.part(piece, offset), ending)
+        yield self._chunk(piece.index, self.form.part(piece, offset, self.call), ending)
         if piece.ending is not None:
             self._ends[piece.index] = piece
             if self.call.include_usage and len(self._ends) == len(self.call.request.prompts):

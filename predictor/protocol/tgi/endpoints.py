@@ -71,10 +71,10 @@ class TGIEndpoints:
 async def _whole(request: Request, model: ServedModel, call: Call, *, in_list: bool) -> Response:
     timeout = requested_timeout(request.headers)
     answers = await while_connected(request, model.answer(call.request, timeout))
-    (completion,) = of_type(answers, Completion)
+    completions = of_type(answers, Completion)
 
     def encode() -> Response:
-        answer = whole(call, completion)
+        answer = whole(call, completions)
         return JSONAnswer([answer] if in_list else answer)
 
     return await off_loop(json_size(answers), encode)

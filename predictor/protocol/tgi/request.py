@@ -22,7 +22,13 @@ from predictor.protocol.openai.keys import Refusal, split_keys
 from predictor.protocol.openai.structured import json_grammar, regex_grammar, schema_text
 from predictor.sentences import quote
 from predictor.tasks.parameters import ALL_NAMES, integer, parse_parameters
-from predictor.tasks.request import GenerationParameters, GenerationRequest, Grammar, Prompt
+from predictor.tasks.request import (
+    MAX_INSTANCES,
+    GenerationParameters,
+    GenerationRequest,
+    Grammar,
+    Prompt,
+)
 
 _NAMES = {
     "max_new_tokens": "max_new_tokens",
@@ -39,14 +45,15 @@ _NAMES = {
 }
 """TGI's parameters with the names of `GenerationParameters`."""
 
-PARAMETERS = (*_NAMES, "do_sample", "details", "grammar", "adapter_id")
+PARAMETERS = (
+    *_NAMES,
+    *("do_sample", "details", "grammar", "adapter_id", "best_of", "decoder_input_details"),
+)
 """Keys of ``parameters`` that are followed."""
 
 REFUSED: Mapping[str, Refusal] = {
-    "best_of": Refusal("OpenAI's routes have it", (1,)),
     "typical_p": Refusal("the sampler has no such step"),
     "watermark": Refusal("replies are not marked", (False,)),
-    "decoder_input_details": Refusal("details are those of the reply", (False,)),
 }
 """Keys of ``parameters`` that would change the answer, and the reasons why they are refused."""
 
@@ -60,11 +67,12 @@ class Call:
     """A decoded request and everything that its response depends on.
 
     Attributes:
-        request: The request, of one prompt.
+        request: The request, of one prompt, `best_of` times.
         adapter: The LoRA adapter that answers; None is the model alone.
         stream: Whether the body asks for a stream.
         details: Whether a whole response has the tokens.
         top_tokens: Whether a response has alternatives of its tokens.
+        best_of: Replies of which the client gets the most probable one.
         ignored: Names of keys that no table has.
     """
 
@@ -73,11 +81,12 @@ class Call:
     stream: bool
     details: bool
     top_tokens: bool
+    best_of: int
     ignored: tuple[str, ...]
 
     @property
     def parameters(self) -> GenerationParameters:
-        """The parameters of its one prompt."""
+        """The parameters of its prompt."""
         return self.request.prompts[0].parameters
 
 
@@ -104,29 +113,51 @@ def decode_body(body: bytes, streams: bool | None) -> Call:
     in_body = optional(given, "stream", bool, "stream") or False
     stream = in_body if streams is None else streams
     details = optional(followed, "details", bool, "details") or False
-    sampling = _parameters(followed, scores=stream or details)
+    best_of = _best_of(followed, stream=stream)
+    sampling = _parameters(followed, scores=stream or details, is_chosen=best_of > 1)
+    scores_prompt = optional(followed, "decoder_input_details", bool, "decoder_input_details")
+    if scores_prompt and stream:
+        raise RequestError("decoder_input_details cannot be streamed: ask for a whole reply.")
+    if scores_prompt and details:
+        sampling = replace(sampling, prompt_logprobs=0)
     return Call(
-        request=GenerationRequest((Prompt(inputs, sampling),)),
+        request=GenerationRequest((Prompt(inputs, sampling),) * best_of),
         adapter=optional(followed, "adapter_id", str, "adapter_id"),
         stream=stream,
         details=details,
         top_tokens="top_n_tokens" in followed,
+        best_of=best_of,
         ignored=strange + ignored,
     )
 
 
-def _parameters(given: Mapping[str, object], *, scores: bool) -> GenerationParameters:
+def _best_of(given: Mapping[str, object], *, stream: bool) -> int:
+    """Return the number of replies to generate, of which more than one must differ."""
+    best_of = integer("best_of", given.get("best_of", 1), 1, MAX_INSTANCES)
+    if best_of == 1:
+        return best_of
+    if stream:
+        raise RequestError("best_of above 1 cannot be streamed: the best is known at the end.")
+    if not _is_sampled(given):
+        raise RequestError("best_of above 1 needs do_sample: greedy replies are all the same.")
+    if "seed" in given:
+        raise RequestError("best_of above 1 takes no seed: the replies would all be the same.")
+    return best_of
+
+
+def _parameters(
+    given: Mapping[str, object], *, scores: bool, is_chosen: bool
+) -> GenerationParameters:
     named = {_NAMES[key]: value for key, value in given.items() if key in _NAMES}
     limit = named.pop("prompt_limit", None)
     optional(named, "stop", list, "stop")
     if not scores:
         named.pop("logprobs", None)
-    elif "logprobs" not in named:
+    if (scores or is_chosen) and "logprobs" not in named:
         named["logprobs"] = 0
     if given.get("temperature") == 0:
         raise RequestError("temperature must be above 0; leave it out for a greedy reply.")
-    is_sampled = optional(given, "do_sample", bool, "do_sample") or _changes_probabilities(given)
-    if not is_sampled:
+    if not _is_sampled(given):
         named["temperature"] = 0
     defaults = {"temperature": 1, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
     try:
@@ -142,9 +173,10 @@ def _parameters(given: Mapping[str, object], *, scores: bool) -> GenerationParam
     )
 
 
-def _changes_probabilities(given: Mapping[str, object]) -> bool:
-    """Return whether a parameter does, which makes a reply sampled in TGI."""
-    return given.get("temperature", 1.0) != 1.0 or "top_p" in given or "top_k" in given
+def _is_sampled(given: Mapping[str, object]) -> bool:
+    """Return whether a reply is sampled: any parameter that changes probabilities makes it so."""
+    changes = given.get("temperature", 1.0) != 1.0 or "top_p" in given or "top_k" in given
+    return changes or optional(given, "do_sample", bool, "do_sample") or False
 
 
 def _grammar(given: Mapping[str, object] | None) -> Grammar | None:

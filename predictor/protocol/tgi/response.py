@@ -6,22 +6,37 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from predictor.protocol.http.error_forms import tgi_error
+from predictor.protocol.openai.logprobs import bounded, most_probable_first
 from predictor.protocol.tgi.request import Call
 from predictor.tasks.answers import Completion, Piece, ScoredToken
+from predictor.tasks.prompt_scores import ScoredPromptToken
 
 
-def whole(call: Call, completion: Completion) -> dict[str, object]:
-    """Return the response with a whole reply."""
-    answer: dict[str, object] = {"generated_text": completion.text}
+def whole(call: Call, completions: Sequence[Completion]) -> dict[str, object]:
+    """Return the response with the most probable of the whole replies."""
+    best, *others = most_probable_first(completions)
+    answer: dict[str, object] = {"generated_text": best.text}
     if call.details:
-        answer["details"] = {
-            "finish_reason": completion.ending,
-            "generated_tokens": completion.completion_tokens,
-            "seed": call.parameters.seed,
-            "prefill": [],
-            "tokens": [_token(token, token.text) for token in completion.tokens],
-        } | ({"top_tokens": list(map(_top, completion.tokens))} if call.top_tokens else {})
+        rest = [{"generated_text": each.text, **_details(call, each)} for each in others]
+        best_of = {"best_of_sequences": rest} if rest else {}
+        answer["details"] = _details(call, best) | best_of
     return answer
+
+
+def _details(call: Call, completion: Completion) -> dict[str, object]:
+    return {
+        "finish_reason": completion.ending,
+        "generated_tokens": completion.completion_tokens,
+        "seed": call.parameters.seed,
+        "prefill": list(map(_prefill, completion.prompt or ())),
+        "tokens": [_token(token, token.text) for token in completion.tokens],
+    } | ({"top_tokens": list(map(_top, completion.tokens))} if call.top_tokens else {})
+
+
+def _prefill(each: ScoredPromptToken) -> dict[str, object]:
+    """Return a token of the prompt; the first one has no probability."""
+    logprob = None if each.token is None else bounded(each.token.logprob)
+    return {"id": each.id, "text": each.text, "logprob": logprob}
 
 
 def stream_error(status: int, sentence: str) -> object:
