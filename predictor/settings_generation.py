@@ -1,13 +1,15 @@
-"""The settings of what generation saves: prefixes that are shared, and drafts."""
+"""The settings of generation: its defaults, prefixes that are shared, and drafts."""
 
 from __future__ import annotations
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from predictor.settings_types import JsonObject
+
 
 class GenerationSettings(BaseSettings):
-    """What need not be computed, and what is computed ahead."""
+    """What replies are like, what need not be computed, and what is computed ahead."""
 
     model_config = SettingsConfigDict(use_attribute_docstrings=True)
 
@@ -32,6 +34,10 @@ class GenerationSettings(BaseSettings):
     the prompt or the reply, and what a grammar forces. 0 turns drafts off. They change no reply,
     and only as many are computed as save time: fewer as more sequences run, none if the text never
     repeats. 15 and the last known token make 16, two blocks of a matrix product."""
+
+    override_generation_config: JsonObject = Field(default_factory=dict)
+    """Defaults of requests in place of those in the model's `generation_config.json`, such as
+    `{"max_new_tokens": 50, "temperature": 0.7}`. vLLM's flag of this name sets it too."""
 
     draft_model_dir: str | None = Field(None, min_length=1)
     """The directory of a draft model, or its repository on the hub as `owner/name`: a small model

@@ -32,6 +32,13 @@ def _memory_by_device(value: Any) -> Any:
     return {str(device): parse_bytes(amount) for device, amount in amounts.items()}
 
 
+def _json_object(value: Any) -> Any:
+    document = _from_json(value)
+    if not isinstance(document, dict):
+        raise ValueError('must be an object such as {"max_new_tokens": 50}')
+    return document
+
+
 def _split(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip().startswith("["):  # as vLLM has lists
         with contextlib.suppress(ValueError):
@@ -127,5 +134,6 @@ Task = (
     | None
 )
 
+JsonObject = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 MemoryByDevice = Annotated[dict[str, Bytes] | None, BeforeValidator(_memory_by_device)]
 DeviceMap = Annotated[str | dict[str, str], BeforeValidator(_devices)]

@@ -43,7 +43,7 @@ from predictor.private.transformers import check_models
 from predictor.profiling.footprint import build_on_meta, with_logits
 from predictor.profiling.text_model import text_notes
 from predictor.settings import Settings
-from predictor.tasks.generation_config import check_generation_config, end_tokens
+from predictor.tasks.generation_config import check_generation_config, check_overrides, end_tokens
 from predictor.tasks.model_facts import ModelFacts, encoder_facts, generation_facts
 from predictor.tasks.sentence_layout import read_layout
 from predictor.verification.model import verify_model
@@ -129,6 +129,7 @@ def measure(settings: Settings, checkpoint: Checkpoint, *, samples: bool = False
     dtype, task = serving_dtype(settings, checkpoint), checkpoint.task
     if task in GENERATING:
         check_generation_config(checkpoint.path, has_encoder=checkpoint.config.is_encoder_decoder)
+        check_overrides(settings.override_generation_config)
     skeleton = build_on_meta(
         checkpoint.config, dtype, task, trust_remote_code=settings.trust_remote_code
     )
@@ -265,6 +266,7 @@ def _open(
             lengths=lengths,
             vocabulary=handle.vocabulary,
             max_length=settings.max_length,
+            overrides=settings.override_generation_config,
         )
         return handle.engine, facts
     facts = encoder_facts(loaded.model.config, task=task, path=path, max_model_len=lengths.source)

@@ -84,9 +84,9 @@ VLLM_FLAGS: Mapping[str, Flag] = {
     "download_dir": refused("set HF_HOME in the environment"),
     "rope_scaling": refused(_FILES),
     "rope_theta": refused(_FILES),
-    "override_generation_config": refused(_FILES, unless=("{}",)),
     "generation_config": refused(
-        "the model's generation_config.json is followed; change it there", unless=("auto",)
+        "the model's generation_config.json is followed; set --override_generation_config",
+        unless=("auto",),
     ),
     "chat_template": refused("put it into the model directory as chat_template.jinja"),
     "chat_template_content_format": unneeded("it is detected in the model's chat template"),

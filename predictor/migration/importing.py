@@ -30,10 +30,8 @@ from predictor.migration.deployment import (
     plan_command,
     served_bytes,
 )
-from predictor.migration.documents import parse_json
 from predictor.migration.layout import (
     CONFIG,
-    GENERATION_CONFIG,
     HELM_VALUES,
     INFERENCE_SERVICE,
     REPORT,
@@ -57,8 +55,6 @@ _BESIDE_MODEL = 1024**2
 
 _OWN_CODE = ("trust_remote_code", "custom code")
 """Phrases in the error of a model or tokenizer that comes with its own code."""
-
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +135,13 @@ def _complete(folder: Path, into: Path, source: TorchServeArchive, model: Model)
     checked = _CheckedModel(None, 0, ()) if model.model_id else _check_model(folder, source.name)
     checkpoint = checked.checkpoint
     positions = None if checkpoint is None else max_positions(checkpoint.config)
-    translation = translate(source, positions=positions, model_id=model.model_id)
+    translation = translate(
+        source,
+        positions=positions,
+        model_id=model.model_id,
+        continues_prompts=checkpoint is None or checkpoint.task == "text_generation",
+    )
     _write_json(folder / SETUP_CONFIG, translation.setup_config)
-    if translation.generation:
-        _write_generation(folder, translation.generation, checkpoint)
     steps, notes = _write_deployment(folder, into, source, translation, checked)
     report = Report(source.name, str(into), translation.rows, notes, steps)
     _write(folder / REPORT, report.markdown())
@@ -165,25 +164,6 @@ def _check_model(folder: Path, name: str) -> _CheckedModel:
     except CheckpointError as error:
         reason = str(error).replace(f"{folder}/", "").replace(str(folder), "its model")
         raise ArchiveError(f"{name} cannot be served: {reason}") from None
-
-
-def _write_generation(
-    folder: Path, generation: dict[str, Any], checkpoint: Checkpoint | None
-) -> None:
-    """Add keys to ``generation_config.json``, as a new file: the model's may be a hard link."""
-    file = folder / GENERATION_CONFIG
-    if file.exists():
-        base = parse_json(file.read_bytes(), GENERATION_CONFIG)
-        file.unlink()
-    else:
-        base = {} if checkpoint is None else _token_ids(checkpoint.config)
-    _write_json(file, base | generation)
-
-
-def _token_ids(config: Any) -> dict[str, Any]:
-    """Return the token ids that transformers reads from a config without generation config."""
-    ids = {name: getattr(config, name, None) for name in _TOKEN_IDS}
-    return {name: value for name, value in ids.items() if value is not None}
 
 
 def _write_deployment(

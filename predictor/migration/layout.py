@@ -90,12 +90,25 @@ def _inner_archive(archive: Archive) -> str | None:
 
 def _hub_id(archive: Archive, source: TorchServeArchive) -> str:
     """Return the repository on the hub from which the handler loaded the model."""
-    name = source.section("handler").get("model_name")
-    if isinstance(name, str) and _HUB_ID.fullmatch(name):
-        return name
+    sections = (source.section("handler"), source.setup or {})
+    for name in (section.get("model_name") for section in sections):
+        if isinstance(name, str) and _HUB_ID.fullmatch(name):
+            return name
+    for section in sections:
+        for key in ("model_path", "model_dir"):
+            if isinstance(section.get(key), str) and section[key]:
+                raise _outside(archive, key, section[key], in_setup=section is sections[1])
     raise ArchiveError(
         f"{archive.name} holds no model: neither {CONFIG} nor a {_INNER} with one, and its "
         "configuration names no model of the hub."
+    )
+
+
+def _outside(archive: Archive, key: str, folder: str, *, in_setup: bool) -> ArchiveError:
+    settings = f" with this {SETUP_CONFIG} in it" if in_setup else ""
+    return ArchiveError(
+        f"{archive.name} holds no model: {key} names {one_line(folder, 64)!r}, a folder outside of "
+        f"the archive. A copy of that folder{settings} can be served (predictor serve --model_dir)."
     )
 
 

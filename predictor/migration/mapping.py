@@ -42,7 +42,7 @@ class KeyMapping:
         outcome: Whether the predictor does the same, does it differently or not at all.
         explanation: How it does so, or why it does not.
         settings: The settings that follow from the key, by name.
-        generation: The keys of ``generation_config.json`` that follow from it.
+        generation: The keys of ``override_generation_config`` that follow from it.
     """
 
     outcome: Outcome

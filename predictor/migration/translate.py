@@ -16,6 +16,8 @@ from predictor.migration.rules import frontend, handler, manifest, server, setup
 from predictor.migration.torchserve_archive import MANIFEST, SETUP_CONFIG, TorchServeArchive
 from predictor.settings_sources import ALIASES
 
+_FROM_HUB = kept("`model_id`: the archive holds no model, so the hub's is fetched")
+
 
 @dataclass(frozen=True, slots=True)
 class Translation:
@@ -24,14 +26,12 @@ class Translation:
     Attributes:
         name: The model's name in every URL.
         setup_config: The new ``setup_config.json``.
-        generation: The keys to add to the model's own ``generation_config.json``.
         gpus: The number of GPUs that TorchServe gave the model.
         rows: The outcome for each key, file by file.
     """
 
     name: str
     setup_config: dict[str, Any]
-    generation: dict[str, Any]
     gpus: int
     rows: tuple[Row, ...]
 
@@ -50,7 +50,11 @@ class _MappedKey:
 
 
 def translate(
-    source: TorchServeArchive, *, positions: int | None = None, model_id: str | None = None
+    source: TorchServeArchive,
+    *,
+    positions: int | None = None,
+    model_id: str | None = None,
+    continues_prompts: bool = True,
 ) -> Translation:
     """Return the settings, the deployment's GPUs and the rows that follow from an archive.
 
@@ -59,6 +63,7 @@ def translate(
         model_id: The repository on the hub to serve, if the archive holds no model.
         positions: The model's maximum number of positions in tokens; None if it has no such limit
             or the limit is not known yet.
+        continues_prompts: Whether the model may be one whose replies continue prompts.
     """
     mapped = list(_map_all(source, model_id))
     settings: dict[str, Any] = {"torchserve_api": True}
@@ -68,6 +73,8 @@ def translate(
     for one in mapped:
         settings |= one.mapping.settings
         generation |= one.mapping.generation
+    if generation:
+        settings["override_generation_config"] = generation
     if setup.is_accelerate_example(source):
         settings["torchserve_semantics"] = True
     if positions is not None and settings.get("max_model_len", 0) > positions:
@@ -77,9 +84,11 @@ def translate(
     return Translation(
         source.model_name,
         weaker | setup.kept_settings(source),
-        generation,
         frontend.gpus(source),
-        (*(one.row() for one in mapped), *manifest.rows(source)),
+        (
+            *(one.row() for one in mapped),
+            *manifest.rows(source, continues_prompts=continues_prompts),
+        ),
     )
 
 
@@ -90,7 +99,10 @@ def _map_all(source: TorchServeArchive, model_id: str | None) -> Iterator[_Mappe
     yield from _config(source, model_id)
     yield from _entry(source)
     for key, value in (source.setup or {}).items():
-        yield _MappedKey(SETUP_CONFIG, key, value, setup.map_key(key, value, source))
+        mapping = setup.map_key(key, value, source)
+        if key == "model_name" and value == model_id:
+            mapping = _FROM_HUB
+        yield _MappedKey(SETUP_CONFIG, key, value, mapping)
 
 
 def _manifest(source: TorchServeArchive) -> Iterator[_MappedKey]:
@@ -176,7 +188,7 @@ def _handler_rule(
 
     def map_key(key: str, value: Any) -> KeyMapping:
         if key == "model_name" and value == model_id:
-            return kept("`model_id`: the archive holds no model, so the hub's is fetched")
+            return _FROM_HUB
         mapping = _apply(handler.RULES, key, value, source)
         if any(name in overrides for name in mapping.settings):
             return changed(f"{SETUP_CONFIG} is stronger")

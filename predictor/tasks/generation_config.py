@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Set
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from predictor.errors import CheckpointError, RequestError, reason_of
+from predictor.errors import CheckpointError, ConfigurationError, RequestError, reason_of
+from predictor.sentences import quote
 from predictor.tasks.parameters import Check, boolean, bounded, integer
 
 _MOST = 2**31 - 1
@@ -123,6 +125,32 @@ def check_generation_config(path: Path, *, has_encoder: bool) -> None:
     # transformers raises errors of many classes.
     except Exception as error:
         raise CheckpointError(f"{file} cannot be used: {reason_of(error)}") from None
+
+
+def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
+    """Return a generation config with other values; a temperature alone makes replies sampled."""
+    changed = copy(config)
+    implied = {"do_sample": True} if overrides.get("temperature") else {}
+    vars(changed).update({**implied, **overrides})
+    return changed
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Check the values of the setting that takes the place of a generation config's.
+
+    Raises:
+        ConfigurationError: A key is not followed, or a value is wrong.
+    """
+    for name, value in overrides.items():
+        if name not in _OVERRIDDEN:
+            raise ConfigurationError(
+                f"override_generation_config has the key {quote(name)}; known are "
+                f"{', '.join(_OVERRIDDEN)}."
+            )
+        try:
+            _FOLLOWED[name](name, value)
+        except RequestError as error:
+            raise ConfigurationError(f"override_generation_config: {error}") from None
 
 
 def check_values(values: Mapping[str, Any], file: Path, names: Set[str]) -> None:
@@ -237,6 +265,11 @@ _FOLLOWED: dict[str, Check] = {
 
 _OF_ENCODERS = {"max_length", "forced_bos_token_id", "decoder_start_token_id"}
 """Those that are followed for models with an encoder only."""
+
+_OVERRIDDEN = tuple(
+    name for name in _FOLLOWED if not name.endswith("_token_id") and name != "max_length"
+)
+"""Those that a setting can override: the others belong to the model's vocabulary and kind."""
 
 _OF_CONFIGS = {"eos_token_id", "forced_bos_token_id", "decoder_start_token_id"}
 """Those that mean the same in every ``config.json``. There the others may be a model's own."""

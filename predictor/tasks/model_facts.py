@@ -14,7 +14,7 @@ from typing import Any
 
 from predictor.checkpoint.lengths import Lengths
 from predictor.checkpoint.vocabulary import vocabulary_of
-from predictor.tasks.generation_config import Defaults, ignored_keys
+from predictor.tasks.generation_config import Defaults, ignored_keys, with_overrides
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ def generation_facts(
     lengths: Lengths,
     vocabulary: int,
     max_length: int | None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> ModelFacts:
     """Return the facts of a model that generates.
 
@@ -69,8 +70,9 @@ def generation_facts(
         lengths: The most tokens of a sequence.
         vocabulary: Number of token ids.
         max_length: The setting of this name.
+        overrides: Values in place of those of the generation config; see `check_overrides`.
     """
-    config = model.generation_config
+    config = with_overrides(model.generation_config, overrides or {})
     prefix = _decoder_prefix(model)
     ignored = ignored_keys(config, has_prefix=prefix is not None)
     if ignored:

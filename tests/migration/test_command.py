@@ -176,6 +176,23 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         "model_snapshot in config.properties must hold an object of models",
     ),
     "no model": ({"model.zip": None}, "holds no model: neither config.json nor a model.zip"),
+    "a folder outside of the archive": (
+        {"model.zip": None, "setup_config.json": b'{"model_path": "/models/13B/"}'},
+        "holds no model: model_path names '/models/13B/', a folder outside of the archive. A copy "
+        "of that folder with this setup_config.json in it can be served",
+    ),
+    "a folder outside of the archive, for the handler": (
+        {
+            "model.zip": None,
+            "setup_config.json": b"{}",
+            "model-config.yaml": b"handler: {model_dir: models/x}",
+        },
+        "model_dir names 'models/x', a folder outside of the archive. A copy of that folder can",
+    ),
+    "another task": (
+        {"setup_config.json": b'{"model_name": "o/n", "task_name": "text-to-image"}'},
+        "task_name names the task 'text-to-image', which is not served here",
+    ),
     "a model.zip without a model": ({"model.zip": {"a": b""}}, "holds no config.json, so no model"),
     "two models": (
         {"model.zip": None, "a/config.json": b"{}", "b/config.json": b"{}"},

@@ -128,12 +128,11 @@ def test_the_llama_example_is_served_as_its_model_is(
     into = tmp_path / "imported"
     import_torchserve(llama(tmp_path / "packed", model), into)
     settings = settings_of(into)
-    generation = json.loads((into / "generation_config.json").read_bytes())
+    generation = settings.override_generation_config
 
     assert (settings.max_model_len, settings.max_length) == (64, None)
     assert settings.request_timeout == 1200
     assert not settings.torchserve_semantics
-    assert generation["eos_token_id"] == 2
     assert (generation["max_new_tokens"], generation["temperature"]) == (14, 0.5)
     assert generation["do_sample"] is True
     assert greedy(into, max_model_len=64) == greedy(model)
@@ -150,18 +149,6 @@ def test_weights_are_linked_and_what_is_written_anew_is_not(
 
     assert os.path.samefile(weights, tmp_path / "imported" / weights.name.removeprefix("hash-of-"))
     assert (blobs / "hash-of-generation_config.json").read_bytes() == before
-
-
-def test_a_model_without_generation_config_keeps_its_end_of_text(
-    tmp_path: Path, checkpoints: Checkpoints
-) -> None:
-    archive = llama(tmp_path / "packed", checkpoints("llama"))
-    for file in archive.rglob("*generation_config.json"):
-        file.unlink()
-    import_torchserve(archive, tmp_path / "imported")
-    written = json.loads((tmp_path / "imported/generation_config.json").read_bytes())
-
-    assert (written["eos_token_id"], written["pad_token_id"]) == (2, 3)
 
 
 def test_a_length_beyond_the_models_positions_is_cut(
@@ -189,6 +176,12 @@ def test_a_model_of_the_hub_is_named(tmp_path: Path) -> None:
     assert "16Gi and 64Gi stand for it" in head[1]
     assert head[2].startswith("# predictor plan meta-llama/Meta-Llama-3-70B-Instruct --gpus ")
     assert "model.uri" not in report.steps[-1]
+    defaults = {"max_new_tokens": 14, "temperature": 0.5, "do_sample": True}
+    assert settings_of(tmp_path / "imported").override_generation_config.items() >= defaults.items()
+    assert values["settings"]["override_generation_config"].items() >= defaults.items()
+    arguments = made[0]["spec"]["predictor"]["model"]["args"]
+    (flag,) = [each for each in arguments if each.startswith("--override_generation_config=")]
+    assert json.loads(flag.partition("=")[2]).items() >= defaults.items()
 
 
 SNAPSHOT = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from predictor.errors import ArchiveError
 from predictor.migration.handler import Handler, HandlerClass
 from predictor.migration.mapping import Row
 from predictor.migration.torchserve_archive import TorchServeArchive
@@ -172,7 +173,8 @@ def test_the_setup_config_of_a_rich_example() -> None:
         "request_timeout": 120,
         **SEED,
     }
-    assert (translation.name, translation.gpus, translation.generation) == ("bloom", 4, {})
+    assert (translation.name, translation.gpus) == ("bloom", 4)
+    assert "override_generation_config" not in translation.setup_config
     read_settings({**translation.setup_config, "model_dir": "/dev/null"}, environ={})
 
 
@@ -242,7 +244,7 @@ def test_every_key_of_torchrun_has_a_row(key: str) -> None:
     assert "not a key that is known" not in row.explanation
 
 
-@pytest.mark.parametrize("key", HANDLER)
+@pytest.mark.parametrize("key", [key for key in HANDLER if key not in ("task", "task_name")])
 @pytest.mark.parametrize("value", [1, "x", None, [], {}, True, 1.5])
 def test_every_key_of_the_handlers_section_has_a_row_for_any_value(key: str, value: Any) -> None:
     row = row_of(translate(source_of(config={"handler": {key: value}})), f"handler.{key}")
@@ -321,7 +323,10 @@ def test_unknown_keys_have_a_row_too(value: Any) -> None:
         ({"setup": {"offload_folder": "/mnt/offload"}}, {}),
         ({"config": {"parallelType": "tp"}}, {"device_map": "balanced"}),
         ({"config": {"handler": {"max_length": 50}}}, {"max_length": 50}),
-        ({"config": {"handler": {"max_new_tokens": 50}}}, {}),
+        (
+            {"config": {"handler": {"max_new_tokens": 50}}},
+            {"override_generation_config": {"max_new_tokens": 50}},
+        ),
         ({"config": {"handler": {"dtype": "fp16"}}}, {"dtype": "float16"}),
         ({"config": {"handler": {"dtype": "torch.bfloat16"}}}, {"dtype": "bfloat16"}),
         ({"config": {"handler": {"dtype": "int8"}}}, {}),
@@ -342,7 +347,7 @@ def test_prompt_and_reply_together_are_the_longest_sequence() -> None:
 
     assert translation.setup_config["max_model_len"] == 80
     assert "max_length" not in translation.setup_config
-    assert translation.generation == {"max_new_tokens": 30}
+    assert translation.setup_config["override_generation_config"] == {"max_new_tokens": 30}
 
 
 @pytest.mark.parametrize(
@@ -393,7 +398,56 @@ def test_positions_bound_the_longest_sequence() -> None:
     ],
 )
 def test_generation_follows(section: dict[str, Any], generation: dict[str, Any]) -> None:
-    assert translate(source_of(config={"handler": section})).generation == generation
+    settings = translate(source_of(config={"handler": section})).setup_config
+    assert settings.get("override_generation_config", {}) == generation
+
+
+@pytest.mark.parametrize(
+    ("named", "task"),
+    [
+        ("text-generation", "text_generation"),
+        ("conversational", "text_generation"),
+        ("sequence_classification", "sequence_classification"),
+        ("sentiment-analysis", "sequence_classification"),
+        ("Fill-Mask", "fill_mask"),
+        ("translation_en_to_fr", "text2text_generation"),
+        ("", None),
+        (5, None),
+    ],
+)
+@pytest.mark.parametrize("key", ["task_name", "task", "mode"])
+def test_a_task_is_followed_wherever_it_is_named(key: str, named: Any, task: str | None) -> None:
+    for source in (
+        source_of(setup={key: named}),
+        source_of(config={"handler": {key: named}}),
+    ):
+        assert translate(source).setup_config.get("task") == task
+
+
+@pytest.mark.parametrize(
+    "named", ["text-to-image", "image_classification", "zero-shot-classification", "x" * 500]
+)
+@pytest.mark.parametrize("key", ["task_name", "task"])
+def test_a_task_that_is_not_served_is_refused_by_its_key(key: str, named: str) -> None:
+    for source in (
+        source_of(setup={key: named}),
+        source_of(config={"handler": {key: named}}),
+    ):
+        with pytest.raises(ArchiveError, match=f"^{key} names the task '{named[:20]}"):
+            translate(source)
+
+
+def test_a_reply_without_its_prompt_has_a_row() -> None:
+    def explanations(**fields: Any) -> list[str]:
+        continues = fields.pop("continues_prompts", True)
+        translation = translate(source_of(**fields), continues_prompts=continues)
+        return [row.explanation for row in translation.rows if row.key == "the reply"]
+
+    (explanation,) = explanations()
+    assert "a request says `return_full_text`" in explanation
+    assert not explanations(continues_prompts=False)
+    assert not explanations(setup={"max_length": "80"})  # its replies begin with the prompt
+    assert not explanations(config={"handler": {"return_full_text": True}})
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from predictor.checkpoint.weight_files import stays_within
 from predictor.dtypes import HANDLER_NAMES, name_of
 from predictor.migration.mapping import KeyMapping, Rule, always, changed, dropped, kept
 from predictor.migration.rules.frontend import is_int
+from predictor.migration.rules.task import map_mode, task_rule
 from predictor.migration.torchserve_archive import TorchServeArchive
 
 QUANTISED = dropped("weights are served in `dtype`, not quantised, and offloaded if need be")
@@ -20,6 +21,8 @@ QUANTISED = dropped("weights are served in `dtype`, not quantised, and offloaded
 OUTSIDE = changed(
     "`--offload_folder`: an archive does not say where outside of the model something is written"
 )
+
+_DEFAULT = "the default of requests, in `override_generation_config`"
 
 _DTYPES = HANDLER_NAMES | {"auto": "auto"}
 
@@ -75,7 +78,7 @@ def _max_new_tokens(value: Any, source: TorchServeArchive) -> KeyMapping:
             {"max_model_len": max(reply, 2)},
             generation,
         )
-    return KeyMapping("taken over", "the default in generation_config.json", {}, generation)
+    return KeyMapping("taken over", _DEFAULT, {}, generation)
 
 
 def _temperature(value: Any, source: TorchServeArchive) -> KeyMapping:
@@ -84,7 +87,7 @@ def _temperature(value: Any, source: TorchServeArchive) -> KeyMapping:
     if value == 0:
         return KeyMapping(
             "taken over",
-            "greedy: do_sample false in generation_config.json",
+            "greedy: do_sample false in `override_generation_config`",
             {},
             {"do_sample": False},
         )
@@ -120,7 +123,7 @@ def _repetition_penalty(value: Any, source: TorchServeArchive) -> KeyMapping:
 def _default(source: TorchServeArchive, **generation: Any) -> KeyMapping:
     if "do_sample" in generation:
         generation["do_sample"] = _samples(source)
-    return KeyMapping("taken over", "the default in generation_config.json", {}, generation)
+    return KeyMapping("taken over", _DEFAULT, {}, generation)
 
 
 def _samples(source: TorchServeArchive) -> bool:
@@ -195,7 +198,8 @@ RULES: dict[str, Rule] = {
     "batch_size": always(
         changed("requests join the running batch at every token; `max_batch_size` bounds it")
     ),
-    "mode": always(dropped("all models are asked for text; which replies, a request says")),
+    "mode": map_mode,
+    **{key: task_rule(key) for key in ("task", "task_name")},
     "tensor_parallel": always(_PARALLEL),
     "tp_size": always(_PARALLEL),
     "index_filename": always(changed("the index of the weights is found by its usual name")),

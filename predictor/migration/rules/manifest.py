@@ -77,9 +77,23 @@ _TEXT = {
 }
 
 
-def rows(source: TorchServeArchive) -> Iterator[Row]:
-    """Yield the rows for the handler's source."""
+_WITHOUT_PROMPT = changed(
+    "a reply is the new text alone; if the handler's began with the prompt, as those of pipelines "
+    "and of decoded `generate()` do, a request says `return_full_text`"
+)
+
+
+def rows(source: TorchServeArchive, *, continues_prompts: bool = False) -> Iterator[Row]:
+    """Yield the rows for the handler's source.
+
+    Args:
+        source: The archive's settings.
+        continues_prompts: Whether the model may be one whose replies continue prompts.
+    """
     handler = source.handler
+    says_so = "return_full_text" in source.section("handler") or is_accelerate_example(source)
+    if continues_prompts and not says_so:
+        yield _WITHOUT_PROMPT.row(handler.file or "MANIFEST.json", "the reply", "")
     if handler.file is None:
         return
     if handler.fault is not None:

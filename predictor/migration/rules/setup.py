@@ -9,6 +9,7 @@ from typing import Any
 
 from predictor.migration.mapping import UNKNOWN, KeyMapping, Rule, always, changed, dropped, kept
 from predictor.migration.rules.handler import OUTSIDE, count, is_below
+from predictor.migration.rules.task import map_mode, task_rule
 from predictor.migration.torchserve_archive import TorchServeArchive
 from predictor.settings import names
 from predictor.settings_sources import ALIASES
@@ -28,6 +29,9 @@ RULES: dict[str, Rule] = {
     "model_name": always(changed("the name in every URL is the manifest's")),
     "model_dir": always(changed("the model is that in this directory")),
     "model_id": always(changed("the model is that in this directory")),
+    "model_path": always(changed("the model is that in this directory")),
+    "mode": map_mode,
+    **{key: task_rule(key) for key in ("task", "task_name")},
     "host": always(_LISTENS),
     "http_port": always(_LISTENS),
     "grpc_port": always(_LISTENS),
@@ -49,12 +53,15 @@ def map_key(key: str, value: Any, source: TorchServeArchive) -> KeyMapping:
 
 
 def kept_settings(source: TorchServeArchive) -> dict[str, Any]:
-    """Return the keys that stay in the new file with their values."""
-    return {
-        key: value
-        for key, value in (source.setup or {}).items()
-        if key in names() and map_key(key, value, source).outcome == "taken over"
-    }
+    """Return the keys that stay in the new file with their values, and those that they set."""
+    stay: dict[str, Any] = {}
+    for key, value in (source.setup or {}).items():
+        mapping = map_key(key, value, source)
+        if mapping.settings:
+            stay |= mapping.settings
+        elif key in names() and mapping.outcome == "taken over":
+            stay[key] = value
+    return stay
 
 
 def is_accelerate_example(source: TorchServeArchive) -> bool:
