@@ -23,7 +23,6 @@ from predictor.migration.torchserve_archive import (
 )
 
 CONFIG = "config.json"
-GENERATION_CONFIG = "generation_config.json"
 HELM_VALUES = "helm-values.yaml"
 INFERENCE_SERVICE = "inferenceservice.yaml"
 REPORT = "torchserve-report.md"
