@@ -179,7 +179,8 @@ def test_a_model_of_the_hub_is_named(tmp_path: Path) -> None:
     defaults = {"max_new_tokens": 14, "temperature": 0.5, "do_sample": True}
     assert settings_of(tmp_path / "imported").override_generation_config.items() >= defaults.items()
     assert values["settings"]["override_generation_config"].items() >= defaults.items()
-    arguments = made[0]["spec"]["predictor"]["model"]["args"]
+    (service,) = [one for one in made if one["kind"] == "InferenceService"]
+    arguments = service["spec"]["predictor"]["model"]["args"]
     (flag,) = [each for each in arguments if each.startswith("--override_generation_config=")]
     assert json.loads(flag.partition("=")[2]).items() >= defaults.items()
 
