@@ -20,6 +20,11 @@ _MOST_INCOMPLETE = 3
 """Most bytes of a character that lacks one; some decoders show each as U+FFFD."""
 
 
+_REPLACEMENTS = (_INCOMPLETE, "\u00ef\u00bf\u00bd", "<0xEF><0xBF><0xBD>")
+"""U+FFFD itself in the tokens of a vocabulary: as a character, as the three bytes in the alphabet
+of byte-level tokenizers, and as SentencePiece's byte tokens."""
+
+
 class TextStream:
     """The text of one reply.
 
@@ -71,7 +76,7 @@ class TextStream:
     def finish(self) -> str:
         """Return the text that was held back; no token follows.
 
-        A character that lacks bytes is left out.
+        A character that lacks bytes is left out. A U+FFFD that was generated stays.
         """
         if self.stopped:
             return ""
@@ -83,10 +88,10 @@ class TextStream:
     def _fresh(self, *, is_last: bool) -> str:
         """Return the new text since the last call, once its last character is complete."""
         after = self._decode(self._ids[self._begin :])
+        half = self._half(after)
         if is_last:
-            after = _without_half(after, len(self._before))
-        waits = len(self._ids) - self._read <= _MOST_HELD
-        if after.endswith(_INCOMPLETE) and waits and not is_last:
+            after = after[: max(len(after) - half, len(self._before))]
+        elif half and len(self._ids) - self._read <= _MOST_HELD:
             return ""
         # The earlier text may end in half a character that is complete now, so it may be no prefix.
         fresh = after[_alike(self._before, after) :]
@@ -94,6 +99,20 @@ class TextStream:
             self._begin, self._read = self._read, len(self._ids)
             self._before = self._decode(self._ids[self._begin :])
         return fresh
+
+    def _half(self, text: str) -> int:
+        """Return how many U+FFFD at the end of the last text stand for bytes that lack others."""
+        shown = _incomplete(text)
+        if not shown:
+            return 0
+        special = self._tokenizer.all_special_ids if self._dropped is None else self._dropped
+        ids = [token for token in self._ids[self._begin :] if token not in special]
+        tokens = [token or "" for token in self._tokenizer.convert_ids_to_tokens(ids)]
+        for lacking in range(min(_MOST_INCOMPLETE, len(ids)) + 1):
+            end = len(ids) - lacking
+            if "".join(tokens[:end]).endswith(_REPLACEMENTS):
+                return max(shown - _incomplete(self._decode(ids[:end])), 0)
+        return min(shown, _MOST_INCOMPLETE)
 
     def _settle(self, fresh: str) -> str:
         """Cut at a stop sequence, and hold back text that may begin one."""
@@ -119,11 +138,9 @@ class TextStream:
         return text
 
 
-def _without_half(text: str, least: int) -> str:
-    """Return a text without the half character at its end, but for its first `least` characters."""
-    whole = text.rstrip(_INCOMPLETE)
-    lost = min(len(text) - len(whole), _MOST_INCOMPLETE)
-    return text[: max(len(text) - lost, least)]
+def _incomplete(text: str) -> int:
+    """Return how many U+FFFD are at the end of a text."""
+    return len(text) - len(text.rstrip(_INCOMPLETE))
 
 
 def _alike(one: str, other: str) -> int:

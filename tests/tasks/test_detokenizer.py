@@ -46,6 +46,21 @@ def of_words() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
+@pytest.fixture(scope="module")
+def of_byte_tokens() -> Any:
+    """A tokenizer as SentencePiece makes them, with a token for each byte that it needs."""
+    words = ["<s>", "</s>", "<unk>", "a", "b", "x", *(f"<0x{byte:02X}>" for byte in range(256))]
+    model = models.BPE(
+        vocab={word: i for i, word in enumerate(words)},
+        merges=[],
+        unk_token="<unk>",
+        byte_fallback=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
 def ids_of(tokenizer: Any, text: str) -> list[int]:
     result: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     return result
@@ -108,6 +123,27 @@ def test_a_character_that_is_never_finished_is_left_out(of_bytes: Any, missing: 
     for token in ids:
         stream.take(token)
     assert stream.finish() == "ab"
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("missing", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["of_bytes", "demo", "of_byte_tokens"])
+def test_a_replacement_character_that_was_generated_stays(
+    request: pytest.FixtureRequest, kind: str, count: int, missing: int
+) -> None:
+    tokenizer = request.getfixturevalue(kind)
+    marks = ids_of(tokenizer, "ab" + "\ufffd" * count)
+    half = ids_of(tokenizer, "\U0001f642")[:-missing] if missing else []
+    result, _ = pieces(tokenizer, ids_of(tokenizer, "x"), [*marks, *half, tokenizer.eos_token_id])
+    assert "".join(result) == "ab" + "\ufffd" * count
+
+
+@pytest.mark.parametrize("bytes_of_it", [1, 2])
+def test_a_replacement_character_that_lacks_bytes_is_left_out(
+    of_bytes: Any, bytes_of_it: int
+) -> None:
+    ids = ids_of(of_bytes, "ab\ufffd")[: 2 + bytes_of_it]
+    assert "".join(pieces(of_bytes, [70], ids)[0]) == "ab"
 
 
 def test_bytes_that_are_no_text_are_held_back_for_a_while_only(of_bytes: Any) -> None:
