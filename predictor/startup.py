@@ -43,7 +43,8 @@ from predictor.private.transformers import check_models
 from predictor.profiling.footprint import build_on_meta, with_logits
 from predictor.profiling.text_model import text_notes
 from predictor.settings import Settings
-from predictor.tasks.generation_config import check_generation_config, check_overrides, end_tokens
+from predictor.tasks.generation_config import check_generation_config, end_tokens
+from predictor.tasks.generation_overrides import check_overrides
 from predictor.tasks.model_facts import ModelFacts, encoder_facts, generation_facts
 from predictor.tasks.sentence_layout import read_layout
 from predictor.verification.model import verify_model

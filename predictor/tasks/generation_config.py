@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Set
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from predictor.errors import CheckpointError, ConfigurationError, RequestError, reason_of
-from predictor.sentences import quote
+from predictor.errors import CheckpointError, RequestError, reason_of
 from predictor.tasks.parameters import Check, boolean, bounded, integer
 
 _MOST = 2**31 - 1
@@ -68,7 +66,7 @@ class Defaults:
             prefix: Tokens that a decoder begins with; 0 if replies continue prompts. The config's
                 own `max_length` counts them, and is followed for such models only.
         """
-        usable = {name: value for name in _FOLLOWED if (value := _usable(config, name)) is not None}
+        usable = {name: value for name in FOLLOWED if (value := _usable(config, name)) is not None}
         temperature = usable.get("temperature", 1.0)
         temperature = 0.0 if temperature < _LEAST_TEMPERATURE else temperature
         is_sampled = usable.get("do_sample", False)
@@ -113,7 +111,7 @@ def check_generation_config(path: Path, *, has_encoder: bool) -> None:
         raise CheckpointError(f"{file} is not JSON: {reason_of(error)}.") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} is not a JSON object.")
-    names = _FOLLOWED.keys() if file == own else _OF_CONFIGS
+    names = FOLLOWED.keys() if file == own else _OF_CONFIGS
     check_values(values, file, names if has_encoder else names - _OF_ENCODERS)
     try:
         GenerationConfig.from_pretrained(
@@ -127,41 +125,15 @@ def check_generation_config(path: Path, *, has_encoder: bool) -> None:
         raise CheckpointError(f"{file} cannot be used: {reason_of(error)}") from None
 
 
-def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """Return a generation config with other values; a temperature alone makes replies sampled."""
-    changed = copy(config)
-    implied = {"do_sample": True} if overrides.get("temperature") else {}
-    vars(changed).update({**implied, **overrides})
-    return changed
-
-
-def check_overrides(overrides: Mapping[str, Any]) -> None:
-    """Check the values of the setting that takes the place of a generation config's.
-
-    Raises:
-        ConfigurationError: A key is not followed, or a value is wrong.
-    """
-    for name, value in overrides.items():
-        if name not in _OVERRIDDEN:
-            raise ConfigurationError(
-                f"override_generation_config has the key {quote(name)}; known are "
-                f"{', '.join(_OVERRIDDEN)}."
-            )
-        try:
-            _FOLLOWED[name](name, value)
-        except RequestError as error:
-            raise ConfigurationError(f"override_generation_config: {error}") from None
-
-
 def check_values(values: Mapping[str, Any], file: Path, names: Set[str]) -> None:
     """Check the values of keys that are followed; null is the same as an absent value.
 
     Raises:
         CheckpointError: A value has the wrong type or lies outside its range.
     """
-    for name in (name for name in _FOLLOWED if name in names and values.get(name) is not None):
+    for name in (name for name in FOLLOWED if name in names and values.get(name) is not None):
         try:
-            _FOLLOWED[name](name, values[name])
+            FOLLOWED[name](name, values[name])
         except RequestError as error:
             raise CheckpointError(f"{file}: {error}") from None
 
@@ -170,7 +142,7 @@ def _usable(config: Any, name: str) -> Any:
     """Return the checked value of a key that is followed; None if it is absent or wrong."""
     value = getattr(config, name, None)
     try:
-        return None if value is None else _FOLLOWED[name](name, value)
+        return None if value is None else FOLLOWED[name](name, value)
     except RequestError:
         return None
 
@@ -182,7 +154,7 @@ def ignored_keys(config: Any, *, has_prefix: bool) -> list[str]:
         config: The model's ``transformers.GenerationConfig``.
         has_prefix: Whether the model has a decoder with a prefix of its own.
     """
-    followed = _FOLLOWED if has_prefix else _FOLLOWED.keys() - _OF_ENCODERS
+    followed = FOLLOWED if has_prefix else FOLLOWED.keys() - _OF_ENCODERS
     return sorted(
         name
         for name, value in vars(config).items()
@@ -243,7 +215,7 @@ def _token_or_list_of_one(name: str, value: Any) -> int:
     return integer(name, tokens[0], 0, _MOST)
 
 
-_FOLLOWED: dict[str, Check] = {
+FOLLOWED: dict[str, Check] = {
     "do_sample": boolean,
     "temperature": bounded(0, float(2**31)),
     "top_p": bounded(0, 1),
@@ -265,11 +237,6 @@ _FOLLOWED: dict[str, Check] = {
 
 _OF_ENCODERS = {"max_length", "forced_bos_token_id", "decoder_start_token_id"}
 """Those that are followed for models with an encoder only."""
-
-_OVERRIDDEN = tuple(
-    name for name in _FOLLOWED if not name.endswith("_token_id") and name != "max_length"
-)
-"""Those that a setting can override: the others belong to the model's vocabulary and kind."""
 
 _OF_CONFIGS = {"eos_token_id", "forced_bos_token_id", "decoder_start_token_id"}
 """Those that mean the same in every ``config.json``. There the others may be a model's own."""

@@ -14,7 +14,8 @@ from typing import Any
 
 from predictor.checkpoint.lengths import Lengths
 from predictor.checkpoint.vocabulary import vocabulary_of
-from predictor.tasks.generation_config import Defaults, ignored_keys, with_overrides
+from predictor.tasks.generation_config import Defaults, ignored_keys
+from predictor.tasks.generation_overrides import with_overrides
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def generation_facts(
         lengths: The most tokens of a sequence.
         vocabulary: Number of token ids.
         max_length: The setting of this name.
-        overrides: Values in place of those of the generation config; see `check_overrides`.
+        overrides: Values in place of those of the generation config; see `generation_overrides`.
     """
     config = with_overrides(model.generation_config, overrides or {})
     prefix = _decoder_prefix(model)

@@ -61,15 +61,12 @@ class Reply:
             loop: Where `take` is called.
             take: Takes pieces, the last of which has an ending, or an error.
         """
-        self._index = index
-        self._prompt_tokens = prompt_tokens
+        self._index, self._prompt_tokens = index, prompt_tokens
         self._tokenizer = tokenizer
-        self._scores = scores
-        self._by_token = by_token
+        self._scores, self._by_token = scores, by_token
         self._stops, self._ends, self._special_stops = stops, ends, special_stops
         self._special_stop = ""
-        self._loop = loop
-        self._take = take
+        self._loop, self._take = loop, take
         kept = frozenset() if form is None else form.kept_tokens
         self._stream = TextStream(tokenizer, prompt, stops, kept)
         self._parser = None if form is None else form.new_parser()
