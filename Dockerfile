@@ -13,7 +13,7 @@ RUN python3 -m venv --without-pip /opt/venv && python3 -m venv /opt/uv \
 # Empty: the package index's torch, which is built for CUDA and brings NVIDIA's libraries.
 ARG TORCH_INDEX_URL=
 RUN /opt/uv/bin/uv pip install --no-deps ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
-RUN /opt/uv/bin/uv pip install --requirements pyproject.toml --extra tracing
+RUN /opt/uv/bin/uv pip install --requirements pyproject.toml --extra s3 --extra tracing
 COPY LICENSE README.md ./
 COPY predictor predictor
 RUN /opt/uv/bin/uv pip install --no-deps --target /opt/predictor . \

@@ -32,8 +32,8 @@ from predictor.profiling.module_state import keeps_state_in_modules
 from predictor.reserve import planned_reserve
 from predictor.settings import Settings
 from predictor.tasks.sentence_layout import read_layout
-from predictor.weights.block_source import OffloadConfig
 from predictor.weights.converted import conversions, folder_name
+from predictor.weights.offload_config import OffloadConfig
 from predictor.weights.store.folder import store_file
 from predictor.weights.store.writer import partial_file
 

@@ -27,8 +27,8 @@ from predictor.sentences import quote
 from predictor.settings import Settings
 from predictor.tasks.loading import open_tokenizer
 from predictor.verification.model import verify_model
-from predictor.weights.block_source import OffloadConfig
 from predictor.weights.loader import load
+from predictor.weights.offload_config import OffloadConfig
 from predictor.weights.progress import Progress
 
 if TYPE_CHECKING:

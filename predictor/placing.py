@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from predictor.constraints import offload_of, placement_options
+from predictor.placement.plan import Placement
 from predictor.placement.planner import plan
 from predictor.pod.resources import PodResources
 from predictor.prepared import Measured, Prepared
+from predictor.quantity import format_bytes
 from predictor.settings import Settings
+from predictor.weights.offload_config import OffloadConfig
 
 
 def place(
@@ -36,16 +39,33 @@ def place(
         batch_concurrency=-(-batch_tokens // model.lengths.total),
     )
     placement = plan(footprint, resources, options)
+    offload = offload_of(settings, footprint, resources)
+    notes = (*placement.notes, *model.notes, *_fetch_notes(model, placement, offload))
     return Prepared(
         model.checkpoint,
         model.skeleton,
         model.packed,
         model.adapters,
         footprint,
-        replace(placement, notes=placement.notes + model.notes),
+        replace(placement, notes=notes),
         resources.processors,
         max(model.chunk, placement.prefill_chunk),
-        offload_of(settings, footprint, resources),
+        offload,
         model.lengths,
         model.draft,
+    )
+
+
+def _fetch_notes(model: Measured, placement: Placement, offload: OffloadConfig) -> tuple[str, ...]:
+    """Return a sentence about the offload volume, if weights are fetched while they are loaded."""
+    remote = model.checkpoint.remote
+    if remote is None:
+        return ()
+    streamed, total = placement.tier("disk").weights, remote.total_bytes
+    has_store = offload.needs_store or offload.store == "always"
+    return (
+        f"Weights are fetched, {format_bytes(total)} in files of up to "
+        f"{format_bytes(remote.largest)}: the offload volume needs at least "
+        f"{format_bytes(min(streamed, total) + remote.largest)} meanwhile, and up to "
+        f"{format_bytes(total + (streamed if has_store else 0))} for restarts that fetch nothing.",
     )

@@ -210,12 +210,13 @@ def _stated_speed(resource: Resource, text: str) -> int:
 
 def _measured(checkpoint: Checkpoint) -> int:
     """Return the bytes per second at which the checkpoint's largest file is read."""
-    if checkpoint.stored is None or not checkpoint.stored.files:
+    stored = checkpoint.stored
+    if stored is None or not stored.files or checkpoint.remote is not None:
         raise ConfigurationError(
             "--disk_bandwidth measured reads a file of the model, and there is none here; state "
             "an amount such as 2GB."
         )
-    file = max(checkpoint.stored.files, key=lambda file: file.stat().st_size)
+    file = max(stored.files, key=lambda file: file.stat().st_size)
     try:
         return max(1, int(measure_file(file)))
     except OSError as error:

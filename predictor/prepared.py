@@ -14,7 +14,7 @@ from predictor.linear.layers import PackedLayers
 from predictor.placement.plan import Placement
 from predictor.placement.units import Footprint
 from predictor.tasks.model_facts import ModelFacts, encoder_facts
-from predictor.weights.block_source import OffloadConfig
+from predictor.weights.offload_config import OffloadConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,9 +38,10 @@ from predictor.settings_types import (
     ModelName,
     Task,
 )
+from predictor.settings_weights import WeightSettings
 
 
-class Settings(ProtocolSettings, LimitSettings, ChatSettings, GenerationSettings):
+class Settings(ProtocolSettings, LimitSettings, ChatSettings, GenerationSettings, WeightSettings):
     """The settings: sizes in bytes (written ``40Gi``, ``10GiB`` or ``500M``), times in seconds."""
 
     model_config = SettingsConfigDict(
@@ -140,12 +141,6 @@ class Settings(ProtocolSettings, LimitSettings, ChatSettings, GenerationSettings
 
     fill_before_ready: bool = False
     """Whether the model is ready only once all weights that stay in main memory are there."""
-
-    low_cpu_mem_usage: bool | None = None
-    """Accepted from the predecessor; models are always built without their weights first."""
-
-    offload_state_dict: bool | None = None
-    """Accepted from the predecessor; weights are never gathered in memory while loading."""
 
     allow_pickle: bool = False
     """Whether `.bin` checkpoints are accepted; reading one can run code."""

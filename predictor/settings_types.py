@@ -62,6 +62,10 @@ def _no_uri(value: Any) -> Any:
         return value
     if scheme == "hf":
         raise ValueError(f"is no directory; a repository on the hub is model_id={rest}")
+    if scheme in ("s3", "https"):
+        raise ValueError(
+            "is no directory; set it as model_uri, or as the storageUri of the InferenceService"
+        )
     raise ValueError(
         "is no directory; set it as the storageUri of the InferenceService, which is fetched to "
         "/mnt/models, or mount a volume"

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from predictor import fetching
 from predictor.adapters import open_adapters, with_adapters
-from predictor.checkpoint.checkpoint import Checkpoint, fetch_weights, open_directory, open_hub
+from predictor.checkpoint.checkpoint import Checkpoint, fetch_weights
 from predictor.checkpoint.task_detection import GENERATING
 from predictor.constraints import (
     largest_batch,
@@ -32,6 +33,7 @@ from predictor.engine.generation.draft_support import DraftOptions
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.warmup import Chunks, open_engine
 from predictor.errors import EngineBroken
+from predictor.fetching import open_checkpoint as open_checkpoint
 from predictor.heartbeat import Timeouts
 from predictor.measuring import measure_model
 from predictor.metrics import EngineMetrics, Labelled, WeightMetrics, labelled
@@ -84,27 +86,6 @@ class EngineHooks:
     on_broken: Callable[[EngineBroken], None] | None = None
     after_step: Callable[[], None] | None = None
     child: Labelled = labelled
-
-
-def open_checkpoint(settings: Settings, *, needs_weights: bool = True) -> Checkpoint:
-    """Open the checkpoint that the settings name, on the hub or in a directory.
-
-    Args:
-        settings: The settings.
-        needs_weights: Whether to refuse a bare ``config.json``, which is enough for a plan.
-
-    Raises:
-        CheckpointError: The checkpoint cannot be served.
-        HubUnreachable: The checkpoint is on the hub, which cannot be reached.
-    """
-    rules: dict[str, Any] = {
-        "task": settings.task,
-        "allow_pickle": settings.allow_pickle,
-        "trust_remote_code": settings.trust_remote_code,
-    }
-    if settings.model_id is not None:
-        return open_hub(settings.model_id, settings.model_revision, **rules)
-    return open_directory(settings.model_dir, needs_weights=needs_weights, **rules)
 
 
 def prepare(settings: Settings, checkpoint: Checkpoint, resources: PodResources) -> Prepared:
@@ -171,10 +152,12 @@ def bring_up(
         LoadFailed: A read failed.
     """
     prepared = _fetched(settings, prepared)
+    fetching.begin(settings, prepared, progress)
     gpus = audit.wake_gpus(prepared.placement)
     before = read_own_anonymous()
     metrics = WeightMetrics(settings.model_name, child=hooks.child)
     loaded = _load(settings, prepared, progress, metrics)
+    fetching.settle(prepared, has_store=loaded.resolver.store is not None)
     try:
         draft = load_draft(settings, prepared.draft, prepared.placement, loaded.model, progress)
         # Before the first forward pass, which loads kernels on a GPU: they take main memory too.

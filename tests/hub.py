@@ -25,6 +25,7 @@ class Hub(BaseHTTPRequestHandler):
         token: What repositories want; None wants it of no one but for gated ones, and takes any.
         requested: The paths of all requests so far.
         commit: The commit of every branch.
+        ranges: Those requests for part of a file: path, first and last byte.
         fault: A pattern of paths, and the status that they are answered with: 0 says nothing.
     """
 
@@ -32,6 +33,7 @@ class Hub(BaseHTTPRequestHandler):
     repository: str | None = None
     token: str | None = None
     requested: list[str]
+    ranges: list[tuple[str, int, int]]
     commit: str = COMMIT
     fault: tuple[str, int] | None = None
 
@@ -62,9 +64,22 @@ class Hub(BaseHTTPRequestHandler):
         elif file and (self.folder / file[2]).is_file():
             content = (self.folder / file[2]).read_bytes()
             etag = f'"{hashlib.sha256(content).hexdigest()}"'
-            self._send(200, content, {"ETag": etag, "X-Repo-Commit": self.commit}, body)
+            headers = {"ETag": etag, "X-Repo-Commit": self.commit}
+            part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("range", ""))
+            if part is None:
+                self._send(200, content, headers, body)
+            else:
+                self._send_range(content, int(part[1]), int(part[2]), headers, body)
         else:
             self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
+
+    def _send_range(
+        self, content: bytes, first: int, last: int, headers: dict[str, str], body: bool
+    ) -> None:
+        self.ranges.append((self.path, first, last))
+        part = content[first : last + 1]
+        headers["Content-Range"] = f"bytes {first}-{first + len(part) - 1}/{len(content)}"
+        self._send(206, part, headers, body)
 
     def _fail(self, status: int, body: bool) -> None:
         if status:
@@ -92,8 +107,17 @@ class Hub(BaseHTTPRequestHandler):
                 {"type": "file", "path": name, "size": size, "oid": "x"}
                 for name, size in files.items()
             ]
-        names = [{"rfilename": name} for name in files]
+        names = [self._sibling(name, size) for name, size in files.items()]
         return {"id": repository, "modelId": repository, "sha": self.commit, "siblings": names}
+
+    def _sibling(self, name: str, size: int) -> dict[str, object]:
+        if "blobs=" not in self.path:
+            return {"rfilename": name}
+        if not name.endswith(".safetensors"):
+            return {"rfilename": name, "size": size, "blobId": "x"}
+        digest = hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
+        lfs = {"sha256": digest, "size": size, "pointerSize": 134}
+        return {"rfilename": name, "size": size, "blobId": "x", "lfs": lfs}
 
     def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
         self.send_response(status)
@@ -108,7 +132,9 @@ class Hub(BaseHTTPRequestHandler):
 
 def make_server(address: str, port: int, folder: Path, **attributes: object) -> ThreadingHTTPServer:
     """Returns a hub that listens, with its class's attributes set."""
-    handler = type("OneHub", (Hub,), {"folder": folder, "requested": [], **attributes})
+    handler = type(
+        "OneHub", (Hub,), {"folder": folder, "requested": [], "ranges": [], **attributes}
+    )
     server = ThreadingHTTPServer((address, port), handler)
     server.daemon_threads = True
     return server

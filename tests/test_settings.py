@@ -338,7 +338,7 @@ def test_every_setting_says_what_it_is():
     folder = Path(__file__).parent.parent / "predictor"
     source = (folder / "settings.py").read_text()
     body = source[source.index("class Settings") : source.index("def settings_customise_sources")]
-    for group in ("chat", "generation", "limits", "protocols"):
+    for group in ("chat", "generation", "limits", "protocols", "weights"):
         body += (folder / f"settings_{group}.py").read_text()
 
     for name in Settings.model_fields:

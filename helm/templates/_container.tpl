@@ -91,7 +91,7 @@ securityContext:
 {{- end }}
 
 {{- define "predictor.isDemo" -}}
-{{- if not (or .Values.model.uri .Values.model.id) }}true{{ end }}
+{{- if not (or .Values.model.uri .Values.model.id (get .Values.settings "model_uri")) }}true{{ end }}
 {{- end }}
 
 {{/* Flags that this model adds to a runtime's; a repeated flag's last value wins. */}}

@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from predictor.checkpoint.adapters import base_of
 from predictor.checkpoint.hub import Repository, Snapshot, missing_files
 from predictor.checkpoint.quantization import Quantization, take_quantization
+from predictor.checkpoint.remote_files import RemoteWeights
 from predictor.checkpoint.task_detection import find_task
 from predictor.checkpoint.weight_files import StoredWeights, read_stored
 from predictor.dtypes import name_of
@@ -42,6 +43,8 @@ class Checkpoint:
         quantization: How the weights are quantised; None if the checkpoint does not say so.
         separate: Names of parameters that the config ties to others and that are not tied, because
             the files have other values for them.
+        remote: Fetches the weights while they are loaded; None if they are fetched before, or lie
+            on local disk.
     """
 
     path: Path
@@ -54,6 +57,7 @@ class Checkpoint:
     ref: str | None = None
     quantization: Quantization | None = None
     separate: frozenset[str] = frozenset()
+    remote: RemoteWeights | None = None
 
     @property
     def has_weights(self) -> bool:
@@ -205,6 +209,13 @@ def fetch_weights(checkpoint: Checkpoint) -> Checkpoint:
         raise CheckpointError(f"{checkpoint.model_id} holds no weights that can be used.")
     repository.remember(commit)
     return replace(checkpoint, path=path, stored=stored)
+
+
+def is_cached(model_id: str, revision: str | None, *, trust_remote_code: bool = False) -> bool:
+    """Return whether the hub's cache has a complete commit; the hub is not asked."""
+    patterns = [*_SMALL, *(("*.py",) if trust_remote_code else ())]
+    cached = Repository(model_id, revision).cached()
+    return cached is not None and _lacking(cached, patterns) is None
 
 
 def _lacking(snapshot: Snapshot, small: Iterable[str]) -> str | None:

@@ -102,7 +102,7 @@ class Repository:
             HubUnreachable: The hub cannot be asked, and the cache has no complete commit.
             CheckpointError: The hub has no such repository or revision, or denies access.
         """
-        cached = self._cached()
+        cached = self.cached()
         lacks = f"{self.model_id}" if cached is None else lacking(cached)
         if self._pinned and cached is not None and lacks is None and cached.is_listed:
             logger.info("%s is served from the cache; the hub is not asked", self.name)
@@ -161,7 +161,7 @@ class Repository:
     def _folder(self) -> Path:
         return Path(constants.HF_HUB_CACHE) / f"models--{self.model_id.replace('/', '--')}"
 
-    def _cached(self) -> Snapshot | None:
+    def cached(self) -> Snapshot | None:
         """Return the commit in the cache; None if it has none for this revision."""
         commit = self._pinned
         if commit is None:

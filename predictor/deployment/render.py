@@ -39,7 +39,7 @@ def helm_values(requirements: Requirements) -> list[dict[str, Any]]:
     """Return values for the Helm chart, as one document."""
     model = {
         "name": requirements.name,
-        "uri": None if requirements.model_id else MODEL_URI_PLACEHOLDER,
+        "uri": None if requirements.fetches_model else MODEL_URI_PLACEHOLDER,
         "id": requirements.model_id,
         "revision": requirements.model_revision,
     }
@@ -107,9 +107,9 @@ def _model(requirements: Requirements) -> dict[str, Any]:
         "runtime": _RUNTIME,
         "protocolVersion": "v2",
     }
-    if requirements.model_id is None:
+    if not requirements.fetches_model:
         model["storageUri"] = MODEL_URI_PLACEHOLDER
-    else:
+    elif requirements.model_id is not None:
         model["env"] = [{"name": "HF_HOME", "value": f"{_MOUNT}/huggingface"}]
     arguments = _arguments(requirements)
     if arguments:

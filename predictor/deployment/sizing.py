@@ -65,6 +65,11 @@ class Requirements:
     grace_period: float
     settings: dict[str, Any]
 
+    @property
+    def fetches_model(self) -> bool:
+        """Whether the predictor itself fetches the model, and KServe mounts none."""
+        return self.model_id is not None or "model_uri" in self.settings
+
 
 def size_deployment(
     placement: Placement,
@@ -96,11 +101,10 @@ def size_deployment(
             "with --memory."
         )
     gpus = len(resources.accelerators)
-    download = 0 if settings.model_id is None else _stored_bytes(placement, stored_dtype)
+    fetches = settings.model_id is not None or settings.model_uri is not None
+    download = _stored_bytes(placement, stored_dtype) if fetches else 0
     return Requirements(
-        resource_name=to_resource_name(
-            explicit.get("model_name") or settings.model_id or _folder_name(settings.model_dir)
-        ),
+        resource_name=to_resource_name(explicit.get("model_name") or _model_of(settings)),
         name=explicit.get("model_name"),
         model_id=settings.model_id,
         model_revision=settings.model_revision,
@@ -120,8 +124,15 @@ def to_resource_name(name: str) -> str:
     return label if label[:1].isalpha() else f"model-{label}".rstrip("-")
 
 
+def _model_of(settings: Settings) -> str:
+    """Return the name of the repository or the folder that the model comes from."""
+    folder = (settings.model_uri or "").partition("?")[0] or settings.model_dir
+    return settings.model_id or _folder_name(Path(folder))
+
+
 def _folder_name(path: Path) -> str:
-    return (path.parent if path.name == "config.json" else path).name.removesuffix(".json")
+    is_file = path.name == "config.json" or path.name.startswith("model.safetensors")
+    return (path.parent if is_file else path).name.removesuffix(".json")
 
 
 def _stored_bytes(placement: Placement, stored_dtype: str | None) -> int:

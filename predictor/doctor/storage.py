@@ -114,6 +114,8 @@ def check_model_directory(settings: Settings) -> Check:
     name, folder = "model directory", settings.model_dir
     if settings.model_id is not None:
         return Check(name, "skipped", f"model_id is {settings.model_id}.")
+    if settings.model_uri is not None:
+        return Check(name, "skipped", "model_uri is set.")
     config = folder / "config.json"
     try:
         config.read_bytes()

@@ -6,7 +6,7 @@ Read in transformers 5.23.0: ``modeling_utils.py`` and ``utils/hub.py``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,20 @@ def files_replaced(tensors: Mapping[Path, Sequence[str]]) -> Iterator[None]:
         yield
     finally:
         library._get_resolved_checkpoint_files = original
+
+
+@contextlib.contextmanager
+def open_replaced(opened: Callable[..., Any]) -> Iterator[None]:
+    """Have `from_pretrained` read tensors from what this returns instead of safetensors' file."""
+    from transformers import modeling_utils
+
+    library: Any = modeling_utils
+    original = library.safe_open
+    library.safe_open = opened
+    try:
+        yield
+    finally:
+        library.safe_open = original
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 
 from predictor.checkpoint.checkpoint import Checkpoint
+from predictor.checkpoint.remote_files import RemoteWeights
 from predictor.errors import CheckpointError, reason_of
 from predictor.linear.formats.format import TensorSpec
 from predictor.quantization.stored import StoredSpecs, read_specs
@@ -30,11 +31,13 @@ class StoredTensors:
         specs: Their dtypes and shapes, by name.
         files: The safetensors files.
         mapped: Tensors of ``.bin`` files, by name, which are not read yet.
+        remote: Fetches tensors that are not on local disk yet; None if all are.
     """
 
     specs: StoredSpecs
     files: tuple[Path, ...] = ()
     mapped: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    remote: RemoteWeights | None = None
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor, whose numbers are read where they are used."""
@@ -43,6 +46,8 @@ class StoredTensors:
         for file in self.files:
             with safe_open(file, framework="pt") as opened:
                 if name in set(opened.keys()):
+                    if self.remote is not None:
+                        self.remote.preview(file, name)
                     tensor: torch.Tensor = opened.get_tensor(name)
                     return tensor
         raise KeyError(name)
@@ -59,7 +64,7 @@ def open_tensors(checkpoint: Checkpoint) -> StoredTensors | None:
         return None
     if checkpoint.kind == "safetensors":
         specs = read_specs(stored, is_quantised=checkpoint.quantization is not None)
-        return StoredTensors(specs, stored.files)
+        return StoredTensors(specs, stored.files, remote=checkpoint.remote)
     if not all(map(zipfile.is_zipfile, stored.files)):
         return None
     mapped: dict[str, torch.Tensor] = {}

@@ -14,18 +14,19 @@ import contextlib
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
+import torch
 from safetensors import SafetensorError
 
+from predictor.checkpoint.remote_files import require_ranges
 from predictor.errors import ConfigurationError, reason_of
 from predictor.metrics import WeightMetrics
 from predictor.weights.converted import ConvertedCheckpoint, conversions, remove_abandoned
-from predictor.weights.direct_io import open_block_reader
+from predictor.weights.direct_io import BlockReader, open_block_reader
 from predictor.weights.experts.extents import ExpertExtent, Extents, in_store
 from predictor.weights.experts.reader import read_expert
 from predictor.weights.extents import (
@@ -34,6 +35,7 @@ from predictor.weights.extents import (
     CheckpointIndex,
     find_in_checkpoint,
 )
+from predictor.weights.offload_config import OffloadConfig
 from predictor.weights.progress import Progress
 from predictor.weights.store.folder import StoreFolder
 from predictor.weights.store.format import Store
@@ -45,34 +47,6 @@ _REMEDY = (
     "; set --offload_folder to a folder on a volume that can be written, and --offload_store to "
     "auto."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class OffloadConfig:
-    """The properties of the settings, the pod and the model that concern parts on disk.
-
-    Attributes:
-        folder: The offload folder; None without one.
-        free: Bytes that may be written there.
-        store: ``"auto"``, ``"always"`` or ``"never"``.
-        verify: Whether to check a store's blocks at every start.
-        needs_conversion: Whether transformers writes parts on disk anew, see `converted`.
-        is_disk: Whether the volume is on a disk, and not in memory.
-        needs_cast: Whether the checkpoint is stored in another dtype than it is served in.
-    """
-
-    folder: Path | None = None
-    free: int = 0
-    store: str = "auto"
-    verify: bool = False
-    needs_conversion: bool = False
-    needs_cast: bool = False
-    is_disk: bool = True
-
-    @property
-    def needs_store(self) -> bool:
-        """Whether the checkpoint's bytes are not those that are served."""
-        return self.needs_conversion or self.needs_cast
 
 
 class BlockSourceResolver:
@@ -182,6 +156,8 @@ class BlockSourceResolver:
                     + (f", and {self._reason}." if self._reason else _REMEDY)
                 )
             if self.store is None:
+                if self._offload.remote is not None:
+                    self._offload.remote.complete()
                 return Extents(in_place or (), experts)
         if self.store is None:
             return Extents()
@@ -212,6 +188,8 @@ class BlockSourceResolver:
             self._folder.release()
         if self.converted is not None:
             self.converted.close()
+        if self._offload.remote is not None:
+            self._offload.remote.close()
 
     def _hash_if_needed(self, folder: StoreFolder) -> None:
         """Hash the weights if a store may hold them and there is no other way to serve them."""
@@ -274,9 +252,13 @@ class BlockSourceResolver:
             if not is_wanted and not (in_place and is_faster(folder.file, in_place)):
                 return
             with open_block_reader() as reader:
-                fills = {name: partial(read_expert, reader, e) for name, e in experts.items()}
-                parameters = {**blocks, **self._experts}
-                write_store(folder, parameters, index, fills, free=free, progress=self._progress)
+                read = partial(self._read_expert, reader)
+                fills = {name: partial(read, extent) for name, extent in experts.items()}
+                parameters, remote = {**blocks, **self._experts}, self._offload.remote
+                progress = self._progress
+                write_store(
+                    folder, parameters, index, fills, free=free, progress=progress, remote=remote
+                )
         except VolumeFull as error:
             self._do_without_store(folder, str(error))
         except (OSError, SafetensorError) as error:
@@ -284,6 +266,12 @@ class BlockSourceResolver:
         else:
             self._metrics.store_builds.inc()
             self._find(folder)
+
+    def _read_expert(self, reader: BlockReader, expert: ExpertExtent, into: torch.Tensor) -> None:
+        """Read an expert from the checkpoint, whose file is fetched if it is not there."""
+        spans = ((part.file, part.begin, part.begin + part.length) for part in expert.ranges)
+        require_ranges(self._offload.remote, spans)
+        read_expert(reader, expert, into)
 
     def _do_without_store(self, folder: StoreFolder, reason: str) -> None:
         """Log the reason, or raise it if the settings require a store."""

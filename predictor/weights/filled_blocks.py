@@ -2,7 +2,8 @@
 
 Those are blocks that a processor computes where they stay, and that their checkpoint has as they
 are served, or in another dtype. All others are loaded before: blocks for a GPU, those that are
-packed or that transformers computes, those of a ``.bin`` file, and those that share weights.
+packed or that transformers computes, those of a ``.bin`` file, those that share weights, and all of
+a checkpoint that is fetched while it is loaded.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def find_filled_blocks(
     stored = checkpoint.stored
     if placement.execution_device != "cpu" or packed != NOTHING_PACKED:
         return FilledBlocks()
-    if checkpoint.kind != "safetensors" or stored is None:
+    if checkpoint.kind != "safetensors" or stored is None or checkpoint.remote is not None:
         return FilledBlocks()
     kept = kept_blocks(placement, skeleton, blocks)
     parameters = parameters_of_blocks(skeleton, kept, without=without)

@@ -12,6 +12,7 @@ import logging
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from transformers import PreTrainedModel
 
 from predictor.checkpoint.checkpoint import Checkpoint
 from predictor.checkpoint.safetensors_header import read_header
-from predictor.errors import CheckpointError, reason_of, start_error
+from predictor.errors import CheckpointError, PredictorError, reason_of, start_error
 from predictor.linear.layers import NOTHING_PACKED, PackedLayers
 from predictor.placement.plan import Placement
 from predictor.private.accelerate import remove_hook_from_submodules
-from predictor.private.loading import complete_ties, files_replaced, kept_apart
+from predictor.private.loading import complete_ties, files_replaced, kept_apart, open_replaced
 from predictor.private.model_classes import key_mapping_of
 from predictor.private.quantizers import one_tensor_at_a_time, quantization_config
 from predictor.private.torch import own_parameters
@@ -36,6 +37,7 @@ from predictor.private.transformers import (
 from predictor.quantization.replacement import pack_layers
 from predictor.sentences import lacks_weights
 from predictor.weights.progress import Progress
+from predictor.weights.remote.opened import OpenedShard, uses_of_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +137,8 @@ def from_pretrained(
             changes.enter_context(dispatch_replaced(dispatch))
             changes.enter_context(kept_apart(checkpoint.separate))
             changes.enter_context(_files(checkpoint))
-            if packed.quantised_to:
+            changes.enter_context(_tensors(checkpoint, skeleton, device_map))
+            if packed.quantised_to or checkpoint.remote is not None:
                 changes.enter_context(one_tensor_at_a_time())
             model = _load(
                 *(checkpoint, placement, device_map, folder),
@@ -154,6 +157,16 @@ def _files(checkpoint: Checkpoint) -> contextlib.AbstractContextManager[None]:
     has_headers = checkpoint.kind == "safetensors"
     files = checkpoint.stored.files
     return files_replaced({file: [*read_header(file)] if has_headers else [] for file in files})
+
+
+def _tensors(
+    checkpoint: Checkpoint, skeleton: PreTrainedModel, device_map: Mapping[str, int | str]
+) -> contextlib.AbstractContextManager[None]:
+    """Have tensors fetched as they are read, if they are not on local disk."""
+    if checkpoint.remote is None:
+        return contextlib.nullcontext()
+    use_of = uses_of_tensors(skeleton, device_map)
+    return open_replaced(partial(OpenedShard, remote=checkpoint.remote, use_of=use_of))
 
 
 def _load(
@@ -186,6 +199,8 @@ def _load(
         raise CheckpointError(
             f"{checkpoint.path} holds a .bin file that is damaged or does more than hold weights."
         ) from error
+    except PredictorError:  # of weights that are fetched meanwhile
+        raise
     # Files, devices and volumes fail in many ways, and libraries raise errors of many classes.
     except Exception as error:
         logger.exception("from_pretrained failed")

@@ -24,7 +24,7 @@ from predictor.pod.usage import count_usage
 from predictor.private.conversions import converts_weights
 from predictor.private.model_classes import set_device
 from predictor.profiling.blocks import find_blocks
-from predictor.weights.block_source import BlockSourceResolver, OffloadConfig
+from predictor.weights.block_source import BlockSourceResolver
 from predictor.weights.converted import (
     ConvertedCheckpoint,
     folder_name,
@@ -40,6 +40,7 @@ from predictor.weights.filled_blocks import FilledBlocks, find_filled_blocks
 from predictor.weights.filling import Filling
 from predictor.weights.from_pretrained import DeferredDispatch, from_pretrained
 from predictor.weights.kept_blocks import blocks_for_store
+from predictor.weights.offload_config import OffloadConfig
 from predictor.weights.offloaded_parts import (
     StreamedParts,
     device_map,
@@ -173,7 +174,7 @@ class LoadSteps:
     def make_resident(self, model: PreTrainedModel) -> tuple[int, dict[str, HostBlock]]:
         """Copy what stays in main memory; return the bytes, and the parts that wait for a GPU."""
         return make_resident(
-            *(model, self.progress),
+            *(model, self.progress, self.checkpoint.remote),
             blocks=self.blocks,
             host_blocks=self.parts.in_memory,
             without=self._not_streamed,
@@ -244,10 +245,10 @@ class LoadSteps:
 
     def _offload(self) -> OffloadConfig:
         """Return the offload configuration; experts that are read in place need no conversion."""
-        if self.experts.in_checkpoint is None:
-            return self.offload
-        converts = converts_weights(self.skeleton, but=self.experts.names)
-        return replace(self.offload, needs_conversion=converts)
+        converts = self.offload.needs_conversion
+        if self.experts.in_checkpoint is not None:
+            converts = converts_weights(self.skeleton, but=self.experts.names)
+        return replace(self.offload, needs_conversion=converts, remote=self.checkpoint.remote)
 
     def _store_folder(self) -> StoreFolder | None:
         if self.offload.folder is None or self.offload.store == "never":

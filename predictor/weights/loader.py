@@ -15,12 +15,12 @@ from predictor.linear.layers import PackedLayers
 from predictor.metrics import WeightMetrics
 from predictor.placement.plan import Placement
 from predictor.quantity import format_bytes
-from predictor.weights.block_source import OffloadConfig
 from predictor.weights.filling import Filling
 from predictor.weights.kept_blocks import read_kept_blocks
 from predictor.weights.load_errors import translated_errors
 from predictor.weights.load_steps import LoadSteps
 from predictor.weights.loaded import Loaded
+from predictor.weights.offload_config import OffloadConfig
 from predictor.weights.progress import Progress
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -24,6 +24,14 @@ FILLING = "filling memory"
 
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BETWEEN_REPORTS = 0.2
+
+
+class _Fetch(NamedTuple):
+    """What was fetched from a source so far: since when, the bytes, and the most in all."""
+
+    began: float
+    done: int
+    total: int
 
 
 class Progress:
@@ -52,6 +60,7 @@ class Progress:
         self._total = 0
         self._done = 0
         self._began = self._logged = self._clock()
+        self._fetch, self._is_fetching = _Fetch(self._began, 0, 0), False
 
     def begin(self, phase: str, sizes: Mapping[str, int], blocks: tuple[str, ...] = ()) -> None:
         """Start a phase.
@@ -63,7 +72,7 @@ class Progress:
         """
         self.end()
         with self._lock:
-            self._phase, self._sizes = phase, dict(sizes)
+            self._phase, self._sizes, self._is_fetching = phase, dict(sizes), False
             self._total, self._done = sum(sizes.values()), 0
             self._blocks = _tensors_by_block(sizes, blocks)
             self._all_blocks = len(self._blocks)
@@ -76,6 +85,7 @@ class Progress:
     def done(self, name: str) -> None:
         """Count a tensor as done. An unknown tensor, or a second call, counts nothing."""
         with self._lock:
+            self._is_fetching = False
             size = self._sizes.pop(name, 0)
             self._done += size
             block = _block_of(name, self._blocks)
@@ -87,6 +97,15 @@ class Progress:
             self._log()
         self._report_numbers()
 
+    def fetched(self, size: int, missing: int) -> None:
+        """Count bytes that were fetched within a phase; `missing` are at most to come."""
+        now = self._clock()
+        with self._lock:
+            began, done = self._fetch.began if self._fetch.done else now, self._fetch.done + size
+            self._fetch, self._is_fetching = _Fetch(began, done, done + missing), True
+        self._log()
+        self._report_numbers()
+
     def end(self) -> None:
         """End the phase."""
         if self._bar is not None:
@@ -96,18 +115,20 @@ class Progress:
     def as_json(self) -> dict[str, object]:
         """Return the current numbers; times in seconds, sizes in bytes."""
         with self._lock:
-            seconds = self._clock() - self._began
-            rate = self._done / seconds if seconds > 0 else 0.0
+            fetch = self._fetch if self._is_fetching else None
+            done, total = (self._done, self._total) if fetch is None else (fetch.done, fetch.total)
+            seconds = self._clock() - (self._began if fetch is None else fetch.began)
+            rate = done / seconds if seconds > 0 else 0.0
             numbers: dict[str, object] = {
-                "phase": self._phase,
-                "bytes_done": self._done,
-                "bytes_total": self._total,
+                "phase": self._phase if fetch is None else "fetching weights",
+                "bytes_done": done,
+                "bytes_total": total,
                 "blocks_done": sum(not left for left in self._blocks.values()),
                 "blocks_total": self._all_blocks,
                 "bytes_per_second": round(rate),
             }
             if rate:
-                numbers["seconds_left"] = round((self._total - self._done) / rate, 1)
+                numbers["seconds_left"] = round((total - done) / rate, 1)
             return numbers
 
     def _report_numbers(self) -> None:
@@ -125,8 +146,8 @@ class Progress:
         logger.info(
             "%s: %s of %s, block %s of %s, %s/s, %s s left",
             numbers["phase"],
-            format_bytes(self._done),
-            format_bytes(self._total),
+            format_bytes(int(str(numbers["bytes_done"]))),
+            format_bytes(int(str(numbers["bytes_total"]))),
             numbers["blocks_done"],
             numbers["blocks_total"],
             format_bytes(int(str(numbers["bytes_per_second"]))),

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from predictor.checkpoint.remote_files import RemoteWeights, require_ranges
 from predictor.weights.extents import identify_file
 from predictor.weights.parallel_reader import ParallelReader, PendingReads
 from predictor.weights.progress import Progress
@@ -25,6 +26,7 @@ from predictor.weights.streaming.device_loader import CopyParameter, HostBlock, 
 def make_resident(
     model: nn.Module,
     progress: Progress,
+    remote: RemoteWeights | None = None,
     *,
     blocks: tuple[str, ...] = (),
     host_blocks: Sequence[str] = (),
@@ -36,6 +38,7 @@ def make_resident(
     Args:
         model: A loaded model to which Accelerate has attached no hooks yet.
         progress: Counts every tensor.
+        remote: Fetches tensors that are not on local disk; None if all are.
         blocks: Names of the blocks, for the progress.
         host_blocks: Blocks that are streamed from main memory to an accelerator.
         without: Names of their parameters that are not streamed.
@@ -53,6 +56,7 @@ def make_resident(
         copies: list[tuple[str, PendingReads]] = []
 
         def copy(name: str, tensor: torch.Tensor, into: torch.Tensor) -> None:
+            _require(tensor, mapped, remote)
             copies.append((name, _begin_copy(tensor, into, mapped, files)))
 
         moved = {x: move_to_buffer(model, x, copy, without=without) for x in host_blocks}
@@ -76,6 +80,13 @@ def _copy_all(tensors: Mapping[str, torch.Tensor], copy: CopyParameter) -> int:
             copy(name, tensor, copies[key])
         tensor.data = copies[key]
     return sum(tensor.nbytes for tensor in copies.values())
+
+
+def _require(tensor: torch.Tensor, mapped: FileMappings, remote: RemoteWeights | None) -> None:
+    """Have a mapped tensor in its file, should nobody have fetched it yet."""
+    if remote is not None and mapped.hold(tensor):
+        file, offset = mapped.locate(tensor)
+        require_ranges(remote, [(file, offset, offset + tensor.nbytes)])
 
 
 def _begin_copy(

@@ -15,7 +15,8 @@ from predictor.engine import warmup
 from predictor.engine.generation import open_runner
 from predictor.errors import ConfigurationError
 from predictor.metrics import WeightMetrics
-from predictor.weights.block_source import BlockSourceResolver, OffloadConfig
+from predictor.weights.block_source import BlockSourceResolver
+from predictor.weights.offload_config import OffloadConfig
 from predictor.weights.progress import Progress
 from predictor.weights.store.folder import StoreFolder
 from predictor.weights.store.format import Identity

@@ -24,6 +24,7 @@ from pathlib import Path
 from predictor.weights.progress import Progress
 from predictor.weights.store.atomic import PARTIAL, remove_old_partials
 from predictor.weights.store.format import Identity, Store, StoreCorrupt, model_of_store, read_store
+from predictor.weights.store.journal import journal_file, remove_partial
 from predictor.weights.store.locks import OWNER_ONLY, SharedLock, lock, try_lock
 from predictor.weights.store.served_weights import ServedWeights
 from predictor.weights.store.writer import partial_file
@@ -154,8 +155,9 @@ class StoreFolder:
             try:
                 yield is_locked
             finally:
-                if is_locked:  # of a process that was killed, if this one wrote nothing
-                    partial_file(self.file).unlink(missing_ok=True)
+                partial = partial_file(self.file)
+                if is_locked and not journal_file(partial).exists():
+                    partial.unlink(missing_ok=True)  # of a process that was killed
 
     def make_room(self, needed: int, free: int) -> int:
         """Remove unused stores of the same model until a new one fits.
@@ -195,7 +197,7 @@ class StoreFolder:
             store = partial.with_name(partial.name.removesuffix(PARTIAL))
             with contextlib.suppress(OSError), _locked(store, ".lock") as descriptor:
                 if store != self.file and try_lock(descriptor):
-                    partial.unlink()
+                    remove_partial(partial)
 
 
 class _Use:
@@ -266,7 +268,7 @@ def _remove_unused(file: Path) -> int:
         size = file.stat().st_size
         logger.info("Removing the offload store %s of another revision: space is needed", file)
         file.unlink()
-        partial_file(file).unlink(missing_ok=True)
+        remove_partial(partial_file(file))
         _beside(file, ".used").unlink(missing_ok=True)
     return size
 

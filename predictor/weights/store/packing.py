@@ -10,12 +10,15 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 from safetensors import safe_open
 
+from predictor.checkpoint.remote_files import RemoteWeights
+from predictor.errors import HubUnreachable
 from predictor.quantity import format_bytes
 from predictor.weights.direct_io import AlignedBuffer, open_block_reader
 from predictor.weights.extents import (
@@ -30,6 +33,7 @@ from predictor.weights.extents import (
 from predictor.weights.progress import Progress
 from predictor.weights.store.folder import StoreFolder
 from predictor.weights.store.format import StoreCorrupt, read_store
+from predictor.weights.store.journal import remove_abandoned
 from predictor.weights.store.locks import OWNER_ONLY
 from predictor.weights.store.writer import StoreWriter, partial_file
 
@@ -59,6 +63,7 @@ def write_store(
     *,
     free: int,
     progress: Progress,
+    remote: RemoteWeights | None = None,
 ) -> None:
     """Write a store with these blocks, and with the other blocks of the present store.
 
@@ -72,20 +77,15 @@ def write_store(
         fills: For blocks whose parameters are not in the index, what reads them.
         free: Bytes that may be written.
         progress: Counts each block.
+        remote: Fetches weights that are not on local disk, and releases those that are stored.
 
     Raises:
         VolumeFull: The store does not fit.
         OSError: The volume fails.
         LoadFailed: A file of the weights was changed meanwhile.
     """
-    free += _remove_abandoned(partial_file(folder.file))
-    others = _other_blocks(folder, blocks)
-    sources = folder.weights.sources
-    writer = StoreWriter(folder.file, folder.identity, {**blocks, **_shapes(others)}, sources)
-    if writer.size > free and others:
-        writer.discard()
-        others = {}
-        writer = StoreWriter(folder.file, folder.identity, blocks, sources)
+    free += remove_abandoned(partial_file(folder.file), keeps=remote is not None)
+    writer, others = _open_writer(folder, blocks, free, resumes=remote is not None)
     try:
         free = folder.make_room(writer.size, free)
         if writer.size > free:
@@ -94,21 +94,27 @@ def write_store(
                 f"{format_bytes(free)} are free"
             )
         logger.info("Writing the offload store %s, %s", folder.file, format_bytes(writer.size))
-        _write(writer, blocks, others, index, fills, progress)
+        _write(writer, blocks, others, index, fills, progress, remote)
         folder.weights.check_unchanged()
         writer.finish()
-    except BaseException:
-        writer.discard()
+    except BaseException as error:
+        writer.discard(keeps=isinstance(error, HubUnreachable))
         raise
 
 
-def _remove_abandoned(partial: Path) -> int:
-    """Remove what a killed process has written, and return its bytes. This one holds the lock."""
-    if not partial.exists():
-        return 0
-    size = partial.stat().st_size
-    partial.unlink()
-    return size
+def _open_writer(
+    folder: StoreFolder, blocks: BlockParameters, free: int, *, resumes: bool
+) -> tuple[StoreWriter, dict[str, BlockExtent]]:
+    """Return the writer, and the other blocks of the store if there is room for them."""
+    create = partial(
+        StoreWriter, folder.file, folder.identity, sources=folder.weights.sources, resumes=resumes
+    )
+    others = _other_blocks(folder, blocks)
+    writer = create({**blocks, **_shapes(others)})
+    if writer.size <= free or not others:
+        return writer, others
+    writer.discard()
+    return create(blocks), {}
 
 
 def _write(
@@ -118,19 +124,23 @@ def _write(
     index: CheckpointIndex,
     fills: Mapping[str, Fill],
     progress: Progress,
+    remote: RemoteWeights | None,
 ) -> None:
     sizes = _sizes(blocks) | {name: block.size for name, block in others.items()}
     progress.begin("writing the offload store", sizes)
     try:
         for name, parameters in blocks.items():
-            if name in fills:
+            if name in writer.written:
+                pass
+            elif name in fills:
                 writer.fill(name, fills[name])
             else:
-                writer.write(name, dict(_stored(parameters, index)))
+                writer.write(name, dict(_stored(parameters, index, remote)))
+                _release(parameters, index, remote)
             progress.done(name)
         with open_block_reader() as reader:
-            for name, block in others.items():
-                writer.copy(block, reader)
+            for name in others.keys() - writer.written:
+                writer.copy(others[name], reader)
                 progress.done(name)
     finally:
         progress.end()
@@ -181,12 +191,24 @@ def _sizes(blocks: BlockParameters) -> dict[str, int]:
 
 
 def _stored(
-    parameters: Mapping[str, torch.Tensor], index: CheckpointIndex
+    parameters: Mapping[str, torch.Tensor], index: CheckpointIndex, remote: RemoteWeights | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for name in parameters:
         entry = index[name]
+        if remote is not None:
+            remote.require(Path(entry["safetensors_file"]), [entry["weight_name"]])
         with safe_open(entry["safetensors_file"], framework="pt") as file:
             yield name, file.get_tensor(entry["weight_name"])
+
+
+def _release(
+    parameters: Mapping[str, torch.Tensor], index: CheckpointIndex, remote: RemoteWeights | None
+) -> None:
+    """Release the stored tensors of a block that was written."""
+    if remote is None:
+        return
+    for entry in (index[name] for name in parameters):
+        remote.release(Path(entry["safetensors_file"]), [entry["weight_name"]])
 
 
 def measure_blocks(blocks: Sequence[BlockExtent]) -> float:

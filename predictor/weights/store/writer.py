@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from predictor.weights.direct_io import NOT_DIRECT, AlignedBuffer, BlockReader, 
 from predictor.weights.extents import PAGE, BlockExtent, BlockParameters, pages, view_of
 from predictor.weights.store.atomic import PARTIAL
 from predictor.weights.store.format import FORMAT, MAGIC, START, Identity, tensor_of
+from predictor.weights.store.journal import Journal, journal_file, remove_partial
 from predictor.weights.store.sources import NO_SOURCES, Sources
 
 _SLACK = 32
@@ -42,6 +43,8 @@ class StoreWriter:
         identity: Identity,
         blocks: BlockParameters,
         sources: Sources = NO_SOURCES,
+        *,
+        resumes: bool = False,
     ) -> None:
         """Create the file, which only its owner may read.
 
@@ -51,6 +54,8 @@ class StoreWriter:
             blocks: The blocks in execution order. Only dtypes and shapes of their parameters are
                 used.
             sources: The files that the blocks come from.
+            resumes: Whether to go on where an earlier process was killed, and to let a later one
+                do so: what has been written is recorded, once it is on disk.
 
         Raises:
             OSError: The file cannot be written.
@@ -64,7 +69,13 @@ class StoreWriter:
         for entry in self._entries.values():
             entry["start"] += pages(START.size + header + _SLACK * len(blocks))
         self._buffer = AlignedBuffer(max((e["length"] for e in self._entries.values()), default=0))
-        self._output = _Output(self.partial)
+        self._journal = Journal(self.partial, self._entries, self._content()) if resumes else None
+        self._output = _Output(self.partial, keeps=bool(self.written))
+
+    @property
+    def written(self) -> frozenset[str]:
+        """The names of blocks that an earlier process has written."""
+        return frozenset() if self._journal is None else self._journal.written
 
     @property
     def size(self) -> int:
@@ -125,16 +136,26 @@ class StoreWriter:
         self._output.sync()
         self._output.close()
         self.partial.rename(self.file)
+        journal_file(self.partial).unlink(missing_ok=True)
         _sync_folder(self.file.parent)
 
-    def discard(self) -> None:
-        """Remove the unfinished file."""
+    def discard(self, *, keeps: bool = False) -> None:
+        """Remove the unfinished file; `keeps` leaves it to a later process that resumes."""
         self._output.close()
-        self.partial.unlink(missing_ok=True)
+        if self._journal is None or not keeps:
+            remove_partial(self.partial)
 
     def _write_extent(self, entry: dict[str, Any]) -> None:
         entry["checksum"] = zlib.crc32(self._buffer.bytes[: entry["length"]])
         self._output.write(self._buffer, entry["length"], entry["start"])
+        if self._journal is not None:
+            self._output.sync()
+            self._journal.add(entry["name"], entry["checksum"])
+
+    def _content(self) -> bytes:
+        """Return what the store will hold, alike in every start with the same weights."""
+        sources = replace(self._sources, read_at=0).as_json()
+        return json.dumps([asdict(self._identity), sources, self._entries]).encode()
 
     def _header(self) -> bytes:
         blocks = list(self._entries.values())
@@ -177,9 +198,10 @@ def _entries(blocks: BlockParameters) -> dict[str, dict[str, Any]]:
 class _Output:
     """A file that is written in large direct writes, or else synced and dropped from the cache."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, keeps: bool) -> None:
         self._file = file
-        file.unlink(missing_ok=True)
+        if not keeps:
+            file.unlink(missing_ok=True)
         self._descriptor, self._is_direct = open_direct(file, os.O_WRONLY | os.O_CREAT)
 
     def write(self, buffer: AlignedBuffer, length: int, start: int) -> None:

@@ -1,0 +1,291 @@
+"""The local folder of one revision of a source: its small files, and its shards.
+
+A folder lies in the offload folder, so that restarts find in it what earlier starts have fetched.
+Two files beside it exist to be locked:
+
+- ``.lock``: exclusively by the one process that loads from it;
+- ``.used``: shared by all processes that serve from it. Nothing is released while another one does.
+
+Folders of other revisions that no process uses are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from predictor.checkpoint.checkpoint import Checkpoint
+from predictor.errors import CheckpointError, ConfigurationError, HubUnreachable
+from predictor.quantity import format_bytes
+from predictor.weights.remote import ranges
+from predictor.weights.remote.shard import Shard
+from predictor.weights.remote.source import Listing, Source
+from predictor.weights.store.locks import OWNER_ONLY, SharedLock, lock
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "sources"
+"""The name of the folder of all mirrors in the offload folder."""
+
+_MANIFEST = ".source"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class NoWeights(CheckpointError):
+    """A source without safetensors files."""
+
+
+class Mirror:
+    """What is on local disk of one revision of a source.
+
+    Attributes:
+        path: The folder.
+        listing: The files of the source.
+        fetched: Called with the bytes of each piece of weights that was fetched.
+        keeps_resident: Whether tensors that stay in memory are kept for restarts.
+    """
+
+    def __init__(self, path: Path, source: Source, listing: Listing) -> None:
+        """Lock the folder, and wait for a process that loads from it.
+
+        Raises:
+            OSError: The volume cannot be written.
+        """
+        self.path, self.listing = path, listing
+        self.fetched: Callable[[int], None] = lambda _: None
+        self.keeps_resident = True
+        self._source = source
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._loading = os.open(_beside(path, ".lock"), os.O_RDWR | os.O_CREAT, OWNER_ONLY)
+        lock(self._loading, of=path)
+        self._use = SharedLock(_beside(path, ".used"))
+        self._use.acquire()
+        self._shards: dict[Path, Shard] = {}
+        self._resident: set[tuple[Path, str]] = set()
+
+    def fetch_small(self, patterns: Sequence[str]) -> None:
+        """Fetch the small files, and the headers of the weights.
+
+        Raises:
+            HubUnreachable, CheckpointError: As of `ranges.fetch_range`.
+            OSError: The volume fails.
+        """
+        for file in self.listing.small(patterns):
+            target = self.path / file.name
+            if not _stays_within(file.name) or (
+                target.is_file() and target.stat().st_size == file.size
+            ):
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.partial")
+            partial.write_bytes(ranges.fetch_range(self._source, file, 0, file.size))
+            partial.replace(target)
+        for file in self.listing.weights:
+            shard = Shard(self.path, file, self._source)
+            shard.fetched = lambda size: self.fetched(size)
+            self._shards[shard.path] = shard
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes of weights that are not on local disk."""
+        return sum(shard.missing_bytes for shard in self._shards.values())
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files of weights."""
+        return sum(shard.file.size for shard in self._shards.values())
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest file of weights."""
+        return max((shard.file.size for shard in self._shards.values()), default=0)
+
+    def require(self, file: Path, names: Collection[str]) -> None:
+        """Have tensors of a file there; see `RemoteWeights`."""
+        if file in self._shards:  # and not a file that transformers has written
+            with self._errors():
+                self._shards[file].require(names)
+
+    def names_within(self, file: Path, begin: int, end: int) -> Collection[str]:
+        """Return tensors of a file; see `RemoteWeights`."""
+        return self._shards[file].names_within(begin, end) if file in self._shards else ()
+
+    def preview(self, file: Path, name: str) -> None:
+        """Have one tensor of a file there, unchecked; see `RemoteWeights`."""
+        with self._errors():
+            self._shards[file].preview(name)
+
+    def complete(self) -> None:
+        """Have all tensors there, to be read in place."""
+        for file, shard in self._shards.items():
+            self.require(file, shard.names)
+
+    def release(self, file: Path, names: Collection[str]) -> None:
+        """Release tensors of a file, unless another process serves from the folder."""
+        if file in self._shards and self._is_alone():
+            self._shards[file].release(names)
+
+    def copied(self, file: Path, names: Collection[str]) -> None:
+        """Release tensors that are in memory, unless restarts shall find them."""
+        self._resident.update((file, name) for name in names)
+        if not self.keeps_resident:
+            self.release(file, names)
+
+    def settle(self, *, has_store: bool) -> None:
+        """Release what is not read again, and let other processes load.
+
+        Args:
+            has_store: Whether a store has what is not in memory; else it is read here.
+        """
+        if self._loading < 0:
+            return
+        if self._is_alone():
+            for shard in self._shards.values():
+                names = [name for name in shard.names if not self._is_kept(shard, name, has_store)]
+                shard.release(names)
+                shard.flush()
+        os.close(self._loading)
+        self._loading = -1
+
+    def _is_kept(self, shard: Shard, name: str, has_store: bool) -> bool:
+        is_resident = (shard.path, name) in self._resident
+        return self.keeps_resident if is_resident else not has_store
+
+    def applied_to(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Return the checkpoint in the folder, with its origin."""
+        return replace(
+            checkpoint,
+            model_id=self._source.name,
+            revision=self.listing.revision,
+            ref=self._source.ref,
+            remote=self,
+        )
+
+    def close(self) -> None:
+        """End the use of the folder."""
+        if self._loading >= 0:
+            os.close(self._loading)
+            self._loading = -1
+        self._use.close()
+
+    def _is_alone(self) -> bool:
+        with self._use.try_exclusive() as is_alone:
+            return is_alone
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise ConfigurationError(
+                f"The volume of {self.path} is full while weights are fetched to it: "
+                f"{format_bytes(self.missing_bytes)} are missing; give it more space."
+            ) from None
+
+
+def open_mirror(source: Source, folder: Path, patterns: Sequence[str]) -> Mirror:
+    """Return the mirror of a source, with its small files and the headers of its weights.
+
+    If the source cannot be reached, what an earlier start has fetched of it is used.
+
+    Args:
+        source: The source.
+        folder: The folder of all mirrors.
+        patterns: Patterns of the names of small files.
+
+    Raises:
+        HubUnreachable: The source cannot be reached, and there is no earlier mirror.
+        CheckpointError: The source has no safetensors files.
+        ConfigurationError: The folder cannot be written.
+    """
+    base = folder / _base_name(source)
+    listing = _list(source, base)
+    if not listing.weights:
+        raise NoWeights(f"{source.name} holds no safetensors files.")
+    try:
+        mirror = Mirror(Path(f"{base}-{listing.revision[:12]}"), source, listing)
+        try:
+            mirror.fetch_small(patterns)
+            content = {"ref": source.ref, **listing.as_json()}
+            (mirror.path / _MANIFEST).write_text(json.dumps(content))
+            _remove_others(base, mirror.path)
+        except BaseException:
+            mirror.close()
+            raise
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder} cannot be written: {error.strerror}; weights from {source.name} are fetched "
+            "to the offload folder."
+        ) from None
+    return mirror
+
+
+def _list(source: Source, base: Path) -> Listing:
+    try:
+        return source.listing()
+    except HubUnreachable as error:
+        listings = [_read_manifest(path, source.ref) for path in _mirrors(base)]
+        usable = [listing for listing in listings if listing is not None]
+        if not usable:
+            raise HubUnreachable(
+                f"{source.name} cannot be reached ({str(error).rstrip('.')}), and no earlier start "
+                "has fetched it."
+            ) from None
+        logger.warning(
+            "%s cannot be reached (%s): what was fetched of revision %s is served",
+            *(source.name, error, usable[-1].revision),
+        )
+        source.pin(usable[-1].revision)
+        return usable[-1]
+
+
+def _mirrors(base: Path) -> list[Path]:
+    """Return the folders of all revisions, the newest last."""
+    folders = [path for path in base.parent.glob(f"{base.name}-*") if path.is_dir()]
+    return sorted(folders, key=lambda path: path.stat().st_mtime)
+
+
+def _read_manifest(path: Path, ref: str | None) -> Listing | None:
+    try:
+        content = json.loads((path / _MANIFEST).read_bytes())
+        return Listing.from_json(content) if content["ref"] == ref else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remove_others(base: Path, own: Path) -> None:
+    for path in _mirrors(base):
+        if path == own:
+            continue
+        with contextlib.suppress(OSError):
+            use = SharedLock(_beside(path, ".used"))
+            with contextlib.closing(use):
+                use.acquire()
+                with use.try_exclusive() as is_alone:
+                    if is_alone:
+                        logger.info("Removing the weights of another revision in %s", path)
+                        shutil.rmtree(path)
+
+
+def _base_name(source: Source) -> str:
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-")[-60:]
+    return f"{readable}-{hashlib.sha256(source.name.encode()).hexdigest()[:8]}"
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}{suffix}")
+
+
+def _stays_within(name: str) -> bool:
+    return not name.startswith("/") and ".." not in name.split("/")

@@ -1,0 +1,87 @@
+"""Reads ranges of files over HTTP, for the hub and for web servers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from predictor.errors import CheckpointError, HubUnreachable
+from predictor.weights.remote.source import RemoteFile, changed
+
+_CHUNK = 1024**2
+"""Bytes that are handed on at a time."""
+
+SECONDS_TO_READ = 30.0
+"""Seconds to connect, and between two pieces of an answer."""
+
+_OUTAGES = (408, 425, 429)
+"""Statuses below 500 that say that the server cannot answer now."""
+
+_RANGE = re.compile(r"bytes \d+-\d+/(\d+)")
+
+
+def stream_range(
+    client: Any,
+    url: str,
+    file: RemoteFile,
+    begin: int,
+    end: int,
+    *,
+    source: str,
+    headers: Mapping[str, str],
+    checks_etag: bool,
+) -> Iterator[bytes]:
+    """Yield the bytes of a file from an offset up to another one.
+
+    Args:
+        client: A client of httpx or httpx2.
+        url: The file's URL.
+        file: The file as it was listed.
+        begin: The offset of the first byte.
+        end: The offset behind the last byte.
+        source: The name of the source, without secrets.
+        headers: Further headers of the request.
+        checks_etag: Whether the server that sends the file is the one that listed it.
+
+    Raises:
+        HubUnreachable: The server cannot answer now.
+        CheckpointError: It denies access, knows no ranges, or has another file.
+    """
+    asks = {**headers, "Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+    seconds = SECONDS_TO_READ
+    with client.stream(
+        "GET", url, headers=asks, follow_redirects=True, timeout=seconds
+    ) as response:
+        refuse_status(response.status_code, f"{file.name} of {source}")
+        if response.status_code != 206:
+            raise CheckpointError(
+                f"{source} sends {file.name} as a whole only; the server must support ranges "
+                "(status 206)."
+            )
+        if total_size(response) != file.size:
+            raise changed(source, file)
+        if checks_etag and file.etag is not None and response.headers.get("etag") != file.etag:
+            raise changed(source, file)
+        yield from response.iter_bytes(_CHUNK)
+
+
+def total_size(response: Any) -> int | None:
+    """Return the bytes of the whole file of which a response has a range; None if it is unknown."""
+    match = _RANGE.fullmatch(response.headers.get("content-range", ""))
+    return None if match is None else int(match[1])
+
+
+def refuse_status(status: int, what: str) -> None:
+    """Return if a status is that of an answer with content.
+
+    Raises:
+        HubUnreachable: The server cannot answer now.
+        CheckpointError: It has no such file, or denies access.
+    """
+    if status in (401, 403, 404):
+        raise CheckpointError(f"There is no {what}, or access to it is denied (status {status}).")
+    if status in _OUTAGES or status >= 500:
+        raise HubUnreachable(f"status {status}")
+    if status >= 300:
+        raise CheckpointError(f"{what} cannot be fetched: status {status}.")

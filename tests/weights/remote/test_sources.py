@@ -1,0 +1,234 @@
+"""The sources themselves: what they list, and how they fail."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from predictor.errors import CheckpointError, ConfigurationError, HubUnreachable
+from predictor.settings import read_settings
+from predictor.weights.remote import web_reader
+from predictor.weights.remote.hub_source import HubSource
+from predictor.weights.remote.s3_source import S3Source
+from predictor.weights.remote.source import Listing, RemoteFile, Source
+from predictor.weights.remote.web_source import WebSource
+from tests.server.test_hub import hub_of
+from tests.weights.remote.web import web
+
+FILES = {
+    "config.json": b'{"model_type": "llama"}',
+    "tokenizer.json": b"{}",
+    "model.safetensors.index.json": b'{"weight_map": {"a": "model-1.safetensors"}}',
+    "model-1.safetensors": bytes(range(256)) * 40,
+    "onnx/model.safetensors": b"another model",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """A server of S3's API."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of the files in a bucket."""
+    import boto3
+
+    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "hidden-key"}
+    for name, value in {**keys, "AWS_ENDPOINT_URL": endpoint, "AWS_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+    client.create_bucket(Bucket="models")
+    for name, content in FILES.items():
+        client.put_object(Bucket="models", Key=f"team/tiny/{name}", Body=content)
+    return "s3://models/team/tiny"
+
+
+def read(source: Source, listing: Listing, name: str, begin: int, end: int) -> bytes:
+    file = next(file for file in listing.files if file.name == name)
+    return b"".join(source.read(file, begin, end))
+
+
+def check(source: Source) -> Listing:
+    """Check that a source lists and reads the files above."""
+    listing = source.listing()
+    sizes = {file.name: file.size for file in listing.files if "onnx" not in file.name}
+    assert sizes == {name: len(data) for name, data in FILES.items() if "onnx" not in name}
+    assert [file.name for file in listing.weights] == ["model-1.safetensors"]
+    assert (
+        read(source, listing, "model-1.safetensors", 1000, 5000)
+        == (FILES["model-1.safetensors"][1000:5000])
+    )
+    assert listing.revision == source.listing().revision
+    return listing
+
+
+# Buckets
+
+
+def test_a_bucket_lists_its_files_and_gives_ranges(bucket: str) -> None:
+    check(S3Source(bucket))
+    check(S3Source(f"{bucket}/"))
+
+
+def test_an_object_that_was_replaced_is_an_error_and_another_revision(bucket: str) -> None:
+    import boto3
+
+    source = S3Source(bucket)
+    listing = check(source)
+    client = boto3.client("s3", endpoint_url=None, region_name="us-east-1")
+    other = bytes(reversed(FILES["model-1.safetensors"]))
+    client.put_object(Bucket="models", Key="team/tiny/model-1.safetensors", Body=other)
+
+    with pytest.raises(CheckpointError, match=r"model-1.safetensors of s3://.* was changed"):
+        read(source, listing, "model-1.safetensors", 0, 10)
+    assert source.listing().revision != listing.revision
+
+
+@pytest.mark.parametrize("uri", ["s3://models/none", "s3://nobucket/tiny"])
+def test_a_bucket_without_the_files_is_refused(bucket: str, uri: str) -> None:
+    with pytest.raises(CheckpointError, match=uri):
+        S3Source(uri).listing()
+
+
+def test_a_bucket_that_cannot_be_reached_is_an_outage_without_secrets(
+    monkeypatch: pytest.MonkeyPatch, bucket: str
+) -> None:
+    monkeypatch.setattr("predictor.weights.remote.s3_source._SECONDS_TO_RETRY", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+
+    with pytest.raises(HubUnreachable) as caught:
+        S3Source(bucket).listing()
+
+    assert "hidden-key" not in str(caught.value)
+
+
+# Web servers
+
+
+@pytest.mark.parametrize("tail", ["", "/", "/model.safetensors.index.json"])
+def test_a_web_server_gives_what_the_index_names(folder: Path, tail: str) -> None:
+    with web(folder) as (url, _):
+        check(WebSource(f"{url}{tail}"))
+
+
+def test_a_single_file_needs_no_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").unlink()
+    shutil.move(folder / "model-1.safetensors", folder / "model.safetensors")
+    with web(folder) as (url, _):
+        names = {file.name for file in WebSource(url).listing().files}
+
+    assert names == {"config.json", "tokenizer.json", "model.safetensors"}
+
+
+def test_a_web_server_without_ranges_is_refused(folder: Path) -> None:
+    with (
+        web(folder, has_ranges=False) as (url, _),
+        pytest.raises(CheckpointError, match="must support ranges"),
+    ):
+        list(WebSource(url).read(RemoteFile("model-1.safetensors", 10240), 10, 20))
+
+
+def test_an_index_that_points_outside_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b"}}')
+    with (
+        web(folder) as (url, _),
+        pytest.raises(CheckpointError, match="outside of its folder"),
+    ):
+        WebSource(url).listing()
+
+
+def test_a_file_that_changes_on_a_web_server_is_refused(folder: Path) -> None:
+    with web(folder) as (url, _):
+        source = WebSource(url)
+        listing = source.listing()
+        (folder / "model-1.safetensors").write_bytes(b"x" * 10240)
+        with pytest.raises(CheckpointError, match="was changed while it was fetched"):
+            read(source, listing, "model-1.safetensors", 0, 10)
+
+
+def test_the_authorization_comes_from_the_environment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with web(folder, authorization="Bearer hidden") as (url, _):
+        with pytest.raises(CheckpointError, match="status 401"):
+            WebSource(url).listing()
+        monkeypatch.setenv("MODEL_URI_AUTHORIZATION", "Bearer hidden")
+        check(WebSource(url))
+
+
+def test_secrets_of_a_url_are_in_no_name_and_no_message(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "predictor")
+    with web(folder) as (url, _):
+        source = WebSource(f"{url.replace('://', '://user:hidden@')}?signature=hidden")
+        check(source)
+        (folder / "model-1.safetensors").unlink()
+        with pytest.raises(CheckpointError) as caught:
+            source.listing()
+
+    assert source.name == f"{url}/"
+    assert "hidden" not in f"{caught.value} {caplog.text} {source.name}"
+
+
+def test_a_web_server_that_says_nothing_is_an_outage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_reader, "SECONDS_TO_READ", 0.3)
+    with web(folder, broken=staticmethod(lambda name, first: 0)) as (url, _):
+        source = WebSource(url)
+        with pytest.raises(HubUnreachable):
+            list(source.read(RemoteFile("config.json", 23), 0, 23))
+
+
+# The hub
+
+
+def test_the_hub_lists_sizes_and_digests_and_gives_ranges(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_of(folder) as (endpoint, _):
+        use_hub(monkeypatch, endpoint)
+        listing = check(HubSource("me/model", None))
+
+    assert listing.weights[0].sha256 is not None
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    from tests.checkpoint.test_hub import use
+
+    use(monkeypatch, endpoint)
+
+
+# The setting
+
+
+@pytest.mark.parametrize("uri", ["hf://org/name", "/mnt/models", "s3://", "gs://bucket/model"])
+def test_a_model_uri_is_a_bucket_or_a_web_server(uri: str) -> None:
+    with pytest.raises(ConfigurationError, match="model_uri: "):
+        read_settings({"model_uri": uri}, environ={})
+
+
+def test_a_wrong_model_uri_is_not_repeated() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings({"model_uri": "ftp://user:hidden@host/model"}, environ={})
+
+    assert "hidden" not in str(caught.value)
