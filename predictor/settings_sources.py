@@ -59,7 +59,7 @@ class SetupConfig(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         """Return the file's keys by the names of the settings."""
-        if self.current_state.get("model_id"):
+        if self.current_state.get("model_id") or self.current_state.get("model_uri"):
             return {}
         path = Path(self.current_state.get("model_dir", "/mnt/models")) / _SETUP_CONFIG
         try:
