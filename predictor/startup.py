@@ -159,7 +159,8 @@ def bring_up(
     loaded = _load(settings, prepared, progress, metrics)
     fetching.settle(prepared, has_store=loaded.resolver.store is not None)
     try:
-        draft = load_draft(settings, prepared.draft, prepared.placement, loaded.model, progress)
+        # With a progress of its own: blocks of the model may still arrive.
+        draft = load_draft(settings, prepared.draft, prepared.placement, loaded.model, Progress())
         # Before the first forward pass, which loads kernels on a GPU: they take main memory too.
         held = read_own_anonymous() - before + loaded.filling.bytes_left
         audit.compare(prepared.placement, held=held, buffers=loaded.buffer_bytes)
