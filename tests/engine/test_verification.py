@@ -216,8 +216,9 @@ def test_right_drafts_take_fewer_passes_and_are_counted(monkeypatch: pytest.Monk
     runner = Wrapped(batch_runner(tiny("llama")), lambda _: None)
     with RunningEngine(runner, limits=LIMITS) as opened:
         assert opened.run(PROMPT, max_new_tokens=33).tokens == reply
-        names = ("draft_tokens", "draft_tokens_accepted", "generated_tokens")
-        counts = [metric(f"predictor_{name}_total", opened.name) for name in names]
+        names = ("predictor_draft_tokens_total", "predictor_draft_tokens_accepted_total")
+        counts = [metric(name, opened.name, source="lookup") for name in names]
+        counts.append(metric("predictor_generated_tokens_total", opened.name))
     # The prompt gives one token, and four passes give eight each.
     assert len(runner.passes) == 5
     assert counts == [28, 28, 33]
