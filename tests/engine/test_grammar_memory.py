@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 from llguidance import LLMatcher
 
 from predictor.engine.generation.grammar import Grammars, Vocabulary
@@ -34,14 +35,56 @@ def choice(number: int) -> str:
 
 
 def test_a_grammar_counts_with_its_text_and_the_states_that_it_may_need() -> None:
-    assert states_of("start: a") == 500
-    assert states_of('{"description": "since 2024", "minimum": 1900}') == 500
-    assert states_of(r"{\"maxLength\": 300}") == states_of("/a{300}/") == 500 + 8 * 300
-    assert states_of("/a{1,300}/") == states_of('"a"~1..300') == 500 + 8 * 301
-    assert states_of('{"multipleOf": 30}') == 500 + 8 * 30
+    assert states_of('{"description": "since 2024", "type": "integer"}') == 500
+    assert states_of(r"{\"description\": \"since 2024\", \"type\": \"integer\"}") == 500
+    assert states_of('{"const": "' + "a" * 700 + '"}') == 500 + 700
+    assert states_of(r"{\"maxLength\": 300}") == 500 + 9 + 6 + 8 * 300
+    assert states_of("/a{1,300}/") == 500 + 10 + 8 * 301
+    assert states_of('"a"~1..300') == 500 + 8 + 8 * 301
+    assert states_of(r"/\w{1,30}/") == states_of(r"/\\p{1,30}/") - 1 == 500 + 10 + 32 * 31
+    assert states_of("/[à-ÿ]{30}/") == 500 + 13 + 32 * 30
+    assert states_of("/(-a{4}){3}/") == 3 * (500 + 12 + 8 * 7)
+    assert states_of("A{3}") == states_of("A~3") + 3 == 3 * (500 + 4 + 8 * 3)
+    assert states_of('{"multipleOf": 30}') == 500 + 10 + 5 + 8 * 30
     assert states_of('{"maxLength": 99999999999999999}') == 10_000
-    assert weight_of("start: a") == 500 * 2048 + 8 * 224
+    assert weight_of("~") == 500 * 2048 + 224
     assert weight_of("{9999}" + "x" * 81_000) < largest_weight(64 * 1024)
+
+
+FOLLOWED = {
+    "classes of Unicode": (r"/[\w ]{1,200}/", "текст Ω中é " * 20),
+    "long classes": ("/[a-zБ-Яб-яёЁβ-ω一-龥ぁ-んァ-ヶ가-힣]{1,300}/", "aяЁ中ぁヶ가β" * 37),
+    "digits of Unicode": (r"/\d{1,300}/", "٣१5᠑𐒠" * 60),
+    "counted groups": ("/([a-z]{1,50} ){1,50}/", ("a" * 50 + " ") * 50),
+    "counted terminals": ("W~1..50\nW: /[a-z]{1,50} /", ("a" * 50 + " ") * 50),
+    "a schema's pattern": (
+        r'%json {"type": "string", "pattern": "^\\p{L}{1,300}$"}',
+        '"' + "中文字符模型" * 50 + '"',
+    ),
+    "a long constant": (f'"{"once upon a time " * 50}"', "once upon a time " * 50),
+    "many names": (
+        "%json "
+        + json.dumps(
+            {
+                "type": "object",
+                "properties": {f"name of number {n}": {"const": n} for n in range(60)},
+                "required": [f"name of number {n}" for n in range(60)],
+            }
+        ),
+        json.dumps({f"name of number {n}": n for n in range(60)}),
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "reply"), FOLLOWED.values(), ids=FOLLOWED)
+def test_a_reply_is_followed_to_its_end(body: str, reply: str) -> None:
+    start = "start: T\nT: " if "\nW" in body else "start: "
+    text = LLMatcher.grammar_from_lark(HEADER + start + body)
+    matcher = Grammars(TOKENS).matcher(text)
+    for byte in reply.encode():
+        matcher.compute_bitmask()
+        assert matcher.consume_token(byte + 2), matcher.get_error()
+    assert matcher.is_accepting()
 
 
 def test_grammars_that_no_reply_follows_are_dropped_for_others_oldest_first() -> None:

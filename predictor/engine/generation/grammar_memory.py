@@ -16,15 +16,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from llguidance import LLMatcher
 
 _LEAST_STATES = 500
-"""States of a grammar that counts nothing. JSON schemas of 60 tools, formats, long enumerations and
-regular expressions for addresses need 20 to 150."""
+"""States of a grammar besides what it counts and repeats. JSON schemas of 60 tools, formats, long
+enumerations and regular expressions for addresses need 20 to 150."""
 
-_STATES_PER_COUNT = 8
+_STATES_PER_COUNT, _STATES_PER_WIDE_COUNT = 8, 32
 """States for each repetition that a grammar counts, such as ``maxLength``: a character of a JSON
-string needs up to 5, since it may be written as an escape."""
+string needs up to 5, since it may be written as an escape. One of a class of Unicode needs up to
+20, by the bytes that it shares with others of the class."""
 
 _MOST_STATES = 10_000
 """A text of some 2,000 characters whose length is bounded needs as many."""
@@ -43,12 +46,46 @@ _COUNTED = re.compile(
 )
 """What counts: keywords of JSON schemas, quantifiers such as ``{2,3}``, and Lark's ``~2..3``."""
 
+_GROUP = re.compile(
+    r"(?:\)|(?<![\\\w])[A-Z_][A-Z_0-9]*)\s?(?:\{(\d*)(?:,\s?(\d+))?|~\s?(\d+)(?:\.\.(\d+))?)"
+)
+"""Counts of groups and of Lark's terminals, with which the counts and the text inside multiply."""
+
+_WIDE = re.compile(r"\\[wWdDsSpP]|\[[^\]\[\"]*(?:[^\x00-\x7f]|\\[ux])")
+"""Classes of characters that are written in many ways as bytes."""
+
+_TEXT = re.compile(
+    r'(?:description|title)\\?"\s?:\s?\\?"(?:[^"\\\n]|\\[^"])*|((?:[^"\\\n]|\\[^"])+)'
+)
+"""Texts between quotes, and between strings. No reply repeats descriptions."""
+
+_KEYWORD = re.compile(
+    r"type|properties|required|items|enum|const|anyOf|oneOf|allOf|additionalProperties|\$ref|format"
+    r"|pattern|string|integer|number|boolean|object|array|null"
+)
+"""Frequent words of a schema that no reply repeats."""
+
 
 def states_of(grammar: str) -> int:
-    """Return the most states that a grammar may have, by what it counts."""
-    counted = (digits for groups in _COUNTED.findall(grammar) for digits in groups if digits)
-    count = sum(int(digits[:6]) for digits in counted)
-    return min(_LEAST_STATES + _STATES_PER_COUNT * count, _MOST_STATES)
+    """Return the most states that a grammar may have, by what it counts and repeats."""
+    each = _STATES_PER_WIDE_COUNT if _WIDE.search(grammar) else _STATES_PER_COUNT
+    counted = sum(count for counts in _counts(_COUNTED, grammar) for count in counts)
+    states = _LEAST_STATES + _literal_bytes(grammar) + each * counted
+    for counts in _counts(_GROUP, grammar):
+        states = min(states * max(1, *counts), _MOST_STATES)
+    return min(states, _MOST_STATES)
+
+
+def _literal_bytes(grammar: str) -> int:
+    """Return the most bytes of names and values that a reply repeats; each takes a state."""
+    texts = (text for text in _TEXT.findall(grammar) if not _KEYWORD.fullmatch(text))
+    return sum(len(text.encode()) for text in texts if any(map(str.isalnum, text)))
+
+
+def _counts(pattern: re.Pattern[str], grammar: str) -> Iterator[tuple[int, ...]]:
+    """Yield the numbers of each match; large ones are all alike."""
+    for groups in pattern.findall(grammar):
+        yield 0, *(int(digits[:6]) for digits in groups if digits)
 
 
 def weight_of(grammar: str) -> int:
