@@ -48,6 +48,9 @@ startupProbe:
   httpGet:
     path: /v2/health/ready
     port: 8080
+    {{- if include "predictor.hasTls" . }}
+    scheme: HTTPS
+    {{- end }}
   periodSeconds: 5
   timeoutSeconds: 5
   failureThreshold: {{ divf .Values.startup.timeoutSeconds 5 | ceil | int64 }}
@@ -55,6 +58,9 @@ readinessProbe:
   httpGet:
     path: /v2/health/ready
     port: 8080
+    {{- if include "predictor.hasTls" . }}
+    scheme: HTTPS
+    {{- end }}
   periodSeconds: 5
   timeoutSeconds: 5
   failureThreshold: 3
@@ -62,6 +68,9 @@ livenessProbe:
   httpGet:
     path: /v2/health/live
     port: 8080
+    {{- if include "predictor.hasTls" . }}
+    scheme: HTTPS
+    {{- end }}
   periodSeconds: 10
   timeoutSeconds: 10
   failureThreshold: 6
@@ -91,7 +100,7 @@ securityContext:
 {{- end }}
 
 {{- define "predictor.isDemo" -}}
-{{- if not (or .Values.model.uri .Values.model.id (get .Values.settings "model_uri")) }}true{{ end }}
+{{- if not (or .Values.model.uri .Values.model.id (get (default dict .Values.settings) "model_uri")) }}true{{ end }}
 {{- end }}
 
 {{/* Flags that this model adds to a runtime's; a repeated flag's last value wins. */}}
@@ -124,6 +133,8 @@ securityContext:
 - name: PREDICTOR_MODEL_REVISION
   value: {{ . | quote }}
 {{- end }}
+{{- end }}
+{{- if include "predictor.fetchesFromHub" . }}
 {{- if .Values.offload.enabled }}
 - name: HF_HOME
   value: {{ .Values.offload.mountPath }}/huggingface

@@ -32,6 +32,16 @@
 {{- if or .Values.hubToken.existingSecret .Values.hubToken.value }}true{{ end }}
 {{- end }}
 
+{{- define "predictor.hasTls" -}}
+{{- if get (default dict .Values.settings) "ssl_certfile" }}true{{ end }}
+{{- end }}
+
+{{/* Whether the predictor itself fetches from the hub: its model, or a draft model. */}}
+{{- define "predictor.fetchesFromHub" -}}
+{{- $draft := get (default dict .Values.settings) "draft_model_dir" | default "" }}
+{{- if or .Values.model.id (and $draft (not (hasPrefix "/" $draft))) }}true{{ end }}
+{{- end }}
+
 {{/* What a Deployment and an InferenceService in Standard mode take alike. */}}
 {{- define "predictor.strategy" -}}
 {{- $needsRoom := or .Values.accelerators (include "predictor.claimOfOneNode" .) }}

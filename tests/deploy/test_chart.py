@@ -198,6 +198,47 @@ def test_selectors_find_the_predictors_pods_and_not_the_tests() -> None:
         assert selector["matchLabels"].items() == wanted
 
 
+@pytest.mark.parametrize("has_tls", [True, False])
+def test_everything_that_calls_a_predictor_with_tls_has_tls(has_tls: bool) -> None:
+    files = {"ssl_certfile": "/tls/tls.crt", "ssl_keyfile": "/tls/tls.key"} if has_tls else {}
+    values: dict[str, Any] = {
+        "kserve": {"enabled": False},
+        "podMonitor": {"enabled": True},
+        "settings": files,
+    }
+    made = render(values)
+    (deployment,), (pod,), (monitor,) = (
+        of_kind(kind, made) for kind in ("Deployment", "Pod", "PodMonitor")
+    )
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"].get("scheme") == ("HTTPS" if has_tls else None)
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint.get("scheme") == ("https" if has_tls else None)
+    url = pod["spec"]["containers"][0]["command"][3]
+    assert url.startswith("https://" if has_tls else "http://")
+    (created,) = of_kind("ServingRuntime", render({"settings": files}))
+    probe = created["spec"]["containers"][0]["readinessProbe"]
+    assert probe["httpGet"].get("scheme") == ("HTTPS" if has_tls else None)
+
+
+@pytest.mark.parametrize(
+    ("draft", "fetches"), [("org/small", True), ("/mnt/models/small", False), (None, False)]
+)
+def test_a_draft_model_on_the_hub_has_the_token_and_a_folder_for_its_files(
+    draft: str | None, fetches: bool
+) -> None:
+    values = {
+        "kserve": {"enabled": False},
+        "model": {"uri": "pvc://models/one"},
+        "hubToken": {"value": "secret"},
+        "settings": {"draft_model_dir": draft} if draft else None,
+    }
+    (container,) = one("Deployment", values)["spec"]["template"]["spec"]["containers"]
+    names = {variable["name"] for variable in container["env"]}
+    assert {"HF_TOKEN", "HF_HOME"} & names == ({"HF_TOKEN", "HF_HOME"} if fetches else set())
+
+
 def test_a_token_is_in_a_secret_and_nowhere_else() -> None:
     made = rendered("everything under KServe")
     (secret,) = of_kind("Secret", made)

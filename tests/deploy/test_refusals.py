@@ -46,6 +46,14 @@ from tests.deploy.helm import APIS, template
             "autoscaling.minReplicas is above autoscaling.maxReplicas.",
         ),
         (
+            {
+                "kserve": {"deploymentMode": "Knative"},
+                "settings": {"ssl_certfile": "/tls/tls.crt", "ssl_keyfile": "/tls/tls.key"},
+            },
+            "settings.ssl_certfile is not for Knative mode, whose own proxy in the pod connects to "
+            "the predictor without TLS.",
+        ),
+        (
             {"fullnameOverride": "My_Model"},
             "My_Model is no name for these objects: give a release name, or fullnameOverride, of "
             "at most 48 lower-case letters, digits and dashes that begins with a letter.",
