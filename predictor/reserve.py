@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from predictor.engine.generation.grammar_memory import largest_weight
+from predictor.protocol.http.tls_protocol import CONNECTION_BYTES
 from predictor.settings import Settings
 from predictor.settings_limits import DECODED_BYTES
 
@@ -21,7 +22,8 @@ def planned_reserve(settings: Settings, *, vocabulary: int) -> int:
     bodies = DECODED_BYTES * settings.admission_limits().body_bytes
     if settings.batch_dir is not None:
         bodies *= 2
-    return max(settings.memory_reserve, bodies) + _grammars(settings, vocabulary)
+    tls = 0 if settings.ssl_certfile is None else CONNECTION_BYTES * settings.max_connections
+    return max(settings.memory_reserve, bodies) + tls + _grammars(settings, vocabulary)
 
 
 def _grammars(settings: Settings, vocabulary: int) -> int:

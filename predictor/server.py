@@ -125,10 +125,10 @@ class Server(ModelServer):
         self._loop = asyncio.get_running_loop()
         take_short_turns()
         self._loop.set_default_executor(ThreadPoolExecutor(_CODEC_THREADS, "codec"))
-        protocol = guarded_protocol(connection_limits_of(self._settings))
         certificate = self._certificate
         context = None if certificate is None else certificate.server_context()
-        http = sdk.rest_server(self, grace_period=1, http_protocol=protocol, context=context)
+        protocol = guarded_protocol(connection_limits_of(self._settings), context)
+        http = sdk.rest_server(self, grace_period=1, http_protocol=protocol)
         closing = asyncio.Event()
         serving = [asyncio.create_task(http.serve(sockets=[listener]), name="HTTP")]
         if self.enable_grpc:

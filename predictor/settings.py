@@ -111,7 +111,8 @@ class Settings(ProtocolSettings, LimitSettings, ChatSettings, GenerationSettings
     memory_reserve: Bytes = 128 * 1024**2
     """Further bytes of main memory that are never planned, for requests and replies in flight and
     for thread arenas. It is at least 20 times `max_bytes_in_flight`, so 200Mi by default. Models
-    that generate have `grammar_memory` and their vocabulary for grammars besides."""
+    that generate have `grammar_memory` and their vocabulary for grammars besides, and
+    connections with TLS 160 KiB each."""
 
     pinned_memory_fraction: float = Field(1.0, ge=0, le=1)
     """The largest fraction of main memory that is page-locked, so that it is copied to a GPU at the

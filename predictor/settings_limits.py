@@ -24,7 +24,8 @@ class LimitSettings(BaseSettings):
     max_connections: int = Field(1024, ge=16)
     """Most open REST connections. For one more, the connection that has waited longest for its
     client is closed: an idle one, or one whose headers do not arrive. So probes are always
-    answered. Each connection takes some 20 KiB, and a file of the process."""
+    answered. Each connection takes some 20 KiB, and a file of the process. With TLS it takes
+    160 KiB more, which are reserved."""
 
     max_header_size: Bytes = Field(32 * 1024, ge=1024)
     """Most bytes of a request line and its headers (431, 414). Gateways add some hundred bytes and

@@ -27,6 +27,7 @@ def reserve(vocabulary: int = 0, **flags: Any) -> int:
         ({"max_bytes_in_flight": "1Mi", "max_body_size": "1Mi"}, 128),
         ({"max_bytes_in_flight": "1Mi", "max_body_size": "1Mi", "memory_reserve": "1Mi"}, 25),
         ({"batch_dir": "/nowhere"}, 400),
+        ({"ssl_certfile": "/nowhere", "ssl_keyfile": "/nowhere"}, 200 + 160),
     ],
 )
 def test_the_bodies_that_may_be_in_flight_at_one_time_are_reserved(

@@ -7,7 +7,6 @@ by `kserve` and imported from there.
 
 from __future__ import annotations
 
-import ssl
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -129,7 +128,6 @@ def rest_server(
     *,
     grace_period: int,
     http_protocol: Any,
-    context: ssl.SSLContext | None = None,
 ) -> Any:
     """Return the uvicorn server of a ``kserve.ModelServer``, with the SDK's routes on `own_app`.
 
@@ -139,7 +137,6 @@ def rest_server(
         model_server: The ``ModelServer``.
         grace_period: Seconds that uvicorn waits for requests when it stops.
         http_protocol: The factory of the protocol of each connection.
-        context: Serves TLS; None serves without it.
     """
     server = RESTServer(
         _APP_NAME,
@@ -150,8 +147,6 @@ def rest_server(
         timeout_keep_alive=model_server.timeout_keep_alive,
     )
     guard(server.config, http_protocol)
-    server.config.load()
-    server.config.ssl = context
     _add_to(own_app, server)
     return server._server
 

@@ -225,9 +225,8 @@ def serve(
     served.keys, served.certificate = surface.keys, certificate
     app = _application(served, surface)
     config = uvicorn.Config(app, log_config=None, lifespan="off")
-    sdk.guard(config, guarded_protocol(limits))
-    config.load()
-    config.ssl = certificate and certificate.server_context()
+    context = certificate and certificate.server_context()
+    sdk.guard(config, guarded_protocol(limits, context))
     served.web = web = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     served.http_port = listener.getsockname()[1]

@@ -50,12 +50,12 @@ class Connections:
         return len(self._open)
 
     def add(self, connection: Hashable) -> bool:
-        """Add a new connection; return whether it may stay.
+        """Add a connection, unless it is open already; return whether it may stay.
 
         If there are too many, the one that has waited longest for its client is closed instead. If
         none waits, the new one may not stay.
         """
-        if len(self._open) >= self._most:
+        if connection not in self._open and len(self._open) >= self._most:
             if not self._waiting:
                 return False
             oldest = next(iter(self._waiting))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from predictor.errors import (
 from predictor.protocol.http.connections import ConnectionLimits, Connections
 from predictor.protocol.http.gate import WITHOUT_BODY
 from predictor.protocol.http.lingering_protocol import LingeringProtocol
+from predictor.protocol.http.tls_protocol import TlsProtocol
 from predictor.protocol.http.turns import Turns
 
 _READ_BYTES = 64 * 1024
@@ -38,10 +40,18 @@ _FRAMING = 8
 """Bytes of framing for each byte of a chunked body; chunks of one byte need five."""
 
 
-def guarded_protocol(limits: ConnectionLimits) -> Any:
-    """Return the factory of protocols for ``uvicorn.Config.http``; all share the limits."""
+def guarded_protocol(limits: ConnectionLimits, context: ssl.SSLContext | None = None) -> Any:
+    """Return the factory of protocols for ``uvicorn.Config.http``; all share the limits.
+
+    Args:
+        limits: The bounds.
+        context: Serves TLS; None serves without it.
+    """
     connections, turns = Connections(limits.connections), Turns()
-    return partial(GuardedProtocol, limits=limits, connections=connections, turns=turns)
+    plain = partial(GuardedProtocol, limits=limits, connections=connections, turns=turns)
+    if context is None:
+        return plain
+    return lambda **options: TlsProtocol(plain(**options), context, limits, connections)
 
 
 class GuardedProtocol(LingeringProtocol):
