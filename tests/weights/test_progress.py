@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
-from predictor.weights.progress import Progress
+from predictor.weights.progress import FILLING, Progress
 from tests.conftest import Checkpoints
 from tests.serving import bring_up
 
@@ -60,10 +61,27 @@ def test_log_lines_come_at_most_every_few_seconds(caplog: pytest.LogCaptureFixtu
     assert "of 100.00 KiB" in caplog.text
 
 
-def test_loading_counts_every_byte(checkpoints: Checkpoints) -> None:
+def test_loading_and_filling_count_every_byte(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases: dict[Any, Any] = {}
+    begin = Progress.begin
+
+    def record(progress: Progress, *arguments: Any) -> None:
+        numbers = progress.as_json()
+        phases[numbers["phase"]] = numbers
+        begin(progress, *arguments)
+
+    monkeypatch.setattr(Progress, "begin", record)
     up = bring_up(checkpoints("llama"))
-    numbers = up.progress.as_json()
-    assert numbers["phase"] == "reading weights"
-    assert numbers["bytes_done"] == numbers["bytes_total"]
-    assert numbers["bytes_total"] == sum(t.nbytes for t in up.model.parameters())
-    assert numbers["blocks_done"] == numbers["blocks_total"] == 6
+    up.weights.filling.finish()
+    total = sum(tensor.nbytes for tensor in up.model.parameters())
+    in_blocks = sum(tensor.nbytes for tensor in up.model.model.layers.parameters())
+    up.weights.release()
+
+    read = [phases[name] for name in ("reading weights", FILLING)]
+    assert all(numbers["bytes_done"] == numbers["bytes_total"] for numbers in read)
+    assert phases["reading weights"]["bytes_total"] == total - in_blocks
+    assert in_blocks <= phases[FILLING]["bytes_total"] < in_blocks * 1.1  # whole pages
+    assert phases[FILLING]["blocks_done"] == phases[FILLING]["blocks_total"] == 6
+    assert up.progress.as_json()["phase"] == "serving"
