@@ -87,7 +87,7 @@ class Shard:
     @property
     def missing_bytes(self) -> int:
         """Bytes that would have to be fetched for all tensors."""
-        return sum(self._size(piece) for piece in self._missing(self._released))
+        return sum(self._size(piece) for piece in self._missing())
 
     @property
     def is_whole(self) -> bool:
@@ -104,9 +104,8 @@ class Shard:
         if self._is_checked and self._released.isdisjoint(names):
             return
         for is_last in (False, True):
-            self._pieces.difference_update(self._pieces_of(self._released))
             self._released, self._is_checked = set(), False
-            self._fetch(self._missing(()))
+            self._fetch(self._missing())
             if self._is_right():
                 break
             self._pieces = set()
@@ -127,10 +126,11 @@ class Shard:
 
     def preview(self, name: str) -> None:
         """Have one tensor there, without a check of the file."""
-        if not self._is_checked:
-            self._fetch(piece for piece in self._pieces_of([name]) if piece not in self._pieces)
-        else:
+        if self._is_checked:
             self.require([name])
+            return
+        self._fetch(self._pieces_of([name]) - self._pieces)
+        self._released.discard(name)
 
     def release(self, names: Collection[str]) -> None:
         """Make holes of tensors; small ones wait for others, or for `flush`."""
@@ -148,6 +148,7 @@ class Shard:
         if not names:
             return
         self._released |= names
+        self._pieces -= self._pieces_of(names)
         self._write_state()
         descriptor = os.open(self.path, os.O_RDWR)
         try:
@@ -181,10 +182,9 @@ class Shard:
         with self.path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest() == self.file.sha256
 
-    def _missing(self, released: Collection[str]) -> list[int]:
-        again = self._pieces_of(released)
+    def _missing(self) -> list[int]:
         count = -(-self.file.size // ranges.PIECE)
-        return [piece for piece in range(count) if piece not in self._pieces or piece in again]
+        return [piece for piece in range(count) if piece not in self._pieces]
 
     def _pieces_of(self, names: Collection[str]) -> set[int]:
         """Return the pieces that hold bytes of tensors."""

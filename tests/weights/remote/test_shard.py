@@ -219,6 +219,26 @@ def test_a_released_tensor_that_is_required_again_is_fetched_and_checked(
     assert source.fetched == 3 * PIECE  # those with bytes of it
 
 
+def test_a_released_tensor_of_an_unchecked_file_is_fetched_again(
+    source: Folder, local: Path
+) -> None:
+    shard = open_shard(source, local)
+    shard.preview("block.3")
+    shard.release(shard.names)
+    shard.flush()
+    source.requests = [(0, 0)]
+
+    again = open_shard(source, local)
+    again.preview("block.3")
+    again.preview("block.3")
+
+    assert np.array_equal(load_file(again.path)["block.3"], TENSORS["block.3"])
+    assert source.fetched == 3 * PIECE  # those with bytes of it
+    again.require(["block.0"])
+    assert is_whole(again)
+    assert source.fetched == source.file.size
+
+
 def test_a_file_whose_tensors_are_all_released_is_a_header(source: Folder, local: Path) -> None:
     shard = open_shard(source, local)
     shard.require(["block.0"])
