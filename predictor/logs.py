@@ -9,7 +9,9 @@ import json
 import logging
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_WARNINGS_ONLY = ("kserve", "kserve.trace", "uvicorn", "uvicorn.error", "uvicorn.access", "httpx")
+_WARNINGS_ONLY = ("kserve", "kserve.trace", "uvicorn", "uvicorn.error", "uvicorn.access")
+_CLIENTS = ("httpx", "httpcore", "httpx2", "httpcore2")
+"""Their lines below warnings have whole URLs and headers, and so passwords and signatures."""
 _ERRORS_ONLY = ("accelerate.big_modeling",)
 
 
@@ -40,13 +42,15 @@ def configure(level: str = "info", *, as_json: bool = False) -> None:
     logging.basicConfig(level=logging.INFO, format=_FORMAT)
     root = logging.getLogger()
     root.setLevel(level.upper())
+    for name in _CLIENTS:
+        logging.getLogger(name).setLevel(logging.WARNING)
     if as_json:
         for handler in root.handlers:
             handler.setFormatter(JSONFormatter())
 
 
 def quiet() -> None:
-    """Raise the levels of the libraries' loggers. Call it after kserve has set up its own."""
+    """Raise the levels of the loggers of servers and of Accelerate. Call it after kserve has set up its own."""
     for name in _WARNINGS_ONLY:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in _ERRORS_ONLY:

@@ -18,6 +18,7 @@ from predictor import cli
 from predictor.pod.stated import PROCESSES
 from predictor.settings_sources import PREFIX
 from tests.checkpoints import CONFIGS, byte_tokenizer, make_checkpoint
+from tests.weights.remote.web import web
 
 STATED = ["--memory", "1GiB"]
 
@@ -481,3 +482,17 @@ def test_the_process_ends_with_the_errors_exit_code(tmp_path):
 
     assert done.returncode == 78
     assert done.stderr.splitlines()[-1].startswith("predictor: Unknown flag --bogus_flag")
+
+
+def test_no_log_line_of_a_plan_has_the_secrets_of_a_url(tmp_path):
+    with web(tmp_path) as (url, _):
+        secret = f"{url.replace('://', '://user:hidden@')}?signature=hidden"
+        done = subprocess.run(
+            [sys.executable, "-m", "predictor", "plan", "--model_uri", secret, *STATED],
+            capture_output=True,
+            text=True,
+        )
+
+    assert done.returncode == 78
+    assert "model.safetensors" in done.stderr
+    assert "hidden" not in done.stdout + done.stderr
