@@ -31,7 +31,8 @@ class RemoteWeights(Protocol):
 
         Raises:
             HubUnreachable: The source cannot be reached.
-            CheckpointError: The source has another file than it listed.
+            CheckpointError: The source denies access, or has a damaged file.
+            LoadFailed: The source has another file than it listed.
             ConfigurationError: The volume is full.
         """
 

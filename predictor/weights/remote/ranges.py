@@ -31,7 +31,8 @@ def fetch_range(source: Source, file: RemoteFile, begin: int, end: int) -> bytes
 
     Raises:
         HubUnreachable: The source cannot be reached.
-        CheckpointError: The source has another file.
+        CheckpointError: The source denies access.
+        LoadFailed: The source has another file than it listed.
     """
     received = bytearray()
 
@@ -62,7 +63,8 @@ def fetch_pieces(
 
     Raises:
         HubUnreachable: The source cannot be reached.
-        CheckpointError: The source has another file.
+        CheckpointError: The source denies access.
+        LoadFailed: The source has another file than it listed.
         OSError: The volume is full, or fails.
     """
     descriptor = os.open(path, os.O_WRONLY)

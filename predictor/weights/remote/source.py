@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
-from predictor.errors import CheckpointError
+from predictor.errors import LoadFailed
 
 SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 """Patterns of the files beside the weights."""
@@ -111,13 +111,14 @@ class Source(Protocol):
 
         Raises:
             HubUnreachable: The source cannot be reached; another attempt may succeed.
-            CheckpointError: It denies access, or has another file than it listed.
+            CheckpointError: It denies access.
+            LoadFailed: It has another file than it listed.
         """
 
 
-def changed(source: str, file: RemoteFile) -> CheckpointError:
+def changed(source: str, file: RemoteFile) -> LoadFailed:
     """Return the error of a file that is another one than was listed."""
-    return CheckpointError(
+    return LoadFailed(
         f"{file.name} of {source} was changed while it was fetched; start again to serve the new "
         "version."
     )

@@ -46,7 +46,8 @@ def stream_range(
 
     Raises:
         HubUnreachable: The server cannot answer now.
-        CheckpointError: It denies access, knows no ranges, or has another file.
+        CheckpointError: It denies access, or knows no ranges.
+        LoadFailed: It has another file.
     """
     asks = {**headers, "Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
     seconds = SECONDS_TO_READ
@@ -61,7 +62,7 @@ def stream_range(
             )
         if total_size(response) != file.size:
             raise changed(source, file)
-        if checks_etag and file.etag is not None and response.headers.get("etag") != file.etag:
+        if checks_etag and file.etag is not None and version_of(response) != file.etag:
             raise changed(source, file)
         yield from response.iter_bytes(_CHUNK)
 
@@ -70,6 +71,12 @@ def total_size(response: Any) -> int | None:
     """Return the bytes of the whole file of which a response has a range; None if it is unknown."""
     match = _RANGE.fullmatch(response.headers.get("content-range", ""))
     return None if match is None else int(match[1])
+
+
+def version_of(response: Any) -> str | None:
+    """Return what a server says to tell versions of a file apart; None if it says nothing."""
+    version: str | None = response.headers.get("etag") or response.headers.get("last-modified")
+    return version
 
 
 def refuse_status(status: int, what: str) -> None:

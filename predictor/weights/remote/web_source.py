@@ -22,6 +22,7 @@ from predictor.weights.remote.web_reader import (
     refuse_status,
     stream_range,
     total_size,
+    version_of,
 )
 
 AUTHORIZATION = "MODEL_URI_AUTHORIZATION"
@@ -109,7 +110,7 @@ class WebSource:
                     return None
                 refuse_status(response.status_code, f"{name} of {self.name}")
                 size = total_size(response)
-                etag = response.headers.get("etag") or response.headers.get("last-modified")
+                etag = version_of(response)
         except httpx.HTTPError as error:
             raise self._unreachable(reason_of(error, most=120).rstrip(".")) from None
         except HubUnreachable as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from predictor.errors import CheckpointError, ConfigurationError, HubUnreachable
+from predictor.errors import CheckpointError, ConfigurationError, HubUnreachable, LoadFailed
 from predictor.settings import read_settings
 from predictor.weights.remote import web_reader
 from predictor.weights.remote.hub_source import HubSource
@@ -97,7 +97,7 @@ def test_an_object_that_was_replaced_is_an_error_and_another_revision(bucket: st
     other = bytes(reversed(FILES["model-1.safetensors"]))
     client.put_object(Bucket="models", Key="team/tiny/model-1.safetensors", Body=other)
 
-    with pytest.raises(CheckpointError, match=r"model-1.safetensors of s3://.* was changed"):
+    with pytest.raises(LoadFailed, match=r"model-1.safetensors of s3://.* was changed"):
         read(source, listing, "model-1.safetensors", 0, 10)
     assert source.listing().revision != listing.revision
 
@@ -155,12 +155,13 @@ def test_an_index_that_points_outside_is_refused(folder: Path) -> None:
         WebSource(url).listing()
 
 
-def test_a_file_that_changes_on_a_web_server_is_refused(folder: Path) -> None:
-    with web(folder) as (url, _):
+@pytest.mark.parametrize("version", ["ETag", "Last-Modified"])
+def test_a_file_that_changes_on_a_web_server_is_refused(folder: Path, version: str) -> None:
+    with web(folder, version=version) as (url, _):
         source = WebSource(url)
-        listing = source.listing()
+        listing = check(source)
         (folder / "model-1.safetensors").write_bytes(b"x" * 10240)
-        with pytest.raises(CheckpointError, match="was changed while it was fetched"):
+        with pytest.raises(LoadFailed, match="was changed while it was fetched"):
             read(source, listing, "model-1.safetensors", 0, 10)
 
 

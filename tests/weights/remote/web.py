@@ -19,6 +19,7 @@ class Files(BaseHTTPRequestHandler):
         folder: The files.
         ranges: The requests so far: name, first and last byte.
         has_ranges: Whether it supports them.
+        version: The header that tells versions of a file apart.
         authorization: The header that every request needs; None needs none.
         broken: Returns for a request (name, first byte) the bytes after which the connection is
             cut; None sends all.
@@ -27,6 +28,7 @@ class Files(BaseHTTPRequestHandler):
     folder: Path
     ranges: list[tuple[str, int, int]]
     has_ranges = True
+    version = "ETag"
     authorization: str | None = None
     broken: Callable[[str, int], int | None] = staticmethod(lambda name, first: None)
 
@@ -51,7 +53,7 @@ class Files(BaseHTTPRequestHandler):
         self.send_response(206 if part and self.has_ranges else 200)
         self.send_header("Content-Range", f"bytes {first}-{first + len(body) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.md5(content).hexdigest()}"')
+        self.send_header(self.version, f'"{hashlib.md5(content).hexdigest()}"')
         self.end_headers()
         cut = self.broken(name, first)
         self.wfile.write(body if cut is None else body[:cut])
