@@ -50,7 +50,7 @@ def configure(level: str = "info", *, as_json: bool = False) -> None:
 
 
 def quiet() -> None:
-    """Raise the levels of the loggers of servers and of Accelerate. Call it after kserve has set up its own."""
+    """Raise the levels of libraries' loggers. Call it after kserve has set up its own."""
     for name in _WARNINGS_ONLY:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in _ERRORS_ONLY:
