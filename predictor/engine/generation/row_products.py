@@ -1,9 +1,14 @@
 """Products of queries with cached keys, and of weights with cached values, row by row.
 
 Architectures that compute attention themselves, as those with sinks, soft caps or ALiBi do, use the
-cache for two products of matrices. Each row of a forward pass reads its own pages for them, one run
-of consecutive pages after another, and what they compute in between is their own. Columns of
-padding have keys and values of zero, as in whole rows.
+cache for two products of matrices. Each row of a forward pass reads its own pages for them, and
+what they compute in between is their own. Columns of padding have keys and values of zero, as in
+whole rows.
+
+In single precision, one run of consecutive pages after another is multiplied in place. In half
+precision, oneDNN compiles and keeps a kernel for each size of products. So the pages of one row at
+a time are copied, with padding up to one of a few lengths (`shape_buckets`). That is faster, too,
+than the many products of runs in parts of few lengths, and rounds each result once.
 
 Heads of queries that share a head of keys are further queries of that head, so each page is read
 once.
@@ -14,16 +19,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch.nn.functional import pad
 
 from predictor.engine.generation.layout import Layout, RowPages
+from predictor.shape_buckets import bucket_context
 
 _LEAST_RUN = 64
 """Tokens that the runs of a row have on average, if each is multiplied. To copy fewer takes less
 time than another product."""
 
 _LEAST_PLAIN = 4
-"""Bytes of a number with which products of any size have one kernel. oneDNN compiles and keeps a
-kernel for each size of products in half precision (`shape_buckets`), so those come in few sizes."""
+"""Bytes of a number with which products of any size have one kernel."""
 
 
 def multiply_keys(
@@ -44,7 +50,8 @@ def multiply_keys(
     packed = query.reshape(count, len(pool), -1, query.shape[-1])
     for index, row in enumerate(layout.row_pages(window)):
         for own, keys in _parts(row, pool, columns):
-            by_head[index, :, :, own] = torch.bmm(packed[index], keys.mT)
+            products = torch.bmm(packed[index], keys.mT)
+            by_head[index, :, :, own] = products[..., : own.stop - own.start]
     return scores
 
 
@@ -63,7 +70,7 @@ def multiply_values(
     packed = weights.reshape(count, len(pool), -1, columns)
     outputs = [
         sum(
-            torch.bmm(packed[index, :, :, own], values)
+            torch.bmm(_padded(packed[index, :, :, own], values.shape[1]), values)
             for own, values in _parts(row, pool, columns)
         )
         for index, row in enumerate(layout.row_pages(window))
@@ -72,7 +79,9 @@ def multiply_values(
 
 
 def _parts(row: RowPages, pool: torch.Tensor, columns: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield the columns of a row's runs, and their keys or values of shape (heads, tokens, size).
+    """Yield columns of a row, and their keys or values of shape (heads, tokens, size).
+
+    In half precision, tokens of padding follow those of the columns.
 
     Args:
         row: The row.
@@ -80,20 +89,18 @@ def _parts(row: RowPages, pool: torch.Tensor, columns: int) -> Iterator[tuple[sl
         columns: The columns of the forward pass, which end with the row.
     """
     start = columns - len(row.pages)
-    if len(row.breaks) > len(row.pages) // _LEAST_RUN:
+    if pool.element_size() < _LEAST_PLAIN:
+        pages = _padded(row.pages, bucket_context(len(row.pages)))
+        yield slice(start, columns), pool.index_select(1, pages)
+    elif len(row.breaks) > len(row.pages) // _LEAST_RUN:
         yield slice(start, columns), row.read(pool, 0)[0]
-        return
-    for run in row.runs(0):
-        for piece in _pieces(run) if pool.element_size() < _LEAST_PLAIN else (run,):
-            yield slice(start, start + piece.stop - piece.start), pool[:, piece]
-            start += piece.stop - piece.start
+    else:
+        for run in row.runs(0):
+            yield slice(start, start + run.stop - run.start), pool[:, run]
+            start += run.stop - run.start
 
 
-def _pieces(run: slice) -> Iterator[slice]:
-    """Yield parts of a run: powers of two, and what is left below the shortest run."""
-    start = run.start
-    while start < run.stop:
-        left = run.stop - start
-        count = left if left < _LEAST_RUN else 1 << (left.bit_length() - 1)
-        yield slice(start, start + count)
-        start += count
+def _padded(columns: torch.Tensor, count: int) -> torch.Tensor:
+    """Return so many columns: weights, or pages, of which page 0 is padding."""
+    added = count - columns.shape[-1]
+    return pad(columns, (0, added)) if added else columns
