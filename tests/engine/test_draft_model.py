@@ -93,6 +93,17 @@ def test_drafts_are_those_that_the_draft_model_generates_after_any_acceptance() 
     assert runner.cache.free_pages == KV_TOKENS
 
 
+def test_a_draft_whose_every_token_was_sampled_is_followed_by_another() -> None:
+    # A pass that is planned anew may verify fewer drafts, and the token after them is one as well.
+    drafts, known_tokens = draft_model(batch_runner(tiny("llama"))), list(PROMPT)
+    while not (draft := compute(drafts, known_tokens, 7)):
+        pass
+    for count in (7, 3, 1):
+        known_tokens += draft[:count]
+        draft = compute(drafts, known_tokens, 7)
+        assert draft == generate(tiny("llama"), known_tokens, 7)
+
+
 def compute(drafts: DraftModel, known_tokens: list[int], count: int) -> list[int]:
     drafts.propose(0, known_tokens, count)
     return drafts.compute([WantedDraft(0, known_tokens, count)])[0]

@@ -5,8 +5,9 @@ The first forward pass of a draft computes the known tokens that it lacks, which
 and each further one the token before. A prompt is caught up with first, a chunk in each step.
 
 What it caches of a sequence are the tokens that it has computed, known ones and drafts. Once the
-model has verified a draft, its first tokens up to the last that was right stay. A sequence that has
-ended or was preempted has none. If there is no room for a sequence, it has no draft.
+model has verified a draft, its first tokens up to the last that was right stay, but for the last
+known token: the next draft begins with it. A sequence that has ended or was preempted has none. If
+there is no room for a sequence, it has no draft.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ class DraftModel:
             row.rate.forget(_FIRST_RATE, len(added))
         elif added:
             row.rate.learn(row.draft, added)
-            right = _count_equal(row.draft, added)
+            # The next draft begins with the last known token, so that one is not cached.
+            right = min(_count_equal(row.draft, added), len(added) - 1)
             if row.cached > row.known_tokens + right:
                 row.cached = row.known_tokens + right
                 self._runner.truncate(key, row.cached)
