@@ -87,10 +87,11 @@ class TextStream:
 
     def _fresh(self, *, is_last: bool) -> str:
         """Return the new text since the last call, once its last character is complete."""
-        after = self._decode(self._ids[self._begin :])
-        half = self._half(after)
+        ids = self._ids[self._begin :]
+        after = self._decode(ids)
+        half = self._half(after, ids)
         if is_last:
-            after = after[: max(len(after) - half, len(self._before))]
+            after = self._without_half(after, ids, half)
         elif half and len(self._ids) - self._read <= _MOST_HELD:
             return ""
         # The earlier text may end in half a character that is complete now, so it may be no prefix.
@@ -100,13 +101,33 @@ class TextStream:
             self._before = self._decode(self._ids[self._begin :])
         return fresh
 
-    def _half(self, text: str) -> int:
-        """Return how many U+FFFD at the end of the last text stand for bytes that lack others."""
+    def _without_half(self, text: str, ids: Sequence[int], half: int) -> str:
+        """Return the last text without a character at its end that lacks bytes.
+
+        Some decoders show all characters of a run of bytes as U+FFFD then. Those that were whole
+        come back without the tokens of the bytes that lack others.
+        """
+        whole = text[: max(len(text) - half, len(self._before))]
+        if not half or whole.startswith(self._before):
+            return whole
+        for end in range(len(ids) - 1, max(len(ids) - _MOST_INCOMPLETE, 0) - 1, -1):
+            shorter = self._decode(ids[:end])
+            if not self._half(shorter, ids[:end]):
+                return max(shorter, self._before, key=len)
+        return whole
+
+    def _half(self, text: str, last: Sequence[int]) -> int:
+        """Return how many U+FFFD at the end of a text stand for bytes that lack others.
+
+        Args:
+            text: The text.
+            last: Its tokens.
+        """
         shown = _incomplete(text)
         if not shown:
             return 0
         special = self._tokenizer.all_special_ids if self._dropped is None else self._dropped
-        ids = [token for token in self._ids[self._begin :] if token not in special]
+        ids = [token for token in last if token not in special]
         tokens = [token or "" for token in self._tokenizer.convert_ids_to_tokens(ids)]
         for lacking in range(min(_MOST_INCOMPLETE, len(ids)) + 1):
             end = len(ids) - lacking

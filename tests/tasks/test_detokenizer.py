@@ -125,6 +125,16 @@ def test_a_character_that_is_never_finished_is_left_out(of_bytes: Any, missing: 
     assert stream.finish() == "ab"
 
 
+@pytest.mark.parametrize("missing", [1, 2, 3])
+@pytest.mark.parametrize("before", ["", "é", "\U0001f642", "a\U0001f642é"])
+def test_characters_before_one_that_is_never_finished_stay(
+    of_byte_tokens: Any, before: str, missing: int
+) -> None:
+    ids = ids_of(of_byte_tokens, before + "\U0001f642")[:-missing]
+    result, _ = pieces(of_byte_tokens, ids_of(of_byte_tokens, "x"), ids)
+    assert "".join(result) == before
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("missing", [0, 1, 2, 3])
 @pytest.mark.parametrize("kind", ["of_bytes", "demo", "of_byte_tokens"])
