@@ -97,19 +97,33 @@ class TextLengths:
     def cut(self, text: str, tokens: int, *, keeps_end: bool = False) -> str:
         """Return a part of a large text that has more than so many tokens; all, if it has not.
 
+        A part has also ended if it has very many characters besides white space.
+
         Args:
             text: The text; one that is not large is returned as it is.
             tokens: The number of tokens to which it will be cut.
             keeps_end: Whether the part is its end, and not its beginning.
+
+        Raises:
+            PromptTooLong: So much of it is white space that these tokens may be anywhere.
         """
         if self.count is None or len(text) <= LARGE:
             return text
-        length = total = 0
+        most = _most_characters(tokens)
+        length = total = blank = 0
         for piece in pieces(text, from_end=keeps_end):
             length += len(piece)
             total += self.count(piece) - 1  # it may begin with a token of its own
-            if total > tokens or length >= _most_characters(tokens):
+            blank += _blank(piece)
+            if total > tokens or length - blank >= most:
                 break
+            if length >= most and length < len(text):
+                raise PromptTooLong(
+                    f"A text of {len(text)} characters has too much white space to be cut to "
+                    f"{tokens} tokens.",
+                    tokens=tokens + 1,
+                    limit=tokens,
+                )
         return text[len(text) - length :] if keeps_end else text[:length]
 
     def exceed(self, tokens: int, *texts: str) -> bool:
@@ -123,10 +137,15 @@ class TextLengths:
         if sum(map(len, texts)) <= room:
             return False
         for piece in _pieces(texts):
-            room -= len(piece) - sum(map(piece.count, _WHITE_SPACE))
+            room -= len(piece) - _blank(piece)
             if room < 0:
                 return True
         return False
+
+
+def _blank(text: str) -> int:
+    """Return how many characters are white space."""
+    return sum(map(text.count, _WHITE_SPACE))
 
 
 def _most_characters(tokens: int) -> int:

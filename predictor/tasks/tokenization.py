@@ -148,16 +148,30 @@ class Tokenizing:
             return self.tokenizer(text, pair, **self._options, **options)
         with self.truncating() as tokenizer:
             keeps_end = tokenizer.truncation_side == "left"
-            text = self.lengths.cut(text, cut, keeps_end=keeps_end)
-            pair = None if pair is None else self.lengths.cut(pair, cut, keeps_end=keeps_end)
+            texts = [text] if pair is None else [text, pair]
+            parts = [self.lengths.cut(one, cut, keeps_end=keeps_end) for one in texts]
             options |= {"truncation": True, "max_length": cut, **self._options}
-            return tokenizer(text, pair, **options)
+            encoding = tokenizer(*parts, **options)
+        if keeps_end and "offset_mapping" in encoding:
+            _shift(encoding, [len(a) - len(b) for a, b in zip(texts, parts, strict=True)])
+        return encoding
 
     def _takes_at_most(self) -> str:
         return (
             f"this model takes at most {self.max_model_len} (max_model_len), and cuts what is "
             "longer where truncate is true."
         )
+
+
+def _shift(encoding: Any, lost: Sequence[int]) -> None:
+    """Count the offsets of tokens from the beginnings of texts that have lost some characters."""
+    if any(lost):
+        encoding["offset_mapping"] = [
+            (start, end) if text is None else (start + lost[text], end + lost[text])
+            for text, (start, end) in zip(
+                encoding.sequence_ids(), encoding["offset_mapping"], strict=True
+            )
+        ]
 
 
 def as_text(encoding: Any, about: Any = None) -> EncoderInput:

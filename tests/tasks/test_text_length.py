@@ -188,3 +188,20 @@ def test_a_large_text_is_refused_before_it_is_tokenised_whole(tokenizer: Any, na
 def test_pieces_of_a_text_are_all_of_it(text: str, from_end: bool) -> None:
     parts = list(pieces(text, from_end=from_end))
     assert "".join(reversed(parts) if from_end else parts) == text
+
+
+@pytest.mark.parametrize("text", ["foo" + " " * 70_000 + "bar", " " * 70_000 + "foo"])
+def test_a_cut_does_not_take_white_space_for_the_tokens_behind_it(text: str) -> None:
+    lengths = lengths_of(word_piece())
+    with pytest.raises(PromptTooLong, match="too much white space to be cut to 100 tokens"):
+        lengths.cut(text, 100)
+    assert lengths.cut(text, 4000) == text
+
+
+def test_offsets_are_those_of_the_text_if_its_beginning_is_cut() -> None:
+    tokenizer = byte_level()
+    tokenizer.truncation_side = "left"
+    text = "foo " * 30_000 + "bar"
+    encoding = Tokenizing(tokenizer, 8).encode(text, cut=4, return_offsets_mapping=True)
+    last = len(text)
+    assert encoding["offset_mapping"] == [(last - n, last - n + 1) for n in (4, 3, 2, 1)]
