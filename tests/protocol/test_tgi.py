@@ -295,10 +295,16 @@ def test_best_of_generates_without_details_too(hub: Any, served: Served) -> None
     assert [each.generated_text for each in answer.details.best_of_sequences] == ["AB"]
 
 
-def test_a_prompt_is_scored_only_where_its_tokens_are_shown() -> None:
-    assert parsed(decoder_input_details=True).prompt_logprobs is None
+def test_a_prompt_whose_tokens_are_scored_has_details() -> None:
+    assert parsed(decoder_input_details=True).prompt_logprobs == 0
     assert parsed(decoder_input_details=True, details=True).prompt_logprobs == 0
     assert parsed(decoder_input_details=False, details=True).prompt_logprobs is None
+
+
+def test_scores_of_the_prompt_turn_details_on(client: httpx.Client) -> None:
+    body = {"inputs": "ab", "parameters": {"decoder_input_details": True}}
+    details = client.post("/generate", json=body).json()["details"]
+    assert details["tokens"]
 
 
 def test_an_unknown_adapter_is_no_model(client: httpx.Client) -> None:

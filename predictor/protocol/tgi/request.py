@@ -113,12 +113,13 @@ def decode_body(body: bytes, streams: bool | None) -> Call:
     in_body = optional(given, "stream", bool, "stream") or False
     stream = in_body if streams is None else streams
     details = optional(followed, "details", bool, "details") or False
-    best_of = _best_of(followed, stream=stream)
-    sampling = _parameters(followed, scores=stream or details, is_chosen=best_of > 1)
     scores_prompt = optional(followed, "decoder_input_details", bool, "decoder_input_details")
     if scores_prompt and stream:
         raise RequestError("decoder_input_details cannot be streamed: ask for a whole reply.")
-    if scores_prompt and details:
+    details = details or bool(scores_prompt)
+    best_of = _best_of(followed, stream=stream)
+    sampling = _parameters(followed, scores=stream or details, is_chosen=best_of > 1)
+    if scores_prompt:
         sampling = replace(sampling, prompt_logprobs=0)
     return Call(
         request=GenerationRequest((Prompt(inputs, sampling),) * best_of),
