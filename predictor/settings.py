@@ -176,7 +176,7 @@ class Settings(ProtocolSettings, LimitSettings, ChatSettings, GenerationSettings
     passes or reads take. A thread that hangs in a driver or a file system cannot be stopped. The
     default outlasts the failover of most network volumes."""
 
-    max_body_size: Bytes = 8 * 1024**2
+    max_body_size: Bytes = Field(8 * 1024**2, ge=1)
     """Most bytes of one request, REST or gRPC. As many hold 2,048 texts of 4 KiB for embeddings;
     KServe's gRPC has the same bound."""
 

@@ -415,3 +415,8 @@ def test_no_error_shows_a_secret(model_dir, source, given):
     with pytest.raises(ConfigurationError, match=r"^api_key: ") as refused:
         read_settings(flags, environ=environ)
     assert "secret" not in str(refused.value)
+
+
+def test_a_body_has_at_least_one_byte(model_dir):
+    with pytest.raises(ConfigurationError, match="max_body_size"):
+        read({"model_dir": model_dir({}), "max_body_size": "0"})

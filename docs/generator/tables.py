@@ -104,7 +104,8 @@ def _settings_rows() -> Iterator[Sequence[str]]:
     for name in own_names():
         field = Settings.model_fields[name]
         meaning = re.sub(r"\s+", " ", field.description or "").strip()
-        default = "" if field.default is None else f"`{_default(name, field.default)}`"
+        value = field.get_default(call_default_factory=True)
+        default = "" if value is None else f"`{_default(name, value)}`"
         kind, unit = _type(name, schema[name]), UNITS.get(name, "")
         yield _names(name), kind, default, unit, meaning
     for alias, name in ALIASES.items():

@@ -92,8 +92,9 @@ class Gate:
         most = self._admission.limits.body_bytes
         if held > most:
             raise BodyTooLarge(
-                "The body has so many numbers, short texts, lists and objects that it counts for "
-                f"more than {most} bytes (max_bytes_in_flight)."
+                "The body has so many numbers, short texts, lists and objects, or commas, quotes "
+                f"and brackets in texts, that it counts for more than {most} bytes "
+                "(max_bytes_in_flight)."
             )
 
     def claim(self, permit: RequestPermit, held: int, scope: Scope) -> None:
