@@ -229,12 +229,15 @@ def _vocabulary(checkpoint: Checkpoint) -> int:
     return vocabulary_of(checkpoint.config) if checkpoint.task in GENERATING else 0
 
 
-def offload_of(settings: Settings, footprint: Footprint, resources: PodResources) -> OffloadConfig:
+def offload_of(
+    settings: Settings, checkpoint: Checkpoint, footprint: Footprint, resources: PodResources
+) -> OffloadConfig:
     """Return how offloaded blocks are stored on the offload volume."""
     volume = resources.volume
     return OffloadConfig(
         folder=settings.offload_folder,
         free=volume.available if volume is not None and volume.writable else 0,
+        existing=_existing(settings, checkpoint, footprint),
         store=settings.offload_store,
         verify=settings.verify_store,
         needs_conversion=footprint.needs_conversion,
@@ -258,9 +261,15 @@ def _disk(
         return None
     if volume is None or not volume.writable or settings.offload_folder is None:
         return 0
+    return volume.available + _existing(settings, checkpoint, footprint)
+
+
+def _existing(settings: Settings, checkpoint: Checkpoint, footprint: Footprint) -> int:
+    """Return the bytes of the model's files of earlier starts, which are used or replaced."""
+    if settings.offload_folder is None:
+        return 0
     name = folder_name(checkpoint, footprint.weights_layout)
-    # The files of an earlier start are used again, or replaced.
     store = store_file(settings.offload_folder, name)
-    existing = sum(f.stat().st_size for f in (store, partial_file(store)) if f.exists())
+    files = sum(file.stat().st_size for file in (store, partial_file(store)) if file.exists())
     converted = conversions(settings.offload_folder, name)
-    return volume.available + existing + sum(count_usage(folder).used for folder in converted)
+    return files + sum(count_usage(folder).used for folder in converted)

@@ -22,6 +22,7 @@ from predictor.weights.remote.hub_source import HubSource
 from predictor.weights.remote.mirror import FOLDER, Mirror, NoWeights, open_mirror
 from predictor.weights.remote.s3_source import S3Source
 from predictor.weights.remote.source import SMALL, Source
+from predictor.weights.remote.volume import volume_demand
 from predictor.weights.remote.web_source import WebSource
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ def _open_remote(settings: Settings, rules: dict[str, Any], *, loads: bool) -> C
             raise
         return None
     checkpoint = open_directory(mirror.path, **rules)
+    if checkpoint.stored is not None:
+        mirror.keep(checkpoint.stored.files)
     return mirror.applied_to(checkpoint)
 
 
@@ -94,21 +97,19 @@ def begin(settings: Settings, prepared: Prepared, progress: Progress) -> None:
         mirror.keeps_resident = False
         return
     missing = mirror.missing_bytes
-    streamed = prepared.placement.tier("disk").weights
-    stored = streamed if offload.needs_store or offload.store == "always" else 0
-    has_room = offload.is_disk and offload.free >= missing + stored
+    demand = volume_demand(mirror, prepared.footprint, prepared.placement, offload)
+    available = offload.free + offload.existing + mirror.held_bytes
+    has_room = offload.is_disk and available >= demand.most
     mirror.keeps_resident = settings.resident_copy == "auto" and has_room
     logger.info(
         "%s of weights are fetched to %s; weights that stay in memory are %s there",
         *(format_bytes(missing), mirror.path, "kept" if mirror.keeps_resident else "not kept"),
     )
-    held = mirror.total_bytes - missing
-    needed = min(streamed, mirror.total_bytes) + mirror.largest
-    if missing and offload.free + held < needed:
+    if missing and available < demand.least:
         raise ConfigurationError(
-            f"The offload volume has {format_bytes(offload.free + held)} for weights, and needs "
-            f"{format_bytes(needed)}: {format_bytes(streamed)} that are streamed, and a file of "
-            f"{format_bytes(mirror.largest)} while it is fetched; give it more space."
+            f"The offload volume has {format_bytes(available)} for weights, and needs "
+            f"{format_bytes(demand.least)} while they are fetched and written to be streamed; give "
+            "it more space."
         )
 
 

@@ -12,6 +12,7 @@ from predictor.prepared import Measured, Prepared
 from predictor.quantity import format_bytes
 from predictor.settings import Settings
 from predictor.weights.offload_config import OffloadConfig
+from predictor.weights.remote.volume import volume_demand
 
 
 def place(
@@ -39,7 +40,7 @@ def place(
         batch_concurrency=-(-batch_tokens // model.lengths.total),
     )
     placement = plan(footprint, resources, options)
-    offload = offload_of(settings, footprint, resources)
+    offload = offload_of(settings, model.checkpoint, footprint, resources)
     notes = (*placement.notes, *model.notes, *_fetch_notes(model, placement, offload))
     return Prepared(
         model.checkpoint,
@@ -61,11 +62,10 @@ def _fetch_notes(model: Measured, placement: Placement, offload: OffloadConfig) 
     remote = model.checkpoint.remote
     if remote is None:
         return ()
-    streamed, total = placement.tier("disk").weights, remote.total_bytes
-    has_store = offload.needs_store or offload.store == "always"
+    demand = volume_demand(remote, model.footprint, placement, offload)
     return (
-        f"Weights are fetched, {format_bytes(total)} in files of up to "
+        f"Weights are fetched, {format_bytes(remote.total_bytes)} in files of up to "
         f"{format_bytes(remote.largest)}: the offload volume needs at least "
-        f"{format_bytes(min(streamed, total) + remote.largest)} meanwhile, and up to "
-        f"{format_bytes(total + (streamed if has_store else 0))} for restarts that fetch nothing.",
+        f"{format_bytes(demand.least)} meanwhile, and up to "
+        f"{format_bytes(demand.most)} for restarts that fetch nothing.",
     )

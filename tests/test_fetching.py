@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from predictor.errors import ConfigurationError, DoesNotFit, HubUnreachable, LoadFailed
 from predictor.weights.remote import hub_source, ranges
+from predictor.weights.remote.volume import volume_demand
 from predictor.weights.store.packing import StoreWriter
 from tests.checkpoint.test_hub import use
 from tests.conftest import Checkpoints
@@ -183,6 +185,56 @@ def test_a_volume_that_is_too_small_is_refused_before_the_download(
             )
 
         assert fetched(server) <= headers_of(model)
+
+
+def test_a_model_that_is_converted_needs_room_for_all_its_forms(
+    model: Path, tmp_path: Path
+) -> None:
+    with web(model) as (url, server):
+        with pytest.raises(ConfigurationError, match=r"The offload volume has .* and needs"):
+            bring_up(
+                Path("/nowhere"),
+                model_uri=url,
+                offload_folder=tmp_path / "offload",
+                device_map="disk",
+                weights_dtype="int8",
+                left=size_of(model),
+            )
+
+        assert fetched(server) <= headers_of(model)
+
+
+def test_a_claim_that_was_enough_once_is_enough_for_a_restart(
+    model: Path, tmp_path: Path, start: Start
+) -> None:
+    folder = tmp_path / "offload"
+    flags: dict[str, Any] = {"device_map": blocks_on_disk(model), "dtype": "bfloat16"}
+    flags |= {"offload_folder": folder, "resident_copy": "never"}
+    with web(model) as (url, _):
+        up = start(model_uri=url, **flags)
+        prepared = up.prepared
+        remote = prepared.checkpoint.remote
+        assert remote is not None
+        demand = volume_demand(remote, prepared.footprint, prepared.placement, prepared.offload)
+        again = start(model_uri=url, left=max(demand.least - taken(folder), 0), **flags)
+
+    assert again.sources == {"store"}
+
+
+def test_a_file_of_weights_that_the_index_does_not_name_is_not_fetched(
+    model: Path, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "model"
+    subprocess.run(["cp", "-r", str(model), str(copy)], check=True)
+    save_file({"embedding": torch.zeros(2**18)}, copy / "consolidated.safetensors")
+    with hub_of(copy) as (endpoint, hub):
+        use(monkeypatch, endpoint)
+        up = start(model_id="me/model", offload_folder=tmp_path / "offload")
+        sent = [size for name, *size in hub.ranges if name.endswith("consolidated.safetensors")]
+
+    assert sum(last - first + 1 for first, last in sent) <= 2**16
+    assert up.prepared.checkpoint.remote is not None
+    assert up.prepared.checkpoint.remote.total_bytes == size_of(model)
 
 
 def test_a_file_that_is_replaced_after_planning_ends_a_start_that_may_be_repeated(

@@ -47,7 +47,7 @@ class RemoteWeights(Protocol):
         """
 
     def complete(self) -> None:
-        """Have all tensors on local disk, to be read in place.
+        """Have all tensors on local disk that are not in memory, to be read in place.
 
         Raises:
             As `require`.

@@ -15,6 +15,7 @@ class OffloadConfig:
     Attributes:
         folder: The offload folder; None without one.
         free: Bytes that may be written there.
+        existing: Bytes of the model's files there of earlier starts, which are used or replaced.
         store: ``"auto"``, ``"always"`` or ``"never"``.
         verify: Whether to check a store's blocks at every start.
         needs_conversion: Whether transformers writes parts on disk anew, see `converted`.
@@ -25,6 +26,7 @@ class OffloadConfig:
 
     folder: Path | None = None
     free: int = 0
+    existing: int = 0
     store: str = "auto"
     verify: bool = False
     needs_conversion: bool = False

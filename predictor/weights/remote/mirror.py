@@ -94,10 +94,19 @@ class Mirror:
             shard.fetched = lambda size: self.fetched(size)
             self._shards[shard.path] = shard
 
+    def keep(self, files: Collection[Path]) -> None:
+        """Fetch nothing of files of weights that are not among these: the model uses no others."""
+        self._shards = {path: shard for path, shard in self._shards.items() if path in files}
+
     @property
     def missing_bytes(self) -> int:
         """Bytes of weights that are not on local disk."""
         return sum(shard.missing_bytes for shard in self._shards.values())
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that files of weights take on local disk, holes excluded."""
+        return sum(path.stat().st_blocks * 512 for path in self._shards)
 
     @property
     def total_bytes(self) -> int:
@@ -125,9 +134,9 @@ class Mirror:
             self._shards[file].preview(name)
 
     def complete(self) -> None:
-        """Have all tensors there, to be read in place."""
+        """Have all tensors there that are not in memory, to be read in place."""
         for file, shard in self._shards.items():
-            self.require(file, shard.names)
+            self.require(file, [name for name in shard.names if (file, name) not in self._resident])
 
     def release(self, file: Path, names: Collection[str]) -> None:
         """Release tensors of a file, unless another process serves from the folder."""

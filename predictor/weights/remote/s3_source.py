@@ -43,7 +43,7 @@ class S3Source:
         self._store, self._library = _open(bucket), _library()
 
     def listing(self) -> Listing:
-        """Return the objects below the prefix."""
+        """Return the objects below the prefix that a model may have."""
         prefix = f"{self._prefix}/" if self._prefix else ""
         files: list[RemoteFile] = []
         try:

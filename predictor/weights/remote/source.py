@@ -49,8 +49,10 @@ class Listing:
 
     @classmethod
     def of(cls, files: Iterable[RemoteFile]) -> Self:
-        """Return the listing of files without a commit."""
-        listed = tuple(sorted(files, key=lambda file: file.name))
+        """Return the listing of files without a commit; of those alone that a model may have."""
+        patterns = (*SMALL, "*.py")
+        used = (f for f in files if _has_weights(f.name) or _is_small(f.name, patterns))
+        listed = tuple(sorted(used, key=lambda file: file.name))
         content = json.dumps([asdict(file) for file in listed]).encode()
         return cls(hashlib.sha256(content).hexdigest()[:40], listed)
 
@@ -70,18 +72,12 @@ class Listing:
     def small(self, patterns: Iterable[str]) -> tuple[RemoteFile, ...]:
         """Return the files beside the weights that match one of these patterns."""
         listed = list(patterns)
-        return tuple(
-            file for file in self.files if any(fnmatch.fnmatch(file.name, each) for each in listed)
-        )
+        return tuple(file for file in self.files if _is_small(file.name, listed))
 
     @property
     def weights(self) -> tuple[RemoteFile, ...]:
         """The files with weights."""
-        return tuple(
-            file
-            for file in self.files
-            if fnmatch.fnmatch(file.name, WEIGHTS) and "/" not in file.name
-        )
+        return tuple(file for file in self.files if _has_weights(file.name))
 
 
 class Source(Protocol):
@@ -114,6 +110,18 @@ class Source(Protocol):
             CheckpointError: It denies access.
             LoadFailed: It has another file than it listed.
         """
+
+
+def _has_weights(name: str) -> bool:
+    return fnmatch.fnmatch(name, WEIGHTS) and "/" not in name
+
+
+def _is_small(name: str, patterns: Iterable[str]) -> bool:
+    """Return whether a file matches a pattern, and is not of another model in a folder below."""
+    *folders, _ = name.split("/")
+    is_near = len(folders) <= 1 and not name.startswith("checkpoint-")
+    is_own = is_near or name.endswith(".py")
+    return is_own and any(fnmatch.fnmatch(name, each) for each in patterns)
 
 
 def changed(source: str, file: RemoteFile) -> LoadFailed:

@@ -102,6 +102,26 @@ def test_an_object_that_was_replaced_is_an_error_and_another_revision(bucket: st
     assert source.listing().revision != listing.revision
 
 
+def test_objects_that_no_model_has_are_not_part_of_its_version(bucket: str) -> None:
+    import boto3
+
+    listing = check(S3Source(bucket))
+    client = boto3.client("s3", endpoint_url=None, region_name="us-east-1")
+    for name in ("README.md", "checkpoint-500/config.json", "a/b/config.json", "onnx/model.onnx"):
+        client.put_object(Bucket="models", Key=f"team/tiny/{name}", Body=b"{}")
+
+    assert S3Source(bucket).listing() == listing
+    client.put_object(Bucket="models", Key="team/tiny/1_Pooling/config.json", Body=b"{}")
+    assert S3Source(bucket).listing().revision != listing.revision
+
+
+def test_small_files_are_those_of_the_model_itself() -> None:
+    names = ("config.json", "1_Pooling/config.json", "checkpoint-500/config.json", "a/b/c.json")
+    listing = Listing("a commit", tuple(RemoteFile(name, 2) for name in names))
+
+    assert [file.name for file in listing.small(["*.json"])] == list(names[:2])
+
+
 @pytest.mark.parametrize("uri", ["s3://models/none", "s3://nobucket/tiny"])
 def test_a_bucket_without_the_files_is_refused(bucket: str, uri: str) -> None:
     with pytest.raises(CheckpointError, match=uri):
