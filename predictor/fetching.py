@@ -19,9 +19,9 @@ from predictor.quantity import format_bytes
 from predictor.settings import Settings
 from predictor.weights.progress import Progress
 from predictor.weights.remote.hub_source import HubSource
-from predictor.weights.remote.mirror import FOLDER, Mirror, NoWeights, open_mirror
+from predictor.weights.remote.mirror import FOLDER, Mirror, open_mirror
 from predictor.weights.remote.s3_source import S3Source
-from predictor.weights.remote.source import SMALL, Source
+from predictor.weights.remote.source import SMALL, NoWeights, Source
 from predictor.weights.remote.volume import volume_demand
 from predictor.weights.remote.web_source import WebSource
 

@@ -157,8 +157,8 @@ def bring_up(
     before = read_own_anonymous()
     metrics = WeightMetrics(settings.model_name, child=hooks.child)
     loaded = _load(settings, prepared, progress, metrics)
-    fetching.settle(prepared, has_store=loaded.resolver.store is not None)
     try:
+        fetching.settle(prepared, has_store=loaded.resolver.store is not None)
         # With a progress of its own: blocks of the model may still arrive.
         draft = load_draft(settings, prepared.draft, prepared.placement, loaded.model, Progress())
         # Before the first forward pass, which loads kernels on a GPU: they take main memory too.

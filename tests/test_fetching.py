@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from safetensors.torch import save_file
 
 from predictor.errors import ConfigurationError, DoesNotFit, HubUnreachable, LoadFailed
 from predictor.weights.remote import hub_source, ranges
+from predictor.weights.remote.shard import Shard
 from predictor.weights.remote.volume import volume_demand
 from predictor.weights.store.packing import StoreWriter
 from tests.checkpoint.test_hub import use
@@ -235,6 +238,17 @@ def test_a_file_of_weights_that_the_index_does_not_name_is_not_fetched(
     assert sum(last - first + 1 for first, last in sent) <= 2**16
     assert up.prepared.checkpoint.remote is not None
     assert up.prepared.checkpoint.remote.total_bytes == size_of(model)
+
+
+def test_a_volume_that_is_full_when_space_is_released_is_a_sentence(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Shard) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Shard, "flush", full)
+    with web(model) as (url, _), pytest.raises(ConfigurationError, match="is full while weights"):
+        bring_up(Path("/nowhere"), model_uri=url, offload_folder=tmp_path / "offload")
 
 
 def test_a_file_that_is_replaced_after_planning_ends_a_start_that_may_be_repeated(

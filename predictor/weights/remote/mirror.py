@@ -24,11 +24,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from predictor.checkpoint.checkpoint import Checkpoint
-from predictor.errors import CheckpointError, ConfigurationError, HubUnreachable
+from predictor.checkpoint.weight_files import stays_within
+from predictor.errors import ConfigurationError, HubUnreachable
 from predictor.quantity import format_bytes
 from predictor.weights.remote import ranges
 from predictor.weights.remote.shard import Shard
-from predictor.weights.remote.source import Listing, Source
+from predictor.weights.remote.source import Listing, NoWeights, Source
 from predictor.weights.store.locks import OWNER_ONLY, SharedLock, lock
 
 logger = logging.getLogger(__name__)
@@ -38,10 +39,6 @@ FOLDER = "sources"
 
 _MANIFEST = ".source"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class NoWeights(CheckpointError):
-    """A source without safetensors files."""
 
 
 class Mirror:
@@ -81,7 +78,7 @@ class Mirror:
         """
         for file in self.listing.small(patterns):
             target = self.path / file.name
-            if not _stays_within(file.name) or (
+            if not stays_within(file.name) or (
                 target.is_file() and target.stat().st_size == file.size
             ):
                 continue
@@ -141,7 +138,8 @@ class Mirror:
     def release(self, file: Path, names: Collection[str]) -> None:
         """Release tensors of a file, unless another process serves from the folder."""
         if file in self._shards and self._is_alone():
-            self._shards[file].release(names)
+            with self._errors():
+                self._shards[file].release(names)
 
     def copied(self, file: Path, names: Collection[str]) -> None:
         """Release tensors that are in memory, unless restarts shall find them."""
@@ -154,14 +152,18 @@ class Mirror:
 
         Args:
             has_store: Whether a store has what is not in memory; else it is read here.
+
+        Raises:
+            ConfigurationError: The volume is full.
         """
         if self._loading < 0:
             return
         if self._is_alone():
             for shard in self._shards.values():
                 names = [name for name in shard.names if not self._is_kept(shard, name, has_store)]
-                shard.release(names)
-                shard.flush()
+                with self._errors():
+                    shard.release(names)
+                    shard.flush()
         os.close(self._loading)
         self._loading = -1
 
@@ -294,7 +296,3 @@ def _base_name(source: Source) -> str:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f"{path.name}{suffix}")
-
-
-def _stays_within(name: str) -> bool:
-    return not name.startswith("/") and ".." not in name.split("/")

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from predictor.errors import HubUnreachable
-from predictor.weights.remote.source import RemoteFile, Source
+from predictor.weights.remote.source import RateLimited, RemoteFile, Source
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,9 @@ _THREADS = 4
 
 _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each further attempt. Half a minute outlasts a restart of a proxy."""
+
+_LONGEST_WAIT = 300
+"""Most seconds that a source may state. The hub counts requests in windows of five minutes."""
 
 sleep = time.sleep
 
@@ -113,7 +116,8 @@ def _attempt(
                     "goes on where this one stopped."
                 ) from None
             logger.info("Trying %s of %s again: %s", file.name, source.name, error)
-            sleep(_WAITS[failures])
+            stated = error.seconds if isinstance(error, RateLimited) else 0
+            sleep(max(_WAITS[failures], min(stated, _LONGEST_WAIT)))
             failures += 1
 
 

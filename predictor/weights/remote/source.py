@@ -9,13 +9,29 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
-from predictor.errors import LoadFailed
+from predictor.errors import CheckpointError, HubUnreachable, LoadFailed
 
 SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 """Patterns of the files beside the weights."""
 
 WEIGHTS = "*.safetensors"
 """The pattern of files with weights. They lie in the folder itself, and in none below it."""
+
+
+class NoWeights(CheckpointError):
+    """A source without safetensors files."""
+
+
+class RateLimited(HubUnreachable):
+    """The source answers no more requests for a while.
+
+    Attributes:
+        seconds: After how many seconds it answers again, as it states.
+    """
+
+    def __init__(self, sentence: str, seconds: int) -> None:
+        super().__init__(sentence)
+        self.seconds = seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from predictor.errors import CheckpointError, HubUnreachable
-from predictor.weights.remote.source import RemoteFile, changed
+from predictor.weights.remote.source import RateLimited, RemoteFile, changed
 
 _CHUNK = 1024**2
 """Bytes that are handed on at a time."""
@@ -17,6 +17,9 @@ SECONDS_TO_READ = 30.0
 
 _OUTAGES = (408, 425, 429)
 """Statuses below 500 that say that the server cannot answer now."""
+
+_WAIT = re.compile(r"(?:.*;\s*t=)?(\d+)(?:;.*)?")
+"""Seconds in the header Retry-After, or in the hub's RateLimit."""
 
 _RANGE = re.compile(r"bytes \d+-\d+/(\d+)")
 
@@ -54,7 +57,7 @@ def stream_range(
     with client.stream(
         "GET", url, headers=asks, follow_redirects=True, timeout=seconds
     ) as response:
-        refuse_status(response.status_code, f"{file.name} of {source}")
+        refuse_status(response, f"{file.name} of {source}")
         if response.status_code != 206:
             raise CheckpointError(
                 f"{source} sends {file.name} as a whole only; the server must support ranges "
@@ -79,15 +82,21 @@ def version_of(response: Any) -> str | None:
     return version
 
 
-def refuse_status(status: int, what: str) -> None:
-    """Return if a status is that of an answer with content.
+def refuse_status(response: Any, what: str) -> None:
+    """Return if the status of a response is that of an answer with content.
 
     Raises:
+        RateLimited: The server states when it answers again.
         HubUnreachable: The server cannot answer now.
         CheckpointError: It has no such file, or denies access.
     """
+    status = response.status_code
     if status in (401, 403, 404):
         raise CheckpointError(f"There is no {what}, or access to it is denied (status {status}).")
+    headers = response.headers
+    wait = _WAIT.fullmatch(headers.get("retry-after") or headers.get("ratelimit") or "")
+    if status == 429 and wait is not None:
+        raise RateLimited(f"status {status}", int(wait[1]))
     if status in _OUTAGES or status >= 500:
         raise HubUnreachable(f"status {status}")
     if status >= 300:

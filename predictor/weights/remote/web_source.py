@@ -108,7 +108,7 @@ class WebSource:
             with self._client.stream("GET", self._url(name), headers=headers) as response:
                 if response.status_code in (403, 404, 410):  # 403 of a bucket that lists nothing
                     return None
-                refuse_status(response.status_code, f"{name} of {self.name}")
+                refuse_status(response, f"{name} of {self.name}")
                 size = total_size(response)
                 etag = version_of(response)
         except httpx.HTTPError as error:

@@ -11,7 +11,7 @@ import pytest
 
 from predictor.errors import CheckpointError, ConfigurationError, HubUnreachable, LoadFailed
 from predictor.settings import read_settings
-from predictor.weights.remote import web_reader
+from predictor.weights.remote import ranges, web_reader
 from predictor.weights.remote.hub_source import HubSource
 from predictor.weights.remote.s3_source import S3Source
 from predictor.weights.remote.source import Listing, RemoteFile, Source
@@ -218,6 +218,20 @@ def test_a_web_server_that_says_nothing_is_an_outage(
         source = WebSource(url)
         with pytest.raises(HubUnreachable):
             list(source.read(RemoteFile("config.json", 23), 0, 23))
+
+
+def test_a_server_is_given_the_time_that_it_states(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(ranges, "sleep", waits.append)
+    stated = [("Retry-After", "40"), ("RateLimit", '"resolvers";r=0;t=55')]
+    limits = [*stated, ("Retry-After", "Wed, 21 Oct 2026 07:28:00 GMT"), ("Retry-After", "9999")]
+    with web(folder, limits=limits) as (url, _):
+        content = ranges.fetch_range(WebSource(url), RemoteFile("config.json", 23), 0, 23)
+
+    assert content == FILES["config.json"]
+    assert waits == [40, 55, 4, 300]
 
 
 # The hub

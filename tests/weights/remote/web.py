@@ -21,6 +21,7 @@ class Files(BaseHTTPRequestHandler):
         has_ranges: Whether it supports them.
         version: The header that tells versions of a file apart.
         authorization: The header that every request needs; None needs none.
+        limits: Headers of answers that refuse requests with status 429 until none is left.
         broken: Returns for a request (name, first byte) the bytes after which the connection is
             cut; None sends all.
     """
@@ -30,6 +31,7 @@ class Files(BaseHTTPRequestHandler):
     has_ranges = True
     version = "ETag"
     authorization: str | None = None
+    limits: list[tuple[str, str]]
     broken: Callable[[str, int], int | None] = staticmethod(lambda name, first: None)
 
     def log_message(self, *_: object) -> None:
@@ -40,6 +42,11 @@ class Files(BaseHTTPRequestHandler):
         file = self.folder / name
         if self.authorization not in (None, self.headers.get("authorization")):
             self.send_error(401)
+        elif self.limits:
+            self.send_response(429)
+            self.send_header(*self.limits.pop(0))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         elif not file.is_file():
             self.send_error(404)
         else:
@@ -64,7 +71,9 @@ class Files(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def web(folder: Path, **attributes: Any) -> Iterator[tuple[str, type[Files]]]:
     """Yield the URL of a folder on a server, and the server's class."""
-    handler = type("OneFolder", (Files,), {"folder": folder, "ranges": [], **attributes})
+    handler = type(
+        "OneFolder", (Files,), {"folder": folder, "ranges": [], "limits": [], **attributes}
+    )
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
