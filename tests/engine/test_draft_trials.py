@@ -26,6 +26,27 @@ class Passes:
         return drafted / passes
 
 
+@pytest.mark.parametrize("parts", [(5, 4), (1, 8)])
+def test_a_step_of_several_forward_passes_is_measured_as_one(parts: tuple[int, int]) -> None:
+    trials, drafted = DraftTrials(), []
+    for _ in range(300):
+        has_drafts = trials.allows(sum(parts))
+        drafted.append(has_drafts)
+        for index, rows in enumerate(parts):  # the second one has nothing to draft
+            with_drafts = has_drafts and not index
+            tokens, seconds = (2 * rows, 1.5) if with_drafts else (rows, 1.0)
+            trials.note(rows, tokens=tokens, seconds=seconds, has_drafts=with_drafts)
+    # 14 tokens in 2.5 seconds are more than 9 in 2; 10 in 2.5 are fewer than 9 in 2.
+    assert sum(drafted[100:]) > 170 if parts == (5, 4) else sum(drafted[100:]) < 30
+
+
+def test_a_step_of_which_a_part_failed_says_nothing() -> None:
+    trials = DraftTrials()
+    for _ in range(50):
+        assert not trials.allows(9)
+        trials.note(5, tokens=5, seconds=1.0, has_drafts=False)
+
+
 @pytest.mark.parametrize(("slower", "least", "most"), [(1.2, 0.9, 1.0), (4.0, 0.0, 0.1)])
 def test_drafts_go_on_only_where_they_are_faster(slower: float, least: float, most: float) -> None:
     passes = Passes(slower)

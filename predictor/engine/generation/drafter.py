@@ -49,7 +49,7 @@ class Drafter:
         self._failures = 0
 
     def allows(self, rows: int) -> bool:
-        """Return whether a forward pass of so many rows may have drafts."""
+        """Begin a step of so many sequences, and return whether it may have drafts."""
         return self._trials is None or self._trials.allows(rows)
 
     def note(self, rows: Sequence[Chunk], tokens: int, seconds: float) -> None:

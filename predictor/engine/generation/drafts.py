@@ -55,7 +55,7 @@ class Drafts(Protocol):
     """Proposes drafts; see `drafter.Drafter`."""
 
     def allows(self, rows: int) -> bool:
-        """Return whether a forward pass of so many rows may have drafts."""
+        """Begin a step of so many sequences, and return whether it may have drafts."""
         ...
 
     def propose(self, key: int, most: int) -> Proposal:
@@ -87,7 +87,7 @@ def add_drafts(
         room: Tokens that all drafts together may take in the KV cache.
     """
     most = min(most_drafts(len(decode), limits), room)
-    if most < 1 or not drafts.allows(len(decode)):
+    if not drafts.allows(len(decode)) or most < 1:
         return list(decode)
     proposals = [drafts.propose(chunk.key, most) for chunk in decode]
     chosen, columns = _choose(proposals, limits)
