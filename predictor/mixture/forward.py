@@ -3,8 +3,9 @@
 transformers calls it for every mixture that goes through its experts interface
 (``integrations/moe.py``), once it is registered and a config names it. It computes one expert after
 the other, in the order in which their weights arrive. Each expert's rows are computed by
-themselves, and the results are added in the order of the router's choice. So the result does not
-depend on where the weights were.
+themselves, and the results are added in the order of the router's choice. So on one device the
+result does not depend on where the weights were. A processor that computes experts beside a GPU
+rounds otherwise.
 
 Weights come from the module itself, or from the `ExpertSource` that is attached to it.
 """
