@@ -13,6 +13,9 @@ so some dozens in all, and at most an eighth of a forward pass is padding."""
 _NEW_STEP, _CONTEXT_STEP = 8, 64
 """Least steps. oneDNN has by far the fewest kernels for matrices of whole blocks of 64 columns."""
 
+LEAST_PLAIN = 4
+"""Bytes of a number with which products of any size have one kernel."""
+
 
 def bucket_new_tokens(count: int) -> int:
     """Return how many columns are computed if the longest row has so many new tokens."""

@@ -254,6 +254,26 @@ def test_one_row_has_no_padding_before_its_tokens_if_it_is_not_copied() -> None:
         assert cache.lay_out([row(1, 9, 1)], bucket_shapes=True).past == past
 
 
+@pytest.mark.parametrize(
+    ("dtype", "copies", "past"),
+    [(torch.bfloat16, True, 63), (torch.bfloat16, False, 9), (torch.float32, True, 9)],
+)
+@pytest.mark.parametrize("kind", ["full_attention", "indexed_attention"])
+def test_one_row_that_a_model_copies_in_half_precision_has_one_of_few_lengths(
+    kind: str, dtype: torch.dtype, copies: bool, past: int
+) -> None:
+    cache = PagedKVCache([CacheLayer(kind)], 31, 20)
+    for rows in ([row(1, 0, 4), row(2, 0, 4)], [row(1, 4, 5)]):
+        layout = cache.lay_out(rows, bucket_shapes=True)
+        states = torch.ones(len(rows), 1, layout.new, 2, dtype=dtype)
+        keys, _ = cache.update(states, states, 0)
+        if kind == "indexed_attention" and copies:
+            cache.update_indexer(states[:, 0], 0)
+        elif copies:
+            keys.exp()
+    assert cache.lay_out([row(1, 9, 1)], bucket_shapes=True).past == past
+
+
 def test_a_pass_that_failed_is_repeated_on_the_same_window() -> None:
     cache = PagedKVCache(WINDOWED, 31, 20, window_pages=20)
     update(cache, [row(1, 0, 6)], 1)

@@ -42,6 +42,7 @@ class Source:
     def gathered(self) -> torch.Tensor:
         """Return whole rows, of shape (rows, heads, columns, size)."""
         if self._rows is None:
+            self.layout.note_gathered(self.pool)
             gather = self.layout.gather(self.pool.device, self.window)
             rows = self.pool.index_select(1, gather.flatten())
             heads, _, size = rows.shape

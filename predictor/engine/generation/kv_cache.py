@@ -76,6 +76,7 @@ class PagedKVCache(Cache):
         """
         self.layout: Layout | None = None
         self.gathers = False
+        self._pads_single_rows = False
         self.states = StateSlots(slots)
         self._has_pages = pages > 0
         self.pages = PagePool(pages, max_length, block_tokens)
@@ -145,6 +146,8 @@ class PagedKVCache(Cache):
         Raises:
             MemoryError: There are not enough pages: the rows were not within the `KVLedger`.
         """
+        if self.layout is not None and self.layout.lacks_padding:
+            self._pads_single_rows = True
         continues = self.keeps_state and rows[0].start > 0
         if self.keeps_state:
             if any((row.start > 0) != continues for row in rows):
@@ -155,7 +158,8 @@ class PagedKVCache(Cache):
             _take(self.pages, rows) if self.keeps_tokens else None,
             window_pages=None if self._window_pages is None else _take(self._window_pages, rows),
             bucket_shapes=bucket_shapes,
-            pads_context=self.gathers or len(rows) > 1,  # a row without padding needs no mask
+            # A row without padding needs no mask.
+            pads_context=self.gathers or self._pads_single_rows or len(rows) > 1,
             pads_new=not continues,
         )
         return self.layout

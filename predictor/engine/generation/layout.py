@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from predictor.engine.generation.prompt_tokens import PromptScores
-from predictor.shape_buckets import bucket_context, bucket_new_tokens
+from predictor.shape_buckets import LEAST_PLAIN, bucket_context, bucket_new_tokens
 
 _HOST = torch.device("cpu")
 
@@ -120,6 +120,8 @@ class Layout:
         past: Columns before the new ones; none if no token is kept.
         new: Columns that the model computes.
         lengths: Tokens of each row, of shape (rows,).
+        lacks_padding: Whether rows in half precision were gathered in a width of their own, for
+            which oneDNN may compile kernels.
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class Layout:
         is_padded = sum(len(row.tokens) for row in rows) < len(rows) * self.new
         if is_padded and not pads_new:
             raise ValueError("rows that continue a state have unequal numbers of new tokens")
+        self.lacks_padding, self._pads_context = False, pads_context
         self._rows, self._pages, self._window_pages = rows, pages, window_pages
         self._fresh = self._find_fresh() if is_padded else None
         self._indices: dict[tuple[torch.device, int], Indices] = {}
@@ -205,6 +208,10 @@ class Layout:
                 self._find_columns(window) if is_host else self.gather(_HOST, window).to(device)
             )
         return self._gather[key]
+
+    def note_gathered(self, pool: torch.Tensor) -> None:
+        """Note that rows of a pool of pages were gathered."""
+        self.lacks_padding |= not self._pads_context and pool.element_size() < LEAST_PLAIN
 
     def row_pages(self, window: int = 0) -> tuple[RowPages, ...]:
         """Return the same for each row, without padding.

@@ -22,14 +22,11 @@ import torch
 from torch.nn.functional import pad
 
 from predictor.engine.generation.layout import Layout, RowPages
-from predictor.shape_buckets import bucket_context
+from predictor.shape_buckets import LEAST_PLAIN, bucket_context
 
 _LEAST_RUN = 64
 """Tokens that the runs of a row have on average, if each is multiplied. To copy fewer takes less
 time than another product."""
-
-_LEAST_PLAIN = 4
-"""Bytes of a number with which products of any size have one kernel."""
 
 
 def multiply_keys(
@@ -89,7 +86,7 @@ def _parts(row: RowPages, pool: torch.Tensor, columns: int) -> Iterator[tuple[sl
         columns: The columns of the forward pass, which end with the row.
     """
     start = columns - len(row.pages)
-    if pool.element_size() < _LEAST_PLAIN:
+    if pool.element_size() < LEAST_PLAIN:
         pages = _padded(row.pages, bucket_context(len(row.pages)))
         yield slice(start, columns), pool.index_select(1, pages)
     elif len(row.breaks) > len(row.pages) // _LEAST_RUN:
