@@ -93,6 +93,9 @@ class Reply:
     def __init__(self, prompt: list[int], text: list[int]) -> None:
         self.lookup, self.tokens, self.text, self.done = PromptLookup(), [*prompt], text, 0
 
+    def allows(self, rows: int) -> bool:
+        return True
+
     def propose(self, key: int, most: int) -> Proposal:
         most = min(most, len(self.text) - self.done - 1)
         draft = self.lookup.propose(self.tokens, most) if most > 0 else ()
