@@ -181,7 +181,11 @@ def test_progress_is_shown_while_it_loads_and_the_page_follows(page: Page, echo:
     echo.model.ready = True
     page.wait(IS_READY)
     assert page.text("#status") == "ready"
-    assert not page.run("document.getElementById('loading').checkVisibility()")
+    assert page.run("document.getElementById('loading').checkVisibility()")
+
+    echo.model.loading = {}  # all weights that stay have arrived
+    page.wait("!document.getElementById('loading').checkVisibility()")
+    assert page.text("#status") == "ready"
     assert_clean(page, echo)
 
 
