@@ -85,7 +85,10 @@ def test_huggingface_hub(call_client: CallClient) -> None:
     whole, ending = seen["last"]
     assert ending == "eos_token"
     assert seen["events"] == [tokens, whole]
-    assert seen["refusal"].startswith("best_of is not supported")
+    text, others = seen["best"]
+    assert text
+    assert others == 1
+    assert seen["refusal"].startswith("best_of above 1 needs do_sample")
 
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}

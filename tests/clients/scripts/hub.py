@@ -21,7 +21,7 @@ client = InferenceClient(url, api_key=key)
 
 def refusal() -> str:
     try:
-        client.text_generation(PROMPT, best_of=2, do_sample=True)
+        client.text_generation(PROMPT, best_of=2)
     except ValidationError as error:
         return str(error)
     return ""
@@ -32,6 +32,7 @@ async def asynchronous() -> str:
         return await one.text_generation(PROMPT, max_new_tokens=6)
 
 
+best = client.text_generation(PROMPT, max_new_tokens=6, best_of=2, do_sample=True, details=True)
 details = client.text_generation(PROMPT, max_new_tokens=200, details=True, top_n_tokens=2).details
 events = list(client.text_generation(PROMPT, max_new_tokens=200, stream=True, details=True))
 grammar = {"type": "json", "value": SCHEMA}
@@ -50,6 +51,7 @@ print(
             "details": [details.finish_reason, details.generated_tokens, len(details.top_tokens)],
             "events": [len(events), "".join(event.token.text for event in events[:-1])],
             "last": [events[-1].generated_text, events[-1].details.finish_reason],
+            "best": [best.generated_text, len(best.details.best_of_sequences)],
             "refusal": refusal(),
             "chat": client.chat_completion(MESSAGES, max_tokens=6).choices[0].message.content,
             "chat_stream": "".join(
