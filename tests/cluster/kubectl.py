@@ -69,7 +69,7 @@ class Cluster:
         """
         of_namespace: dict[str, list[Object]] = {}
         for obj in objects:
-            name = obj["metadata"].get("namespace", self.namespace)
+            name = obj.get("metadata", {}).get("namespace", self.namespace)
             of_namespace.setdefault(name, []).append(obj)
         how = ("apply", "--filename=-", "--warnings-as-errors", *flags)
         lines = []
