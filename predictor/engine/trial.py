@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from predictor.errors import ModelUnusable, reason_of
+from predictor.private.forward_arguments import forward_arguments
 
 _LENGTHS = (1, 2, 4, 8, 16, 32)
 """Tokens of the texts that are tried. CANINE and Funnel pool neighbours, and need as many as they
@@ -46,7 +46,7 @@ def _error(model: PreTrainedModel, tokens: int) -> Exception | None:
     inputs: dict[str, Any] = {"input_ids": ids, "decoder_input_ids": ids}
     if not model.config.is_encoder_decoder:  # not every encoder takes this argument
         inputs["use_cache"] = True
-    accepted = inspect.signature(model.forward).parameters
+    accepted = forward_arguments(model)
     try:
         with torch.no_grad():
             model(**{name: value for name, value in inputs.items() if name in accepted})

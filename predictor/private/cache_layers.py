@@ -6,7 +6,6 @@ package declares what is used of them.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,8 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
     LinearAttentionLayer,
 )
+
+from predictor.private.forward_arguments import forward_arguments
 
 __all__ = ["DummyLayer", "LinearAttentionCacheLayerMixin"]
 
@@ -89,7 +90,7 @@ def cache_layers(model: PreTrainedModel) -> tuple[CacheLayer, ...]:
 
 def cache_argument(model: PreTrainedModel) -> str:
     """Return the name by which a model takes a cache; empty if it takes none."""
-    accepted = inspect.signature(model.forward).parameters
+    accepted = forward_arguments(model)
     names = (name for name in ("past_key_values", "cache_params") if name in accepted)
     return next(names, "")
 

@@ -8,7 +8,6 @@ padding, because kernels and masks then take more memory.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from predictor.private.forward_arguments import forward_arguments
 from predictor.profiling.meta_device import FAILURES, DeviceBehavior, measure_peak
 from predictor.profiling.probe import Probe
 
@@ -98,7 +98,7 @@ def _inputs(model: PreTrainedModel, rows: int, length: int) -> dict[str, Any]:
     shape = (rows, length)
     ids = torch.zeros(shape, dtype=torch.long, device="meta")
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if "use_cache" in inspect.signature(model.forward).parameters:
+    if "use_cache" in forward_arguments(model):
         inputs["use_cache"] = False
     return inputs
 

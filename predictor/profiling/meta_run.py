@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from predictor.private.cache_layers import (
     own_cache,
     whole_sequence_cache,
 )
+from predictor.private.forward_arguments import forward_arguments
 from predictor.profiling.block_dedup import BlockDeduplicator
 from predictor.profiling.meta_device import DeviceBehavior
 from predictor.profiling.sequence_cache import KeptTensors, in_modules
@@ -66,8 +66,8 @@ class MetaRun:
         self._blocks = blocks
         self._deduplicator = deduplicator
         self._weights = {weight.untyped_storage() for weight in model.parameters()}
-        accepted = inspect.signature(model.forward).parameters
-        self._accepted = frozenset(accepted)
+        accepted = forward_arguments(model)
+        self._accepted = accepted
         self._name = cache_argument(model)
         self._options = {name: value for name, value in _OPTIONS.items() if name in accepted}
         self._untouched = [tensor for own in in_modules(blocks) for tensor in own]

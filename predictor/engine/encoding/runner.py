@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from predictor.engine.encoding.batching import BatchLimits
 from predictor.engine.encoding.inputs import EncoderInput
 from predictor.engine.encoding.postprocess import EncoderBatch, Postprocess, comparable
 from predictor.private.attention_types import keep_attention_type
+from predictor.private.forward_arguments import forward_arguments
 
 
 class EncoderRunner:
@@ -57,7 +57,7 @@ class EncoderRunner:
         config: Any = model.config.get_text_config()
         self._pad: int | None = getattr(config, "pad_token_id", None)
         self._config = config
-        accepted = inspect.signature(model.forward).parameters
+        accepted = forward_arguments(model)
         self._takes_types = "token_type_ids" in accepted
         self._extra: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -15,6 +14,7 @@ from predictor.private.cache_layers import (
     cache_layers,
     takes_dynamic_cache,
 )
+from predictor.private.forward_arguments import forward_arguments
 from predictor.private.transformers import is_stateful
 
 
@@ -22,7 +22,7 @@ def unbatchable_reason(model: PreTrainedModel) -> str | None:
     """Return why the model cannot be batched, by its class and config; None if it can."""
     if not cache_argument(model):
         return "its forward pass takes no past_key_values"
-    if "attention_mask" not in inspect.signature(model.forward).parameters:
+    if "attention_mask" not in forward_arguments(model):
         return "its forward pass takes no attention_mask"
     if not takes_dynamic_cache(model):
         return "it makes a cache of its own"

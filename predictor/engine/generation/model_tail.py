@@ -11,7 +11,6 @@ them, with its own scaling and capping, and with what the row's adapter adds to 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.prompt_tokens import PromptToken
 from predictor.errors import RequestError
+from predictor.private.forward_arguments import forward_arguments
 
 _SLICE_ELEMENTS = 2**18
 """Logits whose probabilities are computed at one time, in whole rows, as in `batch_sampler`."""
@@ -42,7 +42,7 @@ class ModelTail:
             positions: Positions whose logits may be in memory at one time, at least 1.
         """
         self._model, self._adapters, self._positions = model, adapters, max(1, positions)
-        self._accepted = inspect.signature(model.forward).parameters
+        self._accepted = forward_arguments(model)
         self._exact: dict[str | None, bool] = {}
 
     @contextlib.contextmanager

@@ -6,7 +6,6 @@ may be called from two threads at a time, because Accelerate's hooks are not thr
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.model_tail import ModelTail
 from predictor.engine.generation.recurrences import STEPS
 from predictor.private.cache_layers import CacheLayer, cache_argument
+from predictor.private.forward_arguments import forward_arguments
 from predictor.private.recurrences import StepFunctions
 from predictor.shape_buckets import bucket_new_tokens
 
@@ -103,7 +103,7 @@ class BatchRunner:
         )
         self._device, self.adapters = device, adapters or LoadedAdapters.none()
         self._tail = ModelTail(model, self.adapters, positions)
-        self._accepted = inspect.signature(model.forward).parameters
+        self._accepted = forward_arguments(model)
         self._name = cache_argument(model)
         # A GPU may have kernels of its own for these.
         self._steps = StepFunctions(model, STEPS if device.type == "cpu" else {})

@@ -7,7 +7,6 @@ input, whatever that name is (``past_key_values``, ``cache_params``, ``state``, 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.model_tail import ModelTail
 from predictor.private.cache_layers import cache_argument, own_cache
+from predictor.private.forward_arguments import forward_arguments
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class SerialRunner:
         self.model: Any = model
         self._device, self.adapters = device, adapters or LoadedAdapters.none()
         self._tail = ModelTail(model, self.adapters, positions)
-        self._accepted = frozenset(inspect.signature(model.forward).parameters)
+        self._accepted = forward_arguments(model)
         self._sequences: dict[int, _Sequence] = {}
 
     @property
@@ -136,7 +136,7 @@ def generation_inputs(
         use_cache: Whether the model returns a cache.
         caches: The caches of the tokens before, by the names of the model's inputs.
     """
-    accepted = inspect.signature(model.forward).parameters
+    accepted = forward_arguments(model)
     named = {
         "attention_mask": torch.ones_like(ids),
         "position_ids": torch.arange(ids.shape[1], device=ids.device)[None],
