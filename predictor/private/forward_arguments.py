@@ -22,4 +22,4 @@ def forward_arguments(model: nn.Module) -> frozenset[str]:
         names.update(parameters)
         if all(one.kind is not one.VAR_KEYWORD for one in parameters.values()):
             break
-    return frozenset(names)
+    return frozenset(names - {"self"})
