@@ -37,7 +37,10 @@ from predictor.engine.generation.layout import Layout, SequenceChunk
 from predictor.engine.generation.runner import BatchRunner
 from predictor.private.cache_layers import cache_layers
 from predictor.private.torch import WithoutSubclasses
+from tests.checkpoints import VOCABULARY
 from tests.conftest import Checkpoints
+from tests.engine.test_contamination import tiny
+from tests.engine.test_engine import batch_runner
 from tests.serving import bring_up
 
 HEADS, SIZE, PAGES = 2, 8, 400
@@ -427,3 +430,22 @@ def test_a_start_has_rows_copied_if_its_model_looks_past_them(
     finally:
         engine.stop()
         assert engine.join(30)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("lengths", [(8,), (64, 64)], ids=["one row", "beside a prompt"])
+def test_last_tokens_see_all_before_them_where_columns_are_as_many_as_tokens(
+    name: str, lengths: tuple[int, ...]
+) -> None:
+    model = tiny(name)
+    chance = torch.Generator().manual_seed(0)
+    first, *others = torch.randint(4, VOCABULARY, (len(lengths), lengths[0]), generator=chance)
+    runner, ids = batch_runner(model), first.tolist()
+    runner.run([SequenceChunk(0, 0, ids[:-2])])
+    rows = [SequenceChunk(key, 0, other.tolist()) for key, other in enumerate(others, 1)]
+    logits = runner.run([SequenceChunk(0, len(ids) - 2, ids[-2:]), *rows])
+    assert runner.cache.layout is not None
+    assert runner.cache.layout.past == 0
+    with torch.inference_mode():
+        expected = model(first[None]).logits[0, -1]
+    torch.testing.assert_close(logits[0], expected, atol=1e-4, rtol=1e-4)

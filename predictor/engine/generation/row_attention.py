@@ -121,11 +121,14 @@ class Attention:
             return self._attend_to_runs(query, row.runs(first)).reshape(1, heads, count, -1)
         keys, values = row.read(self.keys, first), row.read(self.values, first)
         hidden = None if mask.is_open else self._hidden(index, mask.first, queries)
+        is_causal = self.mask is None and self.is_causal
+        if is_causal and count < len(row.pages):  # PyTorch takes queries for the first tokens
+            hidden, is_causal = _causal_mask(count, keys), False
         if hidden is not None and is_packed:
             hidden = hidden.expand(-1, heads, count, -1).reshape(1, *query.shape[1:3], -1)
         output = scaled_dot_product_attention(
             *(query, keys, values, hidden),
-            is_causal=self.mask is None and self.is_causal,
+            is_causal=is_causal,
             scale=self.scale,
             enable_gqa=query.shape[1] > len(self.keys),
         )
@@ -155,6 +158,13 @@ class Attention:
             return None
         own = self.mask[index : index + 1] if len(self.mask) > 1 else self.mask
         return own[:, :, queries if own.shape[2] > 1 else slice(None), first:]
+
+
+def _causal_mask(queries: int, keys: torch.Tensor) -> torch.Tensor:
+    """Return which keys the last tokens of a row see, of shape (queries, tokens)."""
+    tokens = keys.shape[2]
+    seen = torch.ones(queries, tokens, dtype=torch.bool, device=keys.device)
+    return seen.tril(tokens - queries)
 
 
 def _read_mask(mask: torch.Tensor) -> tuple[RowMask, ...]:
