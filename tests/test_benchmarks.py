@@ -426,7 +426,7 @@ def test_limits_checks_each_server_against_its_plan(tmp_path_factory):
     with memory_cgroup(2**30):
         pass  # or skip
     shapes = ("16 blocks of 21 MB", "8 blocks of 128 experts of 0.4 MB")
-    flags = ("--shapes", *shapes, "--limits", "0.85", "--users", "2")
+    flags = ("--shapes", *shapes, "--limits", "1.0", "--users", "2")
     done, numbers = run("limits.py", tmp_path_factory, *flags)
     assert done.returncode == 0, done.stderr
     assert len(numbers["cases"]) == len(shapes)
