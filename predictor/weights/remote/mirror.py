@@ -13,12 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
 import logging
 import os
-import re
-import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +24,14 @@ from predictor.checkpoint.weight_files import stays_within
 from predictor.errors import ConfigurationError, HubUnreachable
 from predictor.quantity import format_bytes
 from predictor.weights.remote import ranges
+from predictor.weights.remote.revisions import (
+    base_name,
+    beside,
+    folders_of,
+    read_manifest,
+    remove_others,
+    write_manifest,
+)
 from predictor.weights.remote.shard import Shard
 from predictor.weights.remote.source import Listing, NoWeights, Source
 from predictor.weights.store.locks import OWNER_ONLY, SharedLock, lock
@@ -37,7 +41,6 @@ logger = logging.getLogger(__name__)
 FOLDER = "sources"
 """The name of the folder of all mirrors in the offload folder."""
 
-_MANIFEST = ".source"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -62,9 +65,9 @@ class Mirror:
         self.keeps_resident = True
         self._source = source
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._loading = os.open(_beside(path, ".lock"), os.O_RDWR | os.O_CREAT, OWNER_ONLY)
+        self._loading = os.open(beside(path, ".lock"), os.O_RDWR | os.O_CREAT, OWNER_ONLY)
         lock(self._loading, of=path)
-        self._use = SharedLock(_beside(path, ".used"))
+        self._use = SharedLock(beside(path, ".used"))
         self._use.acquire()
         self._shards: dict[Path, Shard] = {}
         self._resident: set[tuple[Path, str]] = set()
@@ -117,9 +120,13 @@ class Mirror:
 
     def require(self, file: Path, names: Collection[str]) -> None:
         """Have tensors of a file there; see `RemoteWeights`."""
-        if file in self._shards:  # and not a file that transformers has written
-            with self._errors():
-                self._shards[file].require(names)
+        if file not in self._shards:  # a file that transformers has written
+            return
+        shard = self._shards[file]
+        with self._errors():
+            if not shard.has(names) and self._is_alone():
+                self._flush_others(shard)
+            shard.require(names)
 
     def names_within(self, file: Path, begin: int, end: int) -> Collection[str]:
         """Return tensors of a file; see `RemoteWeights`."""
@@ -140,6 +147,12 @@ class Mirror:
         if file in self._shards and self._is_alone():
             with self._errors():
                 self._shards[file].release(names)
+
+    def _flush_others(self, shard: Shard) -> None:
+        """Release what waits for it of all files but one, which is fetched next."""
+        for other in self._shards.values():
+            if other is not shard:
+                other.flush()
 
     def copied(self, file: Path, names: Collection[str]) -> None:
         """Release tensors that are in memory, unless restarts shall find them."""
@@ -220,7 +233,7 @@ def open_mirror(source: Source, folder: Path, patterns: Sequence[str]) -> Mirror
         CheckpointError: The source has no safetensors files.
         ConfigurationError: The folder cannot be written.
     """
-    base = folder / _base_name(source)
+    base = folder / base_name(source)
     listing = _list(source, base)
     if not listing.weights:
         raise NoWeights(f"{source.name} holds no safetensors files.")
@@ -228,9 +241,8 @@ def open_mirror(source: Source, folder: Path, patterns: Sequence[str]) -> Mirror
         mirror = Mirror(Path(f"{base}-{listing.revision[:12]}"), source, listing)
         try:
             mirror.fetch_small(patterns)
-            content = {"ref": source.ref, **listing.as_json()}
-            (mirror.path / _MANIFEST).write_text(json.dumps(content))
-            _remove_others(base, mirror.path)
+            write_manifest(mirror.path, source.ref, listing)
+            remove_others(base, mirror.path)
         except BaseException:
             mirror.close()
             raise
@@ -246,7 +258,7 @@ def _list(source: Source, base: Path) -> Listing:
     try:
         return source.listing()
     except HubUnreachable as error:
-        listings = [_read_manifest(path, source.ref) for path in _mirrors(base)]
+        listings = [read_manifest(path, source.ref) for path in folders_of(base)]
         usable = [listing for listing in listings if listing is not None]
         if not usable:
             raise HubUnreachable(
@@ -259,40 +271,3 @@ def _list(source: Source, base: Path) -> Listing:
         )
         source.pin(usable[-1].revision)
         return usable[-1]
-
-
-def _mirrors(base: Path) -> list[Path]:
-    """Return the folders of all revisions, the newest last."""
-    folders = [path for path in base.parent.glob(f"{base.name}-*") if path.is_dir()]
-    return sorted(folders, key=lambda path: path.stat().st_mtime)
-
-
-def _read_manifest(path: Path, ref: str | None) -> Listing | None:
-    try:
-        content = json.loads((path / _MANIFEST).read_bytes())
-        return Listing.from_json(content) if content["ref"] == ref else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _remove_others(base: Path, own: Path) -> None:
-    for path in _mirrors(base):
-        if path == own:
-            continue
-        with contextlib.suppress(OSError):
-            use = SharedLock(_beside(path, ".used"))
-            with contextlib.closing(use):
-                use.acquire()
-                with use.try_exclusive() as is_alone:
-                    if is_alone:
-                        logger.info("Removing the weights of another revision in %s", path)
-                        shutil.rmtree(path)
-
-
-def _base_name(source: Source) -> str:
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-")[-60:]
-    return f"{readable}-{hashlib.sha256(source.name.encode()).hexdigest()[:8]}"
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f"{path.name}{suffix}")

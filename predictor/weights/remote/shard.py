@@ -87,12 +87,14 @@ class Shard:
     @property
     def missing_bytes(self) -> int:
         """Bytes that would have to be fetched for all tensors."""
-        return sum(self._size(piece) for piece in self._missing())
+        held, last = len(self._pieces) * ranges.PIECE, self._count - 1
+        if last in self._pieces:
+            held -= self._count * ranges.PIECE - self.file.size
+        return self.file.size - held
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether all of it is there, and is what the source has."""
-        return self._is_checked and not self._released
+    def has(self, names: Collection[str]) -> bool:
+        """Return whether tensors are there, as the source has them."""
+        return self._is_checked and self._released.isdisjoint(names)
 
     def require(self, names: Collection[str]) -> None:
         """Have tensors there. Unless they are, the whole file is fetched and checked.
@@ -101,7 +103,7 @@ class Shard:
             HubUnreachable, CheckpointError, OSError: As of `ranges.fetch_pieces`.
         """
         self._waiting.difference_update(names)
-        if self._is_checked and self._released.isdisjoint(names):
+        if self.has(names):
             return
         for is_last in (False, True):
             self._released, self._is_checked = set(), False
@@ -183,8 +185,7 @@ class Shard:
             return hashlib.file_digest(stream, "sha256").hexdigest() == self.file.sha256
 
     def _missing(self) -> list[int]:
-        count = -(-self.file.size // ranges.PIECE)
-        return [piece for piece in range(count) if piece not in self._pieces]
+        return [piece for piece in range(self._count) if piece not in self._pieces]
 
     def _pieces_of(self, names: Collection[str]) -> set[int]:
         """Return the pieces that hold bytes of tensors."""
@@ -203,8 +204,10 @@ class Shard:
         begin, end = self._span(name)
         return end - begin
 
-    def _size(self, piece: int) -> int:
-        return min(ranges.PIECE, self.file.size - piece * ranges.PIECE)
+    @property
+    def _count(self) -> int:
+        """Pieces of the file."""
+        return -(-self.file.size // ranges.PIECE)
 
     def _create(self) -> None:
         """Make the file of its header and a hole."""
