@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import statistics
 import sys
@@ -20,17 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoint import Size, drop_from_cache, make, write_safetensors
-from groups import memory_group
+from checkpoint import OFFLOADED, Size, make, write_safetensors
 from load import Prompt, Server, send_all
 from measuring import add_path_flags, finish, machine, table
 from prompts import Prompts
-from served import serve
+from served import add_memory_flags, serve_model
 
 TARGET = 0.8
 """Least tokens per second of the users of adapters, as a multiple of those of the model alone."""
 
-_SIZE = Size(2048, 10, 32000, "bfloat16", head=64, heads_per_key=8, mlp=5632)
 _TINY = Size(512, 6, 512, "bfloat16")
 _RANK = 16
 
@@ -49,10 +46,9 @@ def parser() -> argparse.ArgumentParser:
     add("--adapters", type=int, help="how many (default: 8)")
     add("--new-tokens", type=int, help="tokens of a reply (default: 16)")
     add("--rounds", type=int, help="how often both are measured (default: 3)")
-    add("--limit", type=float, help="GiB of the cgroup (default: 1.5)")
-    add("--budget", type=float, help="GiB of main memory to plan for (default: 0.8)")
     add("--resident", action="store_true", help="keep the whole model in memory")
     add("--quick", action="store_true", help="a tiny model in memory; proves nothing")
+    add_memory_flags(parser, limit=1.5, budget=0.8)
     add_path_flags(parser)
     return parser
 
@@ -68,7 +64,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     flags.adapters = flags.adapters or (2 if quick else 8)
     flags.new_tokens = flags.new_tokens or (4 if quick else 16)
     flags.rounds = flags.rounds or (1 if quick else 3)
-    size, before = _TINY if quick else _SIZE, machine()
+    size, before = _TINY if quick else OFFLOADED, machine()
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="adapters-") as work:
         model = Path(work) / "model"
         model.mkdir()
@@ -116,18 +112,12 @@ def _write_adapter(folder: Path, size: Size, seed: int) -> None:
 def _measure(
     model: Path, names: Sequence[str], flags: argparse.Namespace, work: Path
 ) -> list[dict[str, Any]]:
-    settings = [f"--model_dir={model}", "--max_model_len=256", "--max_batch_size=64"]
+    settings = ["--max_model_len=256", "--max_batch_size=64"]
     settings += ["--lora_modules", *(f"{name}={work / name}" for name in names)]
     settings += [f"--max_concurrency={-(-max(flags.users) * 64 // 256)}"]
     prompts = Prompts(model, 16)
-    with contextlib.ExitStack() as stack:
-        group = None
-        if not flags.quick and not flags.resident:
-            limit, budget = int((flags.limit or 1.5) * 2**30), flags.budget or 0.8
-            group = stack.enter_context(memory_group(limit, mounts=flags.mounts))
-            settings.append(f"--max_memory={json.dumps({'cpu': f'{budget}GiB'})}")
-            drop_from_cache(model)
-        server = stack.enter_context(serve(settings, group, work))
+    in_memory = flags.quick or flags.resident
+    with serve_model(model, settings, flags, work, in_memory=in_memory) as server:
         _speed([server], prompts.take(1, seed=-1), 2)  # warms up
         adapted = [replace(server, model=name) for name in names]
         return [_level(server, adapted, users, prompts, flags) for users in flags.users]

@@ -63,6 +63,10 @@ class Size:
         return self.mlp or self.hidden * 5 // 2
 
 
+OFFLOADED = Size(2048, 10, 32000, "bfloat16", head=64, heads_per_key=8, mlp=5632)
+"""1.1 GB, which benchmarks serve with most of its blocks on disk."""
+
+
 def make(folder: Path, size: Size) -> int:
     """Write a checkpoint with a file for each block; return the bytes of its weights."""
     weight_map: dict[str, str] = {}

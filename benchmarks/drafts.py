@@ -17,7 +17,6 @@ gives four of five tokens the same successor.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import random
@@ -30,12 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoint import Size, drop_from_cache, make
+from checkpoint import OFFLOADED, Size, make
 from counters import ACCEPTED, DRAFTED, read_counters
-from groups import memory_group
 from load import Prompt, Server, await_quiet, measure_users
 from measuring import add_path_flags, finish, machine, table
-from served import serve
+from served import add_memory_flags, serve_model
 
 TARGETS = {"edited": 2.0, "quoted": None, "new": 0.97, "misleading": 0.97}
 """Least tokens per second with drafts, as a multiple of those without; None for no target."""
@@ -48,7 +46,6 @@ _TINY_DRAFT_SIZE = Size(128, 1, 2048, "bfloat16")
 _WRONG = 0.2
 """The part of tokens of which the draft model has another successor."""
 
-_SIZE = Size(2048, 10, 32000, "bfloat16", head=64, heads_per_key=8, mlp=5632)
 _TINY = Size(512, 6, 2048, "bfloat16")
 _DRAFTS = {"with": "--prompt_lookup_num_tokens=15", "without": "--prompt_lookup_num_tokens=0"}
 _MODEL = "draft model"
@@ -75,12 +72,11 @@ def parser() -> argparse.ArgumentParser:
     add("--users", type=int, nargs="+", help="at one time (default: 1)")
     add("--new-tokens", type=int, help="tokens of a reply (default: 128)")
     add("--rounds", type=int, help="how often all is measured (default: 3)")
-    add("--limit", type=float, help="GiB of the cgroup (default: 1.5)")
-    add("--budget", type=float, help="GiB of main memory to plan for (default: 0.8)")
     add("--wait", type=float, default=30.0, help="seconds to wait for idle processors")
     add("--draft-model", action="store_true", help="also measure with a draft model")
     add("--resident", action="store_true", help="keep the whole model in memory")
     add("--quick", action="store_true", help="a tiny model in memory; proves nothing")
+    add_memory_flags(parser, limit=1.5, budget=0.8)
     add_path_flags(parser)
     return parser
 
@@ -94,7 +90,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     flags.users = flags.users or ([1, 2] if flags.quick else [1])
     flags.new_tokens = flags.new_tokens or (24 if flags.quick else 128)
     flags.rounds = flags.rounds or (1 if flags.quick else 3)
-    size = _TINY if flags.quick else _SIZE
+    size = _TINY if flags.quick else OFFLOADED
     before, measured = machine(), {}
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="drafts-") as work:
         model = Path(work) / "model"
@@ -236,16 +232,10 @@ def _measure(
     flag: str, model: Path, texts: Texts, flags: argparse.Namespace, work: Path
 ) -> Figures:
     """Return the median of all rounds."""
-    settings = [f"--model_dir={model}", f"--max_model_len={6 * flags.new_tokens}", flag]
+    settings = [f"--max_model_len={6 * flags.new_tokens}", flag]
     settings += [f"--max_concurrency={max(flags.users)}", f"--offload_folder={work / 'offload'}"]
-    with contextlib.ExitStack() as stack:
-        group = None
-        if not flags.quick and not flags.resident:
-            limit, budget = int((flags.limit or 1.5) * 2**30), flags.budget or 0.8
-            group = stack.enter_context(memory_group(limit, mounts=flags.mounts))
-            settings.append(f"--max_memory={json.dumps({'cpu': f'{budget}GiB'})}")
-            drop_from_cache(model)
-        server = stack.enter_context(serve(settings, group, work))
+    in_memory = flags.quick or flags.resident
+    with serve_model(model, settings, flags, work, in_memory=in_memory) as server:
         measure_users(server, [[texts.prompt("new", -1)]], 2)  # warms up
         rounds = [_round(server, texts, flags, number) for number in range(flags.rounds)]
     return {

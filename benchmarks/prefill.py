@@ -8,7 +8,6 @@ and once with `--max_prefill_chunk` of 512. Each prompt is a new one, and nobody
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import statistics
 import sys
@@ -17,15 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpoint import Size, drop_from_cache, make
+from checkpoint import OFFLOADED, Size, make
 from counters import PASSES, read_counters
-from groups import memory_group
 from load import Server, await_quiet, measure_users
 from measuring import add_path_flags, finish, machine, table
-from served import serve
-from serving import Prompts
+from prompts import Prompts
+from served import add_memory_flags, serve_model
 
-_SIZE = Size(2048, 10, 32000, "bfloat16", head=64, heads_per_key=8, mlp=5632)
 _TINY = Size(512, 6, 2048, "bfloat16")
 _FIXED, _TINY_FIXED = 512, 16
 
@@ -39,10 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--tokens", type=int, nargs="+", help="of a prompt (default: 2048 8192)")
     add("--rounds", type=int, help="how often all is measured (default: 3)")
-    add("--limit", type=float, default=1.8, help="GiB of the cgroup (default: 1.8)")
-    add("--budget", type=float, default=1.1, help="GiB of main memory to plan for (default: 1.1)")
     add("--wait", type=float, default=30.0, help="seconds to wait for idle processors")
     add("--quick", action="store_true", help="a tiny model and short prompts; proves nothing")
+    add_memory_flags(parser, limit=1.8, budget=1.1)
     add_path_flags(parser)
     flags = parser.parse_args(arguments)
     return finish(lambda: measure(flags), flags.json)
@@ -62,7 +58,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="prefill-") as work:
         model = Path(work) / "model"
         model.mkdir()
-        make(model, _TINY if flags.quick else _SIZE)
+        make(model, _TINY if flags.quick else OFFLOADED)
         for way, flag in ways.items():
             settings = [f"--prefill_chunk={fixed}", flag]
             measured[way] = _measure(settings, model, flags, Path(work))
@@ -81,18 +77,12 @@ def _measure(
 ) -> Figures:
     """Return the median of all rounds."""
     length = max(flags.tokens) + 64
-    settings = [f"--model_dir={model}", f"--max_model_len={length}", *settings]
+    settings = [f"--max_model_len={length}", *settings]
     settings += ["--max_concurrency=1", f"--offload_folder={work / 'offload'}"]
     settings.append("--prefix_cache=false")
-    with contextlib.ExitStack() as stack:
-        group = None
-        if flags.quick:
-            settings.append(f"--max_memory={json.dumps({'cpu': '24MiB'})}")
-        else:
-            group = stack.enter_context(memory_group(int(flags.limit * 2**30), mounts=flags.mounts))
-            settings.append(f"--max_memory={json.dumps({'cpu': f'{flags.budget}GiB'})}")
-            drop_from_cache(model)
-        server = stack.enter_context(serve(settings, group, work))
+    if flags.quick:
+        settings.append(f"--max_memory={json.dumps({'cpu': '24MiB'})}")
+    with serve_model(model, settings, flags, work, in_memory=flags.quick) as server:
         prompts = Prompts(model, max(flags.tokens))
         measure_users(server, [prompts.take(1, seed=-1, tokens=8)], 2)  # warms up
         rounds = [_round(server, prompts, flags, number) for number in range(flags.rounds)]

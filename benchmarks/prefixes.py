@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import json
 import statistics
 import sys
 import tempfile
@@ -19,17 +17,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpoint import Size, drop_from_cache, make
-from groups import memory_group
+from checkpoint import OFFLOADED, Size, make
 from load import Prompt, Server, send, send_all
 from measuring import add_path_flags, finish, machine, table
 from prompts import Prompts
-from served import serve
+from served import add_memory_flags, serve_model
 
 TARGET_PASSES = 1.2
 """Most passes to the first token of a request whose system prompt is cached."""
 
-_SIZE = Size(2048, 10, 32000, "bfloat16", head=64, heads_per_key=8, mlp=5632)
 _TINY = Size(512, 6, 512, "bfloat16")
 _NEW_TOKENS = 8
 _CACHE = {"with": "--prefix_cache=true", "without": "--prefix_cache=false"}
@@ -48,9 +44,8 @@ def parser() -> argparse.ArgumentParser:
     add("--users", type=int, nargs="+", help="at one time (default: 1 4 16)")
     add("--shared", type=int, help="tokens of the system prompt (default: 2048)")
     add("--own", type=int, help="tokens of a question (default: 16)")
-    add("--limit", type=float, help="GiB of the cgroup (default: 1.5)")
-    add("--budget", type=float, help="GiB of main memory to plan for (default: 0.8)")
     add("--quick", action="store_true", help="a tiny model in memory; proves nothing")
+    add_memory_flags(parser, limit=1.5, budget=0.8)
     add_path_flags(parser)
     return parser
 
@@ -68,7 +63,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="prefixes-") as work:
         model = Path(work) / "model"
         model.mkdir()
-        make(model, _TINY if flags.quick else _SIZE)
+        make(model, _TINY if flags.quick else OFFLOADED)
         for cache, flag in _CACHE.items():
             measured[cache] = _measure(flag, model, flags, Path(work))
     passes = {level["users"]: level["passes"] for level in measured["with"]["levels"]}
@@ -93,17 +88,10 @@ def targets(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _measure(flag: str, model: Path, flags: argparse.Namespace, work: Path) -> dict[str, Any]:
     most = flags.shared + flags.own + 2 * _NEW_TOKENS
-    settings = [f"--model_dir={model}", f"--max_model_len={2 * most}", flag]
+    settings = [f"--max_model_len={2 * most}", flag]
     settings += [f"--max_concurrency={max(flags.users)}", "--max_batch_size=64"]
     prompts = Prompts(model, flags.own)
-    with contextlib.ExitStack() as stack:
-        group = None
-        if not flags.quick:
-            limit, budget = int((flags.limit or 1.5) * 2**30), flags.budget or 0.8
-            group = stack.enter_context(memory_group(limit, mounts=flags.mounts))
-            settings.append(f"--max_memory={json.dumps({'cpu': f'{budget}GiB'})}")
-            drop_from_cache(model)
-        server = stack.enter_context(serve(settings, group, work))
+    with serve_model(model, settings, flags, work, in_memory=flags.quick) as server:
         return _requests(server, prompts, flags)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import re
@@ -12,7 +13,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from groups import MemoryGroup
+from checkpoint import drop_from_cache
+from groups import MemoryGroup, memory_group
 from load import Server
 from measuring import ROOT, CannotMeasure, environment
 
@@ -58,6 +60,43 @@ def serve(
         port = int(await_line(process, log, r"REST on http://[\d.]+:(\d+)"))
         await_line(process, log, r"is ready after ()")
         yield Server("127.0.0.1", port, "m", process.pid)
+
+
+def add_memory_flags(parser: argparse.ArgumentParser, *, limit: float, budget: float) -> None:
+    """Add the flags of `serve_model` with these defaults."""
+    add = parser.add_argument
+    add("--limit", type=float, default=limit, help=f"GiB of the cgroup (default: {limit:g})")
+    text = f"GiB of main memory to plan for (default: {budget:g})"
+    add("--budget", type=float, default=budget, help=text)
+
+
+@contextlib.contextmanager
+def serve_model(
+    model: Path,
+    settings: Sequence[str],
+    flags: argparse.Namespace,
+    work: Path,
+    *,
+    in_memory: bool = False,
+) -> Iterator[Server]:
+    """Serve a model in a memory cgroup, with what is beyond a budget on disk; see `serve`.
+
+    Args:
+        model: The model's directory. Its weights leave the page cache.
+        settings: More flags of `predictor serve`.
+        flags: Those of `add_memory_flags`, and `mounts`.
+        work: The folder of the log.
+        in_memory: Serve without cgroup and budget instead.
+    """
+    settings = [f"--model_dir={model}", *settings]
+    with contextlib.ExitStack() as stack:
+        group = None
+        if not in_memory:
+            limit = int(flags.limit * 2**30)
+            group = stack.enter_context(memory_group(limit, mounts=flags.mounts))
+            settings.append(f"--max_memory={json.dumps({'cpu': f'{flags.budget}GiB'})}")
+            drop_from_cache(model)
+        yield stack.enter_context(serve(settings, group, work))
 
 
 @contextlib.contextmanager
