@@ -174,37 +174,26 @@ def test_a_model_that_does_not_fit_is_refused_by_the_headers_alone(
         assert fetched(server) <= headers_of(model)
 
 
+def check_too_small(model: Path, volume: Path, **flags: Any) -> None:
+    """Check that a volume is refused when no more than the headers are fetched."""
+    with web(model) as (url, server):
+        with pytest.raises(ConfigurationError, match=r"The offload volume has .* and needs"):
+            bring_up(Path("/nowhere"), model_uri=url, offload_folder=volume / "offload", **flags)
+
+        assert fetched(server) <= headers_of(model)
+
+
 def test_a_volume_that_is_too_small_is_refused_before_the_download(
     model: Path, tmp_path: Path
 ) -> None:
-    with web(model) as (url, server):
-        with pytest.raises(ConfigurationError, match=r"The offload volume has .* and needs"):
-            bring_up(
-                Path("/nowhere"),
-                model_uri=url,
-                offload_folder=tmp_path / "offload",
-                device_map=blocks_on_disk(model),
-                left=100_000,
-            )
-
-        assert fetched(server) <= headers_of(model)
+    check_too_small(model, tmp_path, left=100_000, device_map=blocks_on_disk(model))
 
 
 def test_a_model_that_is_converted_needs_room_for_all_its_forms(
     model: Path, tmp_path: Path
 ) -> None:
-    with web(model) as (url, server):
-        with pytest.raises(ConfigurationError, match=r"The offload volume has .* and needs"):
-            bring_up(
-                Path("/nowhere"),
-                model_uri=url,
-                offload_folder=tmp_path / "offload",
-                device_map="disk",
-                weights_dtype="int8",
-                left=size_of(model),
-            )
-
-        assert fetched(server) <= headers_of(model)
+    flags = {"device_map": "disk", "weights_dtype": "int8"}
+    check_too_small(model, tmp_path, left=size_of(model), **flags)
 
 
 def test_a_claim_that_was_enough_once_is_enough_for_a_restart(

@@ -123,12 +123,7 @@ def raw_data(tensor: Any) -> bytes | None:
     return raw
 
 
-def rest_server(
-    model_server: Any,
-    *,
-    grace_period: int,
-    http_protocol: Any,
-) -> Any:
+def rest_server(model_server: Any, *, grace_period: int, http_protocol: Any) -> Any:
     """Return the uvicorn server of a ``kserve.ModelServer``, with the SDK's routes on `own_app`.
 
     ``RESTServer`` offers no way to stop it (``kserve/protocol/rest/server.py``).

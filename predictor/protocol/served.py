@@ -189,18 +189,25 @@ async def require_task(model: ServedModel, task: str) -> TaskSpec:
     return spec
 
 
-async def unready(models: Models) -> list[ServedModel]:
-    """Return the models that cannot answer now."""
-    return [model for model in models.get_models().values() if not await model.healthy()]
-
-
 async def all_ready(models: Models) -> bool:
     """Return whether there is a model and every model can answer now.
 
     That is the protocol's definition of a ready server (``inference_rest.md``, "Server Ready"); the
     SDK always returns true (``dataplane.py``, ``ready``). A server without a model is not ready.
     """
-    return bool(models.get_models()) and not await unready(models)
+    return bool(models.get_models()) and not await _unready(models)
+
+
+async def readiness(models: Models) -> tuple[bool, dict[str, object] | None]:
+    """Return whether all are ready, as `all_ready`, and the progress of one that still loads."""
+    waiting = await _unready(models)
+    each = models.get_models().values()
+    progress = next(filter(None, (model.progress() for model in waiting or each)), None)
+    return bool(each) and not waiting, progress
+
+
+async def _unready(models: Models) -> list[ServedModel]:
+    return [model for model in models.get_models().values() if not await model.healthy()]
 
 
 def model_list(models: Models, created: int) -> dict[str, object]:

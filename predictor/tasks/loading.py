@@ -11,7 +11,6 @@ from predictor.checkpoint.placeholders import refuse_placeholder
 from predictor.errors import CheckpointError, reason_of
 from predictor.private.tokenizers import tokenizer_class
 from predictor.settings import Settings
-from predictor.settings_limits import GRAMMAR_BYTES
 from predictor.tasks.chat_template import adopt_template
 from predictor.tasks.encoder_task import EncoderTask, EncoderTaskSpec
 from predictor.tasks.fill_mask import FillMask
@@ -40,7 +39,7 @@ class TaskOptions:
     truncate: bool = False
     disable_special_tokens: bool = False
     max_grammar_size: int = DEFAULT_LIMITS.size
-    grammar_memory: int = GRAMMAR_BYTES
+    grammar_memory: int = DEFAULT_LIMITS.memory
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
     max_tokens_in_flight: int = 2 * 1024**2

@@ -200,5 +200,4 @@ def as_completion(piece: Piece, *, before: str = "") -> Completion:
         reasoning_tokens=piece.reasoning_tokens,
         stop=piece.stop,
         queue_seconds=piece.queue_seconds,
-        prompt=piece.prompt,
     )

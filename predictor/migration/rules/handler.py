@@ -12,8 +12,8 @@ from typing import Any
 from predictor.checkpoint.weight_files import stays_within
 from predictor.dtypes import HANDLER_NAMES, name_of
 from predictor.migration.mapping import KeyMapping, Rule, always, changed, dropped, kept
+from predictor.migration.rules import task
 from predictor.migration.rules.frontend import is_int
-from predictor.migration.rules.task import map_mode, task_rule
 from predictor.migration.torchserve_archive import TorchServeArchive
 
 QUANTISED = dropped("weights are served in `dtype`, not quantised, and offloaded if need be")
@@ -198,8 +198,7 @@ RULES: dict[str, Rule] = {
     "batch_size": always(
         changed("requests join the running batch at every token; `max_batch_size` bounds it")
     ),
-    "mode": map_mode,
-    **{key: task_rule(key) for key in ("task", "task_name")},
+    **task.RULES,
     "tensor_parallel": always(_PARALLEL),
     "tp_size": always(_PARALLEL),
     "index_filename": always(changed("the index of the weights is found by its usual name")),

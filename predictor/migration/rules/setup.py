@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from predictor.migration.mapping import UNKNOWN, KeyMapping, Rule, always, changed, dropped, kept
+from predictor.migration.rules import task
 from predictor.migration.rules.handler import OUTSIDE, count, is_below
-from predictor.migration.rules.task import map_mode, task_rule
 from predictor.migration.torchserve_archive import TorchServeArchive
 from predictor.settings import names
 from predictor.settings_sources import ALIASES
@@ -30,8 +30,7 @@ RULES: dict[str, Rule] = {
     "model_dir": always(changed("the model is that in this directory")),
     "model_id": always(changed("the model is that in this directory")),
     "model_path": always(changed("the model is that in this directory")),
-    "mode": map_mode,
-    **{key: task_rule(key) for key in ("task", "task_name")},
+    **task.RULES,
     "host": always(_LISTENS),
     "http_port": always(_LISTENS),
     "grpc_port": always(_LISTENS),

@@ -32,7 +32,7 @@ _TASKS = {
 """Tasks by their names in pipelines and examples, with the setting for each."""
 
 
-def map_mode(value: Any, _: TorchServeArchive) -> KeyMapping:
+def _map_mode(value: Any, _: TorchServeArchive) -> KeyMapping:
     """Return the mapping of ``mode``, which is a task or anything else of a handler's own."""
     task = _task_of(value)
     if task is None:
@@ -40,7 +40,7 @@ def map_mode(value: Any, _: TorchServeArchive) -> KeyMapping:
     return kept(f"`task` {task}", task=task)
 
 
-def task_rule(key: str) -> Rule:
+def _task_rule(key: str) -> Rule:
     """Return the rule for a key that names a task.
 
     The rule raises an `ArchiveError` that names the key if no such task is served.
@@ -60,3 +60,10 @@ def task_rule(key: str) -> Rule:
 def _task_of(value: Any) -> str | None:
     name = value.strip().lower().replace("-", "_") if isinstance(value, str) else ""
     return _TASKS.get("translation" if name.startswith("translation_") else name)
+
+
+RULES: dict[str, Rule] = {
+    "mode": _map_mode,
+    **{key: _task_rule(key) for key in ("task", "task_name")},
+}
+"""The rules for these keys, in whatever file they are."""

@@ -23,7 +23,7 @@ from predictor.protocol.served import (
     all_ready,
     model_list,
     model_row,
-    unready,
+    readiness,
 )
 
 EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration", "statistics")
@@ -62,9 +62,7 @@ class StatusEndpoints:
 
         The progress of loading is with it, which goes on for a while after the model is ready.
         """
-        is_ready = await all_ready(self.models)
-        models = self.models.get_models().values() if is_ready else await unready(self.models)
-        progress = next(filter(None, (model.progress() for model in models)), None)
+        is_ready, progress = await readiness(self.models)
         about = {"ready": is_ready} | ({"progress": progress} if progress else {})
         return JSONAnswer(about, 200 if is_ready else 503)
 

@@ -22,7 +22,7 @@ from predictor.placement.picture import Drawing, draw
 from predictor.placement.picture_shapes import STYLE
 from predictor.protocol.http.authentication import ApiKeys
 from predictor.protocol.http.json_body import JSONAnswer
-from predictor.protocol.served import Models, ServedModel, all_ready, unready
+from predictor.protocol.served import Models, ServedModel, readiness
 from predictor.protocol.ui.live import live_figures
 
 _FILES = Path(__file__).parent / "files"
@@ -93,12 +93,10 @@ class PageEndpoints:
 
     async def progress(self, _request: Request) -> JSONAnswer:
         """``GET /ui/progress``: whether the model is ready, and the progress of its loading."""
-        is_ready = await all_ready(self.models)
-        models = self.models.get_models().values() if is_ready else await unready(self.models)
-        each = [model.progress() for model in models]
+        is_ready, progress = await readiness(self.models)
         about: dict[str, object] = {
             "ready": is_ready,
-            "progress": next(filter(None, each), None),
+            "progress": progress,
             "needs_key": self.keys.are_needed,
         }
         return JSONAnswer(about, headers=dict(HEADERS))
