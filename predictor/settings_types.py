@@ -56,13 +56,17 @@ def _model_name(value: Any) -> Any:
     return value
 
 
+URI_SCHEMES = ("s3", "https", "http")
+"""Schemes of `model_uri`."""
+
+
 def _no_uri(value: Any) -> Any:
     scheme, colon, rest = str(value).partition("://")
     if not colon:
         return value
     if scheme == "hf":
         raise ValueError(f"is no directory; a repository on the hub is model_id={rest}")
-    if scheme in ("s3", "https"):
+    if scheme in URI_SCHEMES:
         raise ValueError(
             "is no directory; set it as model_uri, or as the storageUri of the InferenceService"
         )

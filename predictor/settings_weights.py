@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from predictor.settings_types import URI_SCHEMES
+
 
 def _uri(value: Any) -> Any:
     scheme, colon, rest = str(value).partition("://")
     if scheme == "hf":
         raise ValueError(f"is a bucket or a web server; a repository on the hub is model_id={rest}")
-    if not colon or scheme not in ("s3", "https", "http") or not rest.strip("/"):
+    if not colon or scheme not in URI_SCHEMES or not rest.strip("/"):
         raise ValueError("must be s3://bucket/folder or https://server/folder")
     return str(value)
 

@@ -261,6 +261,14 @@ def test_a_bad_value_gives_one_sentence_that_names_the_setting(name, value, sent
     assert "\n" not in text
 
 
+@pytest.mark.parametrize("scheme", ["s3", "https", "http"])
+def test_a_uri_that_is_fetched_is_no_model_dir_but_a_model_uri(scheme):
+    uri = f"{scheme}://server/folder"
+    assert read({"model_uri": uri}).model_uri == uri
+    with pytest.raises(ConfigurationError, match="set it as model_uri"):
+        read({"model_dir": uri})
+
+
 def test_numbers_and_switches_are_read_from_text():
     settings = read(
         {"allow_pickle": "true", "enable_grpc": "false", "grace_period": "2.5"},

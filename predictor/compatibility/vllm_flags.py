@@ -30,11 +30,21 @@ _PUBLISHED = (
 )
 
 
+_LOOKUP = ("ngram", "[ngram]")
+"""vLLM's names of looking drafts up, which its older flags take in place of a draft model."""
+
+
 def _names(values: Values) -> dict[str, str]:
     """Return the model's name, and the other names that OpenAI's clients may use."""
     plain = next((name for name in values if "/" not in name), values[0].rpartition("/")[2])
     others = ",".join(name for name in values if name != plain)
     return {"model_name": plain} | ({"model_aliases": others} if others else {})
+
+
+def _model(values: Values) -> dict[str, str]:
+    """Return the setting of a model, which vLLM may stream from a bucket."""
+    is_uri = "://" in values[-1]
+    return {"model_uri": values[-1]} if is_uri else model_or_directory(values)
 
 
 def _speculation(values: Values) -> dict[str, str]:
@@ -50,8 +60,9 @@ def _speculation(values: Values) -> dict[str, str]:
     if not isinstance(config, dict):
         raise ConfigurationError("--speculative_config is no JSON object.")
     model, count = config.get("model"), config.get("num_speculative_tokens")
-    method = config.get("method", "ngram" if model is None else "draft_model")
-    if method == "ngram":
+    is_lookup = model is None or model in _LOOKUP
+    method = config.get("method") or ("ngram" if is_lookup else "draft_model")
+    if method in _LOOKUP:
         return {} if count is None else {"prompt_lookup_num_tokens": str(count)}
     if method != "draft_model" or model is None:
         return {}
@@ -59,9 +70,16 @@ def _speculation(values: Values) -> dict[str, str]:
     return {"draft_model_dir": str(model)} | number
 
 
+def _draft_model(values: Values) -> dict[str, str]:
+    """Return the draft model of vLLM's older ``--speculative-model``."""
+    return {} if values[-1] in _LOOKUP else {"draft_model_dir": values[-1]}
+
+
 VLLM_FLAGS: Mapping[str, Flag] = {
     "model": Flag(
-        ("model_dir", "model_id"), model_or_directory, "a path or a repository on the hub"
+        ("model_dir", "model_id", "model_uri"),
+        _model,
+        "a path, a repository on the hub or a URI",
     ),
     "served_model_name": Flag(
         ("model_name", "model_aliases"),
@@ -146,8 +164,10 @@ VLLM_FLAGS: Mapping[str, Flag] = {
         _speculation,
         "`ngram`, whose lookups compare 2 to 5 tokens, and `draft_model` are the methods here",
     ),
-    "speculative_model": same("draft_model_dir"),
-    "num_speculative_tokens": same("prompt_lookup_num_tokens"),
+    "speculative_model": Flag(
+        ("draft_model_dir",), _draft_model, "with `[ngram]` drafts are looked up, as always"
+    ),
+    "num_speculative_tokens": same("prompt_lookup_num_tokens", "draft_model_num_tokens"),
     "enable_lora": unneeded(_ADAPTERS, is_switch=True),
     "max_loras": unneeded(_ADAPTERS),
     "max_lora_rank": unneeded(_ADAPTERS),

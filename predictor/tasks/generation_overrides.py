@@ -36,6 +36,8 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
                 f"override_generation_config has the key {quote(name)}; known are "
                 f"{', '.join(_OVERRIDDEN)}."
             )
+        if value is None:
+            continue  # the config's value does not count, as with vLLM
         try:
             FOLLOWED[name](name, value)
         except RequestError as error:

@@ -60,6 +60,7 @@ def test_a_flag_sets_settings_or_says_why_it_does_not(name: str) -> None:
         ("serve --model org/gpt", {"model_id": "org/gpt"}),
         ("serve org/gpt --dtype=half", {"model_id": "org/gpt", "dtype": "half"}),
         ("serve /mnt/models", {"model_dir": "/mnt/models"}),
+        ("serve s3://bucket/gpt --load-format runai_streamer", {"model_uri": "s3://bucket/gpt"}),
         ("serve --port 9000 --port 9001", {"http_port": "9001"}),
         ("serve --max-num-seqs 8 --max_batch_size 9", {"max_batch_size": "9"}),
         ("serve --grpc_max_receive_message_length=100", {"max_body_size": "100"}),
@@ -85,7 +86,20 @@ def test_a_flag_sets_settings_or_says_why_it_does_not(name: str) -> None:
             'serve --speculative-config {"method":"draft_model","model":"/mnt/tiny"}',
             {"draft_model_dir": "/mnt/tiny"},
         ),
-        ("serve --speculative-model /mnt/tiny", {"draft_model_dir": "/mnt/tiny"}),
+        ('serve --speculative-config {"method":null,"model":"a/b"}', {"draft_model_dir": "a/b"}),
+        (
+            'serve --speculative-config {"model":"[ngram]","num_speculative_tokens":5}',
+            {"prompt_lookup_num_tokens": "5"},
+        ),
+        (
+            "serve --speculative-model /mnt/tiny --num-speculative-tokens 5",
+            {
+                "draft_model_dir": "/mnt/tiny",
+                "draft_model_num_tokens": "5",
+                "prompt_lookup_num_tokens": "5",
+            },
+        ),
+        ("serve --speculative-model [ngram]", {}),
     ],
 )
 def test_a_flag_becomes_settings(line: str, settings: dict[str, str]) -> None:

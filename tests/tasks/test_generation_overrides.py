@@ -20,6 +20,12 @@ def test_a_setting_takes_the_place_of_values_of_the_config() -> None:
     assert config.max_new_tokens == 9
 
 
+def test_a_null_takes_a_value_of_the_config_away() -> None:
+    config = GenerationConfig(temperature=0.7, do_sample=True, top_p=0.5)
+    defaults = Defaults.of(with_overrides(config, {"top_p": None, "temperature": None}), None)
+    assert (defaults.temperature, defaults.top_p) == (1.0, 1.0)
+
+
 def test_a_temperature_alone_makes_replies_sampled() -> None:
     greedy = GenerationConfig()
     assert Defaults.of(with_overrides(greedy, {"temperature": 0.5}), None).temperature == 0.5
@@ -38,6 +44,6 @@ def test_a_temperature_alone_makes_replies_sampled() -> None:
     ],
 )
 def test_a_wrong_value_of_the_setting_is_refused(overrides: Any, sentence: str) -> None:
-    check_overrides({"max_new_tokens": 50, "temperature": 0.7, "top_k": -1})
+    check_overrides({"max_new_tokens": 50, "temperature": 0.7, "top_k": -1, "top_p": None})
     with pytest.raises(ConfigurationError, match=re.escape(sentence)):
         check_overrides(overrides)
