@@ -134,6 +134,11 @@ def test_a_pair_that_does_not_fit_leaves_the_last_one_in_use(
     assert certificate.current().chain == other.read_bytes()
     key.unlink()
     assert certificate.current().chain == other.read_bytes()
+    assert certificate.current().chain == other.read_bytes()
+    assert caplog.text.count("stays in use") == 2  # any client may begin a handshake
+    shutil.copy(tmp_path / "b" / "tls.key", key)
+    assert certificate.current().chain == other.read_bytes()
+    assert caplog.text.count("stays in use") == 2
 
 
 def test_a_certificate_that_cannot_be_used_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ the mounted link points to.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
 import threading
@@ -48,8 +49,8 @@ class Certificate:
         """
         self._chain, self._key = chain, key
         self._lock = threading.Lock()
+        self._seen = self._stamps()
         try:
-            self._seen = self._stamps()
             self._pair = self._read()
         except (OSError, ValueError) as error:
             raise ConfigurationError(self._fault(error)) from None
@@ -57,14 +58,14 @@ class Certificate:
     def current(self) -> CertificatePair:
         """Return the newest pair that fits. Any thread may call this."""
         with self._lock:
-            try:
-                stamps = self._stamps()
-                if stamps != self._seen:
-                    self._seen = stamps
+            stamps = self._stamps()
+            if stamps != self._seen:
+                self._seen = stamps
+                try:
                     self._pair = self._read()
                     logger.info("The certificate %s is renewed", self._chain)
-            except (OSError, ValueError) as error:
-                logger.warning("%s The one before it stays in use.", self._fault(error))
+                except (OSError, ValueError) as error:
+                    logger.warning("%s The one before it stays in use.", self._fault(error))
             return self._pair
 
     def server_context(self) -> ssl.SSLContext:
@@ -78,8 +79,11 @@ class Certificate:
         return context
 
     def _stamps(self) -> tuple[tuple[int, int, int], ...]:
-        stats = [path.stat() for path in (self._chain, self._key)]
-        return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
+        """Return what tells the files from others; nothing if one cannot be seen."""
+        with contextlib.suppress(OSError):
+            stats = [path.stat() for path in (self._chain, self._key)]
+            return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
+        return ()
 
     def _read(self) -> CertificatePair:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
