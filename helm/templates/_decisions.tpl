@@ -32,8 +32,11 @@
 {{- if or .Values.hubToken.existingSecret .Values.hubToken.value }}true{{ end }}
 {{- end }}
 
+{{/* Whether a certificate is set, in whatever way. */}}
 {{- define "predictor.hasTls" -}}
-{{- if get (default dict .Values.settings) "ssl_certfile" }}true{{ end }}
+{{- $extra := list .Values.extraArgs .Values.extraEnv | toJson }}
+{{- $inExtra := regexMatch "--ssl[_-]certfile|\"(PREDICTOR_SSL_CERTFILE|KSERVE_TLS_CERT_FILE)\"" $extra }}
+{{- if or (get (default dict .Values.settings) "ssl_certfile") $inExtra }}true{{ end }}
 {{- end }}
 
 {{/* Whether the predictor itself fetches from the hub: its model, or a draft model. */}}

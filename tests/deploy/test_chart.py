@@ -198,14 +198,21 @@ def test_selectors_find_the_predictors_pods_and_not_the_tests() -> None:
         assert selector["matchLabels"].items() == wanted
 
 
-@pytest.mark.parametrize("has_tls", [True, False])
-def test_everything_that_calls_a_predictor_with_tls_has_tls(has_tls: bool) -> None:
-    files = {"ssl_certfile": "/tls/tls.crt", "ssl_keyfile": "/tls/tls.key"} if has_tls else {}
-    values: dict[str, Any] = {
-        "kserve": {"enabled": False},
-        "podMonitor": {"enabled": True},
-        "settings": files,
-    }
+@pytest.mark.parametrize(
+    ("sets", "has_tls"),
+    [
+        ({"settings": {"ssl_certfile": "/tls/tls.crt", "ssl_keyfile": "/tls/tls.key"}}, True),
+        ({"extraArgs": ["--ssl-certfile=/tls/tls.crt", "--ssl-keyfile=/tls/tls.key"]}, True),
+        ({"extraEnv": [{"name": "PREDICTOR_SSL_CERTFILE", "value": "/tls/tls.crt"}]}, True),
+        ({"extraEnv": [{"name": "KSERVE_TLS_CERT_FILE", "value": "/tls/tls.crt"}]}, True),
+        ({"extraEnv": [{"name": "SSL_CERT_FILE", "value": "/etc/ssl/ca.pem"}]}, False),
+        ({}, False),
+    ],
+)
+def test_everything_that_calls_a_predictor_with_tls_has_tls(
+    sets: dict[str, Any], has_tls: bool
+) -> None:
+    values: dict[str, Any] = {"kserve": {"enabled": False}, "podMonitor": {"enabled": True}, **sets}
     made = render(values)
     (deployment,), (pod,), (monitor,) = (
         of_kind(kind, made) for kind in ("Deployment", "Pod", "PodMonitor")
@@ -217,7 +224,7 @@ def test_everything_that_calls_a_predictor_with_tls_has_tls(has_tls: bool) -> No
     assert endpoint.get("scheme") == ("https" if has_tls else None)
     url = pod["spec"]["containers"][0]["command"][3]
     assert url.startswith("https://" if has_tls else "http://")
-    (created,) = of_kind("ServingRuntime", render({"settings": files}))
+    (created,) = of_kind("ServingRuntime", render(sets))
     probe = created["spec"]["containers"][0]["readinessProbe"]
     assert probe["httpGet"].get("scheme") == ("HTTPS" if has_tls else None)
 
