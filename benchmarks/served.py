@@ -37,6 +37,12 @@ def check_placement(server: Server, device_map: Mapping[str, str]) -> None:
         raise CannotMeasure("The server has placed the model otherwise than the baseline.")
 
 
+def server_command(settings: Sequence[str]) -> list[str]:
+    """Return the command of a server of the model `m` on free ports, with more flags."""
+    argv = [sys.executable, "-m", "predictor", "serve", "--host=127.0.0.1", "--model_name=m"]
+    return [*argv, "--http_port=0", "--grpc_port=0", *settings]
+
+
 @contextlib.contextmanager
 def serve(
     settings: Sequence[str], group: MemoryGroup | None, work: Path, *, root: Path = ROOT
@@ -52,8 +58,7 @@ def serve(
     Raises:
         CannotMeasure: It does not get ready, or dies.
     """
-    argv = [sys.executable, "-m", "predictor", "serve", "--host=127.0.0.1", "--model_name=m"]
-    argv += ["--http_port=0", "--grpc_port=0", *settings]
+    argv = server_command(settings)
     log = work / "serve.log"
     command = argv if group is None else group.command(argv)
     with running(command, log, root=root) as process:

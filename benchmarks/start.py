@@ -21,12 +21,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from checkpoint import Size, direct_read_speed, drop_from_cache, make
 from measuring import ROOT, CannotMeasure, add_path_flags, finish, machine, run, table
-from served import await_line, running
+from served import await_line, running, server_command
 from start_readers import READERS
 
 TARGET = 1.15
@@ -61,7 +62,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     Raises:
         CannotMeasure: A run failed.
     """
-    size = TINY if flags.quick else Size(**{**_fields(LARGE), "blocks": flags.blocks})
+    size = TINY if flags.quick else replace(LARGE, blocks=flags.blocks)
     rounds = 1 if flags.quick else flags.rounds
     before = machine()
     with tempfile.TemporaryDirectory(dir=flags.workdir) as folder:
@@ -96,10 +97,6 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     }
     _print(result, count, rate)
     return result | {"failure": None if flags.quick else _failure(starts, count / rate)}
-
-
-def _fields(size: Size) -> dict[str, Any]:
-    return {name: getattr(size, name) for name in Size.__dataclass_fields__}
 
 
 def _budget(flags: argparse.Namespace) -> tuple[str, ...]:
@@ -148,10 +145,8 @@ def _start(
     """Return the seconds from a process's start to its plan, readiness and first token."""
     log, began = work / "serve.log", time.perf_counter()
     store = work / name.replace(" ", "-")
-    argv = [sys.executable, "-m", "predictor", "serve", "--host=127.0.0.1", "--model_name=m"]
-    argv += ["--http_port=0", "--enable_grpc=false", f"--model_dir={model}"]
-    argv += [f"--offload_folder={store}", "--max_model_len=256", *settings]
-    with running(argv, log, root=root) as process:
+    named = (f"--model_dir={model}", f"--offload_folder={store}", "--max_model_len=256")
+    with running(server_command((*named, *settings)), log, root=root) as process:
         port = int(await_line(process, log, r"REST on http://[\d.]+:(\d+)"))
         await_line(process, log, r"(Placement of)")
         plan = ready = time.perf_counter() - began
