@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from predictor.engine.generation.grammar_memory import largest_weight
-from predictor.protocol.http.tls_protocol import CONNECTION_BYTES
 from predictor.settings import Settings
-from predictor.settings_limits import DECODED_BYTES
+from predictor.settings_limits import DECODED_BYTES, TLS_BYTES
 
 _BYTES_PER_TOKEN_ID = 700
 """Bytes of the vocabulary for grammars, for each token id: 500 in the process that follows them,
@@ -22,7 +21,7 @@ def planned_reserve(settings: Settings, *, vocabulary: int) -> int:
     bodies = DECODED_BYTES * settings.admission_limits().body_bytes
     if settings.batch_dir is not None:
         bodies *= 2
-    tls = 0 if settings.ssl_certfile is None else CONNECTION_BYTES * settings.max_connections
+    tls = 0 if settings.ssl_certfile is None else TLS_BYTES * settings.max_connections
     return max(settings.memory_reserve, bodies) + tls + _grammars(settings, vocabulary)
 
 

@@ -12,6 +12,9 @@ DECODED_BYTES = 20
 copies on the way to who decodes it, and holes that they leave. Bodies that used all bounds to the
 full took 18 (`tests/server/test_memory_limit.py`)."""
 
+TLS_BYTES = 160 * 1024
+"""Bytes of memory that a connection takes besides what it takes without TLS."""
+
 GRAMMAR_BYTES = 48 * 1024**2
 """The default of `grammar_memory`."""
 

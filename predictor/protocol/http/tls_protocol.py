@@ -15,11 +15,9 @@ from typing import Any
 
 from predictor.protocol.http.connections import ConnectionLimits, Connections
 
-CONNECTION_BYTES = 160 * 1024
-"""Bytes of memory that a connection takes besides what it takes without TLS."""
-
 _READ_BYTES = 16 * 1024
-"""Bytes of one read, and of a buffer of each connection: a record of TLS has no more."""
+"""Bytes of one read, and of a buffer of each connection: a record of TLS has no more. The plan has
+`TLS_BYTES` for each connection."""
 
 
 class TlsProtocol(SSLProtocol):
