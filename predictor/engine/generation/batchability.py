@@ -22,6 +22,7 @@ from predictor.engine.generation.runner import BatchRunner, Runner
 from predictor.engine.generation.serial_runner import generation_inputs
 from predictor.engine.generation.state_watch import StateWatch
 from predictor.errors import ModelUnusable, reason_of
+from predictor.private.forward_arguments import forward_arguments
 
 _TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}
 _HALF_TOLERANCE = 0.15
@@ -195,7 +196,10 @@ def random_sequences(model: PreTrainedModel, lengths: Sequence[int], seed: int) 
 @torch.inference_mode()
 def _logits_alone(model: Any, device: torch.device, sequence: list[int]) -> torch.Tensor:
     ids = torch.tensor([sequence], device=device)
-    inputs = generation_inputs(model, ids, new=len(sequence), use_cache=False)
+    accepted = forward_arguments(model)
+    inputs = generation_inputs(
+        model, accepted, ids, new=len(sequence), kept_logits=0, use_cache=False
+    )
     logits: torch.Tensor = model(**inputs).logits[0]
     return logits
 

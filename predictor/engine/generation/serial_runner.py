@@ -7,7 +7,7 @@ input, whatever that name is (``past_key_values``, ``cache_params``, ``state``, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,19 +107,22 @@ class SerialRunner:
 
     def _inputs(self, sequence: _Sequence, row: SequenceChunk) -> dict[str, Any]:
         ids = torch.tensor([sequence.tokens], device=self._device)
-        inputs = generation_inputs(
-            self.model, ids, new=len(row.tokens), is_first=not row.start, **sequence.caches
+        return generation_inputs(
+            *(self.model, self._accepted, ids),
+            new=len(row.tokens),
+            kept_logits=1,
+            is_first=not row.start,
+            **sequence.caches,
         )
-        if "logits_to_keep" in self._accepted:
-            inputs["logits_to_keep"] = 1
-        return inputs
 
 
 def generation_inputs(
     model: Any,
+    accepted: Collection[str],
     ids: torch.Tensor,
     *,
     new: int,
+    kept_logits: int,
     is_first: bool = True,
     use_cache: bool = True,
     **caches: Any,
@@ -130,13 +133,14 @@ def generation_inputs(
 
     Args:
         model: The model.
+        accepted: The names of its arguments, see `forward_arguments`.
         ids: All tokens so far, of shape (1, tokens).
         new: How many of them are computed.
+        kept_logits: Last tokens whose logits are returned, if the model takes that; 0 for all.
         is_first: Whether it is the first forward pass of the sequence.
         use_cache: Whether the model returns a cache.
         caches: The caches of the tokens before, by the names of the model's inputs.
     """
-    accepted = forward_arguments(model)
     named = {
         "attention_mask": torch.ones_like(ids),
         "position_ids": torch.arange(ids.shape[1], device=ids.device)[None],
@@ -149,4 +153,6 @@ def generation_inputs(
         **{name: value for name, value in named.items() if name in accepted},
         **caches,
     )
+    if "logits_to_keep" in accepted:  # some models, such as Bamba, set it themselves
+        inputs["logits_to_keep"] = kept_logits
     return inputs
