@@ -64,11 +64,9 @@ def step_mamba2(
     readout: torch.Tensor,
     skip: torch.Tensor | None = None,
     dt_bias: torch.Tensor | None = None,
-    dt_softplus: bool = False,
-    z: torch.Tensor | None = None,
-    **_: Any,
+    **options: Any,
 ) -> torch.Tensor:
-    """Compute a step of Mamba-2, whose heads decay as a whole.
+    """Compute a step of Mamba-2: that of Mamba for each head, which decays as a whole.
 
     Args:
         state: The states, of shape (rows, heads, head size, state size), which are changed in
@@ -81,21 +79,18 @@ def step_mamba2(
         readout: How outputs are read from a state, of the same shape.
         skip: The part of an input that is added to the output, of shape (heads, head size).
         dt_bias: What is added to time steps, of that shape, equal within a head.
-        dt_softplus: Whether time steps are made positive.
-        z: The gate, of the shape of inputs.
+        options: See `step_mamba`.
 
     Returns:
         The outputs, of the shape of inputs.
     """
-    bias = None if dt_bias is None else dt_bias[..., :1]
-    steps = _time_steps(dt[..., :1], bias, is_positive=dt_softplus).float()
-    decay = (steps[..., None] * rates[..., :1, :1].float()).exp_()
     heads = hidden_states.shape[1]
     entries, readouts = (
         part.repeat_interleave(heads // part.shape[1], dim=1) for part in (entry, readout)
     )
-    output = _advance(state, hidden_states * steps, decay, entries, readouts).to(readout.dtype)
-    return _finish(output, hidden_states, skip, z)
+    bias = None if dt_bias is None else dt_bias[..., :1]
+    shared = dt[..., :1], rates[..., :1, :1]
+    return step_mamba(state, hidden_states, *shared, entries, readouts, skip, bias, **options)
 
 
 def step_delta_rule(
