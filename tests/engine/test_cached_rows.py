@@ -32,8 +32,9 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from predictor.engine.generation.cached_rows import CachedRows, Source
+from predictor.engine.generation.cached_rows import CachedRows
 from predictor.engine.generation.layout import Layout, SequenceChunk
+from predictor.engine.generation.row_source import Source
 from predictor.engine.generation.runner import BatchRunner
 from predictor.private.cache_layers import cache_layers
 from predictor.private.torch import WithoutSubclasses
@@ -68,8 +69,7 @@ def source(
 
 
 def cached(of: Source) -> CachedRows:
-    layout = of.layout
-    return CachedRows.of(of, len(layout.lengths), layout.past + layout.new)
+    return CachedRows.of(of)
 
 
 def both(*args: Any, **options: Any) -> tuple[Source, Source]:

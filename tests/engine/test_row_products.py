@@ -7,6 +7,7 @@ import torch
 
 from predictor.engine.generation.layout import Layout, SequenceChunk
 from predictor.engine.generation.row_products import multiply_keys, multiply_values
+from predictor.engine.generation.row_source import Source
 
 HEADS, SIZE, PAGES, GROUPS = 2, 16, 2000, 3
 HALF = (torch.bfloat16, torch.float16)
@@ -44,7 +45,8 @@ def test_a_growing_row_is_multiplied_in_few_sizes(
     for length in range(300, 600, 7):
         layout = layout_of([length], run)
         query = random(1, HEADS * GROUPS, 1, SIZE, dtype=dtype)
-        multiply_values(multiply_keys(query, pool, layout, 0), pool, layout, 0)
+        cached = Source(pool, layout, 0)
+        multiply_values(multiply_keys(query, cached), cached)
     assert len(sizes) <= 2 * 6  # of 320, 384, 448, 512, 576 and 640 tokens
 
 
@@ -52,14 +54,15 @@ def test_a_growing_row_is_multiplied_in_few_sizes(
 @pytest.mark.parametrize("dtype", HALF)
 def test_each_product_is_rounded_once_however_the_pages_lie(dtype: torch.dtype, run: int) -> None:
     pool, layout = pool_of(dtype), layout_of([900, 64, 333], run)
+    cached = Source(pool, layout, 0)
     columns = layout.past + layout.new
     whole = pool.index_select(1, layout.gather(pool.device).flatten()).double()
     whole = whole.view(HEADS, 3, columns, SIZE).transpose(0, 1).repeat_interleave(GROUPS, 1)
     query = random(3, HEADS * GROUPS, 1, SIZE, dtype=dtype)
     weights = random(3, HEADS * GROUPS, 1, columns, dtype=dtype)
     for product, factor, rows in (
-        (multiply_keys(query, pool, layout, 0), query, whole.mT),
-        (multiply_values(weights, pool, layout, 0), weights, whole),
+        (multiply_keys(query, cached), query, whole.mT),
+        (multiply_values(weights, cached), weights, whole),
     ):
         exact, step = factor.double() @ rows, torch.finfo(dtype).eps
         sums = 1e-7 * (factor.double().abs() @ rows.abs())  # which are in single precision

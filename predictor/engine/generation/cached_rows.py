@@ -11,43 +11,16 @@ the heads with that of the rows, and transpose keys. That copies nothing either.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeGuard
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from predictor.engine.generation.layout import Layout
-from predictor.engine.generation.lazy_rows import LazyRows, getter
+from predictor.engine.generation.lazy_rows import LazyRows, getter, without_values
 from predictor.engine.generation.row_attention import Attention
 from predictor.engine.generation.row_products import multiply_keys, multiply_values
-
-
-@dataclass(slots=True)
-class Source:
-    """The keys or the values of one layer, and the rows of a forward pass over it.
-
-    Attributes:
-        pool: Those of all pages, of shape (heads, pages, size).
-        layout: The rows.
-        window: The window of the layer, see `Layout.past_within`.
-    """
-
-    pool: torch.Tensor
-    layout: Layout
-    window: int
-    _rows: torch.Tensor | None = None
-
-    def gathered(self) -> torch.Tensor:
-        """Return whole rows, of shape (rows, heads, columns, size)."""
-        if self._rows is None:
-            self.layout.note_gathered(self.pool)
-            gather = self.layout.gather(self.pool.device, self.window)
-            rows = self.pool.index_select(1, gather.flatten())
-            heads, _, size = rows.shape
-            self._rows = rows.view(heads, *gather.shape, size).transpose(0, 1)
-        return self._rows
+from predictor.engine.generation.row_source import Source
 
 
 class CachedRows(LazyRows):
@@ -67,16 +40,9 @@ class CachedRows(LazyRows):
     is_transposed: bool
 
     @classmethod
-    def of(cls, source: Source, rows: int, columns: int) -> CachedRows:
-        """Return the rows of a forward pass.
-
-        Args:
-            source: Where they are.
-            rows: How many rows there are.
-            columns: Columns of each.
-        """
-        heads, _, size = source.pool.shape
-        return _wrap(source.pool.new_empty(1, 1, 1, 1).expand(rows, heads, columns, size), source)
+    def of(cls, source: Source) -> CachedRows:
+        """Return the rows of a forward pass."""
+        return _wrap(without_values(source.shape, source.pool), source)
 
     def gathered(self) -> torch.Tensor:
         """Return the same with memory of its own."""
@@ -173,9 +139,8 @@ def _multiply(factor: Any, rows: Any) -> torch.Tensor | None:
         return None
     source = rows.source
     multiply = multiply_keys if rows.is_transposed else multiply_values
-    by_head = factor.reshape(len(source.layout.lengths), -1, *factor.shape[-2:])
-    product = multiply(by_head, source.pool, source.layout, source.window)
-    return product.view(*factor.shape[:-1], rows.shape[-1])
+    by_head = factor.reshape(source.shape[0], -1, *factor.shape[-2:])
+    return multiply(by_head, source).view(*factor.shape[:-1], rows.shape[-1])
 
 
 def _is_broadcast(shape: torch.Size, to: torch.Size) -> bool:

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from predictor.engine.generation.cached_rows import CachedRows
-from predictor.engine.generation.lazy_rows import LazyRows, getter
+from predictor.engine.generation.lazy_rows import LazyRows, getter, without_values
 from predictor.engine.generation.row_products import multiply_keys, multiply_values
 from predictor.linear.install import is_linear
 from predictor.private.torch import own_attributes, own_parameters
@@ -64,12 +64,12 @@ class _Latents:
     def multiply_keys(self, query: torch.Tensor) -> torch.Tensor:
         """Return the products with keys, of shape (rows, heads, queries, columns)."""
         plain, rotated = torch.split(query, [self.of_keys.shape[1], self.rotated.shape[-1]], dim=-1)
-        scores = _multiply(multiply_keys, _by_head(plain, self.of_keys), self.plain)
-        return scores.add_(_multiply(multiply_keys, rotated, self.rotated))
+        scores = multiply_keys(_by_head(plain, self.of_keys), self.plain.source)
+        return scores.add_(multiply_keys(rotated, self.rotated.source))
 
     def multiply_values(self, weights: torch.Tensor) -> torch.Tensor:
         """Return the products with values, of shape (rows, heads, queries, size)."""
-        return _by_head(_multiply(multiply_values, weights, self.plain), self.of_values.mT)
+        return _by_head(multiply_values(weights, self.plain.source), self.of_values.mT)
 
 
 class LatentRows(LazyRows):
@@ -141,15 +141,9 @@ def _lazy(
     are_keys: bool,
     is_transposed: bool = False,
 ) -> LatentRows:
-    rows = LatentRows.of_shape(shape, like)
+    rows = without_values(shape, like).as_subclass(LatentRows)
     rows.latents, rows.are_keys, rows.is_transposed = latents, are_keys, is_transposed
     return rows
-
-
-def _multiply(
-    multiply: Callable[..., torch.Tensor], factor: torch.Tensor, rows: CachedRows
-) -> torch.Tensor:
-    return multiply(factor, rows.source.pool, rows.source.layout, rows.source.window)
 
 
 def _by_head(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -205,7 +199,7 @@ def _transpose(rows: Any, first: int, second: int) -> LatentRows | None:
     return _lazy(shape, like, rows.latents, are_keys=rows.are_keys, is_transposed=transposed)
 
 
-def _multiply_rows(factor: Any, rows: Any) -> torch.Tensor | None:
+def _multiply(factor: Any, rows: Any) -> torch.Tensor | None:
     """Multiply queries with transposed keys, or weights with values."""
     if not isinstance(rows, LatentRows) or isinstance(factor, LazyRows):
         return None
@@ -220,8 +214,8 @@ LatentRows.functions = {
     scaled_dot_product_attention: _attend,
     torch.Tensor.transpose: _transpose,
     getter("mT"): partial(_transpose, first=-2, second=-1),
-    torch.matmul: _multiply_rows,
-    torch.Tensor.matmul: _multiply_rows,
-    torch.Tensor.__matmul__: _multiply_rows,
+    torch.matmul: _multiply,
+    torch.Tensor.matmul: _multiply,
+    torch.Tensor.__matmul__: _multiply,
     torch.Tensor.contiguous: lambda rows: rows,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -21,7 +21,10 @@ _NEUTRAL = frozenset(
 ) | {torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.size}
 """What a model may learn of the rows without their values."""
 
-T = TypeVar("T", bound="LazyRows")
+
+def without_values(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of a shape, and of the dtype and on the device of another."""
+    return like.new_empty([1] * len(shape)).expand(*shape)
 
 
 class LazyRows(torch.Tensor):
@@ -33,11 +36,6 @@ class LazyRows(torch.Tensor):
     """
 
     functions: ClassVar[Mapping[Callable[..., Any], Callable[..., Any]]] = {}
-
-    @classmethod
-    def of_shape(cls: type[T], shape: Sequence[int], like: torch.Tensor) -> T:
-        """Return a tensor of a shape, and of the dtype and on the device of another."""
-        return like.new_empty([1] * len(shape)).expand(*shape).as_subclass(cls)
 
     @classmethod
     def __torch_function__(

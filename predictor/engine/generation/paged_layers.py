@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import CacheLayerMixin  # public: `transformers` exports it, untyped
 
-from predictor.engine.generation.cached_rows import CachedRows, Source
+from predictor.engine.generation.cached_rows import CachedRows
 from predictor.engine.generation.kv_accounting import PADDING_PAGES
 from predictor.engine.generation.layout import Layout
+from predictor.engine.generation.row_source import Source
 from predictor.engine.generation.state_cache import StateLayer
 from predictor.private.cache_layers import (
     EMPTY_KINDS,
@@ -92,8 +93,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         source = self._write(pool, states)
         if self._cache.gathers or pool.device.type != "cpu":
             return source.gathered()
-        layout = source.layout
-        return CachedRows.of(source, len(states), layout.past_within(self._window) + layout.new)
+        return CachedRows.of(source)
 
     def _write(self, pool: torch.Tensor, states: torch.Tensor) -> Source:
         """Write to the pages of new tokens; return where whole rows are."""

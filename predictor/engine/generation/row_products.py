@@ -21,7 +21,8 @@ from collections.abc import Iterator
 import torch
 from torch.nn.functional import pad
 
-from predictor.engine.generation.layout import Layout, RowPages
+from predictor.engine.generation.layout import RowPages
+from predictor.engine.generation.row_source import Source
 from predictor.shape_buckets import LEAST_PLAIN, bucket_context
 
 _LEAST_RUN = 64
@@ -29,50 +30,41 @@ _LEAST_RUN = 64
 time than another product."""
 
 
-def multiply_keys(
-    query: torch.Tensor, pool: torch.Tensor, layout: Layout, window: int
-) -> torch.Tensor:
+def multiply_keys(query: torch.Tensor, source: Source) -> torch.Tensor:
     """Return the products of queries and keys, of shape (rows, heads, queries, columns).
 
     Args:
         query: Of shape (rows, heads, queries, size).
-        pool: The keys of all pages, of shape (heads of keys, pages, size).
-        layout: The rows.
-        window: The window of the layer, see `Layout.past_within`.
+        source: The keys, of as many heads or fewer.
     """
-    count, heads, queries, _ = query.shape
-    columns = layout.past_within(window) + layout.new
-    scores = query.new_zeros(count, heads, queries, columns)
-    by_head = scores.view(count, len(pool), -1, columns)
-    packed = query.reshape(count, len(pool), -1, query.shape[-1])
-    for index, row in enumerate(layout.row_pages(window)):
-        for own, keys in _parts(row, pool, columns):
+    count, heads, columns, size = source.shape
+    scores = query.new_zeros(*query.shape[:-1], columns)
+    by_head = scores.view(count, heads, -1, columns)
+    packed = query.reshape(count, heads, -1, size)
+    for index, row in enumerate(source.row_pages()):
+        for own, keys in _parts(row, source.pool, columns):
             products = torch.bmm(packed[index], keys.mT)
             by_head[index, :, :, own] = products[..., : own.stop - own.start]
     return scores
 
 
-def multiply_values(
-    weights: torch.Tensor, pool: torch.Tensor, layout: Layout, window: int
-) -> torch.Tensor:
+def multiply_values(weights: torch.Tensor, source: Source) -> torch.Tensor:
     """Return the products of weights and values, of shape (rows, heads, queries, size).
 
     Args:
         weights: Of shape (rows, heads, queries, columns).
-        pool: The values of all pages, of shape (heads of values, pages, size).
-        layout: The rows.
-        window: The window of the layer, see `Layout.past_within`.
+        source: The values, of as many heads or fewer.
     """
-    count, heads, queries, columns = weights.shape
-    packed = weights.reshape(count, len(pool), -1, columns)
+    count, heads, columns, size = source.shape
+    packed = weights.reshape(count, heads, -1, columns)
     outputs = [
         sum(
             torch.bmm(_padded(packed[index, :, :, own], values.shape[1]), values)
-            for own, values in _parts(row, pool, columns)
+            for own, values in _parts(row, source.pool, columns)
         )
-        for index, row in enumerate(layout.row_pages(window))
+        for index, row in enumerate(source.row_pages())
     ]
-    return torch.stack(outputs).view(count, heads, queries, -1)  # type: ignore[arg-type]
+    return torch.stack(outputs).view(*weights.shape[:-1], size)  # type: ignore[arg-type]
 
 
 def _parts(row: RowPages, pool: torch.Tensor, columns: int) -> Iterator[tuple[slice, torch.Tensor]]:
