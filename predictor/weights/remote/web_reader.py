@@ -59,10 +59,7 @@ def stream_range(
     ) as response:
         refuse_status(response, f"{file.name} of {source}")
         if response.status_code != 206:
-            raise CheckpointError(
-                f"{source} sends {file.name} as a whole only; the server must support ranges "
-                "(status 206)."
-            )
+            raise without_ranges(source, file.name)
         if total_size(response) != file.size:
             raise changed(source, file)
         if checks_etag and file.etag is not None and version_of(response) != file.etag:
@@ -74,6 +71,13 @@ def total_size(response: Any) -> int | None:
     """Return the bytes of the whole file of which a response has a range; None if it is unknown."""
     match = _RANGE.fullmatch(response.headers.get("content-range", ""))
     return None if match is None else int(match[1])
+
+
+def without_ranges(source: str, name: str) -> CheckpointError:
+    """Return the error of a server that sends a file as a whole only."""
+    return CheckpointError(
+        f"{source} sends {name} as a whole only; the server must support ranges (status 206)."
+    )
 
 
 def version_of(response: Any) -> str | None:
@@ -95,9 +99,9 @@ def refuse_status(response: Any, what: str) -> None:
         raise CheckpointError(f"There is no {what}, or access to it is denied (status {status}).")
     headers = response.headers
     wait = _WAIT.fullmatch(headers.get("retry-after") or headers.get("ratelimit") or "")
-    if status == 429 and wait is not None:
-        raise RateLimited(f"status {status}", int(wait[1]))
     if status in _OUTAGES or status >= 500:
+        if wait is not None:
+            raise RateLimited(f"status {status}", int(wait[1]))
         raise HubUnreachable(f"status {status}")
     if status >= 300:
         raise CheckpointError(f"{what} cannot be fetched: status {status}.")

@@ -23,6 +23,7 @@ from predictor.weights.remote.web_reader import (
     stream_range,
     total_size,
     version_of,
+    without_ranges,
 )
 
 AUTHORIZATION = "MODEL_URI_AUTHORIZATION"
@@ -74,14 +75,14 @@ class WebSource:
     def listing(self) -> Listing:
         """Return the files of weights that the index names, and those others that there are."""
         index = self._look_up(_INDEX)
-        names = [_SINGLE] if index is None else [_INDEX, *self._shards(index)]
+        names = [_SINGLE] if index is None else self._shards(index)
         with ThreadPoolExecutor(8, "listing") as pool:
             weights = list(pool.map(self._look_up, names))
             others = list(pool.map(self._look_up, _OTHERS))
         missing = [name for name, file in zip(names, weights, strict=True) if file is None]
         if missing:
             raise CheckpointError(f"{self.name} has no {missing[0]}.")
-        return Listing.of(file for file in (*weights, *others) if file is not None)
+        return Listing.of(file for file in (index, *weights, *others) if file is not None)
 
     def pin(self, revision: str) -> None:
         """Do nothing: the ETag of each file is that which was listed."""
@@ -116,10 +117,7 @@ class WebSource:
         except HubUnreachable as error:
             raise self._unreachable(str(error)) from None
         if size is None:
-            raise CheckpointError(
-                f"{self.name} sends {name} as a whole only; the server must support ranges "
-                "(status 206)."
-            )
+            raise without_ranges(self.name, name)
         return RemoteFile(name, size, etag)
 
     def _unreachable(self, reason: str) -> HubUnreachable:

@@ -143,6 +143,14 @@ def test_a_bucket_that_cannot_be_reached_is_an_outage_without_secrets(
 # Web servers
 
 
+def test_each_file_of_a_web_server_is_looked_up_once(folder: Path) -> None:
+    with web(folder) as (url, server):
+        WebSource(url).listing()
+
+    looked_up = [name for name, first, last in server.ranges if (first, last) == (0, 0)]
+    assert sorted(looked_up) == sorted(name for name in FILES if "onnx" not in name)
+
+
 @pytest.mark.parametrize("tail", ["", "/", "/model.safetensors.index.json"])
 def test_a_web_server_gives_what_the_index_names(folder: Path, tail: str) -> None:
     with web(folder) as (url, _):
@@ -220,14 +228,15 @@ def test_a_web_server_that_says_nothing_is_an_outage(
             list(source.read(RemoteFile("config.json", 23), 0, 23))
 
 
+@pytest.mark.parametrize("refusal", [429, 503])
 def test_a_server_is_given_the_time_that_it_states(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr(ranges, "sleep", waits.append)
     stated = [("Retry-After", "40"), ("RateLimit", '"resolvers";r=0;t=55')]
     limits = [*stated, ("Retry-After", "Wed, 21 Oct 2026 07:28:00 GMT"), ("Retry-After", "9999")]
-    with web(folder, limits=limits) as (url, _):
+    with web(folder, limits=limits, refusal=refusal) as (url, _):
         content = ranges.fetch_range(WebSource(url), RemoteFile("config.json", 23), 0, 23)
 
     assert content == FILES["config.json"]

@@ -21,7 +21,8 @@ class Files(BaseHTTPRequestHandler):
         has_ranges: Whether it supports them.
         version: The header that tells versions of a file apart.
         authorization: The header that every request needs; None needs none.
-        limits: Headers of answers that refuse requests with status 429 until none is left.
+        limits: Headers of answers that refuse requests until none is left.
+        refusal: The status of these answers.
         broken: Returns for a request (name, first byte) the bytes after which the connection is
             cut; None sends all.
     """
@@ -32,6 +33,7 @@ class Files(BaseHTTPRequestHandler):
     version = "ETag"
     authorization: str | None = None
     limits: list[tuple[str, str]]
+    refusal = 429
     broken: Callable[[str, int], int | None] = staticmethod(lambda name, first: None)
 
     def log_message(self, *_: object) -> None:
@@ -43,7 +45,7 @@ class Files(BaseHTTPRequestHandler):
         if self.authorization not in (None, self.headers.get("authorization")):
             self.send_error(401)
         elif self.limits:
-            self.send_response(429)
+            self.send_response(self.refusal)
             self.send_header(*self.limits.pop(0))
             self.send_header("Content-Length", "0")
             self.end_headers()
