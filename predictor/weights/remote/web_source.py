@@ -109,6 +109,8 @@ class WebSource:
             with self._client.stream("GET", self._url(name), headers=headers) as response:
                 if response.status_code in (403, 404, 410):  # 403 of a bucket that lists nothing
                     return None
+                if response.status_code == 416:  # it is empty, and so has no first byte
+                    return RemoteFile(name, 0, version_of(response))
                 refuse_status(response, f"{name} of {self.name}")
                 size = total_size(response)
                 etag = version_of(response)

@@ -151,6 +151,14 @@ def test_each_file_of_a_web_server_is_looked_up_once(folder: Path) -> None:
     assert sorted(looked_up) == sorted(name for name in FILES if "onnx" not in name)
 
 
+def test_an_empty_file_on_a_web_server_is_a_file(folder: Path) -> None:
+    (folder / "merges.txt").touch()
+    with web(folder) as (url, _):
+        listing = WebSource(url).listing()
+
+    assert [file.size for file in listing.files if file.name == "merges.txt"] == [0]
+
+
 @pytest.mark.parametrize("tail", ["", "/", "/model.safetensors.index.json"])
 def test_a_web_server_gives_what_the_index_names(folder: Path, tail: str) -> None:
     with web(folder) as (url, _):

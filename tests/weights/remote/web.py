@@ -59,6 +59,12 @@ class Files(BaseHTTPRequestHandler):
         first, last = (int(part[1]), int(part[2])) if part else (0, len(content) - 1)
         body = content[first : last + 1]
         self.ranges.append((name, first, last))
+        if part and first >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         self.send_response(206 if part and self.has_ranges else 200)
         self.send_header("Content-Range", f"bytes {first}-{first + len(body) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(body)))
