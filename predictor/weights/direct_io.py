@@ -19,7 +19,14 @@ from pathlib import Path
 import torch
 
 from predictor.placement.buffers import STREAM_PIECE
-from predictor.weights.extents import PAGE, BlockExtent, FileSegment, identify_file, pages
+from predictor.weights.extents import (
+    PAGE,
+    BlockExtent,
+    FileIdentity,
+    FileSegment,
+    identify_file,
+    pages,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +162,37 @@ class BlockReader:
 def too_short(file: Path) -> OSError:
     """Return the error of a file that ends before the bytes that it has to hold."""
     return OSError(errno.EIO, "the file is shorter than it was", str(file))
+
+
+def split_range(
+    file: Path, offset: int, file_identity: FileIdentity, into: torch.Tensor, part_bytes: int
+) -> Iterator[tuple[FileSegment, int, torch.Tensor]]:
+    """Yield segments with the bytes of a file from an offset on, which need not begin at a page.
+
+    Args:
+        file: The file.
+        offset: Offset of the first byte in the file.
+        file_identity: The identity of the file when its layout was read.
+        into: A tensor of uint8, as long as the bytes to read.
+        part_bytes: Most bytes of a segment, a multiple of a page.
+
+    Yields:
+        A segment, the bytes of it to skip, and the part of the tensor that the others belong to.
+
+    Raises:
+        OSError: The file is shorter than it was.
+    """
+    _, _, size, _ = file_identity
+    if offset + len(into) > size:
+        raise too_short(file)
+    done = 0
+    while done < len(into):
+        start = (offset + done) // PAGE * PAGE
+        skip = offset + done - start
+        count = min(len(into) - done, part_bytes - skip)
+        segment = FileSegment(file, start, pages(skip + count), 0, file_identity)
+        yield segment, skip, into[done : done + count]
+        done += count
 
 
 def open_direct(file: Path, flags: int) -> tuple[int, bool]:

@@ -18,13 +18,12 @@ import torch
 
 from predictor.heartbeat import Activity, ReadActivities
 from predictor.placement.buffers import BOUNCE_BUFFER, RESIDENT_READERS
-from predictor.weights.direct_io import AlignedBuffer, BlockReader, too_short
+from predictor.weights.direct_io import AlignedBuffer, BlockReader, split_range
 from predictor.weights.extents import (
     PAGE,
     BlockExtent,
     FileIdentity,
     FileSegment,
-    pages,
     split_segments,
     view_of,
 )
@@ -105,20 +104,12 @@ class ParallelReader:
         Raises:
             OSError: The file is shorter than it was.
         """
-        _, _, size, _ = file_identity
-        if offset + len(into) > size:
-            raise too_short(file)
-        pending: PendingReads = []
-        done = 0
-        while done < len(into):
-            start = (offset + done) // PAGE * PAGE
-            skip = offset + done - start
-            count = min(len(into) - done, self._part_bytes - skip)
-            segment = FileSegment(file, start, pages(skip + count), 0, file_identity)
-            target = into[done : done + count]
-            pending.append(self._pool.submit(self._read_through, segment, skip, target))
-            done += count
-        return pending
+        return [
+            self._pool.submit(self._read_through, segment, skip, target)
+            for segment, skip, target in split_range(
+                file, offset, file_identity, into, self._part_bytes
+            )
+        ]
 
     def close(self) -> None:
         """End the threads after the reads under way, drop all others, and close all files."""

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from predictor.placement.buffers import BOUNCE_BUFFER, BOUNCE_BUFFERS
-from predictor.weights.direct_io import AlignedBuffer, BlockReader, too_short
-from predictor.weights.extents import PAGE, BlockExtent, FileIdentity, FileSegment, pages
+from predictor.weights.direct_io import AlignedBuffer, BlockReader, split_range
+from predictor.weights.extents import BlockExtent, FileIdentity
 
 Copy = Callable[[torch.Tensor, torch.Tensor], object]
 """Copies the bytes of the second tensor into the first."""
@@ -97,23 +97,14 @@ class BounceBuffer:
         Raises:
             OSError: The file cannot be read, after some tries, or is shorter than it was.
         """
-        _, _, size, _ = file_identity
-        if offset + len(into) > size:
-            raise too_short(file)
-        done = 0
-        while done < len(into):
-            start = (offset + done) // PAGE * PAGE
-            skip = offset + done - start
-            count = min(len(into) - done, self._part_bytes - skip)
+        parts = split_range(file, offset, file_identity, into, self._part_bytes)
+        for segment, skip, target in parts:
             part = self._parts[0]
             self._parts.rotate()
             part.finish()
-            self._reader.read_segment(
-                FileSegment(file, start, pages(skip + count), 0, file_identity), part.buffer
-            )
-            source = part.buffer.tensor[skip : skip + count]
-            part.copy = self._copying.submit(self._copy, into[done : done + count], source)
-            done += count
+            self._reader.read_segment(segment, part.buffer)
+            source = part.buffer.tensor[skip : skip + len(target)]
+            part.copy = self._copying.submit(self._copy, target, source)
 
     def finish(self) -> None:
         """Wait for the last copies."""
