@@ -154,6 +154,7 @@ class Filling:
             self._missing -= 1
             if self._missing:
                 return
+        self._reader.end()
         self._progress.begin("serving", {})
         total = sum(each.extent.size for each in self._blocks)
         logger.info("All blocks that stay are in memory: %s were read", format_bytes(total))

@@ -114,7 +114,16 @@ class ParallelReader:
     def close(self) -> None:
         """End the threads after the reads under way, drop all others, and close all files."""
         self._pool.shutdown(cancel_futures=True)
-        for reader in self._readers:
+        self._close_files()
+
+    def end(self) -> None:
+        """Close all files, and let the threads end. All reads are done; any thread may call this."""
+        self._pool.shutdown(wait=False)
+        self._close_files()
+
+    def _close_files(self) -> None:
+        readers, self._readers = self._readers, []
+        for reader in readers:
             reader.close()
 
     def _casts(self, block: BlockExtent, buffer: AlignedBuffer) -> Iterator[partial[int]]:

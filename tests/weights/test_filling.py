@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,33 @@ def test_reading_ends_when_the_weights_are_released(checkpoints: Checkpoints, ga
     assert not closing.is_alive()
     with pytest.raises(WeightsUnreadable, match="has ended"):
         filling.finish()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_threads_and_files_end_with_the_last_block(
+    checkpoints: Checkpoints, dtype: torch.dtype
+) -> None:
+    model, filled = loaded(checkpoints("llama"), dtype)
+    before = threads_and_files()
+    filling = Filling(model, filled, WeightMetrics("end"), Progress())
+    filling.finish()
+
+    deadline = time.monotonic() + 5
+    while threads_and_files() - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threads_and_files() - before == set()
+    filling.close()
+
+
+def threads_and_files() -> set[object]:
+    """Threads that read weights, and open files of weights."""
+    opened: set[object] = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            file = os.readlink(f"/proc/self/fd/{descriptor}")
+            if file.endswith(".safetensors"):
+                opened.add((descriptor, file))
+    return opened | {each for each in threading.enumerate() if "weights-read" in each.name}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
