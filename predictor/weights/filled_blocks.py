@@ -94,6 +94,8 @@ def find_filled_blocks(
     if checkpoint.kind != "safetensors" or stored is None or checkpoint.remote is not None:
         return FilledBlocks()
     kept = kept_blocks(placement, skeleton, blocks)
+    if not kept:
+        return FilledBlocks()
     parameters = parameters_of_blocks(skeleton, kept, without=without)
     names = {key for of_block in parameters.values() for key in of_block}
     files = {key: file for file in stored.files for key in read_header(file)}

@@ -130,17 +130,16 @@ def _write(
     progress.begin("writing the offload store", sizes)
     try:
         for name, parameters in blocks.items():
-            if name in writer.written:
-                pass
-            elif name in fills:
+            if name in fills and name not in writer.written:
                 writer.fill(name, fills[name])
-            else:
+            elif name not in writer.written:
                 writer.write(name, dict(_stored(parameters, index, remote)))
                 _release(parameters, index, remote)
             progress.done(name)
         with open_block_reader() as reader:
-            for name in others.keys() - writer.written:
-                writer.copy(others[name], reader)
+            for name, block in others.items():
+                if name not in writer.written:
+                    writer.copy(block, reader)
                 progress.done(name)
     finally:
         progress.end()
