@@ -117,7 +117,7 @@ class ParallelReader:
         self._close_files()
 
     def end(self) -> None:
-        """Close all files, and let the threads end. All reads are done; any thread may call this."""
+        """Close all files, and let the threads end, after all reads; any thread may call this."""
         self._pool.shutdown(wait=False)
         self._close_files()
 
