@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from predictor.checkpoint.checkpoint import Checkpoint, fetch_weights, open_directory, open_hub
+from predictor.checkpoint.hub import split_reference
 from predictor.checkpoint.positions import max_positions
 from predictor.constraints import serving_dtype
 from predictor.engine.generation.batchability import count_vocabulary
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 _TASK = "text_generation"
 _STATE = "it keeps a state, which cannot go back to an earlier token"
-_REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^\s@]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +166,10 @@ def _open(settings: Settings, source: str) -> Checkpoint:
         "allow_pickle": settings.allow_pickle,
         "trust_remote_code": settings.trust_remote_code,
     }
-    match = _REPOSITORY.fullmatch(source)
-    if match is None or Path(source).exists():
+    reference = split_reference(source)
+    if reference is None:
         return open_directory(Path(source), **rules)
-    return open_hub(match["name"], match["revision"], **rules)
+    return open_hub(*reference, **rules)
 
 
 def _check_verifies(task: str, footprint: Footprint, reason: str | None) -> None:

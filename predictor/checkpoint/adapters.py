@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from predictor.checkpoint.hub import Repository, Snapshot
+from predictor.checkpoint.hub import Repository, Snapshot, split_reference
 from predictor.checkpoint.safetensors_header import read_header
 from predictor.errors import CheckpointError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-_REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^\s@]+))?")
 
 _MAX_LAYER_NAME = 256
 """Characters of a layer's name. Those of models have at most 100."""
@@ -117,10 +115,10 @@ def locate_adapter(source: str) -> Path:
     """
     if "\0" in source:
         raise CheckpointError("The path of an adapter has a NUL character.")
-    match = _REPOSITORY.fullmatch(source)
-    if match is None or Path(source).exists():
+    reference = split_reference(source)
+    if reference is None:
         return Path(source)
-    repository = Repository(match["name"], match["revision"], remedy="give a directory")
+    repository = Repository(*reference, remedy="give a directory")
     snapshot = repository.open((CONFIG,), _missing_file)
     if WEIGHTS in snapshot.names and _missing_file(snapshot) == WEIGHTS:
         repository.fetch(snapshot.commit, (WEIGHTS,), WEIGHTS)

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
+_REFERENCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^\s@]+))?")
+
 _SECONDS_TO_ANSWER = 20.0
 """Seconds in which the hub has to answer. Without a limit a silent network would hang the start."""
 
@@ -209,6 +211,18 @@ class Repository:
             f"({reason}), since the cache in {constants.HF_HUB_CACHE} lacks {lacks}; "
             f"{self._remedy}, or let this pod reach the hub."
         )
+
+
+def split_reference(source: str) -> tuple[str, str | None] | None:
+    """Return the repository and the revision that a source names; None if it is a path.
+
+    Args:
+        source: A path or, if nothing is there, ``owner/name`` or ``owner/name@revision``.
+    """
+    match = _REFERENCE.fullmatch(source)
+    if match is None or os.path.exists(source):  # `Path.exists` raises for long names
+        return None
+    return match["name"], match["revision"]
 
 
 def missing_files(snapshot: Snapshot, patterns: Sequence[str]) -> str | None:

@@ -333,6 +333,11 @@ def test_a_directory_goes_before_a_repository_of_the_same_name(
     assert published.requested == []
 
 
+def test_a_name_of_an_adapter_that_is_longer_than_any_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="is no name of a model on the hub"):
+        locate_adapter(f"me/{'n' * 5000}")
+
+
 def test_a_new_commit_of_an_adapter_is_fetched_whatever_its_weights_take(
     published: type[Hub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
