@@ -203,8 +203,8 @@ def serving_notes(
 def placement_options(
     settings: Settings,
     checkpoint: Checkpoint,
-    footprint: Footprint,
     resources: PodResources,
+    offload: OffloadConfig,
     *,
     max_batch_size: int,
     batch_concurrency: int = 0,
@@ -218,8 +218,8 @@ def placement_options(
         batch_concurrency=min(batch_concurrency, max_batch_size),
         headroom=settings.memory_headroom,
         reserve=planned_reserve(settings, vocabulary=_vocabulary(checkpoint)),
-        disk=_disk(settings, checkpoint, footprint, resources),
-        in_place=settings.offload_store != "always" and not _is_stated(resources),
+        disk=_disk(offload, resources),
+        in_place=offload.store != "always" and not _is_stated(resources),
         expert_slots=settings.expert_slots == "auto",
     )
 
@@ -250,18 +250,16 @@ def _is_stated(resources: PodResources) -> bool:
     return resources.volume is not None and resources.volume.stated
 
 
-def _disk(
-    settings: Settings, checkpoint: Checkpoint, footprint: Footprint, resources: PodResources
-) -> int | None:
+def _disk(offload: OffloadConfig, resources: PodResources) -> int | None:
     """Return the bytes of the disk tier; None if blocks are read in place from the checkpoint."""
     volume = resources.volume
     if volume is not None and volume.stated:
         return volume.available
-    if not footprint.needs_conversion and settings.offload_store != "always":
+    if not offload.needs_conversion and offload.store != "always":
         return None
-    if volume is None or not volume.writable or settings.offload_folder is None:
+    if volume is None or not volume.writable or offload.folder is None:
         return 0
-    return volume.available + _existing(settings, checkpoint, footprint)
+    return offload.free + offload.existing
 
 
 def _existing(settings: Settings, checkpoint: Checkpoint, footprint: Footprint) -> int:

@@ -31,16 +31,16 @@ def place(
         ConfigurationError: A setting is invalid here.
     """
     footprint = model.footprint
+    offload = offload_of(settings, model.checkpoint, footprint, resources)
     options = placement_options(
         settings,
         model.checkpoint,
-        footprint,
         resources,
+        offload,
         max_batch_size=model.rows,
         batch_concurrency=-(-batch_tokens // model.lengths.total),
     )
     placement = plan(footprint, resources, options)
-    offload = offload_of(settings, model.checkpoint, footprint, resources)
     notes = (*placement.notes, *model.notes, *_fetch_notes(model, placement, offload))
     return Prepared(
         model.checkpoint,
