@@ -1,4 +1,4 @@
-"""The settings of conversations: how calls of functions and reasoning are read out of replies."""
+"""The settings of conversations: how messages are encoded, and how replies are read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class ChatSettings(BaseSettings):
-    """How the replies of a chat are read."""
+    """How the messages of a chat are encoded, and how its replies are read."""
 
     model_config = SettingsConfigDict(use_attribute_docstrings=True)
 
@@ -54,3 +54,9 @@ class ChatSettings(BaseSettings):
     ] = "auto"
     """How the model marks its reasoning, by vLLM's names. `think` is `<think>` and `</think>`.
     `auto` finds out as `tool_call_parser` does; `none` leaves reasoning in the text."""
+
+    split_special_tokens: bool = False
+    """Whether the texts of special tokens in what users and tools say, such as `<|im_end|>`, are
+    encoded as ordinary text, as transformers' option of this name does. Else they are control
+    tokens, as in transformers and vLLM: whoever writes a message can end it and begin another
+    one."""

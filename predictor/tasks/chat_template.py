@@ -8,8 +8,11 @@ string would leave no trace in the prompt.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,12 @@ _PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
 (``processing_utils.py`` of transformers 5.23)."""
 
 _MARKER = "marker"
+
+_CALLERS = frozenset({"user", "tool", "function"})
+"""The roles of which others than the author of an application write the contents."""
+
+_FIRST_PRIVATE = 0xF0000
+"""The first character of Unicode's supplementary planes for private use."""
 
 
 def adopt_template(tokenizer: Any, path: Path) -> None:
@@ -36,14 +45,38 @@ def adopt_template(tokenizer: Any, path: Path) -> None:
     tokenizer.chat_template = next(filter(None, templates), None)
 
 
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation as a text.
+
+    Attributes:
+        marked: The text, with `mark` inside of each special token that is to be text.
+        mark: A character that the text itself has not; empty if nothing is marked.
+    """
+
+    marked: str
+    mark: str = ""
+
+    @property
+    def text(self) -> str:
+        """The text itself."""
+        return self.marked.replace(self.mark, "") if self.mark else self.marked
+
+
 class ChatTemplate:
     """The chat template of one model."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Take a tokenizer, which may have no template."""
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, *, splits_special_tokens: bool = False) -> None:
+        """Take a tokenizer, which may have no template.
 
-    def render(self, conversation: Conversation) -> str:
+        Args:
+            tokenizer: The tokenizer.
+            splits_special_tokens: Whether special tokens in what users and tools say are text.
+        """
+        self._tokenizer = tokenizer
+        self._splits_special_tokens = splits_special_tokens
+
+    def render(self, conversation: Conversation) -> ChatPrompt:
         """Return the prompt that continues a conversation.
 
         Raises:
@@ -51,9 +84,13 @@ class ChatTemplate:
         """
         if not self._tokenizer.chat_template:
             raise RequestError("This model has no chat template; ask it for completions.")
+        messages: Sequence[Message] = conversation.messages
+        mark = ""
+        if self._splits_special_tokens:
+            messages, mark = _split(messages, self._control_tokens)
         try:
             text: str = self._tokenizer.apply_chat_template(
-                template_messages(conversation.messages, in_parts=self._takes_parts),
+                template_messages(messages, in_parts=self._takes_parts),
                 tools=[*conversation.tools] or None,
                 tokenize=False,
                 add_generation_prompt=True,
@@ -63,11 +100,35 @@ class ChatTemplate:
         except Exception as error:
             reason = reason_of(error).rstrip(".")
             raise RequestError(f"The model's chat template refuses: {reason}.") from None
-        return text
+        return ChatPrompt(text, mark)
 
     @cached_property
     def _takes_parts(self) -> bool:
         return takes_parts(self._tokenizer)
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern[str]:
+        return control_tokens(self._tokenizer)
+
+
+def chat_templates(tokenizer: Any) -> str:
+    """Return the texts of all chat templates of a tokenizer, of which some have several by name."""
+    templates = tokenizer.chat_template or ""
+    return "\n".join(templates.values()) if isinstance(templates, dict) else str(templates)
+
+
+def control_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Return what matches the tokens by which a model tells the parts of a conversation apart.
+
+    These are the special tokens, and what else was added to the vocabulary and is in a template.
+    """
+    templates = chat_templates(tokenizer)
+    names = set(tokenizer.all_special_tokens)
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special or token.content in templates:
+            names.add(token.content)
+    texts = sorted((name for name in names if name.strip()), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 
 def takes_parts(tokenizer: Any) -> bool:
@@ -90,6 +151,23 @@ def template_messages(turns: Sequence[Message], *, in_parts: bool) -> list[dict[
         }
         for turn in turns
     ]
+
+
+def _split(turns: Sequence[Message], tokens: re.Pattern[str]) -> tuple[Sequence[Message], str]:
+    """Mark control tokens in what users and tools say; return the turns and the mark."""
+    texts = [turn.content for turn in turns if turn.role in _CALLERS]
+    if not any(map(tokens.search, texts)):
+        return turns, ""
+    everything = "".join(turn.content for turn in turns)
+    mark = next(char for char in map(chr, count(_FIRST_PRIVATE)) if char not in everything)
+
+    def marked(match: re.Match[str]) -> str:
+        return f"{match[0][:1]}{mark}{match[0][1:]}"
+
+    return [
+        replace(turn, content=tokens.sub(marked, turn.content)) if turn.role in _CALLERS else turn
+        for turn in turns
+    ], mark
 
 
 def _template_in(file: Path) -> str | None:

@@ -5,7 +5,6 @@ The replies are the business of `predictor.tasks.prepared_generation`.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -18,10 +17,10 @@ from predictor.sentences import quote
 from predictor.tasks.chat_template import ChatTemplate
 from predictor.tasks.generation_config import Defaults
 from predictor.tasks.generation_spec import GenerationSpec
-from predictor.tasks.large_texts import one_at_a_time
 from predictor.tasks.messages import MessageForm, ReplyForm
 from predictor.tasks.prepared_generation import Job, PreparedGeneration
 from predictor.tasks.prompt_cut import NO_CUT, Cut
+from predictor.tasks.prompt_encoder import PromptEncoder
 from predictor.tasks.prompt_scores import PromptScoring
 from predictor.tasks.request import (
     Conversation,
@@ -32,7 +31,6 @@ from predictor.tasks.request import (
     TaskRequest,
 )
 from predictor.tasks.structured_output import DEFAULT_LIMITS, GrammarLimits, StructuredOutput
-from predictor.tasks.text_length import lengths_of
 from predictor.tasks.token_lists import (
     check_allowed,
     check_token_ids,
@@ -80,6 +78,7 @@ class TextGeneration:
         grammar_limits: GrammarLimits = DEFAULT_LIMITS,
         tool_call_parser: str = "auto",
         reasoning_parser: str = "auto",
+        split_special_tokens: bool = False,
         max_tokens_in_flight: int = 2 * 1024**2,
     ) -> None:
         """Create the task of a model whose engine runs.
@@ -97,6 +96,7 @@ class TextGeneration:
             grammar_limits: The bounds of schemas and grammars that replies follow.
             tool_call_parser: How calls of functions are written; see `predictor.tasks.messages`.
             reasoning_parser: How reasoning is marked.
+            split_special_tokens: Whether special tokens in what users and tools say are text.
             max_tokens_in_flight: Most tokens of the prompts that one request scores.
         """
         self.spec = GenerationSpec()
@@ -107,8 +107,13 @@ class TextGeneration:
         self._max_reply_len = max_reply_len
         self._vocabulary = vocabulary
         self._decoder_prefix = decoder_prefix
-        self._lengths = lengths_of(tokenizer)
-        self._template = ChatTemplate(tokenizer)
+        self._encoder = PromptEncoder(
+            tokenizer,
+            max_model_len=max_model_len,
+            vocabulary=vocabulary,
+            is_continued=max_reply_len is None,
+        )
+        self._template = ChatTemplate(tokenizer, splits_special_tokens=split_special_tokens)
         self._messages = MessageForm(
             tokenizer, tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser
         )
@@ -165,7 +170,10 @@ class TextGeneration:
         Raises:
             RequestError: There is no template, or it refuses the conversation.
         """
-        return self._ids(self._template.render(conversation), NO_CUT, add_special_tokens=False)
+        prompt = self._template.render(conversation)
+        return self._encoder.tokens(
+            prompt.marked, NO_CUT, parted_by=prompt.mark, add_special_tokens=False
+        )
 
     def _prefix(self, forced: int | str | None) -> tuple[int, ...] | None:
         """Return the tokens that a decoder begins with; None if replies continue prompts."""
@@ -184,41 +192,14 @@ class TextGeneration:
 
     def _encode(self, text: PromptText, cut: Cut) -> Encoded:
         if not isinstance(text, Conversation):
-            return Encoded(self._checked(cut.apply(self._ids(text, cut))))
+            return Encoded(self._encoder.encode(text, cut))
         prompt = self._template.render(text)
-        ids = cut.apply(self._ids(prompt, cut, add_special_tokens=False))
-        return Encoded(self._checked(ids), self._messages.reply_form(text, prompt))
-
-    def _checked(self, ids: Sequence[int]) -> tuple[int, ...]:
-        if not ids and self.tokenizer.bos_token_id is not None:
-            ids = [self.tokenizer.bos_token_id]
-        if not ids:
-            raise RequestError("A prompt is empty, and this model has no token to begin with.")
-        least = len(ids) + (self._max_reply_len is None)  # a token of a reply that continues it
-        if least > self._longest:
-            raise PromptTooLong(
-                f"A prompt has {len(ids)} tokens; {self._takes_at_most()}",
-                tokens=least,
-                limit=self._longest,
-            )
-        if not 0 <= min(ids) <= max(ids) < self._vocabulary:
-            raise RequestError(f"A token id is not between 0 and {self._vocabulary - 1}.")
-        return tuple(ids)
-
-    def _takes_at_most(self) -> str:
-        reply = "with a reply of at least one token " if self._max_reply_len is None else ""
-        return f"{reply}this model takes at most {self._longest} (max_model_len)."
-
-    def _ids(self, text: str | array[int], cut: Cut, **options: bool) -> Sequence[int]:
-        return self._tokenized(text, cut, **options) if isinstance(text, str) else text
-
-    def _tokenized(self, text: str, cut: Cut, **options: bool) -> list[int]:
-        if cut.limit is None:
-            self._lengths.check(self._longest, "A prompt", self._takes_at_most(), text)
-        text = cut.shorten(text, self._lengths)
-        with one_at_a_time(text):
-            ids: list[int] = self.tokenizer(text, **options).input_ids
-        return ids
+        return Encoded(
+            self._encoder.encode(
+                prompt.marked, cut, parted_by=prompt.mark, add_special_tokens=False
+            ),
+            self._messages.reply_form(text, prompt.text),
+        )
 
     def _sampling(self, requested: GenerationParameters, ids: Sequence[int]) -> SamplingParams:
         defaults = self._defaults

@@ -42,6 +42,7 @@ class TaskOptions:
     grammar_memory: int = DEFAULT_LIMITS.memory
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
+    split_special_tokens: bool = False
     max_tokens_in_flight: int = 2 * 1024**2
 
     @classmethod
@@ -81,6 +82,7 @@ def open_task(
         grammar_limits=GrammarLimits(options.max_grammar_size, options.grammar_memory),
         tool_call_parser=options.tool_call_parser,
         reasoning_parser=options.reasoning_parser,
+        split_special_tokens=options.split_special_tokens,
         max_tokens_in_flight=options.max_tokens_in_flight,
     )
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from predictor.tasks.chat_template import chat_templates
 from predictor.tasks.message_parser import (
     CallListParser,
     ChainedParser,
@@ -149,10 +150,7 @@ def _forced_parser(conversation: Conversation) -> Callable[[], MessageParser] | 
 
 def _texts(tokenizer: Any) -> str:
     """Return all chat templates of a tokenizer, and the names of its added tokens."""
-    templates = tokenizer.chat_template or ""
-    if isinstance(templates, dict):
-        templates = "\n".join(templates.values())
-    return "\n".join((templates, *map(str, tokenizer.get_added_vocab())))
+    return "\n".join((chat_templates(tokenizer), *map(str, tokenizer.get_added_vocab())))
 
 
 def _call_format(name: str, texts: str) -> CallFormat | None:

@@ -1,0 +1,92 @@
+"""Turns the prompts of text generation into tokens: bounded, cut and checked."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+from predictor.errors import PromptTooLong, RequestError
+from predictor.tasks.large_texts import one_at_a_time
+from predictor.tasks.prompt_cut import Cut
+from predictor.tasks.text_length import lengths_of
+
+
+class PromptEncoder:
+    """Turns prompts into tokens, for one model."""
+
+    def __init__(
+        self, tokenizer: Any, *, max_model_len: int, vocabulary: int, is_continued: bool
+    ) -> None:
+        """Take a tokenizer.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            max_model_len: Most tokens of prompt and reply together, or of a source.
+            vocabulary: Number of token ids of the model.
+            is_continued: Whether replies continue prompts, and share their places with them.
+        """
+        self._tokenizer = tokenizer
+        self._longest, self._vocabulary, self._is_continued = (
+            max_model_len,
+            vocabulary,
+            is_continued,
+        )
+        self._lengths = lengths_of(tokenizer)
+
+    def encode(
+        self, text: str | array[int], cut: Cut, *, parted_by: str = "", **options: bool
+    ) -> tuple[int, ...]:
+        """Return the tokens of a prompt; raises the errors of `tokens` and `checked`."""
+        return self.checked(cut.apply(self.tokens(text, cut, parted_by=parted_by, **options)))
+
+    def tokens(
+        self, text: str | array[int], cut: Cut, *, parted_by: str = "", **options: bool
+    ) -> Sequence[int]:
+        """Return the tokens of a text, at least those that a cut keeps; tokens as they are.
+
+        Args:
+            text: The text.
+            cut: How it is cut if it is too long.
+            parted_by: What stands between parts that share no token; empty if the text has none.
+            options: Arguments for the tokenizer.
+
+        Raises:
+            PromptTooLong: The text is longer than any that the model takes, and is not cut.
+        """
+        if not isinstance(text, str):
+            return text
+        if cut.limit is None:
+            self._lengths.check(self._longest, "A prompt", self._takes_at_most(), text)
+        text = cut.shorten(text, self._lengths)
+        parts = text.split(parted_by) if parted_by else [text]
+        with one_at_a_time(text):
+            rows = [self._tokenizer(part, **options).input_ids for part in parts]
+        return rows[0] if len(rows) == 1 else [*chain.from_iterable(rows)]
+
+    def checked(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Return the tokens of a prompt, which are one token at least.
+
+        Raises:
+            PromptTooLong: There are more than the model takes.
+            RequestError: There is no token to begin with, or one is not in the vocabulary.
+        """
+        if not ids and self._tokenizer.bos_token_id is not None:
+            ids = [self._tokenizer.bos_token_id]
+        if not ids:
+            raise RequestError("A prompt is empty, and this model has no token to begin with.")
+        least = len(ids) + self._is_continued  # a token of a reply that continues it
+        if least > self._longest:
+            raise PromptTooLong(
+                f"A prompt has {len(ids)} tokens; {self._takes_at_most()}",
+                tokens=least,
+                limit=self._longest,
+            )
+        if not 0 <= min(ids) <= max(ids) < self._vocabulary:
+            raise RequestError(f"A token id is not between 0 and {self._vocabulary - 1}.")
+        return tuple(ids)
+
+    def _takes_at_most(self) -> str:
+        reply = "with a reply of at least one token " if self._is_continued else ""
+        return f"{reply}this model takes at most {self._longest} (max_model_len)."
