@@ -17,7 +17,7 @@ from predictor.sentences import quote
 from predictor.tasks.chat_template import ChatTemplate
 from predictor.tasks.generation_config import Defaults
 from predictor.tasks.generation_spec import GenerationSpec
-from predictor.tasks.messages import MessageForm, ReplyForm
+from predictor.tasks.messages import DEFAULT_CHAT, ChatOptions, MessageForm, ReplyForm
 from predictor.tasks.prepared_generation import Job, PreparedGeneration
 from predictor.tasks.prompt_cut import NO_CUT, Cut
 from predictor.tasks.prompt_encoder import PromptEncoder
@@ -76,9 +76,7 @@ class TextGeneration:
         decoder_prefix: tuple[int, ...] | None = None,
         max_reply_len: int | None = None,
         grammar_limits: GrammarLimits = DEFAULT_LIMITS,
-        tool_call_parser: str = "auto",
-        reasoning_parser: str = "auto",
-        split_special_tokens: bool = False,
+        chat: ChatOptions = DEFAULT_CHAT,
         max_tokens_in_flight: int = 2 * 1024**2,
     ) -> None:
         """Create the task of a model whose engine runs.
@@ -94,9 +92,7 @@ class TextGeneration:
             max_reply_len: Most tokens of a decoder, its prefix included; None if replies continue
                 prompts.
             grammar_limits: The bounds of schemas and grammars that replies follow.
-            tool_call_parser: How calls of functions are written; see `predictor.tasks.messages`.
-            reasoning_parser: How reasoning is marked.
-            split_special_tokens: Whether special tokens in what users and tools say are text.
+            chat: How conversations are encoded and replies to them read.
             max_tokens_in_flight: Most tokens of the prompts that one request scores.
         """
         self.spec = GenerationSpec()
@@ -113,10 +109,8 @@ class TextGeneration:
             vocabulary=vocabulary,
             is_continued=max_reply_len is None,
         )
-        self._template = ChatTemplate(tokenizer, splits_special_tokens=split_special_tokens)
-        self._messages = MessageForm(
-            tokenizer, tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser
-        )
+        self._template = ChatTemplate(tokenizer, splits_special_tokens=chat.split_special_tokens)
+        self._messages = MessageForm(tokenizer, chat)
         self._structured = StructuredOutput(tokenizer, engine, grammar_limits)
         self._special = special_tokens(tokenizer, vocabulary)
         end = tokenizer.eos_token_id

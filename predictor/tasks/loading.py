@@ -15,6 +15,7 @@ from predictor.tasks.chat_template import adopt_template
 from predictor.tasks.encoder_task import EncoderTask, EncoderTaskSpec
 from predictor.tasks.fill_mask import FillMask
 from predictor.tasks.generation import TextGeneration
+from predictor.tasks.messages import ChatOptions
 from predictor.tasks.model_facts import ModelFacts
 from predictor.tasks.question_answering import QuestionAnswering
 from predictor.tasks.rerank import Rerank
@@ -80,9 +81,9 @@ def open_task(
         decoder_prefix=facts.decoder_prefix,
         max_reply_len=facts.max_reply_len,
         grammar_limits=GrammarLimits(options.max_grammar_size, options.grammar_memory),
-        tool_call_parser=options.tool_call_parser,
-        reasoning_parser=options.reasoning_parser,
-        split_special_tokens=options.split_special_tokens,
+        chat=ChatOptions(
+            options.tool_call_parser, options.reasoning_parser, options.split_special_tokens
+        ),
         max_tokens_in_flight=options.max_tokens_in_flight,
     )
 

@@ -39,6 +39,25 @@ from predictor.tasks.request import Conversation
 
 
 @dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """How conversations are encoded and replies to them read: settings of these names.
+
+    Attributes:
+        tool_call_parser: How calls of functions are written: a name in `reply_formats`, ``auto`` or
+            ``none``.
+        reasoning_parser: The same for how reasoning is marked.
+        split_special_tokens: Whether special tokens in what users and tools say are text.
+    """
+
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
+    split_special_tokens: bool = False
+
+
+DEFAULT_CHAT = ChatOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class ReplyForm:
     """How the replies to one prompt are read.
 
@@ -57,20 +76,19 @@ class ReplyForm:
 class MessageForm:
     """How one model's replies are read as messages."""
 
-    def __init__(self, tokenizer: Any, *, tool_call_parser: str, reasoning_parser: str) -> None:
+    def __init__(self, tokenizer: Any, options: ChatOptions) -> None:
         """Choose the form of a model's messages.
 
         Args:
             tokenizer: The model's tokenizer.
-            tool_call_parser: A name in `reply_formats`, ``auto`` or ``none``.
-            reasoning_parser: The same for reasoning.
+            options: The formats of calls and reasoning.
         """
         self._tokenizer = tokenizer
         texts = _texts(tokenizer)
-        is_auto = tool_call_parser == reasoning_parser == "auto"
+        is_auto = options.tool_call_parser == options.reasoning_parser == "auto"
         self._own = getattr(tokenizer, "response_template", None) if is_auto else None
-        self._calls = _call_format(tool_call_parser, texts)
-        self._reasoning = _reasoning_format(reasoning_parser, texts)
+        self._calls = _call_format(options.tool_call_parser, texts)
+        self._reasoning = _reasoning_format(options.reasoning_parser, texts)
 
     def reply_form(self, conversation: Conversation, prompt: str) -> ReplyForm | None:
         """Return how the replies to a prompt are read; None if all of a reply is content.

@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from predictor.engine.generation.grammar_memory import (
     states_of,
     weight_of,
 )
+from predictor.engine.generation.grammar_queue import GrammarQueue
 from predictor.engine.generation.token_mask import MaskFactory, TokenMask
 
 HEADER = '%llguidance {"no_forcing": true}\n'
@@ -91,6 +94,8 @@ def test_grammars_that_no_reply_follows_are_dropped_for_others_oldest_first() ->
     weight = weight_of(choice(0))
     grammars = Grammars(TOKENS, 2 * weight)
     first, second = (grammars.compiled(choice(number)) for number in (0, 1))
+    assert first is not None
+    assert second is not None
     assert grammars.compiled(choice(0)) is first
     reply = Reply()
     grammars.memory.hold(choice(0), first, reply)
@@ -101,24 +106,18 @@ def test_grammars_that_no_reply_follows_are_dropped_for_others_oldest_first() ->
     assert second.users == 0
 
 
-def test_a_grammar_waits_until_replies_have_ended_that_follow_others() -> None:
+def test_a_grammar_has_no_room_until_replies_have_ended_that_follow_others() -> None:
     memory = GrammarMemory(2 * weight_of("a"))
+    ended: list[str] = []
+    memory.on_leave = lambda: ended.append("one")
     replies = {text: Reply() for text in "ab"}
     for text, reply in replies.items():
-        memory.make_room(text)
+        assert memory.make_room(text)
         memory.hold(text, memory.add(text, LLMatcher), reply)  # type: ignore[arg-type]
-    waited = threading.Event()
-
-    def add() -> None:
-        memory.make_room("c")
-        waited.set()
-
-    thread = threading.Thread(target=add)
-    thread.start()
-    assert not waited.wait(0.1)
+    assert not memory.make_room("c")
     del replies["a"], reply
-    assert waited.wait(10)
-    thread.join()
+    assert ended == ["one"]
+    assert memory.make_room("c")
     assert (memory.get("a"), memory.used) == (None, weight_of("b"))
 
 
@@ -140,24 +139,107 @@ def test_a_grammar_that_is_compiled_anew_counts_twice_until_its_replies_have_end
     assert memory.used == weight_of("a")
 
 
-def test_masks_of_ended_replies_give_their_grammars_memory_back() -> None:
-    factory = MaskFactory(lambda action: action())
-    factory.use_vocabulary(TOKENS, weight_of(choice(0)))
-    masks: list[Any] = []
-    begun = threading.Semaphore(0)
+class Replies:
+    """Replies that follow grammars within the memory of so many."""
 
-    def begin(mask: TokenMask | None) -> None:
-        masks.append(mask)
-        begun.release()
+    def __init__(self, most: int) -> None:
+        self.factory = MaskFactory(lambda action: action())
+        self.factory.use_vocabulary(TOKENS, most * weight_of(choice(0)))
+        self.begun: SimpleQueue[int] = SimpleQueue()
+        self.masks: dict[int, Any] = {}
+        self.failed: list[Any] = []
 
-    for number in range(3):
-        factory.begin(number, choice(number), (1,), begin, masks.append)
-        assert begun.acquire(timeout=30)
-        (mask,) = masks
-        mask.allowed()
-        del mask
-        masks.clear()  # the next one would wait for ever otherwise
+    def begin(self, key: int, number: int) -> None:
+        """Begin a reply that follows the choice of a number."""
+
+        def begin(mask: TokenMask | None) -> None:
+            self.masks[key] = mask
+            self.begun.put(key)
+
+        self.factory.begin(key, choice(number), (1,), begin, self.failed.append)
+
+    def end(self, key: int) -> None:
+        """End a reply."""
+        self.masks.pop(key).allowed()
         gc.collect()
+
+    def next(self, timeout: float = 30) -> int | None:
+        """Return the reply that begins next; None if none does."""
+        try:
+            return self.begun.get(timeout=timeout)
+        except Empty:
+            return None
+
+
+def test_masks_of_ended_replies_give_their_grammars_memory_back() -> None:
+    replies = Replies(1)
+    for number in range(3):
+        replies.begin(number, number)
+        assert replies.next() == number
+        replies.end(number)
+    assert replies.failed == []
+
+
+def test_replies_whose_grammar_is_there_wait_for_none_that_has_no_room() -> None:
+    replies = Replies(1)
+    replies.begin(0, 0)
+    assert replies.next() == 0
+    replies.begin(1, 1)
+    replies.begin(2, 0)
+    replies.begin(3, 2)
+    assert (replies.next(), replies.next(0.1)) == (2, None)
+    replies.end(0)
+    assert replies.next(0.1) is None
+    replies.end(2)
+    assert (replies.next(), replies.next(0.1)) == (1, None)
+    replies.end(1)
+    assert replies.next() == 3
+
+
+def test_a_grammar_that_is_followed_for_ever_lets_others_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(GrammarQueue.__init__, "__defaults__", (0.0,))
+    replies = Replies(1)
+    replies.begin(0, 0)
+    assert replies.next() == 0
+    replies.begin(1, 1)
+    replies.begin(2, 0)
+    assert replies.next(0.1) is None
+    replies.end(0)
+    assert (replies.next(), replies.next(0.1)) == (1, None)
+    replies.end(1)
+    assert replies.next() == 2
+
+
+def test_a_reply_that_is_cancelled_lets_those_behind_it_go_on() -> None:
+    replies = Replies(2)
+    for key in range(2):
+        replies.begin(key, key)
+        assert replies.next() == key
+    replies.begin(2, 2)
+    replies.begin(3, 3)
+    replies.factory.cancel(2)
+    assert replies.next(0.1) is None
+    replies.end(0)
+    assert replies.next() == 3
+
+
+def test_the_thread_ends_with_what_it_serves() -> None:
+    def threads() -> int:
+        return sum(thread.name == "grammars" for thread in threading.enumerate())
+
+    before = threads()
+    replies = Replies(1)
+    replies.begin(0, 0)
+    assert replies.next() == 0
+    assert threads() == before + 1
+    del replies
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while threads() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threads() == before
 
 
 def test_schemas_of_tools_and_formats_need_fewer_states_than_they_may_have() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from predictor.engine.generation.batch_sampler import BatchSampler
 from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
+from predictor.engine.generation.grammar_queue import Turn
 from predictor.engine.generation.sampler import Sampler, expand_bits
 from predictor.engine.generation.sampling_params import SamplingParams, Token
 from predictor.engine.generation.token_mask import MaskFactory, TokenMask
@@ -139,7 +140,8 @@ def test_a_sequence_that_is_cancelled_while_its_grammar_is_compiled_does_not_beg
     factory.begin(1, None, (), begun.append, fail)
     assert begun == [None]
     grammar = HEADER + 'start: "a"'
-    factory._compiling.submit(gate.wait)
+    assert factory._queue is not None
+    factory._queue.put(Turn("", gate.wait))
     factory.begin(2, grammar, (END,), begun.append, fail)
     factory.cancel(2)
     factory.begin(3, grammar, (END,), begin_last, fail)

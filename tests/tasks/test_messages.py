@@ -10,7 +10,7 @@ import pytest
 
 from predictor.engine.generation.grammar import Grammars
 from predictor.settings_chat import ChatSettings
-from predictor.tasks.messages import MessageForm
+from predictor.tasks.messages import ChatOptions, MessageForm
 from predictor.tasks.reply_formats import (
     CALL_ALIASES,
     CALL_FORMATS,
@@ -149,11 +149,10 @@ def test_the_settings_have_the_names_of_all_formats() -> None:
         assert set(get_args(annotation)) == names | {"auto", "none"}
 
 
-def form(template: str, **names: str) -> MessageForm:
+def form(template: str, **names: Any) -> MessageForm:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
-    chosen = {"tool_call_parser": "auto", "reasoning_parser": "auto", **names}
-    return MessageForm(tokenizer, **chosen)
+    return MessageForm(tokenizer, ChatOptions(**names))
 
 
 def conversation(**more: Any) -> Conversation:
@@ -330,7 +329,7 @@ def test_the_tokenizers_own_response_template_is_used_first() -> None:
             "content": {},
         },
     }
-    messages = MessageForm(tokenizer, tool_call_parser="auto", reasoning_parser="auto")
+    messages = MessageForm(tokenizer, ChatOptions())
     reply = f"Hm)) Yes CALL {text_of(SIEGEN)};"
     prompt = "user: x assistant:(("
     assert parse(messages, reply, 3, prompt=prompt) == ("Yes", "Hm", [SIEGEN])
@@ -390,7 +389,7 @@ def test_a_form_is_that_of_what_follows_reasoning(
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": special})
     tokenizer.chat_template = template
-    messages = MessageForm(tokenizer, tool_call_parser="auto", reasoning_parser="auto")
+    messages = MessageForm(tokenizer, ChatOptions())
     reply_form = messages.reply_form(conversation(), prompt)
     assert reply_form is not None
     structured = StructuredOutput(tokenizer, Mock(), GrammarLimits())
@@ -443,7 +442,7 @@ def test_special_tokens_that_mark_parts_stay_in_the_text() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "[OTHER]"]})
     tokenizer.chat_template = "[TOOL_CALLS]"
-    messages = MessageForm(tokenizer, tool_call_parser="auto", reasoning_parser="auto")
+    messages = MessageForm(tokenizer, ChatOptions())
     reply_form = messages.reply_form(conversation(), "")
     assert reply_form is not None
     kept = {tokenizer.convert_ids_to_tokens(token) for token in reply_form.kept_tokens}

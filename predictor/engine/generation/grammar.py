@@ -10,9 +10,10 @@ other. So grammars are compiled in threads with a large stack, and their size is
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from predictor.engine.generation.grammar_memory import (
     GrammarMemory,
     states_of,
 )
-from predictor.errors import RequestError, reason_of
+from predictor.errors import GenerationFailed, RequestError, reason_of
 from predictor.settings_limits import GRAMMAR_BYTES
 
 _STACK_BYTES = 128 * 1024**2
@@ -77,11 +78,18 @@ class Grammars:
         self.memory = GrammarMemory(most_bytes)
 
     def matcher(self, grammar: str) -> LLMatcher:
-        """Return what follows a grammar from its beginning; raises the errors of `compiled`."""
-        return self.compiled(grammar).matcher.deep_copy()
+        """Return what follows a grammar from its beginning; raises the errors of `compiled`.
 
-    def compiled(self, grammar: str) -> Compiled:
-        """Return a compiled grammar. It waits for memory if replies follow too many others.
+        Raises:
+            GenerationFailed: There is no room for it.
+        """
+        compiled = self.compiled(grammar)
+        if compiled is None:
+            raise GenerationFailed("There is no memory for the schema or grammar of the reply.")
+        return compiled.matcher.deep_copy()
+
+    def compiled(self, grammar: str) -> Compiled | None:
+        """Return a compiled grammar; None if replies follow so many others that it has no room.
 
         Raises:
             RequestError: The grammar is faulty, or too complex.
@@ -89,7 +97,8 @@ class Grammars:
         kept = self.memory.get(grammar)
         if kept is not None and not _error_of(kept.matcher):
             return kept
-        self.memory.make_room(grammar)  # other replies may have used up its states
+        if not self.memory.make_room(grammar):  # other replies may have used up its states
+            return None
         limits = LLParserLimits(
             max_lexer_states=states_of(grammar),
             max_grammar_size=_MOST_SYMBOLS,
@@ -153,15 +162,27 @@ def executor(name: str, threads: int = 1) -> ThreadPoolExecutor:
     for as long as a busy machine leaves them waiting.
     """
     pool = ThreadPoolExecutor(threads, name)
-    before = threading.stack_size(_STACK_BYTES)
-    try:  # the threads start with the first calls
+    with _large_stacks():  # the threads start with the first calls
         gate = threading.Barrier(threads + 1)
         for _ in range(threads):
             pool.submit(gate.wait)
         gate.wait()
+    return pool
+
+
+def start_thread(run: Callable[[], None], name: str) -> None:
+    """Start a thread with such a stack, which ends with the process."""
+    with _large_stacks():
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _large_stacks() -> Iterator[None]:
+    before = threading.stack_size(_STACK_BYTES)
+    try:
+        yield
     finally:
         threading.stack_size(before)
-    return pool
 
 
 def _refusal(message: str) -> str:

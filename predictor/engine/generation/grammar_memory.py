@@ -2,8 +2,7 @@
 
 llguidance says of no grammar how large it is, but bounds the states of its automaton, which grow as
 replies follow it. So each has as many states as its text may need, and counts with its text and
-with all of its states. If there is no room for one more, those that no reply follows are dropped,
-and then it waits for a reply to end.
+with all of its states. If there is no room for one more, those that no reply follows are dropped.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from llguidance import LLMatcher
 
@@ -119,7 +118,11 @@ class Compiled:
 
 
 class GrammarMemory:
-    """Compiled grammars within a number of bytes. One thread adds to them."""
+    """Compiled grammars within a number of bytes. One thread adds to them.
+
+    Attributes:
+        on_leave: Called when a reply has ended, by any thread at any moment: it takes no locks.
+    """
 
     def __init__(self, most: int) -> None:
         """Begin with none.
@@ -130,7 +133,8 @@ class GrammarMemory:
         self._most = most
         self._used = 0
         self._latest: OrderedDict[str, Compiled] = OrderedDict()
-        self._changed = threading.Condition()  # its lock is reentrant, see `_leave`
+        self._lock = threading.RLock()  # reentrant, see `_leave`
+        self.on_leave: Callable[[], object] = lambda: None
 
     @property
     def used(self) -> int:
@@ -139,36 +143,38 @@ class GrammarMemory:
 
     def get(self, grammar: str) -> Compiled | None:
         """Return a grammar that is compiled."""
-        with self._changed:
+        with self._lock:
             return self._latest.get(grammar)
 
-    def make_room(self, grammar: str) -> None:
-        """Wait until there is room for a grammar; drop those that are not followed, oldest first.
+    def make_room(self, grammar: str) -> bool:
+        """Drop grammars that are not followed, oldest first; return whether there is room for one.
 
         Args:
             grammar: Its text. If it is there already, it is dropped, for it is to be replaced.
         """
         weight = weight_of(grammar)
-        with self._changed:
+        with self._lock:
             self._drop(grammar)
-            while self._used and self._used + weight > self._most:
-                unused = next((text for text, one in self._latest.items() if not one.users), None)
-                if unused is None:
-                    self._changed.wait()
-                else:
-                    self._drop(unused)
+            for text in [text for text, one in self._latest.items() if not one.users]:
+                if self._has_room(weight):
+                    break
+                self._drop(text)
+            return self._has_room(weight)
+
+    def _has_room(self, weight: int) -> bool:
+        return not self._used or self._used + weight <= self._most
 
     def add(self, grammar: str, matcher: LLMatcher) -> Compiled:
         """Keep a grammar for which there is room."""
         compiled = Compiled(matcher, weight_of(grammar))
-        with self._changed:
+        with self._lock:
             self._latest[grammar] = compiled
             self._used += compiled.weight
         return compiled
 
     def hold(self, grammar: str, compiled: Compiled, user: object) -> None:
         """Count a grammar as followed for as long as an object lives, which holds a copy of it."""
-        with self._changed:
+        with self._lock:
             compiled.users += 1
             if self._latest.get(grammar) is compiled:
                 self._latest.move_to_end(grammar)
@@ -181,8 +187,8 @@ class GrammarMemory:
 
     def _leave(self, grammar: str, compiled: Compiled) -> None:
         """Take that a reply has ended; any thread may call it, even within this class."""
-        with self._changed:
+        with self._lock:
             compiled.users -= 1
             if not compiled.users and self._latest.get(grammar) is not compiled:
                 self._used -= compiled.weight
-            self._changed.notify_all()
+        self.on_leave()

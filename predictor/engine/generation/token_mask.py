@@ -18,6 +18,7 @@ import numpy.typing as npt
 from llguidance import LLMatcher
 
 from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
+from predictor.engine.generation.grammar_queue import GrammarQueue, Turn
 from predictor.errors import GenerationFailed, PredictorError
 from predictor.settings_limits import GRAMMAR_BYTES
 
@@ -149,16 +150,15 @@ class MaskFactory:
         """
         self._call = call
         self._grammars: Grammars | None = None
+        self._queue: GrammarQueue | None = None
         self._waiting: set[int] = set()
         self._lock = threading.Lock()
 
     def use_vocabulary(self, vocabulary: Vocabulary, most_bytes: int = GRAMMAR_BYTES) -> None:
         """Follow grammars with this vocabulary, in so many bytes of compiled ones."""
         self._grammars = Grammars(vocabulary, most_bytes)
-        self._compiling, self._pool = (
-            executor("grammars"),
-            executor("masks", _THREADS),
-        )
+        self._queue = GrammarQueue(self._grammars.memory)
+        self._pool = executor("masks", _THREADS)
 
     def begin(
         self,
@@ -181,12 +181,21 @@ class MaskFactory:
         if grammar is None:
             begin(None)
             return
+        if self._grammars is None or self._queue is None:
+            none = GenerationFailed("The engine has no vocabulary to follow a grammar with.")
+            self._call(partial(fail, none))
+            return
+        grammars = self._grammars
         with self._lock:
             self._waiting.add(key)
 
-        def compile_grammar() -> None:
+        def take() -> bool:
             try:
-                mask = self._mask(grammar, ends)
+                if key not in self._waiting:
+                    return True
+                mask = self._mask(grammars, grammar, ends)
+                if mask is None:
+                    return False
                 with self._lock:
                     if key in self._waiting:
                         self._waiting.discard(key)
@@ -198,18 +207,22 @@ class MaskFactory:
                 logger.exception("A grammar cannot be compiled")
                 unknown = GenerationFailed("The reply's schema or grammar cannot be compiled.")
                 self._call(partial(fail, unknown))
+            return True
 
-        self._compiling.submit(compile_grammar)
+        self._queue.put(Turn(grammar, take))
 
     def cancel(self, key: int) -> None:
         """Forget a sequence whose grammar is being compiled."""
         with self._lock:
+            was_waiting = key in self._waiting
             self._waiting.discard(key)
+        if was_waiting and self._queue is not None:
+            self._queue.look_again()
 
-    def _mask(self, grammar: str, ends: Collection[int]) -> TokenMask:
-        if self._grammars is None:
-            raise GenerationFailed("The engine has no vocabulary to follow a grammar with.")
-        grammars, compiled = self._grammars, self._grammars.compiled(grammar)
+    def _mask(self, grammars: Grammars, grammar: str, ends: Collection[int]) -> TokenMask | None:
+        compiled = grammars.compiled(grammar)
+        if compiled is None:
+            return None
         matcher = compiled.matcher.deep_copy()
         mask = TokenMask(matcher, grammars.size, ends, self._pool, grammars.longest_tokens)
         grammars.memory.hold(grammar, compiled, mask)
