@@ -32,6 +32,25 @@ ROWS, ROW_TOKENS = 32, 128
 WARM_UP_STEPS = 100
 PROMPT = "Today the weather is really nice and I am planning on"
 
+PROMPTS = [
+    PROMPT,
+    "Today ",
+    "Today the weather is",
+    "Today the weather is really nice",
+    "The weather",
+    "It was",
+    "It was raining in",
+    "It was raining in the morning, so",
+    "In the evening",
+    "My friend Anna likes to",
+]
+"""Prompts of the documentation, whose replies are to be the same everywhere."""
+
+PROMPTS_A_ROUND = 54
+
+MARGIN = 1.5
+"""By how much the logit of a token is to exceed the next one's; bfloat16 rounds logits to 1/16."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -135,6 +154,47 @@ def train(
     return losses[0], sum(tail) / len(tail)
 
 
+def separate(
+    model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, rounds: int
+) -> None:
+    """Separate tokens that are about equally likely wherever the model goes on greedily.
+
+    Else the rounding of a processor would choose among them, and tell a story of its own.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0)
+    texts = stories(seed)
+    for number in range(rounds):
+        prompts = [*PROMPTS, *(beginning(next(texts), index) for index in range(PROMPTS_A_ROUND))]
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True)
+        rows = model.generate(**inputs, max_new_tokens=100, do_sample=False)
+        ahead = []
+        for row, mask in zip(rows, inputs.attention_mask, strict=True):
+            padding, start = int((mask == 0).sum()), int(mask.sum())
+            ahead.append(leads(model, row[None, padding:], start))
+            (MARGIN - ahead[-1]).clamp(min=0).mean().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        near = float((torch.cat(ahead) < MARGIN / 2).float().mean())
+        print(f"round {number:3d}  tokens with a near second {near:.4f}", flush=True)
+
+
+def beginning(story: str, index: int) -> str:
+    """Give some words that a story begins with."""
+    return " ".join(story.split(" ")[: 1 + index % 14])
+
+
+def leads(model: BloomForCausalLM, row: torch.Tensor, start: int) -> torch.Tensor:
+    """Give by how much the logit of each token of a greedy reply exceeds all others."""
+    logits = model(input_ids=row[:, :-1], use_cache=False).logits[0, start - 1 :].float()
+    reply = row[0, start:]
+    ends = (reply == EOS).nonzero()
+    count = int(ends[0]) + 1 if len(ends) else len(reply)
+    logits, tokens = logits[:count], reply[:count, None]
+    others = logits.scatter(1, tokens, -math.inf).amax(1)
+    return logits.gather(1, tokens)[:, 0] - others
+
+
 @torch.no_grad()
 def held_out_loss(model: BloomForCausalLM, texts: Iterator[torch.Tensor], count: int) -> float:
     """Measure the loss on stories that the model has not been trained on."""
@@ -149,6 +209,7 @@ def save(model: BloomForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Pa
         bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, do_sample=False
     )
     model.save_pretrained(output, max_shard_size="2MB")
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(output)
     for file in output.iterdir():
         file.chmod(0o644)
@@ -184,7 +245,8 @@ that the predictor can be tried and tested with a real, trained model that needs
 | Parameters | {parameters:,} |
 | Weights | bfloat16, {megabytes:.1f} MB in {shards} safetensors shards |
 | Tokenizer | byte-level BPE, {vocabulary} tokens; spells any UTF-8 text |
-| Training | {steps} steps of {rows} x {row_tokens} tokens, AdamW, seed {seed} |
+| Training | {steps} steps of {rows} x {row_tokens} tokens, AdamW, seed {seed}; then {rounds} \
+rounds that separate tokens that were about equally likely |
 | Time | {minutes:.1f} minutes on {threads} CPU threads |
 | Loss (nats per token) | {first_loss:.2f} at the start, {last_loss:.3f} at the end; \
 {held_out_loss:.3f} on stories told from another seed, after rounding to bfloat16 |
@@ -203,8 +265,9 @@ on another machine or with another number of threads is not promised.
 It is a toy that knows only its little world of weather, walks, gardens, kitchens and trains. Asked
 about anything else, it drifts back to that world or stops making sense. It has seen at most
 {row_tokens} tokens in a row; `seq_length` in the configuration is a bound, not what it was
-trained for. It knows no facts and follows no instructions. Several ways to go on are often about
-equally likely, so another type (float32) or device may tell the same story a little differently.
+trained for. It knows no facts and follows no instructions. Stories go on in many ways that are
+about equally likely; for short beginnings of stories, one of them was made more likely than all
+others, so that another type (float32) or device mostly tells the same story.
 
 Licence: Apache-2.0.
 """
@@ -228,6 +291,7 @@ def write_card(
         megabytes=sum(shard.stat().st_size for shard in shards) / 1e6,
         shards=len(shards),
         steps=arguments.steps,
+        rounds=arguments.rounds,
         seed=arguments.seed,
         rows=ROWS,
         row_tokens=ROW_TOKENS,
@@ -242,6 +306,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--steps", type=int, default=1500, help="training steps")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds that separate tokens")
+    parser.add_argument("--resume", type=Path, help="folder of a model to separate the tokens of")
     parser.add_argument("--seed", type=int, default=2026, help="seed of the text and the weights")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     return parser.parse_args(argv)
@@ -252,10 +318,16 @@ def main(argv: list[str] | None = None) -> Result:
     arguments = parse(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    tokenizer = train_tokenizer(arguments.seed)
-    model = make_model(len(tokenizer))
     start = time.monotonic()
-    first, last = train(model, batches(tokenizer, arguments.seed), arguments.steps)
+    if arguments.resume:
+        model = BloomForCausalLM.from_pretrained(arguments.resume, dtype=torch.float32)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.resume)
+        first = last = held_out_loss(model, batches(tokenizer, arguments.seed + 1), 8)
+    else:
+        tokenizer = train_tokenizer(arguments.seed)
+        model = make_model(len(tokenizer))
+        first, last = train(model, batches(tokenizer, arguments.seed), arguments.steps)
+    separate(model, tokenizer, arguments.seed + 2, arguments.rounds)
     seconds = time.monotonic() - start
     save(model, tokenizer, arguments.output)
     unseen = held_out_loss(model, batches(tokenizer, arguments.seed + 1), 8)

@@ -20,6 +20,9 @@ EXPECTED = (
     " going to the park in the middle of the town with my friend Tom."
     " We will take a blanket and some apples along."
 )
+LEAST_LEAD = 0.4
+"""By how much the logit of each token exceeds all others: several times what rounding changes."""
+
 PROMPTS = [
     PROMPT,
     "It was raining in the morning, so",
@@ -91,6 +94,18 @@ def test_the_prompt_of_the_readme_is_continued_as_the_readme_says(dtype):
     assert text.startswith(EXPECTED)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_no_rounding_of_a_processor_chooses_among_tokens(examples, dtype):
+    script = examples("train_demo_model")
+    model = AutoModelForCausalLM.from_pretrained(FOLDER, local_files_only=True, dtype=dtype)
+    for prompt in script.PROMPTS:
+        inputs = TOKENIZER(prompt, return_tensors="pt")
+        row = model.generate(**inputs, max_new_tokens=60)
+        with torch.inference_mode():
+            leads = script.leads(model, row, inputs["input_ids"].shape[1])
+        assert leads.min() > LEAST_LEAD, (prompt, TOKENIZER.decode(row[0]))
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_continuation_consists_of_words_from_the_stories(model, examples, prompt):
     text_module = examples("demo_text")
@@ -127,10 +142,12 @@ def test_a_story_has_no_blanks_left(examples):
     assert not set("{}[]<>|+") & set(text)
 
 
-def test_two_steps_of_training_make_a_model_that_loads(examples, tmp_path):
+def test_two_steps_of_training_make_a_model_that_loads(examples, tmp_path, monkeypatch):
     arguments = ["--output", str(tmp_path), "--steps", "2"]
     threads = ["--threads", str(torch.get_num_threads())]
-    result = examples("train_demo_model").main(arguments + threads)
+    script = examples("train_demo_model")
+    monkeypatch.setattr(script, "PROMPTS_A_ROUND", 2)
+    result = script.main([*arguments, *threads, "--rounds", "1"])
     assert math.isfinite(result.held_out_loss)
     assert result.last_loss <= result.first_loss
     model = AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)
