@@ -36,13 +36,10 @@ from predictor.engine.process.messages import (
     Stop,
 )
 from predictor.errors import EngineBroken, PredictorError, start_error, unexpected
-from predictor.heartbeat import Heartbeat
+from predictor.heartbeat import SECONDS_BETWEEN_BEATS, Heartbeat
 from predictor.metric_updates import MetricRecorder
 from predictor.placement.report import table
 from predictor.weights.progress import Progress
-
-_SECONDS_BETWEEN_BEATS = 1.0
-"""Seconds between two reports of the engine's health. A report takes microseconds."""
 
 _BEATS_BETWEEN_HEAT = 2
 """Reports of health for one of the use of experts: 3 ms for 60 layers of 256 experts."""
@@ -153,7 +150,7 @@ class _EngineProcess:
             self._channel.send(heartbeat.health())
             if beat % _BEATS_BETWEEN_HEAT == 0:
                 heat.send()
-            time.sleep(_SECONDS_BETWEEN_BEATS)
+            time.sleep(SECONDS_BETWEEN_BEATS)
 
     def _break(self, error: EngineBroken) -> None:
         self._channel.send(Broken(error))

@@ -13,7 +13,7 @@ health at any time: a note is one assignment of an immutable value, and nothing 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,10 @@ _DECAY = 0.98
 """What is left of the slowest pace after each later piece: half after 34 of them."""
 
 State = Literal["ok", "stalled", "dead"]
+
+SECONDS_BETWEEN_BEATS = 1.0
+"""Seconds between two reports of the health of an engine process. A report takes microseconds."""
+
 _ORDER: tuple[State, ...] = ("ok", "stalled", "dead")
 
 
@@ -52,6 +56,11 @@ class Health:
 
     state: State = "ok"
     sentence: str = ""
+
+
+def worst_of(states: Iterable[Health]) -> Health:
+    """Return the worst of some states, the first of those that are equally bad."""
+    return max(states, key=lambda health: _ORDER.index(health.state), default=Health())
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +172,7 @@ class ReadActivities:
 
     def health(self, timeouts: Timeouts) -> Health:
         """Return the worst state of the reads."""
-        states = [one.health(timeouts) for one in self._activities]
-        return max(states, key=lambda health: _ORDER.index(health.state), default=Health())
+        return worst_of(one.health(timeouts) for one in self._activities)
 
 
 class Heartbeat:

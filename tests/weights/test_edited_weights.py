@@ -23,7 +23,7 @@ import torch
 
 from predictor.checkpoint.safetensors_header import data_start, read_header
 from predictor.errors import LoadFailed, WeightsUnreadable
-from predictor.weights import loader
+from predictor.weights.load_steps import LoadSteps
 from predictor.weights.store import digests, packing
 from predictor.weights.store import format as store_format
 from predictor.weights.store.digests import KnownDigests, blob_digest, hash_files
@@ -340,14 +340,14 @@ def test_an_edit_while_a_start_reads_is_refused(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.start()
-    real = loader.make_resident
+    real = LoadSteps.make_resident
 
     def edit_and_read(*args: Any, **kwargs: Any) -> Any:
         edit_quietly(model.folder)
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loader, "make_resident", edit_and_read)
+        patched.setattr(LoadSteps, "make_resident", edit_and_read)
         with pytest.raises(LoadFailed, match="was changed while it was read"):
             model.start()
     assert model.start() == (model.right(), {"store"})
