@@ -202,7 +202,8 @@ class Server(ModelServer):
         self._broken = error
         _end_within(self._settings.grace_period + _LAST_SECONDS, error.exit_code)
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
+            with contextlib.suppress(RuntimeError):  # it is closed, since the server has ended
+                self._loop.call_soon_threadsafe(self._stopping.set)
 
     def _on_server_end(self, server: asyncio.Task[None]) -> None:
         """End the process with a server that ends before the process does."""

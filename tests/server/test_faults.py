@@ -95,7 +95,8 @@ def test_an_http_server_that_ends_by_itself_ends_the_process(
         end.touch()
         assert server.process.wait(30) == 1
         assert "RuntimeError: of the HTTP server" in server.log
-        assert "The HTTP server has ended by itself." in server.log.strip().splitlines()[-1]
+        last = server.log.strip().splitlines()[-1]
+        assert "The HTTP server has ended by itself." in last, server.log
 
 
 def test_a_store_that_cannot_be_read_any_more_ends_the_process_and_the_next_writes_it_anew(
