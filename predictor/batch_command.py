@@ -7,6 +7,7 @@ for a batch of its lines.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import signal
@@ -228,4 +229,5 @@ class Batch:
         """Stop; called in another thread."""
         self._broken = error
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stop.set)
+            with contextlib.suppress(RuntimeError):  # it is closed, since the work is done
+                self._loop.call_soon_threadsafe(self._stop.set)

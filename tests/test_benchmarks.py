@@ -27,7 +27,7 @@ from tests.cgroups import memory_cgroup
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 COSTS = {"seconds", "cpu_seconds", "peak"}
 
-_HANG = 840
+_HANG = 420
 """Seconds after which a benchmark counts as hung; some start several servers."""
 
 pytestmark = pytest.mark.timeout(_HANG + 60)
