@@ -217,3 +217,30 @@ class Heartbeat:
             return Health()
         sentences = (passes.sentence, self._read_activity.progress)
         return Health(state, ". ".join(filter(None, sentences)))
+
+
+class ReportedHealth:
+    """The health of an engine process, by its reports and by the time since the last one.
+
+    Attributes:
+        last: The last report.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin without a report.
+
+        Args:
+            clock: Returns the time in seconds.
+        """
+        self.last = Health()
+        noun = "The engine process says nothing, which"
+        self._silence = Activity(noun, pace=SECONDS_BETWEEN_BEATS, clock=clock)
+        self.hear()
+
+    def hear(self) -> None:
+        """Note that the process says something."""
+        self._silence.begin(1)
+
+    def health(self, timeouts: Timeouts) -> Health:
+        """Return what was last reported, or that nothing is said, if that is worse."""
+        return worst_of((self.last, self._silence.health(timeouts)))

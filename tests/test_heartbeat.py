@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from predictor.heartbeat import Activity, Heartbeat, Timeouts
+from predictor.heartbeat import Activity, Health, Heartbeat, ReportedHealth, State, Timeouts
 
 TIMEOUTS = Timeouts(stall=20, hang=300)
 
@@ -161,3 +161,19 @@ def test_reads_count_while_the_engine_is_idle(clock: Clock) -> None:
     clock.now += 301
     assert heartbeat.health().state == "dead"
     assert heartbeat.health().sentence == "Reading h.0 has taken 301 s"
+
+
+@pytest.mark.parametrize("state", ["ok", "stalled", "dead"])
+def test_the_health_of_a_process_is_the_worst_of_its_report_and_its_silence(
+    clock: Clock, state: State
+) -> None:
+    reported = ReportedHealth(clock=clock)
+    reported.last, short = Health(state, "A pass takes long"), Timeouts(stall=0.5, hang=1)
+    clock.now += 5  # some reports are late
+    assert reported.health(short) == reported.last
+    clock.now += 6
+    assert reported.health(short).state == ("dead" if state == "dead" else "stalled")
+    clock.now += 20
+    assert reported.health(short).state == "dead"
+    reported.hear()
+    assert reported.health(short) == reported.last

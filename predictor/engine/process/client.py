@@ -41,13 +41,7 @@ from predictor.engine.process.messages import (
 )
 from predictor.engine.process.timed_callback import TimedCallback
 from predictor.errors import EngineBroken, PredictorError
-from predictor.heartbeat import (
-    SECONDS_BETWEEN_BEATS,
-    Activity,
-    Health,
-    Timeouts,
-    worst_of,
-)
+from predictor.heartbeat import Health, ReportedHealth, Timeouts
 from predictor.metric_updates import apply_updates
 from predictor.mixture.heat import LayerHeat
 from predictor.sequence_times import SequenceTimes, current_times
@@ -88,11 +82,7 @@ class EngineClient(Generic[Callback]):
         self._callbacks: dict[int, Callback] = {}
         self._adapters: dict[str, Future[None]] = {}
         self._broken: EngineBroken | None = None
-        self._health = Health()
-        self._silence = Activity(
-            "The engine process says nothing, which", pace=SECONDS_BETWEEN_BEATS
-        )
-        self._silence.begin(1)
+        self._reported = ReportedHealth()
         self._lock = threading.Lock()
         threading.Thread(target=self._receive, name="results", daemon=True).start()
 
@@ -107,7 +97,7 @@ class EngineClient(Generic[Callback]):
 
     def health(self, timeouts: Timeouts) -> Health:
         """Return what the engine process last reported, or that it reports nothing if worse."""
-        return worst_of((self._health, self._silence.health(timeouts)))
+        return self._reported.health(timeouts)
 
     def abandon(self, error: EngineBroken) -> None:
         """End all sequences with an error: the engine is broken, hangs or has ended."""
@@ -145,9 +135,9 @@ class EngineClient(Generic[Callback]):
     def _receive_all(self) -> None:
         while True:
             message = self._channel.receive()
-            self._silence.begin(1)
+            self._reported.hear()
             if isinstance(message, Health):
-                self._health = message
+                self._reported.last = message
             elif isinstance(message, Results):
                 apply_updates(message.updates)
                 for key, item in message.items:
