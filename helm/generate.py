@@ -24,6 +24,7 @@ from predictor.settings_types import _devices, _memory_by_device
 
 CHART = Path(__file__).parent
 SCHEMA = CHART / "values.schema.json"
+VALUES = CHART / "values.yaml"
 README = CHART / "README.md"
 BEGIN, END = "<!-- values: begin (written by make generate) -->\n", "<!-- values: end -->\n"
 
@@ -60,9 +61,27 @@ def _setting(name: str, field: dict[str, Any]) -> dict[str, Any]:
 
 def schema() -> dict[str, Any]:
     """Return the whole schema: the hand-written part and the current settings."""
-    values: dict[str, Any] = json.loads(SCHEMA.read_text())
-    values["properties"]["settings"] = settings_schema()
-    return values
+    whole: dict[str, Any] = json.loads(SCHEMA.read_text())
+    whole["properties"]["settings"] = settings_schema()
+    _require(whole, yaml.safe_load(VALUES.read_text()))
+    return whole
+
+
+_COPIED = frozenset({"podSecurityContext", "securityContext"})
+"""Groups that templates copy as they are, so that all of them may be null."""
+
+
+def _require(schema: dict[str, Any], values: dict[str, Any]) -> None:
+    """Require the groups and the switches that templates look into, which a null takes away."""
+    groups = [name for name, value in values.items() if value and isinstance(value, dict)]
+    groups = [name for name in groups if name not in _COPIED]
+    switches = [name for name, value in values.items() if isinstance(value, bool)]
+    if groups or switches:
+        schema["required"] = [*groups, *switches]
+    for name in groups:
+        own = schema["properties"][name]
+        if "properties" in own:
+            _require(own, values[name])
 
 
 def table() -> str:
@@ -74,7 +93,7 @@ def table() -> str:
 
 def described() -> Iterator[tuple[str, str, str]]:
     """Yield path, default and comment of each value; a group only if it has a comment."""
-    text = (CHART / "values.yaml").read_text()
+    text = VALUES.read_text()
     yield from _described(yaml.compose(text, yaml.CSafeLoader), text.splitlines(), "")
 
 

@@ -71,7 +71,7 @@ rollingUpdate:
 {{- else }}
 {{- $_ := set $own "serving.kserve.io/autoscalerClass" (include "predictor.autoscalerClass" .) }}
 {{- end }}
-{{- if hasPrefix "pvc://" .Values.model.uri }}
+{{- if hasPrefix "pvc://" (default "" .Values.model.uri) }}
 {{- $_ := set $own "storage.kserve.io/readonly" "true" }}
 {{- end }}
 {{- merge (deepCopy (default dict .Values.kserve.annotations)) $own | toYaml }}

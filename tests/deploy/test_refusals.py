@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.deploy.cases import CASES
-from tests.deploy.helm import APIS, template
+from tests.deploy.helm import APIS, CHART, template
 
 
 @pytest.mark.parametrize(
@@ -182,3 +184,27 @@ def test_a_mistake_in_values_is_named(values: dict[str, Any], name: str) -> None
     assert done.returncode != 0
     assert "values don't meet the specifications of the schema" in done.stderr
     assert name in done.stderr
+
+
+def paths(values: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the path of each group and of each switch."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from paths(value, (*above, name))
+        if isinstance(value, dict | bool):
+            yield (*above, name)
+
+
+DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", [*paths(DEFAULTS)], ids=".".join)
+def test_a_group_or_a_switch_that_is_null_is_named_or_not_needed(path: tuple[str, ...]) -> None:
+    values: Any = None
+    for name in reversed(path):
+        values = {name: values}
+    done = template(values)
+    assert "nil pointer" not in done.stderr
+    assert "wrong type" not in done.stderr
+    if done.returncode:
+        assert f"missing property '{path[-1]}'" in done.stderr
