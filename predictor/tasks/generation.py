@@ -129,16 +129,17 @@ class TextGeneration:
         if not isinstance(request, GenerationRequest):
             raise TypeError(f"{self.spec.task} does not take a {type(request).__name__}")
         jobs = []
-        encoded: dict[tuple[int, Cut], Encoded] = {}  # once for n replies
+        encoded: dict[tuple[int, Cut, bool], Encoded] = {}  # once for n replies
         words = cache(partial(words_as_tokens, tokenizer=self.tokenizer))
         grammars: dict[tuple[Grammar, str], str] = {}
         scoring = PromptScoring(self._most_tokens, self._decoder_prefix is not None)
         for requested in request.prompts:
             prompt, stops = with_special_stops(requested, self._special)
             text, cut = prompt.text, Cut.of(prompt.parameters)
-            if (id(text), cut) not in encoded:
-                encoded[id(text), cut] = self._encode(text, cut)
-            source = encoded[id(text), cut]
+            key = id(text), cut, prompt.parameters.add_special_tokens
+            if key not in encoded:
+                encoded[key] = self._encode(text, cut, add_special_tokens=key[-1])
+            source = encoded[key]
             prefix = self._prefix(prompt.parameters.forced_bos_token_id)
             sampling = self._sampling(prompt.parameters, source.ids)
             sampling = replace(
@@ -150,10 +151,10 @@ class TextGeneration:
             check_allowed(sampling)
             if prompt.parameters.grammar is not None:
                 lead = "" if source.form is None else source.form.lead
-                key = prompt.parameters.grammar, lead
-                if key not in grammars:
-                    grammars[key] = self._structured.compile_grammar(*key)
-                sampling = replace(sampling, grammar=grammars[key])
+                form = prompt.parameters.grammar, lead
+                if form not in grammars:
+                    grammars[form] = self._structured.compile_grammar(*form)
+                sampling = replace(sampling, grammar=grammars[form])
             jobs.append(Job(prompt, source.ids, sampling, prefix, source.form, stops))
         scope = current_scope(request.cache_salt)
         return PreparedGeneration(jobs, self.tokenizer, self.engine, scope)
@@ -184,9 +185,10 @@ class TextGeneration:
             raise RequestError(f"forced_bos_token_id must be below {self._vocabulary}.")
         return (self._decoder_prefix[0], token)
 
-    def _encode(self, text: PromptText, cut: Cut) -> Encoded:
+    def _encode(self, text: PromptText, cut: Cut, *, add_special_tokens: bool) -> Encoded:
         if not isinstance(text, Conversation):
-            return Encoded(self._encoder.encode(text, cut))
+            ids = self._encoder.encode(text, cut, add_special_tokens=add_special_tokens)
+            return Encoded(ids)
         prompt = self._template.render(text)
         return Encoded(
             self._encoder.encode(

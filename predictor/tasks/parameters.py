@@ -263,6 +263,7 @@ _CHECKS: dict[str, Check] = {
     "stop_token_ids": _token_ids,
     "allowed_token_ids": _token_ids,
     "bad_words": _texts(_MOST_WORDS),
+    "add_special_tokens": boolean,
 }
 
 ALL_NAMES = tuple(_CHECKS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -284,6 +284,30 @@ def test_a_prompt_is_refused_by_its_length_before_it_is_tokenised(
     sentence = "^A prompt of 1048576 characters has more than 256 tokens; with a reply of at least"
     with pytest.raises(PromptTooLong, match=sentence):
         ask(demo.task, "a" * 2**20)
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_a_prompt_has_special_tokens_unless_it_asks_for_none(demo: Up, added: bool) -> None:
+    task = TextGeneration(
+        beginning_tokenizer(),
+        demo.task.engine,
+        Defaults(),
+        max_model_len=256,
+        vocabulary=2048,
+    )
+    prompts = [Prompt("a", GenerationParameters(add_special_tokens=each)) for each in (added, True)]
+    counts = [one.prompt_tokens for one in run(task, *prompts)]
+    assert counts == [1 + added, 2]
+
+
+def beginning_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that begins each text with a token."""
+    tokenizer = byte_tokenizer()
+    bos = tokenizer.convert_tokens_to_ids("<s>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", bos)]
+    )
+    return tokenizer
 
 
 def test_ignore_eos_goes_on_to_the_last_token(demo: Up) -> None:

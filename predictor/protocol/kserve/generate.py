@@ -48,6 +48,7 @@ _NAMES = {
     "stop_token_ids": "stop_token_ids",
     "allowed_token_ids": "allowed_token_ids",
     "bad_words": "bad_words",
+    "add_special_tokens": "add_special_tokens",
     "timeout": "timeout",
 }
 """The extension's parameters, and additional ones, with the names of `GenerationParameters`."""
