@@ -56,7 +56,6 @@ class ChatSettings(BaseSettings):
     `auto` finds out as `tool_call_parser` does; `none` leaves reasoning in the text."""
 
     split_special_tokens: bool = False
-    """Whether the texts of special tokens in what users and tools say, such as `<|im_end|>`, are
-    encoded as ordinary text, as transformers' option of this name does. Else they are control
-    tokens, as in transformers and vLLM: whoever writes a message can end it and begin another
-    one."""
+    """Whether the texts of control tokens in messages are encoded as text, but for those of
+    `system`. Else they are control tokens, as in transformers and vLLM: whoever writes a message
+    can end it and begin another one."""

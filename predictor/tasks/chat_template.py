@@ -8,15 +8,14 @@ string would leave no trace in the prompt.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from predictor.errors import RequestError, reason_of
+from predictor.tasks.control_tokens import ControlTokens
 from predictor.tasks.request import Conversation, Message
 
 _PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
@@ -24,12 +23,6 @@ _PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
 (``processing_utils.py`` of transformers 5.23)."""
 
 _MARKER = "marker"
-
-_CALLERS = frozenset({"user", "tool", "function"})
-"""The roles of which others than the author of an application write the contents."""
-
-_FIRST_PRIVATE = 0xF0000
-"""The first character of Unicode's supplementary planes for private use."""
 
 
 def adopt_template(tokenizer: Any, path: Path) -> None:
@@ -50,8 +43,8 @@ class ChatPrompt:
     """A conversation as a text.
 
     Attributes:
-        marked: The text, with `mark` inside of each special token that is to be text.
-        mark: A character that the text itself has not; empty if nothing is marked.
+        marked: The text, with `mark` inside of each control token that is to be text.
+        mark: A character that the conversation has not; empty if nothing is marked.
     """
 
     marked: str
@@ -71,10 +64,12 @@ class ChatTemplate:
 
         Args:
             tokenizer: The tokenizer.
-            splits_special_tokens: Whether special tokens in what users and tools say are text.
+            splits_special_tokens: Whether control tokens in what callers write are text.
         """
         self._tokenizer = tokenizer
-        self._splits_special_tokens = splits_special_tokens
+        self._control_tokens = None
+        if splits_special_tokens:
+            self._control_tokens = ControlTokens(tokenizer, chat_templates(tokenizer))
 
     def render(self, conversation: Conversation) -> ChatPrompt:
         """Return the prompt that continues a conversation.
@@ -86,8 +81,8 @@ class ChatTemplate:
             raise RequestError("This model has no chat template; ask it for completions.")
         messages: Sequence[Message] = conversation.messages
         mark = ""
-        if self._splits_special_tokens:
-            messages, mark = _split(messages, self._control_tokens)
+        if self._control_tokens is not None:
+            messages, mark = self._control_tokens.mark(conversation)
         try:
             text: str = self._tokenizer.apply_chat_template(
                 template_messages(messages, in_parts=self._takes_parts),
@@ -106,29 +101,11 @@ class ChatTemplate:
     def _takes_parts(self) -> bool:
         return takes_parts(self._tokenizer)
 
-    @cached_property
-    def _control_tokens(self) -> re.Pattern[str]:
-        return control_tokens(self._tokenizer)
-
 
 def chat_templates(tokenizer: Any) -> str:
     """Return the texts of all chat templates of a tokenizer, of which some have several by name."""
     templates = tokenizer.chat_template or ""
     return "\n".join(templates.values()) if isinstance(templates, dict) else str(templates)
-
-
-def control_tokens(tokenizer: Any) -> re.Pattern[str]:
-    """Return what matches the tokens by which a model tells the parts of a conversation apart.
-
-    These are the special tokens, and what else was added to the vocabulary and is in a template.
-    """
-    templates = chat_templates(tokenizer)
-    names = set(tokenizer.all_special_tokens)
-    for token in tokenizer.added_tokens_decoder.values():
-        if token.special or token.content in templates:
-            names.add(token.content)
-    texts = sorted((name for name in names if name.strip()), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 
 def takes_parts(tokenizer: Any) -> bool:
@@ -151,23 +128,6 @@ def template_messages(turns: Sequence[Message], *, in_parts: bool) -> list[dict[
         }
         for turn in turns
     ]
-
-
-def _split(turns: Sequence[Message], tokens: re.Pattern[str]) -> tuple[Sequence[Message], str]:
-    """Mark control tokens in what users and tools say; return the turns and the mark."""
-    texts = [turn.content for turn in turns if turn.role in _CALLERS]
-    if not any(map(tokens.search, texts)):
-        return turns, ""
-    everything = "".join(turn.content for turn in turns)
-    mark = next(char for char in map(chr, count(_FIRST_PRIVATE)) if char not in everything)
-
-    def marked(match: re.Match[str]) -> str:
-        return f"{match[0][:1]}{mark}{match[0][1:]}"
-
-    return [
-        replace(turn, content=tokens.sub(marked, turn.content)) if turn.role in _CALLERS else turn
-        for turn in turns
-    ], mark
 
 
 def _template_in(file: Path) -> str | None:

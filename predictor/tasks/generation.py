@@ -167,7 +167,7 @@ class TextGeneration:
         """
         prompt = self._template.render(conversation)
         return self._encoder.tokens(
-            prompt.marked, NO_CUT, parted_by=prompt.mark, add_special_tokens=False
+            prompt.marked, NO_CUT, mark=prompt.mark, add_special_tokens=False
         )
 
     def _prefix(self, forced: int | str | None) -> tuple[int, ...] | None:
@@ -191,9 +191,7 @@ class TextGeneration:
             return Encoded(ids)
         prompt = self._template.render(text)
         return Encoded(
-            self._encoder.encode(
-                prompt.marked, cut, parted_by=prompt.mark, add_special_tokens=False
-            ),
+            self._encoder.encode(prompt.marked, cut, mark=prompt.mark, add_special_tokens=False),
             self._messages.reply_form(text, prompt.text),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
@@ -36,20 +37,21 @@ class PromptEncoder:
         self._lengths = lengths_of(tokenizer)
 
     def encode(
-        self, text: str | array[int], cut: Cut, *, parted_by: str = "", **options: bool
+        self, text: str | array[int], cut: Cut, *, mark: str = "", **options: bool
     ) -> tuple[int, ...]:
         """Return the tokens of a prompt; raises the errors of `tokens` and `checked`."""
-        return self.checked(cut.apply(self.tokens(text, cut, parted_by=parted_by, **options)))
+        return self.checked(cut.apply(self.tokens(text, cut, mark=mark, **options)))
 
     def tokens(
-        self, text: str | array[int], cut: Cut, *, parted_by: str = "", **options: bool
+        self, text: str | array[int], cut: Cut, *, mark: str = "", **options: bool
     ) -> Sequence[int]:
         """Return the tokens of a text, at least those that a cut keeps; tokens as they are.
 
         Args:
             text: The text.
             cut: How it is cut if it is too long.
-            parted_by: What stands between parts that share no token; empty if the text has none.
+            mark: A character of which what is before it and what is behind it share no token. It
+                is no part of the text.
             options: Arguments for the tokenizer.
 
         Raises:
@@ -57,13 +59,25 @@ class PromptEncoder:
         """
         if not isinstance(text, str):
             return text
+        plain = text.replace(mark, "") if mark else text
         if cut.limit is None:
-            self._lengths.check(self._longest, "A prompt", self._takes_at_most(), text)
-        text = cut.shorten(text, self._lengths)
-        parts = text.split(parted_by) if parted_by else [text]
-        with one_at_a_time(text):
-            rows = [self._tokenizer(part, **options).input_ids for part in parts]
-        return rows[0] if len(rows) == 1 else [*chain.from_iterable(rows)]
+            self._lengths.check(self._longest, "A prompt", self._takes_at_most(), plain)
+        kept = cut.shorten(plain, self._lengths)
+        with one_at_a_time(kept):
+            if not mark:
+                return self._ids(kept, options)
+            parts = _keep(text.split(mark), len(kept), from_end=cut.keeps_end)
+            behind = cache(partial(self._ids_behind, options=options))  # a flood has few others
+            return [*self._ids(parts[0], options), *chain.from_iterable(map(behind, parts[1:]))]
+
+    def _ids(self, text: str, options: dict[str, bool]) -> list[int]:
+        ids: list[int] = self._tokenizer(text, **options).input_ids
+        return ids
+
+    def _ids_behind(self, text: str, options: dict[str, bool]) -> list[int]:
+        """Return the tokens of a text that others come before: some begin texts with a space."""
+        line, whole = self._ids("\n", options), self._ids(f"\n{text}", options)
+        return whole[len(line) :] if whole[: len(line)] == line else self._ids(text, options)
 
     def checked(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return the tokens of a prompt, which are one token at least.
@@ -90,3 +104,14 @@ class PromptEncoder:
     def _takes_at_most(self) -> str:
         reply = "with a reply of at least one token " if self._is_continued else ""
         return f"{reply}this model takes at most {self._longest} (max_model_len)."
+
+
+def _keep(parts: list[str], count: int, *, from_end: bool) -> list[str]:
+    """Return the parts that have so many first or last characters of all, at least one part."""
+    kept: list[str] = []
+    for part in reversed(parts) if from_end else parts:
+        kept.append(part[max(0, len(part) - count) :] if from_end else part[:count])
+        count -= len(kept[-1])
+        if count <= 0:
+            break
+    return kept[::-1] if from_end else kept

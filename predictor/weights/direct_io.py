@@ -113,7 +113,8 @@ class BlockReader:
     def close(self) -> None:
         """Close all files."""
         for descriptor, _ in self._open.values():
-            os.close(descriptor)
+            with contextlib.suppress(OSError):  # a network volume may fail here, too
+                os.close(descriptor)
         self._open.clear()
 
     def _read(self, segment: FileSegment, buffer: AlignedBuffer) -> None:

@@ -141,9 +141,11 @@ class Filling:
             block.reads_left -= 1
             if block.reads_left:
                 return
-        if block.error is None:
-            self._keep(block)
-        block.ended.set()
+        try:
+            if block.error is None:
+                self._keep(block)
+        finally:
+            block.ended.set()
 
     def _keep(self, block: _Block) -> None:
         """Give the model a block that has arrived."""

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -22,7 +21,7 @@ from predictor.engine.generation.grammar_memory import (
     states_of,
     weight_of,
 )
-from predictor.engine.generation.grammar_queue import GrammarQueue
+from predictor.engine.generation.grammar_queue import GrammarQueue, Turn
 from predictor.engine.generation.token_mask import MaskFactory, TokenMask
 
 HEADER = '%llguidance {"no_forcing": true}\n'
@@ -226,20 +225,29 @@ def test_a_reply_that_is_cancelled_lets_those_behind_it_go_on() -> None:
 
 
 def test_the_thread_ends_with_what_it_serves() -> None:
-    def threads() -> int:
-        return sum(thread.name == "grammars" for thread in threading.enumerate())
+    def threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "grammars"}
 
     before = threads()
     replies = Replies(1)
     replies.begin(0, 0)
     assert replies.next() == 0
-    assert threads() == before + 1
+    (thread,) = threads() - before
     del replies
     gc.collect()
-    deadline = time.monotonic() + 10
-    while threads() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threads() == before
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_the_thread_outlives_a_panic() -> None:
+    def panic() -> bool:
+        raise BaseException("a panic of a library")
+
+    replies = Replies(1)
+    assert replies.factory._queue is not None
+    replies.factory._queue.put(Turn("", panic))
+    replies.begin(0, 0)
+    assert replies.next() == 0
 
 
 def test_schemas_of_tools_and_formats_need_fewer_states_than_they_may_have() -> None:

@@ -21,6 +21,7 @@ from predictor.errors import WeightsUnreadable
 from predictor.metrics import WeightMetrics
 from predictor.profiling.blocks import find_blocks
 from predictor.settings import read_settings
+from predictor.weights import direct_io
 from predictor.weights.extents import BlockExtent
 from predictor.weights.filled_blocks import find_filled_blocks
 from predictor.weights.filling import Filling
@@ -228,3 +229,18 @@ def assert_equal(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> No
     for name, parameter in in_memory.items():
         assert parameter.dtype == dtype
         assert torch.equal(parameter, expected[name]), name
+
+
+def test_a_file_that_cannot_be_closed_keeps_nobody_waiting(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.EIO, "a volume that is gone")
+
+    close = os.close
+    model, filled = loaded(checkpoints("llama"), torch.float32)
+    monkeypatch.setattr(direct_io.os, "close", fail)
+    filling = Filling(model, filled, WeightMetrics("end"), Progress())
+    filling.finish()
+    filling.close()

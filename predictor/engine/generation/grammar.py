@@ -54,7 +54,7 @@ class Vocabulary:
 
 
 class Grammars:
-    """Compiles grammars for one vocabulary, in one thread of `executor`, and keeps the latest.
+    """Compiles grammars for one vocabulary, in one thread with a large stack; keeps the latest.
 
     Attributes:
         size: Number of token ids.

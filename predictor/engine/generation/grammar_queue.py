@@ -1,11 +1,12 @@
 """The order in which replies get the grammars that they follow, within the memory of grammars.
 
-A reply whose grammar is compiled already waits for none whose grammar has no room. Those that need
-room get it in the order in which they came.
+A reply whose grammar is compiled already does not wait behind one whose grammar has no room, unless
+that one has waited for long. Those that need room get it in the order in which they came.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from collections import deque
@@ -16,6 +17,8 @@ from queue import SimpleQueue
 
 from predictor.engine.generation.grammar import start_thread
 from predictor.engine.generation.grammar_memory import GrammarMemory
+
+logger = logging.getLogger(__name__)
 
 MAX_OVERTAKE_SECONDS = 10.0
 """Seconds that a reply waits for room while others follow grammars that are there. Then these wait
@@ -76,8 +79,17 @@ def _give_turns(
         if turn is not _LOOK_AGAIN:
             is_late = bool(waiting) and time.monotonic() - waiting[0].since > max_overtake_seconds
             passes = not waiting or (not is_late and memory.get(turn.grammar) is not None)
-            if not (passes and turn.take()):
+            if not (passes and _take(turn)):
                 waiting.append(turn)
-        while waiting and waiting[0].take():
+        while waiting and _take(waiting[0]):
             waiting.popleft()
         del turn  # it refers to a reply
+
+
+def _take(turn: Turn) -> bool:
+    try:
+        return turn.take()
+    # A panic of llguidance is no `Exception`; the next replies need this thread.
+    except BaseException:
+        logger.exception("A turn has failed")
+        return True

@@ -202,8 +202,8 @@ class MaskFactory:
                         begin(mask)
             except PredictorError as error:
                 self._call(partial(fail, error))
-            # llguidance may fail in any way.
-            except Exception:
+            # llguidance may fail in any way; a panic of it is no `Exception`.
+            except BaseException:
                 logger.exception("A grammar cannot be compiled")
                 unknown = GenerationFailed("The reply's schema or grammar cannot be compiled.")
                 self._call(partial(fail, unknown))
