@@ -27,6 +27,7 @@ class Hub(BaseHTTPRequestHandler):
         commit: The commit of every branch.
         ranges: Those requests for part of a file: path, first and last byte.
         fault: A pattern of paths, and the status that they are answered with: 0 says nothing.
+        storage: Where files are, under which address and with which signature; None for here.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class Hub(BaseHTTPRequestHandler):
     ranges: list[tuple[str, int, int]]
     commit: str = COMMIT
     fault: tuple[str, int] | None = None
+    storage: tuple[str, str] | None = None
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -54,13 +56,19 @@ class Hub(BaseHTTPRequestHandler):
         listed = re.match(r"/api/models/([^/]+/[^/?]+)", self.path)
         file = re.match(r"/([^/]+/[^/]+)/resolve/[^/]+/([^?]+)", self.path)
         match = listed or file
-        if match and not self._may_read(match[1]):
+        if stored := re.match(r"/stored/([^?]+)[?]signature=(.*)", self.path):
+            self._send_stored(stored[1], stored[2])
+        elif match and not self._may_read(match[1]):
             self._send(401, b'{"error": "Invalid credentials"}', {}, body)
         elif match and self.repository not in (None, match[1]):
             headers = {"X-Error-Code": "RepoNotFound"}
             self._send(404, b'{"error": "Repository not found"}', headers, body)
         elif listed:
             self._send(200, json.dumps(self._listing(listed[1])).encode(), {}, body)
+        elif file and self.storage is not None and body:
+            address, signature = self.storage
+            location = f"{address}/stored/{file[2]}?signature={signature}"
+            self._send(302, b"", {"Location": location}, body)
         elif file and (self.folder / file[2]).is_file():
             content = (self.folder / file[2]).read_bytes()
             etag = f'"{hashlib.sha256(content).hexdigest()}"'
@@ -72,6 +80,13 @@ class Hub(BaseHTTPRequestHandler):
                 self._send_range(content, int(part[1]), int(part[2]), headers, body)
         else:
             self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
+
+    def _send_stored(self, name: str, signature: str) -> None:
+        if self.storage is None or signature != self.storage[1] or self.headers["authorization"]:
+            self._send(403, b"expired, or a token that is none of ours", {}, True)
+            return
+        first, last = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["range"]).groups()
+        self._send_range((self.folder / name).read_bytes(), int(first), int(last), {}, True)
 
     def _send_range(
         self, content: bytes, first: int, last: int, headers: dict[str, str], body: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
@@ -31,6 +32,7 @@ class HubSource:
         self.name = model_id
         self.ref: str | None = revision or constants.DEFAULT_REVISION
         self._commit: str | None = None
+        self._stored: dict[str, str] = {}
 
     def listing(self) -> Listing:
         """Return the files of the commit that the revision is resolved to."""
@@ -43,15 +45,37 @@ class HubSource:
         self._commit = revision
 
     def read(self, file: RemoteFile, begin: int, end: int) -> Iterator[bytes]:
-        """Yield the bytes of a file. The commit and the SHA-256 say which file it is."""
-        url = hf_hub_url(self.name, file.name, revision=self._commit)
+        """Yield the bytes of a file. The commit and the SHA-256 say which file it is.
+
+        The hub bounds how often it says where a file is stored. So the file is read there, without
+        the token, until that is refused: after an hour or so.
+        """
         with hub_errors(self.name):
-            yield from stream_range(
-                *(get_session(), url, file, begin, end),
-                source=self.name,
-                headers=build_hf_headers(),
-                checks_etag=False,
-            )
+            stored = self._stored.get(file.name)
+            if stored is not None:
+                parts = self._stream(stored, file, begin, end)
+                try:
+                    first = next(parts)
+                # Whatever it is, the hub says it again, or where the file is now.
+                except Exception:
+                    self._stored.pop(file.name, None)
+                else:
+                    yield first
+                    yield from parts
+                    return
+            url = hf_hub_url(self.name, file.name, revision=self._commit)
+            yield from self._stream(url, file, begin, end, **build_hf_headers())
+
+    def _stream(
+        self, url: str, file: RemoteFile, begin: int, end: int, **headers: str
+    ) -> Iterator[bytes]:
+        return stream_range(
+            *(get_session(), url, file, begin, end),
+            source=self.name,
+            headers=headers,
+            checks_etag=False,
+            on_redirect=partial(self._stored.__setitem__, file.name),
+        )
 
     def _ask(self) -> Any:
         with hub_errors(self.name):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from predictor.errors import CheckpointError, HubUnreachable
@@ -34,6 +34,7 @@ def stream_range(
     source: str,
     headers: Mapping[str, str],
     checks_etag: bool,
+    on_redirect: Callable[[str], None] = lambda _: None,
 ) -> Iterator[bytes]:
     """Yield the bytes of a file from an offset up to another one.
 
@@ -46,6 +47,7 @@ def stream_range(
         source: The name of the source, without secrets.
         headers: Further headers of the request.
         checks_etag: Whether the server that sends the file is the one that listed it.
+        on_redirect: Called with the URL that the file is sent from, if it is another one.
 
     Raises:
         HubUnreachable: The server cannot answer now.
@@ -64,6 +66,8 @@ def stream_range(
             raise changed(source, file)
         if checks_etag and file.etag is not None and version_of(response) != file.etag:
             raise changed(source, file)
+        if response.history:
+            on_redirect(str(response.url))
         yield from response.iter_bytes(_CHUNK)
 
 

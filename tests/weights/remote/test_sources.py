@@ -264,6 +264,25 @@ def test_the_hub_lists_sizes_and_digests_and_gives_ranges(
     assert listing.weights[0].sha256 is not None
 
 
+def test_the_hub_says_once_where_a_file_is_stored_and_again_when_that_is_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "a token of ours")
+    with hub_of(folder) as (endpoint, hub):
+        use_hub(monkeypatch, endpoint)
+        source = HubSource("me/model", None)
+        (file,) = [file for file in source.listing().files if file.name == "config.json"]
+        hub.storage = (endpoint.replace("127.0.0.1", "localhost"), "first")
+        hub.requested.clear()
+        contents = [b"".join(source.read(file, *place)) for place in ((0, 5), (5, 9))]
+        hub.storage = (hub.storage[0], "second")
+        contents.append(b"".join(source.read(file, 9, 23)))
+
+    assert b"".join(contents) == FILES["config.json"]
+    kinds = ["stored" if path.startswith("/stored/") else "hub" for path in hub.requested]
+    assert kinds == ["hub", "stored", "stored", "stored", "hub", "stored"]
+
+
 def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     from tests.checkpoint.test_hub import use
 
