@@ -57,8 +57,8 @@ def _decide(demand: Demand, budgets: Budgets, options: PlacementOptions) -> Deci
 
 def _larger_chunks(footprint: Footprint) -> Iterator[int]:
     """Yield the chunks to try, the largest first."""
-    tokens = footprint.largest_chunk
-    while tokens >= 2 * footprint.prefill_chunk:
+    tokens, least = footprint.largest_chunk, max(1, footprint.prefill_chunk)
+    while tokens >= 2 * least:
         yield tokens
         tokens //= 2
 

@@ -6,6 +6,7 @@ import pytest
 
 from predictor.placement.buffers import BOUNCE_BUFFER, RESIDENT_READERS, STREAM_PIECE
 from predictor.placement.demand import Demand
+from predictor.placement.prompt_chunk import _larger_chunks
 from predictor.placement.tiers import Budgets, fill_tiers, fits, main_device
 from predictor.placement.units import Footprint, PlacementUnit
 from tests.placement.small import DEMAND, MIB, budgets, footprint
@@ -195,3 +196,9 @@ def test_a_plan_fits_up_to_the_last_byte():
 
     assert fits(DEMAND, ("cpu",) * 7, budgets(cpu=73))
     assert not fits(DEMAND, ("cpu",) * 7, Budgets({}, 73 * MIB - 1, None))
+
+
+def test_a_model_without_prompts_has_no_larger_chunks():
+    assert [*_larger_chunks(footprint())] == []
+    chunked = dataclasses.replace(footprint(), prefill_chunk=64, largest_chunk=512)
+    assert [*_larger_chunks(chunked)] == [512, 256, 128]
