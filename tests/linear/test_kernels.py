@@ -18,6 +18,7 @@ from predictor.linear.formats.fp8 import Fp8
 from predictor.linear.formats.int4 import Int4
 from predictor.linear.formats.int8 import Int8
 from predictor.linear.formats.integers import Integers
+from predictor.linear.integer_product import is_exact
 from predictor.linear.kernels import (
     INTEGERS,
     PACKED_INT4,
@@ -139,6 +140,7 @@ def test_kernels_differ_by_the_rounding_of_half_precision(
         torch.testing.assert_close(result.float(), expected, rtol=0, atol=bound)
 
 
+@pytest.mark.skipif(not is_exact(), reason="products of bytes overflow on this processor")
 @pytest.mark.parametrize("dtype", list(HALF))
 def test_integers_follow_inputs_of_any_range(dtype: torch.dtype) -> None:
     layer = _int8(dtype)
@@ -205,7 +207,8 @@ def test_kernels_that_cannot_compute_a_kind_are_not_offered() -> None:
     assert PACKED_INT4 not in kernels_for(LayerKind(other_panel, torch.bfloat16, "cpu", 64, 64))
     assert PACKED_INT8 in kernels_for(LayerKind(Int8(), torch.bfloat16, "cpu", 5, 48))
     assert PACKED_INT8 not in kernels_for(LayerKind(Int8(), torch.bfloat16, "cpu", 64, 40))
-    assert INTEGERS in kernels_for(LayerKind(Int8(), torch.float16, "cpu", 5, 40))
+    in_integers = INTEGERS in kernels_for(LayerKind(Int8(), torch.float16, "cpu", 5, 40))
+    assert in_integers == (HAS_AVX512 and is_exact())
     assert INTEGERS not in kernels_for(LayerKind(Int8(), torch.float32, "cpu", 64, 64))
     assert INTEGERS not in kernels_for(LayerKind(Integers(32), torch.bfloat16, "cpu", 64, 64))
     assert kernels_for(LayerKind(Int8(), torch.bfloat16, "cuda", 64, 64)) == (UNPACKED,)
@@ -215,7 +218,10 @@ ISA = "ONEDNN_MAX_CPU_ISA"
 """The variable that bounds the instructions of products of bytes."""
 
 
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="needs AVX-512")
+HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@pytest.mark.skipif(not HAS_AVX512, reason="needs AVX-512")
 def test_a_processor_whose_products_of_bytes_overflow_does_not_compute_in_integers() -> None:
     code = (
         "import torch; from predictor.linear.integer_product import is_exact\n"
