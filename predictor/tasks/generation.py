@@ -129,7 +129,7 @@ class TextGeneration:
         if not isinstance(request, GenerationRequest):
             raise TypeError(f"{self.spec.task} does not take a {type(request).__name__}")
         jobs = []
-        encoded: dict[tuple[int, Cut, bool], Encoded] = {}  # once for n replies
+        encoded: dict[tuple[int, Cut, bool | None], Encoded] = {}  # once for n replies
         words = cache(partial(words_as_tokens, tokenizer=self.tokenizer))
         grammars: dict[tuple[Grammar, str], str] = {}
         scoring = PromptScoring(self._most_tokens, self._decoder_prefix is not None)
@@ -185,15 +185,13 @@ class TextGeneration:
             raise RequestError(f"forced_bos_token_id must be below {self._vocabulary}.")
         return (self._decoder_prefix[0], token)
 
-    def _encode(self, text: PromptText, cut: Cut, *, add_special_tokens: bool) -> Encoded:
+    def _encode(self, text: PromptText, cut: Cut, *, add_special_tokens: bool | None) -> Encoded:
         if not isinstance(text, Conversation):
-            ids = self._encoder.encode(text, cut, add_special_tokens=add_special_tokens)
-            return Encoded(ids)
-        prompt = self._template.render(text)
-        return Encoded(
-            self._encoder.encode(prompt.marked, cut, mark=prompt.mark, add_special_tokens=False),
-            self._messages.reply_form(text, prompt.text),
-        )
+            added = add_special_tokens is not False
+            return Encoded(self._encoder.encode(text, cut, add_special_tokens=added))
+        prompt, added = self._template.render(text), add_special_tokens is True
+        ids = self._encoder.encode(prompt.marked, cut, mark=prompt.mark, add_special_tokens=added)
+        return Encoded(ids, self._messages.reply_form(text, prompt.text))
 
     def _sampling(self, requested: GenerationParameters, ids: Sequence[int]) -> SamplingParams:
         defaults = self._defaults

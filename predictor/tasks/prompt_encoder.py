@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -37,13 +37,15 @@ class PromptEncoder:
         self._lengths = lengths_of(tokenizer)
 
     def encode(
-        self, text: str | array[int], cut: Cut, *, mark: str = "", **options: bool
+        self, text: str | array[int], cut: Cut, *, mark: str = "", add_special_tokens: bool = True
     ) -> tuple[int, ...]:
         """Return the tokens of a prompt; raises the errors of `tokens` and `checked`."""
-        return self.checked(cut.apply(self.tokens(text, cut, mark=mark, **options)))
+        return self.checked(
+            cut.apply(self.tokens(text, cut, mark=mark, add_special_tokens=add_special_tokens))
+        )
 
     def tokens(
-        self, text: str | array[int], cut: Cut, *, mark: str = "", **options: bool
+        self, text: str | array[int], cut: Cut, *, mark: str = "", add_special_tokens: bool = True
     ) -> Sequence[int]:
         """Return the tokens of a text, at least those that a cut keeps; tokens as they are.
 
@@ -52,7 +54,7 @@ class PromptEncoder:
             cut: How it is cut if it is too long.
             mark: A character of which what is before it and what is behind it share no token. It
                 is no part of the text.
-            options: Arguments for the tokenizer.
+            add_special_tokens: Whether those that the tokenizer adds are added.
 
         Raises:
             PromptTooLong: The text is longer than any that the model takes, and is not cut.
@@ -65,19 +67,19 @@ class PromptEncoder:
         kept = cut.shorten(plain, self._lengths)
         with one_at_a_time(kept):
             if not mark:
-                return self._ids(kept, options)
-            parts = _keep(text.split(mark), len(kept), from_end=cut.keeps_end)
-            behind = cache(partial(self._ids_behind, options=options))  # a flood has few others
-            return [*self._ids(parts[0], options), *chain.from_iterable(map(behind, parts[1:]))]
+                return self._ids(kept, add_special_tokens=add_special_tokens)
+            first, *others = _keep(text.split(mark), len(kept), from_end=cut.keeps_end)
+            ids = self._ids(first, add_special_tokens=add_special_tokens)
+            return [*ids, *chain.from_iterable(map(cache(self._ids_behind), others))]
 
-    def _ids(self, text: str, options: dict[str, bool]) -> list[int]:
-        ids: list[int] = self._tokenizer(text, **options).input_ids
+    def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens).input_ids
         return ids
 
-    def _ids_behind(self, text: str, options: dict[str, bool]) -> list[int]:
+    def _ids_behind(self, text: str) -> list[int]:
         """Return the tokens of a text that others come before: some begin texts with a space."""
-        line, whole = self._ids("\n", options), self._ids(f"\n{text}", options)
-        return whole[len(line) :] if whole[: len(line)] == line else self._ids(text, options)
+        line, whole = self._ids("\n"), self._ids(f"\n{text}")
+        return whole[len(line) :] if whole[: len(line)] == line else self._ids(text)
 
     def checked(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return the tokens of a prompt, which are one token at least.

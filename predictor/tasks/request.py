@@ -80,8 +80,8 @@ class GenerationParameters:
         bad_words: Texts that it does not have, as tokens.
         prompt_logprobs: How many alternatives to return with each token of the prompt; None returns
             no tokens.
-        add_special_tokens: Whether a prompt gets the tokens that the tokenizer adds, such as one to
-            begin with. A conversation has those of its chat template.
+        add_special_tokens: Whether the tokens that the tokenizer adds are added, such as one to
+            begin with; None adds them to a prompt, and not to what a chat template writes.
     """
 
     max_new_tokens: int | None = None
@@ -109,7 +109,7 @@ class GenerationParameters:
     allowed_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
     prompt_logprobs: int | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None
 
     @property
     def prompt_weight(self) -> int:

@@ -78,7 +78,6 @@ IGNORED = frozenset(
         "prompt_cache_options",
         "prompt_cache_retention",
         "verbosity",
-        "add_special_tokens",
         "priority",
         "request_id",
     }

@@ -24,6 +24,7 @@ SHARED: Mapping[str, str] = {
     "stop_token_ids": "stop_token_ids",
     "allowed_token_ids": "allowed_token_ids",
     "bad_words": "bad_words",
+    "add_special_tokens": "add_special_tokens",
 }
 """Clients' keys on all routes, and their parameters' names here."""
 

@@ -37,7 +37,6 @@ _COMPLETION_PARAMETERS = {**SHARED} | {
     "logprobs": "logprobs",
     "echo": "return_full_text",
     "forced_bos_token_id": "forced_bos_token_id",
-    "add_special_tokens": "add_special_tokens",
 }
 _CHAT_PARAMETERS = {**SHARED} | {
     "max_tokens": "max_new_tokens",
