@@ -183,9 +183,12 @@ def _are_numbers(value: list[Any]) -> bool:
 
 
 def is_same(one: str, other: str) -> bool:
-    """Return whether two outputs are equal but for the last digits of fractions."""
+    """Return whether two outputs are equal but for the last digits of fractions.
+
+    A digit more may break a line, so white space does not count.
+    """
     numbers = [[float(number) for number in _NUMBER.findall(text)] for text in (one, other)]
-    rests = [_NUMBER.sub("#", text) for text in (one, other)]
+    rests = [re.sub(r"\s+", "", _NUMBER.sub("#", text)) for text in (one, other)]
     return rests[0] == rests[1] and all(
         math.isclose(mine, theirs, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
         for mine, theirs in zip(*numbers, strict=True)

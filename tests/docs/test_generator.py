@@ -76,6 +76,7 @@ def test_values_of_one_run_are_replaced() -> None:
         ('{"score": 0.991}', '{"scores": 0.991}', False),
         ('{"tokens": 3}', '{"tokens": 4}', False),
         ("[0.1, 0.2]", "[0.1]", False),
+        ('{"a": [0.1, 0.25]}', '{\n  "a": [0.1, 0.2501]\n}', True),
     ],
 )
 def test_outputs_may_differ_in_the_last_digits_of_fractions(
