@@ -86,5 +86,6 @@ def test_a_full_claim_ends_a_download_with_a_sentence(
     full("stuck", hub=hub)
     sentence = cluster.until(lambda: cluster.why_it_ended(f"{ISVC}=stuck"), "why it ended", 120)
 
-    assert "No space left on device" in sentence
+    assert "The offload volume has" in sentence
+    assert "give it more space" in sentence
     assert sentence.strip().count("\n") == 0
