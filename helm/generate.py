@@ -34,6 +34,9 @@ SET_BY_OTHER_VALUES = {
 }
 """Settings that the chart derives from other values, such as `model.uri` and `offload`."""
 
+_COPIED = frozenset({"podSecurityContext", "securityContext"})
+"""Groups that templates copy as they are, so that all of them may be null."""
+
 _AMOUNT = {"type": ["integer", "string"]}
 _INPUT_SCHEMAS: dict[Any, dict[str, Any]] = {
     parse_bytes: _AMOUNT,
@@ -65,10 +68,6 @@ def schema() -> dict[str, Any]:
     whole["properties"]["settings"] = settings_schema()
     _require(whole, yaml.safe_load(VALUES.read_text()))
     return whole
-
-
-_COPIED = frozenset({"podSecurityContext", "securityContext"})
-"""Groups that templates copy as they are, so that all of them may be null."""
 
 
 def _require(schema: dict[str, Any], values: dict[str, Any]) -> None:

@@ -29,11 +29,8 @@ class PromptEncoder:
             is_continued: Whether replies continue prompts, and share their places with them.
         """
         self._tokenizer = tokenizer
-        self._longest, self._vocabulary, self._is_continued = (
-            max_model_len,
-            vocabulary,
-            is_continued,
-        )
+        self._longest, self._vocabulary = max_model_len, vocabulary
+        self._is_continued = is_continued
         self._lengths = lengths_of(tokenizer)
 
     def encode(

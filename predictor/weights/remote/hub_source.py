@@ -53,7 +53,7 @@ class HubSource:
         with hub_errors(self.name):
             stored = self._stored.get(file.name)
             if stored is not None:
-                parts = self._stream(stored, file, begin, end)
+                parts = self._stream(stored, {}, file, begin, end)
                 try:
                     first = next(parts)
                 # Whatever it is, the hub says it again, or where the file is now.
@@ -64,10 +64,10 @@ class HubSource:
                     yield from parts
                     return
             url = hf_hub_url(self.name, file.name, revision=self._commit)
-            yield from self._stream(url, file, begin, end, **build_hf_headers())
+            yield from self._stream(url, build_hf_headers(), file, begin, end)
 
     def _stream(
-        self, url: str, file: RemoteFile, begin: int, end: int, **headers: str
+        self, url: str, headers: dict[str, str], file: RemoteFile, begin: int, end: int
     ) -> Iterator[bytes]:
         return stream_range(
             *(get_session(), url, file, begin, end),
