@@ -6,7 +6,9 @@ holds neither torch nor the whole model.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import itertools
 import json
 import mmap
 import os
@@ -15,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -258,13 +261,16 @@ def read_speed(folder: Path) -> float:
     return total / (time.perf_counter() - began)
 
 
-def direct_read_speed(folder: Path, *, readers: int, most: int = 2**30) -> float:
+def direct_read_speed(
+    folder: Path, *, readers: int, most: int = 2**30, keep: bool = False
+) -> float:
     """Return the bytes per second of direct reads by several threads, the device's own bandwidth.
 
     Args:
         folder: The checkpoint.
         readers: Threads, each of which reads every so manieth piece.
         most: Bytes to read.
+        keep: Whether each piece gets memory of its own, as weights that stay do, in huge pages.
 
     Raises:
         CannotMeasure: The file system takes no direct reads.
@@ -276,20 +282,35 @@ def direct_read_speed(folder: Path, *, readers: int, most: int = 2**30) -> float
     ][: most // _PIECE]
     if not pieces:
         raise CannotMeasure("The checkpoint is too small to time reads.")
+    shares = [pieces[index::readers] for index in range(readers)]
     began = time.perf_counter()
     with ThreadPoolExecutor(readers) as pool:
         try:
-            list(pool.map(_read_directly, [pieces[index::readers] for index in range(readers)]))
+            kept = list(pool.map(partial(_read_directly, keep=keep), shares))
         except OSError as error:
             raise CannotMeasure(f"Direct reads fail ({error.strerror}).") from None
-    return len(pieces) * _PIECE / (time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    for buffer in itertools.chain.from_iterable(kept):
+        buffer.close()
+    return len(pieces) * _PIECE / seconds
 
 
-def _read_directly(pieces: Sequence[tuple[Path, int]]) -> None:
-    with mmap.mmap(-1, _PIECE) as buffer:
-        for file, at in pieces:
-            descriptor = os.open(file, os.O_RDONLY | os.O_DIRECT)
-            try:
-                os.preadv(descriptor, [buffer], at)
-            finally:
-                os.close(descriptor)
+def _read_directly(pieces: Sequence[tuple[Path, int]], *, keep: bool) -> list[mmap.mmap]:
+    """Read pieces, each into memory of its own or all into the same, and return the memory."""
+    kept = [_new_memory()]
+    for file, at in pieces:
+        if keep:
+            kept.append(_new_memory())
+        descriptor = os.open(file, os.O_RDONLY | os.O_DIRECT)
+        try:
+            os.preadv(descriptor, [kept[-1]], at)
+        finally:
+            os.close(descriptor)
+    return kept
+
+
+def _new_memory() -> mmap.mmap:
+    memory = mmap.mmap(-1, _PIECE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

@@ -1,9 +1,10 @@
 """Fills blocks that stay in main memory while the model serves already.
 
 The first forward pass reads every byte that loading would read, so a request need not wait for
-loading first. Blocks are read in execution order, beside those that are streamed. A forward pass
-waits for each block that has not arrived. A block that cannot be read fails the forward passes that
-need it, as a streamed one does. Which blocks are filled is decided in `filled_blocks`.
+loading first. Blocks are read in execution order, while all other weights are loaded and then
+beside those that are streamed. A forward pass waits for each block that has not arrived. A block
+that cannot be read fails the forward passes that need it, as a streamed one does. Which blocks are
+filled is decided in `filled_blocks`.
 """
 
 from __future__ import annotations
@@ -37,19 +38,20 @@ _SECONDS_TO_LOG = 10.0
 class _Block:
     """A block on its way to memory."""
 
-    def __init__(self, model: nn.Module, extent: BlockExtent) -> None:
+    def __init__(self, extent: BlockExtent) -> None:
         self.extent = extent
         self.buffer = AlignedBuffer(extent.size, touch=False)
-        self.slots = [parameter_slot(model, tensor.name) for tensor in extent.tensors]
         self.ended = threading.Event()
         self.error: OSError | None = None
+        self.has_arrived = False
         self.reads_left, self.bytes_left = 0, extent.size
         self.hook: Any = None
 
-    def assign(self) -> None:
+    def assign(self, model: nn.Module) -> None:
         """Give the module its parameters."""
         parameters = parameters_in(self.buffer.tensor, self.extent.tensors)
-        for (own, name), parameter in zip(self.slots, parameters, strict=True):
+        for tensor, parameter in zip(self.extent.tensors, parameters, strict=True):
+            own, name = parameter_slot(model, tensor.name)
             own[name] = parameter
 
 
@@ -62,34 +64,48 @@ class Filling:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        blocks: Sequence[BlockExtent],
-        metrics: WeightMetrics,
-        progress: Progress,
+        self, blocks: Sequence[BlockExtent], metrics: WeightMetrics, progress: Progress
     ) -> None:
-        """Begin to read.
+        """Begin to read, unless tensors are cast: loading has buffers for that of its own.
 
         Args:
-            model: The model. Parameters of the blocks are on the meta device.
             blocks: The blocks, in execution order.
             metrics: Counts bytes read, and seconds that forward passes waited.
-            progress: Counts the blocks.
+            progress: Counts the blocks from when a model gets them.
         """
         self.passes: Activity | None = None
         self._metrics, self._progress = metrics, progress
         self._lock = threading.Lock()
-        self._blocks = [_Block(model, extent) for extent in blocks]
+        self._model: nn.Module | None = None
+        self._blocks = [_Block(extent) for extent in blocks]
         self._missing, self._is_closed = len(blocks), False
-        self._reader = ParallelReader(cast=largest_stored(blocks))
-        if not blocks:
+        cast = largest_stored(blocks)
+        self._reader, self._has_begun = ParallelReader(cast=cast), not cast
+        if self._has_begun:
+            for block in self._blocks:
+                self._begin(block)
+
+    def give_to(self, model: nn.Module) -> None:
+        """Give a model the blocks that have arrived, and each of the others when it does.
+
+        Args:
+            model: The model. Parameters of the blocks are on the meta device.
+        """
+        if not self._blocks:
             return
-        names = tuple(extent.name for extent in blocks)
-        progress.begin(FILLING, {extent.name: extent.size for extent in blocks}, names)
+        sizes = {block.extent.name: block.extent.size for block in self._blocks}
+        self._progress.begin(FILLING, sizes, tuple(sizes))
         for block in self._blocks:
             module = model.get_submodule(block.extent.name)
             block.hook = module.register_forward_pre_hook(self._hook_of(block))
-            self._begin(block)
+        with self._lock:
+            self._model = model
+            arrived = [block for block in self._blocks if block.has_arrived]
+        for block in arrived:
+            self._keep(block, model)
+        if not self._has_begun:
+            for block in self._blocks:
+                self._begin(block)
 
     @property
     def bytes_left(self) -> int:
@@ -141,16 +157,18 @@ class Filling:
             block.reads_left -= 1
             if block.reads_left:
                 return
-        try:
             if block.error is None:
-                self._keep(block)
+                block.has_arrived, block.bytes_left = True, 0
+            model = self._model
+        try:
+            if block.error is None and model is not None:
+                self._keep(block, model)
         finally:
             block.ended.set()
 
-    def _keep(self, block: _Block) -> None:
+    def _keep(self, block: _Block, model: nn.Module) -> None:
         """Give the model a block that has arrived."""
-        block.assign()
-        block.bytes_left = 0
+        block.assign(model)
         self._progress.done(block.extent.name)
         with self._lock:
             self._missing -= 1

@@ -25,6 +25,7 @@ from predictor.weights import direct_io
 from predictor.weights.extents import BlockExtent
 from predictor.weights.filled_blocks import find_filled_blocks
 from predictor.weights.filling import Filling
+from predictor.weights.load_steps import LoadSteps
 from predictor.weights.parallel_reader import ParallelReader
 from predictor.weights.progress import FILLING, Progress
 from tests.conftest import Checkpoints
@@ -107,11 +108,50 @@ def test_a_block_that_cannot_be_read_fails_the_requests_that_need_it(
     again.weights.release()
 
 
+def test_reading_begins_before_the_rest_is_loaded(
+    checkpoints: Checkpoints, gate: Gate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gate.opened.set()
+    start(checkpoints("llama"), tmp_path, device_map="cpu").weights.release()
+    load = LoadSteps.make_resident
+
+    def await_blocks(steps: LoadSteps, model: PreTrainedModel) -> Any:
+        wait_until(lambda: set(steps.filled.names) <= set(gate.begun))
+        return load(steps, model)
+
+    gate.begun.clear()
+    monkeypatch.setattr(LoadSteps, "make_resident", await_blocks)
+    again = start(checkpoints("llama"), tmp_path, device_map="cpu")
+    again.weights.filling.finish()
+    assert again.tokens(PROMPT, max_new_tokens=4)
+    again.weights.release()
+
+
+@pytest.mark.parametrize("error", [None, OSError(errno.EIO, "of the test")], ids=str)
+def test_a_model_gets_blocks_that_arrived_or_failed_before(
+    checkpoints: Checkpoints, gate: Gate, error: OSError | None
+) -> None:
+    gate.opened.set()
+    gate.error = error
+    model, filled = loaded(checkpoints("llama"))
+    filling = Filling(filled, WeightMetrics("early"), Progress())
+    wait_until(lambda: all(block.ended.is_set() for block in filling._blocks))
+    gate.error = None
+    filling.give_to(model)
+    for _ in filled if error else ():
+        with pytest.raises(WeightsUnreadable, match="of the test"):
+            filling.finish()
+    filling.finish()
+    assert_equal(model, checkpoints("llama"), torch.float32)
+    filling.close()
+
+
 def test_the_next_wait_for_a_block_reads_it_again(checkpoints: Checkpoints, gate: Gate) -> None:
     gate.opened.set()
     gate.error = OSError(errno.EIO, "of the test")
     model, filled = loaded(checkpoints("llama"))
-    filling = Filling(model, filled, WeightMetrics("again"), Progress())
+    filling = Filling(filled, WeightMetrics("again"), Progress())
+    filling.give_to(model)
     with pytest.raises(WeightsUnreadable):
         filling.finish()
     gate.error = None
@@ -126,7 +166,8 @@ def test_the_next_wait_for_a_block_reads_it_again(checkpoints: Checkpoints, gate
 
 def test_reading_ends_when_the_weights_are_released(checkpoints: Checkpoints, gate: Gate) -> None:
     model, filled = loaded(checkpoints("llama"))
-    filling = Filling(model, filled, WeightMetrics("ends"), Progress())
+    filling = Filling(filled, WeightMetrics("ends"), Progress())
+    filling.give_to(model)
     closing = threading.Thread(target=filling.close)
     closing.start()
     gate.opened.set()
@@ -136,13 +177,21 @@ def test_reading_ends_when_the_weights_are_released(checkpoints: Checkpoints, ga
         filling.finish()
 
 
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_threads_and_files_end_with_the_last_block(
     checkpoints: Checkpoints, dtype: torch.dtype
 ) -> None:
     model, filled = loaded(checkpoints("llama"), dtype)
     before = threads_and_files()
-    filling = Filling(model, filled, WeightMetrics("end"), Progress())
+    filling = Filling(filled, WeightMetrics("end"), Progress())
+    filling.give_to(model)
     filling.finish()
 
     deadline = time.monotonic() + 5
@@ -171,7 +220,8 @@ def test_blocks_arrive_with_the_weights_that_transformers_loads(
     model, filled = loaded(checkpoints(architecture), dtype)
     assert len(filled) > 1
     assert bool(filled[0].cast_from) == (dtype != torch.float32)
-    filling = Filling(model, filled, WeightMetrics("values"), Progress())
+    filling = Filling(filled, WeightMetrics("values"), Progress())
+    filling.give_to(model)
     filling.finish()
     filling.close()
     assert_equal(model, checkpoints(architecture), dtype)
@@ -241,6 +291,7 @@ def test_a_file_that_cannot_be_closed_keeps_nobody_waiting(
     close = os.close
     model, filled = loaded(checkpoints("llama"), torch.float32)
     monkeypatch.setattr(direct_io.os, "close", fail)
-    filling = Filling(model, filled, WeightMetrics("end"), Progress())
+    filling = Filling(filled, WeightMetrics("end"), Progress())
+    filling.give_to(model)
     filling.finish()
     filling.close()
