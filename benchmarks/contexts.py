@@ -22,7 +22,7 @@ from measuring import add_path_flags, finish, machine, table
 from prompts import Prompts
 from served import serve
 
-_SIZE = Size(1024, 4, 4096, "bfloat16", head=64, heads_per_key=4, mlp=2816, positions=2**15)
+_SIZE = Size(1024, 4, 4096, "bfloat16", head=64, heads_per_key=4, mlp=2816, positions=2**16)
 _TINY = Size(512, 2, 512, "bfloat16")
 
 

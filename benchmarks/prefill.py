@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="prefill-") as work:
         model = Path(work) / "model"
         model.mkdir()
-        make(model, _TINY if flags.quick else OFFLOADED)
+        size = _TINY if flags.quick else OFFLOADED
+        make(model, replace(size, positions=_longest(flags)))
         for way, flag in ways.items():
             settings = [f"--prefill_chunk={fixed}", flag]
             measured[way] = _measure(settings, model, flags, Path(work))
@@ -72,12 +74,15 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     return result | {"failure": None}
 
 
+def _longest(flags: argparse.Namespace) -> int:
+    return int(max(flags.tokens)) + 64
+
+
 def _measure(
     settings: Sequence[str], model: Path, flags: argparse.Namespace, work: Path
 ) -> Figures:
     """Return the median of all rounds."""
-    length = max(flags.tokens) + 64
-    settings = [f"--max_model_len={length}", *settings]
+    settings = [f"--max_model_len={_longest(flags)}", *settings]
     settings += ["--max_concurrency=1", f"--offload_folder={work / 'offload'}"]
     settings.append("--prefix_cache=false")
     if flags.quick:

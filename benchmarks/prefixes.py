@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=flags.workdir, prefix="prefixes-") as work:
         model = Path(work) / "model"
         model.mkdir()
-        make(model, _TINY if flags.quick else OFFLOADED)
+        size = _TINY if flags.quick else OFFLOADED
+        make(model, replace(size, positions=_longest(flags)))
         for cache, flag in _CACHE.items():
             measured[cache] = _measure(flag, model, flags, Path(work))
     passes = {level["users"]: level["passes"] for level in measured["with"]["levels"]}
@@ -86,9 +88,12 @@ def targets(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _longest(flags: argparse.Namespace) -> int:
+    return 2 * int(flags.shared + flags.own + 2 * _NEW_TOKENS)  # words have a token or two
+
+
 def _measure(flag: str, model: Path, flags: argparse.Namespace, work: Path) -> dict[str, Any]:
-    most = flags.shared + flags.own + 2 * _NEW_TOKENS
-    settings = [f"--max_model_len={2 * most}", flag]
+    settings = [f"--max_model_len={_longest(flags)}", flag]
     settings += [f"--max_concurrency={max(flags.users)}", "--max_batch_size=64"]
     prompts = Prompts(model, flags.own)
     with serve_model(model, settings, flags, work, in_memory=flags.quick) as server:
