@@ -106,7 +106,8 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/plan_time.py
 	$(BIN)/python benchmarks/contrast.py
 	$(BIN)/python benchmarks/start.py
-	$(BIN)/python benchmarks/serving.py --parts=resident,demo,offloaded,prefix,lookup,adapters,contexts
+	$(BIN)/python benchmarks/serving.py --parts=resident,demo,offloaded,prefix,lookup,adapters,contexts,prefill
+	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/batch.py
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/offload.py

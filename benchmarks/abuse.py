@@ -149,10 +149,11 @@ def _lone_text(beside: Witnesses, window: Sequence[float], before: tuple[float, 
     count, seconds = (now - then for now, then in zip(beside.passes(), before, strict=True))
     if not count:
         raise CannotMeasure("The server counted no forward pass.")
+    began, ended = window
     return {
         "lone": waits,
         "pass_seconds": seconds / count,
-        "lone_passes": waits["p50"] * count / seconds,
+        "lone_passes": waits["p50"] * count / (ended - began),  # that ran meanwhile
     }
 
 

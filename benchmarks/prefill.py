@@ -33,16 +33,22 @@ Figures = dict[int, dict[str, float]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return the exit code."""
+    flags = parser().parse_args(arguments)
+    return finish(lambda: measure(flags), flags.json)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
+    add("--users", type=int, nargs="+", help="ignored: one user at a time")
     add("--tokens", type=int, nargs="+", help="of a prompt (default: 2048 8192)")
     add("--rounds", type=int, help="how often all is measured (default: 3)")
     add("--wait", type=float, default=30.0, help="seconds to wait for idle processors")
     add("--quick", action="store_true", help="a tiny model and short prompts; proves nothing")
     add_memory_flags(parser, limit=1.8, budget=1.1)
     add_path_flags(parser)
-    flags = parser.parse_args(arguments)
-    return finish(lambda: measure(flags), flags.json)
+    return parser
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
@@ -72,6 +78,11 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     result = {"measured": measured, "ratios": ratios, "machine": [before, machine()]}
     print(_report(result))
     return result | {"failure": None}
+
+
+def targets(result: Mapping[str, Any]) -> list[dict[str, Any]]:  # noqa: ARG001
+    """Return nothing: the figures are to be known, and chunks may not pay."""
+    return []
 
 
 def _longest(flags: argparse.Namespace) -> int:

@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add("--shared", type=int, help="tokens of the system prompt (default: 2048)")
     add("--own", type=int, help="tokens of a question (default: 16)")
     add("--quick", action="store_true", help="a tiny model in memory; proves nothing")
-    add_memory_flags(parser, limit=1.5, budget=0.8)
+    add_memory_flags(parser, limit=2.0, budget=1.3)
     add_path_flags(parser)
     return parser
 

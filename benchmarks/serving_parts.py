@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import adapters
 import contexts
 import drafts
+import prefill
 import prefixes
 from measuring import CannotMeasure
 
@@ -40,9 +41,10 @@ MORE_PARTS: dict[str, Benchmark] = {
     "lookup": drafts,
     "adapters": adapters,
     "contexts": contexts,
+    "prefill": prefill,
 }
 """A system prompt that users share; code to edit and documents to quote, with drafts; adapters
-that share a forward pass; long contexts."""
+that share a forward pass; long contexts; long prompts of an offloaded model."""
 
 
 def measure_more(
