@@ -53,8 +53,7 @@ def load(
 
     Raises:
         CheckpointError: The checkpoint lacks weights of the model, or has them in other shapes.
-        ConfigurationError: The offload folder is needed and cannot be used.
-        LoadFailed: Reading failed for another reason.
+        ConfigurationError, LoadFailed: The offload folder cannot be used, or reading failed.
     """
     with contextlib.ExitStack() as undone, translated_errors():
         loading = LoadSteps.of(
