@@ -20,10 +20,9 @@ from predictor.settings import Settings
 from predictor.weights.progress import Progress
 from predictor.weights.remote.hub_source import HubSource
 from predictor.weights.remote.mirror import FOLDER, Mirror, open_mirror
-from predictor.weights.remote.s3_source import S3Source
 from predictor.weights.remote.source import SMALL, NoWeights, Source
+from predictor.weights.remote.uri_source import source_of
 from predictor.weights.remote.volume import volume_demand
-from predictor.weights.remote.web_source import WebSource
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +126,7 @@ def _mirror(prepared: Prepared) -> Mirror | None:
 
 def _source(settings: Settings, *, loads: bool) -> Source | None:
     if settings.model_uri is not None:
-        is_bucket = settings.model_uri.startswith("s3://")
-        return (S3Source if is_bucket else WebSource)(settings.model_uri)
+        return source_of(settings.model_uri)
     model_id, revision = settings.model_id, settings.model_revision
     if model_id is None or settings.hub_cache == "always":
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,7 +17,19 @@ def _uri(value: Any) -> Any:
         raise ValueError(f"is a bucket or a web server; a repository on the hub is model_id={rest}")
     if not colon or scheme not in URI_SCHEMES or not rest.strip("/"):
         raise ValueError("must be s3://bucket/folder or https://server/folder")
+    if scheme != "s3" and not _has_server(str(value)):
+        raise ValueError("names no server and port; must be as https://server/folder")
     return str(value)
+
+
+def _has_server(url: str) -> bool:
+    """Return whether a URL names a server, and has a port that is a number if it has one."""
+    try:
+        parts = urlsplit(url)
+        name, _ = (parts.hostname or "").encode("idna"), parts.port
+    except ValueError:
+        return False
+    return bool(name) and url.isprintable()
 
 
 class WeightSettings(BaseSettings):

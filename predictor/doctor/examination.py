@@ -23,7 +23,7 @@ def examine(settings: Settings, around: Surroundings) -> Iterator[Check]:
     yield storage.check_temporary(around)
     yield storage.check_model_directory(settings)
     yield storage.check_offload(settings, around)
-    yield network.check_hub(settings, around)
+    yield network.check_source(settings, around)
     yield from network.check_ports(settings)
     if machine.has_room(around):
         yield from _examine_with_libraries(settings, around)

@@ -1,4 +1,4 @@
-"""Checks of the server's ports and of the hub."""
+"""Checks of the server's ports, and of the hub, bucket or web server with the model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from predictor.checkpoint.hub_answers import answered_within, hub_errors
 from predictor.doctor.check import Check, Surroundings
-from predictor.errors import HubUnreachable, PredictorError
+from predictor.errors import CheckpointError, HubUnreachable, PredictorError
+from predictor.quantity import format_bytes
 from predictor.settings import Settings
+from predictor.weights.remote.source import Listing, Source
+from predictor.weights.remote.uri_source import source_of
 
 _SECONDS = 5.0
 """Seconds for an answer of the hub."""
+
+_SECONDS_TO_LIST = 30.0
+"""Seconds for all answers of a bucket or a web server, which is requested file by file."""
 
 
 def check_ports(settings: Settings) -> Iterator[Check]:
@@ -67,22 +73,73 @@ def _check_port(name: str, host: str, port: int) -> Check:
     return Check(name, "ok", f"{host}:{port} is free.")
 
 
-def check_hub(settings: Settings, around: Surroundings) -> Check:
+def check_source(settings: Settings, around: Surroundings) -> Check:
+    """Check that the model can be fetched from where it is, unless that is a directory."""
+    if settings.model_uri is not None:
+        return _check_uri(settings.model_uri)
+    if settings.model_id is not None:
+        return _check_hub(settings.model_id, settings.model_revision, around)
+    finding = "Neither model_uri nor model_id is set, so nothing is downloaded."
+    return Check("model source", "skipped", finding)
+
+
+def _check_uri(uri: str) -> Check:
+    """Check a bucket or a web server as the server lists and reads it."""
+    name = "model source"
+    try:
+        source = source_of(uri)
+        listing = answered_within(_SECONDS_TO_LIST, lambda: _listed(source))
+    except HubUnreachable as error:
+        finding = f"The source of model_uri cannot be read: {str(error).rstrip('.')}."
+        remedy = (
+            "Check DNS, the proxy (HTTPS_PROXY), the NetworkPolicy's egress and, for a bucket, "
+            "AWS_ENDPOINT_URL and AWS_REGION. A start goes on without the source if an earlier one "
+            "has fetched the model."
+        )
+        return Check(name, "failure", finding, remedy)
+    except PredictorError as error:
+        remedy = (
+            "Check model_uri, and the Secret with AWS_* for a bucket or MODEL_URI_AUTHORIZATION "
+            "for a web server."
+        )
+        return Check(name, "failure", str(error), remedy)
+    weights = listing.weights
+    if not weights:
+        finding = f"{source.name} holds no safetensors files."
+        return Check(name, "failure", finding, "Check the folder that model_uri names.")
+    size = format_bytes(sum(file.size for file in weights))
+    finding = f"{source.name} has {size} of weights in {len(weights)} files, and may be read."
+    return Check(name, "ok", finding)
+
+
+def _listed(source: Source) -> Listing:
+    """Return the files of a source; each kind of file was read, for listing may be allowed alone.
+
+    Raises:
+        HubUnreachable, CheckpointError, LoadFailed: As of `Source`.
+    """
+    listing = source.listing()
+    configs = [file for file in listing.files if file.name == "config.json"]
+    if not configs:
+        raise CheckpointError(f"{source.name} has no config.json.")
+    for file in (*configs, *listing.weights[:1]):
+        for _ in source.read(file, 0, min(1, file.size)):
+            pass
+    return listing
+
+
+def _check_hub(model_id: str, revision: str | None, around: Surroundings) -> Check:
     """Check that the hub gives access to the model."""
-    name = settings.model_id
-    if name is None:
-        return Check("hub", "skipped", "model_id is not set, so nothing is downloaded.")
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=around.environ.get("HF_ENDPOINT"), token=around.environ.get("HF_TOKEN"))
-    revision = settings.model_revision
     try:
-        with hub_errors(name):
+        with hub_errors(model_id):
             info = answered_within(
-                _SECONDS, lambda: api.model_info(name, revision=revision, timeout=_SECONDS)
+                _SECONDS, lambda: api.model_info(model_id, revision=revision, timeout=_SECONDS)
             )
     except HubUnreachable as error:
-        finding = f"{name} cannot be looked up: {str(error).rstrip('.')}."
+        finding = f"{model_id} cannot be looked up: {str(error).rstrip('.')}."
         remedy = (
             "Check DNS, the proxy (HTTPS_PROXY), the NetworkPolicy's egress and HF_ENDPOINT. A "
             "start goes on without the hub if HF_HOME has all files."
@@ -91,4 +148,4 @@ def check_hub(settings: Settings, around: Surroundings) -> Check:
     except PredictorError as error:
         remedy = "Check model_id and model_revision, and the Secret with HF_TOKEN."
         return Check("hub", "failure", str(error), remedy)
-    return Check("hub", "ok", f"{name} is there, at commit {info.sha}.")
+    return Check("hub", "ok", f"{model_id} is there, at commit {info.sha}.")

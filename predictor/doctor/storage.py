@@ -7,12 +7,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from predictor.checkpoint.weight_files import read_stored
 from predictor.doctor.check import Check, Surroundings
-from predictor.errors import ConfigurationError
+from predictor.errors import CheckpointError, ConfigurationError
 from predictor.pod.resources import MEMORY_FILESYSTEMS, Volume
 from predictor.pod.volume import read_volume
 from predictor.quantity import format_bytes
 from predictor.settings import Settings
+from predictor.weights.remote.source import SMALL
 
 _SAMPLE = 64 * 1024**2
 """Bytes of the file that is written and read to measure the offload volume."""
@@ -110,19 +112,42 @@ def check_temporary(around: Surroundings) -> Check:
 
 
 def check_model_directory(settings: Settings) -> Check:
-    """Check that the model's files are there and may be opened."""
+    """Check that the model's files are there, and that each of them may be read.
+
+    Of weights the headers are read, as at a start.
+    """
     name, folder = "model directory", settings.model_dir
+    if settings.model_uri is not None:
+        return Check(name, "skipped", "The model comes from model_uri.")
     if settings.model_id is not None:
         return Check(name, "skipped", f"model_id is {settings.model_id}.")
-    if settings.model_uri is not None:
-        return Check(name, "skipped", "model_uri is set.")
     config = folder / "config.json"
     try:
-        config.read_bytes()
-    except FileNotFoundError:
-        remedy = "Mount the model there, or set model_dir or model_id."
-        return Check(name, "failure", f"There is no {config}.", remedy)
+        config.stat()
+        for file in sorted(folder.iterdir()):
+            if any(file.match(pattern) for pattern in SMALL) and not file.is_dir():
+                file.open("rb").close()
+    except FileNotFoundError as error:
+        remedy = "Mount the model there, or set model_dir, model_id or model_uri."
+        return Check(name, "failure", f"There is no {error.filename}.", remedy)
     except OSError as error:
+        finding = f"{error.filename} cannot be opened: {error.strerror}."
         remedy = f"Let user {os.getuid()} or group {os.getgid()} open it."
-        return Check(name, "failure", f"{config} cannot be opened: {error.strerror}.", remedy)
-    return Check(name, "ok", f"{config} is there.")
+        return Check(name, "failure", finding, remedy)
+    return _check_weights(name, folder)
+
+
+def _check_weights(name: str, folder: Path) -> Check:
+    try:
+        stored = read_stored(folder)
+    except CheckpointError as error:
+        remedy = (
+            f"Let user {os.getuid()} or group {os.getgid()} open it. If it is damaged or not "
+            "there, copy it again."
+        )
+        return Check(name, "failure", str(error), remedy)
+    if stored is None:
+        remedy = "Mount the whole model there, with model.safetensors or the index of its files."
+        return Check(name, "failure", f"{folder} holds no weights.", remedy)
+    size = format_bytes(stored.weight_bytes)
+    return Check(name, "ok", f"{folder} has {size} of weights, and all files may be read.")

@@ -17,6 +17,10 @@ from tests.certificates import self_signed
 from tests.doctor.conftest import Surround, settings
 from tests.hub import COMMIT, Hub
 from tests.server.process import Served
+from tests.weights.remote.s3 import endpoint, fill_bucket
+from tests.weights.remote.web import web
+
+__all__ = ["endpoint"]
 
 
 @pytest.fixture
@@ -34,7 +38,8 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, type[Hub]]]:
 
 
 def look_up(surround: Surround, endpoint: str, name: str = "org/model") -> Check:
-    return network.check_hub(settings(model_id=name), surround(environ={"HF_ENDPOINT": endpoint}))
+    around = surround(environ={"HF_ENDPOINT": endpoint})
+    return network.check_source(settings(model_id=name), around)
 
 
 def test_a_model_of_the_hub_is_there_or_not(surround: Surround, hub: tuple[str, type[Hub]]) -> None:
@@ -57,8 +62,73 @@ def test_a_hub_that_does_not_answer_is_a_failure_with_what_to_check(
     assert "NetworkPolicy" in refused.remedy
 
 
-def test_without_a_model_of_the_hub_it_is_not_looked_up(surround: Surround) -> None:
-    assert network.check_hub(settings(), surround()).state == "skipped"
+def test_a_model_in_a_directory_is_not_looked_up(surround: Surround) -> None:
+    assert network.check_source(settings(), surround()).state == "skipped"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a model of 10 KiB."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(bytes(10240))
+    return model
+
+
+def try_uri(surround: Surround, uri: str) -> Check:
+    check = network.check_source(settings(model_uri=uri), surround())
+    assert "hidden" not in f"{check.finding} {check.remedy}"
+    return check
+
+
+def test_a_model_on_a_web_server_is_read_as_the_server_does(
+    surround: Surround, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with web(folder, authorization="Bearer hidden") as (url, server):
+        signed = f"{url}?signature=hidden"
+        denied = try_uri(surround, signed)
+        monkeypatch.setenv("MODEL_URI_AUTHORIZATION", "Bearer hidden")
+        granted = try_uri(surround, signed)
+        server.limits.append(("Retry-After", "40"))
+        busy = try_uri(surround, signed)
+        (folder / "config.json").unlink()
+        incomplete = try_uri(surround, signed)
+
+    assert (denied.state, "status 401" in denied.finding) == ("failure", True)
+    assert "MODEL_URI_AUTHORIZATION" in denied.remedy
+    sentence = f"{url}/ has 10.00 KiB of weights in 1 files, and may be read."
+    assert (granted.state, granted.finding) == ("ok", sentence)
+    assert (busy.state, "status 429" in busy.finding) == ("failure", True)
+    assert incomplete.finding == f"{url}/ has no config.json."
+    assert server.ranges
+    assert all(last - first <= 1 for _, first, last in server.ranges)  # no weight was fetched
+
+
+def test_a_web_server_that_does_not_answer_takes_bounded_time(
+    surround: Surround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "_SECONDS_TO_LIST", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        check = try_uri(surround, f"http://127.0.0.1:{silent.getsockname()[1]}/models")
+    assert check.finding == "The source of model_uri cannot be read: no answer in 0.3 s."
+    assert "NetworkPolicy" in check.remedy
+
+
+def test_a_model_in_a_bucket_is_read_as_the_server_does(
+    surround: Surround, endpoint: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = fill_bucket(endpoint, folder, monkeypatch, "doctor")
+    check = try_uri(surround, uri)
+    assert check.finding == f"{uri} has 10.00 KiB of weights in 1 files, and may be read."
+    empty = try_uri(surround, "s3://models/none")
+    assert (empty.state, empty.finding) == ("failure", "s3://models/none holds no files.")
+    monkeypatch.setattr("predictor.weights.remote.s3_source._SECONDS_TO_RETRY", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    away = try_uri(surround, uri)
+    assert (away.state, "AWS_ENDPOINT_URL" in away.remedy) == ("failure", True)
 
 
 def test_a_port_of_another_process_is_a_failure() -> None:

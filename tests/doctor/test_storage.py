@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -59,8 +62,62 @@ def test_temporary_files_that_cannot_be_written_are_a_failure(surround: Surround
     assert storage.check_temporary(surround(temporary=Path("/proc"))).state == "failure"
 
 
-def test_a_model_that_is_not_mounted_is_a_failure(tmp_path: Path) -> None:
-    assert storage.check_model_directory(settings(model_dir=tmp_path)).state == "failure"
-    (tmp_path / "config.json").write_text("{}")
-    assert storage.check_model_directory(settings(model_dir=tmp_path)).state == "ok"
-    assert storage.check_model_directory(settings(model_id="org/model")).state == "skipped"
+HEADER = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+SHARDS = ("model-1.safetensors", "model-2.safetensors")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model in two files, in a folder that every user may read."""
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    index = {"weight_map": dict(zip("ab", SHARDS, strict=True))}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in SHARDS:
+        (tmp_path / name).write_bytes(struct.pack("<Q", len(HEADER)) + HEADER + bytes(4))
+    return tmp_path
+
+
+def test_a_model_that_is_not_mounted_is_a_failure(model: Path) -> None:
+    check = storage.check_model_directory(settings(model_dir=model))
+    assert (check.state, check.finding) == (
+        "ok",
+        f"{model} has 8 B of weights, and all files may be read.",
+    )
+    (model / "config.json").unlink()
+    check = storage.check_model_directory(settings(model_dir=model))
+    assert (check.state, check.finding) == ("failure", f"There is no {model}/config.json.")
+
+
+@pytest.mark.parametrize("flag", ["model_id=org/model", "model_uri=s3://bucket/model"])
+def test_a_model_that_is_fetched_needs_no_directory(flag: str) -> None:
+    name, _, value = flag.partition("=")
+    check = storage.check_model_directory(settings(model_dir="/nowhere", **{name: value}))
+    assert check.state == "skipped"
+    assert name in check.finding
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become someone who may not read")
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", *SHARDS])
+def test_a_file_of_the_model_that_may_not_be_read_is_a_failure(model: Path, name: str) -> None:
+    (model / name).chmod(0o000)
+    os.seteuid(65534)
+    try:
+        check = storage.check_model_directory(settings(model_dir=model))
+    finally:
+        os.seteuid(0)
+    assert check.state == "failure"
+    assert f"{name} cannot be " in check.finding
+    assert "Permission denied" in check.finding
+    assert "Let user" in check.remedy
+
+
+def test_weights_that_are_missing_are_a_failure(model: Path) -> None:
+    (model / SHARDS[1]).unlink()
+    check = storage.check_model_directory(settings(model_dir=model))
+    assert (check.state, SHARDS[1] in check.finding) == ("failure", True)
+    (model / "model.safetensors.index.json").unlink()
+    check = storage.check_model_directory(settings(model_dir=model))
+    assert (check.state, check.finding) == ("failure", f"{model} holds no weights.")

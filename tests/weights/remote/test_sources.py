@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,10 @@ from predictor.weights.remote.s3_source import S3Source
 from predictor.weights.remote.source import Listing, RemoteFile, Source
 from predictor.weights.remote.web_source import WebSource
 from tests.server.test_hub import hub_of
+from tests.weights.remote.s3 import endpoint, fill_bucket
 from tests.weights.remote.web import web
+
+__all__ = ["endpoint"]
 
 FILES = {
     "config.json": b'{"model_type": "llama"}',
@@ -36,29 +38,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """A server of S3's API."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
-
-
 @pytest.fixture
 def bucket(endpoint: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of the files in a bucket."""
-    import boto3
-
-    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "hidden-key"}
-    for name, value in {**keys, "AWS_ENDPOINT_URL": endpoint, "AWS_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-    client.create_bucket(Bucket="models")
-    for name, content in FILES.items():
-        client.put_object(Bucket="models", Key=f"team/tiny/{name}", Body=content)
-    return "s3://models/team/tiny"
+    return fill_bucket(endpoint, folder, monkeypatch)
 
 
 def read(source: Source, listing: Listing, name: str, begin: int, end: int) -> bytes:
@@ -292,7 +275,14 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
 # The setting
 
 
-@pytest.mark.parametrize("uri", ["hf://org/name", "/mnt/models", "s3://", "gs://bucket/model"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("hf://org/name", "/mnt/models", "s3://", "gs://bucket/model", "https:///folder"),
+        *("https://host:port/folder", "https://host:99999/folder", "https://[::1/folder"),
+        *("https://..host/folder", "https://host/a\x00b"),
+    ],
+)
 def test_a_model_uri_is_a_bucket_or_a_web_server(uri: str) -> None:
     with pytest.raises(ConfigurationError, match="model_uri: "):
         read_settings({"model_uri": uri}, environ={})
