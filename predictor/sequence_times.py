@@ -7,10 +7,11 @@ sequence belongs to, so that no layer between has to pass it on.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,42 +19,47 @@ class SequenceTimes:
     """The phases of one sequence so far.
 
     Attributes:
-        arrived: When the engine got it, in seconds of the monotonic clock, as all below.
-        started: When its first forward pass began.
-        first_token: When its first token was there.
-        last_token: When its last token so far was there.
+        arrived: When it was submitted, in seconds of the monotonic clock, as all below.
+        started: When its first forward pass began; None while it waits.
+        first_token: When its first token was there; None before.
+        last_token: When its last token so far was there; None before the first one.
         prefill_stall: Seconds between `started` and `first_token` in which the engine waited for
             weights.
         decode_stall: The same between `first_token` and `last_token`.
+        finished: When its reply was complete; None before, and if it failed or was cancelled.
     """
 
     arrived: float
-    started: float
-    first_token: float
-    last_token: float
+    started: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
     prefill_stall: float = 0.0
     decode_stall: float = 0.0
+    finished: float | None = None
 
 
 class TimesOfRequest:
-    """The times of the sequences of one request, in order of their submission."""
+    """The times of the sequences of one request, in order of their submission.
+
+    Attributes:
+        sequences: The latest times of each sequence.
+    """
 
     def __init__(self) -> None:
-        self._times: list[SequenceTimes | None] = []
+        self.sequences: list[SequenceTimes] = []
 
     def add_sequence(self) -> int:
-        """Return the index of a new sequence, which has no times yet."""
-        self._times.append(None)
-        return len(self._times) - 1
+        """Return the index of a sequence that is submitted now."""
+        self.sequences.append(SequenceTimes(time.monotonic()))
+        return len(self.sequences) - 1
 
     def update(self, index: int, times: SequenceTimes) -> None:
         """Take the latest times of a sequence; any thread may call it."""
-        self._times[index] = times
+        self.sequences[index] = times
 
-    @property
-    def measured(self) -> list[SequenceTimes]:
-        """The times of all sequences that have a token."""
-        return [times for times in self._times if times is not None]
+    def finish(self, index: int) -> None:
+        """Note that the reply of a sequence is complete; any thread may call it."""
+        self.sequences[index] = replace(self.sequences[index], finished=time.monotonic())
 
 
 _current: ContextVar[TimesOfRequest | None] = ContextVar("sequence_times", default=None)

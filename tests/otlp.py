@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,16 @@ from typing import Any
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 _SECONDS = 20
+
+
+def export_to(url: str) -> None:
+    """Have this process, a server, send its traces there."""
+    os.environ |= {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": url,
+        "OTEL_SERVICE_NAME": "bloom-service",
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+        "OTEL_TRACES_SAMPLER": "parentbased_always_on",
+    }
 
 
 @dataclass(frozen=True)

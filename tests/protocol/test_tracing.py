@@ -55,7 +55,12 @@ def test_a_service_name_of_the_environment_stays(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     "environ",
-    [{"OTEL_TRACES_EXPORTER": "zipkin"}, {**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}],
+    [
+        {"OTEL_TRACES_EXPORTER": "zipkin"},
+        {**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
+        {**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+        {**ENDPOINT, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"},
+    ],
 )
 def test_an_exporter_that_is_not_there_is_a_warning_and_no_end(
     environ: dict[str, str], caplog: pytest.LogCaptureFixture
@@ -63,6 +68,7 @@ def test_an_exporter_that_is_not_there_is_a_warning_and_no_end(
     with caplog.at_level(logging.WARNING):
         assert open_tracer(environ) is None
     assert "No traces are sent" in caplog.text
+    assert ("only http/protobuf is supported" in caplog.text) == ("zipkin" not in environ.values())
 
 
 def test_a_collector_that_is_away_holds_up_neither_requests_nor_the_end() -> None:

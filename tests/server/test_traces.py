@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import httpx
@@ -11,7 +12,7 @@ import pytest
 
 from predictor.protocol.sdk import messages
 from tests.conftest import Checkpoints
-from tests.otlp import Receiver, Span, receiving
+from tests.otlp import Receiver, Span, export_to, receiving
 from tests.server.process import Served, serve
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -31,13 +32,8 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def server(receiver: Receiver, checkpoints: Checkpoints) -> Iterator[Served]:
-    environ = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
-        "OTEL_SERVICE_NAME": "bloom-service",
-        "OTEL_BSP_SCHEDULE_DELAY": "100",
-        "OTEL_TRACES_SAMPLER": "parentbased_always_on",
-    }
-    with serve(checkpoints("bloom"), *FLAGS, environ=environ) as served:
+    exports = (export_to.__module__, export_to.__name__, receiver.url)
+    with serve(checkpoints("bloom"), *FLAGS, gated=True, faults=[exports]) as served:
         yield served.await_ready()
 
 
@@ -52,13 +48,26 @@ def span_of(receiver: Receiver, request_id: str) -> Span:
         time.sleep(0.05)
 
 
-def complete(server: Served, request_id: str, **more: object) -> httpx.Response:
+def complete(
+    server: Served,
+    request_id: str,
+    *,
+    deadline: float = 60,
+    answered_in: float = 60,
+    **more: object,
+) -> httpx.Response:
+    """Send a completion with a deadline, for whose answer the client waits so many seconds."""
     return httpx.post(
         f"{server.url}/openai/v1/completions",
         json={"model": "m", "prompt": f"{SECRET} of 1", "max_tokens": 5, "temperature": 0, **more},
-        headers={**CONTEXT, "X-Request-Id": request_id},
-        timeout=60,
+        headers={**CONTEXT, "X-Request-Id": request_id, "X-Request-Timeout": str(deadline)},
+        timeout=answered_in,
     )
+
+
+def hang_up(server: Served, request_id: str, **more: object) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        complete(server, request_id, answered_in=0.3, **more)
 
 
 def test_a_request_is_a_span_of_its_callers_trace_with_queue_prefill_and_decode(
@@ -85,8 +94,8 @@ def test_attributes_are_those_of_generative_ai(server: Served, receiver: Receive
     usage = complete(server, "attributes").json()["usage"]
     span = span_of(receiver, "attributes")
     first = receiver.children(span)["prefill"].ended - span.began
-    assert span.attributes.pop("gen_ai.server.time_to_first_token") == pytest.approx(first, abs=0.1)
-    duration = span.attributes.pop("gen_ai.server.request.duration")
+    assert span.attributes.pop("predictor.first_token.seconds") == pytest.approx(first, abs=0.1)
+    duration = span.attributes.pop("predictor.request.seconds")
     assert duration == pytest.approx(span.ended - span.began, abs=0.1)
     span.attributes.pop("gen_ai.usage.cache_read.input_tokens", None)
     assert span.attributes == {
@@ -136,6 +145,44 @@ def test_a_reply_that_a_stop_string_ends_has_all_phases(
     assert receiver.children(span).keys() == {"queue", "prefill", "decode"}
 
 
+def test_a_request_that_ends_while_it_waits_has_a_queue_until_then(
+    server: Served, receiver: Receiver
+) -> None:
+    with ThreadPoolExecutor(1) as pool, server.gate.closed():
+        prefilling = pool.submit(complete, server, "reads", deadline=1.5)
+        server.gate.await_pass()
+        assert complete(server, "waits", deadline=0.3).status_code == 504
+        events = complete(server, "waits-for-events", deadline=0.3, stream=True)
+        assert (events.status_code, "0.3 seconds" in events.text) == (200, True)
+        hang_up(server, "hangs-up")
+        hang_up(server, "hangs-up-on-events", stream=True)
+        assert prefilling.result().status_code == 504
+    assert complete(server, "afterwards").status_code == 200
+
+    ends = {"waits": "504", "waits-for-events": "504", "hangs-up": "cancelled"}
+    for name, error in {**ends, "hangs-up-on-events": "cancelled"}.items():
+        span = span_of(receiver, name)
+        (queue,) = receiver.children(span).values()
+        assert (queue.name, queue.attributes["error.type"]) == ("queue", error), name
+        assert span.began <= queue.began < queue.ended - 0.2
+        assert queue.ended == pytest.approx(span.ended, abs=0.1)
+        failed = 2 if error == "504" else 0
+        assert (span.status, queue.status) == (failed, failed), name
+
+
+def test_a_request_that_ends_while_its_prompt_is_read_has_a_prefill_until_then(
+    server: Served, receiver: Receiver
+) -> None:
+    with server.gate.closed():
+        assert complete(server, "reads-until-then", deadline=0.5).status_code == 504
+    span = span_of(receiver, "reads-until-then")
+    queue, prefill = (receiver.children(span)[name] for name in ("queue", "prefill"))
+    assert (queue.status, queue.ended) == (0, prefill.began)
+    assert (prefill.status, prefill.attributes["error.type"]) == (2, "504")
+    assert prefill.ended == pytest.approx(span.ended, abs=0.1)
+    assert receiver.children(span).keys() == {"queue", "prefill"}
+
+
 def test_a_grpc_call_is_a_span_of_its_callers_trace(server: Served, receiver: Receiver) -> None:
     message = messages.ModelInferRequest(model_name="m")
     message.parameters["max_new_tokens"].int64_param = 4
@@ -147,6 +194,14 @@ def test_a_grpc_call_is_a_span_of_its_callers_trace(server: Served, receiver: Re
             request_serializer=messages.ModelInferRequest.SerializeToString,
         )
         infer(message, metadata=(*CONTEXT.items(), ("x-request-id", "by-grpc")), timeout=60)
+        with server.gate.closed():
+            named = (*CONTEXT.items(), ("x-request-id", "cancelled-by-grpc"))
+            call = infer.future(message, metadata=named, timeout=60)
+            server.gate.await_pass()
+            call.cancel()
+            cancelled = span_of(receiver, "cancelled-by-grpc")
+    assert (cancelled.status, cancelled.attributes["rpc.grpc.status_code"]) == (0, 1)
+    assert receiver.children(cancelled)["prefill"].attributes["error.type"] == "cancelled"
     span = span_of(receiver, "by-grpc")
     assert (span.trace_id, span.parent_id, span.name) == (TRACE, PARENT, "text_completion m")
     assert span.attributes["rpc.system"] == "grpc"

@@ -91,7 +91,7 @@ class _SequenceResults:
 
 @dataclass(slots=True)
 class _TimedResults:
-    """The callback of a sequence whose times go with its tokens."""
+    """The callback of a sequence whose times go with its tokens, and at once when it starts."""
 
     results: _SequenceResults
     stalled: Callable[[], float]
@@ -103,6 +103,9 @@ class _TimedResults:
     def on_start(self) -> None:
         self.started = time.monotonic()
         self.stalls = self.stalled(), 0.0
+        # Its first step may take long, and the request may end within it.
+        times = SequenceTimes(self.arrived, self.started)
+        self.results.outbox.send_now(self.results.key, times)
         self.results.on_start()
 
     def on_queued(self, queued: Queued) -> None:

@@ -48,7 +48,7 @@ class Generate:
     """Generate a sequence; see `Engine.submit`.
 
     Attributes:
-        timed: Whether its `SequenceTimes` come before each of its tokens.
+        timed: Whether its `SequenceTimes` come when it starts, and before each of its tokens.
     """
 
     key: int

@@ -47,5 +47,7 @@ class TimedCallback:
         return self.callback.on_token(token)
 
     def on_finish(self, outcome: FinishReason | PredictorError) -> None:
-        """Pass it on."""
+        """Pass it on, and note the time of a complete reply."""
+        if not isinstance(outcome, PredictorError):
+            self.times.finish(self.index)
         self.callback.on_finish(outcome)

@@ -68,6 +68,7 @@ class RequestRecord:
         finish_reasons: Why its replies ended.
         cached_tokens: Tokens of its prompts that the prefix cache had.
         queue_seconds: Seconds that the last of its replies to begin waited; None if none did.
+        failure: The HTTP status of the error that ended a stream; None without one.
     """
 
     id: str
@@ -84,6 +85,7 @@ class RequestRecord:
     finish_reasons: list[str] = field(default_factory=list)
     cached_tokens: int = 0
     queue_seconds: float | None = None
+    failure: int | None = None
 
     @classmethod
     def of(cls, scope: Scope) -> RequestRecord:
@@ -196,6 +198,13 @@ def add_piece(piece: Piece) -> None:
     record = _current.get()
     if record is not None:
         record.add_piece(piece)
+
+
+def note_failure(status: int) -> None:
+    """Note the error that ended the stream of the current HTTP request, if there is one."""
+    record = _current.get()
+    if record is not None:
+        record.failure = status
 
 
 def _rounded(seconds: float | None) -> float | None:

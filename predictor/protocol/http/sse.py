@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from predictor.protocol.http.errors import http_error
 from predictor.protocol.http.off_loop import off_loop
+from predictor.protocol.http.request_record import note_failure
 from predictor.tasks.answers import Piece, Stream
 
 Encode = Callable[[Piece], Iterable[object]]
@@ -90,7 +91,9 @@ def event_stream(
             if last is not None:
                 yield _data(last.encode())
         except Exception as error:
-            yield _event(encode_error(*http_error(error)))
+            status, sentence = http_error(error)
+            note_failure(status)
+            yield _event(encode_error(status, sentence))
 
     return _Events(events(), count, stream)
 

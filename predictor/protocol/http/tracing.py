@@ -1,8 +1,9 @@
 """Spans of requests for OpenTelemetry, if its usual environment variables say so.
 
 One server span for each request, with a span for each phase of each of its sequences: queue,
-prefill, decode. Attributes follow the semantic conventions for generative AI, and have numbers and
-names alone: no prompt and no reply. The packages are imported only if traces are sent.
+prefill, decode. A phase that the request's end cuts off ends with it. Attributes follow the
+semantic conventions for generative AI, or begin with ``predictor.``. They have numbers and names
+alone: no prompt and no reply. The packages are imported only if traces are sent.
 
 The tracer provider is not made global. What libraries would trace by themselves, such as FastAPI,
 stays off.
@@ -15,19 +16,22 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from predictor.protocol.http.gate import WITHOUT_BODY
 from predictor.protocol.http.request_record import RECORD, RequestRecord
+from predictor.sentences import MAX_NAME, shorten
 from predictor.sequence_times import SequenceTimes, TimesOfRequest, collected_times
 
 logger = logging.getLogger(__name__)
 
 SERVICE = "accelerate-predictor"
 """The service's name, unless the environment has one."""
+
+CANCELLED = "cancelled"
+"""The ``error.type`` of a phase that ended because the client hung up."""
 
 _SCOPE = "predictor"
 _MOST_SEQUENCES = 16
@@ -36,11 +40,8 @@ _MOST_SEQUENCES = 16
 _SECONDS_TO_FLUSH = 0.5
 """Seconds at the end of the process for the last spans; a collector that is away loses them."""
 
-_EXPORTERS = {
-    "http/protobuf": "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-    "grpc": "opentelemetry.exporter.otlp.proto.grpc.trace_exporter",
-}
-"""The modules of OTLP's exporters, by the protocol's name in the environment."""
+_PROTOCOL = "http/protobuf"
+"""The protocol of OTLP whose exporter the extra ``tracing`` installs."""
 
 
 class RequestTracer:
@@ -92,53 +93,73 @@ class RequestSpan:
 
     def __init__(self, tracer: Any, span: Any, times: TimesOfRequest) -> None:
         self._tracer, self._span, self._times = tracer, span, times
+        self._error_type: str | None = None
         self._offset = time.time_ns() - time.monotonic_ns()
 
     def note(self, record: RequestRecord, **attributes: Any) -> None:
         """Take what is known of the request at its end."""
         if record.model:
             self._span.update_name(f"{record.operation} {record.model}")
-        first = min((times.first_token for times in self._times.measured), default=None)
+        firsts = (times.first_token for times in self._times.sequences)
+        first = min((time for time in firsts if time is not None), default=None)
         self._span.set_attributes({**_attributes(record, first), **attributes})
 
     def fail(self, error_type: str) -> None:
         """Mark the request as failed by the server."""
-        from opentelemetry.trace import StatusCode
-
-        self._span.set_attribute("error.type", error_type)
-        self._span.set_status(StatusCode.ERROR)
+        self._error_type = error_type
+        _mark_failed(self._span, error_type)
 
     def end(self) -> None:
         """End the span, with its sequences' phases as children."""
-        for index, times in enumerate(self._times.measured[:_MOST_SEQUENCES]):
-            self._add_phases(index, times)
+        now = time.monotonic()
+        for index, times in enumerate(self._times.sequences[:_MOST_SEQUENCES]):
+            self._add_phases(index, times, now)
         self._span.end()
 
-    def _add_phases(self, index: int, times: SequenceTimes) -> None:
-        self._add_phase("queue", index, times.arrived, times.started)
-        prefill = (times.started, times.first_token, times.prefill_stall)
-        self._add_phase("prefill", index, *prefill)
-        self._add_phase("decode", index, times.first_token, times.last_token, times.decode_stall)
+    def _add_phases(self, index: int, times: SequenceTimes, now: float) -> None:
+        """Add the phases that have begun. One that was cut off lasts until the request ends."""
+        phases = (
+            ("queue", times.arrived, times.started, None),
+            ("prefill", times.started, times.first_token, times.prefill_stall),
+            ("decode", times.first_token, times.last_token, times.decode_stall),
+        )
+        for name, began, ended, stall in phases:
+            if began is None:
+                return
+            phase = self._begin_phase(name, index, began)
+            if ended is None and times.finished is None:
+                self._cut_off(phase)
+            end = self._offset + int((ended or times.finished or now) * 1e9)
+            if ended is not None and stall is not None:
+                seconds = {"predictor.weights_stall.seconds": stall}
+                phase.set_attributes(seconds)
+                if stall:
+                    phase.add_event("weights stall", seconds, timestamp=end)
+            phase.end(end)
 
-    def _add_phase(
-        self, name: str, index: int, began: float, ended: float, stall: float | None = None
-    ) -> None:
+    def _begin_phase(self, name: str, index: int, began: float) -> Any:
         from opentelemetry.trace import set_span_in_context
 
-        attributes: dict[str, Any] = {"predictor.sequence.index": index}
-        phase = self._tracer.start_span(
+        return self._tracer.start_span(
             name,
             context=set_span_in_context(self._span),
             start_time=self._offset + int(began * 1e9),
-            attributes=attributes,
+            attributes={"predictor.sequence.index": index},
         )
-        end = self._offset + int(ended * 1e9)
-        if stall is not None:
-            seconds = {"predictor.weights_stall.seconds": stall}
-            phase.set_attributes(seconds)
-            if stall:
-                phase.add_event("weights stall", seconds, timestamp=end)
-        phase.end(end)
+
+    def _cut_off(self, phase: Any) -> None:
+        """Give a phase the error that ended the request; a client that hung up is none of ours."""
+        if self._error_type is None:
+            phase.set_attribute("error.type", CANCELLED)
+        else:
+            _mark_failed(phase, self._error_type)
+
+
+def _mark_failed(span: Any, error_type: str) -> None:
+    from opentelemetry.trace import StatusCode
+
+    span.set_attribute("error.type", error_type)
+    span.set_status(StatusCode.ERROR)
 
 
 def _attributes(record: RequestRecord, first_token: float | None) -> dict[str, Any]:
@@ -152,8 +173,8 @@ def _attributes(record: RequestRecord, first_token: float | None) -> dict[str, A
         "gen_ai.usage.input_tokens": record.prompt_tokens,
         "gen_ai.usage.output_tokens": record.completion_tokens,
         "gen_ai.usage.cache_read.input_tokens": record.cached_tokens or None,
-        "gen_ai.server.time_to_first_token": first_token and first_token - record.began,
-        "gen_ai.server.request.duration": time.monotonic() - record.began,
+        "predictor.first_token.seconds": first_token and first_token - record.began,
+        "predictor.request.seconds": time.monotonic() - record.began,
         **{f"gen_ai.request.{name}": value for name, value in record.parameters.items()},
     }
     return {name: value for name, value in attributes.items() if value not in (None, "")}
@@ -184,8 +205,9 @@ class Traced:
                         record,
                         **{"url.path": record.path, "http.response.status_code": record.status},
                     )
-                    if record.status >= 500:
-                        span.fail(str(record.status))
+                    status = record.failure or record.status
+                    if status >= 500:
+                        span.fail(str(status))
 
 
 def open_tracer(environ: Mapping[str, str]) -> RequestTracer | None:
@@ -196,16 +218,25 @@ def open_tracer(environ: Mapping[str, str]) -> RequestTracer | None:
     exporters = _exporters(environ)
     if not exporters:
         return None
-    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get(
-        "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
+    protocol = (
+        environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+        or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+        or _PROTOCOL
     )
+    if "otlp" in exporters and protocol != _PROTOCOL:
+        logger.warning(
+            "No traces are sent: the environment asks for OTLP by %s, and only %s is supported, "
+            "which collectors mostly have at port 4318.",
+            *(shorten(protocol, MAX_NAME), _PROTOCOL),
+        )
+        return None
     try:
-        return RequestTracer(_provider(environ, exporters, protocol))
+        return RequestTracer(_provider(environ, exporters))
     except (ImportError, KeyError) as error:
         logger.warning(
-            "No traces are sent: the environment asks for exporter %s by %s, and there is no %s. "
+            "No traces are sent: the environment asks for exporter %s, and there is no %s. "
             "Install accelerate-predictor[tracing].",
-            *(", ".join(sorted(exporters)), protocol, error.args[0]),
+            *(", ".join(sorted(exporters)), error.args[0]),
         )
         return None
 
@@ -223,7 +254,7 @@ def _exporters(environ: Mapping[str, str]) -> set[str]:
     return {name.strip() for name in (names or "otlp").split(",")} - {"none", ""}
 
 
-def _provider(environ: Mapping[str, str], exporters: set[str], protocol: str) -> Any:
+def _provider(environ: Mapping[str, str], exporters: set[str]) -> Any:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
@@ -232,9 +263,14 @@ def _provider(environ: Mapping[str, str], exporters: set[str], protocol: str) ->
         "OTEL_RESOURCE_ATTRIBUTES", ""
     )
     resource = Resource.create({} if has_name else {"service.name": SERVICE})
-    made = {"otlp": lambda: import_module(_EXPORTERS[protocol]).OTLPSpanExporter()}
-    made["console"] = ConsoleSpanExporter
+    made = {"otlp": _otlp_exporter, "console": ConsoleSpanExporter}
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     for name in sorted(exporters):
         provider.add_span_processor(BatchSpanProcessor(made[name]()))
     return provider
+
+
+def _otlp_exporter() -> Any:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from typing import Any
 
@@ -37,6 +38,9 @@ def traced(method: Method, tracer: RequestTracer | None, service: str, name: str
             code = grpc.StatusCode.OK
             try:
                 return await method(calls, context)
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
             except Exception as error:
                 code, _ = grpc_error(error)
                 raise
