@@ -92,7 +92,8 @@ def parser() -> argparse.ArgumentParser:
         "--replicas",
         type=_count,
         metavar="COUNT",
-        help="show what so many replicas read from one claim, which --disk_bandwidth is of",
+        help="show what so many replicas read from one claim, which --disk_bandwidth is of; 1 GB/s "
+        "is assumed",
     )
     group = plan.add_argument_group(
         "resources that a deployment requests, in addition to the planned ones"

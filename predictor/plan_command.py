@@ -237,7 +237,7 @@ def _compared(output: str, alternatives: Sequence[Alternative], bandwidths: Band
 def _with_reads(request: PlanRequest, text: str, drawing: Drawing, bandwidths: Bandwidths) -> str:
     """Add the reads of replicas to a plan's text."""
     replicas = request.replicas or 1
-    claim = ClaimReads.of(drawing.placement, replicas, bandwidth=bandwidths.of("disk"))
+    claim = ClaimReads.of(drawing.placement, replicas, bandwidths)
     if request.output == "json":
         return json.dumps({**json.loads(text), "claim": claim.as_json()}, indent=2)
     return "\n".join([text, *claim.lines()])

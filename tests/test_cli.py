@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -20,6 +22,7 @@ from predictor.settings_sources import PREFIX
 from tests.checkpoints import CONFIGS, byte_tokenizer, make_checkpoint
 from tests.weights.remote.web import web
 
+ROOT = Path(__file__).parents[1]
 STATED = ["--memory", "1GiB"]
 
 
@@ -195,6 +198,50 @@ def test_the_bandwidth_of_the_disk_is_measured_by_reading_a_file_of_the_model(pl
 )
 def test_a_wrong_bandwidth_is_refused(run, bloom, flag, message):
     code, _, err = run("plan", bloom, *STATED, flag)
+
+    assert code == 78
+    assert message in err
+
+
+CLAIMED = (
+    *("--memory=1GiB", "--disk=2GiB", "--max_model_len=64", '--max_memory={"cpu": "1800KiB"}'),
+    "--replicas=3",
+)
+
+
+def test_replicas_on_one_claim_have_their_reads_in_the_last_lines(run, plan, bloom):
+    code, assumed, _ = run("plan", bloom, *CLAIMED)
+    _, stated, _ = run("plan", bloom, *CLAIMED, "--disk_bandwidth=2GB")
+    claim = plan(bloom, *CLAIMED, "--disk_bandwidth=2GB")["claim"]
+
+    assert code == 0
+    assert assumed.splitlines()[-2].startswith("3 replicas on one claim read at most ")
+    assert "at 1 GB/s of the claim (assumed; --disk_bandwidth states it)" in assumed
+    assert "at 2 GB/s of the claim (stated), a forward pass takes at least" in stated
+    assert (claim["replicas"], claim["bandwidth"], claim["bandwidth_source"]) == (3, 2e9, "stated")
+    assert claim["total_bytes"] == 3 * claim["pass_bytes"] > 0
+    assert claim["pass_seconds"] == claim["total_bytes"] / 2e9
+
+
+def test_the_example_of_replicas_in_the_guide_runs(run, bloom):
+    page = (ROOT / "docs" / "guides" / "autoscaling.md").read_text()
+    (example,) = re.findall(r"^predictor (plan DIR .*--replicas.*)$", page, re.MULTILINE)
+    code, out, _ = run(*(bloom if word == "DIR" else word for word in example.split()))
+
+    assert code == 0
+    assert out.splitlines()[-1] == "3 replicas read nothing from a claim while they serve"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--replicas=0",), "--replicas: "),
+        (("--replicas=2", "--output=helm-values"), "--replicas is for one plan as a table or JSON"),
+        (("--replicas=2", "--compare=gpus=none"), "--replicas is for one plan as a table or JSON"),
+    ],
+)
+def test_replicas_without_one_plan_are_refused(run, bloom, flags, message):
+    code, _, err = run("plan", bloom, *STATED, *flags)
 
     assert code == 78
     assert message in err
