@@ -94,6 +94,19 @@ def test_an_unready_model_is_unready_everywhere_and_says_how_far_it_is(
     assert client.get("/v2/models/echo").status_code == 200
 
 
+def test_a_model_that_is_ready_while_its_memory_fills_says_how_far_that_is(
+    served: Served, client: httpx.Client
+) -> None:
+    filling = {"phase": "filling memory", "bytes_done": 3, "bytes_total": 22, "seconds_left": 1.9}
+    served.model.loading = filling
+    response = client.get("/v2/health/ready")
+    assert (response.status_code, response.json()) == (200, {"ready": True, "progress": filling})
+    response = client.get("/v2/models/echo/ready")
+    assert response.status_code == 200
+    assert response.json() == {"name": "echo", "ready": True, "progress": filling}
+    assert client.post(INFER, json=BODY).status_code == 200
+
+
 def test_an_unready_model_answers_no_prompt(served: Served, client: httpx.Client) -> None:
     served.model.ready = False
     for path in (PREDICT, INFER):

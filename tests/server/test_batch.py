@@ -103,7 +103,9 @@ def test_a_line_is_answered_as_the_same_call_of_a_server(batch: Batch, served: S
         "e": ("/v1/embeddings", {"input": "x"}),
         "f": (CHAT, {"messages": "x"}),
     }
-    batch.write([line(name, url, **body) for name, (url, body) in bodies.items()])
+    prefix = "a prefix that every line has, so long that pages of it are shared: "
+    alike = [line(f"p{n}", prompt=f"{prefix}{n}", max_tokens=2) for n in range(4)]
+    batch.write([line(name, url, **body) for name, (url, body) in bodies.items()] + alike)
 
     assert batch.run() == 0, batch.log.read_text()
     results = {each["custom_id"]: each["response"] for each in batch.results()}
@@ -112,6 +114,10 @@ def test_a_line_is_answered_as_the_same_call_of_a_server(batch: Batch, served: S
         assert results[name]["status_code"] == answer.status_code, name
         assert comparable(results[name]["body"]) == comparable(answer.json())
         assert results[name]["request_id"]
+    usages = [results[f"p{n}"]["body"]["usage"] for n in range(4)]
+    cached = sorted(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
+    assert cached[0] == 0  # whose prefix the others share
+    assert min(cached[1:]) > 0, cached
 
 
 def comparable(body: dict[str, Any]) -> dict[str, Any]:

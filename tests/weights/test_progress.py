@@ -49,6 +49,35 @@ def test_time_left_follows_from_the_rate() -> None:
     assert numbers["seconds_left"] == 1.0
 
 
+def test_weights_that_are_fetched_have_a_phase_with_its_own_rate_and_time_left() -> None:
+    now = 100.0
+    progress = Progress(clock=lambda: now)
+    progress.begin("reading weights", {"a": 300, "b": 100}, ())
+    now = 150.0
+    progress.fetched(0, 400)  # the rate counts from the first bytes
+    now = 160.0
+    progress.fetched(100, 300)
+    now = 170.0
+    progress.fetched(100, 200)
+    assert progress.as_json() == {
+        "phase": "fetching weights",
+        "bytes_done": 200,
+        "bytes_total": 400,
+        "blocks_done": 0,
+        "blocks_total": 0,
+        "bytes_per_second": 20,
+        "seconds_left": 10.0,
+    }
+    progress.done("a")
+    numbers = progress.as_json()
+    assert (numbers["phase"], numbers["bytes_done"]) == ("reading weights", 300)
+    now = 180.0
+    progress.fetched(200, 0)
+    numbers = progress.as_json()
+    assert (numbers["bytes_done"], numbers["bytes_total"]) == (400, 400)
+    assert (numbers["phase"], numbers["seconds_left"]) == ("fetching weights", 0.0)
+
+
 def test_log_lines_come_at_most_every_few_seconds(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
     caplog.set_level(logging.INFO)
