@@ -6,7 +6,7 @@ in every request. The scope is the digest of that header. A client cannot choose
 for itself (vLLM's ``cache_salt``) only makes the scope narrower.
 
 The scope is a context variable, which the one way into each server sets. So no route can forget to
-pass it on.
+pass it on. Work that goes on after its request, a batch, keeps the scope and runs within it.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ ONE_SCOPE = ScopeHeader()
 
 
 @contextmanager
-def named_scope(name: str) -> Iterator[None]:
-    """Let the requests that are prepared in the context be of a scope that is not a header's.
+def within_scope(scope: bytes) -> Iterator[None]:
+    """Let the requests that are prepared in the context be of the scope of an earlier one.
 
     Args:
-        name: The scope's name; empty leaves the scope as it is.
+        scope: What `current_scope` returned while that one was handled.
     """
-    token = _current.set(_digest("name", name) if name else _current.get())
+    token = _current.set(scope)
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from predictor.batch.queue import BatchQueue
 from predictor.batch.records import BatchRecord, FileRecord
 from predictor.batch.store import BatchStore, OwnedStore
 from predictor.batch.volume import FileThreads
+from predictor.cache_scope import current_scope
 from predictor.errors import RequestError
 from predictor.protocol.app import route
 from predictor.protocol.http.json_body import (
@@ -114,7 +115,8 @@ class BatchApi:
             raise RequestError("completion_window must be '24h'.")
         source = require_type(document["input_file_id"], str, "input_file_id")
         add = self._owned(request).add_batch
-        record = await self._files.run(add, endpoint, source, _metadata(document))
+        scope = current_scope()
+        record = await self._files.run(add, endpoint, source, scope, _metadata(document))
         self._queue.wake()
         return JSONAnswer(record.document())
 

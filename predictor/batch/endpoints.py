@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from predictor.batch.lines import LineRequest, LineResponse
 from predictor.bulk import bulk_work
-from predictor.cache_scope import named_scope
+from predictor.cache_scope import within_scope
 from predictor.errors import RequestError
 from predictor.protocol.app import Endpoint
 from predictor.protocol.http.request_record import RequestRecord, begin
@@ -32,12 +32,12 @@ class BatchEndpoints:
         completion_tokens: Tokens of all replies.
     """
 
-    def __init__(self, endpoints: Mapping[str, Endpoint], *, scope: str = "") -> None:
+    def __init__(self, endpoints: Mapping[str, Endpoint], *, scope: bytes = b"") -> None:
         """Take the endpoints.
 
         Args:
             endpoints: The endpoints by their paths.
-            scope: Whose requests share prefixes; empty if all do.
+            scope: The scope of all lines in the prefix cache, see `predictor.cache_scope`.
         """
         self._endpoints = endpoints
         self._scope = scope
@@ -57,7 +57,7 @@ class BatchEndpoints:
             )
         call = _request(request)
         record = begin(call.scope)
-        with bulk_work(), named_scope(self._scope):
+        with bulk_work(), within_scope(self._scope):
             response = await endpoint(call)
         self._count(record)
         return LineResponse(response.status_code, record.id, bytes(response.body))

@@ -163,7 +163,7 @@ class BatchQueue:
             logger.warning("Batch %s fails: %s", record.id, error)
             return "failed", _NO_INPUT
         try:
-            return await self._run(run, source, owned, record)
+            return await self._run(run, source, record)
         except (LoadFailed, OSError):
             raise
         except ConfigurationError as error:
@@ -179,12 +179,12 @@ class BatchQueue:
             await self._files.run(source.close)
 
     async def _run(
-        self, run: BatchRun, source: InputFile, owned: OwnedStore, record: BatchRecord
+        self, run: BatchRun, source: InputFile, record: BatchRecord
     ) -> tuple[Status, str | None]:
         async def take(results: Sequence[LineResult]) -> None:
             await self._files.run(run.append, results)
 
-        endpoints = BatchEndpoints(self.endpoints, scope=owned.owner)
+        endpoints = BatchEndpoints(self.endpoints, scope=bytes.fromhex(record.scope))
         runner = BatchRunner(
             source, endpoints, self._limits, take, files=self._files, endpoint=record.endpoint
         )

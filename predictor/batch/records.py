@@ -9,9 +9,9 @@ import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 Status = Literal[
     "validating",
@@ -77,6 +77,8 @@ class BatchRecord:
         input_file_id: The file with its lines.
         created_at: Unix time.
         expires_at: Unix time after which it ends with what it has.
+        scope: The scope of the request that created it, in the prefix cache: a digest in
+            hexadecimal digits, or nothing. Clients do not see it.
         status: Its state.
         metadata: The client's own texts.
         total: Lines of the input; 0 until they are counted.
@@ -95,6 +97,7 @@ class BatchRecord:
     input_file_id: str
     created_at: int
     expires_at: int
+    scope: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     status: Status = "validating"
     metadata: Mapping[str, str] | None = None
     total: int = 0

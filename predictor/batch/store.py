@@ -104,15 +104,10 @@ class BatchStore:
 
 
 class OwnedStore:
-    """The files and batches of one API key.
-
-    Attributes:
-        owner: A digest of the key.
-    """
+    """The files and batches of one API key."""
 
     def __init__(self, store: BatchStore, folder: Path) -> None:
         """Take a folder, which is made when it is needed."""
-        self.owner = folder.name
         self._store, self._folder = store, folder
 
     def add_file(self, content: BinaryIO, filename: str, purpose: str) -> FileRecord:
@@ -200,9 +195,23 @@ class OwnedStore:
         self.data(file_id).unlink(missing_ok=True)
 
     def add_batch(
-        self, endpoint: str, input_file_id: str, metadata: dict[str, str] | None
+        self,
+        endpoint: str,
+        input_file_id: str,
+        scope: bytes,
+        metadata: dict[str, str] | None = None,
     ) -> BatchRecord:
-        """Keep a new batch; raises `NotStored` if its input is no file of this key."""
+        """Keep a new batch.
+
+        Args:
+            endpoint: The URL of its lines.
+            input_file_id: The file with its lines.
+            scope: The scope of its lines in the prefix cache, see `predictor.cache_scope`.
+            metadata: The client's own texts.
+
+        Raises:
+            NotStored: The input is no file of this key.
+        """
         self.file(input_file_id)
         now = int(time.time())
         record = BatchRecord(
@@ -211,6 +220,7 @@ class OwnedStore:
             input_file_id,
             now,
             now + SECONDS_OF_A_WINDOW,
+            scope.hex(),
             metadata=metadata,
         )
         self.save(record)

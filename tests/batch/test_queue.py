@@ -63,7 +63,7 @@ def add(owned: OwnedStore, *lines: bytes, age: int = 0) -> BatchRecord:
     """Add a batch, some seconds older than now."""
     content = b"".join(lines or [request_line("a"), request_line("b")])
     file = owned.add_file(io.BytesIO(content), "in.jsonl", "batch")
-    batch = owned.add_batch(URL, file.id, None)
+    batch = owned.add_batch(URL, file.id, b"")
     batch = replace(batch, created_at=batch.created_at - age)
     owned.save(batch)
     return batch

@@ -32,7 +32,7 @@ def add_file(owned, content=b"{}\n"):
 
 
 def add_batch(owned, content=b"{}\n"):
-    return owned.add_batch("/v1/x", add_file(owned, content).id, None)
+    return owned.add_batch("/v1/x", add_file(owned, content).id, b"")
 
 
 def record_of(owned, record):
@@ -53,7 +53,8 @@ def test_a_damaged_record_hides_no_other(owned, content):
 
 
 @pytest.mark.parametrize(
-    "change", [{"more": 1}, {"created_at": "x"}, {"status": "new"}, {"id": ""}]
+    "change",
+    [{"more": 1}, {"created_at": "x"}, {"status": "new"}, {"id": ""}, {"scope": "ab"}],
 )
 def test_a_record_of_another_version_is_not_there(owned, change):
     path = record_of(owned, add_batch(owned))
