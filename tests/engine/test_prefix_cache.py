@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner
 from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.errors import GenerationFailed
-from tests.checkpoints import VOCABULARY
+from tests.checkpoints import VOCABULARY, make_checkpoint
 from tests.engine.test_contamination import ARCHITECTURES, Ask, Company, check, generated, tiny
 from tests.engine.test_engine import (
     KV_TOKENS,
@@ -26,7 +27,8 @@ from tests.engine.test_engine import (
     generate,
 )
 from tests.grids import thinned
-from tests.serving import Collected, metric
+from tests.serving import Collected, Up, bring_up, metric
+from tests.states import make_checkpoint as make_with_state
 
 SHARING = [name for name in ARCHITECTURES if name not in ("mistral", "gemma3")]
 """Those without windows, of which less is kept than could be shared."""
@@ -195,3 +197,34 @@ def test_sequences_that_share_prefixes_get_the_tokens_that_they_get_alone(
     assert sum(reply.cached for reply in replies) >= 10 * BLOCK_TOKENS
     assert runner.cache.pages.free == POOL
     assert runner.cache.pages.shared == 0
+
+
+# The plan
+
+
+def pool_bytes(up: Up) -> int:
+    """The bytes of the keys, values and states of all sequences."""
+    layers = up.task.engine.runner.cache.layers
+    tensors = (each for layer in layers for each in vars(layer).values())
+    return sum(each.nbytes for each in tensors if isinstance(each, torch.Tensor))
+
+
+@pytest.mark.parametrize("name", ["llama", "jamba"])
+def test_the_plan_and_the_cache_are_as_large_as_without_shared_prefixes(
+    name: str, tmp_path: Path
+) -> None:
+    make = make_checkpoint if name in ARCHITECTURES else make_with_state
+    folder = make(tmp_path / "model", name)
+    placements, sizes = [], []
+    for shares in (True, False):
+        up = bring_up(folder, prefix_cache=shares, max_batch_size=4, max_concurrency=4)
+        try:
+            cached = [Collected.of(up.task.engine, PROMPT, max_new_tokens=2) for _ in range(2)]
+            assert (cached[1].cached > 0) == shares
+            placements.append(up.prepared.placement)
+            sizes.append(pool_bytes(up))
+        finally:
+            up.task.engine.stop()
+            assert up.task.engine.join(30)
+    assert placements[0] == placements[1]
+    assert sizes[0] == sizes[1] > 0

@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from predictor.checkpoint.adapters import read_adapter
+from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.batchability import check_batch_invariance, check_serial
 from predictor.engine.generation.cache_kinds import unbatchable_reason
 from predictor.engine.generation.forward_passes import SchedulerLimits
@@ -25,6 +27,7 @@ from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.engine.generation.serial_runner import SerialRunner
 from predictor.errors import ModelUnusable
 from predictor.private.cache_layers import cache_layers
+from tests.adapters import write_adapter
 from tests.engine.test_contamination import Alone, Ask, Company, check, generated
 from tests.engine.test_engine import RunningEngine
 from tests.serving import Collected, blocks_on_disk, bring_up
@@ -57,7 +60,9 @@ def alone(name: str) -> tuple[Alone, ...]:
     return tuple(generated(noisy(name), ask) for ask in REQUESTS)
 
 
-def batch_runner(name: str, block_tokens: int = CHUNK) -> BatchRunner:
+def batch_runner(
+    name: str, block_tokens: int = CHUNK, adapters: LoadedAdapters | None = None
+) -> BatchRunner:
     return BatchRunner(
         noisy(name),
         device=CPU,
@@ -66,6 +71,7 @@ def batch_runner(name: str, block_tokens: int = CHUNK) -> BatchRunner:
         max_length=64,
         slots=SLOTS,
         block_tokens=block_tokens,
+        adapters=adapters,
     )
 
 
@@ -123,17 +129,20 @@ def test_sequences_that_start_from_the_states_of_others_get_the_tokens_of_genera
 
 
 @pytest.mark.parametrize("name", ["mamba2", "jamba"])
-def test_other_scopes_and_adapters_share_no_states(name: str) -> None:
-    runner = batch_runner(name)
+def test_other_scopes_and_adapters_share_no_states(name: str, tmp_path: Path) -> None:
+    adapter = read_adapter("a", write_adapter(tmp_path, noisy(name), ("lm_head",), seed=0))
+    runner = batch_runner(name, adapters=LoadedAdapters(noisy(name), [adapter], CPU))
     own = SchedulerLimits(KV_TOKENS, **limits(name))
     with RunningEngine(runner, limits=own, cache=runner.cache) as opened:
-        cached = []
-        for scope in (b"one", b"one", b"other", b"other", b"one"):
+
+        def cached(scope: bytes, name: str | None) -> int:
             reply = Collected()
-            params = SamplingParams(max_new_tokens=2)
+            params = SamplingParams(max_new_tokens=2, adapter=name)
             opened.engine.submit([*range(50, 70)], params, reply, scope=scope)
-            cached.append(reply.wait().cached)
-        assert cached == [0, 2 * CHUNK, 0, 2 * CHUNK, 2 * CHUNK]
+            return reply.wait().cached
+
+        for caller in ((b"one", None), (b"one", "a"), (b"other", "a"), (b"other", None)):
+            assert [cached(*caller) for _ in range(2)] == [0, 2 * CHUNK]
 
 
 @pytest.mark.parametrize("name", ["mamba2", "jamba"])

@@ -181,6 +181,15 @@ def test_adapters_stay_within_their_memory_and_fit_the_model(
     assert change(adapted, "unload", name="again").status_code == 200
 
 
+def test_without_memory_for_them_no_adapter_is_loaded_or_unloaded(served: Served) -> None:
+    """`served` has the default of `lora_memory`."""
+    for prefix in ("", "/openai"):
+        for verb in ("load", "unload"):
+            path = f"{served.url}{prefix}/v1/{verb}_lora_adapter"
+            body = {"lora_name": "new", "lora_path": "/x"}
+            assert httpx.post(path, json=body, timeout=60).status_code == 404
+
+
 def test_adapters_of_the_start_stay(adapted: Served) -> None:
     response = change(adapted, "unload", name="one")
     assert response.status_code == 400
