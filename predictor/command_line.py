@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import predictor
-from predictor.compatibility.apply import add_flags, without_others
+from predictor.compatibility.apply import FLAGS, SERVERS, SWITCHES, add_flags, without_others
+from predictor.compatibility.command_words import normalize
 from predictor.errors import ConfigurationError
 from predictor.placement.estimate import GB, Bandwidths, Resource
 from predictor.settings import Settings, names
@@ -39,25 +40,46 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     Raises:
         ConfigurationError: The command line is wrong.
     """
-    command_line = parser()
-    parsed, unknown = command_line.parse_known_args(_with_command(arguments))
+    words = _with_command(arguments)
+    command_line = parser(words)
+    parsed, unknown = command_line.parse_known_args(words)
+    is_import = parsed.command.startswith("import")
     check_known(
         [word.partition("=")[0].removeprefix("--") for word in unknown if word.startswith("--")],
         "flag",
         Settings.model_fields,
         shown=lambda name: f"--{name}",
+        others=() if is_import else FLAGS,
+        advice="" if is_import else f" {SERVERS}",
     )
     if unknown:
         command_line.error(f"unexpected argument {unknown[0]!r}")
     flags = {name: value for name, value in vars(parsed).items() if value is not None}
-    return flags.pop("command"), without_others(flags)
+    return flags.pop("command"), _with_keys(without_others(flags))
 
 
 def _with_command(arguments: Sequence[str]) -> list[str]:
     """Return a command line whose flags have underscores, and that names a command."""
-    words = [_underscored(word) for word in arguments]
+    words = normalize(arguments, _SWITCHES)
     is_flag = bool(words) and words[0].startswith("-")
     return ["serve", *words] if is_flag and words[0] not in _WITHOUT_COMMAND else words
+
+
+def _with_keys(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return flags whose API keys, which may be several words as in vLLM, are a setting's value.
+
+    Raises:
+        ConfigurationError: The model may be one of the words.
+    """
+    keys = flags.get("api_key", ())
+    if len(keys) == 1:
+        return flags | {"api_key": keys[0]}
+    if keys and not flags.keys() & {"model", "model_dir", "model_id", "model_uri"}:
+        raise ConfigurationError(
+            "--api_key takes all words that follow it: name the model before it, or with "
+            "--model_dir, --model_id or --model_uri."
+        )
+    return flags
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,8 +90,12 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigurationError(f"{message[0].upper()}{message[1:]}.")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Return the parser of a command line.
+
+    Args:
+        words: The command line, which has the flags of other servers that the parser takes.
+    """
     whole = _Parser(prog="predictor", description=predictor.__doc__)
     whole.add_argument("--version", action="version", version=predictor.__version__)
     commands = whole.add_subparsers(dest="command", required=True)
@@ -104,18 +130,22 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--gpu_resource", default="nvidia.com/gpu", help="the cluster's resource name of a GPU"
     )
-    serve.add_argument(
+    _add_model(serve)
+    for command in (serve, plan, _add_batch(commands), _add_doctor(commands)):
+        _add_settings(command)
+        add_flags(command, words)
+    _add_import(commands)
+    _add_import_tgi(commands)
+    return whole
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "model",
         nargs="?",
         default=argparse.SUPPRESS,
         help="the same as --model_dir or, if there is no such directory, as --model_id",
     )
-    for command in (serve, plan, _add_batch(commands), _add_doctor(commands)):
-        _add_settings(command)
-        add_flags(command)
-    _add_import(commands)
-    _add_import_tgi(commands)
-    return whole
 
 
 def _add_doctor(commands: Any) -> argparse.ArgumentParser:
@@ -148,12 +178,7 @@ def _add_batch(commands: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
         help="answer a file of requests in OpenAI's batch format, without a server",
     )
-    parser.add_argument(
-        "model",
-        nargs="?",
-        default=argparse.SUPPRESS,
-        help="the same as --model_dir or, if there is no such directory, as --model_id",
-    )
+    _add_model(parser)
     parser.add_argument(
         "--input",
         required=True,
@@ -242,7 +267,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     for name in names():
         field = Settings.model_fields[ALIASES.get(name, name)]
         switch: dict[str, Any] = {"nargs": "?", "const": "true"} if _is_switch(field) else {}
-        if field.annotation == dict[str, str]:  # as vLLM has it
+        if field.annotation == dict[str, str] or name == "api_key":  # as vLLM has them
             switch = {"nargs": "+"}
         text = (field.description or "").replace("%", "%%")
         group.add_argument(
@@ -259,8 +284,6 @@ def _is_switch(field: Any) -> bool:
     return field.annotation in (bool, bool | None)
 
 
-def _underscored(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+_SWITCHES = SWITCHES | {
+    f"--{name}" for name, field in Settings.model_fields.items() if _is_switch(field)
+}

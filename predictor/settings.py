@@ -33,10 +33,12 @@ from predictor.settings_types import (
     Bytes,
     DeviceMap,
     Dtype,
+    MaxModelLen,
     MemoryByDevice,
     ModelDir,
     ModelName,
     Task,
+    Tokens,
 )
 from predictor.settings_weights import WeightSettings
 
@@ -76,7 +78,7 @@ class Settings(ProtocolSettings, LimitSettings, ChatSettings, GenerationSettings
     in. `auto` keeps them as the checkpoint does. `int8` and `int4` quantise an unquantised one
     while it is loaded; replies then differ."""
 
-    max_model_len: int | None = Field(None, ge=2)
+    max_model_len: MaxModelLen = Field(None, ge=2)
     """Most tokens of prompt and reply, together or, with an encoder, of each; sizes the KV cache.
 
     Default: the model's own context length, but at most 8192, so that the KV cache of a long
@@ -92,7 +94,7 @@ class Settings(ProtocolSettings, LimitSettings, ChatSettings, GenerationSettings
     shorter. Default: one, and as many more, up to `max_batch_size`, as fit without moving a weight
     to a slower tier."""
 
-    prefill_chunk: int = Field(512, ge=1)
+    prefill_chunk: Tokens = Field(512, ge=1)
     """Most prompt tokens in one forward pass; bounds the memory of activations. With 512 rows
     matrix products are efficient, and activations are still small compared with a block."""
 
@@ -184,7 +186,7 @@ class Settings(ProtocolSettings, LimitSettings, ChatSettings, GenerationSettings
     """Most sequences in one batch. A processor or a link to a GPU is saturated by some dozens, and
     more sequences only slow each other down."""
 
-    max_batch_tokens: int = Field(4096, ge=1)
+    max_batch_tokens: Tokens = Field(4096, ge=1)
     """Most tokens, padding included, in one forward pass of an encoder task (classification,
     embedding, ranking, fill-mask); bounds the memory of activations. At least `max_model_len`."""
 

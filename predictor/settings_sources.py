@@ -102,8 +102,19 @@ def check_known(
     *,
     shown: Callable[[str], str] = str,
     where: str = "",
+    others: Collection[str] = (),
+    advice: str = "",
 ) -> None:
     """Refuse names that are neither a setting nor the predecessor's name of one.
+
+    Args:
+        given: The names.
+        kind: What they are.
+        choices: The names of the settings.
+        shown: Returns a name as it is written.
+        where: The end of the sentence, such as a file.
+        others: Further names that one may have misspelt.
+        advice: A further sentence about a name that is not misspelt.
 
     Raises:
         ConfigurationError: A name is unknown; the sentence names the nearest known one.
@@ -115,9 +126,12 @@ def check_known(
                 f"without it, and {shown('weights_dtype')} int8 or int4 quantises one that is not."
             )
         if name not in choices and name not in ALIASES:
-            near = difflib.get_close_matches(name, (*choices, *ALIASES), n=1, cutoff=0.5)
+            own = (*choices, *ALIASES)
+            misspelt = difflib.get_close_matches(name, (*own, *others), n=1, cutoff=_MISSPELT)
+            near = misspelt or difflib.get_close_matches(name, own, n=1, cutoff=0.5)
             hint = f"; did you mean {shown(near[0])}?" if near else "."
-            raise ConfigurationError(f"Unknown {kind} {shown(name)}{where}{hint}")
+            more = "" if misspelt else advice
+            raise ConfigurationError(f"Unknown {kind} {shown(name)}{where}{hint}{more}")
 
 
 def by_field(given: Mapping[str, Any]) -> dict[str, Any]:

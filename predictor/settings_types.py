@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,6 +57,18 @@ def _model_name(value: Any) -> Any:
     return value
 
 
+_NUMBER = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>[kmgtKMGT])")
+
+_VLLM_TASKS = {
+    "auto": None,
+    "generate": None,
+    "embed": "text_embedding",
+    "embedding": "text_embedding",
+    "classify": "sequence_classification",
+    "score": "rerank",
+}
+"""Tasks by the names of vLLM's older ``--task``; None is detected."""
+
 URI_SCHEMES = ("s3", "https", "http")
 """Schemes of `model_uri`."""
 
@@ -76,6 +89,28 @@ def _no_uri(value: Any) -> Any:
     )
 
 
+def _tokens(value: Any) -> Any:
+    """Return a number of tokens, which vLLM's flags also take as ``32k`` (of 1000) and ``32K``."""
+    match = _NUMBER.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        return value
+    power = "kmgt".index(match["unit"].lower()) + 1
+    return int(Decimal(match["number"]) * (1000 if match["unit"].islower() else 1024) ** power)
+
+
+def _model_len(value: Any) -> Any:
+    if str(value) in ("auto", "-1"):
+        raise ValueError(
+            "is not fitted to the memory; leave it out for the model's own context up to 8192 "
+            "tokens, or set a number, which `predictor plan` shows the memory of"
+        )
+    return _tokens(value)
+
+
+def _task(value: Any) -> Any:
+    return _VLLM_TASKS.get(value, value) if isinstance(value, str) else value
+
+
 def _devices(value: Any) -> Any:
     device_map = _from_json(value)
     if isinstance(device_map, dict):
@@ -85,22 +120,30 @@ def _devices(value: Any) -> Any:
 
 def _adapters(value: Any) -> Any:
     """Return adapters by name: of ``name=path`` pairs, or of JSON as vLLM takes it."""
-    if isinstance(value, str):
-        value = json.loads(value) if value.lstrip().startswith(("{", "[")) else value.split(",")
-    if isinstance(value, dict):
-        value = [value] if set(value) >= {"name", "path"} else list(value.items())
-    pairs = [_pair(each) for each in value]
+    words = value if isinstance(value, list | tuple) else [value]
+    pairs = [_pair(each) for word in words for each in _adapters_of(word)]
     if len(dict(pairs)) < len(pairs):
         raise ValueError("names an adapter twice")
     return dict(pairs)
 
 
+def _adapters_of(word: Any) -> list[Any]:
+    """Return the adapters of one word of a flag, or of one element of a list."""
+    if isinstance(word, str):
+        if not word.lstrip().startswith(("{", "[")):
+            return [pair for pair in word.split(",") if pair.strip()]
+        document = json.loads(word)
+        return document if isinstance(document, list) else _adapters_of(document)
+    if isinstance(word, dict) and not set(word) >= {"name", "path"}:
+        return list(word.items())
+    return [word]
+
+
 def _pair(value: Any) -> tuple[str, str]:
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        value = json.loads(value)
     if isinstance(value, dict):
         value = (value.get("name"), value.get("path"))
-    name, path = value.strip().split("=", 1) if isinstance(value, str) and "=" in value else value
+    pair = value.strip().split("=", 1) if isinstance(value, str) else value
+    name, path = pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None)
     if not (isinstance(name, str) and name and not set(name) & set("/: ") and path):
         raise ValueError("must be pairs such as name=path")
     return name, re.sub(r"^hf://", "", str(path))
@@ -125,10 +168,12 @@ Adapters = Annotated[
         when_used="json",
     ),
 ]
+Tokens = Annotated[int, BeforeValidator(_tokens)]
+MaxModelLen = Annotated[int | None, BeforeValidator(_model_len)]
 ModelName = Annotated[str, BeforeValidator(_model_name)]
 ModelDir = Annotated[Path, BeforeValidator(_no_uri)]
 
-Task = (
+Task = Annotated[
     Literal[
         "text_generation",
         "text2text_generation",
@@ -139,8 +184,9 @@ Task = (
         "text_embedding",
         "rerank",
     ]
-    | None
-)
+    | None,
+    BeforeValidator(_task),
+]
 
 JsonObject = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 MemoryByDevice = Annotated[dict[str, Bytes] | None, BeforeValidator(_memory_by_device)]

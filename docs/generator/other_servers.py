@@ -14,7 +14,7 @@ def flag_rows(flags: Mapping[str, Flag]) -> Iterator[Sequence[str]]:
     """Yield the row of each flag that is not a setting of the same name."""
     for name, flag in flags.items():
         if name not in names():
-            short = f", `-{flag.short}`" if flag.short else ""
+            short = "".join(f", `-{each}`" for each in flag.short)
             yield f"`--{name}`{short}", _accepted(flag), _sentence(flag.instead)
 
 

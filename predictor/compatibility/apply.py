@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from predictor.compatibility.flag import Flag
 from predictor.compatibility.kserve_flags import KSERVE_FLAGS, KSERVE_VARIABLES
-from predictor.compatibility.vllm_flags import VLLM_FLAGS
+from predictor.compatibility.vllm_flags import VERSIONS, VLLM_FLAGS
 from predictor.settings import names
 
 logger = logging.getLogger(__name__)
@@ -20,20 +21,45 @@ FLAGS: Mapping[str, Flag] = {
 """All flags of other servers that are not ours; KServe's win."""
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags to a parser; its help does not show them."""
+SWITCHES = {
+    option
+    for name, flag in FLAGS.items()
+    if flag.is_switch
+    for option in (f"--{name}", *(f"-{short}" for short in flag.short))
+}
+"""Those that may stand without a value, with their dashes."""
+
+SERVERS = (
+    f"Besides the settings, the flags of KServe's servers and of vLLM's ({VERSIONS}) are "
+    "understood."
+)
+"""Which servers' flags are in the tables."""
+
+
+def add_flags(parser: argparse.ArgumentParser, words: Iterable[str]) -> None:
+    """Add the flags that a command line has to a parser; its help does not show them.
+
+    Args:
+        parser: The parser.
+        words: The command line, with underscores. To add all flags takes longer than to parse.
+    """
+    used = {word.partition("=")[0].lstrip("-").removeprefix("no_") for word in words}
+    has_short = any(re.match("-[a-zA-Z]", word) for word in words)
     for name, flag in FLAGS.items():
-        options = [f"--{name}"] + ([f"-{flag.short}"] if flag.short else [])
-        count = {"nargs": "?", "const": "true"} if flag.is_switch else {"nargs": "+"}
-        parser.add_argument(*options, dest=name, help=argparse.SUPPRESS, **count)  # type: ignore[arg-type]
-        if flag.is_switch:
-            parser.add_argument(
-                f"--no_{name}",
-                dest=name,
-                action="store_const",
-                const="false",
-                help=argparse.SUPPRESS,
-            )
+        if name in used or (has_short and flag.short):
+            _add(parser, name, flag)
+
+
+def _add(parser: argparse.ArgumentParser, name: str, flag: Flag) -> None:
+    count: dict[str, Any] = {} if flag.count is None else {"nargs": flag.count}
+    if flag.is_switch or flag.count == "?":
+        count = {"nargs": "?", "const": "true"}
+    options = [f"--{name}", *(f"-{short}" for short in flag.short)]
+    parser.add_argument(*options, dest=name, help=argparse.SUPPRESS, **count)
+    if flag.is_switch:
+        parser.add_argument(
+            f"--no_{name}", dest=name, action="store_const", const="false", help=argparse.SUPPRESS
+        )
 
 
 def without_others(given: Mapping[str, Any]) -> dict[str, Any]:

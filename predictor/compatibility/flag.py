@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from predictor.errors import ConfigurationError
 
@@ -18,6 +19,15 @@ Values = tuple[str, ...]
 
 Convert = Callable[[Values], Mapping[str, str]]
 """A function from the values of a flag to our settings by name."""
+
+SWITCH_VALUES = {
+    **dict.fromkeys(("true", "1", "yes", "on", "t", "y"), "true"),
+    **dict.fromkeys(("false", "0", "no", "off", "f", "n"), "false"),
+}
+"""What a switch may have as its value, in small letters."""
+
+_ABSENT = ("", "None")
+"""Values with which vLLM takes a flag for absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +41,9 @@ class Flag:
         accepted: The values that are accepted; None for any.
         instead: What to do instead of a value that is refused.
         is_switch: Whether it may stand without a value, and after ``--no-``.
-        short: Its name with one dash, or nothing.
+        count: How many values it takes, as `argparse` has it: one, at most one, or several.
+        is_secret: Whether its value is left out of messages.
+        short: Its names with one dash.
     """
 
     settings: tuple[str, ...] = ()
@@ -40,7 +52,9 @@ class Flag:
     accepted: tuple[str, ...] | None = None
     instead: str = ""
     is_switch: bool = False
-    short: str = ""
+    count: Literal["?", "+"] | None = None
+    is_secret: bool = False
+    short: tuple[str, ...] = ()
 
     def apply(self, name: str, values: Values) -> dict[str, str]:
         """Return the settings that the flag sets.
@@ -48,13 +62,19 @@ class Flag:
         Raises:
             ConfigurationError: It is refused with these values.
         """
-        for value in values:
+        given = tuple(value for value in values if value not in _ABSENT)
+        if not given:
+            return {}
+        if self.is_switch:
+            given = tuple(_switched(name, value) for value in given)
+        for value in given:
             if self.accepted is not None and value.lower() not in self.accepted:
-                shown = f"--{name}" if self.is_switch and value == "true" else f"--{name}={value}"
+                is_bare = self.is_secret or (self.is_switch and value == "true")
+                shown = f"--{name}" if is_bare else f"--{name}={value}"
                 raise ConfigurationError(f"{shown} is not supported: {self.instead}.")
         if self.convert is not None:
-            return dict(self.convert(values))
-        return dict.fromkeys(self.settings, values[-1])
+            return dict(self.convert(given))
+        return dict.fromkeys(self.settings, given[-1])
 
 
 def model_or_directory(values: Values) -> dict[str, str]:
@@ -71,7 +91,25 @@ def same(*settings: str, reason: str = "", is_switch: bool = False) -> Flag:
 
 def unneeded(reason: str, *, is_switch: bool = False, short: str = "") -> Flag:
     """Return a flag that changes nothing, whatever its value is."""
-    return Flag(reason=reason, is_switch=is_switch, short=short)
+    return Flag(reason=reason, is_switch=is_switch, short=tuple(short.split()))
+
+
+def all_unneeded(
+    reason: str, names: str = "", *, switches: str = "", lists: str = ""
+) -> dict[str, Flag]:
+    """Return flags by name that change nothing for the same reason.
+
+    Args:
+        reason: The reason.
+        names: Names of flags with one value, with spaces between them.
+        switches: Those of switches.
+        lists: Those of flags that take several values.
+    """
+    return {
+        **dict.fromkeys(names.split(), Flag(reason=reason)),
+        **dict.fromkeys(switches.split(), Flag(reason=reason, is_switch=True)),
+        **dict.fromkeys(lists.split(), Flag(reason=reason, count="+")),
+    }
 
 
 def refused(
@@ -80,8 +118,22 @@ def refused(
     unless: tuple[str, ...] = (),
     reason: str = "it is what this server does anyway",
     is_switch: bool = False,
-    short: str = "",
+    count: Literal["?", "+"] | None = None,
+    is_secret: bool = False,
 ) -> Flag:
     """Return a flag that is refused, unless its value asks for nothing."""
-    harmless = ("false", *unless) if is_switch else unless
-    return Flag(accepted=harmless, instead=instead, reason=reason, is_switch=is_switch, short=short)
+    return Flag(
+        accepted=("false", *unless) if is_switch else unless,
+        instead=instead,
+        reason=reason,
+        is_switch=is_switch,
+        count=count,
+        is_secret=is_secret,
+    )
+
+
+def _switched(name: str, value: str) -> str:
+    switched = SWITCH_VALUES.get(value.lower())
+    if switched is None:
+        raise ConfigurationError(f"--{name} is a switch, and has no value {value!r}.")
+    return switched

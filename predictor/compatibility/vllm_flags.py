@@ -1,202 +1,176 @@
-"""The common flags of vLLM's server, as of 0.24 (``vllm serve --help=all``).
+"""The flags of vLLM's server of early 2025 to 2026 (``vllm serve --help=all``).
 
-Flags with the name and the meaning of one of our settings are not listed.
+Flags with the name and the meaning of one of our settings are not listed. `vllm_model_flags` has
+those of the model, and `vllm_engine_flags` those of placement, memory, schedule and drafts.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 
-from predictor.compatibility.flag import Flag, Values, model_or_directory, refused, same, unneeded
+from predictor.compatibility.flag import Flag, Values, all_unneeded, refused, same, unneeded
+from predictor.compatibility.vllm_engine_flags import ENGINE_FLAGS, PLUGIN, json_object
+from predictor.compatibility.vllm_model_flags import MODEL_FLAGS
 from predictor.errors import ConfigurationError
 
-_ADAPTERS = "all of --lora_modules stay in memory, whatever their ranks, and share forward passes"
-_PLACEMENT = (
-    "blocks are placed over all accelerators of the pod, main memory and disk; `predictor plan` "
-    "shows where"
-)
-_REPLICAS = "run more replicas (minReplicas)"
-_FILES = "change it in the model's own files"
-_GRAPHS = "passes are not captured or compiled"
-_SCHEDULE = "passes are scheduled by what they cost here"
-_LOG = "the log has one line for each event, and prompts are never logged"
-_KV = "the KV cache is as large as --max_model_len and --max_concurrency make it"
-_MEDIA = "a model's text alone is served"
-_DOWNLOAD = "the hub's variables say it: HF_HOME, HF_TOKEN, HF_ENDPOINT"
-_PUBLISHED = (
-    *("awq", "awq_marlin", "gptq", "gptq_marlin", "compressed-tensors", "modelopt"),
-    *("modelopt_fp4", "mxfp4", "quark", "fbgemm_fp8"),
-)
+VERSIONS = "early 2025 to 2026"
+"""The releases of vLLM whose flags are in the tables."""
+
+_LOG = "the log has one line for each event, and neither prompts nor replies"
+_TEMPLATE = "put it into the model directory as chat_template.jinja"
+_REPLIES = "replies have no such part; leave the flag out"
+_CLIENT_CERTIFICATES = "clients' certificates are the gateway's to check"
+_GATEWAY = "use a gateway"
+_COHERE = "Cohere's chats are not served"
+_GRAMMARS = "llguidance follows schemas and grammars"
 
 
-_LOOKUP = ("ngram", "[ngram]")
-"""vLLM's names of looking drafts up, which its older flags take in place of a draft model."""
+def _access_log(values: Values) -> dict[str, str]:
+    return {"access_log": "false" if values[-1] == "true" else "true"}
 
 
-def _names(values: Values) -> dict[str, str]:
-    """Return the model's name, and the other names that OpenAI's clients may use."""
-    plain = next((name for name in values if "/" not in name), values[0].rpartition("/")[2])
-    others = ",".join(name for name in values if name != plain)
-    return {"model_name": plain} | ({"model_aliases": others} if others else {})
+def _structured_outputs(values: Values) -> dict[str, str]:
+    """Return the parser of reasoning; the rest of ``--structured-outputs-config`` is fixed here."""
+    config = json_object("structured_outputs_config", values)
+    for name in ("disable_additional_properties", "enable_in_reasoning"):
+        if config.get(name):
+            raise ConfigurationError(
+                f"--structured_outputs_config with {name!r} is not supported: schemas are followed "
+                "as they are, and by the reply after the reasoning alone."
+            )
+    parser = config.get("reasoning_parser")
+    return {"reasoning_parser": str(parser)} if parser else {}
 
 
-def _model(values: Values) -> dict[str, str]:
-    """Return the setting of a model, which vLLM may stream from a bucket."""
-    is_uri = "://" in values[-1]
-    return {"model_uri": values[-1]} if is_uri else model_or_directory(values)
-
-
-def _speculation(values: Values) -> dict[str, str]:
-    """Return the drafts of vLLM's ``--speculative-config``, a JSON object.
-
-    Raises:
-        ConfigurationError: It is no JSON object.
-    """
-    try:
-        config = json.loads(values[-1])
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise ConfigurationError("--speculative_config is no JSON object.")
-    model, count = config.get("model"), config.get("num_speculative_tokens")
-    is_lookup = model is None or model in _LOOKUP
-    method = config.get("method") or ("ngram" if is_lookup else "draft_model")
-    if method in _LOOKUP:
-        return {} if count is None else {"prompt_lookup_num_tokens": str(count)}
-    if method != "draft_model" or model is None:
-        return {}
-    number = {} if count is None else {"draft_model_num_tokens": str(count)}
-    return {"draft_model_dir": str(model)} | number
-
-
-def _draft_model(values: Values) -> dict[str, str]:
-    """Return the draft model of vLLM's older ``--speculative-model``."""
-    return {} if values[-1] in _LOOKUP else {"draft_model_dir": values[-1]}
-
-
-VLLM_FLAGS: Mapping[str, Flag] = {
-    "model": Flag(
-        ("model_dir", "model_id", "model_uri"),
-        _model,
-        "a path, a repository on the hub or a URI",
+_REPLY: Mapping[str, Flag] = {
+    "chat_template": refused(_TEMPLATE),
+    "trust_request_chat_template": refused(_TEMPLATE, is_switch=True),
+    "default_chat_template_kwargs": refused(
+        "set them in chat_template_kwargs of requests, or as defaults in chat_template.jinja",
+        unless=("{}",),
     ),
-    "served_model_name": Flag(
-        ("model_name", "model_aliases"),
-        _names,
-        "the first name without a slash is in URLs; the others are for OpenAI's clients",
-    ),
-    "port": same("http_port"),
-    "max_num_seqs": same("max_batch_size"),
-    "max_num_batched_tokens": same("prefill_chunk", "max_batch_tokens"),
-    "gpu_memory_utilization": same(
-        "gpu_fraction", reason="`--memory_headroom` is kept free besides"
-    ),
-    "code_revision": refused("code is the one of the model's revision; set --model_revision"),
-    "tokenizer": refused("put the tokenizer's files into the model directory (--model_dir)"),
-    "tokenizer_mode": refused("the tokenizer is transformers' own", unless=("auto", "hf")),
-    "config_format": refused("the config is config.json", unless=("auto", "hf")),
-    "hf_config_path": refused("put config.json into the model directory (--model_dir)"),
-    "hf_overrides": refused(_FILES, unless=("{}",)),
-    "hf_token": refused("set HF_TOKEN in the environment, which no list of processes shows"),
-    "download_dir": refused("set HF_HOME in the environment"),
-    "rope_scaling": refused(_FILES),
-    "rope_theta": refused(_FILES),
-    "generation_config": refused(
-        "the model's generation_config.json is followed; set --override_generation_config",
-        unless=("auto",),
-    ),
-    "chat_template": refused("put it into the model directory as chat_template.jinja"),
     "chat_template_content_format": unneeded("it is detected in the model's chat template"),
-    "load_format": refused(
-        "safetensors are read, and .bin files with --allow_pickle",
-        unless=("auto", "hf", "safetensors", "fastsafetensors", "runai_streamer"),
-        reason="weights are read at the speed of the device anyway",
+    "response_role": refused("a reply has the role 'assistant'", unless=("assistant",)),
+    "tool_parser_plugin": refused(f"{PLUGIN}, and set --tool_call_parser"),
+    "reasoning_parser_plugin": refused(f"{PLUGIN}, and set --reasoning_parser"),
+    "reasoning_config": refused("set --reasoning_parser", unless=("{}",)),
+    "tool_server": refused("clients run the tools that a model calls"),
+    "structured_outputs_config": Flag(
+        ("reasoning_parser",), _structured_outputs, f"{_GRAMMARS}, and JSON has one line"
     ),
-    "quantization": refused(
-        "--weights_dtype int8 or int4 quantises a model that is not quantised, and a quantised "
-        "checkpoint is recognised without the flag",
-        unless=_PUBLISHED,
-        reason="a quantised checkpoint is recognised by its config",
-        short="q",
+    "guided_decoding_disable_additional_properties": refused(
+        "say additionalProperties in the schema", is_switch=True
     ),
-    "kv_cache_dtype": refused("the KV cache has the serving dtype (--dtype)", unless=("auto",)),
-    "runner": unneeded("the task is detected, or set with --task"),
-    "convert": unneeded("the task is detected, or set with --task"),
-    "model_impl": unneeded("the model's own implementation of transformers is used"),
-    "tensor_parallel_size": unneeded(_PLACEMENT, short="tp"),
-    "pipeline_parallel_size": unneeded(_PLACEMENT, short="pp"),
-    "data_parallel_size": refused(
-        _REPLICAS, unless=("1",), reason="one process answers all requests", short="dp"
+    "logits_processors": refused("a request sets logit_bias", count="+"),
+    "logits_processor_pattern": refused("a request sets logit_bias"),
+    "logprobs_mode": refused(
+        "log probabilities are those of the model, before the sampling parameters",
+        unless=("raw_logprobs",),
     ),
-    "api_server_count": refused(
-        _REPLICAS, unless=("1",), reason="one process answers all requests"
-    ),
-    "nnodes": refused("a model is served by one pod", unless=("1",)),
-    "enable_expert_parallel": unneeded(_PLACEMENT, is_switch=True),
-    "distributed_executor_backend": unneeded(_PLACEMENT),
-    "disable_custom_all_reduce": unneeded(_PLACEMENT, is_switch=True),
-    "device": refused("set --device_map", unless=("auto",)),
-    "cpu_offload_gb": unneeded(_PLACEMENT),
-    "swap_space": unneeded(_PLACEMENT),
-    "block_size": unneeded(_KV),
-    "num_gpu_blocks_override": unneeded(_KV),
-    "kv_cache_memory_bytes": unneeded(_KV),
-    "kv_cache_memory": unneeded(_KV),
-    "kv_transfer_config": refused("keys and values are not sent to other servers"),
-    "enable_prefix_caching": same("prefix_cache", is_switch=True),
-    "prefix_caching_hash_algo": unneeded("prefixes are compared by SHA-256"),
-    "enable_chunked_prefill": unneeded("prompts are read in chunks anyway", is_switch=True),
-    "max_num_partial_prefills": unneeded(_SCHEDULE),
-    "max_long_partial_prefills": unneeded(_SCHEDULE),
-    "long_prefill_token_threshold": unneeded(_SCHEDULE),
-    "scheduling_policy": refused("requests run in the order in which they come", unless=("fcfs",)),
-    "async_scheduling": unneeded(_SCHEDULE, is_switch=True),
-    "num_scheduler_steps": unneeded(_SCHEDULE),
-    "enforce_eager": unneeded(_GRAPHS, is_switch=True),
-    "compilation_config": unneeded(_GRAPHS, short="O"),
-    "max_seq_len_to_capture": unneeded(_GRAPHS),
-    "attention_backend": unneeded("the fastest one that the model supports is used"),
-    "seed": unneeded("each request may have a seed of its own"),
     "max_logprobs": unneeded("a request may have 20"),
-    "speculative_config": Flag(
-        ("prompt_lookup_num_tokens", "draft_model_dir", "draft_model_num_tokens"),
-        _speculation,
-        "`ngram`, whose lookups compare 2 to 5 tokens, and `draft_model` are the methods here",
+    "return_tokens_as_token_ids": refused("POST /tokenize returns token ids", is_switch=True),
+    "enable_return_routed_experts": refused(_REPLIES, is_switch=True),
+    "return_sampling_mask": refused(_REPLIES, is_switch=True),
+    "enable_prompt_embeds": refused("a prompt is text or tokens", is_switch=True),
+    "enable_force_include_usage": refused(
+        "a stream has its usage if the request sets stream_options.include_usage", is_switch=True
     ),
-    "speculative_model": Flag(
-        ("draft_model_dir",), _draft_model, "with `[ngram]` drafts are looked up, as always"
-    ),
-    "num_speculative_tokens": same("prompt_lookup_num_tokens", "draft_model_num_tokens"),
-    "enable_lora": unneeded(_ADAPTERS, is_switch=True),
-    "max_loras": unneeded(_ADAPTERS),
-    "max_lora_rank": unneeded(_ADAPTERS),
-    "max_cpu_loras": unneeded(_ADAPTERS),
-    "enable_auto_tool_choice": unneeded("nothing needs to be turned on", is_switch=True),
-    "reasoning_parser": unneeded("nothing needs to be turned on"),
-    "limit_mm_per_prompt": unneeded(_MEDIA),
-    "allowed_local_media_path": unneeded(_MEDIA),
-    "mm_processor_kwargs": unneeded(_MEDIA),
-    "enable_log_requests": unneeded(_LOG, is_switch=True),
-    "disable_log_stats": unneeded(_LOG, is_switch=True),
-    "disable_uvicorn_access_log": unneeded(_LOG, is_switch=True),
-    "uvicorn_log_level": unneeded(_LOG),
     "enable_prompt_tokens_details": unneeded("replies have the counts of tokens", is_switch=True),
-    "enable_request_id_headers": unneeded("replies have a request id anyway", is_switch=True),
-    "root_path": unneeded("routes do not depend on the path of a proxy"),
-    "ssl_ca_certs": refused("clients' certificates are the gateway's to check"),
+    **all_unneeded(
+        "nothing needs to be turned on", switches="enable_auto_tool_choice enable_reasoning"
+    ),
+    **all_unneeded(
+        "tools are left out of the prompt anyway", switches="exclude_tools_when_tool_choice_none"
+    ),
+    **all_unneeded(
+        _GRAMMARS, "guided_decoding_backend", switches="guided_decoding_disable_fallback"
+    ),
+    **all_unneeded(
+        "JSON is written on one line anyway", switches="guided_decoding_disable_any_whitespace"
+    ),
+    **all_unneeded("replies have no system_fingerprint", "fingerprint_mode fingerprint_value"),
+    **all_unneeded(_COHERE, "cohere_format", switches="cohere_is_reasoning_model"),
+}
+
+_SERVER: Mapping[str, Flag] = {
+    "port": same("http_port"),
+    "uds": refused("the server listens on --host and --http_port"),
+    "grpc": refused("gRPC has V2's protocol, beside REST (--enable_grpc)", is_switch=True),
+    "shutdown_timeout": same("grace_period"),
+    "h11_max_incomplete_event_size": same("max_header_size", reason="of a request's headers"),
+    "h11_max_header_count": same("max_header_count"),
+    "config": refused("put settings into the model directory's setup_config.json"),
+    "ssl_ca_certs": refused(_CLIENT_CERTIFICATES),
+    "ssl_cert_reqs": refused(_CLIENT_CERTIFICATES, unless=("0",)),
+    "ssl_ciphers": refused("OpenSSL's defaults are used; a gateway may have others"),
+    "enable_ssl_refresh": unneeded(
+        "REST uses a renewed certificate from the next connection on", is_switch=True
+    ),
+    "allow_credentials": refused("send API keys as a header", is_switch=True),
     "allowed_methods": unneeded("all methods of a route are allowed"),
     "allowed_headers": unneeded("all headers are allowed"),
-    "allow_credentials": refused("send API keys as a header", is_switch=True),
-    "middleware": refused("use a gateway"),
-    "headless": refused("a model is served by one pod", is_switch=True),
-    "config": refused("put settings into the model directory's setup_config.json"),
+    "middleware": refused(_GATEWAY),
+    "root_path": unneeded("routes do not depend on the path of a proxy"),
+    "tokens_only": refused(f"{_GATEWAY} that closes the other routes", is_switch=True),
+    "enable_tokenizer_info_endpoint": refused(
+        "read the tokenizer's files of the model", is_switch=True
+    ),
+    "disable_uvicorn_access_log": Flag(("access_log",), _access_log, is_switch=True),
+    "disable_access_log_for_endpoints": unneeded("only requests to the model have access lines"),
+    "enable_request_id_headers": unneeded("replies have a request id anyway", is_switch=True),
     "otlp_traces_endpoint": unneeded(
         "OTEL_EXPORTER_OTLP_ENDPOINT in the environment turns traces on"
     ),
-    "max_parallel_loading_workers": unneeded("weights are read at the speed of the device"),
-    "use_tqdm_on_load": unneeded("the log shows the progress of loading", is_switch=True),
-    "disable_fastapi_docs": unneeded("they are off", is_switch=True),
     "enable_server_load_tracking": unneeded("the load is in the metrics", is_switch=True),
+    **all_unneeded(
+        "--enable_docs_url turns /docs on, which loads scripts from the internet",
+        switches="disable_fastapi_docs enable_offline_docs",
+    ),
+    **all_unneeded(
+        "the model runs in a process of its own", switches="disable_frontend_multiprocessing"
+    ),
+    **all_unneeded(
+        "documents are ranked by a model of pairs", switches="enable_flash_late_interaction"
+    ),
+    **all_unneeded(
+        _LOG,
+        "uvicorn_log_level",
+        switches="enable_log_requests disable_log_stats enable_log_outputs enable_log_deltas",
+    ),
+    **all_unneeded("unexpected errors have their stack in the log", switches="log_error_stack"),
+}
+
+_SHORT: Mapping[str, tuple[str, ...]] = {
+    "quantization": ("q",),
+    "tensor_parallel_size": ("tp",),
+    "pipeline_parallel_size": ("pp",),
+    "decode_context_parallel_size": ("dcp",),
+    "prefill_context_parallel_size": ("pcp",),
+    "data_parallel_size": ("dp",),
+    "data_parallel_rank": ("dpn",),
+    "data_parallel_start_rank": ("dpr",),
+    "data_parallel_size_local": ("dpl",),
+    "data_parallel_address": ("dpa",),
+    "data_parallel_rpc_port": ("dpp",),
+    "data_parallel_backend": ("dpb",),
+    "data_parallel_hybrid_lb": ("dph",),
+    "data_parallel_external_lb": ("dpe",),
+    "data_parallel_multi_port_external_lb": ("dpm",),
+    "enable_expert_parallel": ("ep",),
+    "api_server_count": ("asc",),
+    "nnodes": ("n",),
+    "node_rank": ("r",),
+    "speculative_config": ("sc",),
+    "speculative_draft_tensor_parallel_size": ("spec-draft-tp",),
+    "diffusion_config": ("dc",),
+    "attention_config": ("ac",),
+    "compilation_config": ("O", "cc"),
+}
+
+_ALL = {**MODEL_FLAGS, **ENGINE_FLAGS, **_REPLY, **_SERVER}
+
+VLLM_FLAGS: Mapping[str, Flag] = {
+    name: replace(flag, short=_SHORT.get(name, ())) for name, flag in _ALL.items()
 }
 """vLLM's flags by name, with underscores."""

@@ -23,7 +23,7 @@ _LAUNCHER = "text-generation-launcher"
 _IMAGE = "text-generation-inference"
 _GPU = "nvidia.com/gpu"
 _MOST_BYTES = 1024**2
-_SHORT = {flag.short: name for name, flag in TGI_FLAGS.items() if flag.short}
+_SHORT = {short: name for name, flag in TGI_FLAGS.items() for short in flag.short}
 
 
 @dataclass(frozen=True, slots=True)

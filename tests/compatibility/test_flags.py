@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 from kserve import model_server
 
 from predictor.cli import parse_arguments
-from predictor.compatibility.apply import FLAGS, log_variables
+from predictor.compatibility.apply import FLAGS, SERVERS, log_variables
 from predictor.compatibility.kserve_flags import KSERVE_FLAGS, KSERVE_VARIABLES
 from predictor.compatibility.vllm_flags import VLLM_FLAGS
 from predictor.errors import ConfigurationError
-from predictor.settings import Settings, names
+from predictor.settings import Settings, names, read_settings
 from predictor.settings_sources import VARIABLES as SETTING_VARIABLES
+from tests.compatibility.vllm_names import NEWEST, OLDER
 
 HUGGINGFACESERVER = [
     *("model_dir", "model_id", "model_revision", "tokenizer_revision", "max_length"),
@@ -34,12 +36,55 @@ def test_every_flag_of_kserve_is_a_setting_or_in_the_table(name: str) -> None:
     assert name in names() or name in FLAGS
 
 
+def test_every_flag_of_vllm_is_a_setting_or_in_the_table() -> None:
+    assert not {*NEWEST.split(), *OLDER.split()} - {*names(), *FLAGS}
+
+
+def test_the_table_has_no_flag_twice() -> None:
+    assert not KSERVE_FLAGS.keys() & VLLM_FLAGS.keys()
+    shorts = [short for flag in FLAGS.values() for short in flag.short]
+    assert len(shorts) == len(set(shorts))
+
+
 @pytest.mark.parametrize("name", sorted({*KSERVE_FLAGS, *VLLM_FLAGS}))
 def test_a_flag_sets_settings_or_says_why_it_does_not(name: str) -> None:
     flag = {**VLLM_FLAGS, **KSERVE_FLAGS}[name]
     assert set(flag.settings) <= set(Settings.model_fields)
     assert flag.settings or flag.reason
     assert (flag.accepted is None) == (not flag.instead)
+
+
+@pytest.mark.parametrize("name", sorted(FLAGS))
+def test_a_flag_is_accepted_or_refused_by_its_sentence_and_takes_no_other_word(name: str) -> None:
+    flag, dashed = FLAGS[name], name.replace("_", "-")
+    lines = [f"--{dashed}=7", f"--{dashed} 7", *(f"-{short} 7" for short in flag.short)]
+    if flag.is_switch:
+        lines = [f"--{dashed}", f"--no-{dashed}", f"--{dashed}=true", f"--{dashed} false"]
+        lines += [f"-{short}" for short in flag.short]
+    for line in lines:
+        words = ["serve", *line.split(), "--model-dir=/m"]
+        if flag.count is None:  # as in `serve --enforce-eager org/gpt`
+            words[-1:] = ["/m"]
+        settings, refusal = _settings_or_refusal(words)
+        if refusal:
+            assert refusal.startswith(f"--{name}")
+            assert (flag.instead and flag.instead in refusal) or "is no JSON object" in refusal
+        else:
+            assert settings.pop("model_dir") == "/m"
+            assert settings.keys() <= set(flag.settings)
+
+
+def _settings_or_refusal(words: list[str]) -> tuple[dict[str, Any], str]:
+    try:
+        return parse_arguments(words)[1], ""
+    except ConfigurationError as error:
+        return {}, str(error)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, flag in FLAGS.items() if flag.accepted))
+def test_the_accepted_values_of_a_flag_are_accepted(name: str) -> None:
+    for value in (*(FLAGS[name].accepted or ()), "None", ""):
+        assert FLAGS[name].apply(name, (value,)).keys() <= set(FLAGS[name].settings)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +145,43 @@ def test_a_flag_sets_settings_or_says_why_it_does_not(name: str) -> None:
             },
         ),
         ("serve --speculative-model [ngram]", {}),
+        (
+            "serve --spec-model /mnt/tiny --spec-method draft_model",
+            {"draft_model_dir": "/mnt/tiny"},
+        ),
+        (
+            "serve --speculative-config.method ngram --speculative-config.num_speculative_tokens=4",
+            {"prompt_lookup_num_tokens": "4"},
+        ),
+        (
+            "serve --override-generation-config.temperature 0.5 org/gpt",
+            {"model_id": "org/gpt", "override_generation_config": '{"temperature": 0.5}'},
+        ),
+        ("serve -O3", {}),
+        ("serve -O 3 -cc.mode=3 -O.pass_config.fuse=true -tp 2 -ep -q=awq", {}),
+        ("serve --tensor-parallel-size 2 org/gpt", {"model_id": "org/gpt"}),
+        ("serve --enforce-eager org/gpt", {"model_id": "org/gpt"}),
+        (
+            "serve --trust-remote-code org/gpt --no-enable-prefix-caching",
+            {"trust_remote_code": "true", "model_id": "org/gpt", "prefix_cache": "false"},
+        ),
+        ("serve --enable_grpc false --hf-token", {"enable_grpc": "false"}),
+        ("serve --device cpu", {"device_map": "cpu"}),
+        ("serve --device cuda", {}),
+        ("serve --convert embed --runner pooling", {"task": "text_embedding"}),
+        ("serve --disable-uvicorn-access-log", {"access_log": "false"}),
+        ("serve --no-disable-uvicorn-access-log", {"access_log": "true"}),
+        ("serve --shutdown-timeout 30", {"grace_period": "30"}),
+        ("serve --h11-max-header-count 200", {"max_header_count": "200"}),
+        ('serve --structured-outputs-config {"backend":"xgrammar"}', {}),
+        (
+            'serve --structured-outputs-config {"reasoning_parser":"qwen3"}',
+            {"reasoning_parser": "qwen3"},
+        ),
+        ("serve m/m --api-key a b", {"model_id": "m/m", "api_key": ["a", "b"]}),
+        ("serve --api-key a,b", {"api_key": "a,b"}),
+        ("serve --quantization None --chat-template None --served-model-name None", {}),
+        ("serve --cudagraph-capture-sizes 1 2 4 --kv-cache-dtype-skip-layers 0 1", {}),
     ],
 )
 def test_a_flag_becomes_settings(line: str, settings: dict[str, str]) -> None:
@@ -117,6 +199,23 @@ def test_a_flag_becomes_settings(line: str, settings: dict[str, str]) -> None:
         ("plan /m --data-parallel-size 2", "--data_parallel_size=2 is not supported: run more re"),
         ("serve --speculative-config ngram", "--speculative_config is no JSON object"),
         ("serve --chat-template x.jinja", "--chat_template=x.jinja is not supported: put it into"),
+        ("serve --hf-token hf_secret", "--hf_token is not supported: set HF_TOKEN"),
+        ("serve --spec-method eagle3", "--spec_method=eagle3 is not supported: drafts are looked"),
+        ("serve --convert reward", "--convert=reward is not supported: models of rewards"),
+        ("serve --device=tpu", "--device=tpu is not supported: set --device_map"),
+        (
+            "serve --enforce-eager=org/gpt",
+            "--enforce_eager is a switch, and has no value 'org/gpt'",
+        ),
+        ("serve --headless", "--headless is not supported: a model is served by one pod"),
+        (
+            "serve --api-key a /mnt/m",
+            "--api_key takes all words that follow it: name the model bef",
+        ),
+        (
+            'serve --structured-outputs-config {"enable_in_reasoning":true}',
+            "--structured_outputs_config with 'enable_in_reasoning' is not supported: schemas",
+        ),
     ],
 )
 def test_a_refused_flag_says_what_to_do_instead(line: str, sentence: str) -> None:
@@ -124,6 +223,70 @@ def test_a_refused_flag_says_what_to_do_instead(line: str, sentence: str) -> Non
         parse_arguments(line.split())
     assert str(refusal.value).startswith(sentence)
     assert str(refusal.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "value"),
+    [
+        ("--max-model-len=32k", "max_model_len", 32_000),
+        ("--max-model-len=32K", "max_model_len", 32_768),
+        ("--max-model-len=25.6k", "max_model_len", 25_600),
+        ("--max-num-batched-tokens=2K", "prefill_chunk", 2048),
+        ("--max-num-batched-tokens=2K", "max_batch_tokens", 2048),
+        ("--dtype=half", "dtype", "float16"),
+        ("--dtype=float", "dtype", "float32"),
+        ("--dtype=auto", "dtype", "auto"),
+        ("--revision=main", "model_revision", "main"),
+        ("--task=embed", "task", "text_embedding"),
+        ("--task=classify", "task", "sequence_classification"),
+        ("--task=score", "task", "rerank"),
+        ("--task=generate", "task", None),
+        ("--task=auto", "task", None),
+        ('--allowed-origins=["*"]', "allowed_origins", ("*",)),
+        ('--api-key=["a","b"]', "api_key", ("a", "b")),
+        ("--reasoning-parser=deepseek_r1", "reasoning_parser", "deepseek_r1"),
+        ("--reasoning-parser=kimi_k2", "reasoning_parser", "think"),
+        ("--reasoning-parser=openai_gptoss", "reasoning_parser", "auto"),
+        ("--tool-call-parser=qwen3_xml", "tool_call_parser", "qwen3_xml"),
+        ('--override-generation-config={"top_k":2}', "override_generation_config", {"top_k": 2}),
+        ("--lora-modules a=b c=d", "lora_modules", {"a": "b", "c": "d"}),
+        ("--lora-modules a=b,c=d", "lora_modules", {"a": "b", "c": "d"}),
+        ('--lora-modules {"name":"a","path":"b"} c=d', "lora_modules", {"a": "b", "c": "d"}),
+        ('--lora-modules [{"name":"a","path":"b"}]', "lora_modules", {"a": "b"}),
+        ("--uvicorn-log-level=warning", "log_level", "info"),
+    ],
+)
+def test_vllms_values_of_our_settings_are_understood(flag: str, name: str, value: object) -> None:
+    _, flags = parse_arguments(["serve", *flag.split()])
+    assert getattr(read_settings(flags, environ={}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--max-model-len=auto", "max_model_len: is not fitted to the memory; leave it out"),
+        ("--max-model-len=-1", "max_model_len: is not fitted to the memory; leave it out"),
+        ("--max-model-len=long", "max_model_len: Input should be a valid integer"),
+        ("--tool-call-parser=pythonic", "tool_call_parser: must be one of auto, none, deepseek"),
+        ("--reasoning-parser=granite", "reasoning_parser: must be one of auto, none, deepseek"),
+        ("--task=transcription", "task: Input should be 'text_generation', "),
+        ("--lora-modules=ab", "lora_modules: must be pairs such as name=path"),
+    ],
+)
+def test_values_that_are_not_served_are_refused_by_a_sentence(flag: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        read_settings(parse_arguments(["serve", flag])[1], environ={})
+    assert str(refusal.value).startswith(sentence)
+
+
+def test_an_unknown_flag_says_whose_flags_there_are() -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        parse_arguments(["serve", "--zzz"])
+    assert str(refusal.value) == f"Unknown flag --zzz. {SERVERS}"
+    with pytest.raises(ConfigurationError, match=r"did you mean --tensor_parallel_size\?$"):
+        parse_arguments(["serve", "--tensor-paralel-size", "2"])
+    with pytest.raises(ConfigurationError, match=r"^Unknown flag --zzz\.$"):
+        parse_arguments(["import-torchserve", "a.mar", "--into", "b", "--zzz"])
 
 
 def test_a_flag_that_changes_nothing_is_one_line_in_the_log(
