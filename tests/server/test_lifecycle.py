@@ -17,6 +17,7 @@ import pytest
 
 import predictor.protocol  # noqa: F401  (imports kserve with pytest's arguments hidden)
 from tests.conftest import Checkpoints
+from tests.server import held_blocks
 from tests.server.process import Served, serve
 
 from kserve import InferenceGRPCClient  # isort: skip
@@ -105,6 +106,28 @@ def test_a_start_opens_its_ports_first_is_live_and_not_ready_and_then_is(
         assert grpc_ready(server)
         assert grpc_infer_code(server) is grpc.StatusCode.OK
         assert server.log.count("Placement of") == 1  # the early gRPC call loaded nothing
+
+
+def test_a_start_that_repeats_one_is_ready_and_says_how_far_its_memory_is_filled(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    flags = ("--max_model_len=64", "--prefill_chunk=16", f"--offload_folder={tmp_path}/offload")
+    with serve(checkpoints("bloom"), *flags) as first:
+        first.await_ready()
+    fault = (held_blocks.__name__, held_blocks.install.__name__, f"{tmp_path}/go")
+    with serve(checkpoints("bloom"), *flags, faults=[fault]) as server:
+        server.await_ready()
+        answer = httpx.get(f"{server.url}/v2/health/ready")
+        progress = answer.json().get("progress", {})
+        assert (answer.status_code, answer.json()["ready"]) == (200, True)
+        assert (progress["phase"], progress["bytes_done"]) == ("filling memory", 0)
+        assert progress["blocks_total"] == 6
+        Path(f"{tmp_path}/go").touch()
+        assert server.predict("at once").status_code == 200
+        deadline = time.monotonic() + 60
+        while httpx.get(f"{server.url}/v2/health/ready").json() != {"ready": True}:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_health_answers_while_a_generation_runs(checkpoints: Checkpoints) -> None:
