@@ -54,8 +54,14 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     )
     if unknown:
         command_line.error(f"unexpected argument {unknown[0]!r}")
-    flags = {name: value for name, value in vars(parsed).items() if value is not None}
+    flags = {name: value for name, value in vars(parsed).items() if not _is_absent(name, value)}
     return flags.pop("command"), _with_keys(without_others(flags))
+
+
+def _is_absent(name: str, value: Any) -> bool:
+    """Return whether a flag has no value; vLLM's may have ``None``, where that is the default."""
+    field = Settings.model_fields.get(name)
+    return value is None or (value == "None" and field is not None and field.default is None)
 
 
 def _with_command(arguments: Sequence[str]) -> list[str]:

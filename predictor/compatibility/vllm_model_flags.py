@@ -23,7 +23,7 @@ _LOADING = "weights are read at the speed of the device"
 _POOLING = "the model's own modules.json says it"
 _PUBLISHED = (
     *("awq", "awq_marlin", "gptq", "gptq_marlin", "compressed-tensors", "modelopt"),
-    *("modelopt_fp4", "mxfp4", "quark", "fbgemm_fp8"),
+    *("modelopt_fp4", "mxfp4", "quark", "fbgemm_fp8", "auto-round"),
 )
 _CONVERTED = {"embed": "text_embedding", "classify": "sequence_classification"}
 

@@ -181,6 +181,10 @@ def test_the_accepted_values_of_a_flag_are_accepted(name: str) -> None:
         ("serve m/m --api-key a b", {"model_id": "m/m", "api_key": ["a", "b"]}),
         ("serve --api-key a,b", {"api_key": "a,b"}),
         ("serve --quantization None --chat-template None --served-model-name None", {}),
+        (
+            "serve --revision None --max-model-len None --ssl-keyfile None --dtype half",
+            {"dtype": "half"},
+        ),
         ("serve --cudagraph-capture-sizes 1 2 4 --kv-cache-dtype-skip-layers 0 1", {}),
     ],
 )
