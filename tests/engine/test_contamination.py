@@ -81,12 +81,13 @@ def seeded(config: Any) -> Any:
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: when it comes, and when it is cancelled, in passes of the model."""
+    """One request: when it comes, and when it is cancelled, in passes of the model; its scope."""
 
     prompt: list[int]
     sampling: SamplingParams
     at: int
     gone: int | None = None
+    scope: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,9 @@ class Company:
 
     def _come(self, index: int) -> None:
         ask = self.requests[index]
-        self._keys[index] = self._engine.submit(ask.prompt, ask.sampling, self._callbacks[index])
+        callback = self._callbacks[index]
+        key = self._engine.submit(ask.prompt, ask.sampling, callback, scope=ask.scope)
+        self._keys[index] = key
 
     def someone_ended(self) -> None:
         """Where nobody runs there are no passes to count, so the next comes at once."""

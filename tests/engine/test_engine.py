@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from predictor.engine.generation.adapters import LoadedAdapters
 from predictor.engine.generation.draft_model import DraftModel
 from predictor.engine.generation.engine import Engine
 from predictor.engine.generation.forward_passes import SchedulerLimits
@@ -33,7 +34,9 @@ KV_TOKENS, LONGEST = 600, 128
 _names = (f"test-{number}" for number in itertools.count())
 
 
-def batch_runner(model: Any, *, kv_tokens: int = KV_TOKENS) -> BatchRunner:
+def batch_runner(
+    model: Any, *, kv_tokens: int = KV_TOKENS, adapters: LoadedAdapters | None = None
+) -> BatchRunner:
     return BatchRunner(
         model,
         device=torch.device("cpu"),
@@ -42,6 +45,7 @@ def batch_runner(model: Any, *, kv_tokens: int = KV_TOKENS) -> BatchRunner:
         max_length=LONGEST,
         slots=8,
         window_pages=kv_tokens + PADDING_PAGES,
+        adapters=adapters,
     )
 
 

@@ -506,6 +506,9 @@ class Simulation:
     It keeps books of its own and holds every step against them.
     """
 
+    bulk_share, hang_ups = 0.0, 0.003
+    """The fraction of sequences that are bulk work; the chance that a step takes one away."""
+
     def __init__(self, seed: int, *, requests: int | None = None) -> None:
         self.requests = requests  # how many submit; None: each sequence is a request of its own
         chance = self.chance = random.Random(seed)
@@ -527,6 +530,7 @@ class Simulation:
         self.goals: dict[int, int] = {}
         self.overtaken: dict[int, int] = {}  # for who waits: by how many later ones
         self.running: set[int] = set()
+        self.bulk: set[int] = set()
         self.arrivals = 0
         self.preempted = 0
         self.steps = 0
@@ -535,7 +539,7 @@ class Simulation:
         for _ in range(steps):
             if self.chance.random() < self.rate and len(self.known_tokens) < 24:
                 self.arrive()
-            if self.known_tokens and self.chance.random() < 0.003:
+            if self.known_tokens and self.chance.random() < self.hang_ups:
                 self.forget(self.chance.choice(list(self.known_tokens)))
             self.step()
         # All that is left ends: no step is without a pass, so each brings somebody forward.
@@ -553,7 +557,9 @@ class Simulation:
         self.known_tokens[key], self.cached[key], self.goals[key] = prompt, 0, goal
         self.overtaken[key] = 0
         request = None if self.requests is None else self.chance.randrange(self.requests)
-        self.scheduler.add(key, prompt, request)
+        if self.bulk_share and self.chance.random() < self.bulk_share:
+            self.bulk.add(key)
+        self.scheduler.add(key, prompt, request, is_bulk=key in self.bulk)
 
     def forget(self, key: int) -> None:
         self.scheduler.remove(key)
@@ -565,12 +571,12 @@ class Simulation:
         step = self.scheduler.plan()
         self.steps += 1
         for key in step.preempted:
-            assert key != next(iter(self.known_tokens)), "the first to have arrived is preempted"
+            assert key != self.first, "the first to have arrived is preempted"
             self.preempted += 1
             self.cached[key] = self.overtaken[key] = 0
             self.running.discard(key)
         self.admitted()
-        assert step.batches or not self.known_tokens, "nobody comes forward"
+        self.check_progress(step)
         seen: set[int] = set()
         for rows in step.batches:
             self.check(rows, seen)
@@ -578,6 +584,14 @@ class Simulation:
             self.check_windows(rows)
             for chunk in rows:
                 self.compute(chunk)
+
+    @property
+    def first(self) -> int:
+        """The first to have arrived; of bulk work only if there is nothing else."""
+        return min(self.known_tokens, key=lambda key: (key in self.bulk, key))
+
+    def check_progress(self, step: Step) -> None:
+        assert step.batches or not self.known_tokens, "nobody comes forward"
 
     def admitted(self) -> None:
         """Note who runs now, and by how many each waiting sequence was overtaken."""
@@ -587,7 +601,8 @@ class Simulation:
             for new in newcomers:
                 del self.overtaken[new]
             for key in self.overtaken:
-                self.overtaken[key] += sum(new > key for new in newcomers)
+                rivals = newcomers & self.bulk if key in self.bulk else newcomers
+                self.overtaken[key] += sum(new > key for new in rivals)
                 assert self.requests or self.overtaken[key] <= MAX_OVERTAKES
         assert len(self.running) <= self.limits.sequences
         self.check_room()
