@@ -15,7 +15,7 @@ class GenerationSettings(BaseSettings):
 
     prefix_cache: bool = True
     """Whether prompts that begin alike share what is computed of their prefix, while the KV cache
-    has room. Models that keep more than keys and values of whole sequences share nothing."""
+    has room. Models with layers that keep a window alone share nothing."""
 
     max_prefill_chunk: int | None = Field(None, ge=1)
     """Most prompt tokens in one forward pass of an offloaded model, where each pass reads the
