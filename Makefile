@@ -116,6 +116,7 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/limits.py
 	$(BIN)/python benchmarks/queues.py
+	$(BIN)/python benchmarks/link.py
 	$(BIN)/python benchmarks/threads.py
 	$(BIN)/python benchmarks/abuse.py
 

@@ -422,6 +422,51 @@ def test_the_gpu_benchmark_fails_without_a_gpu(tmp_path_factory, monkeypatch):
     assert numbers["failure"].endswith("torch sees no CUDA device")
 
 
+@pytest.mark.parametrize(
+    ("layers", "buffers", "times", "seconds"),
+    [
+        # Copies of 2 follow each other: 4 of them are a pass.
+        ([0, 0, 0, 0], 2, {}, 8),
+        # With one buffer, each copy waits for the computation of the block before: 4 x (2 + 1).
+        ([0, 0, 0, 0], 1, {}, 12),
+        # A pass ends 1 after its last copy. The next two copies go on meanwhile, 3 beyond that end,
+        # and the next one waits until the first block has computed, at 10 + 1.
+        ([0, 0, 0, 0], 2, {"between": 10}, 8 + 8),
+        # A third buffer has one copy more meanwhile.
+        ([0, 0, 0, 0], 3, {"between": 10}, 8 + 6),
+        # The kernels take longer to start than to run, and all copies are hidden.
+        ([0, 0, 0, 0], 2, {"start": 5}, 20),
+        # While a layer that stays computes, the next block is copied.
+        ([0, None, 0, None], 2, {}, 4),
+        # A block is staged while the one before is copied, unless that takes longer.
+        ([0, 0, 0, 0], 2, {"staging": 1.5}, 8),
+        ([0, 0, 0, 0], 2, {"staging": 3}, 12),
+        # In turns, two GPUs copy at the same time.
+        ([0, 1] * 4, 2, {}, 8),
+    ],
+)
+def test_a_pass_over_streamed_blocks_takes_as_long_as_by_hand(layers, buffers, times, seconds):
+    module = load("link")
+    own = module.Times(**{"copy": 2, "compute": 1, "start": 0} | times)
+    assert module.pass_seconds(own, layers, buffers=buffers) == pytest.approx(seconds)
+    gpus = len({gpu for gpu in layers if gpu is not None})
+    copied = 2 * sum(gpu is not None for gpu in layers) / gpus
+    share = module.link_share(own, layers, buffers=buffers)
+    assert share == pytest.approx(copied / seconds)
+
+
+def test_two_gpus_that_take_turns_copy_more_than_with_half_of_the_layers_each(capsys, tmp_path):
+    module = load("link")
+    path = tmp_path / "numbers.json"
+    assert module.main(["--json", str(path), "--start", "0.2", "20"]) == 0
+    assert capsys.readouterr().out.startswith("Simulated, not run.")
+    shares = json.loads(path.read_text())["shares"]
+    fast = {name: row["0.2"] for name, row in shares.items()}
+    assert fast["2 buffers"] > 0.9
+    assert fast["two GPUs in turns"] > fast["two GPUs, the first half and the second"]
+    assert all(row["20"] < row["0.2"] for row in shares.values())
+
+
 def test_limits_checks_each_server_against_its_plan(tmp_path_factory):
     with memory_cgroup(2**30):
         pass  # or skip
