@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, DeepseekV3Config, DynamicCache, L
 from predictor.engine.generation.kv_accounting import BLOCK_TOKENS
 from predictor.engine.generation.layout import SequenceChunk
 from predictor.engine.generation.runner import BatchRunner
+from predictor.linear.install import install
 from predictor.private.cache_layers import cache_layers
 
 SHAPES = (
@@ -177,7 +178,9 @@ def _model(flags: argparse.Namespace) -> Any:
         own = "eager" if flags.kind == "eager" else "sdpa"
         config = LlamaConfig(**shape, num_key_value_heads=flags.kv_heads, attn_implementation=own)
     model = AutoModelForCausalLM.from_config(config)
-    return model.to(getattr(torch, flags.dtype)).eval()
+    model = model.to(getattr(torch, flags.dtype)).eval()
+    install(model)
+    return model
 
 
 def _fill(runner: BatchRunner, rows: int, context: int, shared: int) -> None:

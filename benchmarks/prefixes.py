@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint import OFFLOADED, Size, make
+from counters import PASSES, read_counters
 from load import Prompt, Server, send, send_all
 from measuring import add_path_flags, finish, machine, table
 from prompts import Prompts
@@ -110,10 +111,19 @@ def _requests(server: Server, prompts: Prompts, flags: argparse.Namespace) -> di
     for users in flags.users:
         own = prompts.take(users, seed=users)
         whole = [_joined(system, each, prompts) for each in own]
+        before = read_counters(server)
         replies = asyncio.run(send_all(server, [[each] for each in whole], _NEW_TOKENS))
+        run = read_counters(server).since(before)[PASSES]
         first = statistics.median(reply.first for reply in replies)
-        levels.append({"users": users, "first": first, "passes": first / one_pass})
-        print(f"{users} users: {first / one_pass:.2f} passes", file=sys.stderr, flush=True)
+        last = max(reply.first for reply in replies) / one_pass
+        levels.append(
+            {"users": users, "first": first, "passes": first / one_pass, "last": last, "run": run}
+        )
+        print(
+            f"{users} users: {first / one_pass:.2f} passes, the last {last:.2f}, {run:.0f} in all",
+            file=sys.stderr,
+            flush=True,
+        )
     return {"pass": one_pass, "cold": cold, "levels": levels}
 
 

@@ -109,7 +109,6 @@ def test_each_row_gets_the_tokens_of_its_own_adapter(
         ]
         tokens, passes = in_company(up, names)
         assert tokens == expected
-        print("PASSES", passes)
         # Once all prompts are computed, all adapters share each forward pass.
         assert sum(Counter(each) == Counter(names) for each in passes) >= TOKENS // 2
         assert in_company(up, ("two",) * 4)[0][2] == expected[2]

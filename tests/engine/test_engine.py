@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -364,6 +365,23 @@ def test_a_lone_sequence_runs_before_the_rest_of_a_list(model: Any) -> None:
 
 
 # Failures of one
+
+
+@pytest.mark.parametrize("are_long", [True, False], ids=["long passes", "short passes"])
+def test_requests_that_come_one_after_the_other_begin_together_if_passes_are_long(
+    model: Any, *, are_long: bool
+) -> None:
+    runner = Wrapped(batch_runner(model), lambda rows: None)
+    with RunningEngine(runner) as opened:
+        policy: Any = opened.engine._policy
+        policy._gathering.note_pass(50.0 if are_long else 0.001)
+        waiting = [Collected(), Collected()]
+        for collected in waiting:
+            opened.engine.submit(PROMPTS[0], SamplingParams(max_new_tokens=1), collected)
+            time.sleep(0.1)
+        for collected in waiting:
+            collected.wait()
+    assert [len(rows) for rows in runner.passes] == ([2] if are_long else [1, 1])
 
 
 def poisoned(model: Any, token: int) -> Wrapped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional
@@ -37,10 +38,15 @@ def test_layers_in_half_precision_ask_the_table() -> None:
     torch.testing.assert_close(model(x), original(x), rtol=0.05, atol=0.05)
 
 
-def test_layers_without_a_choice_are_left_alone() -> None:
-    model = _model(torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_that_do_not_follow_each_other_share_one_product(dtype: torch.dtype) -> None:
+    model = _model(dtype)
     install(model)
-    assert [type(module) for module in model] == [nn.Linear, nn.ReLU, _Own, nn.Linear]
+    last = torch.randn(3, 5, 40, dtype=dtype)[:, -1:]
+    with torch.profiler.profile() as profile:
+        rows = model(last)
+    assert "aten::bmm" not in {event.name for event in profile.events()}
+    torch.testing.assert_close(rows, model(last.contiguous()))
 
 
 def test_the_chosen_kernel_computes_with_the_parameters_of_the_moment() -> None:

@@ -16,6 +16,7 @@ from predictor.engine.generation.draft_model import DraftModel
 from predictor.engine.generation.draft_trials import DraftTrials
 from predictor.engine.generation.drafter import Drafter
 from predictor.engine.generation.forward_passes import Chunk, SchedulerLimits
+from predictor.engine.generation.gathering import Gathering
 from predictor.engine.generation.generated_sequence import GeneratedSequence
 from predictor.engine.generation.kv_cache import PagedKVCache
 from predictor.engine.generation.layout import SequenceChunk
@@ -63,14 +64,18 @@ class ContinuousBatching:
         self._drafter = Drafter(self._sequences, draft_model, limits.lookup_tokens, trials)
         self._scheduler = Scheduler(limits, self._prefixes, self._drafter)
         self._batch_sampler = BatchSampler()
+        self._gathering = Gathering()
         metrics.kv_limit.set(limits.kv_tokens if limits.keeps_tokens else 0)
 
     def idle_seconds(self) -> float | None:
-        """Return that there is nothing to wait for while a sequence is left."""
-        return 0 if self._sequences else None
+        """Return for how long to gather sequences; nothing while one is computed."""
+        if not self._sequences:
+            return None
+        return 0 if self._scheduler.running else self._gathering.seconds_left
 
     def add(self, key: int, request: GeneratedSequence) -> None:
         """Put a sequence in line."""
+        self._gathering.note_arrival(is_first=not self._sequences)
         self._scheduler.add(key, len(request.prompt), request.request, is_bulk=request.is_bulk)
         scope = request.prefix_scope
         if request.params.prompt_logprobs is not None:
@@ -131,6 +136,7 @@ class ContinuousBatching:
         tokens = sum(isinstance(token, Token) for sampled in results for token in sampled)
         self._metrics.count_step(rows=len(rows), seconds=seconds, tokens=tokens)
         self._drafter.note(rows, tokens, seconds)
+        self._gathering.note_pass(seconds)
         for chunk, sampled in zip(rows, results, strict=True):
             if drafted := len(self._draft_of(chunk)):
                 source = self._drafter.source(chunk.key)
