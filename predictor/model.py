@@ -38,7 +38,7 @@ from predictor.tasks.generation import TextGeneration
 from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.loading import TaskOptions, open_checked_tokenizer, open_task
 from predictor.tasks.request import TaskRequest
-from predictor.tasks.task import PreparedRequest, Task, TaskSpec
+from predictor.tasks.task import Task, TaskSpec, prepare
 from predictor.tasks.text_length import lengths_of
 from predictor.tasks.text_tokens import TextTokens
 from predictor.weights.progress import FILLING
@@ -220,7 +220,7 @@ class PredictorModel(ModelShell):
         try:
             async with asyncio.timeout(limit):
                 # A mistake in a request is answered at once, not after the requests before it.
-                prepared = await _prepare(task, request)
+                prepared = await prepare(task, request)
                 answers = await prepared.complete()
         except TimeoutError:
             raise DeadlineExceeded.after(limit) from None
@@ -241,7 +241,7 @@ class PredictorModel(ModelShell):
         permit = self.admission.enter(request.sequences, request.most_tokens)
         try:
             async with asyncio.timeout_at(deadline):
-                prepared = await _prepare(task, request)
+                prepared = await prepare(task, request)
             pieces = prepared.stream()
         except TimeoutError:
             permit.release()
@@ -292,9 +292,3 @@ class PredictorModel(ModelShell):
         self.ready = False
         if self._on_broken is not None:
             self._on_broken(error)
-
-
-async def _prepare(task: Task, request: TaskRequest) -> PreparedRequest:
-    if request.is_short:
-        return task.prepare(request)
-    return await asyncio.to_thread(task.prepare, request)

@@ -153,6 +153,9 @@ class PreparedEncoderRequest:
         self._engine = engine
         self._jobs = jobs
 
+    async def check(self) -> None:
+        """Return: all has been checked."""
+
     async def complete(self) -> tuple[Answer, ...]:
         """Return one answer for each instance, in order. Cancelling this cancels the sequences.
 

@@ -26,7 +26,6 @@ from predictor.tasks.request import (
     Conversation,
     GenerationParameters,
     GenerationRequest,
-    Grammar,
     PromptText,
     TaskRequest,
 )
@@ -131,7 +130,6 @@ class TextGeneration:
         jobs = []
         encoded: dict[tuple[int, Cut, bool | None], Encoded] = {}  # once for n replies
         words = cache(partial(words_as_tokens, tokenizer=self.tokenizer))
-        grammars: dict[tuple[Grammar, str], str] = {}
         scoring = PromptScoring(self._most_tokens, self._decoder_prefix is not None)
         for requested in request.prompts:
             prompt, stops = with_special_stops(requested, self._special)
@@ -149,15 +147,9 @@ class TextGeneration:
                 prompt_logprobs=scoring.alternatives(prompt.parameters, source.ids),
             )
             check_allowed(sampling)
-            if prompt.parameters.grammar is not None:
-                lead = "" if source.form is None else source.form.lead
-                form = prompt.parameters.grammar, lead
-                if form not in grammars:
-                    grammars[form] = self._structured.compile_grammar(*form)
-                sampling = replace(sampling, grammar=grammars[form])
             jobs.append(Job(prompt, source.ids, sampling, prefix, source.form, stops))
         scope = current_scope(request.cache_salt)
-        return PreparedGeneration(jobs, self.tokenizer, self.engine, scope)
+        return PreparedGeneration(jobs, self.tokenizer, self.engine, self._structured, scope)
 
     def conversation_ids(self, conversation: Conversation) -> Sequence[int]:
         """Return the tokens of a conversation by the model's chat template.

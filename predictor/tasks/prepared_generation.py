@@ -23,7 +23,8 @@ from predictor.tasks.answers import Completion, Piece
 from predictor.tasks.messages import ReplyForm
 from predictor.tasks.prompt_scores import ScoredPrompt
 from predictor.tasks.reply import Reply, as_completion
-from predictor.tasks.request import Prompt
+from predictor.tasks.request import Grammar, Prompt
+from predictor.tasks.structured_output import StructuredOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class PreparedGeneration:
         jobs: Sequence[Job],
         tokenizer: Any,
         engine: SequenceGenerator,
+        structured: StructuredOutput,
         scope: bytes = b"",
     ) -> None:
         """Create the request of a `TextGeneration`, with its tokenizer and engine.
@@ -106,12 +108,32 @@ class PreparedGeneration:
             jobs: The prompts.
             tokenizer: The model's tokenizer.
             engine: Runs the model.
+            structured: Compiles the grammars that replies must follow.
             scope: The request's scope in the prefix cache.
         """
         self.jobs = jobs
-        self._scope = scope
+        self._structured, self._scope = structured, scope
         self._tokenizer = tokenizer
         self._engine = engine
+
+    async def check(self) -> None:
+        """Compile the grammars of the replies, each once; see `PreparedRequest.check`.
+
+        Raises:
+            RequestError: A grammar is faulty, too large or too complex.
+        """
+        compiled: dict[tuple[Grammar, str], str] = {}
+        jobs = []
+        for job in self.jobs:
+            grammar, lead = job.prompt.parameters.grammar, job.form.lead if job.form else ""
+            if grammar is None:
+                jobs.append(job)
+                continue
+            if (grammar, lead) not in compiled:
+                compiled[grammar, lead] = await self._structured.compile(grammar, lead)
+            sampling = replace(job.sampling, grammar=compiled[grammar, lead])
+            jobs.append(replace(job, sampling=sampling))
+        self.jobs = jobs
 
     async def complete(self) -> tuple[Completion, ...]:
         """Return a completion for each prompt, in order. Cancelling this cancels the sequences.

@@ -221,7 +221,7 @@ class GenerationRequest:
 
     @property
     def is_short(self) -> bool:
-        """Whether preparing it takes less than 1 ms; a template and a grammar may take any time."""
+        """Whether preparing it takes less than 1 ms; a template may take any time."""
         return _tokenises_fast(map(_characters, self.prompts))
 
 
@@ -287,6 +287,6 @@ def _tokenises_fast(lengths: Iterable[float]) -> bool:
 
 
 def _characters(prompt: Prompt) -> float:
-    if isinstance(prompt.text, Conversation) or prompt.parameters.grammar is not None:
+    if isinstance(prompt.text, Conversation):
         return math.inf
     return len(prompt.text) + sum(map(len, prompt.parameters.bad_words))

@@ -7,16 +7,19 @@ most, and no token, which is a whole forward pass, goes to other spaces.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
+from predictor.cache_scope import current_scope
 from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
 from predictor.engine.generation.sampling_params import SequenceGenerator
 from predictor.errors import RequestError, reason_of
@@ -51,7 +54,7 @@ _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separa
 
 
 class StructuredOutput:
-    """Compiles the grammars of requests to one model.
+    """Compiles the grammars of requests to one model, one after the other in a thread of its own.
 
     The vocabulary is made of the tokenizer at the first such request, and given to the engine.
     """
@@ -65,12 +68,13 @@ class StructuredOutput:
             limits: The bounds of grammars.
         """
         self._tokenizer, self._engine, self._limits = tokenizer, engine, limits
-        self._grammars: Grammars | None = None
-        self._pool: ThreadPoolExecutor | None = None
-        self._lock = threading.Lock()
+        self._turns: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
-    def compile_grammar(self, grammar: Grammar, lead: str = "") -> str:
-        """Return a grammar in the engine's form. Blocks; call it in a thread.
+    async def compile(self, grammar: Grammar, lead: str = "") -> str:
+        """Return a grammar in the engine's form.
+
+        No thread that others need is held meanwhile. One grammar of each scope of the prefix cache
+        waits for the thread of grammars, so a scope with many takes turns with the others.
 
         Args:
             grammar: The grammar.
@@ -80,6 +84,12 @@ class StructuredOutput:
             RequestError: It is faulty, too large or too complex, or this model's tokenizer allows
                 no grammars.
         """
+        self._check_size(grammar)
+        loop = asyncio.get_running_loop()
+        async with self._turns.setdefault(current_scope(), asyncio.Lock()):
+            return await loop.run_in_executor(self._thread, self._compile, grammar, lead)
+
+    def _check_size(self, grammar: Grammar) -> None:
         if not self._limits.memory:
             raise RequestError(
                 "This server has no memory for schemas and grammars of replies (grammar_memory)."
@@ -90,20 +100,23 @@ class StructuredOutput:
                 f"The schema or grammar of the reply has {size} bytes; at most {self._limits.size} "
                 "are accepted (max_grammar_size)."
             )
+
+    def _compile(self, grammar: Grammar, lead: str) -> str:
         check_repetitions(grammar)
         text = _as_llguidance(grammar, lead)
-        grammars, pool = self._open()
-        pool.submit(grammars.matcher, text).result()
+        self._grammars.matcher(text)
         return text
 
-    def _open(self) -> tuple[Grammars, ThreadPoolExecutor]:
-        with self._lock:
-            if self._grammars is None or self._pool is None:
-                vocabulary = vocabulary_of(self._tokenizer)
-                self._pool = executor("schemas")
-                self._grammars = Grammars(vocabulary, 0, only_checks=True)  # keeps the last one
-                self._engine.use_vocabulary(vocabulary, self._limits.memory)
-            return self._grammars, self._pool
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        return executor("schemas")
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        vocabulary = vocabulary_of(self._tokenizer)
+        grammars = Grammars(vocabulary, 0, only_checks=True)  # keeps the last one
+        self._engine.use_vocabulary(vocabulary, self._limits.memory)
+        return grammars
 
 
 def vocabulary_of(tokenizer: Any) -> Vocabulary:

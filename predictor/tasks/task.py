@@ -8,6 +8,7 @@ prepared request runs on the engine (`PreparedRequest.complete` or `stream`) and
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -99,7 +100,17 @@ class TaskSpec(Protocol):
 
 
 class PreparedRequest(Protocol):
-    """A request that has been checked and turned into tokens."""
+    """A request that has been turned into tokens."""
+
+    async def check(self) -> None:
+        """Wait for the checks that `Task.prepare` leaves, since they may take long in one thread.
+
+        It comes before `complete` and `stream`, and holds no thread that other requests need.
+
+        Raises:
+            RequestError: The request is faulty.
+        """
+        ...
 
     async def complete(self) -> tuple[Answer, ...]:
         """Return one answer for each instance, in order. Cancelling this cancels the sequences.
@@ -137,3 +148,17 @@ class Task(Protocol):
             RequestError: A text is too long, empty or lacks what the task needs.
         """
         ...
+
+
+async def prepare(task: Task, request: TaskRequest) -> PreparedRequest:
+    """Return a request as tokens, checked; what takes long is done in threads.
+
+    Raises:
+        RequestError: The request is faulty.
+    """
+    if request.is_short:
+        prepared = task.prepare(request)
+    else:
+        prepared = await asyncio.to_thread(task.prepare, request)
+    await prepared.check()
+    return prepared

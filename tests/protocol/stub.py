@@ -37,7 +37,7 @@ from predictor.protocol.served import Limits
 from predictor.tasks.answers import Completion, Piece, ScoredToken, Stream
 from predictor.tasks.generation_spec import GenerationSpec
 from predictor.tasks.request import Conversation, GenerationRequest, Prompt
-from predictor.tasks.task import TaskSpec
+from predictor.tasks.task import TaskSpec, prepare
 from predictor.tasks.text_tokens import TextTokens
 
 MAX_BODY_BYTES = 256 * 1024
@@ -100,7 +100,8 @@ class EchoModel(kserve.Model):
 
     async def answer(self, request: Any, timeout: float | None) -> tuple[Any, ...]:
         if self.task is not None:
-            answers: tuple[Any, ...] = await self.task.prepare(request).complete()
+            prepared: Any = await prepare(self.task, request)
+            answers: tuple[Any, ...] = await prepared.complete()
             return answers
         self._take(request, timeout)
         await self._until_let_go()
@@ -109,7 +110,8 @@ class EchoModel(kserve.Model):
     async def stream(self, request: GenerationRequest, timeout: float | None) -> Stream:
         deadline = asyncio.get_running_loop().time() + 60
         if self.task is not None:
-            return Stream(self.task.prepare(request).stream(), deadline, lambda: None)
+            prepared = await prepare(self.task, request)
+            return Stream(prepared.stream(), deadline, lambda: None)
         self._take(request, timeout)
         return Stream(self._pieces(request), deadline, lambda: None)
 

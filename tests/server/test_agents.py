@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,24 @@ def test_a_schema_is_followed_and_a_faulty_one_refused(agent: Any) -> None:
         agent(response_format=form({"type": "strin"}))
     with pytest.raises(openai.BadRequestError, match="max_grammar_size"):
         agent(response_format=form({"enum": ["x" * 70_000]}))
+
+
+def test_a_chat_does_not_wait_for_the_grammars_of_neighbours(agent: Any) -> None:
+    keys = {"extra_body": {"guided_regex": ".?" * 2000}}  # refused after half a second
+
+    def refuse(_number: int) -> float:
+        with pytest.raises(openai.BadRequestError, match="schema or grammar"):
+            agent(**keys)
+        return time.monotonic()
+
+    refuse(0)  # the first one makes the vocabulary
+    with ThreadPoolExecutor(6) as pool:
+        refusals = [pool.submit(refuse, number) for number in range(6)]
+        time.sleep(0.3)
+        agent(max_tokens=1)
+        answered = time.monotonic()
+        later = [each for each in refusals if each.result() > answered]
+    assert len(later) >= 3
 
 
 def test_large_and_deep_tools_are_refused_or_answered(agent: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
@@ -43,11 +44,11 @@ def rules(count: int) -> Grammar:
 def test_the_most_that_is_accepted_is_compiled_or_refused_soon(grammar: Grammar) -> None:
     engine: Any = Mock(use_vocabulary=Mock())
     structured = StructuredOutput(byte_tokenizer(), engine, GrammarLimits())
-    structured.compile_grammar(Grammar("regex", "a"))  # makes the vocabulary
+    asyncio.run(structured.compile(Grammar("regex", "a")))  # makes the vocabulary
     check_repetitions(grammar)
     began = time.process_time()
     with contextlib.suppress(RequestError):
-        structured.compile_grammar(grammar)
+        asyncio.run(structured.compile(grammar))
     assert time.process_time() - began < _SECONDS
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, get_args
 from unittest.mock import Mock
@@ -395,11 +396,11 @@ def test_a_form_is_that_of_what_follows_reasoning(
     structured = StructuredOutput(tokenizer, Mock(), GrammarLimits())
     grammars = Grammars(vocabulary_of(tokenizer))
     for lead in leads:
-        matcher = grammars.matcher(structured.compile_grammar(grammar, reply_form.lead))
+        matcher = grammars.matcher(asyncio.run(structured.compile(grammar, reply_form.lead)))
         assert matcher.consume_tokens(tokenizer(lead + text).input_ids), matcher.get_error()
         assert matcher.is_accepting()
     if "" not in leads:
-        matcher = grammars.matcher(structured.compile_grammar(grammar, reply_form.lead))
+        matcher = grammars.matcher(asyncio.run(structured.compile(grammar, reply_form.lead)))
         matcher.consume_tokens(tokenizer(text).input_ids)
         assert not matcher.is_accepting()
 

@@ -17,10 +17,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from predictor.cache_scope import within_scope
 from predictor.errors import GenerationFailed, RequestError
 from predictor.tasks.answers import Completion
 from predictor.tasks.request import GenerationParameters, GenerationRequest, Grammar, Prompt
 from predictor.tasks.structured_output import GrammarLimits, StructuredOutput
+from predictor.tasks.task import prepare
 from tests.checkpoints import byte_tokenizer
 from tests.serving import Up, bring_up
 
@@ -47,10 +49,13 @@ def replies(up: Up, *grammars: Grammar | None, **parameters: Any) -> tuple[Compl
         Prompt("Once upon a time", GenerationParameters(**given, grammar=grammar))
         for grammar in grammars
     )
-    completions: tuple[Completion, ...] = asyncio.run(
-        up.task.prepare(GenerationRequest(prompts)).complete()
-    )
-    return completions
+
+    async def complete() -> tuple[Completion, ...]:
+        prepared: Any = await prepare(up.task, GenerationRequest(prompts))
+        completions: tuple[Completion, ...] = await prepared.complete()
+        return completions
+
+    return asyncio.run(complete())
 
 
 def reply(up: Up, form: Any, text: str, **parameters: Any) -> Completion:
@@ -66,8 +71,24 @@ def test_blank_lines_of_a_grammar_are_read_once() -> None:
     engine = Mock(use_vocabulary=Mock())
     structured = StructuredOutput(byte_tokenizer(), engine, GrammarLimits(2**20))
     lines = "\n" * 500_000  # a scan to the end from each takes an hour
-    structured.compile_grammar(Grammar("grammar", f'{lines}root ::= "a"'))
-    structured.compile_grammar(Grammar("grammar", f'{lines}start: "a"'))
+    asyncio.run(structured.compile(Grammar("grammar", f'{lines}root ::= "a"')))
+    asyncio.run(structured.compile(Grammar("grammar", f'{lines}start: "a"')))
+
+
+def test_a_scope_with_many_grammars_takes_turns_with_others() -> None:
+    structured = StructuredOutput(byte_tokenizer(), Mock(use_vocabulary=Mock()), GrammarLimits())
+    order: list[str] = []
+
+    async def follow(caller: str, number: int) -> None:
+        with within_scope(caller.encode()):
+            await structured.compile(Grammar("regex", f"{caller}{number}"))
+        order.append(caller)
+
+    async def compile_all() -> None:
+        await asyncio.gather(*(follow(*each) for each in [*(("a", n) for n in range(9)), ("b", 0)]))
+
+    asyncio.run(compile_all())
+    assert order.index("b") <= 2
 
 
 # --- what a reply follows ---
