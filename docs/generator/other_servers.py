@@ -27,9 +27,12 @@ def variable_rows() -> Iterator[Sequence[str]]:
 
 
 def _accepted(flag: Flag) -> str:
-    values = ", ".join(f"`{value}`" for value in flag.accepted or ())
-    if flag.accepted == ():
+    accepted = [f"`{value}`" for value in flag.accepted or ()]
+    if flag.equal_to:
+        accepted.append(f"the value of `--{flag.equal_to}`")
+    if flag.accepted == () and not accepted:
         return ""
+    values = ", ".join(accepted)
     words = f"{values}: " if values else ""
     if flag.settings:
         sets = " and ".join(f"`--{setting}`" for setting in flag.settings)

@@ -74,9 +74,10 @@ def without_others(given: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name, values in given.items():
         if name in FLAGS:
-            applied = FLAGS[name].apply(name, _texts(values))
+            flag = FLAGS[name]
+            applied = flag.apply(name, _texts(values), given.get(flag.equal_to))
             settings |= applied
-            _log(f"--{name}", applied, FLAGS[name].reason)
+            _log(f"--{name}", applied, flag.reason)
     return settings | {name: value for name, value in given.items() if name not in FLAGS}
 
 

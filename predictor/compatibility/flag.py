@@ -40,6 +40,7 @@ class Flag:
         reason: Why it changes nothing, or the difference to the settings that it sets.
         accepted: The values that are accepted; None for any.
         instead: What to do instead of a value that is refused.
+        equal_to: The flag whose value is accepted too; empty if there is none.
         is_switch: Whether it may stand without a value, and after ``--no-``.
         count: How many values it takes, as `argparse` has it: one, at most one, or several.
         is_secret: Whether its value is left out of messages.
@@ -51,13 +52,19 @@ class Flag:
     reason: str = ""
     accepted: tuple[str, ...] | None = None
     instead: str = ""
+    equal_to: str = ""
     is_switch: bool = False
     count: Literal["?", "+"] | None = None
     is_secret: bool = False
     short: tuple[str, ...] = ()
 
-    def apply(self, name: str, values: Values) -> dict[str, str]:
+    def apply(self, name: str, values: Values, other: object = None) -> dict[str, str]:
         """Return the settings that the flag sets.
+
+        Args:
+            name: Its name.
+            values: Its values.
+            other: The value of the flag of the name `equal_to`; None if that is not given.
 
         Raises:
             ConfigurationError: It is refused with these values.
@@ -68,7 +75,8 @@ class Flag:
         if self.is_switch:
             given = tuple(_switched(name, value) for value in given)
         for value in given:
-            if self.accepted is not None and value.lower() not in self.accepted:
+            is_accepted = self.accepted is None or value.lower() in self.accepted
+            if not is_accepted and value != other:
                 is_bare = self.is_secret or (self.is_switch and value == "true")
                 shown = f"--{name}" if is_bare else f"--{name}={value}"
                 raise ConfigurationError(f"{shown} is not supported: {self.instead}.")
@@ -117,6 +125,7 @@ def refused(
     *,
     unless: tuple[str, ...] = (),
     reason: str = "it is what this server does anyway",
+    equal_to: str = "",
     is_switch: bool = False,
     count: Literal["?", "+"] | None = None,
     is_secret: bool = False,
@@ -126,6 +135,7 @@ def refused(
         accepted=("false", *unless) if is_switch else unless,
         instead=instead,
         reason=reason,
+        equal_to=equal_to,
         is_switch=is_switch,
         count=count,
         is_secret=is_secret,

@@ -25,7 +25,8 @@ KSERVE_FLAGS: Mapping[str, Flag] = {
     ),
     "tokenizer_revision": refused(
         "the tokenizer is the one of the model's revision; set --model_revision, or serve a "
-        "directory that holds the files of both with --model_dir"
+        "directory that holds the files of both with --model_dir",
+        equal_to="model_revision",
     ),
     "disable_lower_case": unneeded(_OWN_FILES, is_switch=True),
     "tensor_input_names": unneeded("the model's code names its inputs"),

@@ -59,7 +59,10 @@ _MODEL: Mapping[str, Flag] = {
         "the first name without a slash is in URLs; the others are for OpenAI's clients",
         count="+",
     ),
-    "code_revision": refused("code is the one of the model's revision; set --model_revision"),
+    "code_revision": refused(
+        "code is the one of the model's revision; set --model_revision",
+        equal_to="model_revision",
+    ),
     "tokenizer": refused("put the tokenizer's files into the model directory (--model_dir)"),
     "tokenizer_mode": refused("the tokenizer is transformers' own", unless=("auto", "hf")),
     "skip_tokenizer_init": refused("the tokenizer is needed", is_switch=True),

@@ -229,6 +229,16 @@ def test_a_refused_flag_says_what_to_do_instead(line: str, sentence: str) -> Non
     assert str(refusal.value).endswith(".")
 
 
+@pytest.mark.parametrize("name", ["tokenizer_revision", "code_revision"])
+def test_another_revision_is_accepted_if_it_is_the_models_own(name: str) -> None:
+    for other in ("--model_revision=v2", "--revision=v2"):
+        _, flags = parse_arguments(["--model_id=org/gpt", other, f"--{name}=v2"])
+        assert flags == {"model_id": "org/gpt", "model_revision": "v2"}
+    for others in (["--model_revision=v1"], [], ["--model_dir=v2"]):
+        with pytest.raises(ConfigurationError, match=f"^--{name}=v2 is not supported: "):
+            parse_arguments(["serve", *others, f"--{name}=v2"])
+
+
 @pytest.mark.parametrize(
     ("flag", "name", "value"),
     [
