@@ -4,8 +4,9 @@ Each format is a field of a response template of transformers (``utils/chat_pars
 opens and closes it, and how its text is parsed. A tokenizer that has such a template itself needs
 none of these.
 
-The patterns take linear time on any reply: none begins with a repetition, and none looks through
-the rest of the reply from each of many places. `MessageParser` drops the spaces around a call.
+The patterns take linear time on any reply: none begins with a repetition or with what may be
+absent, and none looks through the rest of the reply from each of many places. `MessageParser` drops
+the spaces around a call.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ _HARMONY = CallFormat(
 )
 _QWEN_XML = CallFormat(
     {
-        "open_pattern": rf"(?:<tool_call>\s*)?<function={_NAME}>",
+        "open_pattern": rf"<(?:tool_call>\s*<)?function={_NAME}>",
         "close_pattern": r"</function>\s*</tool_call>",
         "repeats": True,
         "content": "xml-inline",
@@ -127,10 +128,11 @@ def _deepseek(name: str) -> str:
     return f"<{_BAR}{name.replace(' ', _SPACE)}{_BAR}>"
 
 
+_CALL_MARK = f"<{_BAR}tool{_SPACE}call"
 _DEEPSEEK = CallFormat(
     {
         "open_pattern": (
-            rf"(?:{_deepseek('tool calls begin')}\s*)?{_deepseek('tool call begin')}"
+            rf"{_CALL_MARK}(?:s{_SPACE}begin{_BAR}>\s*{_CALL_MARK})?{_SPACE}begin{_BAR}>"
             rf"(?:function{_deepseek('tool sep')})?(?!function{_deepseek('tool sep')})"
             rf"{_NAME}(?:{_deepseek('tool sep')}|\n```json\n)"
         ),
@@ -141,6 +143,40 @@ _DEEPSEEK = CallFormat(
     (_deepseek("tool calls begin"),),
     {"after_calls": {"open": _deepseek("tool calls end")}},
 )
+_DSML = f"{_BAR}DSML{_BAR}"
+_DSML_VALUE = rf"(?:[^<]|<(?!/?{_DSML}parameter))*+"
+_DSML_TEXT, _DSML_END = 'string="true">', f"</{_DSML}parameter>"
+_DEEPSEEK_DSML = CallFormat(
+    {
+        "open_pattern": (
+            rf"<{_DSML}(?:(?:function|tool)_calls>\s*<{_DSML})?"
+            rf'invoke\s+name="{_NAME}"\s*>'
+        ),
+        "close": f"</{_DSML}invoke>",
+        "repeats": True,
+        "content": "xml-inline",
+        "content_args": {
+            "tag_pattern": (
+                rf'<{_DSML}parameter\s+name="(?P<key>[^"<>]*)"\s+'
+                rf'(?:string="false">(?P<value>{_DSML_VALUE}){_DSML_END}'
+                rf"|(?P<value>{_DSML_TEXT}{_DSML_VALUE}{_DSML_END}))"
+            ),
+            "value_parser": {
+                "name": "json",
+                "args": {"string_delims": [[_DSML_TEXT, _DSML_END]], "allow_non_json": True},
+            },
+        },
+        **_NAMED,
+    },
+    (_DSML,),
+    {
+        "after_calls": {
+            "open_pattern": rf"(?<=</{_DSML}invoke>\s*)</{_DSML}(?:function|tool)_calls>",
+            "close_pattern": "(?=.)",
+        }
+    },
+)
+"""DeepSeek's since V3.2. A value says whether it is a text, or else JSON."""
 _MISTRAL = CallFormat(
     {
         "open_pattern": rf"\[TOOL_CALLS\]{_NAME}(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{{)",
@@ -169,6 +205,7 @@ CALL_FORMATS: Mapping[str, CallFormat] = {
     "qwen3_coder": _QWEN_XML,
     "glm45": _GLM,
     "gemma4": _GEMMA,
+    "deepseek_v32": _DEEPSEEK_DSML,
     "deepseek_v3": _DEEPSEEK,
     "mistral": _MISTRAL,
     "mistral_list": _MISTRAL_LIST,
@@ -193,7 +230,6 @@ CALL_ALIASES: Mapping[str, str] = {
     "qwen3_xml": "qwen3_coder",
     "glm47": "glm45",
     "deepseek_v31": "deepseek_v3",
-    "deepseek_v32": "deepseek_v3",
     "llama4_json": "llama3_json",
     "qwen": "hermes",
     "gpt_oss": "openai",
