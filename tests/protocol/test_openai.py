@@ -489,6 +489,7 @@ def test_no_key_is_in_two_groups() -> None:
         {"chat_template_kwargs": {}},
         {"length_penalty": 1.0},
         {"stream": True, "stream_options": {"continuous_usage_stats": False}},
+        {"stream": True, "stream_options": {"include_usage": None}},
         {"guided_whatever": None},
     ],
     ids=json.dumps,

@@ -8,6 +8,7 @@ import pytest
 
 from predictor.errors import RequestError
 from predictor.protocol.openai.request import decode_chat, decode_completion
+from predictor.protocol.openai.responses.request import decode_response
 from predictor.tasks.request import Grammar
 
 ANY_OBJECT = Grammar("json_schema", '{"type": "object"}')
@@ -88,7 +89,7 @@ def test_a_form_has_several_spellings(keys: dict[str, Any], grammar: Grammar | N
         ),
         (
             {"structured_outputs": {"structural_tag": "{}"}},
-            "Unknown key 'structural_tag' in structured_outputs; ",
+            "structured_outputs.structural_tag is not supported; ",
         ),
     ],
 )
@@ -96,3 +97,33 @@ def test_what_is_no_form_is_refused(keys: dict[str, Any], sentence: str) -> None
     with pytest.raises(RequestError) as refused:
         decode_completion({"prompt": "a", **keys})
     assert str(refused.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("keys", "ignored"),
+    [
+        (format_of(schema=SCHEMA, title="t"), "response_format.json_schema.title"),
+        (
+            {"response_format": {"type": "json_schema", "x": 1, "json_schema": {"schema": SCHEMA}}},
+            "response_format.x",
+        ),
+        ({"response_format": {"type": "text", "json_schema": 5}}, None),
+        ({"structured_outputs": {"json": SCHEMA, "x": 1}}, "structured_outputs.x"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+    ],
+)
+def test_other_keys_of_nested_objects_are_ignored_by_name(
+    keys: dict[str, Any], ignored: str | None
+) -> None:
+    chat = decode_chat({"messages": [{"role": "user", "content": "a"}], **keys})
+    for call in (chat, decode_completion({"prompt": "a", **keys})):
+        assert call.ignored == (() if ignored is None else (ignored,))
+    if ignored and "json" in str(keys):
+        assert chat.request.prompts[0].parameters.grammar == INTEGER
+
+
+def test_other_keys_of_the_format_of_a_response_are_ignored_by_name() -> None:
+    form = {"type": "json_schema", "name": "n", "schema": SCHEMA, "x": 1, "y": None}
+    call = decode_response({"input": "a", "text": {"format": form}})
+    assert call.ignored == ("text.format.x",)
+    assert call.request.prompts[0].parameters.grammar == INTEGER

@@ -15,6 +15,7 @@ from predictor.protocol.http.json_body import (
     check_nesting,
     optional,
     parse_document,
+    present,
     require_type,
 )
 from predictor.protocol.openai import structured, tools
@@ -140,7 +141,7 @@ def decode_completion(document: Mapping[str, object]) -> Call:
         _scoring(given, _COMPLETION_PARAMETERS), default_new_tokens=_DEFAULT_COMPLETION_TOKENS
     )
     call = _call(given, prompt_texts(given["prompt"]), parameters)
-    return replace(call, ignored=ignored)
+    return replace(call, ignored=ignored + nested_names(given))
 
 
 def decode_chat(document: Mapping[str, object]) -> Call:
@@ -257,7 +258,8 @@ def _include_usage(given: Mapping[str, object], stream: bool) -> bool:
         return False
     if not stream:
         raise RequestError("stream_options needs stream to be true.")
-    return optional(options, "include_usage", bool, "stream_options.include_usage") or False
+    where = "stream_options.include_usage"
+    return optional(present(options), "include_usage", bool, where) or False
 
 
 def _integer(given: Mapping[str, object], key: str, least: int, most: int | None) -> int:

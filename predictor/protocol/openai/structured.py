@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 
 from predictor.errors import RequestError
 from predictor.protocol.http.json_body import (
-    check_keys,
     check_nesting,
     optional,
     parse_json,
@@ -35,6 +34,17 @@ _IGNORED_OPTIONS = (
     *("disable_any_whitespace", "whitespace_pattern"),
     *("backend", "_backend", "_backend_was_auto", "disable_fallback"),
 )
+SCHEMA_KEYS = ("name", "description", "schema", "strict")
+"""Keys of a schema and what goes with it."""
+
+NESTED_KEYS: Mapping[str, tuple[str, ...]] = {
+    "response_format": ("type", "json_schema"),
+    "response_format.json_schema": SCHEMA_KEYS,
+    _OBJECT_KEY: (*_VLLM, "json_object", *_IGNORED_OPTIONS),
+}
+"""Keys of the objects that are read here; others are ignored."""
+
+_TAGS = "structural_tag"
 _ANY_OBJECT = Grammar("json_schema", '{"type": "object"}')
 
 
@@ -96,7 +106,6 @@ def format_grammar(given: Mapping[str, object], where: str, holder: str = "") ->
 
 def _schema_grammar(holder: Mapping[str, object], where: str) -> Grammar:
     given = present(holder)
-    check_keys(given, ("name", "description", "schema", "strict"), where)
     is_strict = optional(given, "strict", bool, f"{where}.strict")
     text = schema_text(given.get("schema"), f"{where}.schema")
     return Grammar("json_schema", text, is_lenient=is_strict is False)
@@ -104,7 +113,8 @@ def _schema_grammar(holder: Mapping[str, object], where: str) -> Grammar:
 
 def _structured_outputs(given: Mapping[str, object]) -> Grammar | None:
     keys = present(given)
-    check_keys(keys, (*_VLLM, "json_object", *_IGNORED_OPTIONS), _OBJECT_KEY)
+    if _TAGS in keys:
+        raise RequestError(f"{_OBJECT_KEY}.{_TAGS} is not supported; 'grammar' takes its place.")
     where = f"{_OBJECT_KEY}.json_object"
     named = [name for name in _VLLM if name in keys]
     wants_object = optional(keys, "json_object", bool, where)

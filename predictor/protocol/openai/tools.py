@@ -72,7 +72,7 @@ def template_options_of(given: Mapping[str, object]) -> dict[str, object]:
     """
     effort = optional(given, "reasoning_effort", str, "reasoning_effort")
     options = {} if effort is None else effort_options(effort, "reasoning_effort")
-    own = optional(given, "chat_template_kwargs", dict, "chat_template_kwargs") or {}
+    own = present(optional(given, "chat_template_kwargs", dict, "chat_template_kwargs") or {})
     for name in own:
         if name in _RESERVED:
             raise RequestError(f"chat_template_kwargs cannot set {name!r}.")

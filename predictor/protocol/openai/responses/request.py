@@ -29,9 +29,10 @@ from predictor.protocol.openai.functions import (
     tool_use,
 )
 from predictor.protocol.openai.keys import Refusal, split_keys
+from predictor.protocol.openai.nested_keys import strange_names
 from predictor.protocol.openai.parameters import SHARED, parameters_of
 from predictor.protocol.openai.responses.items import add_input
-from predictor.protocol.openai.structured import format_grammar
+from predictor.protocol.openai.structured import SCHEMA_KEYS, format_grammar
 from predictor.protocol.openai.tools import choice_by_name, effort_options, template_options_of
 from predictor.protocol.openai.turns import Turns
 from predictor.tasks.request import (
@@ -116,7 +117,7 @@ def decode_response(document: Mapping[str, object]) -> ResponseCall:
     return ResponseCall(
         GenerationRequest((prompt,), cache_salt=salt),
         stream=optional(given, "stream", bool, "stream") or False,
-        ignored=ignored + others,
+        ignored=ignored + others + _nested_names(given),
         echo=_checked_echo(present(document), parameters.logprobs or 0),
     )
 
@@ -153,6 +154,12 @@ def _grammar(given: Mapping[str, object], use: ToolUse) -> Grammar | None:
     if grammar is not None and use.grammar is not None:
         raise RequestError("tool_choice cannot force a call of a reply that has another form.")
     return grammar or use.grammar
+
+
+def _nested_names(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the keys of a checked format that are ignored."""
+    form = given.get("text", {}).get("format")
+    return tuple(strange_names("text.format", [form], ("type", *SCHEMA_KEYS)))
 
 
 def _logprobs(given: Mapping[str, object]) -> int | None:
