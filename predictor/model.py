@@ -114,6 +114,7 @@ class PredictorModel(ModelShell):
             chat,
             lengths_of(self._tokenizer),
             self.admission,
+            options.truncate,
         )
         self._task = task
         self.ready = True
@@ -226,7 +227,7 @@ class PredictorModel(ModelShell):
             raise DeadlineExceeded.after(limit) from None
         finally:
             leave(permit, request)
-        add_answers(answers)
+        add_answers(answers, prepared.text_tokens)
         return answers
 
     async def stream(self, request: TaskRequest, timeout: float | None) -> Stream:

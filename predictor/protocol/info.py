@@ -77,13 +77,13 @@ def _of_generator(model: ServedModel) -> dict[str, object]:
 
 
 def _of_encoder(model: ServedModel) -> dict[str, object]:
-    task = model.spec.task
+    task, tokens = model.spec.task, model.text_tokens()
     return {
         "model_type": {_KINDS.get(task, task): {}},
-        "max_input_length": model.text_tokens().max_model_len,
+        "max_input_length": tokens.max_model_len,
         "max_batch_requests": model.limits().max_batch_size,
         "max_client_batch_size": most_instances(task),
-        "auto_truncate": False,
+        "auto_truncate": tokens.truncates,
     }
 
 

@@ -153,6 +153,11 @@ class PreparedEncoderRequest:
         self._engine = engine
         self._jobs = jobs
 
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of all texts."""
+        return sum(len(text.ids) for job in self._jobs for text in job.texts)
+
     async def check(self) -> None:
         """Return: all has been checked."""
 
@@ -165,7 +170,7 @@ class PreparedEncoderRequest:
         """
         texts = [text for job in self._jobs for text in job.texts]
         results = await self._run(texts)
-        if sum(len(text.ids) for text in texts) <= _FEW_TOKENS:
+        if self.text_tokens <= _FEW_TOKENS:
             return self._answers(results)
         # Aggregating thousands of tokens takes longer than the event loop may stand still.
         return await asyncio.to_thread(self._answers, results)

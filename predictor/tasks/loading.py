@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,6 +29,16 @@ from predictor.tasks.tokenization import Tokenizing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+logger = logging.getLogger(__name__)
+
+_TASKS_OF = {
+    "return_probabilities": ("sequence_classification",),
+    "return_raw_logits": ("sequence_classification",),
+    "return_offsets_mapping": ("token_classification",),
+}
+"""Switches, and the tasks for which they change the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,7 @@ def open_task(
     Raises:
         CheckpointError: The model's files lack what the task needs.
     """
+    _warn_of_unused(options, facts.task)
     if facts.defaults is None:
         return EncoderTask(_encoder_spec(facts, tokenizer, options), engine)
     return TextGeneration(
@@ -86,6 +98,14 @@ def open_task(
         ),
         max_tokens_in_flight=options.max_tokens_in_flight,
     )
+
+
+def _warn_of_unused(options: TaskOptions, task: str) -> None:
+    """Log the switches that are on and change nothing for a task."""
+    for name, tasks in _TASKS_OF.items():
+        if getattr(options, name) and task not in tasks:
+            of = " and ".join(tasks)
+            logger.warning("--%s changes nothing: it is for %s, not for %s", name, of, task)
 
 
 def open_checked_tokenizer(

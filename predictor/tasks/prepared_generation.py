@@ -92,7 +92,10 @@ class PreparedGeneration:
 
     Attributes:
         jobs: One for each prompt, in order.
+        text_tokens: None that completions do not count.
     """
+
+    text_tokens = 0
 
     def __init__(
         self,

@@ -102,6 +102,11 @@ class TaskSpec(Protocol):
 class PreparedRequest(Protocol):
     """A request that has been turned into tokens."""
 
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of an encoder's texts; 0 where completions count those of their prompts."""
+        ...
+
     async def check(self) -> None:
         """Wait for the checks that `Task.prepare` leaves, since they may take long in one thread.
 

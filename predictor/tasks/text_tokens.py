@@ -25,6 +25,7 @@ class TextTokens:
         chat: Returns the token ids of a conversation; None for a model that has none.
         lengths: The length of texts for the tokenizer.
         admission: Counts what is in flight; None for no bound.
+        truncates: Whether an encoder's texts are cut unless a request says otherwise.
     """
 
     tokenizer: Any
@@ -33,6 +34,7 @@ class TextTokens:
     chat: Callable[[Conversation], Sequence[int]] | None = None
     lengths: TextLengths = UNBOUND
     admission: AdmissionController | None = None
+    truncates: bool = False
 
     @contextlib.contextmanager
     def admitted(self, size: int) -> Iterator[None]:

@@ -411,3 +411,6 @@ def test_info_is_teis_for_an_encoder(serve_encoder: ServeEncoder) -> None:
     info = httpx.get(f"{served.url}/info").json()
     assert info["model_type"] == {"embedding": {}}
     assert (info["max_input_length"], info["max_client_batch_size"]) == (128, 2048)
+    assert info["auto_truncate"] is False
+    served.model.tokens = TextTokens(None, 128, 256, truncates=True)
+    assert httpx.get(f"{served.url}/info").json()["auto_truncate"] is True

@@ -127,6 +127,21 @@ def test_one_call_too_many_is_refused_and_questions_of_health_are_answered(
         assert health.Check(health_pb2.HealthCheckRequest(), timeout=30).status == 1
 
 
+def test_the_id_of_a_call_goes_back_with_its_answer_and_with_its_error(
+    served: Served, channel: Any
+) -> None:
+    infer = services.GRPCInferenceServiceStub(channel).ModelInfer
+    given = [("x-request-id", "abc-1")]
+    _, call = infer.with_call(asking(b"a"), metadata=given, timeout=30)
+    assert dict(call.trailing_metadata())["x-request-id"] == "abc-1"
+    _, call = infer.with_call(asking(b"a"), timeout=30)
+    assert len(dict(call.trailing_metadata())["x-request-id"]) == 32
+    with held(served, channel, LIMITS.requests), pytest.raises(grpc.RpcError) as caught:
+        infer(asking(b"a"), metadata=given, timeout=30)
+    refused = dict(caught.value.trailing_metadata())
+    assert (refused["x-request-id"], int(refused["retry-after"]) >= 1) == ("abc-1", True)
+
+
 def test_bytes_in_flight_are_bounded(served: Served, channel: Any) -> None:
     infer = services.GRPCInferenceServiceStub(channel).ModelInfer
     with held(served, channel, 1, b"a" * (MAX_BODY_BYTES // 2)):
@@ -250,6 +265,9 @@ def test_of_many_calls_a_few_are_refused_in_one_iteration_of_the_event_loop() ->
 
     class Context:
         """Counts what is refused; gRPC's own context needs a call."""
+
+        def trailing_metadata(self) -> None:
+            pass
 
         def set_trailing_metadata(self, _pairs: Any) -> None:
             pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import threading
@@ -18,6 +19,7 @@ from tests.server.process import Served, serve
 
 DELAY = 3.0
 FLAGS = ("--device_map=cpu", "--max_model_len=128")
+CLASSES = "sequence_classification"
 SHOWN = {
     "question_answering": '"answer"',
     "fill_mask": '"sequence"',
@@ -28,10 +30,13 @@ SHOWN = {
 @pytest.mark.parametrize("task", SHOWN)
 def test_the_lines_that_the_log_shows_are_answered(tmp_path: Path, task: str) -> None:
     make_encoder(tmp_path / "model", "bert", task, labels=2)
-    with serve(tmp_path / "model", f"--task={task}", *FLAGS) as server:
+    flags = (*FLAGS, "--return_probabilities", "--truncate")
+    with serve(tmp_path / "model", f"--task={task}", *flags) as server:
         lines = server.await_ready().examples()
         answers = [_run(line) for line in lines]
         metrics = httpx.get(f"{server.url}/metrics", timeout=30).text
+        info = httpx.get(f"{server.url}/info", timeout=30).json()
+        cut, refused = (_long(server, **more) for more in ({}, {"truncate": False}))
         log = server.log
     first, second, third = answers
     assert SHOWN[task] in first
@@ -40,6 +45,19 @@ def test_the_lines_that_the_log_shows_are_answered(tmp_path: Path, task: str) ->
     assert "no KV cache; longest sequence: 128 tokens" in log
     assert "the weather" not in log.replace("\n".join(lines), "")
     assert 'predictor_requests_total{model_name="m",outcome="ok",protocol="v2"} 1.0' in metrics
+    assert f"--return_probabilities changes nothing: it is for {CLASSES}, not for {task}" in log
+    (tokens,) = re.findall(r"path=/v1/models/m:predict status=200 prompt_tokens=(\d+) ", log)[:1]
+    assert int(tokens) > 2
+    assert info["auto_truncate"] is True
+    if task == "text_embedding":
+        assert (cut.status_code, cut.json()["usage"]["prompt_tokens"]) == (200, 128)
+        assert refused.status_code == 400
+
+
+def _long(server: Served, **more: bool) -> httpx.Response:
+    """Asks for the vector of a text that is too long."""
+    body = {"model": "m", "input": "x" * 1000, **more}
+    return httpx.post(f"{server.url}/v1/embeddings", json=body, timeout=30)
 
 
 def _run(line: str) -> str:

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from starlette.types import Scope
 
 from predictor.sentences import shorten
-from predictor.tasks.answers import Answer, Completion, Piece, Vector, finish_reason
+from predictor.tasks.answers import Answer, Completion, Piece, finish_reason
 from predictor.tasks.request import Conversation, GenerationRequest, TaskRequest
 
 REQUEST_ID = "x-request-id"
@@ -95,14 +95,14 @@ class RequestRecord:
         path = shorten(scope["path"], _LONGEST_PATH, ellipsis="...")
         return cls(name, scope["method"], quote(path, "/:"))
 
-    def add(self, answers: Iterable[Answer]) -> None:
-        """Count the tokens of answers."""
+    def add(self, answers: Iterable[Answer], text_tokens: int) -> None:
+        """Count the tokens of answers, and those of the texts of an encoder."""
+        if text_tokens:
+            self._count(text_tokens, None)
         for answer in answers:
             if isinstance(answer, Completion):
                 self._count(answer.prompt_tokens, answer.completion_tokens)
                 self._end(answer)
-            elif isinstance(answer, Vector):
-                self._count(answer.tokens, None)
 
     def add_piece(self, piece: Piece) -> None:
         """Count the tokens of a streamed reply, at its end."""
@@ -186,11 +186,11 @@ def describe(model: str, task: str, request: TaskRequest) -> None:
         record.describe(model, task, request)
 
 
-def add_answers(answers: Iterable[Answer]) -> None:
-    """Count answers for the current HTTP request, if there is one."""
+def add_answers(answers: Iterable[Answer], text_tokens: int) -> None:
+    """Count answers, and the texts of an encoder, for the current request, if there is one."""
     record = _current.get()
     if record is not None:
-        record.add(answers)
+        record.add(answers, text_tokens)
 
 
 def add_piece(piece: Piece) -> None:

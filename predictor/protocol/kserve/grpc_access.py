@@ -16,6 +16,8 @@ _CANCELLED = grpc.StatusCode.CANCELLED.name
 def recorded(method: Method, service: str, name: str, *, access_log: bool) -> Method:
     """Return a method whose calls have a record, and a line in the log if that is wanted.
 
+    The id of a call goes back in its trailing metadata.
+
     Args:
         method: Answers its own exceptions.
         service: The service of the method.
@@ -27,6 +29,7 @@ def recorded(method: Method, service: str, name: str, *, access_log: bool) -> Me
     async def record_first(calls: Calls, context: Any) -> Any:
         headers = {key: str(value) for key, value in context.invocation_metadata()}
         record = begin_call(f"/{service}/{name}", headers.get(REQUEST_ID, ""))
+        context.set_trailing_metadata(((REQUEST_ID, record.id),))
         record.status = _CANCELLED
         try:
             response = await method(calls, context)

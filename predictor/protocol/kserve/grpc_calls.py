@@ -169,7 +169,8 @@ def answering(method: Method) -> Method:
         except Exception as error:
             code, sentence = grpc_error(error)
             headers = error_headers(error) or {}
-            context.set_trailing_metadata(tuple((name.lower(), v) for name, v in headers.items()))
+            added = ((name.lower(), value) for name, value in headers.items())
+            context.set_trailing_metadata((*(context.trailing_metadata() or ()), *added))
         await steps.take()
         return await context.abort(code, sentence)  # raises
 
