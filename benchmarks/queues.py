@@ -6,10 +6,12 @@ No model runs here. The queues are as long as a server's limits allow, and the l
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,38 @@ from measuring import finish, machine, table
 from predictor.engine.encoding.batching import BatchLimits, TextQueue
 from predictor.engine.generation.batch_sampler import BatchSampler
 from predictor.engine.generation.forward_passes import SchedulerLimits
+from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
 from predictor.engine.generation.sampler import Sampler
 from predictor.engine.generation.sampling_params import SamplingParams
 from predictor.engine.generation.scheduler import Scheduler
+from predictor.engine.generation.token_mask import TokenMask
 
-TARGETS = {"plan_ms": 1.0, "hang_ups_ms": 50.0, "lone_text_passes": 2, "lone_sequence_turns": 2}
-"""The most that each may be."""
+TARGETS = {
+    "plan_ms": 1.0,
+    "hang_ups_ms": 50.0,
+    "lone_text_passes": 2,
+    "lone_sequence_turns": 2,
+    "masks_ms": 2.0,
+}
+"""The most that each may be; that of masks is 2 % of a forward pass of 100 ms."""
 
 LIMITS = SchedulerLimits(kv_tokens=16_384, sequences=64, chunk=512, breakeven_tokens=64)
 TEXTS = BatchLimits(tokens=4096, rows=64, breakeven_tokens=200, bucket_shapes=True)
 CALLERS, LIST = 32, 256
+MASKED_ROWS = 32
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 16}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+SCHEMA = {
+    "type": "array",
+    "items": PERSON,
+    "minItems": 999,
+    "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+}
+PEOPLE = f'%llguidance {{"no_forcing": true}}\nstart: %json {json.dumps(SCHEMA)}'
 
 KINDS: dict[str, list[dict[str, Any]]] = {
     "greedy": [{}],
@@ -71,6 +95,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         "take_batch_ms": take_batch_ms(flags.texts),
         "lone_text_passes": lone_text_passes(flags.rounds),
         "lone_sequence_turns": lone_sequence_turns(flags.rounds),
+        **mask_costs(max(flags.vocabulary), flags.rounds),
     }
     rows = [[name, f"{value:.3g}", _target(name)] for name, value in numbers.items()]
     print(table(("queues", "measured", "at most"), rows))
@@ -175,6 +200,55 @@ def sample_ms(kind: str, rows: int, vocabulary: int, flags: argparse.Namespace) 
     for _ in range(2):
         batch.sample(samplers, logits)
     return _median([_ms(lambda: batch.sample(samplers, logits)) for _ in range(flags.rounds)])
+
+
+def mask_costs(size: int, rounds: int) -> dict[str, float]:
+    """Time what the masks of a schema add to sampling, and what they take beside a forward pass.
+
+    Both are processor time in ms, of one thread and of the threads of masks. The logits are random,
+    so most choices break the schema and are replaced.
+    """
+    grammars, batch = Grammars(_vocabulary(size)), BatchSampler()
+    matcher = grammars.matcher(PEOPLE)
+    logits = [torch.randn(MASKED_ROWS, size) for _ in range(3)]
+    free = [Sampler(SamplingParams(9), [0]) for _ in range(MASKED_ROWS)]
+    threads, added, beside = torch.get_num_threads(), [], []
+    torch.set_num_threads(1)
+    with executor("masks", 2) as pool:
+        masks = [TokenMask(matcher.deep_copy(), size, (0,), pool) for _ in range(MASKED_ROWS)]
+        bound = [Sampler(SamplingParams(9), [0], frozenset([0]), mask) for mask in masks]
+        for number in range(2 * rounds):
+            given = logits[number % len(logits)]
+            all(mask.allowed() for mask in masks)
+            without, _ = _processor_ms(partial(batch.sample, free, given))
+            own, process = _processor_ms(partial(_sample_all, batch, bound, given))
+            added.append(own - without)
+            beside.append(process - own)
+    torch.set_num_threads(threads)
+    return {"masks_ms": _median(added), "mask_threads_ms": _median(beside)}
+
+
+def _vocabulary(size: int) -> Vocabulary:
+    """Return an end token, all bytes, and random words of 2 to 9 letters."""
+    chance = random.Random(6)
+    tokens = [b"</s>", *(bytes([byte]) for byte in range(256))]
+    while len(tokens) < size:
+        word = "".join(chance.choices("etaoinshrdlucmfwygpbvkjxqz", k=chance.randint(2, 9)))
+        tokens.append(chance.choice(("", " ")).encode() + word.encode())
+    return Vocabulary(tuple(tokens), (0,))
+
+
+def _sample_all(batch: BatchSampler, samplers: Sequence[Sampler], logits: torch.Tensor) -> None:
+    """Sample, and wait for the next masks."""
+    batch.sample(samplers, logits)
+    all(sampler.mask.allowed() for sampler in samplers if sampler.mask)
+
+
+def _processor_ms(action: Callable[[], object]) -> tuple[float, float]:
+    """Return the processor time of this thread, and of the process."""
+    own, process = time.thread_time(), time.process_time()
+    action()
+    return 1000 * (time.thread_time() - own), 1000 * (time.process_time() - process)
 
 
 def _ms(action: Callable[[], object]) -> float:

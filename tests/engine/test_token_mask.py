@@ -6,15 +6,16 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
 from predictor.engine.generation.batch_sampler import BatchSampler
 from predictor.engine.generation.grammar import Grammars, Vocabulary, executor
 from predictor.engine.generation.grammar_queue import Turn
-from predictor.engine.generation.sampler import Sampler, expand_bits
+from predictor.engine.generation.sampler import Sampler, best_allowed, expand_bits, log_mass
 from predictor.engine.generation.sampling_params import SamplingParams, Token
-from predictor.engine.generation.token_mask import MaskFactory, TokenMask
+from predictor.engine.generation.token_mask import AllowedTokens, MaskFactory, TokenMask
 from predictor.errors import GenerationFailed, PredictorError
 
 TOKENS = Vocabulary((b"<s>", b"</s>", b"a", b"b", b"ab", b"!", b"c"), (0, 1))
@@ -35,7 +36,7 @@ def mask_of(lark: str, pool: ThreadPoolExecutor, ends: tuple[int, ...] = (END,))
 
 
 def allowed(mask: TokenMask) -> list[int]:
-    return [int(token) for token in (mask.allowed().bias == 0).nonzero()[0]]
+    return [int(token) for token in (mask.allowed().bias() == 0).nonzero()[0]]
 
 
 def test_only_tokens_that_continue_the_text_are_allowed(pool: ThreadPoolExecutor) -> None:
@@ -88,9 +89,27 @@ def test_an_end_token_that_is_text_is_no_text_of_a_grammar(pool: ThreadPoolExecu
 
 def test_devices_expand_the_bits_to_the_same_bias(pool: ThreadPoolExecutor) -> None:
     tokens = mask_of('start: "a"+ "!"?', pool).allowed()
-    expanded = expand_bits(torch.from_numpy(tokens.bits))[: len(tokens.bias)]
+    expanded = expand_bits(torch.from_numpy(tokens.bits))[: tokens.size]
     assert expanded.dtype == torch.float32
-    assert torch.equal(expanded, torch.from_numpy(tokens.bias))
+    assert torch.equal(expanded, torch.from_numpy(tokens.bias()))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5])
+def test_the_best_token_is_that_of_the_allowed_ones(share: float) -> None:
+    chance = torch.Generator().manual_seed(1)
+    logits, flags = torch.randn(20_005, generator=chance), torch.rand(20_000, generator=chance)
+    flags = flags < share
+    allowed = AllowedTokens.of(np.packbits(flags.numpy(), bitorder="little"), len(flags))
+    assert (allowed.few is None) == (share == 0.5)
+    banned = logits.clone()
+    banned[:20_000][~flags] = banned[20_000:] = -torch.inf
+    best = int(best_allowed(logits, allowed))
+    assert best == int(banned.argmax())
+    assert allowed.has(best)
+    assert not allowed.has(int((~flags).nonzero()[0]))
+    assert not allowed.has(20_000)
+    expected = banned.logsumexp(dim=-1, keepdim=True)
+    assert torch.allclose(log_mass(banned, banned[best : best + 1]), expected, rtol=1e-6)
 
 
 def test_rows_beside_a_grammar_are_as_they_would_be_alone(pool: ThreadPoolExecutor) -> None:

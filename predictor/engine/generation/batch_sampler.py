@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import torch
 
-from predictor.engine.generation.sampler import FEW, Sampler
+from predictor.engine.generation.sampler import FEW, Sampler, best_allowed, log_mass
 from predictor.engine.generation.sampling_params import SamplingParams, Token
+from predictor.engine.generation.token_mask import AllowedTokens
 from predictor.errors import GenerationFailed
 
 _NOT_FINITE, _UNDECIDED = -1, -2
@@ -56,13 +57,14 @@ class BatchSampler:
         choices = torch.where(torch.isfinite(best), choices, _NOT_FINITE)
         if any(sampler is not None and sampler.has_no_choice for sampler in samplers):
             raise GenerationFailed("None of allowed_token_ids may follow.")  # before a row is drawn
-        banned = _banned(samplers, choices)
+        confined = _confined(samplers, choices)
         rows = [
             (row, sampler)
             for row, sampler in enumerate(samplers)
-            if sampler is not None
-            and (sampler.has_penalties or sampler.params.temperature > 0 or row in banned)
+            if sampler is not None and not sampler.takes_best
         ]
+        for row, allowed in confined.items():
+            choices[row] = best_allowed(logits[row], allowed)
         most = max(1, _SLICE_ELEMENTS // logits.shape[-1])
         for first in range(0, len(rows), most):
             self._choose(rows[first : first + most], logits, choices)
@@ -137,11 +139,12 @@ class BatchSampler:
         """Draw among so many most probable tokens; `_UNDECIDED` if they hold less than `top_p`."""
         size = scores.shape[-1]
         values, ids = scores.topk(count)
+        best = values[:, :1]
         top_k = _column(scores, [each.top_k or size for each in params])
         top_p = _column(scores, [each.top_p for each in params])
         is_cut = top_k < size
         values = values.masked_fill(torch.arange(count, device=scores.device) >= top_k, -torch.inf)
-        cut, whole = (part.logsumexp(dim=-1, keepdim=True) for part in (values, scores))
+        cut, whole = values.logsumexp(dim=-1, keepdim=True), log_mass(scores, best)
         probabilities = torch.exp(values - torch.where(is_cut, cut, whole))
         before = probabilities.cumsum(dim=-1) - probabilities
         min_p = _column(scores, [each.min_p for each in params])
@@ -173,19 +176,25 @@ class BatchSampler:
         return picked.squeeze(1).clamp(max=weights.shape[-1] - 1)
 
 
-def _banned(samplers: Sequence[Sampler | None], choices: torch.Tensor) -> set[int]:
-    """Return the rows whose most probable token is not allowed by their grammar.
+def _confined(
+    samplers: Sequence[Sampler | None], choices: torch.Tensor
+) -> dict[int, AllowedTokens]:
+    """Return what is allowed in the rows that take the best token, where the grammar bans that.
 
     Raises:
         GenerationFailed: A grammar cannot be followed any more. No row has been drawn yet.
     """
     allowed = {
-        row: sampler.mask.allowed()
+        row: (sampler, sampler.mask.allowed())
         for row, sampler in enumerate(samplers)
         if sampler is not None and sampler.mask is not None
     }
     tokens = choices.tolist() if allowed else []
-    return {row for row, each in allowed.items() if not each.has(tokens[row])}
+    return {
+        row: each
+        for row, (sampler, each) in allowed.items()
+        if sampler.takes_best and tokens[row] != _NOT_FINITE and not each.has(tokens[row])
+    }
 
 
 def _kinds(samplers: list[Sampler]) -> tuple[list[int], list[int], list[int], list[int]]:

@@ -28,6 +28,7 @@ class Sampler:
         mask: The tokens that a grammar allows; None for any text.
         is_greedy: Whether the next token is just the most probable one, without log probabilities.
         has_penalties: Whether penalties, a bias or banned tokens change the logits.
+        takes_best: Whether the next token is the most probable one that its grammar allows.
     """
 
     def __init__(
@@ -62,12 +63,8 @@ class Sampler:
             or bool(params.logit_bias)
             or self._banned is not None
         )
-        self.is_greedy = (
-            params.temperature == 0
-            and not self.has_penalties
-            and params.logprobs is None
-            and mask is None
-        )
+        self.takes_best = params.temperature == 0 and not self.has_penalties
+        self.is_greedy = self.takes_best and params.logprobs is None and mask is None
 
     @property
     def is_complete(self) -> bool:
@@ -187,12 +184,41 @@ class Sampler:
         return int(torch.multinomial(weights, 1, generator=self._generator))
 
 
+def log_mass(scores: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """Return `logsumexp` over the last dimension, which has one element then.
+
+    The exponential of minus infinity takes ten times as long as others on a CPU, and grammars ban
+    most tokens. So it is taken of -80, which is too little to change a sum in float32.
+
+    Args:
+        scores: Of shape (..., vocabulary).
+        best: The largest of them, of shape (..., 1).
+    """
+    masses = (scores - best).clamp_(min=-80).exp_()
+    return masses.sum(dim=-1, keepdim=True).log_() + best
+
+
+def best_allowed(logits: torch.Tensor, allowed: AllowedTokens) -> torch.Tensor:
+    """Return the most probable token of those that are allowed, of shape ().
+
+    Args:
+        logits: Of shape (vocabulary,), in any floating dtype; they are not changed.
+        allowed: The tokens.
+    """
+    few = allowed.few
+    if few is not None and len(few) and few[-1] < len(logits):
+        ids = torch.from_numpy(few).to(logits.device)
+        return ids[logits[ids].max(dim=0).indices]
+    bias = _bias(allowed, logits.device)[: len(logits)]
+    return (logits[: len(bias)] + bias).max(dim=0).indices
+
+
 def _bias(allowed: AllowedTokens, device: torch.device) -> torch.Tensor:
     """Return what is added to the logits: 0, or minus infinity for tokens that are not allowed."""
     if device.type == "cpu":
-        return torch.from_numpy(allowed.bias)
+        return torch.from_numpy(allowed.bias())
     bits = torch.from_numpy(allowed.bits).to(device)  # a 32nd of the bytes of the bias
-    return expand_bits(bits)[: len(allowed.bias)]
+    return expand_bits(bits)[: allowed.size]
 
 
 def expand_bits(bits: torch.Tensor) -> torch.Tensor:
@@ -214,7 +240,7 @@ def _most_probable(
         values, ids = scores.topk(min(top_k, len(scores)))
         return torch.softmax(values, dim=-1), ids
     values, ids = scores.topk(min(FEW, len(scores)))
-    probabilities = torch.exp(values - scores.logsumexp(dim=-1))
+    probabilities = torch.exp(values - log_mass(scores, values[:1]))
     if float(probabilities.sum()) < top_p:
         values, ids = scores.sort(descending=True)
         probabilities = torch.softmax(values, dim=-1)
