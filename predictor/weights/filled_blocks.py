@@ -57,7 +57,7 @@ class FilledBlocks:
         return devices
 
     def extents(self, model: nn.Module) -> tuple[BlockExtent, ...]:
-        """Return the extents of the blocks of a loaded model.
+        """Return the extents of the blocks of a model, whose dtypes they are cast to.
 
         Raises:
             OSError: A file cannot be read.

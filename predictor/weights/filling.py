@@ -2,9 +2,9 @@
 
 The first forward pass reads every byte that loading would read, so a request need not wait for
 loading first. Blocks are read in execution order, while all other weights are loaded and then
-beside those that are streamed. A forward pass waits for each block that has not arrived. A block
-that cannot be read fails the forward passes that need it, as a streamed one does. Which blocks are
-filled is decided in `filled_blocks`.
+beside those that are streamed. A forward pass waits for each block that has not arrived, and reads
+one that failed meanwhile again. A block that cannot be read then ends the engine, as a streamed one
+does. Which blocks are filled is decided in `filled_blocks`.
 """
 
 from __future__ import annotations
@@ -70,20 +70,35 @@ class Filling:
 
         Args:
             blocks: The blocks, in execution order.
-            metrics: Counts bytes read, and seconds that forward passes waited.
+            metrics: Counts seconds that forward passes waited.
             progress: Counts the blocks from when a model gets them.
         """
         self.passes: Activity | None = None
         self._metrics, self._progress = metrics, progress
         self._lock = threading.Lock()
         self._model: nn.Module | None = None
+        self._is_closed = False
+        self._start(blocks)
+
+    def _start(self, blocks: Sequence[BlockExtent]) -> None:
         self._blocks = [_Block(extent) for extent in blocks]
-        self._missing, self._is_closed = len(blocks), False
+        self._missing = len(blocks)
         cast = largest_stored(blocks)
         self._reader, self._has_begun = ParallelReader(cast=cast), not cast
         if self._has_begun:
             for block in self._blocks:
                 self._begin(block)
+
+    @property
+    def blocks(self) -> tuple[BlockExtent, ...]:
+        """The blocks, in execution order."""
+        return tuple(block.extent for block in self._blocks)
+
+    def change_to(self, blocks: Sequence[BlockExtent]) -> None:
+        """Begin anew, if these are other blocks, before a model gets them."""
+        if tuple(blocks) != self.blocks:
+            self._reader.close()
+            self._start(blocks)
 
     def give_to(self, model: nn.Module) -> None:
         """Give a model the blocks that have arrived, and each of the others when it does.
@@ -194,14 +209,14 @@ class Filling:
         return wait
 
     def _await(self, block: _Block) -> None:
-        """Wait for a block; the next wait for one that failed reads it again."""
+        """Wait for a block; one that failed before somebody waited for it is read again."""
+        if block.ended.is_set() and block.error is not None and not self._is_closed:
+            self._begin(block)
         if not block.ended.wait(_SECONDS_TO_LOG):
             logger.warning("Waiting for %s. %s", block.extent.name, self._progress_sentence)
             block.ended.wait()
         error = block.error
         if error is not None:
-            if not self._is_closed:
-                self._begin(block)
             file = error.filename or block.extent.file
             raise WeightsUnreadable(
                 f"{block.extent.name} cannot be read from {file}: {error.strerror}."

@@ -56,10 +56,8 @@ def load(
         ConfigurationError, LoadFailed: The offload folder cannot be used, or reading failed.
     """
     with contextlib.ExitStack() as undone, translated_errors():
-        loading = LoadSteps.of(
-            *(checkpoint, placement, offload, skeleton, packed),
-            *(trust_remote_code, progress, metrics, pinned_fraction),
-        )
+        more = trust_remote_code, progress, metrics, pinned_fraction
+        loading = LoadSteps.of(checkpoint, placement, offload, skeleton, packed, *more)
         resolver = loading.resolver()
         undone.callback(resolver.release)
         filling = Filling(loading.filled.extents(skeleton), metrics, progress)
@@ -68,6 +66,7 @@ def load(
             model, dispatch, whole = loading.place(resolver)
         extents, was_read = read_kept_blocks(model, whole, loading.kept, placement, progress)
         copied, host_blocks = loading.make_resident(model)
+        filling.change_to(loading.filled.extents(model))  # weights may have dtypes of their own
         loading.weights.check_unchanged()
         streaming = loading.stream(model, dispatch, extents.blocks, host_blocks)
         cache = loading.open_experts(model, extents, host_blocks)

@@ -378,7 +378,7 @@ def test_requests_that_come_one_after_the_other_begin_together_if_passes_are_lon
         waiting = [Collected(), Collected()]
         for collected in waiting:
             opened.engine.submit(PROMPTS[0], SamplingParams(max_new_tokens=1), collected)
-            time.sleep(0.1)
+            time.sleep(0.05)
         for collected in waiting:
             collected.wait()
     assert [len(rows) for rows in runner.passes] == ([2] if are_long else [1, 1])

@@ -55,3 +55,11 @@ def test_the_next_first_one_waits_anew() -> None:
     assert gathering.seconds_left == 0
     gathering.note_arrival(is_first=True)
     assert gathering.seconds_left == pytest.approx(0.02)
+
+
+def test_the_wait_has_a_bound_whatever_the_passes_took() -> None:
+    clock = Clock()
+    gathering = Gathering(clock)
+    gathering.note_pass(60.0)
+    gathering.note_arrival(is_first=True)
+    assert gathering.seconds_left == pytest.approx(0.2)

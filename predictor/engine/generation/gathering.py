@@ -17,6 +17,9 @@ _LONG = 0.05
 _MOST, _GAP = 0.05, 0.02
 """Most of a forward pass that the first waits in all, and after each arrival."""
 
+_SECONDS = 0.2
+"""Most seconds in all: a pass may have waited for weights that arrive only once."""
+
 _PASSES = 8
 """Forward passes of which the shortest is taken: that of a token of each sequence, usually."""
 
@@ -54,5 +57,6 @@ class Gathering:
         shortest = min(self._passes, default=0.0)
         if shortest < _LONG:
             return 0.0
-        end = min(self._first + _MOST * shortest, self._last + _GAP * shortest)
+        most = min(_MOST * shortest, _SECONDS)
+        end = min(self._first + most, self._last + _GAP * shortest)
         return max(0.0, end - self._clock())
