@@ -6,7 +6,8 @@ text is the difference of two decodings that begin a few tokens earlier.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 _CONTEXT_TOKENS = 8
@@ -14,6 +15,9 @@ _CONTEXT_TOKENS = 8
 
 _MOST_HELD = 16
 """Most tokens that are held back until a character is complete; a longer run is no character."""
+
+_FIRST_MARK = 0xD800
+_NO_TOKENS: Mapping[str, int] = MappingProxyType({})
 
 _INCOMPLETE = "\ufffd"
 _MOST_INCOMPLETE = 3
@@ -39,6 +43,7 @@ class TextStream:
         prompt: Sequence[int],
         stops: Sequence[str] = (),
         kept: Collection[int] = (),
+        stop_tokens: Mapping[str, int] = _NO_TOKENS,
     ) -> None:
         """Create the text of a reply.
 
@@ -47,10 +52,17 @@ class TextStream:
             prompt: Tokens of the prompt.
             stops: Strings before which the reply ends.
             kept: Special tokens that are part of the text; others are left out.
+            stop_tokens: Special tokens that `stops` contain, with their ids. They are looked for
+                beside the text that they are no part of.
         """
         self._tokenizer = tokenizer
         self._dropped = frozenset(tokenizer.all_special_ids).difference(kept) if kept else None
-        self._stops = stops
+        marks = _marks(text for text, each in stop_tokens.items() if each not in kept)
+        self._marks = {stop_tokens[text]: mark for text, mark in marks.items()}
+        self._no_marks = dict.fromkeys(map(ord, marks.values()))
+        self._stops = {stop: stop for stop in stops} | {
+            _marked(stop, marks): stop for stop in stops
+        }
         self._ids = list(prompt[-_CONTEXT_TOKENS:])
         self._begin = 0
         self._read = len(self._ids)
@@ -71,7 +83,7 @@ class TextStream:
     def push(self, token: int) -> str:
         """Add the next token and return the text that became final."""
         self.take(token)
-        return self._settle(self._fresh(is_last=False))
+        return self._settle(self._fresh(is_last=False) + self._marks.get(token, ""))
 
     def finish(self) -> str:
         """Return the text that was held back; no token follows.
@@ -81,7 +93,7 @@ class TextStream:
         if self.stopped:
             return ""
         released = self._settle(self._fresh(is_last=True))
-        held, self._held = self._held, ""
+        held, self._held = self._held.translate(self._no_marks), ""
         self.text += held
         return released + held
 
@@ -138,7 +150,11 @@ class TextStream:
     def _settle(self, fresh: str) -> str:
         """Cut at a stop sequence, and hold back text that may begin one."""
         self._held += fresh
-        matches = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        matches = [
+            (at, stop)
+            for written, stop in self._stops.items()
+            if (at := self._held.find(written)) >= 0
+        ]
         if matches:
             at, self.stop = min(matches)
             final, self._held = self._held[:at], ""
@@ -146,6 +162,7 @@ class TextStream:
             keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
             cut = len(self._held) - keep
             final, self._held = self._held[:cut], self._held[cut:]
+        final = final.translate(self._no_marks) if self._no_marks else final
         self.text += final
         return final
 
@@ -157,6 +174,18 @@ class TextStream:
             clean_up_tokenization_spaces=False,
         )
         return text
+
+
+def _marks(tokens: Iterable[str]) -> dict[str, str]:
+    """Return a character for each special token that no text has: half of a surrogate pair."""
+    return {token: chr(_FIRST_MARK + number) for number, token in enumerate(tokens)}
+
+
+def _marked(stop: str, marks: Mapping[str, str]) -> str:
+    """Return a stop sequence with the characters of the special tokens in it."""
+    for token in sorted(marks, key=len, reverse=True):
+        stop = stop.replace(token, marks[token])
+    return stop
 
 
 def _incomplete(text: str) -> int:

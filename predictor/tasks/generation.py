@@ -34,6 +34,7 @@ from predictor.tasks.token_lists import (
     check_allowed,
     check_token_ids,
     special_tokens,
+    tokens_within,
     with_special_stops,
     words_as_tokens,
 )
@@ -147,7 +148,8 @@ class TextGeneration:
                 prompt_logprobs=scoring.alternatives(prompt.parameters, source.ids),
             )
             check_allowed(sampling)
-            jobs.append(Job(prompt, source.ids, sampling, prefix, source.form, stops))
+            within = tokens_within(prompt.parameters.stop, self._special)
+            jobs.append(Job(prompt, source.ids, sampling, prefix, source.form, stops, within))
         scope = current_scope(request.cache_salt)
         return PreparedGeneration(jobs, self.tokenizer, self.engine, self._structured, scope)
 

@@ -38,6 +38,7 @@ class Job:
         decoder_prefix: Tokens that a decoder begins with; None if the reply continues the prompt.
         form: How the reply is read as a message; None if it is text.
         special_stops: Stop strings that are special tokens, by their ids.
+        stop_tokens: Special tokens that stop strings contain beside other text, with their ids.
     """
 
     prompt: Prompt
@@ -46,6 +47,7 @@ class Job:
     decoder_prefix: tuple[int, ...] | None = None
     form: ReplyForm | None = None
     special_stops: Mapping[int, str] = field(default_factory=dict)
+    stop_tokens: Mapping[str, int] = field(default_factory=dict)
 
 
 class ScoredOpenings:
@@ -213,6 +215,7 @@ class PreparedGeneration:
             stops=job.prompt.parameters.stop,
             ends=job.prompt.parameters.stop_token_ids,
             special_stops=job.special_stops,
+            stop_tokens=job.stop_tokens,
             form=job.form,
             scores=job.sampling.logprobs is not None,
             scores_prompt=job.sampling.prompt_logprobs is not None,

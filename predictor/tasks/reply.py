@@ -19,6 +19,7 @@ from predictor.tasks.tool_calls import MessagePart, joined
 Take = Callable[[Piece | PredictorError], None]
 
 _NO_STOPS: Mapping[int, str] = MappingProxyType({})
+_NO_TOKENS: Mapping[str, int] = MappingProxyType({})
 
 
 class Reply:
@@ -37,6 +38,7 @@ class Reply:
         stops: tuple[str, ...],
         ends: Collection[int] = (),
         special_stops: Mapping[int, str] = _NO_STOPS,
+        stop_tokens: Mapping[str, int] = _NO_TOKENS,
         form: ReplyForm | None,
         scores: bool,
         scores_prompt: bool,
@@ -54,6 +56,7 @@ class Reply:
             stops: Strings before which the reply ends.
             ends: Tokens that end it and are no part of its text.
             special_stops: Those of them that stand for a string of `stops`.
+            stop_tokens: Special tokens that are in strings of `stops`, with their ids.
             form: How the reply is read as a message; None if it is text.
             scores: Whether log probabilities are passed on.
             scores_prompt: Whether those of the prompt are.
@@ -68,7 +71,7 @@ class Reply:
         self._special_stop = ""
         self._loop, self._take = loop, take
         kept = frozenset() if form is None else form.kept_tokens
-        self._stream = TextStream(tokenizer, prompt, stops, kept)
+        self._stream = TextStream(tokenizer, prompt, stops, kept, stop_tokens)
         self._parser = None if form is None else form.new_parser()
         self._count = self._cached = 0
         self._queue_seconds: float | None = None

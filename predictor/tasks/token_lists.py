@@ -56,6 +56,16 @@ def with_special_stops(prompt: Prompt, special: Mapping[str, int]) -> tuple[Prom
     return replace(prompt, parameters=replace(parameters, stop_token_ids=ends)), stops
 
 
+def tokens_within(stops: Sequence[str], special: Mapping[str, int]) -> dict[str, int]:
+    """Return the special tokens that stop strings contain beside other text, with their ids."""
+    texts = [stop for stop in stops if stop not in special]
+    return {
+        token: number
+        for token, number in (special.items() if texts else ())
+        if any(token in text for text in texts)
+    }
+
+
 def check_allowed(sampling: SamplingParams) -> None:
     """Check that a token can be generated at all.
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from predictor.tasks.detokenizer import TextStream
+from predictor.tasks.token_lists import tokens_within
 from tests.checkpoints import byte_tokenizer
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo-model"
@@ -339,3 +340,39 @@ def test_the_stop_sequence_that_ended_a_text_is_named(
         if not stream.stopped:
             stream.push(token)
     assert (stream.stop, stream.stopped) == (stop, bool(stop))
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "expected", "is_met"),
+    [
+        ("<|end|>\n", "a<|end|>\nb", "a", True),
+        ("<|end|>\n", "a<|end|>b\n", "ab\n", False),
+        ("\n<|end|>", "a\n<|end|>b", "a", True),
+        ("a<|end|>b<|end|>", "xa<|end|>b<|end|>", "x", True),
+        ("<|end|><|end|>", "a<|end|>b<|end|><|end|>c", "ab", True),
+        ("<|end|>\n", "a<|end|>", "a", False),
+        (">", "a<|end|>b", "ab", False),
+        ("é<|end|>.", "aé<|end|>.", "a", True),
+    ],
+)
+def test_a_stop_may_contain_special_tokens_which_are_no_part_of_the_text(
+    stop: str, text: str, expected: str, is_met: bool
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|end|>", special=True)])
+    tokens = {"<|end|>": tokenizer.convert_tokens_to_ids("<|end|>")}
+    stream = TextStream(tokenizer, [70], (stop, "zz"), (), tokens_within((stop,), tokens))
+    released = ""
+    for token in ids_of(tokenizer, text):
+        if not stream.stopped:
+            released += stream.push(token)
+    released += stream.finish()
+    assert (released, stream.text) == (expected, expected)
+    assert stream.stop == (stop if is_met else "")
+
+
+def test_a_stop_that_a_model_writes_as_plain_text_is_met(of_bytes: Any) -> None:
+    stream = TextStream(of_bytes, [70], ("<|end|>.",), (), {"<|end|>": 10**6})
+    for token in ids_of(of_bytes, "a<|end|>."):
+        stream.push(token)
+    assert (stream.text, stream.stop) == ("a", "<|end|>.")

@@ -419,6 +419,22 @@ def test_a_stop_that_is_a_special_token_ends_the_reply(demo: Up) -> None:
     assert (cut.ending, cut.stop) == ("length", "")
 
 
+def test_a_stop_that_contains_special_tokens_ends_the_reply_whole_and_streamed(demo: Up) -> None:
+    special = special_tokens(demo.task.tokenizer, 4096)
+    bias = {special["<pad>"]: 100.0}
+    parameters = GenerationParameters(max_new_tokens=5, stop=("<pad>" * 3,), logit_bias=bias)
+    (reply,) = run(demo.task, Prompt(README_PROMPT, parameters))
+    assert (reply.text, reply.completion_tokens) == ("", 3)
+    assert (reply.ending, reply.stop) == ("stop_sequence", "<pad>" * 3)
+
+    async def streamed() -> list[Any]:
+        request = GenerationRequest((Prompt(README_PROMPT, parameters),))
+        return [piece async for piece in demo.task.prepare(request).stream()]
+
+    last = asyncio.run(streamed())[-1]
+    assert (last.text, last.completion_tokens, last.ending) == ("", 3, "stop_sequence")
+
+
 def test_a_special_stop_beyond_the_models_vocabulary_is_harmless(demo: Up) -> None:
     tokenizer = demo.task.tokenizer
     vocabulary = tokenizer.convert_tokens_to_ids("<pad>")  # as if the model had no more
