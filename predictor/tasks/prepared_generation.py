@@ -22,7 +22,7 @@ from predictor.errors import PredictorError
 from predictor.tasks.answers import Completion, Piece
 from predictor.tasks.messages import ReplyForm
 from predictor.tasks.prompt_scores import ScoredPrompt
-from predictor.tasks.reply import Reply, as_completion
+from predictor.tasks.reply import Reply, Stops, as_completion
 from predictor.tasks.request import Grammar, Prompt
 from predictor.tasks.structured_output import StructuredOutput
 
@@ -207,15 +207,13 @@ class PreparedGeneration:
     def _reply(
         self, index: int, job: Job, inbox: asyncio.Queue[Piece | PredictorError], *, by_token: bool
     ) -> Reply:
+        given = job.prompt.parameters
         return Reply(
             index,
             job.ids if job.decoder_prefix is None else (),
             self._tokenizer,
             prompt_tokens=len(job.ids),
-            stops=job.prompt.parameters.stop,
-            ends=job.prompt.parameters.stop_token_ids,
-            special_stops=job.special_stops,
-            stop_tokens=job.stop_tokens,
+            stops=Stops(given.stop, given.stop_token_ids, job.special_stops, job.stop_tokens),
             form=job.form,
             scores=job.sampling.logprobs is not None,
             scores_prompt=job.sampling.prompt_logprobs is not None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any
 
 from predictor.engine.generation.prompt_tokens import PromptTokens
@@ -18,8 +18,22 @@ from predictor.tasks.tool_calls import MessagePart, joined
 
 Take = Callable[[Piece | PredictorError], None]
 
-_NO_STOPS: Mapping[int, str] = MappingProxyType({})
-_NO_TOKENS: Mapping[str, int] = MappingProxyType({})
+
+@dataclass(frozen=True, slots=True)
+class Stops:
+    """What ends a reply besides the end tokens of the model and its length.
+
+    Attributes:
+        texts: Strings before which it ends.
+        ids: Tokens that end it and are no part of its text.
+        special: Those of them that stand for a string of `texts`.
+        tokens: Special tokens that strings of `texts` contain, with their ids.
+    """
+
+    texts: tuple[str, ...]
+    ids: Collection[int]
+    special: Mapping[int, str]
+    tokens: Mapping[str, int]
 
 
 class Reply:
@@ -35,10 +49,7 @@ class Reply:
         tokenizer: Any,
         *,
         prompt_tokens: int,
-        stops: tuple[str, ...],
-        ends: Collection[int] = (),
-        special_stops: Mapping[int, str] = _NO_STOPS,
-        stop_tokens: Mapping[str, int] = _NO_TOKENS,
+        stops: Stops,
         form: ReplyForm | None,
         scores: bool,
         scores_prompt: bool,
@@ -53,10 +64,7 @@ class Reply:
             prompt: Tokens that the reply's text continues.
             tokenizer: A transformers tokenizer.
             prompt_tokens: Tokens of the prompt.
-            stops: Strings before which the reply ends.
-            ends: Tokens that end it and are no part of its text.
-            special_stops: Those of them that stand for a string of `stops`.
-            stop_tokens: Special tokens that are in strings of `stops`, with their ids.
+            stops: What ends the reply.
             form: How the reply is read as a message; None if it is text.
             scores: Whether log probabilities are passed on.
             scores_prompt: Whether those of the prompt are.
@@ -67,11 +75,10 @@ class Reply:
         self._index, self._prompt_tokens = index, prompt_tokens
         self._tokenizer = tokenizer
         self._scores, self._by_token = scores, by_token
-        self._stops, self._ends, self._special_stops = stops, ends, special_stops
-        self._special_stop = ""
+        self._stops, self._special_stop = stops, ""
         self._loop, self._take = loop, take
         kept = frozenset() if form is None else form.kept_tokens
-        self._stream = TextStream(tokenizer, prompt, stops, kept, stop_tokens)
+        self._stream = TextStream(tokenizer, prompt, stops.texts, kept, stops.tokens)
         self._parser = None if form is None else form.new_parser()
         self._count = self._cached = 0
         self._queue_seconds: float | None = None
@@ -96,10 +103,10 @@ class Reply:
     def on_token(self, token: Token) -> bool:
         """Take the next token; return whether a stop sequence ends the reply with it."""
         self._count += 1
-        self._special_stop = self._special_stops.get(token.id, "")
-        if token.id in self._ends:
+        self._special_stop = self._stops.special.get(token.id, "")
+        if token.id in self._stops.ids:
             pass
-        elif self._by_token or self._stops:
+        elif self._by_token or self._stops.texts:
             self._text += self._stream.push(token.id)
         else:
             self._stream.take(token.id)
