@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import openai
 import pytest
 import tritonclient.http as triton
+from openai.types import CreateEmbeddingResponse
 from tokenizers.pre_tokenizers import ByteLevel
 
 from predictor.tasks.encoder_task import EncoderTask
@@ -397,6 +399,18 @@ def test_embeddings_cut_texts_by_vllms_key_or_teis(
     response = httpx.post(url, json=body)
     assert response.status_code == 200, response.text
     assert response.json()["usage"]["prompt_tokens"] == tokens
+
+
+@pytest.mark.parametrize("form", ["float", "base64"])
+def test_embeddings_are_of_openais_type(serve_encoder: ServeEncoder, form: str) -> None:
+    url = f"{serve_encoder('text_embedding').url}/v1/embeddings"
+    body = {"model": "echo", "input": ["x", "y"], "encoding_format": form}
+    answer = httpx.post(url, json=body).json()
+    if form == "base64":  # OpenAI's client decodes it before it makes the type
+        for each in answer["data"]:
+            each["embedding"] = np.frombuffer(base64.b64decode(each["embedding"]), "<f4").tolist()
+    typed = CreateEmbeddingResponse.model_validate_json(json.dumps(answer), strict=True)
+    assert [each.index for each in typed.data] == [0, 1]
 
 
 def test_embeddings_take_two_thousand_texts(serve_encoder: ServeEncoder) -> None:
