@@ -23,11 +23,13 @@ def _uri(value: Any) -> Any:
 
 
 def _has_server(url: str) -> bool:
-    """Return whether a URL names a server, and has a port that is a number if it has one."""
+    """Return whether a URL names a server and is valid for the client, and for the resolver."""
+    import httpx
+
     try:
-        parts = urlsplit(url)
-        name, _ = (parts.hostname or "").encode("idna"), parts.port
-    except ValueError:
+        parts, _ = httpx.URL(url), urlsplit(url).port
+        name = parts.host and parts.raw_host.decode().encode("idna")
+    except (httpx.InvalidURL, ValueError):
         return False
     return bool(name) and url.isprintable()
 

@@ -16,6 +16,7 @@ import httpx
 
 from predictor.checkpoint.weight_files import stays_within
 from predictor.errors import CheckpointError, HubUnreachable, reason_of
+from predictor.sentences import MAX_NAME, quote, shorten
 from predictor.weights.remote.source import Listing, RemoteFile
 from predictor.weights.remote.web_reader import (
     SECONDS_TO_READ,
@@ -39,6 +40,9 @@ _OTHERS = (
     *("config_sentence_transformers.json", "tiktoken.model"),
 )
 _MOST_INDEX = 64 * 1024**2
+
+_FAILURES = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
+"""What a request raises. The last is of a header, or of a redirect to a host that is no name."""
 
 
 class WebSource:
@@ -96,11 +100,17 @@ class WebSource:
                 headers=self._headers,
                 checks_etag=True,
             )
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise HubUnreachable(reason_of(error, most=120).rstrip(".")) from None
 
     def _url(self, name: str) -> str:
-        return urlunsplit(self._parts._replace(path=self._parts.path + name))
+        url = urlunsplit(self._parts._replace(path=self._parts.path + name))
+        try:
+            httpx.URL(url)
+        except httpx.InvalidURL as error:
+            folder = shorten(self.name, MAX_NAME)
+            raise CheckpointError(f"{quote(name)} has no valid URL in {folder} ({error})") from None
+        return url
 
     def _look_up(self, name: str) -> RemoteFile | None:
         """Return a file by its first byte; None if the server has none of this name."""
@@ -114,7 +124,7 @@ class WebSource:
                 refuse_status(response, f"{name} of {self.name}")
                 size = total_size(response)
                 etag = version_of(response)
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise self._unreachable(reason_of(error, most=120).rstrip(".")) from None
         except HubUnreachable as error:
             raise self._unreachable(str(error)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -184,6 +185,16 @@ def test_a_file_that_changes_on_a_web_server_is_refused(folder: Path, version: s
             read(source, listing, "model-1.safetensors", 0, 10)
 
 
+def test_a_file_whose_url_is_invalid_is_an_error_of_the_checkpoint(folder: Path) -> None:
+    with web(folder) as (url, _):
+        with pytest.raises(CheckpointError, match=r"no valid URL .*too long"):
+            WebSource(f"{url}/{'a' * (2**16 - len(url) - 3)}").listing()
+        index = {"weight_map": {"a": "model\n-1.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(CheckpointError, match=r"no valid URL .*non-printable"):
+            WebSource(url).listing()
+
+
 def test_the_authorization_comes_from_the_environment(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,8 +291,10 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     [
         *("hf://org/name", "/mnt/models", "s3://", "gs://bucket/model", "https:///folder"),
         *("https://host:port/folder", "https://host:99999/folder", "https://[::1/folder"),
-        *("https://..host/folder", "https://host/a\x00b"),
+        *("https://..host/folder", "https://host/a\x00b", "https://1.2.3.999/x", "https://ⅷ.com/"),
+        *("https://xn--zz--x/folder", "https://[v1.a]/folder", f"https://host/{'a' * 70_000}"),
     ],
+    ids=lambda uri: uri[:40],
 )
 def test_a_model_uri_is_a_bucket_or_a_web_server(uri: str) -> None:
     with pytest.raises(ConfigurationError, match="model_uri: "):
