@@ -35,6 +35,10 @@ def new_id(kind: Literal["file-", "batch_"]) -> str:
     return kind + secrets.token_hex(12)
 
 
+def _new_scope() -> str:
+    return secrets.token_hex(32)
+
+
 def id_of_results(batch_id: str, kind: str) -> str:
     """Return the id of the file with one kind of a batch's results, the same at every trial."""
     return "file-" + hashlib.sha256(f"{batch_id} {kind}".encode()).hexdigest()[:24]
@@ -78,7 +82,8 @@ class BatchRecord:
         created_at: Unix time.
         expires_at: Unix time after which it ends with what it has.
         scope: The scope of the request that created it, in the prefix cache: a digest in
-            hexadecimal digits, or nothing. Clients do not see it.
+            hexadecimal digits, or nothing. Clients do not see it. The record of an earlier build
+            has none, and gets one that it shares with nobody.
         status: Its state.
         metadata: The client's own texts.
         total: Lines of the input; 0 until they are counted.
@@ -97,7 +102,7 @@ class BatchRecord:
     input_file_id: str
     created_at: int
     expires_at: int
-    scope: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    scope: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = field(default_factory=_new_scope)
     status: Status = "validating"
     metadata: Mapping[str, str] | None = None
     total: int = 0

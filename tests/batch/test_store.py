@@ -63,6 +63,21 @@ def test_a_record_of_another_version_is_not_there(owned, change):
     assert owned.batches() == []
 
 
+def test_a_batch_of_a_build_without_scopes_is_there_and_shares_no_prefixes(owned, caplog):
+    batch, other = add_batch(owned), add_batch(owned)
+    for record in (batch, other):
+        path = record_of(owned, record)
+        document = json.loads(path.read_bytes())
+        del document["scope"]
+        path.write_text(json.dumps(document))
+
+    scopes = {each.scope for each in owned.batches()}
+    assert [len(bytes.fromhex(scope)) for scope in scopes] == [32, 32]
+    with pytest.raises(RequestError, match=f"the input of {batch.id}"):
+        owned.delete_file(batch.input_file_id)
+    assert not caplog.records
+
+
 def test_a_file_that_another_replica_removes_meanwhile_is_not_counted(store, owned, monkeypatch):
     file = add_file(owned)
     used, glob = store.used(), Path.glob
