@@ -34,6 +34,7 @@ from predictor.protocol.http.codec import Codec, CodecThreads
 from predictor.protocol.http.error_forms import error_response
 from predictor.protocol.http.gate import Gate
 from predictor.protocol.http.middleware import Border, CacheScope
+from predictor.protocol.http.request_record import CLIENT_CLOSED
 from predictor.protocol.http.tracing import RequestTracer, Traced
 from predictor.protocol.info import InfoEndpoint
 from predictor.protocol.kserve.generate import GenerateEndpoints
@@ -286,7 +287,7 @@ def _answering(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except ClientDisconnect:
-            return Response(status_code=499)  # for the access log, as nginx has it
+            return Response(status_code=CLIENT_CLOSED)  # for the access log
         except Exception as error:
             return await _on_exception(request, error)
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import subprocess
 import sys
 import time
+from typing import Any, NoReturn
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from predictor.protocol.http.tracing import SERVICE, open_tracer
+from predictor.errors import DeadlineExceeded, RequestError
+from predictor.protocol.http.request_record import begin, begin_call
+from predictor.protocol.http.tracing import SERVICE, RequestTracer, Traced, open_tracer
+from predictor.protocol.kserve.grpc_tracing import traced
+from predictor.sequence_times import current_times
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
 
@@ -90,3 +99,78 @@ def test_nothing_is_imported_for_traces_that_are_off() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip() == ""
+
+
+# What ended a phase
+
+
+def recording() -> tuple[RequestTracer, InMemorySpanExporter]:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return RequestTracer(provider), exporter
+
+
+def ends(spans: tuple[ReadableSpan, ...]) -> tuple[Any, bool, bool]:
+    """Return a queue's type of error, and whether it and the request are marked as failed."""
+    queue, server = spans
+    assert queue.attributes is not None
+    failed = [span.status.status_code.name == "ERROR" for span in (queue, server)]
+    return queue.attributes["error.type"], failed[0], failed[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "failure", "error", "is_fault"),
+    [
+        *((400, None, "400", False), (429, None, "429", False), (504, None, "504", True)),
+        *((200, 400, "400", False), (200, 504, "504", True)),
+        *((499, None, "cancelled", False), (200, None, "cancelled", False)),
+    ],
+)
+def test_a_phase_that_a_request_cuts_off_has_the_status_of_its_end(
+    status: int, failure: int | None, error: str, is_fault: bool
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        record, times = begin(scope), current_times()
+        assert times is not None
+        times.add_sequence()
+        record.status, record.failure = status, failure
+
+    async def unused(*_: Any) -> NoReturn:
+        raise AssertionError
+
+    tracer, exporter = recording()
+    scope = {"type": "http", "method": "POST", "scheme": "http", "path": "/", "headers": []}
+    asyncio.run(Traced(app, tracer=tracer)(scope, unused, unused))
+    assert ends(exporter.get_finished_spans()) == (error, is_fault, is_fault)
+
+
+@pytest.mark.parametrize(
+    ("exception", "error", "is_fault"),
+    [
+        (RequestError("No."), "INVALID_ARGUMENT", False),
+        (DeadlineExceeded("Late."), "DEADLINE_EXCEEDED", True),
+        (asyncio.CancelledError(), "cancelled", False),
+    ],
+)
+def test_a_phase_that_a_grpc_call_cuts_off_has_the_code_of_its_end(
+    exception: BaseException, error: str, is_fault: bool
+) -> None:
+    class Context:
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
+    async def method(calls: Any, context: Any) -> NoReturn:
+        times = current_times()
+        assert times is not None
+        times.add_sequence()
+        raise exception
+
+    async def call() -> None:
+        begin_call("/service/Infer", "")
+        await traced(method, tracer, "service", "Infer")({}, Context())
+
+    tracer, exporter = recording()
+    with pytest.raises(type(exception)):
+        asyncio.run(call())
+    assert ends(exporter.get_finished_spans()) == (error, is_fault, is_fault)

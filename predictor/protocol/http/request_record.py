@@ -28,6 +28,9 @@ REQUEST_ID = "x-request-id"
 RECORD = "predictor.record"
 """The key of a request's record in its ASGI scope."""
 
+CLIENT_CLOSED = 499
+"""The status of a request without an answer, whose client hung up; nginx has the same."""
+
 _OPERATIONS = {"text_embedding": "embeddings"}
 """OpenTelemetry's names of tasks; another task has its own."""
 
@@ -56,8 +59,7 @@ class RequestRecord:
         id: Its id.
         method: Its method.
         path: Its path, without the query, percent-encoded.
-        status: The status of its answer, or gRPC's name of it; 499 until there is one, as nginx has
-            it.
+        status: The status of its answer, or gRPC's name of it; `CLIENT_CLOSED` until there is one.
         prompt_tokens: Tokens of its prompts or texts; None if none were counted.
         completion_tokens: Tokens of its replies; None if it has none.
         first_token: Seconds to the first piece of a stream; None if it is not streamed.
@@ -74,7 +76,7 @@ class RequestRecord:
     id: str
     method: str
     path: str
-    status: int | str = 499
+    status: int | str = CLIENT_CLOSED
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     first_token: float | None = None

@@ -21,7 +21,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from predictor.protocol.http.gate import WITHOUT_BODY
-from predictor.protocol.http.request_record import RECORD, RequestRecord
+from predictor.protocol.http.request_record import CLIENT_CLOSED, RECORD, RequestRecord
 from predictor.sentences import MAX_NAME, shorten
 from predictor.sequence_times import SequenceTimes, TimesOfRequest, collected_times
 
@@ -94,6 +94,7 @@ class RequestSpan:
     def __init__(self, tracer: Any, span: Any, times: TimesOfRequest) -> None:
         self._tracer, self._span, self._times = tracer, span, times
         self._error_type: str | None = None
+        self._is_fault = False
         self._offset = time.time_ns() - time.monotonic_ns()
 
     def note(self, record: RequestRecord, **attributes: Any) -> None:
@@ -104,10 +105,16 @@ class RequestSpan:
         first = min((time for time in firsts if time is not None), default=None)
         self._span.set_attributes({**_attributes(record, first), **attributes})
 
-    def fail(self, error_type: str) -> None:
-        """Mark the request as failed by the server."""
-        self._error_type = error_type
-        _mark_failed(self._span, error_type)
+    def fail(self, error_type: str, *, is_fault: bool) -> None:
+        """Note the error that ends the request.
+
+        Args:
+            error_type: Its status or code.
+            is_fault: Whether it is the server's, and so marks the spans as failed.
+        """
+        self._error_type, self._is_fault = error_type, is_fault
+        if is_fault:
+            _mark(self._span, error_type, is_fault=True)
 
     def end(self) -> None:
         """End the span, with its sequences' phases as children."""
@@ -128,7 +135,7 @@ class RequestSpan:
                 return
             phase = self._begin_phase(name, index, began)
             if ended is None and times.finished is None:
-                self._cut_off(phase)
+                _mark(phase, self._error_type or CANCELLED, is_fault=self._is_fault)
             end = self._offset + int((ended or times.finished or now) * 1e9)
             if ended is not None and stall is not None:
                 seconds = {"predictor.weights_stall.seconds": stall}
@@ -147,19 +154,13 @@ class RequestSpan:
             attributes={"predictor.sequence.index": index},
         )
 
-    def _cut_off(self, phase: Any) -> None:
-        """Give a phase the error that ended the request; a client that hung up is none of ours."""
-        if self._error_type is None:
-            phase.set_attribute("error.type", CANCELLED)
-        else:
-            _mark_failed(phase, self._error_type)
 
-
-def _mark_failed(span: Any, error_type: str) -> None:
+def _mark(span: Any, error_type: str, *, is_fault: bool) -> None:
     from opentelemetry.trace import StatusCode
 
     span.set_attribute("error.type", error_type)
-    span.set_status(StatusCode.ERROR)
+    if is_fault:
+        span.set_status(StatusCode.ERROR)
 
 
 def _attributes(record: RequestRecord, first_token: float | None) -> dict[str, Any]:
@@ -206,8 +207,8 @@ class Traced:
                         **{"url.path": record.path, "http.response.status_code": record.status},
                     )
                     status = record.failure or record.status
-                    if status >= 500:
-                        span.fail(str(status))
+                    if status >= 400 and status != CLIENT_CLOSED:
+                        span.fail(str(status), is_fault=status >= 500)
 
 
 def open_tracer(environ: Mapping[str, str]) -> RequestTracer | None:

@@ -47,7 +47,7 @@ def traced(method: Method, tracer: RequestTracer | None, service: str, name: str
             finally:
                 if span is not None and record is not None:
                     span.note(record, **{"rpc.grpc.status_code": code.value[0]})
-                    if code in _SERVER_FAULTS:
-                        span.fail(code.name)
+                    if code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
+                        span.fail(code.name, is_fault=code in _SERVER_FAULTS)
 
     return spanned
