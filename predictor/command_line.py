@@ -9,13 +9,22 @@ and of an InferenceService.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import predictor
-from predictor.compatibility.apply import FLAGS, SERVERS, SWITCHES, add_flags, without_others
+from predictor.compatibility.apply import (
+    FLAGS,
+    OBJECTS,
+    SERVERS,
+    SWITCHES,
+    add_flags,
+    without_others,
+)
 from predictor.compatibility.command_words import normalize
+from predictor.compatibility.shared_flags import with_keys, without_absent
 from predictor.errors import ConfigurationError
 from predictor.placement.estimate import GB, Bandwidths, Resource
 from predictor.settings import Settings, names
@@ -31,11 +40,14 @@ _BANDWIDTHS = {
 }
 
 
-def parse_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def parse_arguments(
+    arguments: Sequence[str], *, environ: Mapping[str, str] = os.environ
+) -> tuple[str, dict[str, Any]]:
     """Return the command's name and its flags; an absent flag has no entry.
 
     Args:
         arguments: The command line without the program's name.
+        environ: The environment, which may name the model.
 
     Raises:
         ConfigurationError: The command line is wrong.
@@ -54,38 +66,15 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     )
     if unknown:
         command_line.error(f"unexpected argument {unknown[0]!r}")
-    flags = {name: value for name, value in vars(parsed).items() if not _is_absent(name, value)}
-    return flags.pop("command"), _with_keys(without_others(flags))
-
-
-def _is_absent(name: str, value: Any) -> bool:
-    """Return whether a flag has no value; vLLM's may have ``None``, where that is the default."""
-    field = Settings.model_fields.get(name)
-    return value is None or (value == "None" and field is not None and field.default is None)
+    flags = without_absent(vars(parsed))
+    return flags.pop("command"), with_keys(without_others(flags), environ)
 
 
 def _with_command(arguments: Sequence[str]) -> list[str]:
     """Return a command line whose flags have underscores, and that names a command."""
-    words = normalize(arguments, _SWITCHES)
+    words = normalize(arguments, _SWITCHES, _OBJECTS)
     is_flag = bool(words) and words[0].startswith("-")
     return ["serve", *words] if is_flag and words[0] not in _WITHOUT_COMMAND else words
-
-
-def _with_keys(flags: dict[str, Any]) -> dict[str, Any]:
-    """Return flags whose API keys, which may be several words as in vLLM, are a setting's value.
-
-    Raises:
-        ConfigurationError: The model may be one of the words.
-    """
-    keys = flags.get("api_key", ())
-    if len(keys) == 1:
-        return flags | {"api_key": keys[0]}
-    if keys and not flags.keys() & {"model", "model_dir", "model_id", "model_uri"}:
-        raise ConfigurationError(
-            "--api_key takes all words that follow it: name the model before it, or with "
-            "--model_dir, --model_id or --model_uri."
-        )
-    return flags
 
 
 class _Parser(argparse.ArgumentParser):
@@ -284,6 +273,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             help=f"the same as --{ALIASES[name]}" if name in ALIASES else text,
             **switch,
         )
+        if _is_switch(field):
+            negation: dict[str, Any] = {"action": "store_const", "const": "false"}
+            group.add_argument(f"--no_{name}", dest=name, help=argparse.SUPPRESS, **negation)
 
 
 def _is_switch(field: Any) -> bool:
@@ -293,3 +285,8 @@ def _is_switch(field: Any) -> bool:
 _SWITCHES = SWITCHES | {
     f"--{name}" for name, field in Settings.model_fields.items() if _is_switch(field)
 }
+
+_OBJECTS = OBJECTS | {
+    f"--{name}": f"--{name}" for name in ("max_memory", "override_generation_config")
+}
+"""Flags that take a JSON object, by their names; of `device_map`, module names have dots."""

@@ -29,6 +29,14 @@ SWITCHES = {
 }
 """Those that may stand without a value, with their dashes."""
 
+OBJECTS = {
+    option: f"--{name}"
+    for name, flag in FLAGS.items()
+    if flag.is_object
+    for option in (f"--{name}", *(f"-{short}" for short in flag.short))
+}
+"""The long names of those that take a JSON object, by all their names with dashes."""
+
 SERVERS = (
     f"Besides the settings, the flags of KServe's servers and of vLLM's ({VERSIONS}) are "
     "understood."

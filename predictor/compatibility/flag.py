@@ -26,7 +26,7 @@ SWITCH_VALUES = {
 }
 """What a switch may have as its value, in small letters."""
 
-_ABSENT = ("", "None")
+ABSENT = ("", "None")
 """Values with which vLLM takes a flag for absent."""
 
 
@@ -44,6 +44,7 @@ class Flag:
         is_switch: Whether it may stand without a value, and after ``--no-``.
         count: How many values it takes, as `argparse` has it: one, at most one, or several.
         is_secret: Whether its value is left out of messages.
+        is_object: Whether it takes a JSON object, whose keys may be words of their own.
         short: Its names with one dash.
     """
 
@@ -56,6 +57,7 @@ class Flag:
     is_switch: bool = False
     count: Literal["?", "+"] | None = None
     is_secret: bool = False
+    is_object: bool = False
     short: tuple[str, ...] = ()
 
     def apply(self, name: str, values: Values, other: object = None) -> dict[str, str]:
@@ -63,17 +65,13 @@ class Flag:
 
         Args:
             name: Its name.
-            values: Its values.
+            values: Its values, none of them absent.
             other: The value of the flag of the name `equal_to`; None if that is not given.
 
         Raises:
             ConfigurationError: It is refused with these values.
         """
-        given = tuple(value for value in values if value not in _ABSENT)
-        if not given:
-            return {}
-        if self.is_switch:
-            given = tuple(_switched(name, value) for value in given)
+        given = tuple(_switched(name, value) for value in values) if self.is_switch else values
         for value in given:
             is_accepted = self.accepted is None or value.lower() in self.accepted
             if not is_accepted and value != other:

@@ -28,6 +28,10 @@ _LOOKUPS = "lookups compare 2 to 5 tokens"
 _DRAFTS = "as many tokens are drafted as save time"
 _EXACT = "drafts change no reply"
 _METHODS = f"`ngram`, whose {_LOOKUPS}, and `draft_model` are the methods here"
+_OTHER_DRAFTS = (
+    "drafts are looked up anyway, or made by the model of --draft_model_dir; leave out the flags "
+    "of other drafts"
+)
 
 PLUGIN = "no code is loaded from elsewhere; leave the flag out"
 """What to do instead of a flag that names code."""
@@ -52,15 +56,23 @@ def json_object(name: str, values: Values) -> dict[str, Any]:
 
 
 def _speculation(values: Values) -> dict[str, str]:
-    """Return the drafts of vLLM's ``--speculative-config``."""
+    """Return the drafts of vLLM's ``--speculative-config``.
+
+    Raises:
+        ConfigurationError: They are made by a method that is none here.
+    """
     config = json_object("speculative_config", values)
     model, count = config.get("model"), config.get("num_speculative_tokens")
     is_lookup = model is None or model in LOOKUP
-    method = config.get("method") or ("ngram" if is_lookup else "draft_model")
+    method = str(config.get("method") or ("ngram" if is_lookup else "draft_model")).lower()
     if method in LOOKUP:
         return {} if count is None else {"prompt_lookup_num_tokens": str(count)}
-    if method != "draft_model" or model is None:
-        return {}
+    if method != "draft_model":
+        raise ConfigurationError(
+            f"--speculative_config with the method {method!r} is not supported: {_OTHER_DRAFTS}."
+        )
+    if is_lookup:
+        raise ConfigurationError("--speculative_config with the method 'draft_model' has no model.")
     number = {} if count is None else {"draft_model_num_tokens": str(count)}
     return {"draft_model_dir": str(model)} | number
 
@@ -233,8 +245,7 @@ _SPECULATION: Mapping[str, Flag] = {
         ("draft_model_dir",), _draft_model, "with `ngram` drafts are looked up, as always"
     ),
     "spec_method": refused(
-        "drafts are looked up anyway, or made by the model of --draft_model_dir; leave out the "
-        "flags of other drafts",
+        _OTHER_DRAFTS,
         unless=("ngram", "draft_model"),
         reason=_METHODS,
     ),

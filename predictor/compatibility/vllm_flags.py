@@ -168,9 +168,21 @@ _SHORT: Mapping[str, tuple[str, ...]] = {
     "compilation_config": ("O", "cc"),
 }
 
+_OBJECTS = """
+additional_config attention_config compilation_config default_chat_template_kwargs default_mm_loras
+diffusion_config ec_manager_config ec_transfer_config eplb_config fault_tolerance_config
+hf_overrides ir_op_priority kernel_config kv_events_config kv_transfer_config limit_mm_per_prompt
+media_io_kwargs mm_processor_kwargs model_class_overrides model_loader_extra_config
+override_neuron_config override_pooler_config pooler_config profiler_config quantization_config
+reasoning_config rope_scaling speculative_config structured_outputs_config
+tokenizer_pool_extra_config watermark_config weight_transfer_config
+"""
+"""Flags that take a JSON object, with spaces between them."""
+
 _ALL = {**MODEL_FLAGS, **ENGINE_FLAGS, **_REPLY, **_SERVER}
 
 VLLM_FLAGS: Mapping[str, Flag] = {
-    name: replace(flag, short=_SHORT.get(name, ())) for name, flag in _ALL.items()
+    name: replace(flag, short=_SHORT.get(name, ()), is_object=name in _OBJECTS.split())
+    for name, flag in _ALL.items()
 }
 """vLLM's flags by name, with underscores."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from predictor.compatibility.flag import ABSENT
 from predictor.compatibility.tgi_flags import TGI_FLAGS
 from predictor.deployment.render import (
     MODEL_URI_PLACEHOLDER,
@@ -84,6 +85,8 @@ def _mapping(option: Option, launch: Launch) -> KeyMapping:
         return changed(flag.reason)
     if flag.is_switch and value.lower() in ("0", "false"):
         return dropped("it is off")
+    if not flag.is_switch and value in ABSENT:
+        return dropped("it has no value")
     try:
         settings = flag.apply(option.name, ("true" if flag.is_switch else value,))
     except ConfigurationError:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kserve import model_server
 
 from predictor.cli import parse_arguments
+from predictor.compatibility import shared_flags
 from predictor.compatibility.apply import FLAGS, SERVERS, log_variables
 from predictor.compatibility.kserve_flags import KSERVE_FLAGS, KSERVE_VARIABLES
+from predictor.compatibility.shared_flags import SHARED
 from predictor.compatibility.vllm_flags import VLLM_FLAGS
 from predictor.errors import ConfigurationError
 from predictor.settings import Settings, names, read_settings
+from predictor.settings_sources import ALIASES
 from predictor.settings_sources import VARIABLES as SETTING_VARIABLES
 from tests.compatibility.vllm_names import NEWEST, OLDER
 
@@ -29,6 +33,11 @@ MODEL_SERVER = [
     for action in model_server.parser._actions
     for option in action.option_strings
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_model_is_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_flags, "_MOUNTED", tmp_path / "models")
 
 
 @pytest.mark.parametrize("name", sorted({*HUGGINGFACESERVER, *MODEL_SERVER}))
@@ -83,7 +92,7 @@ def _settings_or_refusal(words: list[str]) -> tuple[dict[str, Any], str]:
 
 @pytest.mark.parametrize("name", sorted(name for name, flag in FLAGS.items() if flag.accepted))
 def test_the_accepted_values_of_a_flag_are_accepted(name: str) -> None:
-    for value in (*(FLAGS[name].accepted or ()), "None", ""):
+    for value in FLAGS[name].accepted or ():
         assert FLAGS[name].apply(name, (value,)).keys() <= set(FLAGS[name].settings)
 
 
@@ -121,8 +130,6 @@ def test_the_accepted_values_of_a_flag_are_accepted(name: str) -> None:
             'serve --speculative-config {"method":"ngram","num_speculative_tokens":5}',
             {"prompt_lookup_num_tokens": "5"},
         ),
-        ('serve --speculative-config {"method":"eagle","num_speculative_tokens":5}', {}),
-        ('serve --speculative-config {"method":"eagle","model":"a/b"}', {}),
         (
             'serve --speculative-config {"model":"org/tiny","num_speculative_tokens":5}',
             {"draft_model_dir": "org/tiny", "draft_model_num_tokens": "5"},
@@ -185,6 +192,32 @@ def test_the_accepted_values_of_a_flag_are_accepted(name: str) -> None:
             "serve --revision None --max-model-len None --ssl-keyfile None --dtype half",
             {"dtype": "half"},
         ),
+        ("serve --api-key None --allowed-origins None --lora-modules None --task None", {}),
+        ("serve --tool-call-parser None --reasoning-parser None --trust-remote-code None", {}),
+        ("serve --override-generation-config None --host None --dtype None", {}),
+        ("serve --reasoning-parser= --tool-call-parser= --revision= --max-model-len=", {}),
+        ("serve m/x --api-key None b", {"model_id": "m/x", "api_key": "b"}),
+        ("serve m/x --enable-prefix-caching None", {"model_id": "m/x"}),
+        ("serve -ep None --enable-prefix-caching None m/x", {"model_id": "m/x"}),
+        ("serve --no-trust-remote-code m/x", {"trust_remote_code": "false", "model_id": "m/x"}),
+        (
+            "serve --no-enable-grpc --no_access_log",
+            {"enable_grpc": "false", "access_log": "false"},
+        ),
+        (
+            'serve --speculative-config {"method":"ngram"} -sc.num_speculative_tokens 4',
+            {"prompt_lookup_num_tokens": "4"},
+        ),
+        (
+            "serve --override-generation-config.top_k=2 "
+            '--override-generation-config={"top_k":9,"top_p":0.5}',
+            {"override_generation_config": '{"top_k": 2, "top_p": 0.5}'},
+        ),
+        (
+            "serve --override-generation-config.top_k=2 --override-generation-config None",
+            {"override_generation_config": '{"top_k": 2}'},
+        ),
+        ("serve --max-memory.cpu 30GiB", {"max_memory": '{"cpu": "30GiB"}'}),
         ("serve --cudagraph-capture-sizes 1 2 4 --kv-cache-dtype-skip-layers 0 1", {}),
     ],
 )
@@ -205,6 +238,23 @@ def test_a_flag_becomes_settings(line: str, settings: dict[str, str]) -> None:
         ("serve --chat-template x.jinja", "--chat_template=x.jinja is not supported: put it into"),
         ("serve --hf-token hf_secret", "--hf_token is not supported: set HF_TOKEN"),
         ("serve --spec-method eagle3", "--spec_method=eagle3 is not supported: drafts are looked"),
+        *(
+            (
+                f'serve --speculative-config {{"method":"{method}","model":"a/b"}}',
+                f"--speculative_config with the method '{method}' is not supported: drafts are lo",
+            )
+            for method in ("eagle3", "mtp", "suffix")
+        ),
+        (
+            'serve --speculative-config {"method":"draft_model"}',
+            "--speculative_config with the method 'draft_model' has no model",
+        ),
+        (
+            "serve --speculative-config ngram --speculative-config.num_speculative_tokens 3",
+            "--speculative_config is no JSON object",
+        ),
+        ("serve --version.x 1", "Unknown flag --version.x"),
+        ("serve -n.x 3", "--nnodes=.x is not supported: a model is served by one pod"),
         ("serve --convert reward", "--convert=reward is not supported: models of rewards"),
         ("serve --device=tpu", "--device=tpu is not supported: set --device_map"),
         (
@@ -320,7 +370,7 @@ def test_a_flag_that_sets_nothing_with_its_value_does_not_say_that_it_does(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO, logger="predictor.compatibility"):
-        parse_arguments(["--speculative-config", '{"method":"eagle","num_speculative_tokens":5}'])
+        parse_arguments(["--speculative-config", '{"method":"ngram"}'])
         parse_arguments(["--speculative-config", '{"num_speculative_tokens":5}'])
         parse_arguments(["--served-model-name", "gpt"])
     assert [record.getMessage() for record in caplog.records] == [
@@ -329,6 +379,43 @@ def test_a_flag_that_sets_nothing_with_its_value_does_not_say_that_it_does(
         "--speculative_config sets --prompt_lookup_num_tokens",
         "--served_model_name sets --model_name",
     ]
+
+
+@pytest.mark.parametrize("word", ["None", ""])
+def test_a_flag_without_a_value_is_no_line_in_the_log(
+    word: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="predictor.compatibility"):
+        for name in FLAGS:
+            assert parse_arguments([f"--{name}={word}"]) == ("serve", {})
+    assert not caplog.records
+
+
+def test_the_settings_that_vllm_has_too_are_listed() -> None:
+    theirs = {*NEWEST.split(), *OLDER.split()} & set(names())
+    assert {ALIASES.get(name, name) for name in theirs} == SHARED
+
+
+@pytest.mark.parametrize(
+    "environ", [{"PREDICTOR_MODEL_ID": "m/m"}, {"PREDICTOR_MODEL_URI": "s3://bucket/m"}]
+)
+def test_several_keys_may_follow_if_the_environment_names_the_model(
+    environ: dict[str, str],
+) -> None:
+    words = ["serve", "--api-key", "a", "b"]
+    assert parse_arguments(words, environ=environ)[1] == {"api_key": ["a", "b"]}
+    with pytest.raises(ConfigurationError, match=r"^--api_key takes all words that follow it"):
+        parse_arguments(words, environ=dict.fromkeys(environ, ""))
+
+
+def test_several_keys_may_follow_if_a_model_is_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_flags, "_MOUNTED", tmp_path)
+    words = ["serve", "--api-key", "a", "b"]
+    assert parse_arguments(words, environ={})[1] == {"api_key": ["a", "b"]}
+    with pytest.raises(ConfigurationError, match=r"^--api_key takes all words that follow it"):
+        parse_arguments([*words, str(tmp_path)], environ={})
 
 
 def test_variables_are_in_one_table() -> None:

@@ -112,6 +112,12 @@ def test_arguments_become_a_deployment_and_a_report(run: Run, tmp_path: Path) ->
     assert values["settings"]["tgi_api"] is True
 
 
+def test_a_flag_without_a_value_sets_nothing(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("--into", tmp_path / "made", "--", "--model-id=org/gpt", "--revision=")
+    assert code == 0, out
+    assert outcomes(out) == {"model_id": "taken over", "revision": "no counterpart"}
+
+
 def test_a_manifest_has_arguments_variables_and_gpus(run: Run, tmp_path: Path) -> None:
     (tmp_path / "tgi.yaml").write_text(MANIFEST)
     code, out, _ = run("--into", tmp_path / "made", "--manifest", tmp_path / "tgi.yaml")
