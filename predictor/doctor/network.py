@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from predictor.checkpoint.hub_answers import answered_within, hub_errors
@@ -12,6 +13,7 @@ from predictor.doctor.check import Check, Surroundings
 from predictor.errors import CheckpointError, HubUnreachable, PredictorError
 from predictor.quantity import format_bytes
 from predictor.settings import Settings
+from predictor.weights.remote.s3_source import MissingLibrary
 from predictor.weights.remote.source import Listing, Source
 from predictor.weights.remote.uri_source import source_of
 
@@ -20,6 +22,9 @@ _SECONDS = 5.0
 
 _SECONDS_TO_LIST = 30.0
 """Seconds for all answers of a bucket or a web server, which is requested file by file."""
+
+_SECONDS_TO_READ = 10.0
+"""Seconds for one answer of a web server. The command cannot end while a request waits for one."""
 
 
 def check_ports(settings: Settings) -> Iterator[Check]:
@@ -87,8 +92,8 @@ def _check_uri(uri: str) -> Check:
     """Check a bucket or a web server as the server lists and reads it."""
     name = "model source"
     try:
-        source = source_of(uri)
-        listing = answered_within(_SECONDS_TO_LIST, lambda: _listed(source))
+        with closing(source_of(uri, seconds=_SECONDS_TO_READ)) as source:
+            listing = answered_within(_SECONDS_TO_LIST, lambda: _listed(source))
     except HubUnreachable as error:
         finding = f"The source of model_uri cannot be read: {str(error).rstrip('.')}."
         remedy = (
@@ -97,6 +102,9 @@ def _check_uri(uri: str) -> Check:
             "has fetched the model."
         )
         return Check(name, "failure", finding, remedy)
+    except MissingLibrary as error:
+        remedy = "Install accelerate-predictor[s3], or use the image, which has it."
+        return Check(name, "failure", str(error), remedy)
     except PredictorError as error:
         remedy = (
             "Check model_uri, and the Secret with AWS_* for a bucket or MODEL_URI_AUTHORIZATION "

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import socket
 import ssl
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +22,7 @@ from tests.doctor.conftest import Surround, settings
 from tests.hub import COMMIT, Hub
 from tests.server.process import Served
 from tests.weights.remote.s3 import endpoint, fill_bucket
-from tests.weights.remote.web import web
+from tests.weights.remote.web import Files, web
 
 __all__ = ["endpoint"]
 
@@ -115,6 +119,50 @@ def test_a_web_server_that_does_not_answer_takes_bounded_time(
         check = try_uri(surround, f"http://127.0.0.1:{silent.getsockname()[1]}/models")
     assert check.finding == "The source of model_uri cannot be read: no answer in 0.3 s."
     assert "NetworkPolicy" in check.remedy
+
+
+@pytest.mark.parametrize(("shards", "seconds"), [(200, 0.3), (1, 8)], ids=["slow", "silent"])
+def test_nothing_of_a_check_goes_on_after_its_answer(
+    surround: Surround, folder: Path, monkeypatch: pytest.MonkeyPatch, shards: int, seconds: float
+) -> None:
+    """A process joins its pools' threads at its end, so the command would not end either."""
+
+    def answer_late(request: Files) -> None:
+        if not request.path.endswith("index.json"):
+            released.wait(seconds)
+        with contextlib.suppress(OSError):
+            Files.do_GET(request)
+
+    released = threading.Event()
+    monkeypatch.setattr(network, "_SECONDS_TO_LIST", 0.5)
+    monkeypatch.setattr(network, "_SECONDS_TO_READ", 1.0)
+    names = [f"model-{number}.safetensors" for number in range(shards)]
+    for name in names:
+        (folder / name).write_bytes(bytes(8))
+    index = {"weight_map": dict(zip(names, names, strict=True))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with web(folder, do_GET=answer_late) as (url, _):
+        check = try_uri(surround, url)
+        lingering = [each for each in threading.enumerate() if each.name.startswith("listing")]
+        ends = time.monotonic() + 3
+        for thread in lingering:
+            thread.join(max(ends - time.monotonic(), 0))
+        alive = [thread for thread in lingering if thread.is_alive()]
+        released.set()
+    assert (check.state, "no answer in 0.5 s" in check.finding) == ("failure", True)
+    assert lingering
+    assert alive == []
+
+
+def test_a_bucket_without_the_library_says_what_to_install(
+    surround: Surround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    check = try_uri(surround, "s3://models/tiny")
+    assert (check.state, "needs the package obstore" in check.finding) == ("failure", True)
+    assert check.remedy == "Install accelerate-predictor[s3], or use the image, which has it."
+    monkeypatch.undo()
+    assert try_uri(surround, "s3:///tiny").remedy.startswith("Check model_uri")
 
 
 def test_a_model_in_a_bucket_is_read_as_the_server_does(

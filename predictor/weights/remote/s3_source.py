@@ -20,6 +20,10 @@ _SECONDS_TO_RETRY = 20
 """Seconds in which the library itself tries a request again."""
 
 
+class MissingLibrary(ConfigurationError):
+    """The library for buckets is not installed."""
+
+
 class S3Source:
     """The objects of a bucket whose keys begin alike.
 
@@ -32,7 +36,8 @@ class S3Source:
         """Ask nothing yet.
 
         Raises:
-            ConfigurationError: The library is not installed, or the URI names no bucket.
+            MissingLibrary: The library is not installed.
+            ConfigurationError: The URI names no bucket.
         """
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         self.name = uri.rstrip("/")
@@ -57,6 +62,9 @@ class S3Source:
         if not files:
             raise CheckpointError(f"{self.name} holds no files.")
         return Listing.of(files)
+
+    def close(self) -> None:
+        """Do nothing: the library closes its connections itself."""
 
     def pin(self, revision: str) -> None:
         """Do nothing: the ETag of each file is that which was listed."""
@@ -90,7 +98,7 @@ def _library() -> Any:
     try:
         import obstore
     except ImportError:
-        raise ConfigurationError(
+        raise MissingLibrary(
             "model_uri: s3:// needs the package obstore; install accelerate-predictor[s3]."
         ) from None
     return obstore

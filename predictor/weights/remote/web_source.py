@@ -53,12 +53,13 @@ class WebSource:
         ref: None: a folder has no branches.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, seconds: float = SECONDS_TO_READ) -> None:
         """Ask nothing yet.
 
         Args:
             url: The URL of the folder, or of the index or the file of its weights. A query is part
                 of each request, since it may sign them.
+            seconds: Seconds to connect, and for an answer, of each request of a listing.
         """
         parts = urlsplit(url)
         last = parts.path.rpartition("/")[2]
@@ -74,7 +75,7 @@ class WebSource:
         self._headers = {}
         if value := os.environ.get(AUTHORIZATION):
             self._headers["Authorization"] = value
-        self._client = httpx.Client(timeout=SECONDS_TO_READ, follow_redirects=True)
+        self._client = httpx.Client(timeout=seconds, follow_redirects=True)
 
     def listing(self) -> Listing:
         """Return the files of weights that the index names, and those others that there are."""
@@ -87,6 +88,10 @@ class WebSource:
         if missing:
             raise CheckpointError(f"{self.name} has no {missing[0]}.")
         return Listing.of(file for file in (index, *weights, *others) if file is not None)
+
+    def close(self) -> None:
+        """Close all connections. Whatever another thread is still about to request fails."""
+        self._client.close()
 
     def pin(self, revision: str) -> None:
         """Do nothing: the ETag of each file is that which was listed."""
