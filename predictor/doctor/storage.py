@@ -112,7 +112,7 @@ def check_temporary(around: Surroundings) -> Check:
 
 
 def check_model_directory(settings: Settings) -> Check:
-    """Check that the model's files are there, and that each of them may be read.
+    """Check that the model's files are there, and that those in the folder itself may be opened.
 
     Of weights the headers are read, as at a start.
     """
@@ -150,4 +150,8 @@ def _check_weights(name: str, folder: Path) -> Check:
         remedy = "Mount the whole model there, with model.safetensors or the index of its files."
         return Check(name, "failure", f"{folder} holds no weights.", remedy)
     size = format_bytes(stored.weight_bytes)
-    return Check(name, "ok", f"{folder} has {size} of weights, and all files may be read.")
+    finding = (
+        f"{folder} has {size} of weights. Their files, and those of the configuration and "
+        "tokenizer beside them, may be opened. Folders below were not checked."
+    )
+    return Check(name, "ok", finding)

@@ -84,7 +84,8 @@ def test_a_model_that_is_not_mounted_is_a_failure(model: Path) -> None:
     check = storage.check_model_directory(settings(model_dir=model))
     assert (check.state, check.finding) == (
         "ok",
-        f"{model} has 8 B of weights, and all files may be read.",
+        f"{model} has 8 B of weights. Their files, and those of the configuration and tokenizer "
+        "beside them, may be opened. Folders below were not checked.",
     )
     (model / "config.json").unlink()
     check = storage.check_model_directory(settings(model_dir=model))
