@@ -68,7 +68,8 @@ class Settings(ProtocolSettings, LimitSettings, ChatSettings, GenerationSettings
     task: Task = None
     """The task of the model: `text_generation`, `text2text_generation`, `sequence_classification`,
     `token_classification`, `question_answering`, `fill_mask`, `text_embedding` or `rerank`.
-    Default: detected from the model's files."""
+    Default: detected from the model's files. `pooling` detects it too, and refuses a model that
+    generates text or fills masks."""
 
     dtype: Dtype = "auto"
     """The serving dtype; `auto` is the checkpoint's own. The predecessor's `torch_dtype`."""

@@ -183,6 +183,7 @@ Task = Annotated[
         "fill_mask",
         "text_embedding",
         "rerank",
+        "pooling",
     ]
     | None,
     BeforeValidator(_task),

@@ -100,6 +100,9 @@ _KINDS = {
 GENERATING = frozenset({"text_generation", "text2text_generation"})
 """The tasks that generate their answer token by token."""
 
+_POOLING = "pooling"
+"""The setting of a task that is detected, and makes vectors or classes of texts and tokens."""
+
 
 def title_of(task: str) -> str:
     """Return the name of a model for this task in a sentence: ``causal language model``."""
@@ -145,6 +148,14 @@ def find_task(config: PreTrainedConfig, path: Path, requested: str | None) -> st
     Raises:
         CheckpointError: The model suits no task, or not the requested one.
     """
+    if requested == _POOLING:
+        task = find_task(config, path, None)
+        if task in (*GENERATING, "fill_mask"):
+            raise CheckpointError(
+                f"{path} describes a model for {task}, which pools nothing (--runner or --task "
+                "pooling); --task text_embedding serves the vectors."
+            )
+        return task
     classes = [name for name in config.architectures or () if "Model" in name or "For" in name]
     own_code: dict[str, str] = getattr(config, "auto_map", None) or {}
     if requested is not None:

@@ -47,6 +47,11 @@ def _task(values: Values) -> dict[str, str]:
     return {"task": task} if task else {}
 
 
+def _runner(values: Values) -> dict[str, str]:
+    """Return the task that excludes models that generate."""
+    return {"task": "pooling"} if values[-1].lower() == "pooling" else {}
+
+
 _MODEL: Mapping[str, Flag] = {
     "model": Flag(
         ("model_dir", "model_id", "model_uri"),
@@ -102,17 +107,19 @@ _MODEL: Mapping[str, Flag] = {
     "allow_deprecated_quantization": unneeded(
         "a quantised checkpoint is recognised by its config", is_switch=True
     ),
+    "runner": Flag(
+        ("task",),
+        _runner,
+        _DETECTED,
+        accepted=("auto", "generate", "pooling"),
+        instead="a draft model is --draft_model_dir",
+    ),
     "convert": Flag(
         ("task",),
         _task,
         _DETECTED,
         accepted=("auto", "none", *_CONVERTED),
         instead="models of rewards are not served",
-    ),
-    "runner": refused(
-        "a draft model is --draft_model_dir",
-        unless=("auto", "generate", "pooling"),
-        reason=_DETECTED,
     ),
     "model_impl": unneeded("the model's own implementation of transformers is used"),
     "pooler_config": refused(_POOLING, unless=("{}",), reason=_POOLING),

@@ -82,6 +82,20 @@ def test_a_wrapper_and_a_class_of_another_name_have_the_task_of_their_head(
     assert find_task(config, tmp_path, expected) == expected
 
 
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "BartModel", "ModernBertForMaskedLM"])
+def test_pooling_refuses_a_model_that_generates_or_fills_masks(
+    tmp_path: Path, architecture: str
+) -> None:
+    sentence = f"^{tmp_path} describes a model for .*; --task text_embedding serves the vectors"
+    with pytest.raises(CheckpointError, match=sentence):
+        task_of(tmp_path, architecture, "pooling")
+
+
+@pytest.mark.parametrize("architecture", ["RobertaModel", "LlamaForSequenceClassification"])
+def test_pooling_is_the_detected_task(tmp_path: Path, architecture: str) -> None:
+    assert task_of(tmp_path, architecture, "pooling") == task_of(tmp_path, architecture)
+
+
 def test_one_label_is_how_well_two_texts_match(tmp_path: Path) -> None:
     assert task_of(tmp_path, "BertForSequenceClassification", num_labels=1) == "rerank"
 
@@ -116,7 +130,8 @@ def test_a_models_own_code_says_what_it_is_for(tmp_path: Path) -> None:
 
 def test_every_task_of_the_settings_has_a_class() -> None:
     config = AutoConfig.for_model("bert")
-    tasks = Settings.model_json_schema()["properties"]["task"]["anyOf"][0]["enum"]
+    schema = Settings.model_json_schema()["properties"]["task"]
+    tasks = {*schema["anyOf"][0]["enum"]} - {"pooling"}  # which is detected
     assert len({factory_of(task, config).__name__ for task in tasks}) == len(tasks) - 1
 
 
