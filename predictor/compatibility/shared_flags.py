@@ -21,7 +21,7 @@ SHARED = frozenset(
 )
 """Our settings that have a flag of vLLM's with the same name."""
 
-_LISTS = ("allowed_origins", "api_key", "lora_modules")
+_LISTS = ("allowed_origins", "lora_modules")
 """Those of which an empty text is a value: a list without elements."""
 
 _MODEL = ("model", "model_dir", "model_id", "model_uri")
@@ -47,6 +47,8 @@ def without_absent(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_absent(name: str, value: Any) -> bool:
+    if name == "api_key":  # without it anybody is let in
+        return value is None
     if name in FLAGS or name in SHARED:
         return value is None or value in (("None",) if name in _LISTS else ABSENT)
     field = Settings.model_fields.get(name)
@@ -61,9 +63,14 @@ def with_keys(flags: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str,
         environ: The environment, which may name the model.
 
     Raises:
-        ConfigurationError: The model may be one of the words.
+        ConfigurationError: The model may be one of the words, or a key is ``None``, which is what a
+            template makes of a key that it lacks.
     """
     keys = flags.get("api_key", ())
+    if "None" in keys:
+        raise ConfigurationError(
+            "--api_key is None, which is no key: leave it out to serve without keys."
+        )
     if len(keys) == 1:
         return {**flags, "api_key": keys[0]}
     variables = own_variables(environ)
