@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 from collections.abc import Iterator
 from typing import Any
@@ -51,6 +52,20 @@ def test_numbers_of_all_classes_are_by_index(serve_kserve: ServeEncoder) -> None
     assert list(predictions[0]) == ["0", "1", "2"]
     assert sum(predictions[0].values()) == pytest.approx(1)
     assert list(tensors) == ["output-0", "probabilities"]
+
+
+@pytest.mark.parametrize("parameter", ["return_probabilities", "return_raw_logits"])
+def test_kserves_own_clients_read_the_numbers_of_all_classes_in_v2(
+    serve_kserve: ServeEncoder, parameter: str
+) -> None:
+    predictions, _ = in_both(serve_kserve, "sequence_classification", **{parameter: True})
+    served = serve_kserve("sequence_classification")
+    text = FIELDS["sequence_classification"]["text"]
+    response = v2(served, [tensor("input-0", text)], parameters={parameter: True}).json()
+    result = kserve.InferResponse.from_rest(response).outputs[0]
+    assert (result.name, result.datatype, result.shape) == ("output-0", "BYTES", [1])
+    by_index = {str(key): number for key, number in ast.literal_eval(result.data[0]).items()}
+    assert by_index == pytest.approx(predictions[0], rel=1e-6)
 
 
 def test_a_mask_is_its_best_token_and_a_text_its_vector(serve_kserve: ServeEncoder) -> None:

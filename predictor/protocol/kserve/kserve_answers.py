@@ -20,10 +20,11 @@ _ADDED: tuple[str, ...] = ("probabilities", "logits")
 def kserve_prediction(answer: Answer) -> object:
     """Return an answer as V1's prediction: an index, numbers by index, a token or a vector."""
     match answer:
-        case Classes(logits=tuple() as numbers) | Classes(probabilities=tuple() as numbers):
-            return {str(index): number for index, number in enumerate(numbers)}
         case Classes():
-            return answer.labels.index(answer.label)
+            numbers = _by_index(answer)
+            if numbers is None:
+                return answer.labels.index(answer.label)
+            return {str(index): number for index, number in numbers.items()}
         case Entities():
             return [list(answer.token_labels)]
         case Masks():
@@ -33,15 +34,20 @@ def kserve_prediction(answer: Answer) -> object:
 
 
 def kserve_columns(answers: Sequence[Answer], shape: tuple[int, ...]) -> dict[str, Column]:
-    """Return KServe's output, and those that a parameter has added; see `columns`."""
+    """Return KServe's output, and those that a parameter has added; see `columns`.
+
+    Numbers of all classes are a text, as Python writes the dictionary: KServe's clients read it so.
+    """
     ours = columns(answers, shape)
     count = len(answers)
     match answers[0]:
         case Classes():
             classes = of_type(answers, Classes)
-            indices = [each.labels.index(each.label) for each in classes]
             added = {name: ours[name] for name in _ADDED if name in ours}
-            return {OUTPUT: Column((count,), indices), **added}
+            if added:
+                texts = [str(_by_index(each)) for each in classes]
+                return {OUTPUT: Column((count,), texts, "BYTES"), **added}
+            return {OUTPUT: Column((count,), [each.labels.index(each.label) for each in classes])}
         case Entities():
             rows = [each.token_labels for each in of_type(answers, Entities)]
             longest = max(map(len, rows))
@@ -56,3 +62,9 @@ def kserve_columns(answers: Sequence[Answer], shape: tuple[int, ...]) -> dict[st
             return {OUTPUT: ours["embedding"]}
         case _:
             return ours
+
+
+def _by_index(answer: Classes) -> dict[int, float] | None:
+    """Return the number of each class, by index; None if none were requested."""
+    numbers = answer.probabilities if answer.logits is None else answer.logits
+    return None if numbers is None else dict(enumerate(numbers))

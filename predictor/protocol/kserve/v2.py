@@ -124,7 +124,7 @@ def encode(
             InferOutput(
                 name=name,
                 shape=list(by_name[name].shape),
-                datatype=form.datatypes[name],
+                datatype=by_name[name].datatype or form.datatypes[name],
                 data=list(by_name[name].data),
             )
             for name in form.outputs or by_name

@@ -46,10 +46,17 @@ from predictor.tasks.answers import (
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """The elements of an output tensor, in row-major order, and its shape."""
+    """An output tensor.
+
+    Attributes:
+        shape: Its shape.
+        data: Its elements, in row-major order.
+        datatype: Their type; None for the one that the task's output has.
+    """
 
     shape: tuple[int, ...]
     data: Sequence[Element]
+    datatype: str | None = None
 
 
 def columns(answers: Sequence[Answer], shape: tuple[int, ...]) -> dict[str, Column]:
