@@ -62,6 +62,7 @@ def _messages() -> ModuleType:
 
 def _refusal(error: Any) -> dict[str, Any]:
     trailing = dict(error.trailing_metadata() or ())
+    trailing.pop("x-request-id", None)  # is another each time
     answer = {"code": error.code().name, "details": error.details()}
     return answer | ({"trailing": trailing} if trailing else {})
 
