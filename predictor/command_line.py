@@ -21,6 +21,7 @@ from predictor.compatibility.apply import (
     SERVERS,
     SWITCHES,
     add_flags,
+    add_negation,
     without_others,
 )
 from predictor.compatibility.command_words import normalize
@@ -274,8 +275,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             **switch,
         )
         if _is_switch(field):
-            negation: dict[str, Any] = {"action": "store_const", "const": "false"}
-            group.add_argument(f"--no_{name}", dest=name, help=argparse.SUPPRESS, **negation)
+            add_negation(group, name)
 
 
 def _is_switch(field: Any) -> bool:

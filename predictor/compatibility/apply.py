@@ -21,11 +21,13 @@ FLAGS: Mapping[str, Flag] = {
 """All flags of other servers that are not ours; KServe's win."""
 
 
+def _options(name: str, flag: Flag) -> list[str]:
+    """Return all names of a flag, with their dashes, the long one first."""
+    return [f"--{name}", *(f"-{short}" for short in flag.short)]
+
+
 SWITCHES = {
-    option
-    for name, flag in FLAGS.items()
-    if flag.is_switch
-    for option in (f"--{name}", *(f"-{short}" for short in flag.short))
+    option for name, flag in FLAGS.items() if flag.is_switch for option in _options(name, flag)
 }
 """Those that may stand without a value, with their dashes."""
 
@@ -33,7 +35,7 @@ OBJECTS = {
     option: f"--{name}"
     for name, flag in FLAGS.items()
     if flag.is_object
-    for option in (f"--{name}", *(f"-{short}" for short in flag.short))
+    for option in _options(name, flag)
 }
 """The long names of those that take a JSON object, by all their names with dashes."""
 
@@ -62,12 +64,15 @@ def _add(parser: argparse.ArgumentParser, name: str, flag: Flag) -> None:
     count: dict[str, Any] = {} if flag.count is None else {"nargs": flag.count}
     if flag.is_switch or flag.count == "?":
         count = {"nargs": "?", "const": "true"}
-    options = [f"--{name}", *(f"-{short}" for short in flag.short)]
-    parser.add_argument(*options, dest=name, help=argparse.SUPPRESS, **count)
+    parser.add_argument(*_options(name, flag), dest=name, help=argparse.SUPPRESS, **count)
     if flag.is_switch:
-        parser.add_argument(
-            f"--no_{name}", dest=name, action="store_const", const="false", help=argparse.SUPPRESS
-        )
+        add_negation(parser, name)
+
+
+def add_negation(parser: Any, name: str) -> None:
+    """Add ``--no_NAME`` of a switch to a parser or a group; its help does not show it."""
+    off: dict[str, Any] = {"action": "store_const", "const": "false"}
+    parser.add_argument(f"--no_{name}", dest=name, help=argparse.SUPPRESS, **off)
 
 
 def without_others(given: Mapping[str, Any]) -> dict[str, Any]:
