@@ -154,9 +154,14 @@ class ProtocolSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_keys(self) -> Self:
-        """Refuse an empty list, such as that of an empty Secret: any request could pass."""
+        """Refuse an empty list, such as that of an empty Secret: any request could pass.
+
+        And refuse the word that a template makes of a key that it lacks: anybody could guess it.
+        """
         if "api_key" in self.model_fields_set and not self.api_key:
             raise ValueError("api_key is set and has no key; leave it out if none is needed")
+        if "None" in self.api_key:
+            raise ValueError("api_key is None, which is no key; leave it out if none is needed")
         return self
 
     def scope_header(self) -> str | None:
@@ -179,7 +184,7 @@ class ProtocolSettings(BaseSettings):
             raise ConfigurationError(
                 f"api_key_file {self.api_key_file} cannot be read: {error}."
             ) from None
-        keys = [line.strip() for line in lines if line.strip()]
+        keys = [line.strip() for line in lines if line.strip() not in ("", "None")]
         if not keys:
             raise ConfigurationError(f"api_key_file {self.api_key_file} has no key.")
         return (*self.api_key, *keys)

@@ -403,6 +403,13 @@ def test_an_api_key_that_is_set_is_not_empty(name, given):
         read(environ={name: given})
 
 
+def test_none_is_no_key_of_a_file(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("None\n")
+    with pytest.raises(ConfigurationError, match=r"has no key\.$"):
+        read(environ={"PREDICTOR_API_KEY_FILE": str(file)}).api_keys()
+
+
 def test_vllms_variable_sets_the_api_key_and_ours_wins():
     environ = {"VLLM_API_KEY": "theirs"}
     assert read(environ=environ).api_keys() == ("theirs",)

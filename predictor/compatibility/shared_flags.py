@@ -63,14 +63,9 @@ def with_keys(flags: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str,
         environ: The environment, which may name the model.
 
     Raises:
-        ConfigurationError: The model may be one of the words, or a key is ``None``, which is what a
-            template makes of a key that it lacks.
+        ConfigurationError: The model may be one of the words.
     """
     keys = flags.get("api_key", ())
-    if "None" in keys:
-        raise ConfigurationError(
-            "--api_key is None, which is no key: leave it out to serve without keys."
-        )
     if len(keys) == 1:
         return {**flags, "api_key": keys[0]}
     variables = own_variables(environ)

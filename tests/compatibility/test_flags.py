@@ -264,9 +264,6 @@ def test_a_flag_becomes_settings(line: str, settings: dict[str, str]) -> None:
             "--enforce_eager is a switch, and has no value 'org/gpt'",
         ),
         ("serve --headless", "--headless is not supported: a model is served by one pod"),
-        ("serve --api-key None", "--api_key is None, which is no key"),
-        ("serve m/x --api-key None b", "--api_key is None, which is no key"),
-        ("serve --api-key a --api-key None", "--api_key is None, which is no key"),
         (
             "serve --api-key a /mnt/m",
             "--api_key takes all words that follow it: name the model bef",
@@ -426,3 +423,19 @@ def test_several_keys_may_follow_if_a_model_is_mounted(
 def test_variables_are_in_one_table() -> None:
     assert not SETTING_VARIABLES.keys() & KSERVE_VARIABLES.keys()
     assert set(SETTING_VARIABLES.values()) <= set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("line", "environ"),
+    [
+        ("serve --api-key None", {}),
+        ("serve m/x --api-key None b", {}),
+        ("serve --api-key a --api-key None", {}),
+        ('serve --api-key ["a","None"]', {}),
+        ("serve m/x", {"PREDICTOR_API_KEY": "None"}),
+        ("serve m/x", {"VLLM_API_KEY": "None"}),
+    ],
+)
+def test_none_is_no_key_wherever_it_is_from(line: str, environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match=r"^api_key is None, which is no key"):
+        read_settings(parse_arguments(line.split(), environ=environ)[1], environ=environ)
