@@ -20,7 +20,10 @@ from predictor.private.versions import lacking
 def main(connection: socket.socket) -> NoReturn:
     """Be the engine process of the process at the other end of a connection."""
     try:
-        from predictor import engine_main
+        # Before torch and transformers: pydantic reads the settings' docstrings by going through
+        # all modules for each, which took 20 s with theirs.
+        from predictor import settings  # noqa: F401
+        from predictor import engine_main  # isort: skip
     except ConfigurationError as error:
         _refuse(connection, error)
     except ImportError as error:
