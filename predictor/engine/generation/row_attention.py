@@ -22,9 +22,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from predictor.engine.generation.layout import Layout, RowPages
 from predictor.private.torch import flash_attention_on_cpu
 
-_MOST_PACKED = 16
+_MOST_PACKED = 32
 """New tokens of a row whose heads are computed as further queries. With more, copying the mask for
-each of those heads costs as much as it saves."""
+the heads that share keys costs as much as it saves."""
 
 _LEAST_RUN = 64
 """Tokens that the runs of a row have on average, if it attends to each. To copy fewer takes less
@@ -125,7 +125,11 @@ class Attention:
         if is_causal and count < len(row.pages):  # PyTorch takes queries for the first tokens
             hidden, is_causal = _causal_mask(count, keys), False
         if hidden is not None and is_packed:
-            hidden = hidden.expand(-1, heads, count, -1).reshape(1, *query.shape[1:3], -1)
+            shared = len(self.keys) if hidden.shape[1] > 1 else 1
+            group = heads // len(self.keys)
+            hidden = hidden.expand(-1, shared * group, count, -1).reshape(
+                *(1, shared, group * count, -1)
+            )
         output = scaled_dot_product_attention(
             *(query, keys, values, hidden),
             is_causal=is_causal,
