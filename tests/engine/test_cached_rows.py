@@ -32,8 +32,10 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
+from predictor.engine.generation import row_attention
 from predictor.engine.generation.cached_rows import CachedRows
 from predictor.engine.generation.layout import Layout, SequenceChunk
+from predictor.engine.generation.row_attention import Attention
 from predictor.engine.generation.row_source import Source
 from predictor.engine.generation.runner import BatchRunner
 from predictor.private.cache_layers import cache_layers
@@ -97,11 +99,16 @@ def query_of(layout: Layout, groups: int = 1, size: int = SIZE) -> torch.Tensor:
     return torch.randn(len(layout.lengths), HEADS * groups, layout.new, size, generator=generator)
 
 
-def check(output: torch.Tensor, expected: torch.Tensor, rows: Sequence[tuple[int, int]]) -> None:
+def check(
+    output: torch.Tensor,
+    expected: torch.Tensor,
+    rows: Sequence[tuple[int, int]],
+    atol: float = 1e-6,
+) -> None:
     """Compare what new tokens get; what is computed in the padding is nobody's."""
     assert output.shape == expected.shape
     for index, (_, new) in enumerate(rows):
-        assert torch.allclose(output[index, :, -new:], expected[index, :, -new:], atol=1e-6)
+        assert torch.allclose(output[index, :, -new:], expected[index, :, -new:], atol=atol)
 
 
 class Module(torch.nn.Module):
@@ -162,6 +169,51 @@ def test_a_row_with_few_runs_attends_to_each_in_place(
             patch.setattr(torch.Tensor, "index_select", lambda *_: pytest.fail("pages were copied"))
             pair = repeat_kv(cached(keys), groups), repeat_kv(cached(values), groups)
             output = scaled_dot_product_attention(query, *pair, mask, scale=scale)
+        check(output, expected, rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("scattered", [False, True])
+@pytest.mark.parametrize(
+    "rows",
+    [[(60, 40)], [(0, 40), (60, 40), (9, 35)], [(100, 40), (0, 40)]],
+    ids=["a chunk", "chunks and a prompt", "a prompt beside a chunk"],
+)
+def test_chunks_of_prompts_attend_without_a_mask(
+    rows: list[tuple[int, int]],
+    scattered: bool,
+    groups: int,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(row_attention, "_LEAST_CAUSAL", 0)
+    keys, values = both(rows, scattered=scattered)
+    keys.pool, values.pool = keys.pool.to(dtype), values.pool.to(dtype)
+    query, mask = query_of(keys.layout, groups).to(dtype), mask_of(keys.layout)
+    whole = [repeat_kv(one.gathered(), groups) for one in (keys, values)]
+    expected = scaled_dot_product_attention(query, *whole, mask, scale=0.3)
+    pair = repeat_kv(cached(keys), groups), repeat_kv(cached(values), groups)
+    with monkeypatch.context() as patch:
+        patch.setattr(Attention, "_hidden", lambda *_: None)
+        output = scaled_dot_product_attention(query, *pair, mask, scale=0.3)
+    check(output, expected, rows, atol=1e-6 if dtype == torch.float32 else 2e-2)
+
+
+def test_a_chunk_that_sees_not_all_before_it_keeps_its_mask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(row_attention, "_LEAST_CAUSAL", 0)
+    rows = [(60, 40), (0, 40)]
+    keys, values = both(rows)
+    query = query_of(keys.layout)
+    for seed in range(20):
+        mask, place = mask_of(keys.layout), torch.Generator().manual_seed(seed)
+        row, token, column = (int(torch.randint(n, (), generator=place)) for n in (2, 40, 99))
+        mask[row, :, token, column] ^= True
+        mask[..., -40:] |= torch.eye(40, dtype=torch.bool)  # nobody sees nothing
+        expected = scaled_dot_product_attention(query, keys.gathered(), values.gathered(), mask)
+        output = scaled_dot_product_attention(query, cached(keys), cached(values), mask)
         check(output, expected, rows)
 
 
