@@ -7,7 +7,9 @@ missing weight changes the text.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
+from collections import UserDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,55 +38,66 @@ from transformers import (
 VOCABULARY = 264
 _IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=64, n_layer=6, n_head=4, **_IDS),
-    "gpt2": GPT2Config(
-        vocab_size=VOCABULARY, n_embd=64, n_layer=6, n_head=4, n_positions=256, **_IDS
-    ),
-    "llama": LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=176,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-        **_IDS,
-    ),
-    "llama-tied": LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=176,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        **_IDS,
-    ),
-    "opt": OPTConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        word_embed_proj_dim=64,
-        ffn_dim=128,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        **_IDS,
-    ),
-    "mixtral": MixtralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        max_position_embeddings=256,
-        **_IDS,
-    ),
-}
+
+class Configs(UserDict[str, PreTrainedConfig]):
+    """Configs by name. Everybody gets a copy, since to build or save a model sets its dtype."""
+
+    def __getitem__(self, name: str) -> PreTrainedConfig:
+        """Return a copy of a config."""
+        return copy.deepcopy(super().__getitem__(name))
+
+
+CONFIGS = Configs(
+    {
+        "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=64, n_layer=6, n_head=4, **_IDS),
+        "gpt2": GPT2Config(
+            vocab_size=VOCABULARY, n_embd=64, n_layer=6, n_head=4, n_positions=256, **_IDS
+        ),
+        "llama": LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=176,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=False,
+            **_IDS,
+        ),
+        "llama-tied": LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=176,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            **_IDS,
+        ),
+        "opt": OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            word_embed_proj_dim=64,
+            ffn_dim=128,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            **_IDS,
+        ),
+        "mixtral": MixtralConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_local_experts=4,
+            max_position_embeddings=256,
+            **_IDS,
+        ),
+    }
+)
 
 _SHAPE = {
     "vocab_size": VOCABULARY,
@@ -98,7 +111,7 @@ _GROUPED = _ROTARY | {"num_key_value_heads": 2}
 _GPTJ = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256}
 _MPT = {"vocab_size": VOCABULARY, "d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 256}
 
-ALL_CONFIGS: dict[str, PreTrainedConfig] = CONFIGS | {
+ALL_CONFIGS = CONFIGS | {
     "falcon": FalconConfig(**_SHAPE),
     "falcon-alibi": FalconConfig(**_SHAPE, alibi=True),
     "mpt": MptConfig(**_MPT, **_IDS),

@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from predictor.checkpoint.checkpoint import (
     open_directory,
     read_config,
 )
 from predictor.errors import CheckpointError
-from tests.checkpoints import CONFIGS
+from predictor.profiling.footprint import build_on_meta
+from tests.checkpoints import ALL_CONFIGS, CONFIGS, make_checkpoint
 from tests.conftest import Checkpoints
 from tests.encoding.checkpoints import minilm_folder
 from tests.hub import COMMIT, make_server
@@ -67,6 +69,13 @@ def test_a_config_that_cannot_be_served_is_one_sentence(
     with pytest.raises(CheckpointError, match=word) as raised:
         open_directory(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_a_checkpoint_that_a_test_makes_changes_no_config_of_another(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, "llama", dtype=torch.bfloat16)
+    build_on_meta(CONFIGS["llama"], "bfloat16")
+    assert CONFIGS["llama"].dtype is None
+    assert ALL_CONFIGS["llama"].dtype is None
 
 
 def test_a_directory_without_weights_says_what_was_looked_for(tmp_path: Path) -> None:
